@@ -1,0 +1,1 @@
+//! The small actor kit on tokio: mailbox handles, supervision, shutdown.

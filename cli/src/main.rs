@@ -1,0 +1,2 @@
+//! The lorafleet command line.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Typed configuration of coordinator and agent, and the files people start from.

@@ -1,0 +1,1 @@
+//! The coordinator: search, placement, sweeps, history, artifacts and gRPC services.

@@ -1,0 +1,16 @@
+//! Pure types and rules of LoraFleet: no I/O, no async, nothing of ours below it.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`ids`] | names of sweeps, trials, agents; the attempt number |
+//! | [`trial`] | a trial's full configuration, its record, its states and their legal transitions |
+//! | [`metric`] | metric names and what each number means (the only place where it is defined) |
+//! | [`clock`] | the one source of time |
+
+pub mod clock;
+pub mod ids;
+pub mod metric;
+pub mod trial;
+
+pub use clock::{Clock, SystemClock, Timestamp};
+pub use ids::{AgentId, Attempt, DeviceId, SweepId, TrialId};

@@ -1,0 +1,245 @@
+//! A trial's full configuration: every parameter with the value in force, under the names of the
+//! Vertex/PEFT/Hugging Face world. It serialises to one flat JSON object whose keys are the sweep file's.
+
+use serde::{Deserialize, Serialize};
+
+/// What a trial trains for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub enum Task {
+    /// Instruction tuning with LoRA on a causal language model.
+    #[default]
+    #[serde(rename = "instruct-lora")]
+    InstructLora,
+}
+
+/// The numbers in which the frozen base is held and multiplied. Adapters, moments and the optimizer step
+/// are float32 in every mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PrecisionMode {
+    /// 32-bit floating point.
+    #[default]
+    Float32,
+    /// bfloat16.
+    Bfloat16,
+    /// IEEE half precision with a loss scaler.
+    Float16,
+    /// NF4 base weights (QLoRA).
+    #[serde(rename = "4bit")]
+    FourBit,
+}
+
+/// The learning rate's course over the steps, as transformers' `get_scheduler` defines it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LrSchedulerType {
+    /// The peak from the first step on; warm-up is ignored, as transformers does.
+    Constant,
+    /// Linear warm-up, then the peak.
+    ConstantWithWarmup,
+    /// Linear warm-up, then linearly to zero.
+    #[default]
+    Linear,
+    /// Linear warm-up, then half a cosine to zero.
+    Cosine,
+}
+
+/// Which linear layers get an adapter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TargetModules {
+    /// Module names (the last part of the path, or a path suffix), as PEFT matches a list.
+    Names(Vec<String>),
+    /// `all-linear` (every linear layer but the output head), or a regular expression that must match the
+    /// whole module path, as PEFT matches a string.
+    Pattern(String),
+}
+
+impl TargetModules {
+    /// PEFT's word for every linear layer but the output head.
+    pub const ALL_LINEAR: &str = "all-linear";
+}
+
+impl Default for TargetModules {
+    fn default() -> Self {
+        Self::Pattern(Self::ALL_LINEAR.into())
+    }
+}
+
+/// How rows are held out when no evaluation file is named.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EvalSplit {
+    /// Rows drawn by `seed`.
+    #[default]
+    Random,
+    /// The file's last rows.
+    Last,
+}
+
+macro_rules! trial_config {
+    ($( $(#[$doc:meta])* $name:ident : $type:ty = $default:expr ; )*) => {
+        /// One fine-tuning run, every parameter with the value in force.
+        ///
+        /// Serialised, it is a flat object whose keys are the parameter names of sweep files and of
+        /// `lorafleet train`'s flags; a missing key takes the default, an unknown one is an error.
+        #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+        #[serde(default, deny_unknown_fields)]
+        pub struct TrialConfig {
+            $( $(#[$doc])* pub $name: $type, )*
+        }
+
+        impl Default for TrialConfig {
+            fn default() -> Self {
+                Self { $( $name: $default, )* }
+            }
+        }
+
+        /// Every parameter's name, in the order of [`TrialConfig`]'s fields.
+        pub const PARAMETER_NAMES: &[&str] = &[ $( stringify!($name), )* ];
+    };
+}
+
+trial_config! {
+    /// What the trial trains for.
+    task: Task = Task::default();
+    /// The frozen base: a local directory in Hugging Face's layout.
+    pretrained_model_id: String = String::new();
+    /// The training rows: a `.jsonl` or `.parquet` file, or a directory of them.
+    dataset_name: String = String::new();
+    /// The column that holds a row's text. Pre-tokenised rows (`input_ids`, `labels`) need none.
+    instruct_column_in_dataset: String = "text".into();
+    /// A file of evaluation rows; without it, rows are held out of `dataset_name`.
+    eval_dataset_name: Option<String> = None;
+    /// Rows to hold out: a share of the rows if below 1, else their number; 0 holds none out.
+    eval_size: f64 = 0.1;
+    /// Which rows are held out.
+    eval_split: EvalSplit = EvalSplit::default();
+    /// Train only on the assistant's turns (`### Assistant:` up to the next `### Human:`).
+    assistant_only_loss: bool = false;
+    /// Append the EOS token to each row.
+    add_eos: bool = true;
+    /// Count rows that cannot be read instead of ending with an error.
+    skip_bad_rows: bool = false;
+    /// Draw a new row order each epoch from `seed`; false keeps the file's order.
+    shuffle: bool = true;
+    /// The frozen base's numbers.
+    precision_mode: PrecisionMode = PrecisionMode::default();
+    /// The adapter's rank `r`.
+    lora_rank: u32 = 16;
+    /// The adapter's `lora_alpha`; its output is scaled by `lora_alpha / lora_rank`. Default: 2 × rank.
+    lora_alpha: Option<f64> = None;
+    /// Probability of dropping an element of an adapter's input while training.
+    lora_dropout: f64 = 0.0;
+    /// Which linear layers get an adapter.
+    target_modules: TargetModules = TargetModules::default();
+    /// A PEFT adapter directory to start from instead of a fresh initialisation.
+    init_adapter: Option<String> = None;
+    /// Rows of a micro-batch.
+    batch_size: u32 = 2;
+    /// Micro-batches of an optimizer step.
+    gradient_accumulation_steps: u32 = 1;
+    /// Tokens to which a row is cut.
+    max_sequence_length: u32 = 512;
+    /// AdamW's peak learning rate.
+    learning_rate: f64 = 2e-4;
+    /// The learning rate's course.
+    lr_scheduler_type: LrSchedulerType = LrSchedulerType::default();
+    /// Steps of linear warm-up; overrides `warmup_ratio` if above 0.
+    warmup_steps: u32 = 0;
+    /// Warm-up as a share of all steps, rounded up.
+    warmup_ratio: f64 = 0.0;
+    /// AdamW's decoupled weight decay.
+    weight_decay: f64 = 0.0;
+    /// AdamW's first moment decay.
+    adam_beta1: f64 = 0.9;
+    /// AdamW's second moment decay.
+    adam_beta2: f64 = 0.999;
+    /// AdamW's denominator offset.
+    adam_epsilon: f64 = 1e-8;
+    /// Global L2 norm to which gradients are clipped; 0 clips nothing.
+    max_grad_norm: f64 = 1.0;
+    /// Optimizer steps; takes precedence over `num_train_epochs`.
+    max_steps: Option<u32> = None;
+    /// Passes over the training rows, if `max_steps` is not given. Without both, 500 steps.
+    num_train_epochs: Option<f64> = None;
+    /// Seed of initialisation, row order, held-out split and dropout.
+    seed: u64 = 42;
+    /// Steps between metric points.
+    logging_steps: u32 = 1;
+    /// Steps between evaluations; 0 evaluates at the end only.
+    eval_steps: u32 = 0;
+    /// Steps between checkpoints; 0 saves at the end only.
+    save_steps: u32 = 0;
+}
+
+impl TrialConfig {
+    /// Steps when neither `max_steps` nor `num_train_epochs` is given.
+    pub const DEFAULT_MAX_STEPS: u32 = 500;
+
+    /// `lora_alpha` in force: 2 × rank unless given.
+    pub fn lora_alpha_in_force(&self) -> f64 {
+        self.lora_alpha.unwrap_or(2.0 * f64::from(self.lora_rank))
+    }
+
+    /// Optimizer steps of the whole run on `training_rows` rows.
+    ///
+    /// An epoch has ⌈⌈rows ÷ batch⌉ ÷ accumulation⌉ steps (its last batch, and its last accumulation, may
+    /// be smaller), as in transformers' Trainer.
+    pub fn total_steps(&self, training_rows: u64) -> u64 {
+        if let Some(steps) = self.max_steps {
+            return u64::from(steps);
+        }
+        let Some(epochs) = self.num_train_epochs else {
+            return u64::from(Self::DEFAULT_MAX_STEPS);
+        };
+        let batches = training_rows.div_ceil(u64::from(self.batch_size.max(1)));
+        let steps_per_epoch = batches.div_ceil(u64::from(self.gradient_accumulation_steps.max(1)));
+        (epochs * steps_per_epoch as f64).ceil() as u64
+    }
+
+    /// Warm-up steps in force for a run of `total_steps`.
+    pub fn warmup_steps_in_force(&self, total_steps: u64) -> u64 {
+        if self.warmup_steps > 0 {
+            u64::from(self.warmup_steps)
+        } else {
+            (self.warmup_ratio * total_steps as f64).ceil() as u64
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flat_object_with_the_sweep_files_keys() {
+        let json = serde_json::to_value(TrialConfig::default()).unwrap();
+        let keys: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
+        assert_eq!(keys, PARAMETER_NAMES);
+        assert!(json.as_object().unwrap().values().all(|v| !v.is_object()));
+        let back: TrialConfig = serde_json::from_value(json).unwrap();
+        assert_eq!(back, TrialConfig::default());
+    }
+
+    #[test]
+    fn steps_of_a_run() {
+        // (rows, batch, accumulation, epochs, max_steps) -> steps
+        for (rows, batch, accumulation, epochs, max_steps, want) in [
+            (450, 4, 1, Some(1.0), None, 113),
+            (450, 4, 2, Some(1.0), None, 57),
+            (450, 4, 1, Some(1.5), None, 170),
+            (450, 4, 1, Some(1.0), Some(7), 7),
+            (450, 4, 1, None, None, 500),
+        ] {
+            let config = TrialConfig {
+                batch_size: batch,
+                gradient_accumulation_steps: accumulation,
+                num_train_epochs: epochs,
+                max_steps,
+                ..TrialConfig::default()
+            };
+            assert_eq!(config.total_steps(rows), want, "{rows} rows, batch {batch}");
+        }
+    }
+}

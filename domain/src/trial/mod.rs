@@ -1,0 +1,11 @@
+//! A trial: one fine-tuning run of a sweep.
+
+mod config;
+mod record;
+mod state;
+
+pub use config::{
+    EvalSplit, LrSchedulerType, PARAMETER_NAMES, PrecisionMode, TargetModules, Task, TrialConfig,
+};
+pub use record::{Failure, FailureClass, Throughput, Trial, TrialSummary};
+pub use state::{IllegalTransition, TrialState};

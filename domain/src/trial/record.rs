@@ -1,0 +1,127 @@
+//! A trial's record: what the coordinator keeps and people see.
+
+use super::{TrialConfig, TrialState};
+use crate::{Attempt, Timestamp, TrialId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Whose fault a failure is, and so what happens next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureClass {
+    /// The spec or the data cannot be trained on; another try would fail likewise.
+    User,
+    /// The trial does not fit the device's memory.
+    OutOfMemory,
+    /// The loss became NaN or infinite.
+    Diverged,
+    /// A process, disk or connection failed; the trial goes on from its last checkpoint.
+    Infrastructure,
+}
+
+/// Why a trial could not go on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Whose fault it is.
+    pub class: FailureClass,
+    /// What happened, and what to do about it.
+    pub message: String,
+}
+
+/// Whether a trial had its device for itself while it was measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Throughput {
+    /// It was alone on the device.
+    #[default]
+    Solo,
+    /// It shared the device with the other trials of its pack.
+    Packed,
+}
+
+/// What a trial reports at its end; [`crate::metric`] defines each number. `None`: not measured.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct TrialSummary {
+    /// Steps made.
+    pub steps: u64,
+    /// Training loss of the last step.
+    pub loss: Option<f64>,
+    /// Held-out loss of the adapter at its last evaluation.
+    pub eval_loss: Option<f64>,
+    /// Held-out loss of the base without an adapter, on the same rows.
+    pub base_eval_loss: Option<f64>,
+    /// High-water mark of the trial's memory.
+    pub peak_memory_bytes: Option<u64>,
+    /// High-water mark of the whole pack, if the trial was in one; then `peak_memory_bytes` is attributed.
+    pub pack_peak_memory_bytes: Option<u64>,
+    /// Resident set size of the process at its highest.
+    pub peak_rss_bytes: Option<u64>,
+    /// What the footprint model said `peak_memory_bytes` would be.
+    pub predicted_peak_memory_bytes: Option<u64>,
+    /// Trainable parameters.
+    pub trainable_parameters: u64,
+    /// Parameters of base and adapter together.
+    pub total_parameters: u64,
+    /// Size of `adapter_model.safetensors`.
+    pub adapter_bytes: u64,
+    /// Rows a second.
+    pub samples_per_second: Option<f64>,
+    /// Unpadded tokens a second.
+    pub tokens_per_second: Option<f64>,
+    /// Whether the two speeds were measured alone on the device.
+    pub throughput: Throughput,
+    /// Seconds of training, evaluation and loading on the device.
+    pub device_seconds: f64,
+    /// Rows cut to `max_sequence_length`, of all rows read.
+    pub truncated_rows: u64,
+    /// Rows that could not be read (with `skip_bad_rows`).
+    pub skipped_rows: u64,
+    /// Text that the base generates for the sample prompt.
+    pub sample_before: Option<String>,
+    /// Text that base and adapter generate for the same prompt.
+    pub sample_after: Option<String>,
+    /// The sample prompt.
+    pub sample_prompt: Option<String>,
+}
+
+/// One trial as the coordinator knows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Trial {
+    /// Its id, `<sweep>/<number>`.
+    pub id: TrialId,
+    /// Every parameter with the value in force.
+    pub config: TrialConfig,
+    /// The parameters that the search chose, by name.
+    pub parameters: BTreeMap<String, serde_json::Value>,
+    /// Where it stands.
+    pub state: TrialState,
+    /// The number of its current or last assignment; 0 before the first.
+    pub attempt: Attempt,
+    /// The last step whose metrics are durable.
+    pub step: u64,
+    /// Steps it will make if nothing ends it; known once an agent has read the data.
+    pub total_steps: Option<u64>,
+    /// The agent that trains or trained it.
+    pub agent: Option<String>,
+    /// Object-store path of the newest adapter.
+    pub adapter: Option<String>,
+    /// Object-store path of the newest resume state, and the step it was taken at.
+    pub resume: Option<(String, u64)>,
+    /// Step at which each attempt started, in order: `(attempt, step)`.
+    pub attempts: Vec<(Attempt, u64)>,
+    /// The last held-out loss reported.
+    pub eval_loss: Option<f64>,
+    /// What it cost, so far or in all, in US dollars.
+    pub cost_usd: Option<f64>,
+    /// Numbers at its end.
+    pub summary: Option<TrialSummary>,
+    /// Why it could not go on.
+    pub failure: Option<Failure>,
+    /// When the search proposed it.
+    pub created_at: Timestamp,
+    /// When its first training step began.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+}

@@ -1,0 +1,1 @@
+//! The agent: devices, the training engine's host, and the session with the coordinator.

@@ -1,0 +1,1 @@
+//! The wire: protobuf definitions, generated code and its conversion to domain types.

@@ -1,0 +1,1 @@
+//! Fenced durable state: one trait, SQLite and an in-memory model.
