@@ -7,5 +7,5 @@ mod state;
 pub use config::{
     EvalSplit, LrSchedulerType, PARAMETER_NAMES, PrecisionMode, TargetModules, Task, TrialConfig,
 };
-pub use record::{Failure, FailureClass, Throughput, Trial, TrialSummary};
+pub use record::{Digests, Failure, FailureClass, Throughput, Trial, TrialSummary};
 pub use state::{IllegalTransition, TrialState};

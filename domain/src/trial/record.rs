@@ -85,6 +85,19 @@ pub struct TrialSummary {
     pub sample_prompt: Option<String>,
 }
 
+/// Digests (`sha256:<hex>`) that say what was trained on what. A trial goes on only on the same bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digests {
+    /// Of the base model's configuration and weights.
+    pub base_model: String,
+    /// Of the files of training and evaluation rows.
+    pub dataset: String,
+    /// Of the tokenizer's files.
+    pub tokenizer: String,
+    /// Of the trial's configuration.
+    pub spec: String,
+}
+
 /// One trial as the coordinator knows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Trial {
@@ -118,6 +131,8 @@ pub struct Trial {
     pub summary: Option<TrialSummary>,
     /// Why it could not go on.
     pub failure: Option<Failure>,
+    /// What it is trained on; known once an agent has read it.
+    pub digests: Option<Digests>,
     /// When the search proposed it.
     pub created_at: Timestamp,
     /// When its first training step began.

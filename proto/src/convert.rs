@@ -1,0 +1,374 @@
+//! Wire ↔ domain. Going out cannot fail; coming in names the field that is wrong.
+
+use crate::v1;
+use domain::metric::MetricPoint;
+use domain::trial::{
+    Digests, Failure, FailureClass, Throughput, Trial, TrialConfig, TrialState, TrialSummary,
+};
+use domain::{Attempt, Timestamp, TrialId};
+use prost_types::value::Kind;
+use serde_json::{Map, Number, Value};
+
+/// A message that came in and cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct ConvertError {
+    /// The field's name in the .proto file.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl ConvertError {
+    /// An error about `field`.
+    pub fn new(field: &'static str, problem: impl Into<String>) -> Self {
+        Self { field, problem: problem.into() }
+    }
+}
+
+/// The value of a message field that must be there.
+pub fn required<T>(field: &'static str, value: Option<T>) -> Result<T, ConvertError> {
+    value.ok_or_else(|| ConvertError::new(field, "is missing"))
+}
+
+/// A JSON object as a protobuf document. Numbers become doubles: integers above 2⁵³ lose digits, so specs
+/// refuse them before they come here.
+pub fn to_struct(object: &Map<String, Value>) -> prost_types::Struct {
+    prost_types::Struct { fields: object.iter().map(|(k, v)| (k.clone(), to_value(v))).collect() }
+}
+
+/// Any serialisable type that is a JSON object, as a protobuf document.
+pub fn document<T: serde::Serialize>(value: &T) -> prost_types::Struct {
+    match serde_json::to_value(value) {
+        Ok(Value::Object(object)) => to_struct(&object),
+        // Our documents are maps with string keys, which serialise to objects without fail.
+        Ok(_) | Err(_) => prost_types::Struct::default(),
+    }
+}
+
+/// A protobuf document as JSON. Whole numbers become integers again.
+pub fn from_struct(document: prost_types::Struct) -> Map<String, Value> {
+    document.fields.into_iter().map(|(k, v)| (k, from_value(v))).collect()
+}
+
+/// A protobuf document as a domain type with the same keys.
+pub fn from_document<T: serde::de::DeserializeOwned>(
+    field: &'static str,
+    document: Option<prost_types::Struct>,
+) -> Result<T, ConvertError> {
+    let object = Value::Object(from_struct(required(field, document)?));
+    serde_json::from_value(object).map_err(|e| ConvertError::new(field, e.to_string()))
+}
+
+fn to_value(value: &Value) -> prost_types::Value {
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(b) => Kind::BoolValue(*b),
+        Value::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or(f64::NAN)),
+        Value::String(s) => Kind::StringValue(s.clone()),
+        Value::Array(items) => {
+            Kind::ListValue(prost_types::ListValue { values: items.iter().map(to_value).collect() })
+        }
+        Value::Object(object) => Kind::StructValue(to_struct(object)),
+    };
+    prost_types::Value { kind: Some(kind) }
+}
+
+fn from_value(value: prost_types::Value) -> Value {
+    match value.kind {
+        None | Some(Kind::NullValue(_)) => Value::Null,
+        Some(Kind::BoolValue(b)) => Value::Bool(b),
+        Some(Kind::NumberValue(n)) => number(n),
+        Some(Kind::StringValue(s)) => Value::String(s),
+        Some(Kind::ListValue(list)) => Value::Array(list.values.into_iter().map(from_value).collect()),
+        Some(Kind::StructValue(object)) => Value::Object(from_struct(object)),
+    }
+}
+
+fn number(n: f64) -> Value {
+    const EXACT: f64 = 9_007_199_254_740_992.0; // 2⁵³
+    if n.fract() == 0.0 && n.abs() <= EXACT {
+        return Value::Number(if n < 0.0 { Number::from(n as i64) } else { Number::from(n as u64) });
+    }
+    Number::from_f64(n).map_or(Value::Null, Value::Number)
+}
+
+/// A wall-clock time on the wire.
+pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
+    prost_types::Timestamp { seconds: (time.0 / 1000) as i64, nanos: (time.0 % 1000) as i32 * 1_000_000 }
+}
+
+/// A wall-clock time from the wire; times before 1970 become 1970.
+pub fn from_timestamp(time: prost_types::Timestamp) -> Timestamp {
+    Timestamp(time.seconds.max(0) as u64 * 1000 + (time.nanos.max(0) / 1_000_000) as u64)
+}
+
+impl From<TrialState> for v1::TrialState {
+    fn from(state: TrialState) -> Self {
+        match state {
+            TrialState::Queued => Self::Queued,
+            TrialState::Assigned => Self::Assigned,
+            TrialState::Running => Self::Running,
+            TrialState::Completed => Self::Completed,
+            TrialState::Stopped => Self::Stopped,
+            TrialState::Diverged => Self::Diverged,
+            TrialState::Failed => Self::Failed,
+            TrialState::Cancelled => Self::Cancelled,
+        }
+    }
+}
+
+impl TryFrom<v1::TrialState> for TrialState {
+    type Error = ConvertError;
+
+    fn try_from(state: v1::TrialState) -> Result<Self, ConvertError> {
+        Ok(match state {
+            v1::TrialState::Queued => Self::Queued,
+            v1::TrialState::Assigned => Self::Assigned,
+            v1::TrialState::Running => Self::Running,
+            v1::TrialState::Completed => Self::Completed,
+            v1::TrialState::Stopped => Self::Stopped,
+            v1::TrialState::Diverged => Self::Diverged,
+            v1::TrialState::Failed => Self::Failed,
+            v1::TrialState::Cancelled => Self::Cancelled,
+            v1::TrialState::Unspecified => return Err(ConvertError::new("state", "is unspecified")),
+        })
+    }
+}
+
+impl From<Failure> for v1::Failure {
+    fn from(failure: Failure) -> Self {
+        let class = match failure.class {
+            FailureClass::User => v1::FailureClass::User,
+            FailureClass::OutOfMemory => v1::FailureClass::OutOfMemory,
+            FailureClass::Diverged => v1::FailureClass::Diverged,
+            FailureClass::Infrastructure => v1::FailureClass::Infrastructure,
+        };
+        Self { class: class.into(), message: failure.message }
+    }
+}
+
+impl TryFrom<v1::Failure> for Failure {
+    type Error = ConvertError;
+
+    fn try_from(failure: v1::Failure) -> Result<Self, ConvertError> {
+        let class = match failure.class() {
+            v1::FailureClass::User => FailureClass::User,
+            v1::FailureClass::OutOfMemory => FailureClass::OutOfMemory,
+            v1::FailureClass::Diverged => FailureClass::Diverged,
+            v1::FailureClass::Infrastructure => FailureClass::Infrastructure,
+            v1::FailureClass::Unspecified => return Err(ConvertError::new("class", "is unspecified")),
+        };
+        Ok(Self { class, message: failure.message })
+    }
+}
+
+impl From<Digests> for v1::Digests {
+    fn from(d: Digests) -> Self {
+        Self { base_model: d.base_model, dataset: d.dataset, tokenizer: d.tokenizer, spec: d.spec }
+    }
+}
+
+impl From<v1::Digests> for Digests {
+    fn from(d: v1::Digests) -> Self {
+        Self { base_model: d.base_model, dataset: d.dataset, tokenizer: d.tokenizer, spec: d.spec }
+    }
+}
+
+impl From<MetricPoint> for v1::MetricPoint {
+    fn from(point: MetricPoint) -> Self {
+        Self {
+            step: point.step,
+            time: Some(timestamp(point.time)),
+            values: point.values.into_iter().map(|(name, value)| v1::MetricValue { name, value }).collect(),
+        }
+    }
+}
+
+impl TryFrom<v1::MetricPoint> for MetricPoint {
+    type Error = ConvertError;
+
+    fn try_from(point: v1::MetricPoint) -> Result<Self, ConvertError> {
+        Ok(Self {
+            step: point.step,
+            time: from_timestamp(required("time", point.time)?),
+            values: point.values.into_iter().map(|v| (v.name, v.value)).collect(),
+        })
+    }
+}
+
+impl From<TrialSummary> for v1::TrialSummary {
+    fn from(s: TrialSummary) -> Self {
+        Self {
+            steps: s.steps,
+            loss: s.loss,
+            eval_loss: s.eval_loss,
+            base_eval_loss: s.base_eval_loss,
+            peak_memory_bytes: s.peak_memory_bytes,
+            pack_peak_memory_bytes: s.pack_peak_memory_bytes,
+            peak_rss_bytes: s.peak_rss_bytes,
+            predicted_peak_memory_bytes: s.predicted_peak_memory_bytes,
+            trainable_parameters: s.trainable_parameters,
+            total_parameters: s.total_parameters,
+            adapter_bytes: s.adapter_bytes,
+            samples_per_second: s.samples_per_second,
+            tokens_per_second: s.tokens_per_second,
+            packed: s.throughput == Throughput::Packed,
+            device_seconds: s.device_seconds,
+            truncated_rows: s.truncated_rows,
+            skipped_rows: s.skipped_rows,
+            sample_prompt: s.sample_prompt,
+            sample_before: s.sample_before,
+            sample_after: s.sample_after,
+        }
+    }
+}
+
+impl From<v1::TrialSummary> for TrialSummary {
+    fn from(s: v1::TrialSummary) -> Self {
+        Self {
+            steps: s.steps,
+            loss: s.loss,
+            eval_loss: s.eval_loss,
+            base_eval_loss: s.base_eval_loss,
+            peak_memory_bytes: s.peak_memory_bytes,
+            pack_peak_memory_bytes: s.pack_peak_memory_bytes,
+            peak_rss_bytes: s.peak_rss_bytes,
+            predicted_peak_memory_bytes: s.predicted_peak_memory_bytes,
+            trainable_parameters: s.trainable_parameters,
+            total_parameters: s.total_parameters,
+            adapter_bytes: s.adapter_bytes,
+            samples_per_second: s.samples_per_second,
+            tokens_per_second: s.tokens_per_second,
+            throughput: if s.packed { Throughput::Packed } else { Throughput::Solo },
+            device_seconds: s.device_seconds,
+            truncated_rows: s.truncated_rows,
+            skipped_rows: s.skipped_rows,
+            sample_prompt: s.sample_prompt,
+            sample_before: s.sample_before,
+            sample_after: s.sample_after,
+        }
+    }
+}
+
+impl From<Trial> for v1::Trial {
+    fn from(t: Trial) -> Self {
+        let (resume, resume_step) = t.resume.unzip();
+        Self {
+            sweep_id: t.id.sweep().map(|s| s.to_string()).unwrap_or_default(),
+            number: t.id.number().unwrap_or_default(),
+            id: t.id.to_string(),
+            config: Some(document(&t.config)),
+            parameters: Some(document(&t.parameters)),
+            state: v1::TrialState::from(t.state).into(),
+            attempt: t.attempt.0,
+            step: t.step,
+            total_steps: t.total_steps,
+            agent_id: t.agent,
+            adapter: t.adapter,
+            resume,
+            resume_step,
+            attempts: t
+                .attempts
+                .iter()
+                .map(|(a, step)| v1::AttemptStart { attempt: a.0, step: *step })
+                .collect(),
+            eval_loss: t.eval_loss,
+            cost_usd: t.cost_usd,
+            summary: t.summary.map(Into::into),
+            failure: t.failure.map(Into::into),
+            digests: t.digests.map(Into::into),
+            created_at: Some(timestamp(t.created_at)),
+            started_at: t.started_at.map(timestamp),
+            finished_at: t.finished_at.map(timestamp),
+        }
+    }
+}
+
+impl TryFrom<v1::Trial> for Trial {
+    type Error = ConvertError;
+
+    fn try_from(t: v1::Trial) -> Result<Self, ConvertError> {
+        Ok(Self {
+            state: t.state().try_into()?,
+            id: TrialId::new(t.id),
+            config: from_document::<TrialConfig>("config", t.config)?,
+            parameters: from_document("parameters", t.parameters)?,
+            attempt: Attempt(t.attempt),
+            step: t.step,
+            total_steps: t.total_steps,
+            agent: t.agent_id,
+            adapter: t.adapter,
+            resume: t.resume.zip(t.resume_step),
+            attempts: t.attempts.iter().map(|a| (Attempt(a.attempt), a.step)).collect(),
+            eval_loss: t.eval_loss,
+            cost_usd: t.cost_usd,
+            summary: t.summary.map(Into::into),
+            failure: t.failure.map(TryInto::try_into).transpose()?,
+            digests: t.digests.map(Into::into),
+            created_at: from_timestamp(required("created_at", t.created_at)?),
+            started_at: t.started_at.map(from_timestamp),
+            finished_at: t.finished_at.map(from_timestamp),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_trial_travels_unchanged() {
+        let trial = Trial {
+            id: TrialId::new("quickstart-0a1b/7"),
+            config: TrialConfig { learning_rate: 3.7e-4, max_steps: Some(40), ..TrialConfig::default() },
+            parameters: [("learning_rate".into(), json!(3.7e-4)), ("lora_rank".into(), json!(8))].into(),
+            state: TrialState::Stopped,
+            attempt: Attempt(2),
+            step: 20,
+            total_steps: Some(40),
+            agent: Some("a".into()),
+            adapter: Some("x/adapter".into()),
+            resume: Some(("x/resume".into(), 20)),
+            attempts: vec![(Attempt(1), 0), (Attempt(2), 10)],
+            eval_loss: Some(1.5),
+            cost_usd: Some(0.0),
+            summary: Some(TrialSummary {
+                steps: 20,
+                throughput: Throughput::Packed,
+                ..TrialSummary::default()
+            }),
+            failure: Some(Failure { class: FailureClass::OutOfMemory, message: "m".into() }),
+            digests: Some(Digests {
+                base_model: "b".into(),
+                dataset: "d".into(),
+                tokenizer: "t".into(),
+                spec: "s".into(),
+            }),
+            created_at: Timestamp(1_700_000_000_123),
+            started_at: Some(Timestamp(1)),
+            finished_at: None,
+        };
+        let wire = v1::Trial::from(trial.clone());
+        assert_eq!((wire.sweep_id.as_str(), wire.number), ("quickstart-0a1b", 7));
+        assert_eq!(Trial::try_from(wire).unwrap(), trial);
+    }
+
+    #[test]
+    fn documents_keep_their_values() {
+        for value in [
+            json!({"a": 1, "b": -3, "c": 0.25, "d": [true, null, "x"], "e": {"f": 1e-5}}),
+            json!({"big": 9_007_199_254_740_992_u64}),
+        ] {
+            let object = value.as_object().unwrap();
+            assert_eq!(&from_struct(to_struct(object)), object);
+        }
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let error = Trial::try_from(v1::Trial { state: 1, ..v1::Trial::default() }).unwrap_err();
+        assert_eq!(error.to_string(), "config: is missing");
+    }
+}
