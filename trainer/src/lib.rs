@@ -1,1 +1,26 @@
-//! The LoRA training engine on candle.
+//! The LoRA training engine on candle: a frozen Llama shared by the trials of a pack, and the hand-written
+//! vector-Jacobian product that trains their adapters.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`model`] | the frozen base: configuration and weights |
+//! | [`ops`] | the operations of a step, each with its backward |
+//! | [`lora`] | adapters: initialisation, dropout, low-rank products |
+//! | [`pack`] | a step of a pack, evaluation, generation |
+//! | [`optim`], [`schedule`] | AdamW with clipping; the learning rate's course |
+//! | [`rng`] | counter-based random numbers |
+//!
+//! There is no autograd graph: no tensor is a `Var`, so that a frozen weight can have no gradient, and what a
+//! backward needs is a struct that one can read.
+
+pub mod error;
+pub mod lora;
+pub mod model;
+pub mod ops;
+pub mod optim;
+pub mod pack;
+pub mod rng;
+pub mod schedule;
+
+pub use candle_core::{Device, Tensor};
+pub use error::{Result, TrainError};

@@ -1,1 +1,0 @@
-//! The small actor kit on tokio: mailbox handles, supervision, shutdown.

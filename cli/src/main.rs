@@ -1,2 +1,0 @@
-//! The lorafleet command line.
-fn main() {}

@@ -1,1 +1,0 @@
-//! Typed configuration of coordinator and agent, and the files people start from.

@@ -1,1 +1,0 @@
-//! The coordinator: search, placement, sweeps, history, artifacts and gRPC services.

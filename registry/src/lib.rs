@@ -1,1 +1,0 @@
-//! Fenced durable state: one trait, SQLite and an in-memory model.

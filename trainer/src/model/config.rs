@@ -1,0 +1,222 @@
+//! A Llama's `config.json`, as transformers 4 and 5 write it.
+
+use crate::error::{Result, TrainError};
+use serde::Deserialize;
+use std::path::Path;
+
+/// The shape of a Llama.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LlamaConfig {
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: usize,
+    /// Decoder layers.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; each serves `num_attention_heads / num_key_value_heads` query heads.
+    pub num_key_value_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// The longest sequence the model knows.
+    pub max_position_embeddings: usize,
+    /// Added to the mean square in RMSNorm.
+    pub rms_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    pub rope_theta: f64,
+    /// How the rotary frequencies are stretched.
+    pub rope_scaling: RopeScaling,
+    /// Whether the output head is the embedding.
+    pub tie_word_embeddings: bool,
+}
+
+/// How rotary frequencies are stretched for long sequences.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeScaling {
+    /// Not at all.
+    Default,
+    /// All frequencies divided by `factor`.
+    Linear {
+        /// The divisor.
+        factor: f64,
+    },
+    /// Llama 3.1's: low frequencies divided by `factor`, high ones kept, a ramp between.
+    Llama3 {
+        /// The divisor of low frequencies.
+        factor: f64,
+        /// Wavelengths above `original_max_position_embeddings / low_freq_factor` are low frequencies.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_max_position_embeddings / high_freq_factor` are high frequencies.
+        high_freq_factor: f64,
+        /// The length the model was first trained on.
+        original_max_position_embeddings: f64,
+    },
+}
+
+#[derive(Deserialize)]
+struct RawConfig {
+    vocab_size: usize,
+    hidden_size: usize,
+    intermediate_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    max_position_embeddings: Option<usize>,
+    rms_norm_eps: Option<f64>,
+    rope_theta: Option<f64>,
+    rope_scaling: Option<RawRope>,
+    rope_parameters: Option<RawRope>,
+    tie_word_embeddings: Option<bool>,
+    hidden_act: Option<String>,
+    attention_bias: Option<bool>,
+    mlp_bias: Option<bool>,
+}
+
+#[derive(Deserialize, Default, Clone)]
+struct RawRope {
+    rope_theta: Option<f64>,
+    rope_type: Option<String>,
+    #[serde(rename = "type")]
+    legacy_type: Option<String>,
+    factor: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    original_max_position_embeddings: Option<f64>,
+}
+
+impl LlamaConfig {
+    /// Reads `config.json` in a model directory.
+    ///
+    /// # Errors
+    /// The file is missing, is no JSON, is no Llama, or asks for something that the trainer does not have.
+    pub fn load(dir: &Path) -> Result<Self> {
+        let path = dir.join("config.json");
+        if !dir.is_dir() {
+            return Err(TrainError::model(
+                dir,
+                "no such directory",
+                "set pretrained_model_id to a directory with config.json, *.safetensors and a tokenizer",
+            ));
+        }
+        let text = std::fs::read_to_string(&path).map_err(|e| {
+            TrainError::model(&path, format!("cannot be read ({e})"), "a model directory needs a config.json")
+        })?;
+        Self::parse(&text).map_err(|(problem, remedy)| TrainError::model(&path, problem, remedy))
+    }
+
+    /// Reads the text of a `config.json`; the error is `(problem, remedy)`.
+    pub fn parse(text: &str) -> std::result::Result<Self, (String, String)> {
+        let llama = "only Llama-layout models (model_type llama) can be trained";
+        let value: serde_json::Value = serde_json::from_str(text)
+            .map_err(|e| (format!("is no JSON ({e})"), "restore the file from the hub".to_string()))?;
+        let model_type = value["model_type"].as_str().unwrap_or("missing");
+        if model_type != "llama" {
+            return Err((format!("model_type is {model_type}"), llama.into()));
+        }
+        let raw: RawConfig = serde_json::from_value(value).map_err(|e| (e.to_string(), llama.into()))?;
+        raw.check()
+    }
+
+    /// Rotary frequencies of one head, `head_dim / 2` of them: θ^(−2i/d), stretched by `rope_scaling`.
+    ///
+    /// The `llama3` ramp is that of Llama 3.1's reference implementation.
+    pub fn inverse_frequencies(&self) -> Vec<f32> {
+        let d = self.head_dim as f64;
+        (0..self.head_dim / 2)
+            .map(|i| {
+                let frequency = self.rope_theta.powf(-2.0 * i as f64 / d);
+                let stretched = match self.rope_scaling {
+                    RopeScaling::Default => frequency,
+                    RopeScaling::Linear { factor } => frequency / factor,
+                    RopeScaling::Llama3 {
+                        factor,
+                        low_freq_factor,
+                        high_freq_factor,
+                        original_max_position_embeddings: original,
+                    } => {
+                        let wavelength = 2.0 * std::f64::consts::PI / frequency;
+                        if wavelength < original / high_freq_factor {
+                            frequency
+                        } else if wavelength > original / low_freq_factor {
+                            frequency / factor
+                        } else {
+                            let smooth = (original / wavelength - low_freq_factor)
+                                / (high_freq_factor - low_freq_factor);
+                            (1.0 - smooth) * frequency / factor + smooth * frequency
+                        }
+                    }
+                };
+                stretched as f32
+            })
+            .collect()
+    }
+}
+
+impl RawConfig {
+    fn check(self) -> std::result::Result<LlamaConfig, (String, String)> {
+        let fix = |what: &str| format!("{what}; restore config.json from the model's authors");
+        if self.attention_bias == Some(true) || self.mlp_bias == Some(true) {
+            return Err(("has biases in its linear layers".into(), "use a model without biases".into()));
+        }
+        if let Some(act) = self.hidden_act.as_deref().filter(|a| *a != "silu") {
+            return Err((format!("hidden_act is {act}"), "only silu can be trained".into()));
+        }
+        let heads = self.num_attention_heads;
+        let kv_heads = self.num_key_value_heads.unwrap_or(heads);
+        if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
+            return Err((
+                format!("num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}"),
+                fix("the heads disagree"),
+            ));
+        }
+        let head_dim = self.head_dim.unwrap_or(self.hidden_size / heads);
+        if head_dim == 0 || !head_dim.is_multiple_of(2) {
+            return Err((format!("head_dim is {head_dim}"), fix("rotary embedding needs an even head_dim")));
+        }
+        let nested = self.rope_parameters.unwrap_or_default();
+        let rope = self.rope_scaling.unwrap_or_else(|| nested.clone());
+        let kind = rope.rope_type.as_deref().or(rope.legacy_type.as_deref()).unwrap_or("default");
+        let need = |name: &str, value: Option<f64>| {
+            value.filter(|v| *v > 0.0).ok_or_else(|| {
+                (format!("rope scaling {kind} lacks a positive {name}"), fix("the rope scaling is cut"))
+            })
+        };
+        let rope_scaling = match kind {
+            "default" => RopeScaling::Default,
+            "linear" => RopeScaling::Linear { factor: need("factor", rope.factor)? },
+            "llama3" => RopeScaling::Llama3 {
+                factor: need("factor", rope.factor)?,
+                low_freq_factor: need("low_freq_factor", rope.low_freq_factor)?,
+                high_freq_factor: need("high_freq_factor", rope.high_freq_factor)?,
+                original_max_position_embeddings: need(
+                    "original_max_position_embeddings",
+                    rope.original_max_position_embeddings,
+                )?,
+            },
+            other => {
+                return Err((
+                    format!("rope scaling is {other}"),
+                    "default, linear and llama3 can be trained".into(),
+                ));
+            }
+        };
+        Ok(LlamaConfig {
+            vocab_size: self.vocab_size,
+            hidden_size: self.hidden_size,
+            intermediate_size: self.intermediate_size,
+            num_hidden_layers: self.num_hidden_layers,
+            num_attention_heads: heads,
+            num_key_value_heads: kv_heads,
+            head_dim,
+            max_position_embeddings: self.max_position_embeddings.unwrap_or(2048),
+            rms_norm_eps: self.rms_norm_eps.unwrap_or(1e-6),
+            rope_theta: self.rope_theta.or(nested.rope_theta).unwrap_or(10_000.0),
+            rope_scaling,
+            tie_word_embeddings: self.tie_word_embeddings.unwrap_or(false),
+        })
+    }
+}

@@ -1,0 +1,238 @@
+//! Frozen weights: read from safetensors, never given a gradient, never copied.
+
+use super::LlamaConfig;
+use crate::error::{Result, TrainError};
+use crate::lora::ModuleSpec;
+use candle_core::safetensors::MmapedSafetensors;
+use candle_core::{DType, Device, Tensor};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A linear layer without bias: `y = x · weightᵀ`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// Its path in the model, such as `model.layers.0.self_attn.q_proj`.
+    pub path: String,
+    /// `[out_features, in_features]`.
+    pub weight: Tensor,
+}
+
+/// One decoder layer.
+#[derive(Debug, Clone)]
+pub struct Layer {
+    /// RMSNorm weight before attention, `[hidden]`.
+    pub input_norm: Tensor,
+    /// RMSNorm weight before the feed-forward layer, `[hidden]`.
+    pub post_attention_norm: Tensor,
+    /// q, k, v, o, gate, up, down.
+    pub linears: [Linear; 7],
+}
+
+/// The paths of a layer's linear modules, in the order of [`Layer::linears`].
+const LINEAR_PATHS: [&str; 7] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+
+/// A frozen Llama on a device.
+#[derive(Debug)]
+pub struct Base {
+    /// Its shape.
+    pub config: LlamaConfig,
+    /// `[vocab, hidden]`.
+    pub embedding: Tensor,
+    /// Its layers.
+    pub layers: Vec<Layer>,
+    /// The last RMSNorm's weight, `[hidden]`.
+    pub norm: Tensor,
+    /// `[vocab, hidden]`; the embedding itself if tied.
+    pub head: Tensor,
+    /// Rotary frequencies of one head, `[head_dim / 2]`.
+    pub inverse_frequencies: Vec<f32>,
+}
+
+impl Base {
+    /// Loads a model directory in Hugging Face's layout: `config.json`, and `model.safetensors` or
+    /// `model.safetensors.index.json` with its shards.
+    ///
+    /// # Errors
+    /// A file is missing or cut off, or a tensor is missing or has another shape than the configuration says.
+    pub fn load(dir: &Path, device: &Device) -> Result<Self> {
+        let config = LlamaConfig::load(dir)?;
+        let files = weight_files(dir)?;
+        for file in &files {
+            check_complete(file)?;
+        }
+        // SAFETY: the files are mapped read-only and were found whole just above. Memory safety then rests on
+        // nobody truncating a model file while it is loaded, the contract of every memory-mapped checkpoint.
+        #[allow(unsafe_code, reason = "mapping avoids a second copy of the weights while they load")]
+        let tensors = unsafe { MmapedSafetensors::multi(&files) }
+            .map_err(|e| TrainError::model(dir, e.to_string(), "download the checkpoint again"))?;
+        Self::assemble(config, |name, shape| {
+            let tensor = tensors.load(name, device).map_err(|_| {
+                TrainError::model(dir, format!("lacks the tensor {name}"), "download the checkpoint again")
+            })?;
+            if tensor.dims() != shape {
+                return Err(TrainError::model(
+                    dir,
+                    format!("{name} has shape {:?}, but config.json says {shape:?}", tensor.dims()),
+                    "config.json and the weights belong to different models",
+                ));
+            }
+            Ok(tensor.to_dtype(DType::F32)?)
+        })
+    }
+
+    /// A model of random weights, N(0, 0.02), for benchmarks and tests.
+    ///
+    /// # Errors
+    /// The device runs out of memory.
+    pub fn random(config: LlamaConfig, device: &Device) -> Result<Self> {
+        Self::assemble(config, |name, shape| {
+            Ok(if name.ends_with("norm.weight") {
+                Tensor::ones(shape, DType::F32, device)?
+            } else {
+                Tensor::randn(0f32, 0.02, shape, device)?
+            })
+        })
+    }
+
+    fn assemble(
+        config: LlamaConfig,
+        mut tensor: impl FnMut(&str, &[usize]) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let c = &config;
+        let (hidden, inter) = (c.hidden_size, c.intermediate_size);
+        let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
+        let shapes = [
+            [q, hidden],
+            [kv, hidden],
+            [kv, hidden],
+            [hidden, q],
+            [inter, hidden],
+            [inter, hidden],
+            [hidden, inter],
+        ];
+        let embedding = tensor("model.embed_tokens.weight", &[c.vocab_size, hidden])?;
+        let mut layers = Vec::with_capacity(c.num_hidden_layers);
+        for i in 0..c.num_hidden_layers {
+            let mut linears = Vec::with_capacity(7);
+            for (path, shape) in LINEAR_PATHS.iter().zip(&shapes) {
+                let path = format!("model.layers.{i}.{path}");
+                let weight = tensor(&format!("{path}.weight"), shape)?;
+                linears.push(Linear { path, weight });
+            }
+            let linears: [Linear; 7] = match linears.try_into() {
+                Ok(linears) => linears,
+                Err(_) => unreachable!("seven paths make seven linears"),
+            };
+            layers.push(Layer {
+                input_norm: tensor(&format!("model.layers.{i}.input_layernorm.weight"), &[hidden])?,
+                post_attention_norm: tensor(
+                    &format!("model.layers.{i}.post_attention_layernorm.weight"),
+                    &[hidden],
+                )?,
+                linears,
+            });
+        }
+        let norm = tensor("model.norm.weight", &[hidden])?;
+        let head = if c.tie_word_embeddings {
+            embedding.clone()
+        } else {
+            tensor("lm_head.weight", &[c.vocab_size, hidden])?
+        };
+        let inverse_frequencies = config.inverse_frequencies();
+        Ok(Self { config, embedding, layers, norm, head, inverse_frequencies })
+    }
+
+    /// The device that holds the weights.
+    pub fn device(&self) -> &Device {
+        self.embedding.device()
+    }
+
+    /// Every linear layer that can take an adapter, in model order; the head is not among them.
+    pub fn linear_modules(&self) -> Vec<ModuleSpec> {
+        let spec = |linear: &Linear| ModuleSpec {
+            path: linear.path.clone(),
+            in_features: linear.weight.dims()[1],
+            out_features: linear.weight.dims()[0],
+        };
+        self.layers.iter().flat_map(|layer| layer.linears.iter().map(spec)).collect()
+    }
+
+    /// Parameters of the base; a tied head counts once.
+    pub fn parameters(&self) -> u64 {
+        let linears = self.layers.iter().flat_map(|l| l.linears.iter().map(|l| &l.weight));
+        let norms = self.layers.iter().flat_map(|l| [&l.input_norm, &l.post_attention_norm]);
+        let head = (!self.config.tie_word_embeddings).then_some(&self.head);
+        let all = linears.chain(norms).chain([&self.embedding, &self.norm]).chain(head);
+        all.map(|t| t.elem_count() as u64).sum()
+    }
+}
+
+/// The checkpoint's files: one, or the shards that its index names.
+fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let single = dir.join("model.safetensors");
+    if single.is_file() {
+        return Ok(vec![single]);
+    }
+    let index = dir.join("model.safetensors.index.json");
+    let text = std::fs::read_to_string(&index).map_err(|_| {
+        TrainError::model(
+            dir,
+            "has neither model.safetensors nor model.safetensors.index.json",
+            "download the weights in safetensors format",
+        )
+    })?;
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let parsed: Index = serde_json::from_str(&text).map_err(|e| {
+        TrainError::model(&index, format!("is no safetensors index ({e})"), "download it again")
+    })?;
+    let mut names: Vec<_> = parsed.weight_map.into_values().collect();
+    names.sort();
+    names.dedup();
+    let files: Vec<_> = names.iter().map(|name| dir.join(name)).collect();
+    match files.iter().find(|file| !file.is_file()) {
+        Some(missing) => {
+            Err(TrainError::model(missing, "is missing", "download the shard that the index names"))
+        }
+        None => Ok(files),
+    }
+}
+
+/// A safetensors file is an 8-byte header length, the header, and as many bytes as its last tensor ends at.
+fn check_complete(file: &Path) -> Result<()> {
+    use std::io::Read;
+    let broken = |problem: String| TrainError::model(file, problem, "download the file again");
+    let mut reader = std::fs::File::open(file).map_err(TrainError::io(file))?;
+    let length = reader.metadata().map_err(TrainError::io(file))?.len();
+    let mut prefix = [0; 8];
+    reader
+        .read_exact(&mut prefix)
+        .map_err(|_| broken(format!("has {length} bytes, which is no safetensors")))?;
+    let header_length = u64::from_le_bytes(prefix);
+    if header_length > length.saturating_sub(8) {
+        return Err(broken(format!(
+            "is cut off: its header ends at byte {}, the file at {length}",
+            header_length.saturating_add(8)
+        )));
+    }
+    let mut header = vec![0; header_length as usize];
+    reader.read_exact(&mut header).map_err(TrainError::io(file))?;
+    let header: serde_json::Value =
+        serde_json::from_slice(&header).map_err(|e| broken(format!("has a broken header ({e})")))?;
+    let ends = header.as_object().into_iter().flatten().filter_map(|(_, t)| t["data_offsets"][1].as_u64());
+    let need = 8 + header_length + ends.max().unwrap_or(0);
+    if length < need {
+        return Err(broken(format!("is cut off: {length} bytes of {need}")));
+    }
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! AdamW with decoupled weight decay (Loshchilov and Hutter 2019) in float32, as torch's: each trial has its
+//! own, with its own step count, clipping and loss normalisation.
+
+use crate::error::Result;
+use crate::lora::Adapter;
+use candle_core::Tensor;
+
+/// AdamW's constants.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AdamWConfig {
+    /// First moment decay.
+    pub beta1: f64,
+    /// Second moment decay.
+    pub beta2: f64,
+    /// Denominator offset.
+    pub epsilon: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// Global L2 norm to which gradients are clipped; 0 clips nothing.
+    pub max_grad_norm: f64,
+}
+
+/// First and second moment of a matrix.
+#[derive(Debug, Clone)]
+pub struct Moments {
+    /// Running mean of gradients.
+    pub first: Tensor,
+    /// Running mean of squared gradients.
+    pub second: Tensor,
+}
+
+/// One trial's optimizer.
+#[derive(Debug, Clone)]
+pub struct AdamW {
+    /// Its constants.
+    pub config: AdamWConfig,
+    /// Steps made.
+    pub step: u64,
+    /// Moments of A and B of each module, in the adapter's order.
+    pub moments: Vec<[Moments; 2]>,
+}
+
+impl AdamW {
+    /// An optimizer whose moments are zero.
+    ///
+    /// # Errors
+    /// The device runs out of memory.
+    pub fn new(adapter: &Adapter, config: AdamWConfig) -> Result<Self> {
+        let zeros = |t: &Tensor| -> Result<Moments> {
+            Ok(Moments { first: t.zeros_like()?, second: t.zeros_like()? })
+        };
+        let moments =
+            adapter.modules.iter().map(|m| Ok([zeros(&m.a)?, zeros(&m.b)?])).collect::<Result<_>>()?;
+        Ok(Self { config, step: 0, moments })
+    }
+
+    /// The global L2 norm of the mean gradient: that of the accumulated sums divided by `targets`.
+    ///
+    /// # Errors
+    /// A tensor operation fails.
+    pub fn grad_norm(adapter: &Adapter, targets: u64) -> Result<f64> {
+        let mut squares = 0.0;
+        for module in &adapter.modules {
+            for gradient in [&module.grad_a, &module.grad_b].into_iter().flatten() {
+                squares += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
+            }
+        }
+        Ok(squares.sqrt() / targets as f64)
+    }
+
+    /// One step with the accumulated gradients, divided by `targets` and clipped: `norm` is what
+    /// [`AdamW::grad_norm`] said. The gradients are forgotten.
+    ///
+    /// # Errors
+    /// A tensor operation fails.
+    pub fn step(&mut self, adapter: &mut Adapter, learning_rate: f64, targets: u64, norm: f64) -> Result<()> {
+        let c = self.config;
+        // torch's clip_grad_norm_: factor min(1, max / (norm + 1e-6)).
+        let clip = if c.max_grad_norm > 0.0 { (c.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        let factor = clip / targets as f64;
+        self.step += 1;
+        let correction1 = 1.0 - c.beta1.powf(self.step as f64);
+        let correction2 = (1.0 - c.beta2.powf(self.step as f64)).sqrt();
+        for (module, moments) in adapter.modules.iter_mut().zip(&mut self.moments) {
+            let pairs = [(&mut module.a, module.grad_a.take()), (&mut module.b, module.grad_b.take())];
+            for ((weight, gradient), moments) in pairs.into_iter().zip(moments) {
+                let Some(gradient) = gradient else { continue };
+                let g = (gradient * factor)?;
+                moments.first = ((&moments.first * c.beta1)? + (&g * (1.0 - c.beta1))?)?;
+                moments.second = ((&moments.second * c.beta2)? + (g.sqr()? * (1.0 - c.beta2))?)?;
+                let denominator = ((moments.second.sqrt()? / correction2)? + c.epsilon)?;
+                let update = (moments.first.div(&denominator)? * (learning_rate / correction1))?;
+                *weight = ((&*weight * (1.0 - learning_rate * c.weight_decay))? - update)?;
+            }
+        }
+        Ok(())
+    }
+}

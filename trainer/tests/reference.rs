@@ -1,0 +1,318 @@
+//! The engine's numbers beside PEFT's and transformers' (the figures that `../shared/reference` documents).
+//! Where those figures are not on the machine, each test says so and checks nothing.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use candle_core::{Device, Tensor};
+use serde_json::Value;
+use std::collections::HashMap;
+use std::path::PathBuf;
+use trainer::lora::{Adapter, LoraMatrix};
+use trainer::model::{Base, LlamaConfig};
+use trainer::optim::{AdamW, AdamWConfig};
+use trainer::pack::{self, Member, Outcome, Row};
+
+const CPU: Device = Device::Cpu;
+
+/// A path under the folder of reference figures, if they are on this machine.
+fn shared(path: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("LORAFLEET_SHARED")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
+    let path = root.join(path);
+    if !path.exists() {
+        println!("not checked: {} is not on this machine", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+fn json(path: PathBuf) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn numbers<T: serde::de::DeserializeOwned>(value: &Value) -> T {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+/// An adapter from a PEFT directory.
+fn adapter(base: &Base, dir: PathBuf) -> Adapter {
+    let config = json(dir.join("adapter_config.json"));
+    let tensors = candle_core::safetensors::load(dir.join("adapter_model.safetensors"), &CPU).unwrap();
+    let matrix = |path: String| LoraMatrix {
+        a: tensors[&format!("base_model.model.{path}.lora_A.weight")].clone(),
+        b: tensors[&format!("base_model.model.{path}.lora_B.weight")].clone(),
+        path,
+        grad_a: None,
+        grad_b: None,
+    };
+    Adapter {
+        modules: base.linear_modules().into_iter().map(|m| matrix(m.path)).collect(),
+        scaling: config["lora_alpha"].as_f64().unwrap() / config["r"].as_f64().unwrap(),
+        dropout: 0.0,
+        seed: 0,
+    }
+}
+
+/// A micro-batch of `batches.json`: padding dropped, `labels` or `labels_completion` as targets.
+fn rows(batch: &Value, labels: &str) -> Vec<Row> {
+    let ids: Vec<Vec<u32>> = numbers(&batch["input_ids"]);
+    let mask: Vec<Vec<u8>> = numbers(&batch["attention_mask"]);
+    let labels: Vec<Vec<i64>> = numbers(&batch[labels]);
+    let row = |i: usize| {
+        let length = mask[i].iter().filter(|m| **m == 1).count();
+        let targets = (0..length).map(|t| t > 0 && labels[i][t] != -100).collect();
+        Row { input_ids: ids[i][..length].to_vec(), targets }
+    };
+    (0..ids.len()).map(row).collect()
+}
+
+fn close(what: &str, got: f64, want: f64, relative: f64) {
+    assert!((got - want).abs() <= relative * want.abs().max(1e-12), "{what}: {got}, reference {want}");
+}
+
+fn largest_difference(a: &Tensor, b: &Tensor) -> f32 {
+    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    flat(a).iter().zip(flat(b)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
+fn frobenius(t: &Tensor) -> f64 {
+    f64::from(t.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap()).sqrt()
+}
+
+/// The logits of `probe`'s real tokens against the reference's `[2, 16, vocab]`.
+fn check_probe(base: &Base, adapter: Option<&Adapter>, probe: &Value, want: &Tensor) {
+    let ids: Vec<Vec<u32>> = numbers(&probe["input_ids"]);
+    let mask: Vec<Vec<u8>> = numbers(&probe["attention_mask"]);
+    for (i, ids) in ids.iter().enumerate() {
+        let length = mask[i].iter().filter(|m| **m == 1).count();
+        let got = pack::logits(base, adapter, &ids[..length]).unwrap();
+        let want = want.get(i).unwrap().narrow(0, 0, length).unwrap();
+        let difference = largest_difference(&got, &want);
+        assert!(difference < 1e-4, "probe row {i}: logits differ by {difference}");
+    }
+}
+
+struct Run {
+    name: &'static str,
+    labels: &'static str,
+    accumulation: usize,
+    /// Whether micro-batch means are averaged (transformers before 4.46) rather than tokens.
+    mean_of_means: bool,
+    max_grad_norm: f64,
+}
+
+/// Trains 50 steps as the reference did and holds each against its log, the end against its files.
+fn check_run(run: &Run) {
+    let (Some(gqa), Some(batches)) = (shared("reference/gqa"), shared("reference/batches.json")) else {
+        return;
+    };
+    let (batches, log) = (json(batches), json(gqa.join(run.name).join("log.json")));
+    let base = Base::load(&gqa.join("base"), &CPU).unwrap();
+    let mut adapter = adapter(&base, gqa.join("adapter_init"));
+    let config = AdamWConfig {
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        weight_decay: 0.01,
+        max_grad_norm: run.max_grad_norm,
+    };
+    let mut optimizer = AdamW::new(&adapter, config).unwrap();
+    let schedule = trainer::schedule::Schedule {
+        kind: domain::trial::LrSchedulerType::Linear,
+        peak: 1e-3,
+        warmup_steps: 5,
+        total_steps: 50,
+    };
+    for (step, want) in log["steps"].as_array().unwrap().iter().enumerate() {
+        let mut outcomes = Vec::new();
+        let mut scaled: Vec<(Tensor, Tensor)> = Vec::new();
+        for micro in 0..run.accumulation {
+            let batch = rows(&batches["micro_batches"][step * run.accumulation + micro], run.labels);
+            let mut members = [Member { adapter: &mut adapter, rows: &batch, dropout_counter: 0 }];
+            let outcome = pack::forward_backward(&base, &mut members).unwrap()[0];
+            outcomes.push(outcome);
+            if run.mean_of_means {
+                // Each micro-batch's gradient is divided by its own targets before they are averaged.
+                let weight = 1.0 / (outcome.targets as f64 * run.accumulation as f64);
+                for (i, module) in adapter.modules.iter_mut().enumerate() {
+                    let a = (module.grad_a.take().unwrap() * weight).unwrap();
+                    let b = (module.grad_b.take().unwrap() * weight).unwrap();
+                    match scaled.get_mut(i) {
+                        None => scaled.push((a, b)),
+                        Some((sa, sb)) => (*sa, *sb) = ((&*sa + a).unwrap(), (&*sb + b).unwrap()),
+                    }
+                }
+            }
+        }
+        for (module, (a, b)) in adapter.modules.iter_mut().zip(scaled) {
+            (module.grad_a, module.grad_b) = (Some(a), Some(b));
+        }
+        let targets: u64 = outcomes.iter().map(|o| o.targets).sum();
+        let mean = |o: &Outcome| o.nll / o.targets as f64;
+        let (loss, divisor) = if run.mean_of_means {
+            (outcomes.iter().map(mean).sum::<f64>() / run.accumulation as f64, 1)
+        } else {
+            (outcomes.iter().map(|o| o.nll).sum::<f64>() / targets as f64, targets)
+        };
+        let norm = AdamW::grad_norm(&adapter, divisor).unwrap();
+        if step == 0
+            && let Some(file) =
+                Some(gqa.join(run.name).join("grads_step0.safetensors")).filter(|f| f.exists())
+        {
+            check_gradients(&adapter, &candle_core::safetensors::load(file, &CPU).unwrap(), divisor);
+        }
+        let what = |field: &str| format!("{} step {step} {field}", run.name);
+        close(&what("loss"), loss, want["loss"].as_f64().unwrap(), 1e-4);
+        close(&what("grad_norm"), norm, want["grad_norm_before_clip"].as_f64().unwrap(), 1e-4);
+        assert_eq!(targets, want["tokens"].as_u64().unwrap(), "{}", what("tokens"));
+        let learning_rate = schedule.learning_rate(step as u64);
+        close(&what("lr"), learning_rate, want["lr"].as_f64().unwrap(), 1e-4);
+        optimizer.step(&mut adapter, learning_rate, divisor, norm).unwrap();
+    }
+    let want =
+        candle_core::safetensors::load(gqa.join(run.name).join("probe_logits_final.safetensors"), &CPU);
+    check_probe(&base, Some(&adapter), &batches["probe"], &want.unwrap()["logits"]);
+    let reference = self::adapter(&base, gqa.join(run.name).join("adapter_final"));
+    for (got, want) in adapter.modules.iter().zip(&reference.modules) {
+        let delta = |m: &LoraMatrix| (m.b.matmul(&m.a).unwrap() * reference.scaling).unwrap();
+        let (got_delta, want_delta) = (delta(got), delta(want));
+        let error = frobenius(&(&got_delta - &want_delta).unwrap()) / frobenius(&want_delta);
+        assert!(error < 1e-3, "{} {}: ΔW differs by {error} relative", run.name, got.path);
+    }
+}
+
+fn check_gradients(adapter: &Adapter, want: &HashMap<String, Tensor>, targets: u64) {
+    let find = |path: &str, part: &str| {
+        let key = want.keys().find(|k| k.contains(&format!("{path}.lora_{part}")));
+        want[key.unwrap_or_else(|| panic!("the reference has no gradient of {path}.lora_{part}"))].clone()
+    };
+    for module in &adapter.modules {
+        for (part, gradient) in [("A", &module.grad_a), ("B", &module.grad_b)] {
+            let got = (gradient.as_ref().unwrap() / targets as f64).unwrap();
+            let want = find(&module.path, part);
+            let error = frobenius(&(&got - &want).unwrap());
+            assert!(error <= 1e-4 * frobenius(&want) + 1e-7, "{} {part}: off by {error}", module.path);
+        }
+    }
+}
+
+#[test]
+fn fifty_steps_are_pefts() {
+    let run = Run {
+        name: "lora_full",
+        labels: "labels",
+        accumulation: 1,
+        mean_of_means: false,
+        max_grad_norm: 1.0,
+    };
+    check_run(&run);
+    check_run(&Run { name: "lora_completion", labels: "labels_completion", ..run });
+    check_run(&Run { name: "lora_accum2_token", accumulation: 2, ..run });
+    check_run(&Run { name: "lora_accum2_mean", accumulation: 2, mean_of_means: true, ..run });
+    check_run(&Run { name: "lora_clip_mixed", max_grad_norm: 2.5, ..run });
+}
+
+#[test]
+fn rope_variants_are_transformers() {
+    let (Some(gqa), Some(batches)) = (shared("reference/gqa"), shared("reference/batches.json")) else {
+        return;
+    };
+    let batches = json(batches);
+    for name in ["rope_base_longprobe", "rope_500k", "rope_llama3"] {
+        let dir = gqa.join(name);
+        let config = LlamaConfig::load(&dir).unwrap();
+        let mut base = Base::load(&gqa.join("base"), &CPU).unwrap();
+        base.inverse_frequencies = config.inverse_frequencies();
+        base.config = config;
+        let want = candle_core::safetensors::load(dir.join("probe_logits.safetensors"), &CPU).unwrap();
+        let frequencies = Tensor::new(base.inverse_frequencies.as_slice(), &CPU).unwrap();
+        assert!(largest_difference(&frequencies, &want["inv_freq"]) < 1e-6, "{name}: frequencies");
+        check_probe(&base, None, &batches["probe"], &want["logits"]);
+        let long = json(dir.join("long_probe.json"));
+        let long = long.get("input_ids").unwrap_or(&long);
+        let long: Vec<Vec<u32>> = numbers(long);
+        let got = pack::logits(&base, None, &long[0]).unwrap();
+        let at = Tensor::new(&[0u32, 63, 127, 199], &CPU).unwrap();
+        let got = got.index_select(&at, 0).unwrap();
+        let want = want["long_probe_logits_at_0_63_127_199"].get(0).unwrap();
+        let difference = largest_difference(&got, &want);
+        assert!(difference < 1e-4, "{name}: long probe differs by {difference}");
+    }
+}
+
+/// Row `i` of the tokens that the reference trained and evaluated on, whole text as target.
+fn stories_rows() -> Option<Vec<Row>> {
+    let file = shared("reference/stories260k/tokens.safetensors")?;
+    let tensors = candle_core::safetensors::load(file, &CPU).unwrap();
+    let ids: Vec<Vec<u32>> = tensors["input_ids"].to_vec2().unwrap();
+    let lengths: Vec<u32> = tensors["length"].to_vec1().unwrap();
+    Some(ids.iter().zip(lengths).map(|(ids, n)| Row::whole(ids[..n as usize].to_vec())).collect())
+}
+
+#[test]
+fn the_pretrained_base_has_transformers_loss() {
+    let (Some(dir), Some(rows)) = (shared("data/models/stories260K-hf"), stories_rows()) else { return };
+    let base = Base::load(&dir, &CPU).unwrap();
+    let outcome = pack::evaluate(&base, None, &rows[450..]).unwrap();
+    assert_eq!(outcome.targets, 11_237);
+    let loss = outcome.nll / outcome.targets as f64;
+    assert!((loss - 5.063520).abs() < 1e-5, "eval/loss {loss}");
+}
+
+/// A pretrained base with tied embeddings: the first steps of the reference's runs, and with
+/// `LORAFLEET_FULL` all 200 and the final loss.
+#[test]
+fn steps_on_real_text_are_pefts() {
+    let (Some(dir), Some(rows)) = (shared("data/models/stories260K-hf"), stories_rows()) else { return };
+    let Some(reference) = shared("reference/stories260k") else { return };
+    let full = std::env::var_os("LORAFLEET_FULL").is_some();
+    let base = Base::load(&dir, &CPU).unwrap();
+    for (name, init, peak) in [("r4_lr1e-3", "init_r4", 1e-3), ("r16_lr1e-3", "init_r16", 1e-3)] {
+        let want = json(reference.join(format!("{name}.json")));
+        let mut adapter = adapter(&base, reference.join(init));
+        let config =
+            AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
+        let mut optimizer = AdamW::new(&adapter, config).unwrap();
+        let schedule = trainer::schedule::Schedule {
+            kind: domain::trial::LrSchedulerType::ConstantWithWarmup,
+            peak,
+            warmup_steps: 10,
+            total_steps: 200,
+        };
+        for step in 0..if full { 200 } else { 20 } {
+            let batch: Vec<Row> = (0..4).map(|j| rows[(4 * step + j) % 450].clone()).collect();
+            let mut members = [Member { adapter: &mut adapter, rows: &batch, dropout_counter: 0 }];
+            let outcome = pack::forward_backward(&base, &mut members).unwrap()[0];
+            let norm = AdamW::grad_norm(&adapter, outcome.targets).unwrap();
+            let loss = outcome.nll / outcome.targets as f64;
+            close(&format!("{name} step {step} loss"), loss, want["loss"][step].as_f64().unwrap(), 1e-4);
+            close(&format!("{name} step {step} norm"), norm, want["grad_norm"][step].as_f64().unwrap(), 1e-3);
+            let learning_rate = schedule.learning_rate(step as u64);
+            optimizer.step(&mut adapter, learning_rate, outcome.targets, norm).unwrap();
+        }
+        if full {
+            let outcome = pack::evaluate(&base, Some(&adapter), &rows[450..]).unwrap();
+            let want = want["final"]["eval/loss"].as_f64().or(want["final"]["eval_loss"].as_f64()).unwrap();
+            close(&format!("{name} final eval/loss"), outcome.nll / outcome.targets as f64, want, 1e-4);
+        }
+    }
+}
+
+#[test]
+fn learning_rates_are_transformers() {
+    use domain::trial::LrSchedulerType::*;
+    let Some(file) = shared("reference/lr_schedules.json") else { return };
+    let file = json(file);
+    for (name, kind) in [
+        ("linear", Linear),
+        ("cosine", Cosine),
+        ("constant", Constant),
+        ("constant_with_warmup", ConstantWithWarmup),
+    ] {
+        let schedule = trainer::schedule::Schedule { kind, peak: 1e-3, warmup_steps: 5, total_steps: 50 };
+        for (step, want) in numbers::<Vec<f64>>(&file[name]).into_iter().enumerate() {
+            let got = schedule.learning_rate(step as u64);
+            assert!((got - want).abs() < 1e-12, "{name} step {step}: {got}, reference {want}");
+        }
+    }
+}
