@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`ids`] | names of sweeps, trials, agents; the attempt number |
+//! | [`sweep`] | what a sweep file asks for, checked; a sweep's record |
 //! | [`trial`] | a trial's full configuration, its record, its states and their legal transitions |
 //! | [`metric`] | metric names and what each number means (the only place where it is defined) |
 //! | [`clock`] | the one source of time |
@@ -10,6 +11,7 @@
 pub mod clock;
 pub mod ids;
 pub mod metric;
+pub mod sweep;
 pub mod trial;
 
 pub use clock::{Clock, SystemClock, Timestamp};

@@ -1,0 +1,1 @@
+//! The typed configuration, and sweep files read with line and column.

@@ -1,0 +1,1 @@
+//! Schedules the trials of sweeps onto agents, and keeps what they send.

@@ -1,0 +1,70 @@
+//! A sweep's record: what the coordinator keeps and people see.
+
+use super::SweepSpec;
+use crate::{SweepId, Timestamp, TrialId};
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Where a sweep stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SweepState {
+    /// Proposes and trains trials.
+    Running,
+    /// All its trials are over.
+    Completed,
+    /// Ended by a person.
+    Cancelled,
+    /// No trial could be trained; the failure says why.
+    Failed,
+}
+
+impl SweepState {
+    /// Whether the sweep is over.
+    pub fn is_terminal(self) -> bool {
+        self != SweepState::Running
+    }
+
+    /// The state's name in records, tables and `-o json`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SweepState::Running => "running",
+            SweepState::Completed => "completed",
+            SweepState::Cancelled => "cancelled",
+            SweepState::Failed => "failed",
+        }
+    }
+}
+
+impl fmt::Display for SweepState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One sweep as the coordinator knows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sweep {
+    /// `<name>-<4 hex digits>`.
+    pub id: SweepId,
+    /// What was asked for, defaults and overrides applied, paths resolved.
+    pub spec: SweepSpec,
+    /// Where it stands.
+    pub state: SweepState,
+    /// The submission's request id: the same one again is the same sweep.
+    pub request_id: String,
+    /// Trials proposed so far; they are numbered from 1.
+    pub proposed: u32,
+    /// Trials the search may propose in all, if it is bounded.
+    pub max_trials: Option<u32>,
+    /// The best trial so far by the spec's metric and goal, and its value.
+    pub best: Option<(TrialId, f64)>,
+    /// What it cost so far, in US dollars.
+    pub cost_usd: f64,
+    /// Why it failed.
+    pub failure: Option<String>,
+    /// When it was submitted.
+    pub created_at: Timestamp,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+}

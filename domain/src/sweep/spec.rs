@@ -1,0 +1,191 @@
+//! What a sweep file asks for.
+
+use crate::trial::TrialConfig;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+/// Whether a smaller or a larger value of the sweep's metric is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Goal {
+    /// Smaller is better.
+    #[default]
+    Minimize,
+    /// Larger is better.
+    Maximize,
+}
+
+impl Goal {
+    /// Whether `a` is better than `b`. NaN is worse than anything.
+    pub fn better(self, a: f64, b: f64) -> bool {
+        if a.is_nan() || b.is_nan() {
+            return !a.is_nan();
+        }
+        match self {
+            Goal::Minimize => a < b,
+            Goal::Maximize => a > b,
+        }
+    }
+}
+
+/// How the next trial is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Algorithm {
+    /// Every combination once.
+    Grid,
+    /// Independent draws.
+    #[default]
+    Random,
+    /// The first value of every parameter, then one parameter at a time varied from it.
+    OneFactorAtATime,
+    /// Random draws with asynchronous successive halving (Li et al. 2020, the stopping variant).
+    Asha,
+}
+
+/// How trials are chosen, ended and compared.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct SearchSpec {
+    /// How the next trial is chosen.
+    pub algorithm: Algorithm,
+    /// Trials in all. Required by `random` and `asha`; others end when their space does.
+    pub max_trials: Option<u32>,
+    /// The metric by which trials are compared.
+    pub metric: String,
+    /// Which way is better.
+    pub goal: Goal,
+    /// Seed of the draws; the same seed proposes the same trials.
+    pub seed: u64,
+    /// ASHA: steps of the first rung; rungs follow at `min_steps · reduction_factor^k`.
+    pub min_steps: Option<u32>,
+    /// ASHA: one in this many goes on at each rung.
+    pub reduction_factor: u32,
+    /// Trials that may run at a time; as many as the devices hold unless given.
+    pub max_concurrent_trials: Option<u32>,
+}
+
+impl Default for SearchSpec {
+    fn default() -> Self {
+        Self {
+            algorithm: Algorithm::default(),
+            max_trials: None,
+            metric: crate::metric::EVAL_LOSS.into(),
+            goal: Goal::default(),
+            seed: 0,
+            min_steps: None,
+            reduction_factor: 3,
+            max_concurrent_trials: None,
+        }
+    }
+}
+
+/// What values a parameter may take.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Distribution {
+    /// One value.
+    Constant(Value),
+    /// One of these.
+    Choices(Vec<Value>),
+    /// A number between two, both included; a multiple of `step` above `low` if given.
+    Uniform {
+        /// Smallest value.
+        low: f64,
+        /// Largest value.
+        high: f64,
+        /// Distance of neighbouring values.
+        step: Option<f64>,
+    },
+    /// A number whose logarithm is uniform; `low` > 0. Rounded to multiples of `step` above `low` if given.
+    LogUniform {
+        /// Smallest value.
+        low: f64,
+        /// Largest value.
+        high: f64,
+        /// Distance of neighbouring values.
+        step: Option<f64>,
+    },
+    /// A whole number between two, both included.
+    Integer {
+        /// Smallest value.
+        low: i64,
+        /// Largest value.
+        high: i64,
+        /// Distance of neighbouring values.
+        step: Option<i64>,
+    },
+    /// Depends on the values of parameters that stand before it.
+    When {
+        /// Parameters and the value that each must have.
+        conditions: BTreeMap<String, Value>,
+        /// What it takes if all conditions hold.
+        then: Box<Distribution>,
+        /// What it takes if not; its default if absent.
+        otherwise: Option<Box<Distribution>>,
+    },
+}
+
+/// A condition on a trial's parameters, such as `lora_alpha <= 2 * lora_rank`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Constraint(pub String);
+
+/// What a sweep may spend.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Budget {
+    /// US dollars.
+    pub max_cost_usd: Option<f64>,
+    /// Seconds from submission.
+    pub max_wall_clock_seconds: Option<f64>,
+}
+
+/// Where trials may run.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Resources {
+    /// Accelerator names (`A100-40GB`, `CPU`, …); empty means any.
+    pub accelerators: Vec<String>,
+}
+
+/// Something wrong with a sweep document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Where: keys and indices from the document's root, `parameters.lora_rank[1]`.
+    pub path: String,
+    /// What is wrong.
+    pub problem: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// What a sweep file asks for, checked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SweepSpec {
+    /// The sweep's name.
+    pub name: String,
+    /// How trials are chosen, ended and compared.
+    pub search: SearchSpec,
+    /// Searched parameters, in the file's order.
+    pub parameters: Vec<(String, Distribution)>,
+    /// What all trials share: every parameter that is given at the top level, defaults for the rest.
+    pub base: TrialConfig,
+    /// Conditions that every trial must meet.
+    pub constraints: Vec<Constraint>,
+    /// What it may spend.
+    pub budget: Budget,
+    /// Where trials may run.
+    pub resources: Resources,
+}
+
+impl SweepSpec {
+    /// Reads and checks a sweep document (a sweep file as JSON). All problems are found, not the first alone.
+    ///
+    /// # Errors
+    /// The problems, in the document's order.
+    pub fn from_document(document: &Map<String, Value>) -> Result<Self, Vec<Problem>> {
+        let _ = document;
+        todo!("search helper")
+    }
+}

@@ -1,0 +1,1 @@
+//! Trains trials on the devices of one machine.
