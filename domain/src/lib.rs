@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`footprint`] | parameters, adapter size, operations of a trial from the shape of its model |
 //! | [`ids`] | names of sweeps, trials, agents; the attempt number |
 //! | [`sweep`] | what a sweep file asks for, checked; a sweep's record |
 //! | [`trial`] | a trial's full configuration, its record, its states and their legal transitions |
@@ -9,6 +10,7 @@
 //! | [`clock`] | the one source of time |
 
 pub mod clock;
+pub mod footprint;
 pub mod ids;
 pub mod metric;
 pub mod sweep;

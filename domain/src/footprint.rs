@@ -1,0 +1,159 @@
+//! What a trial takes, from its model's shape alone, before anything runs: parameters, adapter size, memory,
+//! floating-point operations. Bytes are bytes, GB is 10⁹ of them; a multiply-add is two operations.
+
+use crate::trial::TrialConfig;
+
+/// The shape of a Llama, as its `config.json` gives it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ModelShape {
+    /// Rows of the embedding.
+    pub vocab_size: u64,
+    /// Width of the residual stream.
+    pub hidden_size: u64,
+    /// Width of the feed-forward layer.
+    pub intermediate_size: u64,
+    /// Decoder layers.
+    pub num_hidden_layers: u64,
+    /// Query heads.
+    pub num_attention_heads: u64,
+    /// Key and value heads.
+    pub num_key_value_heads: u64,
+    /// Width of a head.
+    pub head_dim: u64,
+    /// Whether the output head is the embedding.
+    pub tie_word_embeddings: bool,
+}
+
+/// A linear layer of every decoder layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Linear {
+    /// The last part of its path, `q_proj`, ….
+    pub name: &'static str,
+    /// Width of its input.
+    pub in_features: u64,
+    /// Width of its output.
+    pub out_features: u64,
+}
+
+impl ModelShape {
+    /// The linear layers of a decoder layer, in model order. The output head is not among them.
+    pub fn linears(&self) -> [Linear; 7] {
+        let (hidden, inter) = (self.hidden_size, self.intermediate_size);
+        let query = self.num_attention_heads * self.head_dim;
+        let key_value = self.num_key_value_heads * self.head_dim;
+        [
+            ("q_proj", hidden, query),
+            ("k_proj", hidden, key_value),
+            ("v_proj", hidden, key_value),
+            ("o_proj", query, hidden),
+            ("gate_proj", hidden, inter),
+            ("up_proj", hidden, inter),
+            ("down_proj", inter, hidden),
+        ]
+        .map(|(name, in_features, out_features)| Linear { name, in_features, out_features })
+    }
+
+    /// Parameters of all decoder layers' linear layers.
+    pub fn linear_parameters(&self) -> u64 {
+        let layer: u64 = self.linears().iter().map(|l| l.in_features * l.out_features).sum();
+        layer * self.num_hidden_layers
+    }
+
+    /// Parameters of the base; a tied head counts once.
+    pub fn parameters(&self) -> u64 {
+        let tables = if self.tie_word_embeddings { 1 } else { 2 };
+        let norms = (2 * self.num_hidden_layers + 1) * self.hidden_size;
+        self.linear_parameters() + tables * self.vocab_size * self.hidden_size + norms
+    }
+
+    /// Parameters of an adapter of `rank` on the linear layers that `is_target` picks by name.
+    pub fn trainable_parameters(&self, rank: u64, is_target: impl Fn(&str) -> bool) -> u64 {
+        let layer: u64 = self
+            .linears()
+            .iter()
+            .filter(|l| is_target(l.name))
+            .map(|l| rank * (l.in_features + l.out_features))
+            .sum();
+        layer * self.num_hidden_layers
+    }
+
+    /// Operations of one token's training pass: forward and the gradient by the input of every frozen
+    /// product (2 × 2 × parameters), the head once each way, the low-rank products three times (forward and
+    /// both gradients), and causal attention over `length` tokens: (length + 1) / 2 keys on average, two
+    /// products forward, five backward.
+    pub fn flops_per_token(&self, trainable_parameters: u64, length: u64) -> f64 {
+        let frozen = 4.0 * (self.linear_parameters() + self.vocab_size * self.hidden_size) as f64;
+        let low_rank = 6.0 * trainable_parameters as f64;
+        let keys = (length as f64 + 1.0) / 2.0;
+        let width = (self.num_attention_heads * self.head_dim * self.num_hidden_layers) as f64;
+        frozen + low_rank + 7.0 * 2.0 * keys * width
+    }
+}
+
+/// Bytes of `adapter_model.safetensors` in float32: the values, and a header of some 115 bytes a tensor.
+pub fn adapter_bytes(trainable_parameters: u64, tensors: u64) -> u64 {
+    4 * trainable_parameters + 115 * tensors + 8
+}
+
+/// Trainable parameters as a share of base and adapter together.
+pub fn trainable_share(trainable_parameters: u64, base_parameters: u64) -> f64 {
+    trainable_parameters as f64 / (base_parameters + trainable_parameters) as f64
+}
+
+/// Tokens of an optimizer step at most: rows of all its micro-batches, each cut to the longest length.
+pub fn tokens_per_step(config: &TrialConfig) -> u64 {
+    u64::from(config.batch_size)
+        * u64::from(config.gradient_accumulation_steps)
+        * u64::from(config.max_sequence_length)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OPEN_LLAMA_7B: ModelShape = ModelShape {
+        vocab_size: 32_000,
+        hidden_size: 4096,
+        intermediate_size: 11_008,
+        num_hidden_layers: 32,
+        num_attention_heads: 32,
+        num_key_value_heads: 32,
+        head_dim: 128,
+        tie_word_embeddings: false,
+    };
+
+    /// The published benchmark's table of fine-tuned parameters.
+    #[test]
+    fn the_published_table() {
+        assert_eq!(OPEN_LLAMA_7B.parameters(), 6_738_415_616);
+        // (rank, trainable, total in 10⁹, share in per cent, adapter in MiB)
+        for (rank, trainable, total, share, mib) in [
+            (8, 19_988_480, 6.76, 0.3, 76.4),
+            (16, 39_976_960, 6.78, 0.6, 152.65),
+            (32, 79_953_920, 6.82, 1.2, 305.15),
+            (64, 159_907_840, 6.90, 2.3, 610.15),
+        ] {
+            let got = OPEN_LLAMA_7B.trainable_parameters(rank, |_| true);
+            assert_eq!(got, trainable);
+            let all = (OPEN_LLAMA_7B.parameters() + got) as f64 / 1e9;
+            assert!((all - total).abs() < 0.005, "{all}");
+            let percent = 100.0 * trainable_share(got, OPEN_LLAMA_7B.parameters());
+            assert!((percent - share).abs() < 0.05, "{percent}");
+            let file = adapter_bytes(got, 2 * 7 * 32) as f64 / 1_048_576.0;
+            assert!((file - mib).abs() < 0.2, "{file}");
+        }
+    }
+
+    /// The design's floor: 26.7 GFLOP a token forward and dX at 7B.
+    #[test]
+    fn operations_of_a_token() {
+        let giga = OPEN_LLAMA_7B.flops_per_token(39_976_960, 512) / 1e9;
+        assert!((26.0..28.5).contains(&giga), "{giga}");
+    }
+
+    #[test]
+    fn targets_are_counted_by_name() {
+        let attention = OPEN_LLAMA_7B.trainable_parameters(8, |name| matches!(name, "q_proj" | "v_proj"));
+        assert_eq!(attention, 2 * 8 * (4096 + 4096) * 32);
+    }
+}
