@@ -1,1 +1,3 @@
 //! Schedules the trials of sweeps onto agents, and keeps what they send.
+
+pub mod report;

@@ -1,0 +1,139 @@
+//! What the charts and tables show, taken from the records: trials in rank order, curves, smoothing.
+
+use domain::TrialId;
+use domain::metric::{self, MetricPoint};
+use domain::sweep::Sweep;
+use domain::trial::Trial;
+use std::collections::BTreeMap;
+
+/// A curve with more points than this is smoothed and thinned before it is drawn.
+pub(super) const LONG: usize = 60;
+/// Points that a drawn curve has at most.
+const DRAWN: usize = 300;
+
+/// A trial with its points and its value of the sweep's metric.
+pub(super) struct Entry<'a> {
+    pub(super) trial: &'a Trial,
+    pub(super) points: &'a [MetricPoint],
+    /// The sweep's metric, as last measured.
+    pub(super) value: Option<f64>,
+}
+
+/// The trials of a sweep, the best first; those without a value of the sweep's metric last, by number.
+pub(super) fn ranked<'a>(
+    sweep: &Sweep,
+    trials: &'a [Trial],
+    curves: &'a [(TrialId, Vec<MetricPoint>)],
+) -> Vec<Entry<'a>> {
+    let curves: BTreeMap<_, _> = curves.iter().map(|(id, points)| (id, points.as_slice())).collect();
+    let mut entries: Vec<_> = trials
+        .iter()
+        .map(|trial| {
+            let points = curves.get(&trial.id).copied().unwrap_or_default();
+            Entry { trial, points, value: last_value(trial, points, &sweep.spec.search.metric) }
+        })
+        .collect();
+    let goal = sweep.spec.search.goal;
+    let rank = |e: &Entry| e.value.unwrap_or(f64::NAN);
+    entries.sort_by(|a, b| {
+        let (x, y) = (rank(a), rank(b));
+        goal.better(y, x).cmp(&goal.better(x, y)).then_with(|| a.trial.id.number().cmp(&b.trial.id.number()))
+    });
+    entries
+}
+
+/// The last finite value of a metric: of the trial's curve, else of its record. Step 0 is the base, not the
+/// trial.
+fn last_value(trial: &Trial, points: &[MetricPoint], name: &str) -> Option<f64> {
+    let from_curve = || points.iter().rev().filter(|p| p.step > 0).find_map(|p| p.get(name));
+    let summary = trial.summary.as_ref();
+    let from_record = || match name {
+        metric::EVAL_LOSS => trial.eval_loss.or_else(|| summary?.eval_loss),
+        metric::LOSS => summary?.loss,
+        metric::COST_USD => trial.cost_usd,
+        metric::PEAK_MEMORY_BYTES => summary?.peak_memory_bytes.map(|b| b as f64),
+        metric::SAMPLES_PER_SECOND => summary?.samples_per_second,
+        metric::TOKENS_PER_SECOND => summary?.tokens_per_second,
+        _ => None,
+    };
+    from_curve().or_else(from_record).filter(|value| value.is_finite())
+}
+
+/// The finite points of a metric as `(step, value)`.
+pub(super) fn curve(points: &[MetricPoint], name: &str) -> Vec<(f64, f64)> {
+    let values = points.iter().filter_map(|p| Some((p.step as f64, p.get(name)?)));
+    values.filter(|(_, value)| value.is_finite()).collect()
+}
+
+/// A long curve with each point replaced by the mean of the points up to it (a thirtieth of the curve), then
+/// thinned to [`DRAWN`] points. A short one stays.
+pub(super) fn smooth(curve: Vec<(f64, f64)>) -> Vec<(f64, f64)> {
+    if curve.len() <= LONG {
+        return curve;
+    }
+    let window = curve.len().div_ceil(30);
+    let stride = curve.len().div_ceil(DRAWN);
+    let last = curve.len() - 1;
+    (0..curve.len())
+        .filter(|i| i % stride == 0 || *i == last)
+        .map(|i| {
+            let before = &curve[(i + 1).saturating_sub(window)..=i];
+            (curve[i].0, before.iter().map(|(_, value)| value).sum::<f64>() / before.len() as f64)
+        })
+        .collect()
+}
+
+/// The values without those far out (Tukey: more than three interquartile ranges beyond the quartiles), so
+/// that one diverged trial does not press all others into a line.
+pub(super) fn usual(mut values: Vec<f64>) -> Vec<f64> {
+    values.sort_by(f64::total_cmp);
+    let Some(last) = values.len().checked_sub(1) else { return values };
+    let (first, third) = (values[last / 4], values[last - last / 4]);
+    let reach = 3.0 * (third - first);
+    if reach > 0.0 {
+        values.retain(|v| (first - reach..=third + reach).contains(v));
+    }
+    values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_curve_stays_and_a_long_one_is_smoothed_and_thinned() {
+        let zigzag = |n: usize| -> Vec<_> { (0..n).map(|i| (i as f64, (i % 2) as f64)).collect() };
+        assert_eq!(smooth(zigzag(LONG)), zigzag(LONG));
+        assert_eq!(smooth(Vec::new()), Vec::new());
+
+        let long = smooth(zigzag(6000));
+        assert!(long.len() <= DRAWN + 1, "{} points", long.len());
+        assert_eq!(long.first().map(|p| p.0), Some(0.0));
+        assert_eq!(long.last().map(|p| p.0), Some(5999.0));
+        assert!(long[5..].iter().all(|(_, v)| (v - 0.5).abs() < 0.01));
+    }
+
+    #[test]
+    fn what_lies_far_out_is_no_part_of_the_usual() {
+        for (values, want) in [
+            (vec![], vec![]),
+            (vec![3.0], vec![3.0]),
+            (vec![4.4, 2.9, 3.0, 3.6, 9e3, 3.3], vec![2.9, 3.0, 3.3, 3.6, 4.4]),
+            (vec![2.0, 2.0, 2.0, 7.0], vec![2.0, 2.0, 2.0, 7.0]),
+        ] {
+            assert_eq!(usual(values), want);
+        }
+    }
+
+    #[test]
+    fn values_that_are_no_numbers_are_not_drawn() {
+        let point = |step, value| MetricPoint {
+            step,
+            time: domain::Timestamp(0),
+            values: vec![(metric::LOSS.into(), value)],
+        };
+        let points = [point(1, 3.0), point(2, f64::NAN), point(3, f64::INFINITY), point(4, 2.0)];
+        assert_eq!(curve(&points, metric::LOSS), [(1.0, 3.0), (4.0, 2.0)]);
+        assert_eq!(curve(&points, metric::EVAL_LOSS), []);
+    }
+}

@@ -1,0 +1,269 @@
+//! The report's structure, on a sweep as it ends. The page that is checked lies at `target/tmp/report.html`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use coordinator::report;
+use domain::metric::{self, MetricPoint};
+use domain::sweep::{Algorithm, Distribution, SearchSpec, Sweep, SweepSpec, SweepState};
+use domain::trial::{Failure, FailureClass, Throughput, Trial, TrialConfig, TrialState, TrialSummary};
+use domain::{Attempt, SweepId, Timestamp, TrialId};
+use serde_json::json;
+
+const START: u64 = 1_795_491_021_000;
+const BASE_LOSS: f64 = 5.0635;
+const EVIL: &str = "<script>alert(\"x\")</script>";
+
+/// What a trial's curve is made from: state, learning rate, rank, target modules, steps made, where it ends.
+type Made = (TrialState, f64, u32, &'static str, u64, f64);
+
+const TRIALS: [Made; 11] = [
+    (TrialState::Completed, 1e-3, 16, "all-linear", 180, 2.94),
+    (TrialState::Completed, 2.1e-3, 8, "all-linear", 180, 2.99),
+    (TrialState::Stopped, 3.3e-4, 4, "all-linear", 60, 3.62),
+    (TrialState::Stopped, 2.4e-4, 4, "q_proj", 20, 4.40),
+    (TrialState::Completed, 3.1e-3, 16, "q_proj", 180, 3.02),
+    (TrialState::Stopped, 5.0e-4, 8, "q_proj", 60, 3.41),
+    (TrialState::Stopped, 4.1e-4, 16, "all-linear", 60, 3.33),
+    (TrialState::Stopped, 2.9e-4, 8, "all-linear", 20, 4.25),
+    (TrialState::Stopped, 7.0e-4, 4, "q_proj", 60, 3.38),
+    (TrialState::Diverged, 5.0e-3, 16, "all-linear", 14, f64::NAN),
+    (TrialState::Running, 1.4e-3, 8, "all-linear", 33, 3.30),
+];
+
+fn spec() -> SweepSpec {
+    let searched = [
+        ("learning_rate", Distribution::LogUniform { low: 2e-4, high: 5e-3, step: None }),
+        ("lora_rank", Distribution::Choices(vec![json!(4), json!(8), json!(16)])),
+        ("target_modules", Distribution::Choices(vec![json!("all-linear"), json!("q_proj")])),
+        ("batch_size", Distribution::Constant(json!(4))),
+    ];
+    SweepSpec {
+        name: "stories".into(),
+        search: SearchSpec {
+            algorithm: Algorithm::Asha,
+            max_trials: Some(11),
+            min_steps: Some(20),
+            ..SearchSpec::default()
+        },
+        parameters: searched.map(|(name, d)| (name.to_string(), d)).into(),
+        base: TrialConfig {
+            pretrained_model_id: "/data/models/stories260K-hf".into(),
+            dataset_name: "/data/instruct/instruct_500_guanaco.jsonl".into(),
+            ..TrialConfig::default()
+        },
+        constraints: Vec::new(),
+        budget: Default::default(),
+        resources: Default::default(),
+    }
+}
+
+fn summary(steps: u64, end: f64, rank: u32, packed: bool) -> TrialSummary {
+    let say = |text: &str| Some(text.to_string());
+    TrialSummary {
+        steps,
+        eval_loss: Some(end),
+        base_eval_loss: Some(BASE_LOSS),
+        peak_memory_bytes: Some(38_400_000),
+        pack_peak_memory_bytes: packed.then_some(130_000_000),
+        trainable_parameters: u64::from(rank) * 5_780,
+        total_parameters: 260_032 + u64::from(rank) * 5_780,
+        adapter_bytes: u64::from(rank) * 5_780 * 4 + 6_000,
+        samples_per_second: Some(61.7),
+        tokens_per_second: Some(14_210.4),
+        throughput: if packed { Throughput::Packed } else { Throughput::Solo },
+        sample_prompt: say("### Human: What colour is the sky?### Assistant:"),
+        sample_before: say(" upon a time, there was a little girl named Lily. She loved"),
+        sample_after: say(" The sky is blue."),
+        ..TrialSummary::default()
+    }
+}
+
+fn curve(steps: u64, end: f64) -> Vec<MetricPoint> {
+    let point = |step: u64, values: &[(&str, f64)]| MetricPoint {
+        step,
+        time: Timestamp(START + step * 100),
+        values: values.iter().map(|(name, value)| (name.to_string(), *value)).collect(),
+    };
+    let fall = |step: u64| end + (BASE_LOSS - end) * (-(step as f64) / 25.0).exp();
+    let base = point(0, &[(metric::EVAL_LOSS, BASE_LOSS)]);
+    let steps = (1..=steps).map(|step| {
+        // A noise that repeats, so that the page does too.
+        let noise = ((step * 7919) % 101) as f64 / 101.0 - 0.5;
+        let loss = (metric::LOSS, fall(step) + 0.6 * noise);
+        if step % 10 == 0 {
+            point(step, &[loss, (metric::EVAL_LOSS, fall(step))])
+        } else {
+            point(step, &[loss])
+        }
+    });
+    [base].into_iter().chain(steps).collect()
+}
+
+fn trial(number: u32, (state, learning_rate, rank, targets, steps, end): Made) -> Trial {
+    let finished = state.is_terminal();
+    let diverged = state == TrialState::Diverged;
+    Trial {
+        id: TrialId::of(&SweepId::new("stories-1a2b"), number),
+        config: TrialConfig { learning_rate, lora_rank: rank, ..spec().base },
+        parameters: [
+            ("learning_rate", json!(learning_rate)),
+            ("lora_rank", json!(rank)),
+            ("target_modules", json!(targets)),
+        ]
+        .map(|(name, value)| (name.to_string(), value))
+        .into(),
+        state,
+        attempt: Attempt(1),
+        step: steps,
+        total_steps: Some(180),
+        agent: Some("local".into()),
+        adapter: Some(format!("sweeps/stories-1a2b/{number}/adapter-a1-s{steps}")),
+        resume: None,
+        attempts: vec![(Attempt(1), 0)],
+        eval_loss: Some(end).filter(|loss| loss.is_finite()),
+        cost_usd: Some(0.0),
+        summary: (finished && !diverged).then(|| summary(steps, end, rank, number.is_multiple_of(2))),
+        failure: diverged.then(|| Failure {
+            class: FailureClass::Diverged,
+            message: "the loss became NaN at step 14; lower learning_rate".into(),
+        }),
+        digests: None,
+        created_at: Timestamp(START),
+        started_at: Some(Timestamp(START + 100)),
+        finished_at: finished.then_some(Timestamp(START + 60_000)),
+    }
+}
+
+fn sweep(best: Option<(TrialId, f64)>) -> Sweep {
+    Sweep {
+        id: SweepId::new("stories-1a2b"),
+        spec: spec(),
+        state: SweepState::Completed,
+        request_id: "r".into(),
+        proposed: 11,
+        max_trials: Some(11),
+        best,
+        cost_usd: 0.0,
+        failure: None,
+        created_at: Timestamp(START),
+        finished_at: Some(Timestamp(START + 83_000)),
+    }
+}
+
+fn made() -> (Sweep, Vec<Trial>, Vec<(TrialId, Vec<MetricPoint>)>) {
+    let trials: Vec<_> = (1..).zip(TRIALS).map(|(number, made)| trial(number, made)).collect();
+    let curves = trials.iter().zip(TRIALS).map(|(t, made)| {
+        let end = if made.5.is_nan() { 9e3 } else { made.5 };
+        (t.id.clone(), curve(made.4, end))
+    });
+    let curves = curves.collect();
+    (sweep(Some((trials[0].id.clone(), 2.94))), trials, curves)
+}
+
+fn check(page: &str, wanted: &[&str], unwanted: &[&str]) {
+    for text in wanted {
+        assert!(page.contains(text), "the page lacks {text:?}");
+    }
+    for text in unwanted {
+        assert!(!page.contains(text), "the page has {text:?}");
+    }
+}
+
+/// Each start tag has its end tag, in order.
+fn check_nesting(page: &str) {
+    let mut open: Vec<&str> = Vec::new();
+    for tag in page.split('<').skip(1) {
+        let name = tag.split([' ', '>', '\n', '/']).find(|n| !n.is_empty()).unwrap_or_default();
+        let head = tag.split('>').next().unwrap_or_default();
+        match name {
+            "!DOCTYPE" | "meta" => {}
+            _ if tag.starts_with('/') => assert_eq!(open.pop(), Some(name), "</{name}> has no start"),
+            _ if head.ends_with('/') => {}
+            _ => open.push(name),
+        }
+    }
+    assert!(open.is_empty(), "not ended: {open:?}");
+}
+
+#[test]
+fn a_sweep_as_it_ends() {
+    let (sweep, trials, curves) = made();
+    let page = report::html(&sweep, &trials, &curves);
+    std::fs::write(concat!(env!("CARGO_TARGET_TMPDIR"), "/report.html"), &page).unwrap();
+    check_nesting(&page);
+    // Two learning curves, three searched parameters; the constant has no chart.
+    assert_eq!(page.matches("<svg ").count(), 5);
+    assert_eq!(page.matches("<td class=\"state ").count(), TRIALS.len());
+    check(
+        &page,
+        &[
+            "Best: trial 1",
+            "<strong>2.9400</strong>, where the base has 5.0635",
+            "sweeps/stories-1a2b/1/adapter-a1-s180",
+            " The sky is blue.",
+            "She loved",
+            "38.4 MB solo",
+            "38.4 MB attributed",
+            "14\u{202F}210 packed",
+            "61.7 solo",
+            "26.23 %",
+            "180 / 180",
+            "log-uniform 0.0002 … 0.005",
+            "one of 4 | 8 | 16",
+            "2 × lora_rank",
+            "the loss became NaN at step 14",
+            "took 1 min 23 s",
+            "2026-11-24 03:30 UTC",
+            metric::definition(metric::PEAK_RSS_BYTES).unwrap().meaning,
+            "prefers-color-scheme: dark",
+            "width=device-width",
+        ],
+        &["<script", "http-equiv", "href=", "src=", "@import"],
+    );
+    let without_namespace = page.replace("http://www.w3.org/2000/svg", "");
+    check(&without_namespace, &[], &["http://", "https://"]);
+}
+
+#[test]
+fn rank_order_is_the_goals() {
+    let (mut sweep, trials, curves) = made();
+    let order = |page: &str| -> Vec<u32> {
+        let rows = page.split("class=\"swatch\"").skip(1);
+        rows.filter_map(|r| r.split("</i>").nth(1)?.split([' ', '<']).next()?.parse().ok()).collect()
+    };
+    // The diverged trial has no finite eval/loss after the base's: its curve alone counts.
+    let down = order(&report::html(&sweep, &trials, &curves));
+    assert_eq!(down.len(), TRIALS.len());
+    assert_eq!(&down[..3], [1, 2, 5]);
+    sweep.spec.search.goal = domain::sweep::Goal::Maximize;
+    let up = order(&report::html(&sweep, &trials, &curves));
+    assert_eq!(up.last(), Some(&1));
+}
+
+#[test]
+fn nothing_to_show_yet() {
+    let page = report::html(&sweep(None), &[], &[]);
+    check_nesting(&page);
+    check(&page, &["<b>eval/loss</b>: no points."], &["<svg", "Best: trial", "Parameters against"]);
+}
+
+#[test]
+fn every_text_is_escaped() {
+    let (mut sweep, mut trials, curves) = made();
+    sweep.spec.name = EVIL.into();
+    sweep.failure = Some(EVIL.into());
+    sweep.spec.base.dataset_name = EVIL.into();
+    for trial in &mut trials {
+        trial.parameters.insert("target_modules".into(), json!(EVIL));
+        trial.adapter = Some(EVIL.into());
+        trial.failure = Some(Failure { class: FailureClass::User, message: EVIL.into() });
+        if let Some(summary) = &mut trial.summary {
+            summary.sample_prompt = Some(EVIL.into());
+            summary.sample_before = Some(EVIL.into());
+            summary.sample_after = Some(format!("</blockquote>{EVIL}"));
+        }
+    }
+    let page = report::html(&sweep, &trials, &curves);
+    check_nesting(&page);
+    check(&page, &["&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;"], &["<script"]);
+}
