@@ -9,11 +9,14 @@
 //! | [`pack`] | a step of a pack, evaluation, generation |
 //! | [`optim`], [`schedule`] | AdamW with clipping; the learning rate's course |
 //! | [`rng`] | counter-based random numbers |
+//! | [`adapter_file`], [`files`] | adapters in PEFT's format; whole files and digests |
 //!
 //! There is no autograd graph: no tensor is a `Var`, so that a frozen weight can have no gradient, and what a
 //! backward needs is a struct that one can read.
 
+pub mod adapter_file;
 pub mod error;
+pub mod files;
 pub mod lora;
 pub mod model;
 pub mod ops;

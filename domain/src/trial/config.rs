@@ -78,7 +78,7 @@ pub enum EvalSplit {
 }
 
 macro_rules! trial_config {
-    ($( $(#[$doc:meta])* $name:ident : $type:ty = $default:expr ; )*) => {
+    ($( $(#[doc = $doc:literal])* $name:ident : $type:ty = $default:expr ; )*) => {
         /// One fine-tuning run, every parameter with the value in force.
         ///
         /// Serialised, it is a flat object whose keys are the parameter names of sweep files and of
@@ -86,7 +86,7 @@ macro_rules! trial_config {
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         #[serde(default, deny_unknown_fields)]
         pub struct TrialConfig {
-            $( $(#[$doc])* pub $name: $type, )*
+            $( $(#[doc = $doc])* pub $name: $type, )*
         }
 
         impl Default for TrialConfig {
@@ -97,6 +97,9 @@ macro_rules! trial_config {
 
         /// Every parameter's name, in the order of [`TrialConfig`]'s fields.
         pub const PARAMETER_NAMES: &[&str] = &[ $( stringify!($name), )* ];
+
+        /// What each parameter means, in the same order.
+        pub const PARAMETER_MEANINGS: &[&str] = &[ $( concat!($( $doc, )*), )* ];
     };
 }
 

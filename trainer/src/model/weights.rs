@@ -63,28 +63,24 @@ impl Base {
     /// # Errors
     /// A file is missing or cut off, or a tensor is missing or has another shape than the configuration says.
     pub fn load(dir: &Path, device: &Device) -> Result<Self> {
-        let config = LlamaConfig::load(dir)?;
-        let files = weight_files(dir)?;
-        for file in &files {
-            check_complete(file)?;
-        }
-        // SAFETY: the files are mapped read-only and were found whole just above. Memory safety then rests on
-        // nobody truncating a model file while it is loaded, the contract of every memory-mapped checkpoint.
-        #[allow(unsafe_code, reason = "mapping avoids a second copy of the weights while they load")]
-        let tensors = unsafe { MmapedSafetensors::multi(&files) }
-            .map_err(|e| TrainError::model(dir, e.to_string(), "download the checkpoint again"))?;
+        let (config, tensors) = open(dir)?;
         Self::assemble(config, |name, shape| {
-            let tensor = tensors.load(name, device).map_err(|_| {
-                TrainError::model(dir, format!("lacks the tensor {name}"), "download the checkpoint again")
-            })?;
-            if tensor.dims() != shape {
-                return Err(TrainError::model(
-                    dir,
-                    format!("{name} has shape {:?}, but config.json says {shape:?}", tensor.dims()),
-                    "config.json and the weights belong to different models",
-                ));
-            }
-            Ok(tensor.to_dtype(DType::F32)?)
+            check_tensor(dir, &tensors, name, shape)?;
+            Ok(tensors.load(name, device)?.to_dtype(DType::F32)?)
+        })
+    }
+
+    /// The model directory's shapes, checked as [`Base::load`] checks them, without reading a weight: every
+    /// tensor is a view of one zero.
+    ///
+    /// # Errors
+    /// Those of [`Base::load`].
+    pub fn outline(dir: &Path) -> Result<Self> {
+        let (config, tensors) = open(dir)?;
+        let zero = Tensor::zeros((), DType::F32, &Device::Cpu)?;
+        Self::assemble(config, |name, shape| {
+            check_tensor(dir, &tensors, name, shape)?;
+            Ok(zero.broadcast_as(shape)?)
         })
     }
 
@@ -175,8 +171,38 @@ impl Base {
     }
 }
 
+/// A model directory's configuration and its weights, mapped, after every file was found whole.
+fn open(dir: &Path) -> Result<(LlamaConfig, MmapedSafetensors)> {
+    let config = LlamaConfig::load(dir)?;
+    let files = weight_files(dir)?;
+    for file in &files {
+        check_complete(file)?;
+    }
+    // SAFETY: the files are mapped read-only and were found whole just above. Memory safety then rests on
+    // nobody truncating a model file while it is loaded, the contract of every memory-mapped checkpoint.
+    #[allow(unsafe_code, reason = "mapping avoids a second copy of the weights while they load")]
+    let tensors = unsafe { MmapedSafetensors::multi(&files) }
+        .map_err(|e| TrainError::model(dir, e.to_string(), "download the checkpoint again"))?;
+    Ok((config, tensors))
+}
+
+/// Finds a tensor in the headers with the shape that the configuration asks for.
+fn check_tensor(dir: &Path, tensors: &MmapedSafetensors, name: &str, shape: &[usize]) -> Result<()> {
+    let view = tensors.get(name).map_err(|_| {
+        TrainError::model(dir, format!("lacks the tensor {name}"), "download the checkpoint again")
+    })?;
+    if view.shape() != shape {
+        return Err(TrainError::model(
+            dir,
+            format!("{name} has shape {:?}, but config.json says {shape:?}", view.shape()),
+            "config.json and the weights belong to different models",
+        ));
+    }
+    Ok(())
+}
+
 /// The checkpoint's files: one, or the shards that its index names.
-fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let single = dir.join("model.safetensors");
     if single.is_file() {
         return Ok(vec![single]);
