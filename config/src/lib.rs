@@ -1,1 +1,13 @@
-//! The typed configuration, and sweep files read with line and column.
+//! Sweep files, read with line and column.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`sweep_file`] | a sweep file to a checked spec, with `--set` overrides and resolved paths |
+//! | `yaml` | YAML text to JSON and the place of each key |
+//! | `overrides` | `--set key=value` |
+//! | `paths` | which values are local paths, and what they resolve to |
+
+mod overrides;
+mod paths;
+pub mod sweep_file;
+mod yaml;

@@ -7,12 +7,14 @@
 //! | [`sweep`] | what a sweep file asks for, checked; a sweep's record |
 //! | [`trial`] | a trial's full configuration, its record, its states and their legal transitions |
 //! | [`metric`] | metric names and what each number means (the only place where it is defined) |
+//! | [`rng`] | counter-based random numbers |
 //! | [`clock`] | the one source of time |
 
 pub mod clock;
 pub mod footprint;
 pub mod ids;
 pub mod metric;
+pub mod rng;
 pub mod sweep;
 pub mod trial;
 

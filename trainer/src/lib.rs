@@ -8,8 +8,8 @@
 //! | [`lora`] | adapters: initialisation, dropout, low-rank products |
 //! | [`pack`] | a step of a pack, evaluation, generation |
 //! | [`optim`], [`schedule`] | AdamW with clipping; the learning rate's course |
-//! | [`rng`] | counter-based random numbers |
 //! | [`adapter_file`], [`files`] | adapters in PEFT's format; whole files and digests |
+//! | [`rng`] | counter-based random numbers (`domain::rng`) |
 //!
 //! There is no autograd graph: no tensor is a `Var`, so that a frozen weight can have no gradient, and what a
 //! backward needs is a struct that one can read.
@@ -22,8 +22,8 @@ pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod pack;
-pub mod rng;
 pub mod schedule;
 
 pub use candle_core::{Device, Tensor};
+pub use domain::rng;
 pub use error::{Result, TrainError};

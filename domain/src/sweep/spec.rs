@@ -2,7 +2,7 @@
 
 use crate::trial::TrialConfig;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Whether a smaller or a larger value of the sweep's metric is better.
@@ -149,17 +149,6 @@ pub struct Resources {
     pub accelerators: Vec<String>,
 }
 
-/// Something wrong with a sweep document.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// Where: keys and indices from the document's root, `parameters.lora_rank[1]`.
-    pub path: String,
-    /// What is wrong.
-    pub problem: String,
-    /// What to do.
-    pub remedy: String,
-}
-
 /// What a sweep file asks for, checked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SweepSpec {
@@ -177,15 +166,4 @@ pub struct SweepSpec {
     pub budget: Budget,
     /// Where trials may run.
     pub resources: Resources,
-}
-
-impl SweepSpec {
-    /// Reads and checks a sweep document (a sweep file as JSON). All problems are found, not the first alone.
-    ///
-    /// # Errors
-    /// The problems, in the document's order.
-    pub fn from_document(document: &Map<String, Value>) -> Result<Self, Vec<Problem>> {
-        let _ = document;
-        todo!("search helper")
-    }
 }

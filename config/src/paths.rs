@@ -1,0 +1,118 @@
+//! Which values are local paths, and what they resolve to.
+//!
+//! A value of a path parameter is local if it begins with `/`, `./`, `../` or `~`, ends as a data file does, or
+//! exists beside the file; else it is an id of the Hugging Face hub (`name` or `organisation/name`) and stays.
+
+use domain::sweep::Problem;
+use serde_json::{Map, Value};
+use std::path::{Component, Path, PathBuf};
+
+/// Parameters that name a model, an adapter or rows, and what each must be on disk.
+const PATH_PARAMETERS: &[(&str, &str)] = &[
+    ("pretrained_model_id", "a model's directory"),
+    ("dataset_name", "a .jsonl or .parquet file or a directory of them"),
+    ("eval_dataset_name", "a .jsonl or .parquet file or a directory of them"),
+    ("init_adapter", "an adapter's directory"),
+];
+
+/// What to do about a local path that does not exist.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Missing {
+    Report,
+    Ignore,
+}
+
+/// Makes every local path in the document absolute; `base` says against which folder a document path's values
+/// resolve.
+pub(crate) fn resolve(
+    document: &mut Map<String, Value>,
+    base: &dyn Fn(&str) -> PathBuf,
+    missing: Missing,
+) -> Vec<Problem> {
+    let mut resolver = Resolver { base, missing, problems: Vec::new() };
+    for (name, what) in PATH_PARAMETERS {
+        if let Some(value) = document.get_mut(*name) {
+            resolver.value(name, value, what);
+        }
+        let path = format!("parameters.{name}");
+        match document.get_mut("parameters") {
+            Some(Value::Object(object)) => {
+                object.get_mut(*name).into_iter().for_each(|v| resolver.value(&path, v, what));
+            }
+            Some(Value::Array(items)) => {
+                let found = items.iter_mut().filter_map(|item| item.as_object_mut()?.get_mut(*name));
+                found.for_each(|v| resolver.value(&path, v, what));
+            }
+            _ => {}
+        }
+    }
+    resolver.problems
+}
+
+struct Resolver<'a> {
+    base: &'a dyn Fn(&str) -> PathBuf,
+    missing: Missing,
+    problems: Vec<Problem>,
+}
+
+impl Resolver<'_> {
+    fn value(&mut self, path: &str, value: &mut Value, what: &str) {
+        match value {
+            Value::String(text) => self.text(path, text, what),
+            Value::Array(items) => {
+                items.iter_mut().enumerate().for_each(|(i, v)| self.value(&format!("{path}[{i}]"), v, what));
+            }
+            Value::Object(object) => {
+                for (key, value) in object.iter_mut().filter(|(key, _)| *key != "when") {
+                    self.value(&format!("{path}.{key}"), value, what);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn text(&mut self, path: &str, text: &mut String, what: &str) {
+        let base = (self.base)(path);
+        let full = base.join(home(text).unwrap_or_else(|| PathBuf::from(&*text)));
+        let exists = !text.is_empty() && full.exists();
+        if !exists && !is_local(text) {
+            return;
+        }
+        let full = tidy(&full);
+        if !exists && self.missing == Missing::Report {
+            let problem = format!("{text} is not there (looked for {})", full.display());
+            let remedy = format!("name {what}; a relative path is taken from {}", tidy(&base).display());
+            self.problems.push(Problem::new(path, problem, remedy));
+        }
+        *text = full.to_string_lossy().into_owned();
+    }
+}
+
+/// Whether a value that does not exist must have been meant as a local path.
+fn is_local(text: &str) -> bool {
+    let begins = ["/", "./", "../", "~"].iter().any(|prefix| text.starts_with(prefix));
+    let is_file = [".jsonl", ".json", ".parquet"].iter().any(|suffix| text.ends_with(suffix));
+    begins || is_file || text == "." || text == ".." || text.matches('/').count() > 1
+}
+
+/// `~` and `~/…` in the home directory.
+fn home(text: &str) -> Option<PathBuf> {
+    let rest = text.strip_prefix('~')?;
+    let home = PathBuf::from(std::env::var_os("HOME")?);
+    match rest.strip_prefix('/') {
+        Some(rest) => Some(home.join(rest)),
+        None => rest.is_empty().then_some(home),
+    }
+}
+
+/// Absolute, without `.` and `..`. Links are followed in the folders alone: a file keeps the name it was given,
+/// by whose end its format is known.
+fn tidy(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    if let (Some(parent), Some(Component::Normal(name))) = (path.parent(), path.components().next_back())
+        && let Ok(parent) = parent.canonicalize()
+    {
+        return parent.join(name);
+    }
+    path.canonicalize().unwrap_or(path)
+}

@@ -1,0 +1,120 @@
+//! Searches whose trials are all known beforehand: grid and one factor at a time.
+
+use super::space::{Assignment, Candidate, Space};
+use super::{Source, nothing_meets_the_constraints};
+use domain::sweep::{Distribution, Problem};
+use serde_json::Value;
+use std::collections::HashMap;
+
+/// Most combinations that a search may list.
+const MOST: usize = 10_000;
+
+/// Every combination in order, the last parameter varying fastest.
+pub(super) fn grid(space: &Space) -> Result<Vec<Assignment>, Vec<Problem>> {
+    let mut combinations = vec![Assignment::new()];
+    for (name, distribution) in &space.parameters {
+        let mut longer = Vec::new();
+        for before in combinations {
+            match space.resolve(distribution, &before) {
+                None => longer.push(before),
+                Some(branch) => {
+                    for value in values(name, branch)? {
+                        let mut with = before.clone();
+                        Space::assign(&mut with, name, value);
+                        longer.push(with);
+                    }
+                }
+            }
+            if longer.len() > MOST {
+                return Err(too_many(format!("more than {MOST} combinations")));
+            }
+        }
+        combinations = longer;
+    }
+    Ok(combinations)
+}
+
+/// The first value of every parameter, then each other value of each, one parameter at a time.
+pub(super) fn one_factor(space: &Space) -> Result<Vec<Assignment>, Vec<Problem>> {
+    let mut all = vec![with_varied(space, None)?];
+    for (name, distribution) in &space.parameters {
+        let Some(branch) = space.resolve(distribution, &all[0]) else { continue };
+        for value in values(name, branch)?.into_iter().skip(1) {
+            all.push(with_varied(space, Some((name, value)))?);
+        }
+    }
+    Ok(all)
+}
+
+/// Every parameter at its first value but the varied one.
+fn with_varied(space: &Space, varied: Option<(&str, Value)>) -> Result<Assignment, Vec<Problem>> {
+    let mut assignment = Assignment::new();
+    for (name, distribution) in &space.parameters {
+        let Some(branch) = space.resolve(distribution, &assignment) else { continue };
+        let value = match &varied {
+            Some((n, value)) if n == name => Some(value.clone()),
+            _ => values(name, branch)?.into_iter().next(),
+        };
+        if let Some(value) = value {
+            Space::assign(&mut assignment, name, value);
+        }
+    }
+    Ok(assignment)
+}
+
+fn values(name: &str, distribution: &Distribution) -> Result<Vec<Value>, Vec<Problem>> {
+    let Some(count) = distribution.count() else {
+        let problem = "a range without a step has no end of values";
+        let remedy = "give it a step, or name its values with choices, or use the random algorithm";
+        return Err(vec![Problem::new(format!("parameters.{name}"), problem, remedy)]);
+    };
+    if count > MOST as u64 {
+        return Err(too_many(format!("{count} values of {name}")));
+    }
+    Ok((0..count).filter_map(|k| distribution.nth(k)).collect())
+}
+
+fn too_many(what: String) -> Vec<Problem> {
+    let remedy = "name fewer values, or use the random algorithm with max_trials";
+    vec![Problem::new("parameters", format!("{what}; at most {MOST} trials can be listed"), remedy)]
+}
+
+/// Refuses a list that repeats a configuration or is longer than `max_trials`; leaves out what a constraint
+/// rejects.
+pub(super) fn checked(
+    space: &Space,
+    assignments: Vec<Assignment>,
+    max_trials: Option<u32>,
+) -> Result<Source, Vec<Problem>> {
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    let mut candidates: Vec<Candidate> = Vec::new();
+    let mut rejected = 0;
+    for candidate in assignments.into_iter().map(|a| space.candidate(a)) {
+        if !candidate.allowed {
+            rejected += 1;
+            continue;
+        }
+        if let Some(first) = seen.insert(candidate.identity.clone(), candidates.len()) {
+            return Err(vec![repeated(space, &candidates[first], &candidate)]);
+        }
+        candidates.push(candidate);
+    }
+    if candidates.is_empty() {
+        return Err(nothing_meets_the_constraints());
+    }
+    if let Some(most) = max_trials.filter(|most| candidates.len() > *most as usize) {
+        let problem = format!("{most} would drop some of the {} combinations", candidates.len());
+        let remedy = format!("set it to {} or remove it, or use the random algorithm", candidates.len());
+        return Err(vec![Problem::new("search.max_trials", problem, remedy)]);
+    }
+    Ok(Source::List { candidates, rejected })
+}
+
+fn repeated(space: &Space, first: &Candidate, second: &Candidate) -> Problem {
+    let say = |candidate| {
+        let chosen = space.chosen(candidate);
+        chosen.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+    };
+    let problem = format!("{} and {} come to the same trial", say(first), say(second));
+    Problem::new("parameters", problem, "remove one of the values")
+}

@@ -1,0 +1,87 @@
+//! The space of configurations: parameters in their order, conditions, constraints.
+
+use domain::sweep::{Distribution, Expression, Problem, SweepSpec, check_parameter, in_force, with_values};
+use domain::trial::TrialConfig;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+/// Values of the parameters that apply, by name.
+pub(super) type Assignment = BTreeMap<String, Value>;
+
+#[derive(Debug)]
+pub(super) struct Space {
+    base: TrialConfig,
+    defaults: Map<String, Value>,
+    pub(super) parameters: Vec<(String, Distribution)>,
+    constraints: Vec<Expression>,
+}
+
+/// One point of the space.
+#[derive(Debug, Clone)]
+pub(super) struct Candidate {
+    assignment: Assignment,
+    pub(super) config: TrialConfig,
+    /// The configuration in force as text: equal for points that train alike.
+    pub(super) identity: String,
+    /// Whether it meets all constraints.
+    pub(super) allowed: bool,
+}
+
+impl Space {
+    pub(super) fn new(spec: &SweepSpec) -> Result<Self, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let mut constraints = Vec::new();
+        for (i, constraint) in spec.constraints.iter().enumerate() {
+            match Expression::parse(&constraint.0) {
+                Ok(expression) => constraints.push(expression),
+                Err(e) => problems.push(Problem::new(format!("constraints[{i}]"), e.to_string(), "mend it")),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let defaults = values_of(&spec.base);
+        Ok(Self { base: spec.base.clone(), defaults, parameters: spec.parameters.clone(), constraints })
+    }
+
+    /// What parameter `distribution` may be, given the values of those before it; `None`: its default.
+    pub(super) fn resolve<'a>(
+        &self,
+        distribution: &'a Distribution,
+        before: &Assignment,
+    ) -> Option<&'a Distribution> {
+        distribution.resolve(&|name, value| {
+            before.get(name).or_else(|| self.defaults.get(name)).is_some_and(|actual| actual == value)
+        })
+    }
+
+    /// Gives `name` a value in its normal form, in which conditions compare it.
+    pub(super) fn assign(assignment: &mut Assignment, name: &str, value: Value) {
+        let normal = check_parameter(name, &value).unwrap_or(value);
+        assignment.insert(name.into(), normal);
+    }
+
+    pub(super) fn candidate(&self, assignment: Assignment) -> Candidate {
+        let config = with_values(&self.base, assignment.iter().map(|(name, value)| (name.as_str(), value)));
+        let values = in_force(&config);
+        let allowed = self.constraints.iter().all(|constraint| constraint.holds(&values));
+        Candidate { assignment, config, identity: Value::Object(values).to_string(), allowed }
+    }
+
+    /// The values that the search chose: all but constants.
+    pub(super) fn chosen(&self, candidate: &Candidate) -> BTreeMap<String, Value> {
+        let constant = |name: &str| {
+            self.parameters.iter().any(|(n, d)| n == name && matches!(d, Distribution::Constant(_)))
+        };
+        let chosen = candidate.assignment.iter().filter(|(name, _)| !constant(name));
+        chosen.map(|(name, value)| (name.clone(), value.clone())).collect()
+    }
+}
+
+fn values_of(config: &TrialConfig) -> Map<String, Value> {
+    match serde_json::to_value(config) {
+        Ok(Value::Object(values)) => values,
+        // A flat struct of strings and numbers serialises without fail.
+        Ok(_) | Err(_) => Map::new(),
+    }
+}

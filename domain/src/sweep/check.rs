@@ -1,0 +1,182 @@
+//! What must hold between a sweep's parts.
+
+use super::problem::join;
+use super::{Algorithm, Distribution, Problem, SweepSpec};
+use crate::metric;
+use crate::trial::TrialConfig;
+use serde_json::Value;
+
+/// ASHA's default has at most this many rungs.
+const DEFAULT_RUNGS: u32 = 3;
+
+/// Checks a spec whose parts are sound each by itself, and fills in what follows from its other parts: ASHA's
+/// first rung, and evaluations at its rungs.
+pub(super) fn between_parts(spec: &mut SweepSpec, problems: &mut Vec<Problem>) {
+    required(spec, problems);
+    conditions(spec, problems);
+    held_out_rows(spec, problems);
+    if spec.search.max_trials.is_none()
+        && matches!(spec.search.algorithm, Algorithm::Random | Algorithm::Asha)
+    {
+        let problem = "missing: these draws have no end of their own";
+        problems.push(Problem::new("search.max_trials", problem, "say how many trials there shall be"));
+    }
+    if spec.search.algorithm == Algorithm::Asha {
+        rungs(spec, problems);
+    }
+}
+
+fn required(spec: &SweepSpec, problems: &mut Vec<Problem>) {
+    for (name, value, remedy) in [
+        ("pretrained_model_id", &spec.base.pretrained_model_id, "name the base model's directory"),
+        ("dataset_name", &spec.base.dataset_name, "name a .jsonl or .parquet file of training rows"),
+    ] {
+        let told = problems.iter().any(|p| p.path == name || p.path.starts_with(&join("parameters", name)));
+        if value.is_empty() && spec.distribution(name).is_none() && !told {
+            problems.push(Problem::new(name, "missing", remedy));
+        }
+    }
+}
+
+/// A `when` looks at parameters before its own, and at values that they can have.
+fn conditions(spec: &SweepSpec, problems: &mut Vec<Problem>) {
+    for (i, (name, distribution)) in spec.parameters.iter().enumerate() {
+        let mut check = |parameter: &str, value: &Value, path: &str| {
+            let at = format!("{path}.when.{parameter}");
+            let position = spec.parameters.iter().position(|(n, _)| n == parameter);
+            match position {
+                Some(p) if p >= i => {
+                    let problem = format!("{parameter} does not stand before {name}");
+                    problems.push(Problem::new(at, problem, format!("move {parameter} above {name}")));
+                }
+                Some(p) => {
+                    if never(&spec.parameters[p].1, value) {
+                        let problem = format!("{parameter} is never {value}");
+                        problems.push(Problem::new(at, problem, "name one of its values"));
+                    }
+                }
+                None => {}
+            }
+        };
+        each_condition(distribution, &join("parameters", name), &mut check);
+    }
+}
+
+fn each_condition(distribution: &Distribution, path: &str, visit: &mut impl FnMut(&str, &Value, &str)) {
+    if let Distribution::When { conditions, otherwise, .. } = distribution {
+        for (parameter, value) in conditions {
+            visit(parameter, value, path);
+        }
+        if let Some(otherwise) = otherwise {
+            each_condition(otherwise, &join(path, "otherwise"), visit);
+        }
+    }
+}
+
+/// Whether a distribution that lists its values lacks this one.
+fn never(distribution: &Distribution, value: &Value) -> bool {
+    match distribution {
+        Distribution::Constant(only) => only != value,
+        Distribution::Choices(choices) => !choices.contains(value),
+        _ => false,
+    }
+}
+
+fn held_out_rows(spec: &SweepSpec, problems: &mut Vec<Problem>) {
+    let base = spec.common();
+    let searched = ["eval_size", "eval_dataset_name"].iter().any(|name| spec.varies(name));
+    if spec.search.metric == metric::EVAL_LOSS
+        && base.eval_size == 0.0
+        && base.eval_dataset_name.is_none()
+        && !searched
+    {
+        let remedy = "set eval_size above 0, or eval_dataset_name";
+        problems.push(Problem::new(
+            "search.metric",
+            "eval/loss needs held-out rows, and there are none",
+            remedy,
+        ));
+    }
+}
+
+/// ASHA's first rung, and a value of the metric at each rung.
+fn rungs(spec: &mut SweepSpec, problems: &mut Vec<Problem>) {
+    let base = spec.common();
+    let evaluated = spec.search.metric.starts_with("eval/");
+    let reported = [metric::LOSS, metric::GRAD_NORM, metric::SAMPLES_PER_SECOND, metric::TOKENS_PER_SECOND];
+    if !evaluated && !reported.contains(&spec.search.metric.as_str()) {
+        let problem = format!("{} is known at a trial's end only, too late for asha", spec.search.metric);
+        problems.push(Problem::new("search.metric", problem, "use eval/loss or loss, or another algorithm"));
+        return;
+    }
+    let (every_name, every) =
+        if evaluated { ("eval_steps", base.eval_steps) } else { ("logging_steps", base.logging_steps) };
+    for name in ["max_steps", "num_train_epochs", every_name] {
+        if spec.varies(name) {
+            let problem = "asha compares trials at the same steps";
+            problems.push(Problem::new(join("parameters", name), problem, format!("give {name} one value")));
+        }
+    }
+    let steps = base.max_steps.or(base.num_train_epochs.is_none().then_some(TrialConfig::DEFAULT_MAX_STEPS));
+    let min_steps =
+        spec.search.min_steps.or_else(|| Some(first_rung(steps?, spec.search.reduction_factor, every)));
+    let Some(min_steps) = min_steps else {
+        let problem = "missing: the steps of num_train_epochs are not known beforehand";
+        problems.push(Problem::new("search.min_steps", problem, "say at which step asha first compares"));
+        return;
+    };
+    if let Some(steps) = steps
+        && min_steps >= steps
+    {
+        let problem =
+            format!("the first rung at step {min_steps} does not come before the last step, {steps}");
+        problems.push(Problem::new("search.min_steps", problem, "give fewer, or raise max_steps"));
+    }
+    if every == 0 && spec.distribution(every_name).is_none() {
+        spec.base.eval_steps = min_steps;
+    } else if every == 0 || min_steps % every != 0 {
+        let problem = format!("the rung at step {min_steps} has no value, since {every_name} is {every}");
+        let remedy = format!("make min_steps a multiple of {every_name}");
+        problems.push(Problem::new("search.min_steps", problem, remedy));
+    }
+    spec.search.min_steps = Some(min_steps);
+}
+
+/// The default first rung: at most [`DEFAULT_RUNGS`] rungs before `steps`, on a step that has a value.
+fn first_rung(steps: u32, reduction_factor: u32, every: u32) -> u32 {
+    let parts = reduction_factor.saturating_pow(DEFAULT_RUNGS);
+    steps.div_ceil(parts).checked_next_multiple_of(every.max(1)).unwrap_or(steps)
+}
+
+impl SweepSpec {
+    /// What is said of parameter `name` under `parameters`.
+    pub fn distribution(&self, name: &str) -> Option<&Distribution> {
+        self.parameters.iter().find(|(n, _)| n == name).map(|(_, d)| d)
+    }
+
+    /// Whether trials may differ in parameter `name`.
+    pub fn varies(&self, name: &str) -> bool {
+        !matches!(self.distribution(name), None | Some(Distribution::Constant(_)))
+    }
+
+    /// What all trials share: the base with the constants among the parameters.
+    pub fn common(&self) -> TrialConfig {
+        let constants = self.parameters.iter().filter_map(|(name, distribution)| match distribution {
+            Distribution::Constant(value) => Some((name.as_str(), value)),
+            _ => None,
+        });
+        with_values(&self.base, constants)
+    }
+}
+
+/// `base` with the values of some parameters, which have passed [`super::check_parameter`].
+pub fn with_values<'a>(
+    base: &TrialConfig,
+    values: impl IntoIterator<Item = (&'a str, &'a Value)>,
+) -> TrialConfig {
+    let Ok(Value::Object(mut object)) = serde_json::to_value(base) else { return base.clone() };
+    for (name, value) in values {
+        object.insert(name.into(), value.clone());
+    }
+    serde_json::from_value(Value::Object(object)).unwrap_or_else(|_| base.clone())
+}

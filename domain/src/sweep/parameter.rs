@@ -1,0 +1,218 @@
+//! What each parameter of a trial may be: one table, by which sweep files and command-line flags are checked.
+
+use super::Problem;
+use super::problem::describe;
+use crate::trial::TrialConfig;
+use serde_json::{Map, Number, Value};
+
+/// Largest whole number that a double holds exactly; documents travel as doubles.
+pub const LARGEST_WHOLE: u64 = 1 << 53;
+
+/// What sort of value a parameter takes; ranges and constraints depend on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Whole,
+    Number,
+    Text,
+    Flag,
+    Modules,
+}
+
+/// One parameter's rule.
+pub(super) struct Rule {
+    name: &'static str,
+    pub(super) kind: Kind,
+    /// Ends the sentence "must be …".
+    must_be: &'static str,
+    holds: fn(&TrialConfig) -> bool,
+}
+
+const fn rule(
+    name: &'static str,
+    kind: Kind,
+    must_be: &'static str,
+    holds: fn(&TrialConfig) -> bool,
+) -> Rule {
+    Rule { name, kind, must_be, holds }
+}
+
+const FROM_0: &str = "a whole number from 0";
+const FROM_1: &str = "a whole number from 1";
+const TRUE_OR_FALSE: &str = "true or false";
+
+const RULES: &[Rule] = &[
+    rule("task", Kind::Text, "instruct-lora", |_| true),
+    rule("pretrained_model_id", Kind::Text, "a model's directory", |c| !c.pretrained_model_id.is_empty()),
+    rule("dataset_name", Kind::Text, "a .jsonl or .parquet file or a directory", |c| {
+        !c.dataset_name.is_empty()
+    }),
+    rule("instruct_column_in_dataset", Kind::Text, "a column's name", |c| {
+        !c.instruct_column_in_dataset.is_empty()
+    }),
+    rule("eval_dataset_name", Kind::Text, "a .jsonl or .parquet file or a directory", |c| {
+        c.eval_dataset_name.as_ref().is_none_or(|n| !n.is_empty())
+    }),
+    rule("eval_size", Kind::Number, "a share from 0 to below 1, or a whole number of rows", |c| {
+        c.eval_size >= 0.0 && (c.eval_size < 1.0 || c.eval_size.fract() == 0.0)
+    }),
+    rule("eval_split", Kind::Text, "random or last", |_| true),
+    rule("assistant_only_loss", Kind::Flag, TRUE_OR_FALSE, |_| true),
+    rule("add_eos", Kind::Flag, TRUE_OR_FALSE, |_| true),
+    rule("skip_bad_rows", Kind::Flag, TRUE_OR_FALSE, |_| true),
+    rule("shuffle", Kind::Flag, TRUE_OR_FALSE, |_| true),
+    rule("precision_mode", Kind::Text, "float32, bfloat16, float16 or 4bit", |_| true),
+    rule("lora_rank", Kind::Whole, FROM_1, |c| c.lora_rank >= 1),
+    rule("lora_alpha", Kind::Number, "a number above 0", |c| c.lora_alpha.is_none_or(|a| a > 0.0)),
+    rule("lora_dropout", Kind::Number, "a number from 0 to below 1", |c| {
+        (0.0..1.0).contains(&c.lora_dropout)
+    }),
+    rule(
+        "target_modules",
+        Kind::Modules,
+        "all-linear, a regular expression or a list of module names",
+        |c| {
+            use crate::trial::TargetModules::{Names, Pattern};
+            match &c.target_modules {
+                Names(names) => !names.is_empty() && names.iter().all(|n| !n.is_empty()),
+                Pattern(pattern) => !pattern.is_empty(),
+            }
+        },
+    ),
+    rule("init_adapter", Kind::Text, "an adapter's directory", |c| {
+        c.init_adapter.as_ref().is_none_or(|a| !a.is_empty())
+    }),
+    rule("batch_size", Kind::Whole, FROM_1, |c| c.batch_size >= 1),
+    rule("gradient_accumulation_steps", Kind::Whole, FROM_1, |c| c.gradient_accumulation_steps >= 1),
+    // One token is predicted from the one before it, so a row of one token teaches nothing.
+    rule("max_sequence_length", Kind::Whole, "a whole number from 2", |c| c.max_sequence_length >= 2),
+    rule("learning_rate", Kind::Number, "a number above 0", |c| c.learning_rate > 0.0),
+    rule("lr_scheduler_type", Kind::Text, "constant, constant_with_warmup, linear or cosine", |_| true),
+    rule("warmup_steps", Kind::Whole, FROM_0, |_| true),
+    rule("warmup_ratio", Kind::Number, "a number from 0 to 1", |c| (0.0..=1.0).contains(&c.warmup_ratio)),
+    rule("weight_decay", Kind::Number, "a number from 0", |c| c.weight_decay >= 0.0),
+    rule("adam_beta1", Kind::Number, "a number from 0 to below 1", |c| (0.0..1.0).contains(&c.adam_beta1)),
+    rule("adam_beta2", Kind::Number, "a number from 0 to below 1", |c| (0.0..1.0).contains(&c.adam_beta2)),
+    rule("adam_epsilon", Kind::Number, "a number above 0", |c| c.adam_epsilon > 0.0),
+    rule("max_grad_norm", Kind::Number, "a number from 0 (0 clips nothing)", |c| c.max_grad_norm >= 0.0),
+    rule("max_steps", Kind::Whole, FROM_1, |c| c.max_steps.is_none_or(|s| s >= 1)),
+    rule("num_train_epochs", Kind::Number, "a number above 0", |c| {
+        c.num_train_epochs.is_none_or(|e| e > 0.0)
+    }),
+    rule("seed", Kind::Whole, "a whole number from 0 to 2^53", |c| c.seed <= LARGEST_WHOLE),
+    rule("logging_steps", Kind::Whole, FROM_1, |c| c.logging_steps >= 1),
+    rule("eval_steps", Kind::Whole, FROM_0, |_| true),
+    rule("save_steps", Kind::Whole, FROM_0, |_| true),
+];
+
+/// The rule of parameter `name`, if there is such a parameter.
+pub(super) fn rule_of(name: &str) -> Option<&'static Rule> {
+    RULES.iter().find(|r| r.name == name)
+}
+
+/// Checks a value for parameter `name` and returns it in its normal form: whole numbers as integers, other
+/// numbers as doubles, so that equal values are equal JSON.
+///
+/// # Errors
+/// What the value must be, as a sentence's predicate: `must be a whole number from 1, not 0`.
+pub fn check_parameter(name: &str, value: &Value) -> Result<Value, String> {
+    let Some(rule) = rule_of(name) else {
+        return Err("is no parameter".into());
+    };
+    let mut object = Map::new();
+    object.insert(name.into(), whole_as_integer(value));
+    let config = serde_json::from_value::<TrialConfig>(Value::Object(object)).ok().filter(rule.holds);
+    let normal = config.and_then(|config| serde_json::to_value(config).ok()?.get(name).cloned());
+    normal.ok_or_else(|| format!("must be {}, not {}", rule.must_be, describe(value)))
+}
+
+/// Checks every parameter of a trial's configuration.
+///
+/// # Errors
+/// One problem for each parameter that breaks its rule.
+pub fn check_config(config: &TrialConfig) -> Result<(), Vec<Problem>> {
+    let broken: Vec<_> = RULES
+        .iter()
+        .filter(|rule| !(rule.holds)(config))
+        .map(|rule| Problem::new(rule.name, "out of range", format!("it must be {}", rule.must_be)))
+        .collect();
+    if broken.is_empty() { Ok(()) } else { Err(broken) }
+}
+
+/// `8.0` is the whole number 8: JSON and YAML make no difference, and a document's doubles lose it.
+fn whole_as_integer(value: &Value) -> Value {
+    match value.as_f64() {
+        Some(x) if value.is_f64() && x.fract() == 0.0 && x.abs() <= LARGEST_WHOLE as f64 => {
+            Value::Number(Number::from(x as i64))
+        }
+        _ => value.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trial::PARAMETER_NAMES;
+    use serde_json::json;
+
+    #[test]
+    fn every_parameter_has_a_rule_that_its_default_meets() {
+        let names: Vec<_> = RULES.iter().map(|r| r.name).collect();
+        assert_eq!(names, PARAMETER_NAMES);
+        let broken = check_config(&TrialConfig::default()).unwrap_err();
+        let paths: Vec<_> = broken.iter().map(|p| p.path.as_str()).collect();
+        assert_eq!(paths, ["pretrained_model_id", "dataset_name"], "only what has no default");
+    }
+
+    #[test]
+    fn values_and_their_normal_form() {
+        for (name, value, normal) in [
+            ("lora_rank", json!(8), json!(8)),
+            ("lora_rank", json!(8.0), json!(8)),
+            ("learning_rate", json!(1), json!(1.0)),
+            ("lora_alpha", json!(32), json!(32.0)),
+            ("lora_alpha", json!(null), json!(null)),
+            ("precision_mode", json!("4bit"), json!("4bit")),
+            ("target_modules", json!(["q_proj", "v_proj"]), json!(["q_proj", "v_proj"])),
+            ("target_modules", json!("all-linear"), json!("all-linear")),
+            ("eval_size", json!(50), json!(50.0)),
+            ("shuffle", json!(false), json!(false)),
+            ("seed", json!(LARGEST_WHOLE), json!(LARGEST_WHOLE)),
+        ] {
+            assert_eq!(check_parameter(name, &value), Ok(normal), "{name}: {value}");
+        }
+    }
+
+    #[test]
+    fn values_that_are_refused() {
+        for (name, value, message) in [
+            ("lora_rank", json!(0), "must be a whole number from 1, not 0"),
+            ("lora_rank", json!(-1), "must be a whole number from 1, not -1"),
+            ("lora_rank", json!(1.5), "must be a whole number from 1, not 1.5"),
+            ("lora_rank", json!("8"), "must be a whole number from 1, not \"8\""),
+            ("lora_rank", json!([8]), "must be a whole number from 1, not a list"),
+            ("lora_rank", json!(null), "must be a whole number from 1, not nothing"),
+            ("lora_rank", json!(5_000_000_000u64), "must be a whole number from 1, not 5000000000"),
+            ("batch_size", json!(0), "must be a whole number from 1, not 0"),
+            ("learning_rate", json!(0), "must be a number above 0, not 0"),
+            ("learning_rate", json!(-1e-4), "must be a number above 0, not -0.0001"),
+            ("learning_rate", json!("fast"), "must be a number above 0, not \"fast\""),
+            ("lora_dropout", json!(1), "must be a number from 0 to below 1, not 1"),
+            (
+                "eval_size",
+                json!(1.5),
+                "must be a share from 0 to below 1, or a whole number of rows, not 1.5",
+            ),
+            ("seed", json!(LARGEST_WHOLE + 1), "must be a whole number from 0 to 2^53, not 9007199254740993"),
+            ("precision_mode", json!("8bit"), "must be float32, bfloat16, float16 or 4bit, not \"8bit\""),
+            ("shuffle", json!("yes"), "must be true or false, not \"yes\""),
+            (
+                "target_modules",
+                json!([]),
+                "must be all-linear, a regular expression or a list of module names, not an empty list",
+            ),
+            ("lora_rnk", json!(8), "is no parameter"),
+        ] {
+            assert_eq!(check_parameter(name, &value), Err(message.into()), "{name}: {value}");
+        }
+    }
+}
