@@ -8,8 +8,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
-        .bytes(".lorafleet.v1.UploadCheckpointRequest.piece.data")
-        .bytes(".lorafleet.v1.DownloadCheckpointResponse.piece.data")
+        .bytes(".lorafleet.v1.UploadCheckpointRequest.data")
+        .bytes(".lorafleet.v1.DownloadCheckpointResponse.data")
         .compile_fds(descriptors)?;
     println!("cargo::rerun-if-changed=lorafleet");
     Ok(())
