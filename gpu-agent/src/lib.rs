@@ -1,1 +1,158 @@
 //! Trains trials on the devices of one machine.
+//!
+//! ```text
+//! coordinator ══ session ──> device ──commands──> engine (its own thread)
+//!      ▲            ▲           │ ▲                  │
+//!      ║            └── spool <─┘ └──────events──────┘
+//!      ╚═════════ transfer <────┘ checkpoints
+//! ```
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`engine`] | what trains: trials that share a base, stepped together on a thread of their own |
+//! | [`actors`] | a device and its trials; the session with the coordinator |
+//! | [`spool`] | what the coordinator has not acknowledged yet, on disk |
+//! | [`transfer`] | checkpoints up and down |
+//! | [`home`] | the agent's folder: its name, its lock |
+//! | [`devices`] | what this machine has |
+//! | [`wire`] | between the agent's words and the protocol's |
+
+pub mod actors;
+mod assignment;
+pub mod devices;
+pub mod engine;
+pub mod home;
+pub mod spool;
+pub mod transfer;
+pub mod wire;
+
+pub use assignment::Assignment;
+
+use actor::Scope;
+use actors::device::Device;
+use actors::session::{Identity, Session};
+use domain::{AgentId, Clock, DeviceId};
+use engine::host::{Factory, Host};
+use home::Home;
+use prost::Message;
+use spool::Spool;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::transport::Endpoint;
+use transfer::Transfers;
+use wire::Saying;
+
+/// The time in which an agent that is told to end checkpoints its trials and gives them back. Whoever waits
+/// for the agent's scope waits a little longer.
+pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(20);
+
+/// The pause between signs of life of an idle connection, and the time to answer one.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// What an agent is started with.
+#[derive(Clone)]
+pub struct Options {
+    /// The coordinator, as `http://host:port`.
+    pub endpoint: String,
+    /// The agent's own folder.
+    pub data_dir: PathBuf,
+    /// The devices to train on.
+    pub devices: Vec<DeviceOptions>,
+    /// The hour.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// A device to train on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeviceOptions {
+    /// `cpu`, `cuda:0`, ….
+    pub id: DeviceId,
+    /// `CPU`, `A100-40GB`, ….
+    pub accelerator: String,
+    /// Bytes that trials may use.
+    pub memory_bytes: u64,
+    /// Trials that may share it at a time.
+    pub max_pack_size: u32,
+    /// Dollars an hour; 0 for a machine of one's own.
+    pub price_per_hour: f64,
+}
+
+/// Why an agent does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The coordinator's address cannot be read.
+    #[error("{endpoint}: {problem}; give it as http://host:port")]
+    Endpoint {
+        /// What was given.
+        endpoint: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Two agents would use one folder.
+    #[error("{}: another agent uses this folder; give each its own", path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The agent's folder cannot be used.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// A running agent. It ends when its scope is cancelled: it checkpoints its trials, gives them back, and is
+/// done within [`SHUTDOWN_GRACE`]. A coordinator in the same process should be ended after it.
+#[derive(Debug)]
+pub struct Agent {
+    /// Its id, the same at each start on one data directory.
+    pub id: AgentId,
+}
+
+/// Makes the engine of a device.
+pub type Engines = Arc<dyn Fn(&DeviceOptions) -> Factory + Send + Sync>;
+
+/// Starts an agent that trains with engines of one's own.
+///
+/// # Errors
+/// See [`AgentError`]. A coordinator that cannot be reached is no error: the agent tries until it can be.
+pub async fn start_with(options: Options, engines: Engines, scope: Scope) -> Result<Agent, AgentError> {
+    let endpoint = Endpoint::from_shared(options.endpoint.clone())
+        .map_err(|e| AgentError::Endpoint { endpoint: options.endpoint.clone(), problem: e.to_string() })?
+        .connect_timeout(KEEP_ALIVE)
+        .http2_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_while_idle(true);
+    let home = Home::open(&options.data_dir)?;
+    let id = home.agent_id()?;
+    let spool = open_spool(&home)?;
+    let transfers = Transfers::new(&endpoint);
+    let mut devices = Vec::new();
+    for device in &options.devices {
+        let host = Host::start(&format!("engine {}", device.id), engines(device))
+            .map_err(|source| AgentError::Io { path: options.data_dir.clone(), source })?;
+        let (spool, transfers, home) = (spool.clone(), transfers.clone(), home.clone());
+        devices.push(Device::start(device.id.clone(), host, spool, transfers, home, &scope));
+    }
+    let identity = Identity { id: id.clone(), hostname: devices::hostname(), devices: options.devices };
+    Session::start(identity, endpoint, devices, spool, home, &scope);
+    Ok(Agent { id })
+}
+
+/// The spool as the last agent left it. Trials that it was training are given back: nothing trains them now.
+fn open_spool(home: &Home) -> Result<Spool, AgentError> {
+    let path = home.spool();
+    let io = |source| AgentError::Io { path: path.clone(), source };
+    let spool = Spool::open(&path).map_err(io)?;
+    for assignment in spool.unfinished() {
+        let released = Saying::Released { reason: "the agent was started again".into() };
+        spool
+            .append(&assignment, true, |sequence| released.request(&assignment, sequence).encode_to_vec())
+            .map_err(io)?;
+    }
+    Ok(spool)
+}

@@ -1,0 +1,457 @@
+//! A device: its engine and the trials it holds. It turns what happens to a trial into words for the
+//! coordinator, in this order: metrics are spooled as they come; a checkpoint is uploaded once everything
+//! spooled before it is acknowledged; a trial's last word is spooled once its last checkpoint is uploaded.
+
+use crate::engine::host::Host;
+use crate::engine::{self, Admission, Checkpoint, Ending, Event, Happening, How};
+use crate::home::Home;
+use crate::spool::Spool;
+use crate::transfer::{TransferError, Transfers};
+use crate::wire::{self, Saying};
+use crate::{Assignment, SHUTDOWN_GRACE};
+use actor::{Mailbox, Scope, mailbox};
+use domain::DeviceId;
+use domain::trial::{Digests, Failure, FailureClass, TrialConfig, TrialSummary};
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use prost::Message;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// Events that are looked at together: neighbouring points of a trial become one message.
+const EVENTS: usize = 64;
+/// Commands that may wait.
+const MAILBOX: usize = 64;
+/// The longest pause between two tries of a transfer.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// A trial to train here.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Assign {
+    /// The trial and its attempt.
+    pub assignment: Assignment,
+    /// Every parameter with the value in force.
+    pub config: TrialConfig,
+    /// The step of the checkpoint to go on from; `None` starts anew.
+    pub resume_step: Option<u64>,
+    /// What earlier attempts were trained on.
+    pub digests: Option<Digests>,
+    /// What the footprint model predicts; 0 if it predicts nothing.
+    pub predicted_peak_memory_bytes: u64,
+}
+
+/// What a device is told.
+#[derive(Debug)]
+pub enum Command {
+    /// Train this.
+    Assign(Box<Assign>),
+    /// End this. Trials that it does not hold are ignored.
+    Stop(Assignment, How),
+}
+
+/// How a device stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Status {
+    /// What it holds, and each one's finished steps.
+    pub holdings: Vec<(Assignment, u64)>,
+    /// The base in its memory.
+    pub resident_base: Option<String>,
+}
+
+/// A device's handle.
+#[derive(Debug, Clone)]
+pub struct Device {
+    /// Its name.
+    pub id: DeviceId,
+    /// Takes its commands.
+    pub mailbox: Mailbox<Command>,
+    /// Shows how it stands; closed when the device has ended.
+    pub status: watch::Receiver<Status>,
+}
+
+impl Device {
+    /// Starts a device's actor. When the scope is cancelled, it gives its trials back, and ends when that is
+    /// done or [`SHUTDOWN_GRACE`] is over.
+    pub fn start(
+        id: DeviceId,
+        host: Host,
+        spool: Spool,
+        transfers: Transfers,
+        home: Home,
+        scope: &Scope,
+    ) -> Self {
+        let (sender, inbox) = mailbox(MAILBOX);
+        let (status, seen) = watch::channel(Status::default());
+        let actor = Actor {
+            outgoing: VecDeque::new(),
+            held: BTreeMap::new(),
+            resident_base: None,
+            transfers_under_way: FuturesUnordered::new(),
+            status,
+            spool,
+            transfers,
+            home,
+        };
+        scope.spawn("device", actor.run(inbox, host, scope.clone()));
+        Self { id, mailbox: sender, status: seen }
+    }
+}
+
+/// What became of a transfer.
+enum Transferred {
+    Down(Box<Assign>, Result<Checkpoint, TransferError>),
+    Up(Assignment, Checkpoint, Result<(), TransferError>),
+}
+
+/// A trial that the device holds.
+#[derive(Default)]
+struct Held {
+    step: u64,
+    predicted_peak_memory_bytes: u64,
+    /// Whether the engine has it; before, its checkpoint is being downloaded.
+    admitted: bool,
+    /// Whether an upload is under way.
+    uploading: bool,
+    /// The newest checkpoint that waits for its upload, and the number of the last message before it.
+    newest: Option<(Checkpoint, u64)>,
+    /// Uploads that failed since the last that did not.
+    failures: u32,
+    /// Why it is given back, if it is.
+    reason: &'static str,
+    /// Its last word, said once nothing is left to upload.
+    last: Option<Saying>,
+}
+
+struct Actor {
+    outgoing: VecDeque<engine::Command>,
+    held: BTreeMap<Assignment, Held>,
+    resident_base: Option<String>,
+    transfers_under_way: FuturesUnordered<BoxFuture<'static, Transferred>>,
+    status: watch::Sender<Status>,
+    spool: Spool,
+    transfers: Transfers,
+    home: Home,
+}
+
+impl Actor {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Command>, mut host: Host, scope: Scope) {
+        let mut batch = Vec::new();
+        let mut open = true;
+        let mut deadline = None;
+        while deadline.is_none() || !self.held.is_empty() {
+            tokio::select! {
+                () = scope.cancelled(), if deadline.is_none() => {
+                    deadline = Some(tokio::time::Instant::now() + SHUTDOWN_GRACE);
+                    self.release_all();
+                }
+                () = until(deadline) => break,
+                command = inbox.recv(), if open => match command {
+                    Some(Command::Assign(assign)) => self.assign(assign, deadline.is_some()),
+                    Some(Command::Stop(assignment, how)) => self.stop(&assignment, how, "the coordinator asked for it"),
+                    None => open = false,
+                },
+                count = host.events.recv_many(&mut batch, EVENTS) => {
+                    if count == 0 {
+                        tracing::error!("the engine's thread has ended");
+                        break;
+                    }
+                    self.events(&mut batch);
+                }
+                permit = host.commands.reserve(), if !self.outgoing.is_empty() => {
+                    if let (Ok(permit), Some(command)) = (permit, self.outgoing.pop_front()) {
+                        permit.send(command);
+                    }
+                }
+                Some(transferred) = self.transfers_under_way.next(), if !self.transfers_under_way.is_empty() => {
+                    self.transferred(transferred);
+                }
+            }
+            self.publish();
+        }
+        // Dropping the host ends its thread.
+    }
+
+    fn publish(&self) {
+        let holdings = self.held.iter().map(|(assignment, held)| (assignment.clone(), held.step)).collect();
+        let status = Status { holdings, resident_base: self.resident_base.clone() };
+        self.status.send_if_modified(|old| std::mem::replace(old, status.clone()) != status);
+    }
+
+    fn assign(&mut self, assign: Box<Assign>, ending: bool) {
+        let assignment = assign.assignment.clone();
+        let known = self.held.contains_key(&assignment) || self.spool.assignments().contains(&assignment);
+        if known {
+            return; // The coordinator repeats what it is not sure that we heard.
+        }
+        let older: Vec<_> = self.held.keys().filter(|h| h.trial == assignment.trial).cloned().collect();
+        if older.iter().any(|h| h.attempt > assignment.attempt) {
+            return;
+        }
+        for old in older {
+            self.stop(&old, How::Drop, "");
+        }
+        tracing::info!(trial = %assignment, "assigned");
+        let held = Held {
+            step: assign.resume_step.unwrap_or(0),
+            predicted_peak_memory_bytes: assign.predicted_peak_memory_bytes,
+            ..Held::default()
+        };
+        self.held.insert(assignment.clone(), held);
+        if ending {
+            self.stop(&assignment, How::Release, "the agent shuts down");
+        } else if assign.resume_step.is_some() {
+            self.download(assign, 0);
+        } else {
+            self.admit(*assign, None);
+        }
+    }
+
+    fn admit(&mut self, assign: Assign, checkpoint: Option<Checkpoint>) {
+        if let Some(held) = self.held.get_mut(&assign.assignment) {
+            held.admitted = true;
+        }
+        let admission = Admission {
+            work_dir: self.home.work_dir(&assign.assignment),
+            assignment: assign.assignment,
+            config: assign.config,
+            resume: checkpoint.map(|c| c.dirs),
+            digests: assign.digests,
+        };
+        self.outgoing.push_back(engine::Command::Admit(Box::new(admission)));
+    }
+
+    fn release_all(&mut self) {
+        let held: Vec<_> = self.held.keys().cloned().collect();
+        for assignment in held {
+            self.stop(&assignment, How::Release, "the agent shuts down");
+        }
+    }
+
+    fn stop(&mut self, assignment: &Assignment, how: How, reason: &'static str) {
+        let Some(held) = self.held.get_mut(assignment) else { return };
+        if held.admitted {
+            held.reason = reason;
+            self.outgoing.push_back(engine::Command::Stop(assignment.clone(), how));
+        } else if how != How::Drop {
+            held.last = Some(before_it_began(how, held.step, reason));
+            self.conclude(assignment);
+        }
+        if how == How::Drop {
+            self.forget(assignment);
+        }
+    }
+
+    /// Drops an assignment that is not current, with all that is kept of it.
+    fn forget(&mut self, assignment: &Assignment) {
+        tracing::info!(trial = %assignment, "dropped: the assignment is not current");
+        self.held.remove(assignment);
+        self.spool.forget(assignment);
+        self.home.remove_work_dir(assignment);
+    }
+
+    fn events(&mut self, batch: &mut Vec<Event>) {
+        let mut points: Option<(Assignment, Vec<_>)> = None;
+        for event in batch.drain(..) {
+            match event {
+                Event::Trial(assignment, Happening::Points(mut more)) => match &mut points {
+                    Some((same, points)) if *same == assignment => points.append(&mut more),
+                    _ => {
+                        self.say_points(points.take());
+                        points = Some((assignment, more));
+                    }
+                },
+                Event::Trial(assignment, happening) => {
+                    self.say_points(points.take());
+                    self.happened(&assignment, happening);
+                }
+                Event::BaseResident(base) => self.resident_base = base,
+            }
+        }
+        self.say_points(points);
+    }
+
+    fn say_points(&mut self, points: Option<(Assignment, Vec<domain::metric::MetricPoint>)>) {
+        let Some((assignment, points)) = points else { return };
+        let Some(held) = self.held.get_mut(&assignment) else { return };
+        held.step = points.last().map_or(held.step, |point| point.step);
+        self.say(&assignment, Saying::Points(points));
+    }
+
+    fn happened(&mut self, assignment: &Assignment, happening: Happening) {
+        // What is not held any more was dropped: its last sighs are not heard.
+        let Some(held) = self.held.get_mut(assignment) else { return };
+        let reason = held.reason;
+        match happening {
+            Happening::Checkpoint(checkpoint) => {
+                held.step = checkpoint.step;
+                let before = self.spool.last_sequence(assignment);
+                if let Some((old, _)) = held.newest.replace((checkpoint, before)) {
+                    remove_checkpoint(&old);
+                }
+                self.upload(assignment);
+            }
+            happening => {
+                let last = happening.is_last();
+                let Some(mut saying) = wire::saying(happening, reason) else { return };
+                if !last {
+                    return self.say(assignment, saying);
+                }
+                if let Saying::Finished { summary, .. } = &mut saying {
+                    let predicted = held.predicted_peak_memory_bytes;
+                    summary.predicted_peak_memory_bytes = (predicted > 0).then_some(predicted);
+                }
+                held.last = Some(saying);
+                self.conclude(assignment);
+            }
+        }
+    }
+
+    /// Says a trial's last word once nothing of it is left to upload.
+    fn conclude(&mut self, assignment: &Assignment) {
+        let Some(held) = self.held.get_mut(assignment) else { return };
+        if held.uploading || held.newest.is_some() {
+            return;
+        }
+        if let Some(last) = held.last.take() {
+            self.say(assignment, last);
+            self.held.remove(assignment);
+        }
+    }
+
+    fn say(&mut self, assignment: &Assignment, saying: Saying) {
+        let last = saying.is_last();
+        let encode = |sequence| saying.request(assignment, sequence).encode_to_vec();
+        if let Err(error) = self.spool.append(assignment, last, encode) {
+            // Not held any more, its lease ends and it goes on elsewhere from its last checkpoint.
+            tracing::error!(trial = %assignment, %error, "the spool cannot be written; the trial is dropped");
+            self.stop(assignment, How::Drop, "");
+        }
+    }
+
+    fn upload(&mut self, assignment: &Assignment) {
+        let Some(held) = self.held.get_mut(assignment) else { return };
+        if held.uploading {
+            return;
+        }
+        let Some((checkpoint, before)) = held.newest.take() else { return };
+        held.uploading = true;
+        let (pause, transfers, spool) = (pause(held.failures), self.transfers.clone(), self.spool.clone());
+        let assignment = assignment.clone();
+        self.transfers_under_way.push(Box::pin(async move {
+            tokio::time::sleep(pause).await;
+            spool.acknowledged(&assignment, before).await;
+            let result = transfers.upload(&assignment, &checkpoint).await;
+            Transferred::Up(assignment, checkpoint, result)
+        }));
+    }
+
+    fn download(&mut self, assign: Box<Assign>, failures: u32) {
+        if let Some(held) = self.held.get_mut(&assign.assignment) {
+            held.failures = failures;
+        }
+        let (transfers, work_dir) = (self.transfers.clone(), self.home.work_dir(&assign.assignment));
+        self.transfers_under_way.push(Box::pin(async move {
+            tokio::time::sleep(pause(failures)).await;
+            let result = transfers.download(&assign.assignment, &work_dir).await;
+            Transferred::Down(assign, result)
+        }));
+    }
+
+    fn transferred(&mut self, transferred: Transferred) {
+        match transferred {
+            Transferred::Up(assignment, checkpoint, result) => self.uploaded(&assignment, checkpoint, result),
+            Transferred::Down(assign, result) => self.downloaded(assign, result),
+        }
+    }
+
+    fn uploaded(
+        &mut self,
+        assignment: &Assignment,
+        checkpoint: Checkpoint,
+        result: Result<(), TransferError>,
+    ) {
+        let Some(held) = self.held.get_mut(assignment) else { return remove_checkpoint(&checkpoint) };
+        held.uploading = false;
+        match result {
+            Ok(()) => {
+                held.failures = 0;
+                remove_checkpoint(&checkpoint);
+            }
+            Err(TransferError::Fenced(_)) => return self.stop(assignment, How::Drop, ""),
+            Err(TransferError::Later(why)) => {
+                held.failures += 1;
+                tracing::warn!(trial = %assignment, step = checkpoint.step, why, "an upload failed; trying again");
+                if held.newest.is_some() {
+                    remove_checkpoint(&checkpoint);
+                } else {
+                    held.newest = Some((checkpoint, 0));
+                }
+            }
+            Err(error @ (TransferError::Refused(_) | TransferError::Io { .. })) => {
+                return self.fail(assignment, format!("the checkpoint of step {}: {error}", checkpoint.step));
+            }
+        }
+        self.upload(assignment);
+        self.conclude(assignment);
+    }
+
+    fn downloaded(&mut self, assign: Box<Assign>, result: Result<Checkpoint, TransferError>) {
+        let assignment = assign.assignment.clone();
+        let Some(held) = self.held.get(&assignment) else {
+            return self.home.remove_work_dir(&assignment);
+        };
+        match result {
+            Ok(checkpoint) => self.admit(*assign, Some(checkpoint)),
+            Err(TransferError::Fenced(_)) => self.stop(&assignment, How::Drop, ""),
+            Err(TransferError::Later(why)) => {
+                tracing::warn!(trial = %assignment, why, "a download failed; trying again");
+                self.download(assign, held.failures + 1);
+            }
+            Err(error) => self.fail(&assignment, format!("the checkpoint to go on from: {error}")),
+        }
+    }
+
+    /// Ends a trial whose files this machine or the coordinator cannot handle.
+    fn fail(&mut self, assignment: &Assignment, message: String) {
+        self.outgoing.push_back(engine::Command::Stop(assignment.clone(), How::Drop));
+        let failure = Failure { class: FailureClass::Infrastructure, message };
+        self.say(assignment, Saying::Failed(failure));
+        self.held.remove(assignment);
+    }
+}
+
+/// The last word of a trial that is ended while its checkpoint is still being downloaded.
+fn before_it_began(how: How, step: u64, reason: &str) -> Saying {
+    match how {
+        How::Stop => Saying::Finished {
+            ending: Ending::Stopped,
+            summary: Box::new(TrialSummary { steps: step, ..TrialSummary::default() }),
+            message: "stopped before it went on".into(),
+        },
+        How::Release | How::Drop => Saying::Released { reason: reason.into() },
+    }
+}
+
+/// The pause after so many failures.
+fn pause(failures: u32) -> Duration {
+    if failures == 0 {
+        return Duration::ZERO;
+    }
+    (Duration::from_millis(100) * 2u32.saturating_pow(failures - 1)).min(LONGEST_PAUSE)
+}
+
+fn remove_checkpoint(checkpoint: &Checkpoint) {
+    for dir in [&checkpoint.dirs.adapter, &checkpoint.dirs.resume] {
+        // What cannot be removed goes with the work folder.
+        let _ = std::fs::remove_dir_all(dir);
+    }
+}
+
+async fn until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,9 @@
+//! The agent's actors.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`device`] | what is held on one device: its engine, its assignments, their checkpoints on the way |
+//! | [`session`] | the control stream to the coordinator |
+
+pub mod device;
+pub mod session;

@@ -1,0 +1,273 @@
+//! The session: one stream to the coordinator. While it is down, training goes on and the spool grows; when
+//! it is up again, everything unacknowledged is sent again.
+
+use super::device::{Command, Device, Status};
+use crate::engine::How;
+use crate::home::Home;
+use crate::spool::Spool;
+use crate::wire::{self, Saying};
+use crate::{Assignment, DeviceOptions, SHUTDOWN_GRACE};
+use actor::Scope;
+use domain::trial::{Failure, FailureClass};
+use domain::{AgentId, DeviceId};
+use prost::Message;
+use proto::v1;
+use proto::v1::agent_service_client::AgentServiceClient;
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+use v1::session_response::Message as Response;
+
+/// Messages that may wait for the network.
+const OUTGOING: usize = 32;
+/// Messages of a trial that may be sent before the first of them is acknowledged.
+const WINDOW: u64 = 64;
+/// The coordinator's time to answer `Hello`.
+const WELCOME_LIMIT: Duration = Duration::from_secs(10);
+/// The pause before the first try to connect again; it doubles with each.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause between two tries to connect.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("cannot connect: {0}")]
+    Connect(#[from] tonic::transport::Error),
+    #[error("{}: {}", .0.code(), .0.message())]
+    Status(#[from] tonic::Status),
+    #[error("the coordinator did not answer `Hello` with `Welcome`")]
+    NoWelcome,
+    #[error("the coordinator closed the stream")]
+    Closed,
+    #[error("the spool: {0}")]
+    Spool(#[from] std::io::Error),
+}
+
+/// Who the agent is.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// Its id.
+    pub id: AgentId,
+    /// The machine's name.
+    pub hostname: String,
+    /// Its devices.
+    pub devices: Vec<DeviceOptions>,
+}
+
+/// The control stream's actor.
+pub struct Session {
+    identity: Identity,
+    endpoint: Endpoint,
+    devices: Vec<Device>,
+    spool: Spool,
+    home: Home,
+    pause: Duration,
+}
+
+impl Session {
+    /// Starts the session's actor. When the scope is cancelled, it ends once the devices have ended and the
+    /// spool is empty, or [`SHUTDOWN_GRACE`] is over.
+    pub fn start(
+        identity: Identity,
+        endpoint: Endpoint,
+        devices: Vec<Device>,
+        spool: Spool,
+        home: Home,
+        scope: &Scope,
+    ) {
+        let over = over(scope.clone(), devices.iter().map(|d| d.status.clone()).collect(), spool.clone());
+        let session = Self { identity, endpoint, devices, spool, home, pause: SHORTEST_PAUSE };
+        scope.spawn("session", async move {
+            tokio::select! {
+                never = session.run() => match never {},
+                () = over => {}
+            }
+        });
+    }
+
+    async fn run(mut self) -> Infallible {
+        loop {
+            let Err(error) = self.serve().await;
+            tracing::warn!(%error, pause = ?self.pause, "not connected to the coordinator; training goes on");
+            tokio::time::sleep(self.pause).await;
+            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// One connection, from `Hello` to its end.
+    async fn serve(&mut self) -> Result<Infallible, SessionError> {
+        let mut client = AgentServiceClient::new(self.endpoint.connect().await?);
+        let (outgoing, requests) = mpsc::channel(OUTGOING);
+        // There is room: the channel is new.
+        let _ = outgoing.try_send(self.hello());
+        let mut incoming = client.session(ReceiverStream::new(requests)).await?.into_inner();
+        let first = tokio::time::timeout(WELCOME_LIMIT, incoming.message()).await;
+        let Ok(Some(v1::SessionResponse { message: Some(Response::Welcome(welcome)) })) =
+            first.map_err(|_| SessionError::NoWelcome)?.map(|m| m)
+        else {
+            return Err(SessionError::NoWelcome);
+        };
+        tracing::info!(version = welcome.version, "connected to the coordinator");
+        self.pause = SHORTEST_PAUSE;
+        for old in welcome.drop {
+            self.drop_assignment(&wire::held(old)).await;
+        }
+
+        let mut heartbeat = tokio::time::interval(heartbeat_interval(welcome.heartbeat_seconds));
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut changes = self.spool.changes();
+        let mut sent = BTreeMap::new();
+        let mut beat = false;
+        let mut next = None;
+        loop {
+            if next.is_none() {
+                changes.mark_unchanged();
+                next =
+                    if std::mem::take(&mut beat) { Some(self.heartbeat()) } else { self.unsent(&mut sent)? };
+            }
+            tokio::select! {
+                permit = outgoing.reserve(), if next.is_some() => {
+                    let permit = permit.map_err(|_| SessionError::Closed)?;
+                    if let Some(message) = next.take() {
+                        permit.send(message);
+                    }
+                }
+                message = incoming.message() => match message?.ok_or(SessionError::Closed)?.message {
+                    Some(message) => self.hear(message).await?,
+                    None => tracing::warn!("the coordinator said something that this version does not know"),
+                },
+                _ = heartbeat.tick() => beat = true,
+                _ = changes.changed(), if next.is_none() => {}
+            }
+        }
+    }
+
+    fn statuses(&self) -> Vec<(&DeviceId, Status)> {
+        self.devices.iter().map(|device| (&device.id, device.status.borrow().clone())).collect()
+    }
+
+    /// What the devices hold, and what is held only by words that are not acknowledged yet.
+    fn holdings(&self, statuses: &[(&DeviceId, Status)]) -> Vec<v1::Holding> {
+        let spooled = self.spool.assignments().into_iter().map(|assignment| (assignment, 0));
+        let mut steps: BTreeMap<_, _> = spooled.collect();
+        steps.extend(statuses.iter().flat_map(|(_, status)| status.holdings.clone()));
+        steps.iter().map(|(assignment, step)| wire::holding(assignment, *step)).collect()
+    }
+
+    fn hello(&self) -> v1::SessionRequest {
+        let statuses = self.statuses();
+        let resident = |id: &DeviceId| {
+            statuses
+                .iter()
+                .find(|(other, _)| *other == id)
+                .and_then(|(_, status)| status.resident_base.clone())
+        };
+        let devices = self.identity.devices.iter().map(|d| wire::device(d, resident(&d.id))).collect();
+        let agent = v1::Agent {
+            id: self.identity.id.to_string(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            hostname: self.identity.hostname.clone(),
+            devices,
+            ..v1::Agent::default()
+        };
+        wire::hello(agent, self.holdings(&statuses))
+    }
+
+    fn heartbeat(&self) -> v1::SessionRequest {
+        let statuses = self.statuses();
+        wire::heartbeat(self.holdings(&statuses), statuses.iter().map(|(id, status)| (*id, status)))
+    }
+
+    /// The next message of the spool, noted as sent on this connection.
+    fn unsent(
+        &self,
+        sent: &mut BTreeMap<Assignment, u64>,
+    ) -> Result<Option<v1::SessionRequest>, SessionError> {
+        let Some(unsent) = self.spool.next(sent, WINDOW)? else { return Ok(None) };
+        sent.insert(unsent.assignment, unsent.sequence);
+        let message = v1::SessionRequest::decode(unsent.payload.as_slice());
+        Ok(Some(message.map_err(std::io::Error::other)?))
+    }
+
+    async fn hear(&self, message: Response) -> Result<(), SessionError> {
+        match message {
+            Response::Welcome(_) => {}
+            Response::Assign(assign) => self.assign(assign).await?,
+            Response::Stop(stop) => {
+                let how = wire::how(stop.reason());
+                let assignment = Assignment::new(stop.trial_id, stop.attempt);
+                match how {
+                    How::Drop => self.drop_assignment(&assignment).await,
+                    How::Stop | How::Release => self.tell_all(&assignment, how).await,
+                }
+            }
+            Response::Acknowledge(ack) => {
+                let assignment = Assignment::new(ack.trial_id, ack.attempt);
+                if self.spool.acknowledge(&assignment, ack.sequence)? {
+                    self.home.remove_work_dir(&assignment);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn assign(&self, assign: v1::Assign) -> Result<(), SessionError> {
+        let (assignment, device_id, command) = wire::assign(assign);
+        let device = self.devices.iter().find(|device| device.id == device_id);
+        let failure = match (device, command) {
+            (Some(device), Ok(assign)) => {
+                // A device that is gone means that the agent shuts down: the assignment's lease ends.
+                let _ = device.mailbox.tell(Command::Assign(Box::new(assign))).await;
+                return Ok(());
+            }
+            (None, _) => Failure {
+                class: FailureClass::Infrastructure,
+                message: format!("agent {} has no device {device_id}", self.identity.id),
+            },
+            (_, Err(error)) => Failure { class: FailureClass::User, message: error.to_string() },
+        };
+        let known = self.spool.assignments().contains(&assignment);
+        if !known {
+            let said = Saying::Failed(failure);
+            self.spool.append(&assignment, true, |n| said.request(&assignment, n).encode_to_vec())?;
+        }
+        Ok(())
+    }
+
+    async fn tell_all(&self, assignment: &Assignment, how: How) {
+        for device in &self.devices {
+            let _ = device.mailbox.tell(Command::Stop(assignment.clone(), how)).await;
+        }
+    }
+
+    /// Drops what is not current: from the devices, and what the spool still has to say of it.
+    async fn drop_assignment(&self, assignment: &Assignment) {
+        self.tell_all(assignment, How::Drop).await;
+        self.spool.forget(assignment);
+    }
+}
+
+/// The coordinator's wish, kept within what makes sense.
+fn heartbeat_interval(seconds: f64) -> Duration {
+    let seconds = if seconds.is_finite() { seconds.clamp(0.01, 60.0) } else { 1.0 };
+    Duration::from_secs_f64(seconds)
+}
+
+/// Returns when the agent is told to end and has nothing left to say, or the grace is over.
+async fn over(scope: Scope, devices: Vec<watch::Receiver<Status>>, spool: Spool) {
+    scope.cancelled().await;
+    let said = async {
+        for mut device in devices {
+            while device.changed().await.is_ok() {}
+        }
+        spool.drained().await;
+    };
+    if tokio::time::timeout(SHUTDOWN_GRACE, said).await.is_err() {
+        tracing::warn!("the coordinator has not acknowledged everything; the rest is sent at the next start");
+    }
+}

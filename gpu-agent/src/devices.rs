@@ -1,0 +1,106 @@
+//! What this machine has to train on.
+
+use crate::DeviceOptions;
+use domain::DeviceId;
+use std::path::Path;
+use std::process::Command;
+
+/// Trials that share the CPU unless told otherwise.
+const CPU_PACK_SIZE: u32 = 4;
+/// The share of the machine's memory that is left to everything else.
+const RESERVED_SHARE: u64 = 8;
+/// Assumed where the system does not say how much memory there is.
+const ASSUMED_BYTES: u64 = 4_000_000_000;
+
+/// The CPU as a device: `cpu`, free of charge, with seven eighths of the memory that this process may use.
+pub fn cpu() -> DeviceOptions {
+    let memory = memory_bytes();
+    DeviceOptions {
+        id: DeviceId::new("cpu"),
+        accelerator: "CPU".into(),
+        memory_bytes: memory - memory / RESERVED_SHARE,
+        max_pack_size: CPU_PACK_SIZE,
+        price_per_hour: 0.0,
+    }
+}
+
+/// The machine's name.
+pub fn hostname() -> String {
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let name = kernel.or_else(|| output("hostname", &[])).unwrap_or_default();
+    if name.trim().is_empty() { "unknown".into() } else { name.trim().into() }
+}
+
+/// Bytes that this process may use: the machine's, or its control group's if that is less.
+fn memory_bytes() -> u64 {
+    let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| mem_total(&text));
+    let machine = machine.or_else(|| output("sysctl", &["-n", "hw.memsize"])?.trim().parse().ok());
+    let group = std::fs::read_to_string("/proc/self/cgroup").ok();
+    let limit = group.and_then(|text| group_limit(&text, |path| std::fs::read_to_string(path).ok()));
+    machine.into_iter().chain(limit).min().unwrap_or(ASSUMED_BYTES)
+}
+
+fn output(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).output().ok()?;
+    String::from_utf8(output.stdout).ok()
+}
+
+/// `MemTotal` of `/proc/meminfo`, which counts in KiB.
+fn mem_total(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// The smallest memory limit of the control groups that `/proc/self/cgroup` names, and of those above them.
+fn group_limit(cgroup: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
+    let mut limits = Vec::new();
+    for line in cgroup.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(group)) = (fields.next(), fields.next()) else { continue };
+        let (root, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            c if c.split(',').any(|c| c == "memory") => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            _ => continue,
+        };
+        // In a container the group's own path may not be visible, but the mount's root is the container's.
+        for above in Path::new(group.trim_start_matches('/')).ancestors() {
+            let limit = read(&Path::new(root).join(above).join(file));
+            limits.extend(limit.and_then(|text| text.trim().parse::<u64>().ok()));
+        }
+    }
+    limits.into_iter().min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_of_the_machine() {
+        assert_eq!(mem_total("MemFree: 1 kB\nMemTotal:       16384 kB\n"), Some(16384 * 1024));
+        assert_eq!(mem_total("MemTotal: many"), None);
+        assert!(cpu().memory_bytes > 0 && !hostname().is_empty());
+    }
+
+    #[test]
+    fn memory_of_the_control_group() {
+        let files = [
+            ("/sys/fs/cgroup/a/b/memory.max", "max\n"),
+            ("/sys/fs/cgroup/a/memory.max", "4000\n"),
+            ("/sys/fs/cgroup/c/memory.max", "9000\n"),
+            ("/sys/fs/cgroup/memory/d/memory.limit_in_bytes", "7000\n"),
+        ];
+        let read = |path: &Path| {
+            files.iter().find(|(name, _)| Path::new(name) == path).map(|(_, text)| text.to_string())
+        };
+        for (cgroup, want) in [
+            ("0::/a/b\n", Some(4000)),
+            ("0::/c\n", Some(9000)),
+            ("0::/\n", None),
+            ("5:cpu,memory:/d\n4:pids:/a\n", Some(7000)),
+            ("nonsense", None),
+        ] {
+            assert_eq!(group_limit(cgroup, read), want, "{cgroup:?}");
+        }
+    }
+}

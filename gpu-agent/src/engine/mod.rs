@@ -1,0 +1,155 @@
+//! What trains. An engine works in steps on one thread and speaks in values that can be serialised, so that
+//! it can be hosted by a thread of the agent or by another process.
+//!
+//! | module | holds |
+//! |---|---|
+//! | here | commands, events, the [`Engine`] trait |
+//! | [`host`] | the thread that steps an engine, and survives its panics |
+//! | [`pack`] | the engine: trials that share a base, stepped together; generic over what trains them |
+//! | [`candle`] | what trains them: the trainer |
+//! | [`simulated`] | what only says that it trains: analytic loss curves, for tests of everything around it |
+
+pub mod host;
+pub mod pack;
+pub mod simulated;
+
+use crate::Assignment;
+use domain::metric::MetricPoint;
+use domain::trial::{Digests, Failure, TrialConfig, TrialSummary};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// The two folders of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointDirs {
+    /// The adapter, in PEFT's format.
+    pub adapter: PathBuf,
+    /// What going on needs beside it.
+    pub resume: PathBuf,
+}
+
+impl CheckpointDirs {
+    /// The folders of the checkpoint at `step` within a trial's work folder.
+    pub fn within(work_dir: &Path, step: u64) -> Self {
+        Self {
+            adapter: work_dir.join(format!("adapter-{step}")),
+            resume: work_dir.join(format!("resume-{step}")),
+        }
+    }
+}
+
+/// A trial to train.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Admission {
+    /// The trial and its attempt.
+    pub assignment: Assignment,
+    /// Every parameter with the value in force.
+    pub config: TrialConfig,
+    /// The checkpoint to go on from; `None` starts anew.
+    pub resume: Option<CheckpointDirs>,
+    /// What earlier attempts were trained on; other bytes are refused.
+    pub digests: Option<Digests>,
+    /// The folder in which the engine puts checkpoints. The engine removes it when told to drop the trial.
+    pub work_dir: PathBuf,
+}
+
+/// How a trial is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum How {
+    /// Checkpoint, then [`Happening::Finished`] as stopped: the search or a person ended it.
+    Stop,
+    /// Checkpoint, then [`Happening::Released`]: another agent goes on.
+    Release,
+    /// Forget it without a word.
+    Drop,
+}
+
+/// What an engine is told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Command {
+    /// Train this.
+    Admit(Box<Admission>),
+    /// End this.
+    Stop(Assignment, How),
+    /// End yourself.
+    Shutdown,
+}
+
+/// How a trial's training ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Ending {
+    /// It made all its steps.
+    Completed,
+    /// It was told to stop.
+    Stopped,
+    /// Its loss became NaN or infinite.
+    Diverged,
+}
+
+/// A checkpoint on this machine's disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// Finished steps.
+    pub step: u64,
+    /// Where it lies.
+    pub dirs: CheckpointDirs,
+}
+
+/// Something that happened to a trial. After `Finished`, `Failed` or `Released` nothing more comes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Happening {
+    /// It trains.
+    Started {
+        /// Steps it will make if nothing ends it.
+        total_steps: u64,
+        /// Finished steps it starts from.
+        start_step: u64,
+        /// What is trained on what.
+        digests: Digests,
+    },
+    /// Numbers, in the order of steps.
+    Points(Vec<MetricPoint>),
+    /// A checkpoint was written.
+    Checkpoint(Checkpoint),
+    /// It ended; its last checkpoint was written before.
+    Finished {
+        /// How.
+        ending: Ending,
+        /// Its numbers.
+        summary: Box<TrialSummary>,
+        /// More about a divergence.
+        message: String,
+    },
+    /// It could not go on.
+    Failed(Failure),
+    /// It was given back; its last checkpoint was written before.
+    Released,
+}
+
+impl Happening {
+    /// Whether nothing more comes after it.
+    pub fn is_last(&self) -> bool {
+        matches!(self, Self::Finished { .. } | Self::Failed(_) | Self::Released)
+    }
+}
+
+/// What an engine says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Event {
+    /// About a trial.
+    Trial(Assignment, Happening),
+    /// Which base is in the device's memory now.
+    BaseResident(Option<String>),
+}
+
+/// Something that trains, step by step, on the thread that calls it.
+pub trait Engine {
+    /// Takes a trial; it joins the others at the next step boundary.
+    fn admit(&mut self, admission: Admission);
+    /// Ends a trial at the next step boundary. Unknown trials are ignored.
+    fn stop(&mut self, assignment: &Assignment, how: How);
+    /// Does one piece of work: carries out stops, loads a trial, or makes one optimizer step.
+    fn step(&mut self, emit: &mut dyn FnMut(Event));
+    /// Whether [`Engine::step`] would do nothing.
+    fn is_idle(&self) -> bool;
+}

@@ -1,0 +1,304 @@
+//! The engine: the trials of one base, stepped together. What it does to a trial (join, step, checkpoint,
+//! stop, end) is the same whatever trains it, so that is a [`Backend`].
+
+use super::{Admission, Checkpoint, CheckpointDirs, Ending, Engine, Event, Happening, How};
+use crate::Assignment;
+use domain::Clock;
+use domain::metric::{self, MetricPoint};
+use domain::trial::{Digests, Failure, FailureClass, Throughput, TrialSummary};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What a step of a pack did to one of its trials.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Stepped {
+    /// Numbers, at logging and evaluation steps and at the end.
+    pub point: Option<MetricPoint>,
+    /// Whether `save_steps` asks for a checkpoint here.
+    pub checkpoint_due: bool,
+    /// What became NaN or infinite, if something did.
+    pub diverged: Option<String>,
+}
+
+/// What trains: a frozen base and runs on it.
+pub trait Backend {
+    /// A base in memory.
+    type Base;
+    /// A trial's training state.
+    type Run;
+
+    /// Loads a base by the name that trials give it.
+    fn load(&mut self, base: &str) -> Result<Self::Base, Failure>;
+    /// Starts a run, or goes on from the admission's checkpoint.
+    fn start(&mut self, base: &Self::Base, admission: &Admission) -> Result<Self::Run, Failure>;
+    /// What it is trained on.
+    fn digests(&self, run: &Self::Run) -> Digests;
+    /// Finished steps.
+    fn step(&self, run: &Self::Run) -> u64;
+    /// Steps in all.
+    fn total_steps(&self, run: &Self::Run) -> u64;
+    /// Held-out loss of the base alone; `None` without held-out rows.
+    fn base_eval(&mut self, base: &Self::Base, run: &mut Self::Run) -> Result<Option<f64>, Failure>;
+    /// One optimizer step of every run. One answer a run, in their order; an error is that of the whole pack.
+    fn step_pack(&mut self, base: &Self::Base, runs: &mut [&mut Self::Run]) -> Result<Vec<Stepped>, Failure>;
+    /// Writes a checkpoint; of a diverged run, the last good state. Returns the step it is of.
+    fn save(&mut self, run: &Self::Run, dirs: &CheckpointDirs) -> Result<(), Failure>;
+    /// The run's numbers at its end.
+    fn summary(&mut self, base: &Self::Base, run: &mut Self::Run) -> Result<TrialSummary, Failure>;
+}
+
+struct Member<R> {
+    admission: Admission,
+    run: R,
+    since: Duration,
+    packed: bool,
+    saved: Option<u64>,
+}
+
+/// Trials that share a base.
+pub struct Pack<B: Backend> {
+    backend: B,
+    clock: Arc<dyn Clock>,
+    base: Option<(String, B::Base)>,
+    members: Vec<Member<B::Run>>,
+    waiting: VecDeque<Admission>,
+    stops: Vec<(Assignment, How)>,
+}
+
+impl<B: Backend> Pack<B> {
+    /// An empty pack.
+    pub fn new(backend: B, clock: Arc<dyn Clock>) -> Self {
+        Self { backend, clock, base: None, members: Vec::new(), waiting: VecDeque::new(), stops: Vec::new() }
+    }
+}
+
+impl<B: Backend> Engine for Pack<B> {
+    fn admit(&mut self, admission: Admission) {
+        self.waiting.push_back(admission);
+    }
+
+    fn stop(&mut self, assignment: &Assignment, how: How) {
+        self.stops.push((assignment.clone(), how));
+    }
+
+    fn step(&mut self, emit: &mut dyn FnMut(Event)) {
+        for (assignment, how) in std::mem::take(&mut self.stops) {
+            self.carry_out(&assignment, how, emit);
+        }
+        if let Some(admission) = self.next_admission() {
+            self.join(admission, emit);
+        } else if !self.members.is_empty() {
+            self.train(emit);
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.members.is_empty() && self.waiting.is_empty() && self.stops.is_empty()
+    }
+}
+
+impl<B: Backend> Pack<B> {
+    /// The first trial in line, if its base is in memory or nobody needs the one that is. Strictly in order,
+    /// so that a trial of another base is not passed by for ever.
+    fn next_admission(&mut self) -> Option<Admission> {
+        let base = &self.waiting.front()?.config.pretrained_model_id;
+        let resident = self.base.as_ref().is_some_and(|(name, _)| name == base);
+        if resident || self.members.is_empty() { self.waiting.pop_front() } else { None }
+    }
+
+    fn join(&mut self, admission: Admission, emit: &mut dyn FnMut(Event)) {
+        let assignment = admission.assignment.clone();
+        if let Err(failure) = self.try_join(admission, emit) {
+            emit(Event::Trial(assignment, Happening::Failed(failure)));
+        }
+    }
+
+    fn try_join(&mut self, admission: Admission, emit: &mut dyn FnMut(Event)) -> Result<(), Failure> {
+        let since = self.clock.monotonic();
+        self.make_resident(&admission.config.pretrained_model_id, emit)?;
+        let Some((_, base)) = &self.base else { return Ok(()) };
+        let mut run = self.backend.start(base, &admission)?;
+        let digests = self.backend.digests(&run);
+        if let Some(expected) = &admission.digests {
+            same_bytes(expected, &digests)?;
+        }
+        let (start_step, total_steps) = (self.backend.step(&run), self.backend.total_steps(&run));
+        let assignment = admission.assignment.clone();
+        let started = Happening::Started { total_steps, start_step, digests };
+        emit(Event::Trial(assignment.clone(), started));
+        let base_eval = self.backend.base_eval(base, &mut run)?;
+        if let (Some(loss), 0) = (base_eval, start_step) {
+            let values = vec![(metric::EVAL_LOSS.to_string(), loss)];
+            let point = MetricPoint { step: 0, time: self.clock.now(), values };
+            emit(Event::Trial(assignment, Happening::Points(vec![point])));
+        }
+        let done = start_step >= total_steps;
+        let member = Member { admission, run, since, packed: false, saved: None };
+        if done {
+            self.finish(member, Ending::Completed, String::new(), emit);
+        } else {
+            self.members.push(member);
+        }
+        Ok(())
+    }
+
+    fn make_resident(&mut self, name: &str, emit: &mut dyn FnMut(Event)) -> Result<(), Failure> {
+        if self.base.as_ref().is_some_and(|(resident, _)| resident == name) {
+            return Ok(());
+        }
+        // The old base goes first: the device need not hold two.
+        if self.base.take().is_some() {
+            emit(Event::BaseResident(None));
+        }
+        self.base = Some((name.to_string(), self.backend.load(name)?));
+        emit(Event::BaseResident(Some(name.to_string())));
+        Ok(())
+    }
+
+    fn train(&mut self, emit: &mut dyn FnMut(Event)) {
+        let stepped = self.step_members();
+        let packed = self.members.len() > 1;
+        for (mut member, stepped) in std::mem::take(&mut self.members).into_iter().zip(stepped) {
+            member.packed |= packed;
+            match stepped {
+                Ok(stepped) => self.after_step(member, stepped, emit),
+                Err(failure) => {
+                    emit(Event::Trial(member.admission.assignment, Happening::Failed(failure)));
+                }
+            }
+        }
+    }
+
+    /// One step of everybody together.
+    fn step_members(&mut self) -> Vec<Result<Stepped, Failure>> {
+        let Some((_, base)) = &self.base else { return Vec::new() };
+        let mut runs: Vec<_> = self.members.iter_mut().map(|member| &mut member.run).collect();
+        match self.backend.step_pack(base, &mut runs) {
+            Ok(stepped) => stepped.into_iter().map(Ok).collect(),
+            Err(failure) => vec![Err(failure); self.members.len()],
+        }
+    }
+
+    fn after_step(&mut self, mut member: Member<B::Run>, stepped: Stepped, emit: &mut dyn FnMut(Event)) {
+        let assignment = member.admission.assignment.clone();
+        if let Some(point) = stepped.point {
+            emit(Event::Trial(assignment.clone(), Happening::Points(vec![point])));
+        }
+        if let Some(what) = stepped.diverged {
+            return self.finish(member, Ending::Diverged, what, emit);
+        }
+        if self.backend.step(&member.run) >= self.backend.total_steps(&member.run) {
+            return self.finish(member, Ending::Completed, String::new(), emit);
+        }
+        if stepped.checkpoint_due
+            && let Err(failure) = self.checkpoint(&mut member, emit)
+        {
+            return emit(Event::Trial(assignment, Happening::Failed(failure)));
+        }
+        self.members.push(member);
+    }
+
+    fn checkpoint(
+        &mut self,
+        member: &mut Member<B::Run>,
+        emit: &mut dyn FnMut(Event),
+    ) -> Result<(), Failure> {
+        let step = self.backend.step(&member.run);
+        if member.saved == Some(step) {
+            return Ok(());
+        }
+        let dirs = CheckpointDirs::within(&member.admission.work_dir, step);
+        self.backend.save(&member.run, &dirs)?;
+        member.saved = Some(step);
+        let checkpoint = Happening::Checkpoint(Checkpoint { step, dirs });
+        emit(Event::Trial(member.admission.assignment.clone(), checkpoint));
+        Ok(())
+    }
+
+    fn finish(
+        &mut self,
+        mut member: Member<B::Run>,
+        ending: Ending,
+        message: String,
+        emit: &mut dyn FnMut(Event),
+    ) {
+        let finished = self
+            .checkpoint(&mut member, emit)
+            .and_then(|()| self.summary(&mut member))
+            .map(|summary| Happening::Finished { ending, summary: Box::new(summary), message });
+        let last = finished.unwrap_or_else(Happening::Failed);
+        emit(Event::Trial(member.admission.assignment, last));
+    }
+
+    fn summary(&mut self, member: &mut Member<B::Run>) -> Result<TrialSummary, Failure> {
+        let Some((_, base)) = &self.base else { return Ok(TrialSummary::default()) };
+        let mut summary = self.backend.summary(base, &mut member.run)?;
+        summary.device_seconds = self.clock.monotonic().saturating_sub(member.since).as_secs_f64();
+        if member.packed {
+            summary.throughput = Throughput::Packed;
+        }
+        Ok(summary)
+    }
+
+    fn carry_out(&mut self, assignment: &Assignment, how: How, emit: &mut dyn FnMut(Event)) {
+        if let Some(i) = self.members.iter().position(|m| m.admission.assignment == *assignment) {
+            let member = self.members.remove(i);
+            self.end_member(member, how, emit);
+        } else if let Some(i) = self.waiting.iter().position(|a| a.assignment == *assignment)
+            && let Some(admission) = self.waiting.remove(i)
+        {
+            end_waiting(admission, how, emit);
+        }
+    }
+
+    fn end_member(&mut self, mut member: Member<B::Run>, how: How, emit: &mut dyn FnMut(Event)) {
+        match how {
+            How::Stop => self.finish(member, Ending::Stopped, String::new(), emit),
+            How::Release => {
+                let saved = self.checkpoint(&mut member, emit);
+                let last = saved.map_or_else(Happening::Failed, |()| Happening::Released);
+                emit(Event::Trial(member.admission.assignment, last));
+            }
+            How::Drop => forget(&member.admission),
+        }
+    }
+}
+
+/// Ends a trial that never began here: there is nothing to checkpoint.
+fn end_waiting(admission: Admission, how: How, emit: &mut dyn FnMut(Event)) {
+    let last = match how {
+        How::Stop => Happening::Finished {
+            ending: Ending::Stopped,
+            summary: Box::default(),
+            message: "stopped before its first step".into(),
+        },
+        How::Release => Happening::Released,
+        How::Drop => return forget(&admission),
+    };
+    emit(Event::Trial(admission.assignment, last));
+}
+
+fn forget(admission: &Admission) {
+    // What cannot be removed now is removed when the agent starts again.
+    let _ = std::fs::remove_dir_all(&admission.work_dir);
+}
+
+/// Refuses to go on with other bytes than those that earlier attempts were trained on.
+fn same_bytes(expected: &Digests, found: &Digests) -> Result<(), Failure> {
+    let pairs = [
+        ("base model", &expected.base_model, &found.base_model),
+        ("data set", &expected.dataset, &found.dataset),
+        ("tokenizer", &expected.tokenizer, &found.tokenizer),
+        ("configuration", &expected.spec, &found.spec),
+    ];
+    let Some((what, expected, found)) = pairs.into_iter().find(|(_, expected, found)| expected != found)
+    else {
+        return Ok(());
+    };
+    let message = format!(
+        "the {what} on this machine is not the one that the trial began with ({found}, not {expected}); \
+         put the original back, or submit the sweep again"
+    );
+    Err(Failure { class: FailureClass::User, message })
+}

@@ -1,0 +1,108 @@
+//! The agent's folder on disk:
+//!
+//! | path | holds |
+//! |---|---|
+//! | `lock` | nothing; locked while an agent uses the folder |
+//! | `agent-id` | the agent's name, made once |
+//! | `spool/` | what the coordinator has not acknowledged |
+//! | `trials/<assignment>/` | checkpoints on their way; emptied at start, since no training survives a restart |
+
+use crate::{AgentError, Assignment};
+use domain::AgentId;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The folder, locked as long as a clone lives.
+#[derive(Debug, Clone)]
+pub struct Home {
+    root: PathBuf,
+    _lock: Arc<File>,
+}
+
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> AgentError + '_ {
+    move |source| AgentError::Io { path: path.into(), source }
+}
+
+impl Home {
+    /// Makes the folder if need be, and takes it.
+    ///
+    /// # Errors
+    /// Another agent uses it; it cannot be written.
+    pub fn open(root: &Path) -> Result<Self, AgentError> {
+        std::fs::create_dir_all(root).map_err(io(root))?;
+        let path = root.join("lock");
+        let lock = File::create(&path).map_err(io(&path))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(std::fs::TryLockError::WouldBlock) => return Err(AgentError::InUse { path: root.into() }),
+            Err(std::fs::TryLockError::Error(source)) => return Err(io(&path)(source)),
+        }
+        let trials = root.join("trials");
+        if trials.exists() {
+            std::fs::remove_dir_all(&trials).map_err(io(&trials))?;
+        }
+        Ok(Self { root: root.into(), _lock: Arc::new(lock) })
+    }
+
+    /// The agent's name: the one of the last time, or a new one.
+    ///
+    /// # Errors
+    /// The file cannot be read or written.
+    pub fn agent_id(&self) -> Result<AgentId, AgentError> {
+        let path = self.root.join("agent-id");
+        match std::fs::read_to_string(&path) {
+            Ok(text) if !text.trim().is_empty() => return Ok(AgentId::new(text.trim())),
+            Ok(_) => {}
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(io(&path)(e)),
+        }
+        let id = format!("agent-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+        // Renamed into place, so that a crash leaves no half of a name.
+        let draft = self.root.join("agent-id.new");
+        std::fs::write(&draft, &id).map_err(io(&draft))?;
+        std::fs::rename(&draft, &path).map_err(io(&path))?;
+        Ok(AgentId::new(id))
+    }
+
+    /// The folder of the spool.
+    pub fn spool(&self) -> PathBuf {
+        self.root.join("spool")
+    }
+
+    /// An assignment's work folder.
+    pub fn work_dir(&self, assignment: &Assignment) -> PathBuf {
+        self.root.join("trials").join(assignment.file_name())
+    }
+
+    /// Removes an assignment's work folder. What cannot be removed goes when the agent starts again.
+    pub fn remove_work_dir(&self, assignment: &Assignment) {
+        let dir = self.work_dir(assignment);
+        match std::fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(path = %dir.display(), %error, "a work folder could not be removed");
+            }
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_for_life_and_one_agent_at_a_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = Home::open(dir.path()).unwrap();
+        let id = home.agent_id().unwrap();
+        let work = home.work_dir(&Assignment::new("s/1", 1));
+        std::fs::create_dir_all(&work).unwrap();
+        assert!(matches!(Home::open(dir.path()), Err(AgentError::InUse { .. })));
+        assert!(work.exists(), "an agent that may not have the folder leaves it alone");
+        drop(home);
+        let home = Home::open(dir.path()).unwrap();
+        assert_eq!(home.agent_id().unwrap(), id);
+        assert!(!work.exists());
+    }
+}

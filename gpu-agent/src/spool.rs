@@ -1,0 +1,422 @@
+//! What the coordinator has not acknowledged yet, on disk: one append-only file an assignment.
+//!
+//! A file is a sequence of records, each `length (u32) · CRC-32 of the body (u32) · body`; a body is
+//! `kind (u8) · sequence (u64) · payload`, all numbers little-endian. The first record names the assignment.
+//! A record that was cut off by a crash, and all behind it, is cut from the file when it is opened.
+//!
+//! Nothing is fsynced: the spool survives the agent, not the machine. It need not: a checkpoint is uploaded
+//! only once everything before it is acknowledged, so that what a dead machine takes along lies behind the
+//! checkpoint from which the trial goes on.
+
+use crate::Assignment;
+use std::collections::{BTreeMap, VecDeque};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+/// Names the assignment; first, and only first.
+const NAME: u8 = 0;
+/// A message.
+const MESSAGE: u8 = 1;
+/// A message after which no other comes.
+const LAST: u8 = 2;
+/// Everything up to the sequence number is acknowledged.
+const ACKNOWLEDGED: u8 = 3;
+/// Bytes of a record before its payload.
+const HEAD: usize = 4 + 4 + 1 + 8;
+/// A file of acknowledged records is emptied above this size.
+const COMPACT_BYTES: u64 = 256 * 1024;
+
+/// What is not acknowledged. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Spool(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    dir: PathBuf,
+    files: Mutex<BTreeMap<Assignment, Entry>>,
+    changed: watch::Sender<()>,
+}
+
+/// A message's place in its file.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    sequence: u64,
+    offset: u64,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    path: PathBuf,
+    file: File,
+    end: u64,
+    pending: VecDeque<Place>,
+    last_sequence: u64,
+    acknowledged: u64,
+    over: bool,
+}
+
+/// A message to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsent {
+    /// Whose message it is.
+    pub assignment: Assignment,
+    /// Its number.
+    pub sequence: u64,
+    /// What was given to [`Spool::append`].
+    pub payload: Vec<u8>,
+}
+
+impl Spool {
+    /// Opens the spool in a folder, which is made if need be.
+    ///
+    /// # Errors
+    /// The folder or a file in it cannot be read or written.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        std::fs::create_dir_all(dir)?;
+        let mut files = BTreeMap::new();
+        for found in std::fs::read_dir(dir)? {
+            let path = found?.path();
+            match Entry::read(&path)? {
+                Some((assignment, entry)) => drop(files.insert(assignment, entry)),
+                None => std::fs::remove_file(&path)?,
+            }
+        }
+        let changed = watch::Sender::new(());
+        Ok(Self(Arc::new(Inner { dir: dir.into(), files: Mutex::new(files), changed })))
+    }
+
+    fn files(&self) -> MutexGuard<'_, BTreeMap<Assignment, Entry>> {
+        // A panic while the lock was held left at worst a record that is on disk and not yet in the table.
+        self.0.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a message until it is acknowledged. `encode` gets its number: 1 for an assignment's first, then
+    /// one more each. After a message that is `last`, none is taken any more.
+    ///
+    /// # Errors
+    /// The disk is full or failing.
+    pub fn append(
+        &self,
+        assignment: &Assignment,
+        last: bool,
+        encode: impl FnOnce(u64) -> Vec<u8>,
+    ) -> io::Result<u64> {
+        let mut files = self.files();
+        let sequence = match files.get_mut(assignment) {
+            Some(entry) => entry.append(last, encode)?,
+            None => {
+                let mut entry = Entry::create(&self.0.dir, assignment)?;
+                let sequence = entry.append(last, encode)?;
+                files.insert(assignment.clone(), entry);
+                sequence
+            }
+        };
+        drop(files);
+        self.0.changed.send_replace(());
+        Ok(sequence)
+    }
+
+    /// The next message to send: any whose number is above what `sent` says of its assignment, and at most
+    /// `window` above what is acknowledged.
+    ///
+    /// # Errors
+    /// The disk is failing.
+    pub fn next(&self, sent: &BTreeMap<Assignment, u64>, window: u64) -> io::Result<Option<Unsent>> {
+        for (assignment, entry) in self.files().iter_mut() {
+            let after = sent.get(assignment).copied().unwrap_or(0);
+            let Some(place) = entry.pending.iter().find(|p| p.sequence > after).copied() else { continue };
+            if place.sequence <= entry.acknowledged + window {
+                let payload = entry.payload(place)?;
+                let assignment = assignment.clone();
+                return Ok(Some(Unsent { assignment, sequence: place.sequence, payload }));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Forgets what is acknowledged. Returns whether that was all that the assignment had to say.
+    ///
+    /// # Errors
+    /// The disk is failing.
+    pub fn acknowledge(&self, assignment: &Assignment, sequence: u64) -> io::Result<bool> {
+        let mut files = self.files();
+        let Some(entry) = files.get_mut(assignment) else { return Ok(false) };
+        entry.acknowledge(assignment, sequence)?;
+        let done = entry.over && entry.pending.is_empty();
+        if done && let Some(entry) = files.remove(assignment) {
+            std::fs::remove_file(entry.path)?;
+        }
+        drop(files);
+        self.0.changed.send_replace(());
+        Ok(done)
+    }
+
+    /// Forgets an assignment that is not current any more.
+    pub fn forget(&self, assignment: &Assignment) {
+        if let Some(entry) = self.files().remove(assignment)
+            && let Err(error) = std::fs::remove_file(&entry.path)
+        {
+            tracing::warn!(path = %entry.path.display(), %error, "a spool file could not be removed");
+        }
+        self.0.changed.send_replace(());
+    }
+
+    /// Assignments that have something unacknowledged, or something yet to say.
+    pub fn assignments(&self) -> Vec<Assignment> {
+        self.files().keys().cloned().collect()
+    }
+
+    /// Those that have something yet to say.
+    pub fn unfinished(&self) -> Vec<Assignment> {
+        self.files().iter().filter(|(_, entry)| !entry.over).map(|(a, _)| a.clone()).collect()
+    }
+
+    /// The number of an assignment's newest message; 0 if it has none.
+    pub fn last_sequence(&self, assignment: &Assignment) -> u64 {
+        self.files().get(assignment).map_or(0, |entry| entry.last_sequence)
+    }
+
+    /// Tells when a message is added, acknowledged or forgotten.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.0.changed.subscribe()
+    }
+
+    /// Returns once an assignment's messages up to a number are acknowledged, or it is forgotten.
+    pub async fn acknowledged(&self, assignment: &Assignment, sequence: u64) {
+        self.when(|files| files.get(assignment).is_none_or(|e| e.acknowledged >= sequence)).await;
+    }
+
+    /// Returns once nothing is left in the spool.
+    pub async fn drained(&self) {
+        self.when(BTreeMap::is_empty).await;
+    }
+
+    async fn when(&self, holds: impl Fn(&BTreeMap<Assignment, Entry>) -> bool) {
+        // The sender lives as long as `self`, so that waiting for it cannot fail.
+        let _ = self.changes().wait_for(|()| holds(&self.files())).await;
+    }
+}
+
+impl Entry {
+    fn create(dir: &Path, assignment: &Assignment) -> io::Result<Self> {
+        let path = dir.join(assignment.file_name());
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
+        let mut entry = Self {
+            path,
+            file,
+            end: 0,
+            pending: VecDeque::new(),
+            last_sequence: 0,
+            acknowledged: 0,
+            over: false,
+        };
+        entry.write(NAME, u64::from(assignment.attempt.0), assignment.trial.as_str().as_bytes())?;
+        Ok(entry)
+    }
+
+    /// Reads a file; `None` if not even its name was written.
+    fn read(path: &Path) -> io::Result<Option<(Assignment, Self)>> {
+        let mut file = OpenOptions::new().read(true).write(true).open(path)?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let Some((NAME, attempt, trial)) = record(&bytes) else { return Ok(None) };
+        let assignment = Assignment::new(String::from_utf8_lossy(trial), attempt as u32);
+        let mut entry = Self {
+            path: path.into(),
+            file,
+            end: (HEAD + trial.len()) as u64,
+            pending: VecDeque::new(),
+            last_sequence: 0,
+            acknowledged: 0,
+            over: false,
+        };
+        while let Some((kind, sequence, payload)) = record(&bytes[entry.end as usize..]) {
+            entry.note(kind, sequence, payload.len());
+        }
+        if entry.end < bytes.len() as u64 {
+            tracing::warn!(path = %path.display(), "the spool's torn end is cut off");
+            entry.file.set_len(entry.end)?;
+        }
+        Ok(Some((assignment, entry)))
+    }
+
+    /// Enters a record that stands at the file's end into the table.
+    fn note(&mut self, kind: u8, sequence: u64, bytes: usize) {
+        let offset = self.end + HEAD as u64;
+        self.end = offset + bytes as u64;
+        if kind == ACKNOWLEDGED {
+            self.acknowledged = self.acknowledged.max(sequence);
+            self.pending.retain(|place| place.sequence > sequence);
+        } else if kind != NAME {
+            self.pending.push_back(Place { sequence, offset, bytes });
+            self.over |= kind == LAST;
+        }
+        if kind != NAME {
+            self.last_sequence = self.last_sequence.max(sequence);
+        }
+    }
+
+    fn write(&mut self, kind: u8, sequence: u64, payload: &[u8]) -> io::Result<()> {
+        let mut body = vec![kind];
+        body.extend(sequence.to_le_bytes());
+        body.extend(payload);
+        let mut record = (body.len() as u32).to_le_bytes().to_vec();
+        record.extend(crc32fast::hash(&body).to_le_bytes());
+        record.extend(body);
+        self.file.seek(SeekFrom::Start(self.end))?;
+        self.file.write_all(&record)?;
+        self.note(kind, sequence, payload.len());
+        Ok(())
+    }
+
+    fn append(&mut self, last: bool, encode: impl FnOnce(u64) -> Vec<u8>) -> io::Result<u64> {
+        if self.over {
+            return Err(io::Error::other(format!("{}: a message behind the last", self.path.display())));
+        }
+        let sequence = self.last_sequence + 1;
+        self.write(if last { LAST } else { MESSAGE }, sequence, &encode(sequence))?;
+        Ok(sequence)
+    }
+
+    fn payload(&mut self, place: Place) -> io::Result<Vec<u8>> {
+        let mut payload = vec![0; place.bytes];
+        self.file.seek(SeekFrom::Start(place.offset))?;
+        self.file.read_exact(&mut payload)?;
+        Ok(payload)
+    }
+
+    fn acknowledge(&mut self, assignment: &Assignment, sequence: u64) -> io::Result<()> {
+        let sequence = sequence.min(self.last_sequence);
+        if sequence <= self.acknowledged {
+            return Ok(());
+        }
+        self.write(ACKNOWLEDGED, sequence, &[])?;
+        if self.pending.is_empty() && self.end > COMPACT_BYTES {
+            self.file.set_len(0)?;
+            self.end = 0;
+            self.write(NAME, u64::from(assignment.attempt.0), assignment.trial.as_str().as_bytes())?;
+            self.write(ACKNOWLEDGED, sequence, &[])?;
+        }
+        Ok(())
+    }
+}
+
+/// The record at the front of `bytes`: kind, sequence, payload. `None` if it is cut off or damaged.
+fn record(bytes: &[u8]) -> Option<(u8, u64, &[u8])> {
+    let (length, rest) = bytes.split_first_chunk::<4>()?;
+    let (crc, rest) = rest.split_first_chunk::<4>()?;
+    let body = rest.get(..u32::from_le_bytes(*length) as usize)?;
+    if crc32fast::hash(body) != u32::from_le_bytes(*crc) {
+        return None;
+    }
+    let (kind, rest) = body.split_first()?;
+    let (sequence, payload) = rest.split_first_chunk::<8>()?;
+    Some((*kind, u64::from_le_bytes(*sequence), payload))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn say(spool: &Spool, assignment: &Assignment, last: bool) -> u64 {
+        spool.append(assignment, last, |n| format!("message {n}").into_bytes()).unwrap()
+    }
+
+    /// Numbers of all that would be sent now, in order.
+    fn unsent(spool: &Spool, window: u64) -> Vec<u64> {
+        let mut sent = BTreeMap::new();
+        let mut numbers = Vec::new();
+        while let Some(message) = spool.next(&sent, window).unwrap() {
+            assert_eq!(message.payload, format!("message {}", message.sequence).into_bytes());
+            sent.insert(message.assignment, message.sequence);
+            numbers.push(message.sequence);
+        }
+        numbers
+    }
+
+    #[test]
+    fn what_is_not_acknowledged_survives() {
+        let dir = tempfile::tempdir().unwrap();
+        let trial = Assignment::new("s/1", 3);
+        let spool = Spool::open(dir.path()).unwrap();
+        for _ in 0..4 {
+            say(&spool, &trial, false);
+        }
+        assert!(!spool.acknowledge(&trial, 2).unwrap());
+        drop(spool);
+
+        let spool = Spool::open(dir.path()).unwrap();
+        assert_eq!(spool.assignments(), vec![trial.clone()]);
+        assert_eq!(unsent(&spool, 99), vec![3, 4]);
+        assert_eq!(unsent(&spool, 1), vec![3], "no further than the window");
+        assert_eq!(say(&spool, &trial, true), 5);
+        assert!(spool.unfinished().is_empty());
+        assert!(spool.append(&trial, false, |_| Vec::new()).is_err(), "nothing comes behind the last");
+        assert!(!spool.acknowledge(&trial, 4).unwrap());
+        assert!(spool.acknowledge(&trial, 5).unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_torn_end_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let trial = Assignment::new("s/1", 1);
+        let path = dir.path().join(trial.file_name());
+        let spool = Spool::open(dir.path()).unwrap();
+        for _ in 0..3 {
+            say(&spool, &trial, false);
+        }
+        drop(spool);
+        let whole = std::fs::read(&path).unwrap();
+        let name = HEAD + trial.trial.as_str().len();
+        let each = HEAD + "message 1".len();
+        for cut in 0..=whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            let spool = Spool::open(dir.path()).unwrap();
+            let kept = cut.saturating_sub(name) / each;
+            assert_eq!(unsent(&spool, 99), (1..=kept as u64).collect::<Vec<_>>(), "cut at {cut}");
+            assert_eq!(path.exists(), cut >= name);
+            if cut >= name {
+                assert_eq!(say(&spool, &trial, false), kept as u64 + 1, "and it goes on");
+            }
+        }
+        let mut damaged = whole.clone();
+        damaged[name + each + HEAD] ^= 1;
+        std::fs::write(&path, &damaged).unwrap();
+        assert_eq!(unsent(&Spool::open(dir.path()).unwrap(), 99), vec![1]);
+    }
+
+    #[test]
+    fn a_file_of_acknowledged_messages_stays_small() {
+        let dir = tempfile::tempdir().unwrap();
+        let trial = Assignment::new("s/1", 1);
+        let spool = Spool::open(dir.path()).unwrap();
+        for _ in 0..100 {
+            let sequence = spool.append(&trial, false, |_| vec![7; 10_000]).unwrap();
+            spool.acknowledge(&trial, sequence).unwrap();
+        }
+        assert!(std::fs::metadata(dir.path().join(trial.file_name())).unwrap().len() < 2 * COMPACT_BYTES);
+        drop(spool);
+        let spool = Spool::open(dir.path()).unwrap();
+        assert_eq!(say(&spool, &trial, false), 101, "the numbers go on");
+    }
+
+    #[tokio::test]
+    async fn waiting_for_an_acknowledgement() {
+        let dir = tempfile::tempdir().unwrap();
+        let trial = Assignment::new("s/1", 1);
+        let spool = Spool::open(dir.path()).unwrap();
+        spool.drained().await;
+        let sequence = say(&spool, &trial, true);
+        let (other, waited) = (spool.clone(), trial.clone());
+        let wait = async move { other.acknowledged(&waited, sequence).await };
+        let acknowledge = async { spool.acknowledge(&trial, sequence).unwrap() };
+        let ((), done) = tokio::join!(wait, acknowledge);
+        assert!(done);
+        spool.drained().await;
+    }
+}

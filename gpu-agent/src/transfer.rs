@@ -1,0 +1,276 @@
+//! Checkpoints to and from the coordinator, by their own calls on their own connection, so that a large file
+//! never stands before a heartbeat.
+
+use crate::Assignment;
+use crate::engine::{Checkpoint, CheckpointDirs};
+use bytes::Bytes;
+use proto::v1::agent_service_client::AgentServiceClient;
+use proto::v1::{self, CheckpointPart};
+use sha2::{Digest, Sha256};
+use std::io;
+use std::path::{Path, PathBuf};
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status, Streaming};
+use v1::download_checkpoint_response::Piece as Down;
+use v1::upload_checkpoint_request::Piece as Up;
+
+/// Pieces of an upload that may wait for the network.
+const PIECES: usize = 4;
+
+/// Why a transfer did not succeed.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// The assignment is not current any more.
+    #[error("the assignment is not current: {0}")]
+    Fenced(String),
+    /// The coordinator cannot be reached, or cannot take it now; try again.
+    #[error("{0}")]
+    Later(String),
+    /// Another try would end likewise.
+    #[error("{0}")]
+    Refused(String),
+    /// A local file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl From<Status> for TransferError {
+    fn from(status: Status) -> Self {
+        let text = format!("{}: {}", status.code(), status.message());
+        match status.code() {
+            // A trial that is gone is as little ours as one that was given to somebody else.
+            Code::Aborted | Code::NotFound => Self::Fenced(text),
+            Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange | Code::Unimplemented => {
+                Self::Refused(text)
+            }
+            _ => Self::Later(text),
+        }
+    }
+}
+
+fn io(path: &Path) -> impl FnOnce(io::Error) -> TransferError + '_ {
+    move |source| TransferError::Io { path: path.into(), source }
+}
+
+/// The checkpoint plane. Clones share its connection, which opens when it is used.
+#[derive(Debug, Clone)]
+pub struct Transfers(AgentServiceClient<Channel>);
+
+impl Transfers {
+    /// Transfers to that coordinator.
+    pub fn new(endpoint: &Endpoint) -> Self {
+        Self(AgentServiceClient::new(endpoint.connect_lazy()))
+    }
+
+    /// Uploads a checkpoint. When it returns, the checkpoint is durable and the trial's record points at it.
+    ///
+    /// # Errors
+    /// See [`TransferError`].
+    pub async fn upload(
+        &self,
+        assignment: &Assignment,
+        checkpoint: &Checkpoint,
+    ) -> Result<(), TransferError> {
+        let (files, paths) = files_of(&checkpoint.dirs).await?;
+        let header = v1::CheckpointHeader {
+            trial_id: assignment.trial.to_string(),
+            attempt: assignment.attempt.0,
+            step: checkpoint.step,
+            files,
+        };
+        let (pieces, stream) = mpsc::channel(PIECES);
+        let mut client = self.0.clone();
+        let call = client.upload_checkpoint(ReceiverStream::new(stream));
+        let (sent, answer) = tokio::join!(send(header, paths, pieces), call);
+        sent?;
+        answer?;
+        Ok(())
+    }
+
+    /// Downloads the trial's newest checkpoint into a work folder.
+    ///
+    /// # Errors
+    /// See [`TransferError`].
+    pub async fn download(
+        &self,
+        assignment: &Assignment,
+        work_dir: &Path,
+    ) -> Result<Checkpoint, TransferError> {
+        let request = v1::DownloadCheckpointRequest {
+            trial_id: assignment.trial.to_string(),
+            attempt: assignment.attempt.0,
+        };
+        let mut stream = self.0.clone().download_checkpoint(request).await?.into_inner();
+        let Some(Down::Header(header)) = next_piece(&mut stream).await? else {
+            return Err(TransferError::Refused("the checkpoint came without its header".into()));
+        };
+        let dirs = CheckpointDirs::within(work_dir, header.step);
+        for dir in [&dirs.adapter, &dirs.resume] {
+            tokio::fs::create_dir_all(dir).await.map_err(io(dir))?;
+        }
+        for file in &header.files {
+            receive(&mut stream, file, &target(&dirs, file)?).await?;
+        }
+        Ok(Checkpoint { step: header.step, dirs })
+    }
+}
+
+async fn next_piece(stream: &mut Streaming<v1::DownloadCheckpointResponse>) -> Result<Option<Down>, Status> {
+    Ok(stream.message().await?.and_then(|response| response.piece))
+}
+
+/// The files of both folders, by part and name, and where they lie.
+async fn files_of(dirs: &CheckpointDirs) -> Result<(Vec<v1::CheckpointFile>, Vec<PathBuf>), TransferError> {
+    let (mut files, mut paths) = (Vec::new(), Vec::new());
+    for (part, dir) in [(CheckpointPart::Adapter, &dirs.adapter), (CheckpointPart::Resume, &dirs.resume)] {
+        let mut names = Vec::new();
+        let mut entries = tokio::fs::read_dir(dir).await.map_err(io(dir))?;
+        while let Some(entry) = entries.next_entry().await.map_err(io(dir))? {
+            names.push(entry.file_name().to_string_lossy().into_owned());
+        }
+        names.sort();
+        for name in names {
+            let path = dir.join(&name);
+            let (bytes, sha256) = digest(&path).await?;
+            files.push(v1::CheckpointFile { part: part.into(), name, bytes, sha256 });
+            paths.push(path);
+        }
+    }
+    Ok((files, paths))
+}
+
+/// A file's length and SHA-256.
+async fn digest(path: &Path) -> Result<(u64, Vec<u8>), TransferError> {
+    let mut file = File::open(path).await.map_err(io(path))?;
+    let (mut hash, mut bytes) = (Sha256::new(), 0);
+    while let Some(piece) = read_piece(&mut file, path).await? {
+        hash.update(&piece);
+        bytes += piece.len() as u64;
+    }
+    Ok((bytes, hash.finalize().to_vec()))
+}
+
+/// The next piece of a file, of the largest size that a message may have; `None` at its end.
+async fn read_piece(file: &mut File, path: &Path) -> Result<Option<Bytes>, TransferError> {
+    let mut piece = Vec::new();
+    file.take(proto::CHUNK_BYTES as u64).read_to_end(&mut piece).await.map_err(io(path))?;
+    Ok((!piece.is_empty()).then(|| piece.into()))
+}
+
+/// Sends a header and its files' bytes. Ends early, without an error, if the receiver has answered already.
+async fn send(
+    header: v1::CheckpointHeader,
+    paths: Vec<PathBuf>,
+    pieces: mpsc::Sender<v1::UploadCheckpointRequest>,
+) -> Result<(), TransferError> {
+    let message = |piece| v1::UploadCheckpointRequest { piece: Some(piece) };
+    if pieces.send(message(Up::Header(header))).await.is_err() {
+        return Ok(());
+    }
+    for path in paths {
+        let mut file = File::open(&path).await.map_err(io(&path))?;
+        while let Some(piece) = read_piece(&mut file, &path).await? {
+            if pieces.send(message(Up::Data(piece))).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where a file of a download goes. Its name comes from the network and must not lead out of its folder.
+fn target(dirs: &CheckpointDirs, file: &v1::CheckpointFile) -> Result<PathBuf, TransferError> {
+    let dir = match file.part() {
+        CheckpointPart::Adapter => &dirs.adapter,
+        CheckpointPart::Resume => &dirs.resume,
+        CheckpointPart::Unspecified => {
+            return Err(TransferError::Refused(format!("{}: belongs to no part", file.name)));
+        }
+    };
+    let mut parts = Path::new(&file.name).components();
+    match (parts.next(), parts.next()) {
+        (Some(std::path::Component::Normal(name)), None) if name == file.name.as_str() => Ok(dir.join(name)),
+        _ => Err(TransferError::Refused(format!("{:?} is no file's name", file.name))),
+    }
+}
+
+async fn receive(
+    stream: &mut Streaming<v1::DownloadCheckpointResponse>,
+    file: &v1::CheckpointFile,
+    path: &Path,
+) -> Result<(), TransferError> {
+    let mut out = File::create(path).await.map_err(io(path))?;
+    let (mut hash, mut bytes) = (Sha256::new(), 0);
+    while bytes < file.bytes {
+        let Some(Down::Data(piece)) = next_piece(stream).await? else {
+            return Err(TransferError::Later(format!("{}: cut off at byte {bytes}", file.name)));
+        };
+        hash.update(&piece);
+        bytes += piece.len() as u64;
+        out.write_all(&piece).await.map_err(io(path))?;
+    }
+    out.flush().await.map_err(io(path))?;
+    if bytes != file.bytes || hash.finalize().as_slice() != file.sha256 {
+        return Err(TransferError::Later(format!("{}: other bytes than its SHA-256 says", file.name)));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_in_their_folder() {
+        let dirs = CheckpointDirs::within(Path::new("work"), 3);
+        let file = |part: CheckpointPart, name: &str| v1::CheckpointFile {
+            part: part.into(),
+            name: name.into(),
+            ..v1::CheckpointFile::default()
+        };
+        for (part, name, want) in [
+            (CheckpointPart::Adapter, "a.json", Some("work/adapter-3/a.json")),
+            (CheckpointPart::Resume, "a.json", Some("work/resume-3/a.json")),
+            (CheckpointPart::Unspecified, "a.json", None),
+            (CheckpointPart::Adapter, "../a", None),
+            (CheckpointPart::Adapter, "b/a", None),
+            (CheckpointPart::Adapter, "b/", None),
+            (CheckpointPart::Adapter, "/a", None),
+            (CheckpointPart::Adapter, "..", None),
+            (CheckpointPart::Adapter, ".", None),
+            (CheckpointPart::Adapter, "", None),
+        ] {
+            assert_eq!(target(&dirs, &file(part, name)).ok(), want.map(PathBuf::from), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_status_means() {
+        let class = |code| match TransferError::from(Status::new(code, "")) {
+            TransferError::Fenced(_) => "fenced",
+            TransferError::Later(_) => "later",
+            TransferError::Refused(_) => "refused",
+            TransferError::Io { .. } => "io",
+        };
+        for (code, want) in [
+            (Code::Aborted, "fenced"),
+            (Code::NotFound, "fenced"),
+            (Code::InvalidArgument, "refused"),
+            (Code::Unavailable, "later"),
+            (Code::DataLoss, "later"),
+            (Code::Internal, "later"),
+            (Code::Unknown, "later"),
+        ] {
+            assert_eq!(class(code), want, "{code:?}");
+        }
+    }
+}
