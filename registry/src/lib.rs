@@ -1,12 +1,39 @@
 //! Fenced durable state: a key-value store whose every write is one atomic batch, refused unless it comes from
 //! the current leader. One trait, [`Registry`]; two implementations here, SQLite (one machine) and an in-memory
-//! model; one contract suite runs against both.
+//! model; one contract suite (`tests/contract.rs`) runs against both.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`sqlite`] | [`SqliteRegistry`]: one file, one writer thread, group commit |
+//! | [`memory`] | [`MemoryRegistry`]: the model that says what the others must do |
+//! | [`lock`] | [`DirectoryLock`]: one process a data directory |
+
+pub mod lock;
+pub mod memory;
+pub mod sqlite;
+
+pub use lock::DirectoryLock;
+pub use memory::MemoryRegistry;
+pub use sqlite::SqliteRegistry;
 
 use futures::future::BoxFuture;
+use std::path::PathBuf;
 
 /// Proof of leadership: larger than that of any leader before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fence(pub u64);
+
+impl Fence {
+    /// Refuses whoever does not hold the current leader's fence. `current` is 0 before anyone led; nobody
+    /// holds that.
+    fn check(self, current: u64) -> Result<()> {
+        if self.0 == current && current > 0 {
+            Ok(())
+        } else {
+            Err(RegistryError::Fenced { held: self.0, current })
+        }
+    }
+}
 
 /// One change of a batch. Keys are paths such as `sweeps/<id>`; values are bytes (JSON records).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,27 +55,63 @@ pub enum RegistryError {
         /// The current leader's.
         current: u64,
     },
-    /// The store cannot be read or written.
+    /// Another process works in the data directory.
+    #[error("`{}` is in use by {}; stop it or choose another --data-dir", dir.display(), process(*.pid))]
+    InUse {
+        /// The data directory.
+        dir: PathBuf,
+        /// The other process, where its lock file says so.
+        pid: Option<u32>,
+    },
+    /// The data was written by a later version of this program.
+    #[error("data directory was written by a newer LoraFleet (schema {found} > {known}); upgrade (`{}`)", path.display())]
+    Newer {
+        /// The file that says so.
+        path: PathBuf,
+        /// The schema version in the file.
+        found: i64,
+        /// The latest one that this program knows.
+        known: i64,
+    },
+    /// The store cannot be read or written; the message names the file. After a failed commit it is not
+    /// known whether the batch will be there when the store is opened again.
     #[error("{0}")]
     Storage(String),
+}
+
+fn process(pid: Option<u32>) -> String {
+    pid.map_or_else(|| "another process".into(), |pid| format!("process {pid}"))
 }
 
 /// A registry's result.
 pub type Result<T> = std::result::Result<T, RegistryError>;
 
 /// Fenced durable state.
+///
+/// A future that is dropped before it is done may or may not have had its effect. Commits that are under way
+/// together apply in any order; who needs one awaits each.
 pub trait Registry: Send + Sync + 'static {
     /// Becomes the leader; every earlier fence is dead from here on. `holder` is for people's eyes.
     fn lead(&self, holder: &str) -> BoxFuture<'_, Result<Fence>>;
-    /// Applies all of a batch or nothing, durably, if `fence` is the current leader's.
+    /// Applies all of a batch or nothing, durably, if `fence` is the current leader's. The writes apply in
+    /// order: of two to one key, the later counts.
     fn commit(&self, fence: Fence, batch: Vec<Write>) -> BoxFuture<'_, Result<()>>;
-    /// A key's value.
+    /// A key's value. Sees every commit that was answered before the call.
     fn get(&self, key: &str) -> BoxFuture<'_, Result<Option<Vec<u8>>>>;
-    /// Keys that start with `prefix` and come after `after`, in byte order, at most `limit`, with values.
+    /// Keys that start with `prefix` and come after `after`, in byte order, at most `limit`, with values. Sees
+    /// every commit that was answered before the call.
     fn list(
         &self,
         prefix: &str,
         after: Option<&str>,
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<(String, Vec<u8>)>>>;
+}
+
+/// The least key that a listing may begin with. A string's successor in byte order is the string and a zero.
+fn lower_bound(prefix: &str, after: Option<&str>) -> String {
+    match after {
+        Some(after) if after >= prefix => format!("{after}\0"),
+        _ => prefix.to_string(),
+    }
 }
