@@ -150,7 +150,9 @@ fn sweep(best: Option<(TrialId, f64)>) -> Sweep {
     }
 }
 
-fn made() -> (Sweep, Vec<Trial>, Vec<(TrialId, Vec<MetricPoint>)>) {
+type Curves = Vec<(TrialId, Vec<MetricPoint>)>;
+
+fn made() -> (Sweep, Vec<Trial>, Curves) {
     let trials: Vec<_> = (1..).zip(TRIALS).map(|(number, made)| trial(number, made)).collect();
     let curves = trials.iter().zip(TRIALS).map(|(t, made)| {
         let end = if made.5.is_nan() { 9e3 } else { made.5 };

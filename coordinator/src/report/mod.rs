@@ -166,12 +166,12 @@ fn parameters(page: &mut Html, sweep: &Sweep, entries: &[Entry], colours: &[&'st
         if !searched.contains(&name.as_str()) {
             continue;
         }
-        let (x, place) = parameter_axis(name, distribution, entries);
-        let dots = entries.iter().zip(colours).rev().filter_map(|(entry, colour)| {
+        let (x, places) = parameter_axis(name, distribution, entries);
+        let dots = entries.iter().zip(places).zip(colours).rev().filter_map(|((entry, place), colour)| {
             let full = entry.trial.state == TrialState::Completed;
             let best = sweep.best.as_ref().is_some_and(|(id, _)| *id == entry.trial.id);
             let size = if best { 14 } else { 9 };
-            Some(Mark::Dot { x: place(entry)?, y: entry.value?, colour, full, size })
+            Some(Mark::Dot { x: place?, y: entry.value?, colour, full, size })
         });
         figure(
             page,
@@ -185,39 +185,27 @@ fn parameters(page: &mut Html, sweep: &Sweep, entries: &[Entry], colours: &[&'st
     page.raw("</div></section>\n");
 }
 
-/// A parameter's axis, and a trial's value on it: numbers that are drawn from a range keep their distances (or
-/// ratios), everything else is a list of categories.
-fn parameter_axis<'a>(
-    name: &'a str,
-    distribution: &Distribution,
-    entries: &[Entry],
-) -> (Axis, Box<dyn Fn(&Entry) -> Option<f64> + 'a>) {
-    let number = move |entry: &Entry| entry.trial.parameters.get(name)?.as_f64();
-    let given = || entries.iter().filter(|e| e.trial.parameters.contains_key(name));
-    let values: Vec<_> = given().filter_map(number).collect();
-    if is_range(distribution) && values.len() == given().count() {
-        let positive = values.iter().all(|v| *v > 0.0);
-        let values = values.into_iter();
-        let axis = if is_logarithmic(distribution) && positive {
-            Axis::logarithmic(values)
-        } else {
-            Axis::linear(values)
-        };
-        return (axis, Box::new(number));
+/// A parameter's axis, and where each trial stands on it: numbers that are drawn from a range keep their
+/// distances (or ratios), everything else is a list of categories.
+fn parameter_axis(name: &str, distribution: &Distribution, entries: &[Entry]) -> (Axis, Vec<Option<f64>>) {
+    let given: Vec<_> = entries.iter().map(|e| e.trial.parameters.get(name)).collect();
+    let values: Vec<_> = given.iter().map(|v| v.and_then(|v| v.as_f64())).collect();
+    if is_range(distribution) && values.iter().flatten().count() == given.iter().flatten().count() {
+        let numbers = values.iter().flatten().copied();
+        let positive = numbers.clone().all(|v| v > 0.0);
+        let logarithmic = is_logarithmic(distribution) && positive;
+        return (if logarithmic { Axis::logarithmic(numbers) } else { Axis::linear(numbers) }, values);
     }
-    let mut categories: Vec<_> = given().filter_map(|e| e.trial.parameters.get(name)).collect();
+    let mut categories: Vec<_> = given.iter().flatten().collect();
     categories.sort_by(|a, b| match (a.as_f64(), b.as_f64()) {
         (Some(a), Some(b)) => a.total_cmp(&b),
         _ => a.to_string().cmp(&b.to_string()),
     });
     categories.dedup();
-    let names: Vec<_> = categories.into_iter().map(numbers::value).collect();
-    let axis = Axis::categories(&names);
-    let place = move |entry: &Entry| {
-        let value = numbers::value(entry.trial.parameters.get(name)?);
-        names.iter().position(|n| *n == value).map(|i| i as f64)
-    };
-    (axis, Box::new(place))
+    let place = |value: &serde_json::Value| categories.iter().position(|c| **c == value).map(|i| i as f64);
+    let places = given.iter().map(|value| value.and_then(place)).collect();
+    let names: Vec<_> = categories.iter().map(|value| numbers::value(value)).collect();
+    (Axis::categories(&names), places)
 }
 
 fn is_range(distribution: &Distribution) -> bool {
