@@ -8,6 +8,8 @@
 //! | [`lora`] | adapters: initialisation, dropout, low-rank products |
 //! | [`pack`] | a step of a pack, evaluation, generation |
 //! | [`optim`], [`schedule`] | AdamW with clipping; the learning rate's course |
+//! | [`tokenizer`] | text to token ids and back |
+//! | [`data`] | data files to rows, the held-out split, the order of batches |
 //! | [`adapter_file`], [`files`] | adapters in PEFT's format; whole files and digests |
 //! | [`rng`] | counter-based random numbers (`domain::rng`) |
 //!
@@ -15,6 +17,7 @@
 //! backward needs is a struct that one can read.
 
 pub mod adapter_file;
+pub mod data;
 pub mod error;
 pub mod files;
 pub mod lora;
@@ -23,6 +26,7 @@ pub mod ops;
 pub mod optim;
 pub mod pack;
 pub mod schedule;
+pub mod tokenizer;
 
 pub use candle_core::{Device, Tensor};
 pub use domain::rng;

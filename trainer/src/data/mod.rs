@@ -1,0 +1,208 @@
+//! Data files to rows of tokens, the held-out split, and the order in which training takes the rows.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `source` | which files a name means; all their rows, good and bad |
+//! | `jsonl`, `parquet` | one file's rows |
+//! | `record` | which columns count and what they may hold |
+//! | `assistant` | which characters of a text are the assistant's |
+//! | `split` | which rows are held out |
+//! | `batches` | which rows an optimizer step takes |
+
+mod assistant;
+mod batches;
+mod jsonl;
+mod parquet;
+mod record;
+mod source;
+mod split;
+
+pub use batches::step_batches;
+
+use crate::error::{Result, TrainError};
+use crate::files;
+use crate::pack::Row;
+use crate::tokenizer::{Encoding, Tokenizer};
+use domain::trial::TrialConfig;
+use rayon::prelude::*;
+use record::{Columns, Content};
+use std::path::PathBuf;
+
+/// A trial's rows.
+#[derive(Debug, Clone, Default)]
+pub struct Dataset {
+    /// The training rows, in the files' order.
+    pub train: Vec<Row>,
+    /// The held-out rows, in the files' order.
+    pub eval: Vec<Row>,
+    /// Tokens of the first held-out (if none, training) text up to and including its first `### Assistant:`;
+    /// texts whose prompt leaves no room for an answer are passed over.
+    pub sample_prompt: Option<Vec<u32>>,
+    /// The text of `sample_prompt`.
+    pub sample_prompt_text: Option<String>,
+    /// Rows (training and held out) that were cut to `max_sequence_length`.
+    pub truncated_rows: u64,
+    /// Rows that could not be read and were left out.
+    pub skipped_rows: u64,
+    /// `sha256:…` of the data files, evaluation files after training files.
+    pub digest: String,
+}
+
+/// A row and, if it was made from one, its text.
+type Read = (Row, Option<String>);
+
+/// What it takes to make rows.
+struct Reader<'a> {
+    config: &'a TrialConfig,
+    tokenizer: Option<&'a Tokenizer>,
+    vocab_size: usize,
+    dataset: Dataset,
+    files: Vec<PathBuf>,
+}
+
+impl Dataset {
+    /// Reads, tokenises and splits a trial's data. `tokenizer` may be missing if the rows are tokenised already;
+    /// `vocab_size` is the number of the model's embedding rows, `max_position` the longest sequence that it
+    /// takes.
+    ///
+    /// # Errors
+    /// A file is missing, empty or has a row that cannot be read (unless `skip_bad_rows`); the column is missing;
+    /// a token has no embedding row; rows may be longer than the model takes; nothing is left to train on.
+    pub fn load(
+        config: &TrialConfig,
+        tokenizer: Option<&Tokenizer>,
+        vocab_size: usize,
+        max_position: usize,
+    ) -> Result<Self> {
+        check_length(config, max_position)?;
+        let dataset = Self::default();
+        let mut reader = Reader { config, tokenizer, vocab_size, dataset, files: Vec::new() };
+        let rows = reader.read("dataset_name", &config.dataset_name)?;
+        let (train, eval) = match &config.eval_dataset_name {
+            Some(name) => (rows, reader.read("eval_dataset_name", name)?),
+            None => split::hold_out(config, rows)?,
+        };
+        reader.sample_prompt(&eval, &train)?;
+        let Reader { mut dataset, files: read, .. } = reader;
+        dataset.train = train.into_iter().map(|(row, _)| row).collect();
+        dataset.eval = eval.into_iter().map(|(row, _)| row).collect();
+        dataset.digest = files::digest_files(read.iter().map(PathBuf::as_path))?;
+        if !dataset.train.iter().any(|row| row.targets.contains(&true)) {
+            return Err(TrainError::parameter(
+                "dataset_name",
+                format!("no training row has a token to predict in its first {}", config.max_sequence_length),
+                "set assistant_only_loss: false, a longer max_sequence_length, or labels other than -100",
+            ));
+        }
+        Ok(dataset)
+    }
+}
+
+fn check_length(config: &TrialConfig, max_position: usize) -> Result<()> {
+    let length = config.max_sequence_length;
+    let problem = match length as usize {
+        0 | 1 => format!("{length} leaves no token to predict"),
+        n if n > max_position => {
+            format!("{length} is above the model's max_position_embeddings {max_position}")
+        }
+        _ => return Ok(()),
+    };
+    Err(TrainError::parameter("max_sequence_length", problem, format!("set it from 2 to {max_position}")))
+}
+
+impl Reader<'_> {
+    fn read(&mut self, key: &'static str, name: &str) -> Result<Vec<Read>> {
+        let columns = Columns { text: &self.config.instruct_column_in_dataset, vocab_size: self.vocab_size };
+        let found = source::read(key, name, &columns, self.config.skip_bad_rows)?;
+        self.dataset.skipped_rows += found.skipped;
+        self.files.extend(found.files);
+        let read: Vec<Read> =
+            found.rows.into_par_iter().map(|content| self.row(content)).collect::<Result<_>>()?;
+        self.check_ids(&read)?;
+        let length = self.config.max_sequence_length as usize;
+        let cut = |(mut row, text): Read| {
+            self.dataset.truncated_rows += u64::from(row.input_ids.len() > length);
+            row.input_ids.truncate(length);
+            row.targets.truncate(length);
+            (row, text)
+        };
+        Ok(read.into_iter().map(cut).collect())
+    }
+
+    fn row(&self, content: Content) -> Result<Read> {
+        match (content, self.tokenizer) {
+            (Content::Text(text), Some(tokenizer)) => Ok((self.encode(&text, tokenizer)?, Some(text))),
+            (Content::Text(_), None) => Err(TrainError::parameter(
+                "pretrained_model_id",
+                "the model has no tokenizer for the text rows of the data set",
+                "put its tokenizer.json or tokenizer.model beside its weights, or give rows with input_ids",
+            )),
+            (Content::Tokens(_), _) if self.config.assistant_only_loss => Err(TrainError::parameter(
+                "assistant_only_loss",
+                "tokenised rows have no text in which to find the assistant's turns",
+                "set it to false and mask the other tokens with labels of -100",
+            )),
+            (Content::Tokens(row), _) => Ok((row, None)),
+        }
+    }
+
+    /// A text's tokens and EOS, and which of them are to be predicted.
+    fn encode(&self, text: &str, tokenizer: &Tokenizer) -> Result<Row> {
+        let Encoding { mut ids, mut starts } = tokenizer.encode(text)?;
+        if self.config.add_eos {
+            let eos = tokenizer.eos().ok_or_else(|| {
+                TrainError::parameter(
+                    "add_eos",
+                    format!("{} names no EOS token", tokenizer.path().display()),
+                    "name it as eos_token in the model's tokenizer_config.json, or set add_eos: false",
+                )
+            })?;
+            if ids.last() != Some(&eos) {
+                ids.push(eos);
+                starts.push(text.chars().count());
+            }
+        }
+        let mut row = Row::whole(ids);
+        if self.config.assistant_only_loss {
+            let parts = assistant::parts(text);
+            for (target, start) in row.targets.iter_mut().zip(&starts) {
+                *target &= parts.iter().any(|part| part.contains(start));
+            }
+        }
+        Ok(row)
+    }
+
+    /// Each token must have its embedding row. Ids of tokenised rows were checked when they were read.
+    fn check_ids(&self, rows: &[Read]) -> Result<()> {
+        let highest = rows.iter().flat_map(|(row, _)| &row.input_ids).max();
+        match (highest, self.tokenizer) {
+            (Some(&id), Some(tokenizer)) if id as usize >= self.vocab_size => Err(TrainError::model(
+                tokenizer.path(),
+                format!(
+                    "gives token id {id} (`{}`) for this data, more than the model's {} embedding rows hold",
+                    tokenizer.piece(id).unwrap_or_default(),
+                    self.vocab_size
+                ),
+                "use the tokenizer that belongs to the model",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn sample_prompt(&mut self, eval: &[Read], train: &[Read]) -> Result<()> {
+        let Some(tokenizer) = self.tokenizer else { return Ok(()) };
+        let texts = eval.iter().chain(train).filter_map(|(_, text)| text.as_deref());
+        for prompt in texts.filter_map(assistant::prompt) {
+            let mut ids = tokenizer.encode(prompt)?.ids;
+            if tokenizer.eos().is_some() && ids.last().copied() == tokenizer.eos() {
+                ids.pop();
+            }
+            if ids.len() < self.config.max_sequence_length as usize {
+                self.dataset.sample_prompt = Some(ids);
+                self.dataset.sample_prompt_text = Some(prompt.to_owned());
+                break;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,78 @@
+//! Parquet files, by the record interface (no Arrow).
+
+use super::record::{Bad, Cell, Columns, Content, TOKENS, content};
+use crate::error::{Result, TrainError};
+use ::parquet::errors::ParquetError;
+use ::parquet::file::reader::{FileReader, SerializedFileReader};
+use ::parquet::record::Field;
+use ::parquet::schema::types::Type;
+use std::path::Path;
+
+/// The file's rows, each with its number (from 1).
+///
+/// # Errors
+/// The file cannot be read, or is no Parquet file.
+pub fn read(path: &Path, columns: &Columns) -> Result<Vec<(usize, std::result::Result<Content, Bad>)>> {
+    let file = std::fs::File::open(path).map_err(TrainError::io(path))?;
+    let reader = SerializedFileReader::new(file).map_err(|error| {
+        TrainError::data(path, format!("is no Parquet file: {error}"), "copy or write the file again")
+    })?;
+    let unreadable = |row: usize, error: ParquetError| {
+        TrainError::data(
+            path,
+            format!("row {row} cannot be read: {error}"),
+            "write the file again, uncompressed or with snappy, gzip or zstd",
+        )
+    };
+    let schema = reader.metadata().file_metadata().schema();
+    let names: Vec<_> = schema.get_fields().iter().map(|field| field.name().to_owned()).collect();
+    let counts = |name: &str| name == columns.text || TOKENS.contains(&name);
+    let wanted: Vec<_> = schema.get_fields().iter().filter(|field| counts(field.name())).cloned().collect();
+    if wanted.is_empty() {
+        let rows = reader.metadata().file_metadata().num_rows().max(0) as usize;
+        return Ok((1..=rows).map(|row| (row, Err(Bad::NoColumn(names.clone())))).collect());
+    }
+    let projection = Type::group_type_builder(schema.name()).with_fields(wanted).build();
+    let rows = projection.and_then(|projection| reader.get_row_iter(Some(projection)));
+    let rows = rows.map_err(|error| unreadable(1, error))?;
+    let row = |(index, row): (usize, std::result::Result<::parquet::record::Row, _>)| {
+        let row = row.map_err(|error| unreadable(index + 1, error))?;
+        let column =
+            |name: &str| row.get_column_iter().find(|(n, _)| *n == name).map(|(_, field)| cell(field));
+        Ok((index + 1, content(columns, column, || names.clone())))
+    };
+    rows.enumerate().map(row).collect()
+}
+
+fn cell(field: &Field) -> Cell {
+    match field {
+        Field::Null => Cell::Other("null"),
+        Field::Str(text) => Cell::Text(text.clone()),
+        // A string column that its writer did not mark as one.
+        Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
+            Ok(text) => Cell::Text(text.to_owned()),
+            Err(_) => Cell::Other("bytes that are not UTF-8"),
+        },
+        Field::ListInternal(list) => match list.elements().iter().map(whole).collect() {
+            Some(numbers) => Cell::Numbers(numbers),
+            None => Cell::Other("a list of other things than whole numbers"),
+        },
+        field if whole(field).is_some() => Cell::Other("a number"),
+        Field::Float16(_) | Field::Float(_) | Field::Double(_) => Cell::Other("a number"),
+        _ => Cell::Other("a value of another type"),
+    }
+}
+
+fn whole(field: &Field) -> Option<i64> {
+    Some(match field {
+        Field::Byte(n) => (*n).into(),
+        Field::Short(n) => (*n).into(),
+        Field::Int(n) => (*n).into(),
+        Field::Long(n) => *n,
+        Field::UByte(n) => (*n).into(),
+        Field::UShort(n) => (*n).into(),
+        Field::UInt(n) => (*n).into(),
+        Field::ULong(n) => i64::try_from(*n).ok()?,
+        _ => return None,
+    })
+}

@@ -1,0 +1,166 @@
+//! A model's tokenizer: text to token ids and back. It is read from `tokenizer.json` (Hugging Face's format) or,
+//! where there is none, from `tokenizer.model` (SentencePiece's); a directory that holds both gives the same
+//! ids either way.
+
+mod protobuf;
+mod sentencepiece;
+
+use crate::error::{Result, TrainError};
+use crate::files;
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// A model's tokenizer.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// The file it was read from.
+    path: PathBuf,
+    eos: Option<u32>,
+    vocab_size: usize,
+    digest: String,
+}
+
+/// A text's tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoding {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Where each token starts, in characters of the text. A token that the tokenizer puts in front (BOS) has 0,
+    /// one that it appends has the text's length.
+    pub starts: Vec<usize>,
+}
+
+impl Tokenizer {
+    /// Reads the tokenizer of a model directory. Truncation and padding that the file asks for are dropped.
+    ///
+    /// # Errors
+    /// The directory holds no tokenizer, or one that cannot be read.
+    pub fn load(model_dir: &Path) -> Result<Self> {
+        let json = model_dir.join("tokenizer.json");
+        let pieces = model_dir.join("tokenizer.model");
+        let (path, mut inner, own_eos) = if json.exists() {
+            let bytes = std::fs::read(&json).map_err(TrainError::io(&json))?;
+            let inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| unreadable(&json, error))?;
+            (json, inner, None)
+        } else if pieces.exists() {
+            let add_bos = settings(model_dir, "tokenizer_config.json")?.get("add_bos_token").cloned();
+            let (inner, eos) = sentencepiece::load(&pieces, add_bos != Some(Value::Bool(false)))?;
+            (pieces, inner, eos)
+        } else {
+            return Err(TrainError::model(
+                model_dir,
+                "holds neither tokenizer.json nor tokenizer.model",
+                "copy one of them there, from where the model came from",
+            ));
+        };
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|error| unreadable(&path, error))?;
+        let eos = declared_eos(model_dir, &inner)?.or(own_eos);
+        let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let mut read = vec![path.clone()];
+        for name in ["tokenizer_config.json", "special_tokens_map.json"] {
+            read.extend(Some(model_dir.join(name)).filter(|file| file.exists()));
+        }
+        Ok(Self {
+            inner,
+            path,
+            eos,
+            vocab_size,
+            digest: files::digest_files(read.iter().map(PathBuf::as_path))?,
+        })
+    }
+
+    /// The text's tokens, with the special tokens that the tokenizer itself adds (BOS, as a rule).
+    ///
+    /// # Errors
+    /// The tokenizer fails on the text.
+    pub fn encode(&self, text: &str) -> Result<Encoding> {
+        let encoding = self
+            .inner
+            .encode_char_offsets(text, true)
+            .map_err(|error| TrainError::model(&self.path, error.to_string(), "use another tokenizer"))?;
+        let mut starts: Vec<_> = encoding.get_offsets().iter().map(|(start, _)| *start).collect();
+        // Special tokens that are no part of the text stand at 0; those behind it belong to its end.
+        let added = encoding.get_special_tokens_mask();
+        if let Some(last) = added.iter().rposition(|added| *added == 0) {
+            let length = text.chars().count();
+            starts[last + 1..].fill(length);
+        }
+        Ok(Encoding { ids: encoding.get_ids().to_vec(), starts })
+    }
+
+    /// The text of tokens; special tokens are left out.
+    ///
+    /// # Errors
+    /// The tokenizer fails on the ids.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner
+            .decode(ids, true)
+            .map_err(|error| TrainError::model(&self.path, error.to_string(), "use another tokenizer"))
+    }
+
+    /// The end-of-sequence token: the `eos_token` of `tokenizer_config.json` or `special_tokens_map.json`, else
+    /// the (first) `eos_token_id` of `generation_config.json` or `config.json`, else that of `tokenizer.model`.
+    pub fn eos(&self) -> Option<u32> {
+        self.eos
+    }
+
+    /// A token's piece of text as it stands in the vocabulary.
+    pub fn piece(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Its highest token id plus 1.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The file it was read from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `sha256:…` of its files.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+}
+
+fn unreadable(path: &Path, error: impl std::fmt::Display) -> TrainError {
+    TrainError::model(path, format!("is no tokenizer that can be read: {error}"), "copy the file again")
+}
+
+/// A settings file of the model directory; null if it is not there.
+fn settings(dir: &Path, name: &str) -> Result<Value> {
+    let path = dir.join(name);
+    match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map_err(|error| {
+            TrainError::model(&path, format!("is no JSON: {error}"), "copy the file again or remove it")
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Value::Null),
+        Err(error) => Err(TrainError::io(&path)(error)),
+    }
+}
+
+/// The first end-of-sequence token that the directory's settings name and the tokenizer knows.
+fn declared_eos(dir: &Path, inner: &tokenizers::Tokenizer) -> Result<Option<u32>> {
+    for name in ["tokenizer_config.json", "special_tokens_map.json"] {
+        let settings = settings(dir, name)?;
+        // Either the piece itself or an object that describes it.
+        let token = settings.get("eos_token").and_then(|t| t.as_str().or_else(|| t.get("content")?.as_str()));
+        if let Some(id) = token.and_then(|token| inner.token_to_id(token)) {
+            return Ok(Some(id));
+        }
+    }
+    for name in ["generation_config.json", "config.json"] {
+        let settings = settings(dir, name)?;
+        // Either an id or a list of them.
+        let id = settings.get("eos_token_id").and_then(|id| id.as_u64().or_else(|| id.get(0)?.as_u64()));
+        let known = id.and_then(|id| u32::try_from(id).ok()).filter(|id| inner.id_to_token(*id).is_some());
+        if known.is_some() {
+            return Ok(known);
+        }
+    }
+    Ok(None)
+}
