@@ -4,7 +4,7 @@ use crate::paths::Missing;
 pub use crate::yaml::Position;
 use crate::yaml::Positions;
 use crate::{overrides, paths, yaml};
-use domain::sweep::{Problem, SweepSpec};
+use domain::sweep::{Problem, SweepSpec, is_within};
 use serde_json::{Map, Value};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -60,11 +60,6 @@ impl Places {
             }
         }
     }
-}
-
-/// Whether `path` is `parent` or inside it.
-fn is_within(path: &str, parent: &str) -> bool {
-    path.strip_prefix(parent).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 /// Why a sweep file gives no spec. Its `Display` is one line for each thing that is wrong.
@@ -186,8 +181,8 @@ fn read(
         Ok(spec) if problems.is_empty() => spec,
         Ok(_) => return Err(located(problems, &places)),
         Err(more) => {
-            // One word for each place: what has no JSON form has been told already.
-            let told = |p: &Problem| problems.iter().any(|q| q.path == p.path);
+            // What has no JSON form, or is not there, has been told already.
+            let told = |p: &Problem| problems.iter().any(|q| is_within(&q.path, &p.path));
             let more: Vec<_> = more.into_iter().filter(|p| !told(p)).collect();
             problems.extend(more);
             return Err(located(problems, &places));

@@ -37,15 +37,23 @@ pub(crate) struct Parsed {
 /// Where it is no YAML, and why: syntax, a key that stands twice, a second document.
 pub(crate) fn parse(text: &str) -> Result<Parsed, (Position, String)> {
     let documents =
-        MarkedYaml::load_from_str(text).map_err(|e| (Position::from(*e.marker()), e.info().to_string()))?;
+        MarkedYaml::load_from_str(text).map_err(|e| (Position::from(*e.marker()), message(e.info())))?;
     if let Some(second) = documents.get(1) {
-        return Err((second.span.start.into(), "a second document; keep one in the file".into()));
+        return Err((second.span.start.into(), "a second document begins here; keep one in the file".into()));
     }
     let mut parsed = Parsed { value: Value::Null, positions: Positions::new(), problems: Vec::new() };
     if let Some(document) = documents.first() {
         parsed.value = parsed.node("", document);
     }
     Ok(parsed)
+}
+
+/// The parser's words, with what to do.
+fn message(info: &str) -> String {
+    match info {
+        "duplicated key in mapping" => "the key stands twice in its mapping; remove one of the two".into(),
+        info => format!("{info}; mend the YAML here or just before"),
+    }
 }
 
 impl Parsed {

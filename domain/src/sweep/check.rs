@@ -4,17 +4,18 @@ use super::problem::join;
 use super::{Algorithm, Distribution, Problem, SweepSpec};
 use crate::metric;
 use crate::trial::TrialConfig;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// ASHA's default has at most this many rungs.
 const DEFAULT_RUNGS: u32 = 3;
 
 /// Checks a spec whose parts are sound each by itself, and fills in what follows from its other parts: ASHA's
 /// first rung, and evaluations at its rungs.
-pub(super) fn between_parts(spec: &mut SweepSpec, problems: &mut Vec<Problem>) {
-    required(spec, problems);
-    conditions(spec, problems);
-    held_out_rows(spec, problems);
+pub(super) fn between_parts(spec: &mut SweepSpec) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    required(spec, &mut problems);
+    conditions(spec, &mut problems);
+    held_out_rows(spec, &mut problems);
     if spec.search.max_trials.is_none()
         && matches!(spec.search.algorithm, Algorithm::Random | Algorithm::Asha)
     {
@@ -22,8 +23,9 @@ pub(super) fn between_parts(spec: &mut SweepSpec, problems: &mut Vec<Problem>) {
         problems.push(Problem::new("search.max_trials", problem, "say how many trials there shall be"));
     }
     if spec.search.algorithm == Algorithm::Asha {
-        rungs(spec, problems);
+        rungs(spec, &mut problems);
     }
+    problems
 }
 
 fn required(spec: &SweepSpec, problems: &mut Vec<Problem>) {
@@ -31,8 +33,7 @@ fn required(spec: &SweepSpec, problems: &mut Vec<Problem>) {
         ("pretrained_model_id", &spec.base.pretrained_model_id, "name the base model's directory"),
         ("dataset_name", &spec.base.dataset_name, "name a .jsonl or .parquet file of training rows"),
     ] {
-        let told = problems.iter().any(|p| p.path == name || p.path.starts_with(&join("parameters", name)));
-        if value.is_empty() && spec.distribution(name).is_none() && !told {
+        if value.is_empty() && spec.distribution(name).is_none() {
             problems.push(Problem::new(name, "missing", remedy));
         }
     }
@@ -179,4 +180,19 @@ pub fn with_values<'a>(
         object.insert(name.into(), value.clone());
     }
     serde_json::from_value(Value::Object(object)).unwrap_or_else(|_| base.clone())
+}
+
+/// Every parameter with the value in force: `lora_alpha` is 2 × rank where it is not given, `max_steps` the
+/// default where neither it nor `num_train_epochs` is.
+pub fn in_force(config: &TrialConfig) -> Map<String, Value> {
+    let mut config = config.clone();
+    config.lora_alpha = Some(config.lora_alpha_in_force());
+    if config.max_steps.is_none() && config.num_train_epochs.is_none() {
+        config.max_steps = Some(TrialConfig::DEFAULT_MAX_STEPS);
+    }
+    match serde_json::to_value(config) {
+        Ok(Value::Object(values)) => values,
+        // A flat struct of strings and numbers serialises without fail.
+        Ok(_) | Err(_) => Map::new(),
+    }
 }

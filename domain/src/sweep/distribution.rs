@@ -2,7 +2,7 @@
 //! `value`, `choices`, `uniform`, `log_uniform`, `integer`, each of the latter with `step` if wanted, and
 //! all of them with `when` and `otherwise`.
 
-use super::parameter::{Kind, LARGEST_WHOLE, check_parameter, rule_of};
+use super::parameter::{Kind, LARGEST_WHOLE, check_parameter, remedy, rule_of};
 use super::problem::{describe, did_you_mean, join, unknown_key};
 use super::{Distribution, Problem};
 use crate::trial::PARAMETER_NAMES;
@@ -90,7 +90,7 @@ fn read_value(problems: &mut Vec<Problem>, path: &str, name: &str, value: &Value
     match check_parameter(name, value) {
         Ok(value) => Some(value),
         Err(problem) => {
-            problems.push(Problem::new(path, problem, format!("give {name} such a value")));
+            problems.push(Problem::new(path, problem, remedy(name)));
             None
         }
     }
@@ -170,8 +170,8 @@ fn read_range(
         let remedy = "a logarithmic range begins above 0; use uniform for one that does not";
         problems.push(Problem::new(path, "the range goes through 0 or below", remedy));
     } else {
-        for (i, end) in [low, high].into_iter().enumerate() {
-            read_value(problems, &format!("{path}[{i}]"), name, &json!(end));
+        for (i, end) in value.as_array().into_iter().flatten().enumerate() {
+            read_value(problems, &format!("{path}[{i}]"), name, end);
         }
     }
     let step = match step {
@@ -233,12 +233,15 @@ fn read_when(
 }
 
 fn read_conditions(problems: &mut Vec<Problem>, path: &str, when: &Value) -> Option<BTreeMap<String, Value>> {
-    let object = when.as_object().filter(|o| !o.is_empty());
-    let Some(object) = object else {
-        let problem = format!("must be a mapping of parameters to values, not {}", describe(when));
-        problems.push(Problem::new(path, problem, "write when: { precision_mode: 4bit }"));
-        return None;
+    let problem = match when.as_object() {
+        None => Some(format!("must be a mapping of parameters to values, not {}", describe(when))),
+        Some(object) if object.is_empty() => Some("names no parameter".into()),
+        Some(_) => None,
     };
+    if let Some(problem) = problem {
+        problems.push(Problem::new(path, problem, "write when: { precision_mode: 4bit }"));
+    }
+    let object = when.as_object().filter(|o| !o.is_empty())?;
     let before = problems.len();
     let mut conditions = BTreeMap::new();
     for (parameter, value) in object {

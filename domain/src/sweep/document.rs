@@ -4,8 +4,8 @@
 //! grid varies the last one fastest, a `when` looks back), and a protobuf document keeps no order of keys.
 //! [`SweepSpec::to_document`] writes the list.
 
-use super::parameter::{LARGEST_WHOLE, check_parameter, rule_of};
-use super::problem::{describe, join, unknown_key};
+use super::parameter::{LARGEST_WHOLE, check_parameter, remedy, rule_of};
+use super::problem::{describe, is_within, join, unknown_key};
 use super::{Algorithm, Budget, Constraint, Distribution, Goal, Problem, Resources, SearchSpec, SweepSpec};
 use super::{check, distribution};
 use crate::trial::{PARAMETER_NAMES, TrialConfig};
@@ -51,7 +51,12 @@ impl SweepSpec {
             resources: reader.resources(document),
         };
         let mut problems = reader.problems;
-        check::between_parts(&mut spec, &mut problems);
+        // A part that is wrong in itself is not wrong again for what it lacks.
+        let told: Vec<_> = problems.iter().map(|p| p.path.clone()).collect();
+        let between = check::between_parts(&mut spec);
+        let is_told = |path: &str| told.iter().any(|told| is_within(told, path));
+        let is_told = |p: &Problem| is_told(&p.path) || is_told(&join("parameters", &p.path));
+        problems.extend(between.into_iter().filter(|p| !is_told(p)));
         if problems.is_empty() { Ok(spec) } else { Err(problems) }
     }
 
@@ -263,7 +268,7 @@ impl Reader {
                 Err(problem) if value.is_array() || value.is_object() => {
                     self.problem(name, problem, format!("to search over {name}, put it under parameters"));
                 }
-                Err(problem) => self.problem(name, problem, format!("give {name} such a value")),
+                Err(problem) => self.problem(name, problem, remedy(name)),
             }
         }
         // Every value has passed its check alone, and no check looks at two.

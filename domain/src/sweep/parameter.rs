@@ -125,6 +125,16 @@ pub fn check_parameter(name: &str, value: &Value) -> Result<Value, String> {
     normal.ok_or_else(|| format!("must be {}, not {}", rule.must_be, describe(value)))
 }
 
+/// What to do about a value that parameter `name` cannot have.
+pub(super) fn remedy(name: &str) -> String {
+    let defaults = serde_json::to_value(TrialConfig::default()).unwrap_or_default();
+    match &defaults[name] {
+        Value::Null => "give another value, or leave it out".into(),
+        Value::String(text) if text.is_empty() => "give another value".into(),
+        default => format!("give one such as {default}, the default"),
+    }
+}
+
 /// Checks every parameter of a trial's configuration.
 ///
 /// # Errors

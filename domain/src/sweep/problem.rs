@@ -56,3 +56,8 @@ pub(super) fn describe(value: &Value) -> String {
 pub(super) fn join(parent: &str, key: &str) -> String {
     if parent.is_empty() { key.into() } else { format!("{parent}.{key}") }
 }
+
+/// Whether the document path `path` is `parent` or inside it.
+pub fn is_within(path: &str, parent: &str) -> bool {
+    path.strip_prefix(parent).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
