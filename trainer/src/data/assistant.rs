@@ -35,18 +35,21 @@ mod tests {
     #[test]
     fn parts_and_prompts() {
         const OPEN: usize = usize::MAX;
-        for (text, want, prompt_length) in [
-            ("", vec![], None),
-            ("no marks", vec![], None),
-            ("### Human: a### Assistant: b", vec![26..OPEN], Some(26)),
-            ("### Human: ä€🙂### Assistant: b", vec![28..OPEN], Some(28)),
-            ("### Assistant:", vec![14..OPEN], Some(14)),
-            ("### Human: a### Assistant: b### Human: c", vec![26..28], Some(26)),
-            ("### Human: a### Assistant:é### Human: c### Assistant: d", vec![26..27, 53..OPEN], Some(26)),
-            ("### Assistant: a### Assistant: b### Human:", vec![14..32], Some(14)),
-            ("### assistant: a", vec![], None),
-        ] {
-            assert_eq!(parts(text), want, "{text}");
+        type Row<'a> = (&'a str, &'a [(usize, usize)], Option<usize>);
+        let rows: [Row; 9] = [
+            ("", &[], None),
+            ("no marks", &[], None),
+            ("### Human: a### Assistant: b", &[(26, OPEN)], Some(26)),
+            ("### Human: ä€🙂### Assistant: b", &[(28, OPEN)], Some(28)),
+            ("### Assistant:", &[(14, OPEN)], Some(14)),
+            ("### Human: a### Assistant: b### Human: c", &[(26, 28)], Some(26)),
+            ("### Human: a### Assistant:é### Human: c### Assistant: d", &[(26, 27), (53, OPEN)], Some(26)),
+            ("### Assistant: a### Assistant: b### Human:", &[(14, 32)], Some(14)),
+            ("### assistant: a", &[], None),
+        ];
+        for (text, want, prompt_length) in rows {
+            let got: Vec<_> = parts(text).into_iter().map(|part| (part.start, part.end)).collect();
+            assert_eq!(got, want, "{text}");
             assert_eq!(prompt(text).map(|p| p.chars().count()), prompt_length, "{text}");
         }
     }
