@@ -10,6 +10,8 @@
 //! | [`optim`], [`schedule`] | AdamW with clipping; the learning rate's course |
 //! | [`tokenizer`] | text to token ids and back |
 //! | [`data`] | data files to rows, the held-out split, the order of batches |
+//! | [`run`] | a fine-tuning run: from files to metrics and checkpoints |
+//! | [`preflight`] | what can be checked before anything is trained |
 //! | [`adapter_file`], [`files`] | adapters in PEFT's format; whole files and digests |
 //! | [`rng`] | counter-based random numbers (`domain::rng`) |
 //!
@@ -25,6 +27,8 @@ pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod pack;
+pub mod preflight;
+pub mod run;
 pub mod schedule;
 pub mod tokenizer;
 

@@ -1,0 +1,171 @@
+//! Everything that can be found wrong with a run before it starts: values, the model's files and shapes, the
+//! tokenizer, the data. No weight is read.
+
+use crate::adapter_file;
+use crate::data::Dataset;
+use crate::error::{Result, TrainError};
+use crate::lora::ModuleSpec;
+use crate::model::{Base, LlamaConfig};
+use crate::tokenizer::Tokenizer;
+use domain::trial::{PrecisionMode, TrialConfig};
+use std::path::Path;
+
+/// What a run will be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Preflight {
+    /// The base's shape.
+    pub shape: LlamaConfig,
+    /// Rows to train on.
+    pub rows: u64,
+    /// Rows held out.
+    pub eval_rows: u64,
+    /// Rows cut to `max_sequence_length`.
+    pub truncated_rows: u64,
+    /// Rows that could not be read, with `skip_bad_rows`.
+    pub skipped_rows: u64,
+    /// Optimizer steps.
+    pub total_steps: u64,
+    /// Trainable parameters.
+    pub trainable_parameters: u64,
+    /// Parameters of base and adapter together.
+    pub total_parameters: u64,
+}
+
+/// Checks all that a run needs, without loading weights.
+///
+/// # Errors
+/// The first thing found wrong, with file or parameter, and what to do.
+pub fn preflight(config: &TrialConfig) -> Result<Preflight> {
+    check_values(config)?;
+    let dir = Path::new(&config.pretrained_model_id);
+    model_directory(dir)?;
+    let base = Base::outline(dir)?;
+    let modules = check(config, &base)?;
+    let tokenizer = tokenizer(dir, &base.config)?;
+    let data = data(config, tokenizer.as_ref(), &base.config)?;
+    if let Some(dir) = &config.init_adapter {
+        adapter_file::load(Path::new(dir), &modules, config.seed, base.device())?;
+    }
+    let rows = data.train.len() as u64;
+    let width: usize = modules.iter().map(|m| m.in_features + m.out_features).sum();
+    let trainable_parameters = width as u64 * u64::from(config.lora_rank);
+    Ok(Preflight {
+        rows,
+        eval_rows: data.eval.len() as u64,
+        truncated_rows: data.truncated_rows,
+        skipped_rows: data.skipped_rows,
+        total_steps: config.total_steps(rows),
+        trainable_parameters,
+        total_parameters: base.parameters() + trainable_parameters,
+        shape: base.config,
+    })
+}
+
+/// Checks that a model directory exists.
+///
+/// # Errors
+/// It does not, or the parameter is empty.
+fn model_directory(dir: &Path) -> Result<()> {
+    let key = "pretrained_model_id";
+    if dir.as_os_str().is_empty() {
+        return Err(TrainError::parameter(key, "is not given", "name a directory in Hugging Face's layout"));
+    }
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let problem = format!("{} is no directory", dir.display());
+    Err(TrainError::parameter(key, problem, "download the model and name its directory"))
+}
+
+/// The model directory's tokenizer, if it has one, with no more ids than the embedding has rows.
+///
+/// # Errors
+/// The tokenizer's file is broken or has too many ids.
+pub fn tokenizer(dir: &Path, shape: &LlamaConfig) -> Result<Option<Tokenizer>> {
+    if !["tokenizer.json", "tokenizer.model"].iter().any(|name| dir.join(name).exists()) {
+        return Ok(None);
+    }
+    let tokenizer = Tokenizer::load(dir)?;
+    let (ids, rows) = (tokenizer.vocab_size(), shape.vocab_size);
+    if ids > rows {
+        return Err(TrainError::model(
+            dir,
+            format!("its tokenizer has {ids} token ids, but the embedding only {rows} rows"),
+            "use the tokenizer that the model was trained with",
+        ));
+    }
+    Ok(Some(tokenizer))
+}
+
+/// The rows that a configuration names.
+///
+/// # Errors
+/// Those of [`Dataset::load`].
+pub fn data(config: &TrialConfig, tokenizer: Option<&Tokenizer>, shape: &LlamaConfig) -> Result<Dataset> {
+    Dataset::load(config, tokenizer, shape.vocab_size, shape.max_position_embeddings)
+}
+
+/// Checks a configuration's values, and that they suit `base`. Returns the layers that get an adapter.
+///
+/// # Errors
+/// A parameter is out of its range or above what the model has.
+pub fn check(config: &TrialConfig, base: &Base) -> Result<Vec<ModuleSpec>> {
+    check_values(config)?;
+    if base.device().is_cpu() && config.precision_mode != PrecisionMode::Float32 {
+        let mode = serde_json::to_value(config.precision_mode).unwrap_or_default();
+        return Err(TrainError::parameter(
+            "precision_mode",
+            format!("is {mode}, which cannot be trained on a CPU"),
+            "set precision_mode to float32",
+        ));
+    }
+    let modules = adapter_file::resolve_targets(base, &config.target_modules)?;
+    let width = |m: &ModuleSpec| m.in_features.min(m.out_features);
+    match modules.iter().min_by_key(|m| width(m)) {
+        Some(narrow) if config.lora_rank as usize > width(narrow) => Err(TrainError::parameter(
+            "lora_rank",
+            format!("is {}, above the width {} of {}", config.lora_rank, width(narrow), narrow.path),
+            format!("set it to {} or less, or leave the layer out of target_modules", width(narrow)),
+        )),
+        _ => Ok(modules),
+    }
+}
+
+/// Checks what needs no model: each number within its range.
+///
+/// # Errors
+/// The first parameter out of its range.
+pub fn check_values(config: &TrialConfig) -> Result<()> {
+    let c = config;
+    let least =
+        |key, value: u32, least: u32| (key, f64::from(value), value >= least, format!("at least {least}"));
+    let finite =
+        |key, value: f64, ok: bool, range: &str| (key, value, value.is_finite() && ok, range.to_string());
+    let share = |key, value: f64| finite(key, value, (0.0..1.0).contains(&value), "at least 0 and below 1");
+    let positive = |key, value: f64| finite(key, value, value > 0.0, "above 0");
+    let not_negative = |key, value: f64| finite(key, value, value >= 0.0, "0 or above");
+    let rows = [
+        least("lora_rank", c.lora_rank, 1),
+        least("batch_size", c.batch_size, 1),
+        least("gradient_accumulation_steps", c.gradient_accumulation_steps, 1),
+        least("logging_steps", c.logging_steps, 1),
+        least("max_steps", c.max_steps.unwrap_or(1), 1),
+        positive("num_train_epochs", c.num_train_epochs.unwrap_or(1.0)),
+        positive("lora_alpha", c.lora_alpha.unwrap_or(1.0)),
+        share("lora_dropout", c.lora_dropout),
+        not_negative("learning_rate", c.learning_rate),
+        finite("warmup_ratio", c.warmup_ratio, (0.0..=1.0).contains(&c.warmup_ratio), "from 0 to 1"),
+        not_negative("weight_decay", c.weight_decay),
+        share("adam_beta1", c.adam_beta1),
+        share("adam_beta2", c.adam_beta2),
+        positive("adam_epsilon", c.adam_epsilon),
+        not_negative("max_grad_norm", c.max_grad_norm),
+        not_negative("eval_size", c.eval_size),
+    ];
+    match rows.into_iter().find(|(_, _, ok, _)| !ok) {
+        None => Ok(()),
+        Some((key, value, _, range)) => {
+            Err(TrainError::parameter(key, format!("is {value}"), format!("set a value {range}")))
+        }
+    }
+}

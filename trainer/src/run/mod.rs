@@ -1,0 +1,309 @@
+//! One fine-tuning run, step by step, alone or in a pack.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `mod.rs` | a loaded base, a run and how it starts |
+//! | `step.rs` | a pack's optimizer step, divergence, evaluation, metric points |
+//! | `resume.rs` | what a checkpoint holds and how a run goes on from it, bit for bit |
+//! | `summary.rs` | the numbers and texts at the end |
+
+mod resume;
+mod step;
+mod summary;
+
+pub use resume::RESUME_FILE;
+pub use step::{Stepped, step_pack};
+
+use crate::adapter_file::{self, PeftConfig};
+use crate::data::Dataset;
+use crate::error::{Result, TrainError};
+use crate::files;
+use crate::lora::{Adapter, ModuleSpec};
+use crate::model::{Base, weight_files};
+use crate::optim::{AdamW, AdamWConfig};
+use crate::pack::{self, Outcome, Row};
+use crate::preflight;
+use crate::schedule::Schedule;
+use crate::tokenizer::Tokenizer;
+use candle_core::Device;
+use domain::trial::{Digests, TrialConfig};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// Rows of an evaluation's forward pass. Fixed, so that a loss does not depend on a trial's batch size.
+const EVAL_ROWS: usize = 8;
+
+/// A frozen base on a device with its tokenizer, shared by the runs of a pack.
+pub struct Loaded {
+    /// The frozen base.
+    pub base: Base,
+    /// Its tokenizer; a directory without one can still train on pre-tokenised rows.
+    pub tokenizer: Option<Tokenizer>,
+    /// Digest of configuration and weights.
+    pub digest: String,
+    /// The model directory.
+    pub dir: PathBuf,
+    /// What the base alone makes of prompts and held-out rows: the same for every trial, so asked once.
+    alone: Mutex<Alone>,
+}
+
+#[derive(Default)]
+struct Alone {
+    texts: HashMap<Vec<u32>, String>,
+    losses: HashMap<String, Outcome>,
+}
+
+impl Loaded {
+    /// Loads a model directory in Hugging Face's layout onto a device.
+    ///
+    /// # Errors
+    /// A file is missing, cut off or of another model; the tokenizer has more ids than the embedding rows.
+    pub fn load(dir: &Path, device: &Device) -> Result<Self> {
+        let base = Base::load(dir, device)?;
+        let tokenizer = preflight::tokenizer(dir, &base.config)?;
+        let mut paths = vec![dir.join("config.json")];
+        paths.extend(weight_files(dir)?);
+        let digest = files::digest_files(paths.iter().map(PathBuf::as_path))?;
+        Ok(Self { base, tokenizer, digest, dir: dir.into(), alone: Mutex::default() })
+    }
+
+    /// The base's loss on `rows`, computed once for each set of rows.
+    fn base_loss(&self, rows: &[Row]) -> Result<Outcome> {
+        let mut bytes = Vec::new();
+        for row in rows {
+            bytes.extend((row.input_ids.len() as u64).to_le_bytes());
+            bytes.extend(row.input_ids.iter().flat_map(|id| id.to_le_bytes()));
+            bytes.extend(row.targets.iter().map(|target| u8::from(*target)));
+        }
+        let key = files::digest(&bytes);
+        if let Some(known) = self.alone().losses.get(&key) {
+            return Ok(*known);
+        }
+        let outcome = evaluate(&self.base, None, rows)?;
+        self.alone().losses.insert(key, outcome);
+        Ok(outcome)
+    }
+
+    fn alone(&self) -> std::sync::MutexGuard<'_, Alone> {
+        self.alone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Negative log-likelihood and targets of all `rows`, a few rows at a time.
+fn evaluate(base: &Base, adapter: Option<&Adapter>, rows: &[Row]) -> Result<Outcome> {
+    let mut sum = Outcome::default();
+    for rows in rows.chunks(EVAL_ROWS) {
+        add(&mut sum, pack::evaluate(base, adapter, rows)?);
+    }
+    Ok(sum)
+}
+
+fn add(sum: &mut Outcome, part: Outcome) {
+    sum.nll += part.nll;
+    sum.targets += part.targets;
+    sum.tokens += part.tokens;
+}
+
+/// The mean over targets; none without targets.
+fn mean(outcome: Outcome) -> Option<f64> {
+    (outcome.targets > 0).then(|| outcome.nll / outcome.targets as f64)
+}
+
+/// What an optimizer step changes. Tensors are never written to, so a clone costs no memory of its own.
+#[derive(Debug, Clone)]
+struct State {
+    step: u64,
+    adapter: Adapter,
+    optimizer: AdamW,
+}
+
+/// Counters that a checkpoint carries on.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+struct Progress {
+    /// Loss of the last step that had one.
+    loss: Option<f64>,
+    eval_loss: Option<f64>,
+    base_eval_loss: Option<f64>,
+    /// Rows and tokens trained, and the seconds that took, evaluation left out.
+    rows: u64,
+    tokens: u64,
+    training_seconds: f64,
+    evaluation_seconds: f64,
+    /// Whether any step shared the device.
+    packed: bool,
+}
+
+/// A trial being trained: its configuration, data, adapter and optimizer.
+pub struct Run {
+    config: TrialConfig,
+    written: PeftConfig,
+    data: Dataset,
+    digests: Digests,
+    total_steps: u64,
+    schedule: Schedule,
+    state: State,
+    /// The state before the last step: the last whose loss is known to be finite.
+    previous: Option<State>,
+    diverged: Option<String>,
+    progress: Progress,
+    /// The counters at the last metric point: speeds are measured from there.
+    at_last_point: Progress,
+}
+
+impl Run {
+    /// Reads the data and makes a fresh adapter, or loads the configuration's `init_adapter`.
+    ///
+    /// # Errors
+    /// A parameter does not fit the model, or a file cannot be used; see [`preflight::preflight`].
+    pub fn new(loaded: &Loaded, config: TrialConfig) -> Result<Self> {
+        let modules = preflight::check(&config, &loaded.base)?;
+        let mut adapter = match &config.init_adapter {
+            Some(dir) => initial_adapter(&config, Path::new(dir), &modules, loaded)?,
+            None => Adapter::new(
+                &modules,
+                config.lora_rank as usize,
+                config.lora_alpha_in_force(),
+                config.lora_dropout,
+                config.seed,
+                loaded.base.device(),
+            )?,
+        };
+        adapter.dropout = config.lora_dropout;
+        let optimizer = AdamW::new(&adapter, optimizer_config(&config))?;
+        Self::start(loaded, config, State { step: 0, adapter, optimizer }, Progress::default())
+    }
+
+    /// A run at `state`, with its data.
+    fn start(loaded: &Loaded, config: TrialConfig, state: State, progress: Progress) -> Result<Self> {
+        let data = preflight::data(&config, loaded.tokenizer.as_ref(), &loaded.base.config)?;
+        let total_steps = config.total_steps(data.train.len() as u64);
+        let schedule = Schedule {
+            kind: config.lr_scheduler_type,
+            peak: config.learning_rate,
+            warmup_steps: config.warmup_steps_in_force(total_steps),
+            total_steps,
+        };
+        let digests = Digests {
+            base_model: loaded.digest.clone(),
+            dataset: data.digest.clone(),
+            tokenizer: loaded.tokenizer.as_ref().map_or("none", Tokenizer::digest).into(),
+            spec: files::digest(&serde_json::to_vec(&config).unwrap_or_default()),
+        };
+        let written = PeftConfig {
+            base_model_name_or_path: config.pretrained_model_id.clone(),
+            r: config.lora_rank as usize,
+            lora_alpha: config.lora_alpha_in_force(),
+            lora_dropout: config.lora_dropout,
+            target_modules: adapter_file::written_targets(&loaded.base, &config.target_modules),
+        };
+        Ok(Self {
+            config,
+            written,
+            data,
+            digests,
+            total_steps,
+            schedule,
+            state,
+            previous: None,
+            diverged: None,
+            at_last_point: progress.clone(),
+            progress,
+        })
+    }
+
+    /// Every parameter with the value in force.
+    pub fn config(&self) -> &TrialConfig {
+        &self.config
+    }
+
+    /// The rows it trains on and those held out.
+    pub fn data(&self) -> &Dataset {
+        &self.data
+    }
+
+    /// The adapter as it stands; after a divergence, the last good one.
+    pub fn adapter(&self) -> &Adapter {
+        &self.state.adapter
+    }
+
+    /// Finished optimizer steps; after a divergence, those of the last good state.
+    pub fn step(&self) -> u64 {
+        self.state.step
+    }
+
+    /// Steps of the whole run.
+    pub fn total_steps(&self) -> u64 {
+        self.total_steps
+    }
+
+    /// Whether there is nothing more to train: all steps are made, or it diverged.
+    pub fn is_done(&self) -> bool {
+        self.diverged.is_some() || self.state.step >= self.total_steps
+    }
+
+    /// Why it cannot go on, if its loss became NaN or infinite.
+    pub fn diverged(&self) -> Option<&str> {
+        self.diverged.as_deref()
+    }
+
+    /// What it is trained on.
+    pub fn digests(&self) -> &Digests {
+        &self.digests
+    }
+
+    /// `eval/loss` of the base alone on the held-out rows (the point of step 0); none without such rows.
+    ///
+    /// # Errors
+    /// The device runs out of memory.
+    pub fn base_eval(&mut self, loaded: &Loaded) -> Result<Option<f64>> {
+        if self.progress.base_eval_loss.is_none() && !self.data.eval.is_empty() {
+            self.progress.base_eval_loss = mean(loaded.base_loss(&self.data.eval)?);
+        }
+        Ok(self.progress.base_eval_loss)
+    }
+
+    /// `eval/loss` of the adapter as it stands; none without held-out rows.
+    ///
+    /// # Errors
+    /// The device runs out of memory.
+    pub fn evaluate(&mut self, loaded: &Loaded) -> Result<Option<f64>> {
+        if !self.data.eval.is_empty() {
+            let outcome = evaluate(&loaded.base, Some(&self.state.adapter), &self.data.eval)?;
+            self.progress.eval_loss = mean(outcome);
+        }
+        Ok(self.progress.eval_loss)
+    }
+}
+
+fn optimizer_config(config: &TrialConfig) -> AdamWConfig {
+    AdamWConfig {
+        beta1: config.adam_beta1,
+        beta2: config.adam_beta2,
+        epsilon: config.adam_epsilon,
+        weight_decay: config.weight_decay,
+        max_grad_norm: config.max_grad_norm,
+    }
+}
+
+/// The adapter that a run starts from; it must be of the shape that the configuration asks for.
+fn initial_adapter(
+    config: &TrialConfig,
+    dir: &Path,
+    modules: &[ModuleSpec],
+    loaded: &Loaded,
+) -> Result<Adapter> {
+    let written = PeftConfig::load(dir)?;
+    let differs = |key, has: f64, asked: f64| {
+        let problem = format!("is {asked}, but the adapter {} has {has}", dir.display());
+        TrainError::parameter(key, problem, format!("set {key} to {has}"))
+    };
+    if written.r != config.lora_rank as usize {
+        return Err(differs("lora_rank", written.r as f64, f64::from(config.lora_rank)));
+    }
+    if written.lora_alpha != config.lora_alpha_in_force() {
+        return Err(differs("lora_alpha", written.lora_alpha, config.lora_alpha_in_force()));
+    }
+    Ok(adapter_file::load(dir, modules, config.seed, loaded.base.device())?.1)
+}

@@ -1,0 +1,196 @@
+//! A pack's optimizer step: micro-batches side by side, then each run's own update, divergence check,
+//! evaluation and metric point.
+
+use super::{Loaded, Progress, Run, State, add, mean};
+use crate::data;
+use crate::error::Result;
+use crate::optim::AdamW;
+use crate::pack::{self, Member, Outcome, Row};
+use domain::Clock;
+use domain::metric::{self, MetricPoint};
+use std::time::Duration;
+
+/// What a step gave one run.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Stepped {
+    /// The step's metrics, at `logging_steps`, `eval_steps` and the end.
+    pub point: Option<MetricPoint>,
+    /// Whether `save_steps` or the end asks for a checkpoint.
+    pub checkpoint_due: bool,
+    /// Why the run cannot go on, if it cannot; its state is the last good one.
+    pub diverged: Option<String>,
+}
+
+/// What an update used and found.
+struct Update {
+    loss: Option<f64>,
+    grad_norm: f64,
+    learning_rate: f64,
+}
+
+/// One optimizer step for every run of a pack together, their micro-batches side by side on the base. A run
+/// that is done is left as it is. `clock` measures speeds.
+///
+/// # Errors
+/// The device runs out of memory; no run's state has changed then.
+pub fn step_pack(loaded: &Loaded, runs: &mut [&mut Run], clock: &dyn Clock) -> Result<Vec<Stepped>> {
+    let started = clock.monotonic();
+    let work: Vec<Vec<Vec<Row>>> = runs.iter().map(|run| run.micro_batches()).collect();
+    let packed = work.iter().filter(|batches| !batches.is_empty()).count() > 1;
+    let sums = accumulate(loaded, runs, &work)?;
+    let mut updates = Vec::with_capacity(runs.len());
+    for (run, sum) in runs.iter_mut().zip(&sums) {
+        updates.push(if run.is_done() { None } else { Some(run.update(*sum)?) });
+    }
+    let seconds = since(clock, started);
+    let mut stepped = Vec::with_capacity(runs.len());
+    for (i, update) in updates.into_iter().enumerate() {
+        let run = &mut *runs[i];
+        let Some(update) = update else {
+            stepped.push(Stepped { diverged: run.diverged.clone(), ..Stepped::default() });
+            continue;
+        };
+        run.progress.rows += work[i].iter().map(|rows| rows.len() as u64).sum::<u64>();
+        run.progress.tokens += sums[i].tokens;
+        run.progress.training_seconds += seconds;
+        run.progress.packed |= packed;
+        stepped.push(run.report(loaded, update, sums[i], clock)?);
+    }
+    Ok(stepped)
+}
+
+/// Runs every micro-batch of the step. A round holds the runs that have one left.
+fn accumulate(loaded: &Loaded, runs: &mut [&mut Run], work: &[Vec<Vec<Row>>]) -> Result<Vec<Outcome>> {
+    let mut sums = vec![Outcome::default(); runs.len()];
+    runs.iter_mut().for_each(|run| run.state.adapter.zero_grad());
+    for round in 0..work.iter().map(Vec::len).max().unwrap_or(0) {
+        let mut owners = Vec::with_capacity(runs.len());
+        let mut members = Vec::with_capacity(runs.len());
+        for (i, run) in runs.iter_mut().enumerate() {
+            let Some(rows) = work[i].get(round) else { continue };
+            // From 1 on: mask 0 would repeat the stream that initialised A.
+            let counter =
+                run.state.step * u64::from(run.config.gradient_accumulation_steps) + round as u64 + 1;
+            owners.push(i);
+            members.push(Member { adapter: &mut run.state.adapter, rows, dropout_counter: counter });
+        }
+        let outcomes = pack::forward_backward(&loaded.base, &mut members)?;
+        owners.into_iter().zip(outcomes).for_each(|(i, outcome)| add(&mut sums[i], outcome));
+    }
+    Ok(sums)
+}
+
+impl Run {
+    /// The rows of the coming step's micro-batches; none if the run is done.
+    fn micro_batches(&self) -> Vec<Vec<Row>> {
+        if self.is_done() {
+            return Vec::new();
+        }
+        data::step_batches(&self.config, self.data.train.len(), self.state.step)
+            .into_iter()
+            .map(|batch| batch.into_iter().map(|i| self.data.train[i].clone()).collect())
+            .collect()
+    }
+
+    /// Steps the optimizer with the accumulated gradients, or finds that the run diverged.
+    fn update(&mut self, sum: Outcome) -> Result<Update> {
+        let learning_rate = self.schedule.learning_rate(self.state.step);
+        let Some(loss) = mean(sum) else {
+            // A step whose rows hold no target at all teaches nothing.
+            self.state.adapter.zero_grad();
+            self.state.step += 1;
+            return Ok(Update { loss: None, grad_norm: 0.0, learning_rate });
+        };
+        let grad_norm = AdamW::grad_norm(&self.state.adapter, sum.targets)?;
+        let step = self.state.step + 1;
+        if !loss.is_finite() {
+            self.give_up(format!("the loss of step {step} is {loss}"), true);
+        } else if !grad_norm.is_finite() {
+            self.give_up(format!("the gradient norm of step {step} is {grad_norm}"), false);
+        } else {
+            // Without its gradients, which the update is about to use up.
+            let mut before = self.state.clone();
+            before.adapter.zero_grad();
+            let State { adapter, optimizer, .. } = &mut self.state;
+            optimizer.step(adapter, learning_rate, sum.targets, grad_norm)?;
+            self.state.step = step;
+            self.previous = Some(before);
+            self.progress.loss = Some(loss);
+        }
+        Ok(Update { loss: Some(loss), grad_norm, learning_rate })
+    }
+
+    /// Ends the run as diverged. `weights` says that the weights themselves give no finite loss, so that
+    /// the state before them is the last good one.
+    fn give_up(&mut self, what: String, weights: bool) {
+        if weights && let Some(previous) = self.previous.take() {
+            self.state = previous;
+        }
+        self.state.adapter.zero_grad();
+        let kept = self.state.step;
+        self.diverged =
+            Some(format!("{what}; the state after step {kept} is kept: try a lower learning_rate"));
+    }
+
+    /// Evaluates where it is due and makes the step's metric point.
+    fn report(
+        &mut self,
+        loaded: &Loaded,
+        update: Update,
+        sum: Outcome,
+        clock: &dyn Clock,
+    ) -> Result<Stepped> {
+        let step = self.state.step;
+        if let Some(diverged) = &self.diverged {
+            return Ok(Stepped { diverged: Some(diverged.clone()), ..Stepped::default() });
+        }
+        let due = |every: u32| every > 0 && step.is_multiple_of(u64::from(every));
+        let end = step >= self.total_steps;
+        let evaluates = !self.data.eval.is_empty() && (end || due(self.config.eval_steps));
+        let logs = end || evaluates || due(self.config.logging_steps);
+        let checkpoint_due = end || due(self.config.save_steps);
+        let mut eval_loss = None;
+        if evaluates {
+            let started = clock.monotonic();
+            eval_loss = self.evaluate(loaded)?;
+            self.progress.evaluation_seconds += since(clock, started);
+        }
+        if let Some(loss) = eval_loss.filter(|loss| !loss.is_finite()) {
+            self.progress.eval_loss = None;
+            self.give_up(format!("eval/loss after step {step} is {loss}"), true);
+            return Ok(Stepped { diverged: self.diverged.clone(), ..Stepped::default() });
+        }
+        let point = logs.then(|| self.point(&update, sum, eval_loss, clock));
+        Ok(Stepped { point, checkpoint_due, diverged: None })
+    }
+
+    fn point(&mut self, update: &Update, sum: Outcome, eval: Option<f64>, clock: &dyn Clock) -> MetricPoint {
+        let mut values = Vec::with_capacity(7);
+        let mut put = |name: &str, value: Option<f64>| {
+            values.extend(value.filter(|v| v.is_finite()).map(|value| (name.to_string(), value)));
+        };
+        put(metric::LOSS, update.loss);
+        put(metric::GRAD_NORM, Some(update.grad_norm));
+        put(metric::LEARNING_RATE, Some(update.learning_rate));
+        put(metric::TOKENS, Some(sum.targets as f64));
+        let (samples, tokens) = self.progress.speed_since(&self.at_last_point);
+        put(metric::SAMPLES_PER_SECOND, samples);
+        put(metric::TOKENS_PER_SECOND, tokens);
+        put(metric::EVAL_LOSS, eval);
+        self.at_last_point = self.progress.clone();
+        MetricPoint { step: self.state.step, time: clock.now(), values }
+    }
+}
+
+impl Progress {
+    /// Rows and tokens a second of training time since an earlier state of the counters.
+    pub(super) fn speed_since(&self, earlier: &Progress) -> (Option<f64>, Option<f64>) {
+        let seconds = self.training_seconds - earlier.training_seconds;
+        let rate = |now: u64, then: u64| (seconds > 0.0).then(|| (now - then) as f64 / seconds);
+        (rate(self.rows, earlier.rows), rate(self.tokens, earlier.tokens))
+    }
+}
+
+fn since(clock: &dyn Clock, started: Duration) -> f64 {
+    clock.monotonic().saturating_sub(started).as_secs_f64()
+}

@@ -1,0 +1,81 @@
+//! A run's numbers at its end, and what base and adapter say to the sample prompt.
+
+use super::{Loaded, Progress, Run};
+use crate::adapter_file;
+use crate::error::Result;
+use crate::lora::Adapter;
+use crate::pack;
+use crate::tokenizer::Tokenizer;
+use domain::trial::{Throughput, TrialSummary};
+
+/// Tokens of a sample text.
+const SAMPLE_TOKENS: usize = 40;
+
+impl Run {
+    /// The numbers so far: speeds are those of all training time, evaluation left out; `device_seconds` is
+    /// training and evaluation (who loaded the base adds that). Texts are continued greedily.
+    ///
+    /// # Errors
+    /// The device runs out of memory, or the tokenizer cannot read its own ids.
+    pub fn summary(&mut self, loaded: &Loaded) -> Result<TrialSummary> {
+        let (samples, tokens) = self.progress.speed_since(&Progress::default());
+        let adapter = &self.state.adapter;
+        let trainable = adapter.parameters();
+        let (before, after) = self.samples(loaded)?;
+        Ok(TrialSummary {
+            steps: self.state.step,
+            loss: self.progress.loss,
+            eval_loss: self.progress.eval_loss,
+            base_eval_loss: self.progress.base_eval_loss,
+            peak_rss_bytes: peak_rss_bytes(),
+            trainable_parameters: trainable,
+            total_parameters: loaded.base.parameters() + trainable,
+            adapter_bytes: adapter_file::size(adapter)?,
+            samples_per_second: samples,
+            tokens_per_second: tokens,
+            throughput: if self.progress.packed { Throughput::Packed } else { Throughput::Solo },
+            device_seconds: self.progress.training_seconds + self.progress.evaluation_seconds,
+            truncated_rows: self.data.truncated_rows,
+            skipped_rows: self.data.skipped_rows,
+            sample_prompt: self.data.sample_prompt_text.clone().filter(|_| before.is_some()),
+            sample_before: before,
+            sample_after: after,
+            ..TrialSummary::default()
+        })
+    }
+
+    /// What the base and the adapter say to the sample prompt; nothing without prompt or tokenizer.
+    fn samples(&self, loaded: &Loaded) -> Result<(Option<String>, Option<String>)> {
+        let (Some(prompt), Some(tokenizer)) = (&self.data.sample_prompt, &loaded.tokenizer) else {
+            return Ok((None, None));
+        };
+        let known = loaded.alone().texts.get(prompt).cloned();
+        let before = match known {
+            Some(text) => text,
+            None => {
+                let text = continuation(loaded, tokenizer, None, prompt)?;
+                loaded.alone().texts.insert(prompt.clone(), text.clone());
+                text
+            }
+        };
+        let after = continuation(loaded, tokenizer, Some(&self.state.adapter), prompt)?;
+        Ok((Some(before), Some(after)))
+    }
+}
+
+fn continuation(
+    loaded: &Loaded,
+    tokenizer: &Tokenizer,
+    adapter: Option<&Adapter>,
+    prompt: &[u32],
+) -> Result<String> {
+    let ids = pack::generate(&loaded.base, adapter, prompt, SAMPLE_TOKENS, tokenizer.eos())?;
+    tokenizer.decode(&ids)
+}
+
+/// The process's highest resident set size, where the system tells (Linux).
+pub fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}

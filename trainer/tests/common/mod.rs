@@ -1,0 +1,123 @@
+//! What several tests need: the folder of reference figures, and a model and data small enough to make here.
+
+#![allow(dead_code, reason = "each test uses its part")]
+
+use candle_core::{Device, Tensor};
+use domain::trial::TrialConfig;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use trainer::model::{Base, LlamaConfig};
+use trainer::rng;
+
+pub const CPU: Device = Device::Cpu;
+
+/// A path under the folder of reference figures, if they are on this machine.
+pub fn shared(path: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("LORAFLEET_SHARED")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
+    let path = root.join(path);
+    if !path.exists() {
+        println!("not checked: {} is not on this machine", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+pub fn json_file(path: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// The shape of the tiny model: two query heads a key-value head, a head of its own.
+pub fn tiny_shape() -> Value {
+    json!({
+        "model_type": "llama", "hidden_act": "silu", "hidden_size": 16, "intermediate_size": 24,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 40,
+        "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "tie_word_embeddings": false,
+    })
+}
+
+/// Writes a model directory without a tokenizer, its weights drawn from a fixed stream.
+pub fn write_tiny_model(dir: &Path) {
+    std::fs::create_dir_all(dir).unwrap();
+    std::fs::write(dir.join("config.json"), tiny_shape().to_string()).unwrap();
+    let config = LlamaConfig::load(dir).unwrap();
+    let (h, f, v) = (config.hidden_size, config.intermediate_size, config.vocab_size);
+    let kv = config.num_key_value_heads * config.head_dim;
+    let mut shapes = vec![
+        ("model.embed_tokens.weight".to_string(), vec![v, h]),
+        ("model.norm.weight".into(), vec![h]),
+        ("lm_head.weight".into(), vec![v, h]),
+    ];
+    for i in 0..config.num_hidden_layers {
+        let layer = [
+            ("self_attn.q_proj", vec![h, h]),
+            ("self_attn.k_proj", vec![kv, h]),
+            ("self_attn.v_proj", vec![kv, h]),
+            ("self_attn.o_proj", vec![h, h]),
+            ("mlp.gate_proj", vec![f, h]),
+            ("mlp.up_proj", vec![f, h]),
+            ("mlp.down_proj", vec![h, f]),
+            ("input_layernorm", vec![h]),
+            ("post_attention_layernorm", vec![h]),
+        ];
+        shapes.extend(layer.map(|(name, shape)| (format!("model.layers.{i}.{name}.weight"), shape)));
+    }
+    let tensor = |name: &str, shape: &[usize]| {
+        let (middle, spread) = if name.contains("norm") { (1.0, 0.2) } else { (0.0, 0.6) };
+        let key = rng::key(1, name);
+        let value = |i| (middle + spread * (rng::uniform(key, i as u64) - 0.5)) as f32;
+        Tensor::from_vec((0..shape.iter().product()).map(value).collect(), shape, &CPU).unwrap()
+    };
+    let tensors: HashMap<_, _> =
+        shapes.iter().map(|(name, shape)| (name.clone(), tensor(name, shape))).collect();
+    candle_core::safetensors::save(&tensors, dir.join("model.safetensors")).unwrap();
+}
+
+/// The tiny model, loaded.
+pub fn tiny_base() -> Base {
+    let dir = tempfile::tempdir().unwrap();
+    write_tiny_model(dir.path());
+    Base::load(dir.path(), &CPU).unwrap()
+}
+
+/// `rows` pre-tokenised rows of 6 to 13 tokens, of which some runs are not predicted.
+pub fn write_rows(file: &Path, rows: u64) {
+    let key = rng::key(2, "rows");
+    let row = |r: u64| {
+        let at = |i: u64| rng::bits(key, 100 * r + i);
+        let ids: Vec<u64> = (0..6 + at(99) % 8).map(|i| at(i) % 40).collect();
+        let labels: Vec<i64> =
+            ids.iter().enumerate().map(|(i, id)| if i < 3 { -100 } else { *id as i64 }).collect();
+        json!({ "input_ids": ids, "labels": labels }).to_string() + "\n"
+    };
+    std::fs::write(file, (0..rows).map(row).collect::<String>()).unwrap();
+}
+
+/// A model directory, 30 rows, and a configuration that trains the one on the other with everything on that
+/// a resumed run has to bring back: dropout, row order, accumulation, decay, a schedule.
+pub fn tiny_run(dir: &Path) -> TrialConfig {
+    write_tiny_model(&dir.join("model"));
+    write_rows(&dir.join("rows.jsonl"), 30);
+    TrialConfig {
+        pretrained_model_id: dir.join("model").display().to_string(),
+        dataset_name: dir.join("rows.jsonl").display().to_string(),
+        eval_size: 6.0,
+        lora_rank: 4,
+        lora_dropout: 0.2,
+        gradient_accumulation_steps: 2,
+        max_sequence_length: 16,
+        learning_rate: 1e-2,
+        warmup_steps: 3,
+        weight_decay: 0.1,
+        max_steps: Some(20),
+        ..TrialConfig::default()
+    }
+}
+
+/// All weights of an adapter, in order.
+pub fn flat(adapter: &trainer::lora::Adapter) -> Vec<f32> {
+    let tensors = adapter.modules.iter().flat_map(|m| [&m.a, &m.b]);
+    tensors.flat_map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
+}

@@ -1,0 +1,206 @@
+//! A pack's step: gradients against finite differences, packs against solo runs, dropout, isolation.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use candle_core::Tensor;
+use common::{CPU, shared, tiny_base};
+use trainer::lora::{Adapter, LoraMatrix};
+use trainer::model::Base;
+use trainer::pack::{self, Member, Outcome, Row};
+use trainer::rng;
+
+/// An adapter on every linear layer whose A and B are both random: with B zero, A has no gradient.
+fn adapter(base: &Base, rank: usize, dropout: f64, seed: u64) -> Adapter {
+    let mut adapter =
+        Adapter::new(&base.linear_modules(), rank, 2.0 * rank as f64, dropout, seed, &CPU).unwrap();
+    for module in &mut adapter.modules {
+        module.b = (random(&module.b, seed + 1, &module.path) * 0.1).unwrap();
+    }
+    adapter
+}
+
+/// A tensor like `like` of numbers uniform in ±1.
+fn random(like: &Tensor, seed: u64, name: &str) -> Tensor {
+    let key = rng::key(seed, name);
+    let values: Vec<f32> =
+        (0..like.elem_count() as u64).map(|i| (2.0 * rng::uniform(key, i) - 1.0) as f32).collect();
+    Tensor::from_vec(values, like.shape(), &CPU).unwrap()
+}
+
+/// Rows of different lengths, some tokens of which are not predicted.
+fn rows(base: &Base, count: u64, seed: u64) -> Vec<Row> {
+    let vocab = base.config.vocab_size as u64;
+    let row = |r: u64| {
+        let at = |i: u64| rng::bits(rng::key(seed, "row"), 1000 * r + i);
+        let length = 5 + at(999) % 9;
+        Row {
+            input_ids: (0..length).map(|i| (at(i) % vocab) as u32).collect(),
+            targets: (0..length).map(|i| i > 0 && at(500 + i) % 4 > 0).collect(),
+        }
+    };
+    (0..count).map(row).collect()
+}
+
+/// One micro-batch of one adapter, its gradients fresh.
+fn solo(base: &Base, adapter: &mut Adapter, rows: &[Row], counter: u64) -> Outcome {
+    adapter.zero_grad();
+    let mut members = [Member { adapter, rows, dropout_counter: counter }];
+    pack::forward_backward(base, &mut members).unwrap()[0]
+}
+
+fn dot(a: &Tensor, b: &Tensor) -> f64 {
+    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    flat(a).iter().zip(flat(b)).map(|(a, b)| f64::from(*a) * f64::from(b)).sum()
+}
+
+fn gradients(adapter: &Adapter) -> Vec<Tensor> {
+    let both = |m: &LoraMatrix| [m.grad_a.clone().unwrap(), m.grad_b.clone().unwrap()];
+    adapter.modules.iter().flat_map(both).collect()
+}
+
+/// The largest difference of two lists of gradients, relative to the norm of each.
+fn difference(a: &[Tensor], b: &[Tensor]) -> f64 {
+    let relative = |(a, b): (&Tensor, &Tensor)| {
+        let d = (a - b).unwrap();
+        (dot(&d, &d) / dot(b, b).max(1e-30)).sqrt()
+    };
+    a.iter().zip(b).map(relative).fold(0.0, f64::max)
+}
+
+/// Every matrix of every layer: the slope of the loss along a random direction, measured and computed.
+fn check_gradients(name: &str, base: &Base, dropout: f64) {
+    let mut adapter = adapter(base, 3, dropout, 5);
+    let rows = rows(base, 4, 7);
+    solo(base, &mut adapter, &rows, 3);
+    let all = gradients(&adapter);
+    assert_eq!(all.len(), 2 * 7 * base.layers.len(), "{name}: a matrix without a gradient");
+    for (i, gradient) in all.iter().enumerate() {
+        let (module, part) = (i / 2, ["A", "B"][i % 2]);
+        let what = format!("{name}: {} {part}", adapter.modules[module].path);
+        let direction = random(gradient, 11, &what);
+        let loss_at = |distance: f64| {
+            let mut moved = adapter.clone();
+            let lora = &mut moved.modules[module];
+            let weight = if part == "A" { &mut lora.a } else { &mut lora.b };
+            *weight = (&*weight + (&direction * distance).unwrap()).unwrap();
+            solo(base, &mut moved, &rows, 3).nll
+        };
+        // Two step lengths take the cubic term out (Richardson).
+        let slope = |h: f64| (loss_at(h) - loss_at(-h)) / (2.0 * h);
+        let measured = (4.0 * slope(4e-3) - slope(8e-3)) / 3.0;
+        let computed = dot(gradient, &direction);
+        let norm = dot(gradient, gradient).sqrt();
+        assert!(norm > 1e-3, "{what}: the gradient is zero");
+        let off = (measured - computed).abs();
+        assert!(off < 0.01 * norm + 2e-3, "{what}: slope {measured}, gradient says {computed}, norm {norm}");
+    }
+}
+
+#[test]
+fn every_adapter_matrix_has_the_gradient_that_finite_differences_have() {
+    check_gradients("tiny", &tiny_base(), 0.0);
+    check_gradients("tiny with dropout", &tiny_base(), 0.3);
+    if let Some(dir) = shared("reference/gqa/base") {
+        check_gradients("gqa", &Base::load(&dir, &CPU).unwrap(), 0.0);
+    }
+}
+
+#[test]
+fn a_step_leaves_the_frozen_weights_alone() {
+    let base = tiny_base();
+    let linears = base.layers.iter().flat_map(|l| l.linears.iter().map(|l| &l.weight));
+    let frozen: Vec<&Tensor> = linears.chain([&base.embedding, &base.norm, &base.head]).collect();
+    let bits =
+        || -> Vec<Vec<f32>> { frozen.iter().map(|t| t.flatten_all().unwrap().to_vec1().unwrap()).collect() };
+    let before = bits();
+    solo(&base, &mut adapter(&base, 4, 0.0, 1), &rows(&base, 3, 1), 0);
+    assert_eq!(before, bits());
+    assert!(frozen.iter().all(|t| !t.is_variable() && !t.track_op()), "a frozen weight can have a gradient");
+}
+
+/// Trials of other rank, rows, scaling and dropout side by side have the losses and gradients of each alone.
+#[test]
+fn a_pack_has_its_members_solo_numbers() {
+    let base = tiny_base();
+    for sizes in [[2, 3, 1], [1, 5, 2], [4, 0, 3]] {
+        let data: Vec<_> = sizes.iter().zip(20..).map(|(n, seed)| rows(&base, *n, seed)).collect();
+        let make = || [adapter(&base, 2, 0.0, 1), adapter(&base, 7, 0.2, 2), adapter(&base, 4, 0.5, 3)];
+        let (mut together, mut alone) = (make(), make());
+        let mut members: Vec<Member> = together
+            .iter_mut()
+            .zip(&data)
+            .enumerate()
+            .map(|(i, (adapter, rows))| Member { adapter, rows, dropout_counter: i as u64 })
+            .collect();
+        let outcomes = pack::forward_backward(&base, &mut members).unwrap();
+        for (i, adapter) in alone.iter_mut().enumerate() {
+            let want = solo(&base, adapter, &data[i], i as u64);
+            let (got, what) = (outcomes[i], format!("{sizes:?}, member {i}"));
+            assert_eq!((got.targets, got.tokens), (want.targets, want.tokens), "{what}");
+            assert!((got.nll - want.nll).abs() <= 1e-6 * want.nll, "{what}: {} {}", got.nll, want.nll);
+            if want.targets > 0 {
+                let off = difference(&gradients(&together[i]), &gradients(adapter));
+                assert!(off < 2e-6, "{what}: gradients differ by {off}");
+            }
+        }
+    }
+}
+
+#[test]
+fn one_members_nan_stays_its_own() {
+    let base = tiny_base();
+    let (sick_rows, sound_rows) = (rows(&base, 2, 1), rows(&base, 3, 2));
+    let (mut sick, mut sound) = (adapter(&base, 4, 0.0, 1), adapter(&base, 4, 0.0, 2));
+    sick.modules[3].b = (&sick.modules[3].b * f64::NAN).unwrap();
+    let mut alone = sound.clone();
+    let mut members = [
+        Member { adapter: &mut sick, rows: &sick_rows, dropout_counter: 0 },
+        Member { adapter: &mut sound, rows: &sound_rows, dropout_counter: 0 },
+    ];
+    let outcomes = pack::forward_backward(&base, &mut members).unwrap();
+    let want = solo(&base, &mut alone, &sound_rows, 0);
+    assert!(outcomes[0].nll.is_nan());
+    assert!((outcomes[1].nll - want.nll).abs() <= 1e-6 * want.nll);
+    assert!(difference(&gradients(&sound), &gradients(&alone)) < 2e-6);
+}
+
+#[test]
+fn a_dropout_mask_is_its_counters() {
+    let base = tiny_base();
+    let rows = rows(&base, 3, 4);
+    let at = |dropout, counter| {
+        let mut adapter = adapter(&base, 4, dropout, 9);
+        let outcome = solo(&base, &mut adapter, &rows, counter);
+        (outcome.nll, gradients(&adapter))
+    };
+    let (loss, first) = at(0.4, 1);
+    let (again, second) = at(0.4, 1);
+    assert_eq!((loss, difference(&first, &second)), (again, 0.0), "a replayed step differs");
+    let (other, third) = at(0.4, 2);
+    assert!(loss != other && difference(&first, &third) > 0.01, "another micro-batch has the same masks");
+    assert_eq!(at(0.0, 1).0, at(0.0, 2).0, "without dropout the counter matters");
+    // Evaluation drops nothing.
+    let outcome = pack::evaluate(&base, Some(&adapter(&base, 4, 0.4, 9)), &rows).unwrap();
+    assert!((outcome.nll - at(0.0, 1).0).abs() < 1e-6 * outcome.nll);
+}
+
+#[test]
+fn rows_do_not_see_each_other() {
+    let base = tiny_base();
+    let (mut adapter, rows) = (adapter(&base, 4, 0.0, 1), rows(&base, 4, 8));
+    let together = solo(&base, &mut adapter, &rows, 0);
+    let sum = gradients(&adapter);
+    let mut alone = Outcome::default();
+    let mut parts: Vec<Tensor> = sum.iter().map(|t| t.zeros_like().unwrap()).collect();
+    for row in &rows {
+        let outcome = solo(&base, &mut adapter, std::slice::from_ref(row), 0);
+        alone.nll += outcome.nll;
+        alone.targets += outcome.targets;
+        parts = parts.iter().zip(gradients(&adapter)).map(|(a, b)| (a + b).unwrap()).collect();
+    }
+    assert_eq!(together.targets, alone.targets);
+    assert!((together.nll - alone.nll).abs() < 1e-6 * alone.nll);
+    assert!(difference(&sum, &parts) < 2e-6);
+}
