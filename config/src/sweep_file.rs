@@ -99,7 +99,9 @@ pub struct Located {
 
 impl fmt::Display for Located {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.place, self.problem)
+        // A key or value may hold line breaks; the message may not.
+        let line = format!("{}: {}", self.place, self.problem);
+        f.write_str(&line.replace('\n', "\\n"))
     }
 }
 

@@ -22,3 +22,31 @@ fn every_sweep_file_reads_and_comes_back_from_its_document() {
     }
     assert!(read >= 2, "{read} sweep files in {}", folder.display());
 }
+
+/// The examples of the format's page: each block of YAML that begins with a name is a whole file.
+#[test]
+fn every_example_of_the_page_reads() {
+    let page = include_str!("../../docs/sweep-file.md");
+    let blocks: Vec<_> =
+        page.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next()).collect();
+    let whole: Vec<_> = blocks.iter().filter(|block| block.starts_with("name:")).collect();
+    assert!(!whole.is_empty());
+    for block in whole {
+        let loaded = sweep_file::parse_only(block, Path::new("docs/sweep-file.md"));
+        loaded.unwrap_or_else(|e| panic!("{e}\n{block}"));
+    }
+}
+
+/// The runs of the reference: the same rows, seeds apart, for the sweep file as for PEFT.
+#[test]
+fn the_stories_sweep_finds_its_model_and_rows() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let shared = std::env::var_os("LORAFLEET_SHARED").map_or_else(|| root.join("../shared"), Into::into);
+    if !shared.join("data").exists() || !root.join("../shared").exists() {
+        println!("not checked: {} has no data", shared.display());
+        return;
+    }
+    let loaded = sweep_file::load(&root.join("config/sweeps/stories260k.yaml"), &[], &root).unwrap();
+    assert!(loaded.spec.base.dataset_name.ends_with("shared/data/instruct/instruct_500_guanaco.jsonl"));
+    assert!(Path::new(&loaded.spec.base.pretrained_model_id).join("config.json").exists());
+}

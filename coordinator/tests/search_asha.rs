@@ -130,6 +130,8 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     /// Whatever happened in whatever order, a searcher rebuilt from the records goes on as the first would.
     #[test]
     fn a_restart_changes_nothing(

@@ -37,6 +37,8 @@ fn distribution() -> BoxedStrategy<(&'static str, Value)> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     /// A spec's document reads back as the spec, also after a journey as protobuf.
     #[test]
     fn a_spec_comes_back_from_its_document(

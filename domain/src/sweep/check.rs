@@ -45,18 +45,17 @@ fn conditions(spec: &SweepSpec, problems: &mut Vec<Problem>) {
         let mut check = |parameter: &str, value: &Value, path: &str| {
             let at = format!("{path}.when.{parameter}");
             let position = spec.parameters.iter().position(|(n, _)| n == parameter);
-            match position {
-                Some(p) if p >= i => {
+            match position.map(|p| (p >= i, &spec.parameters[p].1)) {
+                Some((true, _)) => {
                     let problem = format!("{parameter} does not stand before {name}");
                     problems.push(Problem::new(at, problem, format!("move {parameter} above {name}")));
                 }
-                Some(p) => {
-                    if never(&spec.parameters[p].1, value) {
-                        let problem = format!("{parameter} is never {value}");
-                        problems.push(Problem::new(at, problem, "name one of its values"));
-                    }
+                // Of a constant a condition may be false: an override may have made it one.
+                Some((false, Distribution::Choices(choices))) if !choices.contains(value) => {
+                    let problem = format!("{parameter} is never {value}");
+                    problems.push(Problem::new(at, problem, "name one of its values"));
                 }
-                None => {}
+                _ => {}
             }
         };
         each_condition(distribution, &join("parameters", name), &mut check);
@@ -71,15 +70,6 @@ fn each_condition(distribution: &Distribution, path: &str, visit: &mut impl FnMu
         if let Some(otherwise) = otherwise {
             each_condition(otherwise, &join(path, "otherwise"), visit);
         }
-    }
-}
-
-/// Whether a distribution that lists its values lacks this one.
-fn never(distribution: &Distribution, value: &Value) -> bool {
-    match distribution {
-        Distribution::Constant(only) => only != value,
-        Distribution::Choices(choices) => !choices.contains(value),
-        _ => false,
     }
 }
 

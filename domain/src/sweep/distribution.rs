@@ -297,7 +297,7 @@ impl Distribution {
             Distribution::Constant(_) => Some(1),
             Distribution::Choices(choices) => Some(choices.len() as u64),
             Distribution::Uniform { low, high, step } | Distribution::LogUniform { low, high, step } => {
-                Some(steps_between(*low, *high, (*step)?) + 1)
+                Some(steps_between(*low, *high, (*step)?).saturating_add(1))
             }
             Distribution::Integer { low, high, step } => {
                 Some(((high - low) / step.unwrap_or(1).max(1)) as u64 + 1)

@@ -161,7 +161,7 @@ fn whole_as_integer(value: &Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trial::PARAMETER_NAMES;
+    use crate::trial::{PARAMETER_MEANINGS, PARAMETER_NAMES};
     use serde_json::json;
 
     #[test]
@@ -171,6 +171,27 @@ mod tests {
         let broken = check_config(&TrialConfig::default()).unwrap_err();
         let paths: Vec<_> = broken.iter().map(|p| p.path.as_str()).collect();
         assert_eq!(paths, ["pretrained_model_id", "dataset_name"], "only what has no default");
+    }
+
+    /// The page has a row for each parameter, as this table and the configuration's defaults have it.
+    #[test]
+    fn the_documented_parameters_are_the_parameters() {
+        let page = include_str!("../../../docs/sweep-file.md");
+        let defaults = serde_json::to_value(TrialConfig::default()).unwrap();
+        let mut missing = Vec::new();
+        for (rule, meaning) in RULES.iter().zip(PARAMETER_MEANINGS) {
+            let default = match &defaults[rule.name] {
+                Value::Null => "–".into(),
+                Value::String(text) if text.is_empty() => "required".into(),
+                Value::String(text) => format!("`{text}`"),
+                other => format!("`{other}`"),
+            };
+            let row = format!("| `{}` | {} | {default} | {} |", rule.name, rule.must_be, meaning.trim());
+            if !page.contains(&row) {
+                missing.push(row);
+            }
+        }
+        assert!(missing.is_empty(), "docs/sweep-file.md lacks\n{}", missing.join("\n"));
     }
 
     #[test]
