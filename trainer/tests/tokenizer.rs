@@ -341,3 +341,22 @@ fn the_first_eos_that_resolves() {
     let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
     assert!(error.contains("tokenizer_config.json: is no JSON"), "{error}");
 }
+
+#[test]
+fn a_damaged_sentencepiece_model_brings_nothing_down() {
+    let good = pieces(&SMALL, Message::default().number(3, BPE), Message::default());
+    let load = |bytes: &[u8]| {
+        let dir = directory(&[("tokenizer.model", bytes)]);
+        Tokenizer::load(dir.path()).map(|tokenizer| tokenizer.encode(" ab  cé").map(|encoding| encoding.ids))
+    };
+    for at in 0..good.len() {
+        let _ = load(&good[..at]);
+        for flip in [0xff, 0x01, 0x04, 0x10] {
+            let mut bytes = good.clone();
+            bytes[at] ^= flip;
+            if let Err(error) = load(&bytes) {
+                assert!(error.to_string().contains("tokenizer.model: "), "{error}");
+            }
+        }
+    }
+}

@@ -8,11 +8,20 @@ use ::parquet::record::Field;
 use ::parquet::schema::types::Type;
 use std::path::Path;
 
-/// The file's rows, each with its number (from 1).
+/// A file's rows, each with its number (from 1).
+type Rows = Vec<(usize, std::result::Result<Content, Bad>)>;
+
+/// The file's rows.
 ///
 /// # Errors
-/// The file cannot be read, or is no Parquet file.
-pub fn read(path: &Path, columns: &Columns) -> Result<Vec<(usize, std::result::Result<Content, Bad>)>> {
+/// The file cannot be read, is damaged or is no Parquet file.
+pub fn read(path: &Path, columns: &Columns) -> Result<Rows> {
+    // The record interface believes what a file says of itself, and panics where a damaged one misleads it.
+    std::panic::catch_unwind(|| read_rows(path, columns))
+        .unwrap_or_else(|_| Err(TrainError::data(path, "is damaged", "copy or write the file again")))
+}
+
+fn read_rows(path: &Path, columns: &Columns) -> Result<Rows> {
     let file = std::fs::File::open(path).map_err(TrainError::io(path))?;
     let reader = SerializedFileReader::new(file).map_err(|error| {
         TrainError::data(path, format!("is no Parquet file: {error}"), "copy or write the file again")

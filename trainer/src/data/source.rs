@@ -131,7 +131,7 @@ fn missing_column(column: &str, names: &[String]) -> (String, String) {
             format!("{}{more}", shown.join(", "))
         }
     };
-    let guess = near.first().filter(|(distance, name)| *distance <= (name.chars().count() / 2).max(1));
+    let guess = near.first().filter(|(distance, _)| *distance <= (column.chars().count() / 2).max(1));
     let guess = guess.map_or(String::new(), |(_, name)| format!("did you mean `{name}`? "));
     let problem = format!("has no column `{column}` (and no `input_ids`); it has {has}");
     (problem, format!("{guess}name the text's column with instruct_column_in_dataset"))

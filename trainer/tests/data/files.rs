@@ -2,6 +2,7 @@
 
 use crate::{BOS, all_of, directory, ids, input_ids, letter, load};
 use domain::trial::TrialConfig;
+use proptest::prelude::*;
 
 /// A row of the tables below: a file of this name with these bytes gives these rows and skips so many.
 type Good<'a> = (&'a str, &'a [u8], fn(&mut TrialConfig), Vec<Vec<u32>>, u64);
@@ -264,5 +265,26 @@ fn files_that_are_refused() {
         change(&mut config);
         let error = load(&config).expect_err(words[0]).to_string();
         words.iter().for_each(|word| assert!(error.contains(word), "{error}\ndoes not say: {word}"));
+    }
+}
+
+proptest! {
+    /// Whatever stands in a file, reading ends with rows or with an error that names it.
+    #[test]
+    fn no_bytes_bring_the_reader_down(
+        lines in prop::collection::vec(prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..20),
+            Just(b"{\"text\": \"x\"}".to_vec()),
+            Just(b"{\"input_ids\": [1, 5], \"labels\": [-100, 5]}".to_vec()),
+            Just(b"{\"input_ids\": [1e3, {}]}".to_vec()),
+        ], 0..6),
+        skip_bad_rows: bool,
+    ) {
+        let dir = directory(&[("a.jsonl", &lines.join(&b'\n'))]);
+        let config = TrialConfig { skip_bad_rows, ..all_of(&dir.path().join("a.jsonl")) };
+        match load(&config) {
+            Ok(dataset) => prop_assert!(!dataset.train.is_empty()),
+            Err(error) => prop_assert!(error.to_string().contains("a.jsonl"), "{}", error),
+        }
     }
 }

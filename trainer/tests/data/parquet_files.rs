@@ -12,28 +12,30 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Writes columns that a Parquet file may have: `text` (with a null), `raw` (bytes without the mark of a string),
-/// `n`, `input_ids`; two rows.
-fn write_parquet(path: &Path, compression: Compression) {
+/// `n`, `input_ids`: two rows in each of the row groups.
+fn write_parquet(path: &Path, compression: Compression, groups: usize) {
     let schema = "message schema { optional binary text (UTF8); required binary raw; required int64 n;
                   optional group input_ids (LIST) { repeated group list { optional int64 element; } } }";
     let schema = Arc::new(parse_message_type(schema).unwrap());
     let properties = Arc::new(WriterProperties::builder().set_compression(compression).build());
     let mut writer = SerializedFileWriter::new(fs::File::create(path).unwrap(), schema, properties).unwrap();
-    let mut group = writer.next_row_group().unwrap();
-    let text = |values: &[&str]| values.iter().map(|v| ByteArray::from(*v)).collect::<Vec<_>>();
-    let mut index = 0;
-    while let Some(mut column) = group.next_column().unwrap() {
-        match index {
-            0 => column.typed::<ByteArrayType>().write_batch(&text(&["é"]), Some(&[1, 0]), None),
-            1 => column.typed::<ByteArrayType>().write_batch(&text(&["x", "yz"]), None, None),
-            2 => column.typed::<Int64Type>().write_batch(&[7, 8], None, None),
-            _ => column.typed::<Int64Type>().write_batch(&[5, 6, 9], Some(&[3, 3, 3]), Some(&[0, 1, 0])),
+    for _ in 0..groups {
+        let mut group = writer.next_row_group().unwrap();
+        let text = |values: &[&str]| values.iter().map(|v| ByteArray::from(*v)).collect::<Vec<_>>();
+        let mut index = 0;
+        while let Some(mut column) = group.next_column().unwrap() {
+            match index {
+                0 => column.typed::<ByteArrayType>().write_batch(&text(&["é"]), Some(&[1, 0]), None),
+                1 => column.typed::<ByteArrayType>().write_batch(&text(&["x", "yz"]), None, None),
+                2 => column.typed::<Int64Type>().write_batch(&[7, 8], None, None),
+                _ => column.typed::<Int64Type>().write_batch(&[5, 6, 9], Some(&[3, 3, 3]), Some(&[0, 1, 0])),
+            }
+            .unwrap();
+            column.close().unwrap();
+            index += 1;
         }
-        .unwrap();
-        column.close().unwrap();
-        index += 1;
+        group.close().unwrap();
     }
-    group.close().unwrap();
     writer.close().unwrap();
 }
 
@@ -50,7 +52,7 @@ fn parquet_files() {
     for compression in
         [Compression::UNCOMPRESSED, Compression::SNAPPY, Compression::GZIP(Default::default()), zstd]
     {
-        write_parquet(&path, compression);
+        write_parquet(&path, compression, 1);
         let dataset = load(&config("text", true)).unwrap();
         assert_eq!((input_ids(&dataset.train), dataset.skipped_rows), (vec![ids("é")], 1));
         assert_eq!(input_ids(&load(&config("raw", false)).unwrap().train), [ids("x"), ids("yz")]);
@@ -96,4 +98,39 @@ fn parquet_files() {
     fs::write(&path, &bytes[..bytes.len() - 3]).unwrap();
     let error = load(&config("txt", false)).unwrap_err().to_string();
     assert!(error.contains("a.parquet: is no Parquet file: "), "{error}");
+}
+
+#[test]
+fn row_groups_follow_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.parquet");
+    write_parquet(&path, Compression::SNAPPY, 3);
+    let config = TrialConfig { instruct_column_in_dataset: "raw".into(), ..all_of(&path) };
+    assert_eq!(input_ids(&load(&config).unwrap().train), vec![[ids("x"), ids("yz")]; 3].concat());
+    let config = TrialConfig { skip_bad_rows: true, ..all_of(&path) };
+    assert_eq!(load(&config).unwrap().skipped_rows, 3);
+}
+
+#[test]
+fn damaged_files_bring_nothing_down() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.parquet");
+    write_parquet(&path, Compression::SNAPPY, 1);
+    let good = fs::read(&path).unwrap();
+    for column in ["text", "input_ids"] {
+        let config = TrialConfig { instruct_column_in_dataset: column.into(), ..all_of(&path) };
+        for at in (0..good.len()).step_by(5) {
+            let mut bytes = good.clone();
+            bytes[at] ^= 0xff;
+            fs::write(&path, &bytes).unwrap();
+            // Damage inside a text cannot be told from another text.
+            if let Err(error) = load(&config) {
+                let error = error.to_string();
+                assert!(
+                    error.contains("a.parquet: ") || error.contains("no training row"),
+                    "byte {at}: {error}"
+                );
+            }
+        }
+    }
 }

@@ -119,7 +119,7 @@ fn the_sample_prompt_is_the_first_that_leaves_room() {
         };
         let dataset = load(&config).unwrap();
         assert_eq!(dataset.sample_prompt_text.as_deref(), want);
-        let ids = want.map(|text| ids(text)).map(|mut ids| {
+        let ids = want.map(ids).map(|mut ids| {
             ids.pop();
             ids
         });
