@@ -288,7 +288,7 @@ impl Actor {
                 held.step = checkpoint.step;
                 let before = self.spool.last_sequence(assignment);
                 if let Some((old, _)) = held.newest.replace((checkpoint, before)) {
-                    remove_checkpoint(&old);
+                    old.remove();
                 }
                 self.upload(assignment);
             }
@@ -372,19 +372,19 @@ impl Actor {
         checkpoint: Checkpoint,
         result: Result<(), TransferError>,
     ) {
-        let Some(held) = self.held.get_mut(assignment) else { return remove_checkpoint(&checkpoint) };
+        let Some(held) = self.held.get_mut(assignment) else { return checkpoint.remove() };
         held.uploading = false;
         match result {
             Ok(()) => {
                 held.failures = 0;
-                remove_checkpoint(&checkpoint);
+                checkpoint.remove();
             }
             Err(TransferError::Fenced(_)) => return self.stop(assignment, How::Drop, ""),
             Err(TransferError::Later(why)) => {
                 held.failures += 1;
                 tracing::warn!(trial = %assignment, step = checkpoint.step, why, "an upload failed; trying again");
                 if held.newest.is_some() {
-                    remove_checkpoint(&checkpoint);
+                    checkpoint.remove();
                 } else {
                     held.newest = Some((checkpoint, 0));
                 }
@@ -440,13 +440,6 @@ fn pause(failures: u32) -> Duration {
         return Duration::ZERO;
     }
     (Duration::from_millis(100) * 2u32.saturating_pow(failures - 1)).min(LONGEST_PAUSE)
-}
-
-fn remove_checkpoint(checkpoint: &Checkpoint) {
-    for dir in [&checkpoint.dirs.adapter, &checkpoint.dirs.resume] {
-        // What cannot be removed goes with the work folder.
-        let _ = std::fs::remove_dir_all(dir);
-    }
 }
 
 async fn until(deadline: Option<tokio::time::Instant>) {

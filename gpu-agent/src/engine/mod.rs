@@ -6,7 +6,6 @@
 //! | here | commands, events, the [`Engine`] trait |
 //! | [`host`] | the thread that steps an engine, and survives its panics |
 //! | [`pack`] | the engine: trials that share a base, stepped together; generic over what trains them |
-//! | [`candle`] | what trains them: the trainer |
 //! | [`simulated`] | what only says that it trains: analytic loss curves, for tests of everything around it |
 
 pub mod host;
@@ -93,6 +92,15 @@ pub struct Checkpoint {
     pub step: u64,
     /// Where it lies.
     pub dirs: CheckpointDirs,
+}
+
+impl Checkpoint {
+    /// Removes it from the disk. What cannot be removed goes with the trial's work folder.
+    pub fn remove(&self) {
+        for dir in [&self.dirs.adapter, &self.dirs.resume] {
+            let _ = std::fs::remove_dir_all(dir);
+        }
+    }
 }
 
 /// Something that happened to a trial. After `Finished`, `Failed` or `Released` nothing more comes.

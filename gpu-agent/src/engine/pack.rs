@@ -34,15 +34,15 @@ pub trait Backend {
     fn start(&mut self, base: &Self::Base, admission: &Admission) -> Result<Self::Run, Failure>;
     /// What it is trained on.
     fn digests(&self, run: &Self::Run) -> Digests;
-    /// Finished steps.
+    /// Finished steps; of a diverged run, those of its last good state.
     fn step(&self, run: &Self::Run) -> u64;
     /// Steps in all.
     fn total_steps(&self, run: &Self::Run) -> u64;
     /// Held-out loss of the base alone; `None` without held-out rows.
     fn base_eval(&mut self, base: &Self::Base, run: &mut Self::Run) -> Result<Option<f64>, Failure>;
-    /// One optimizer step of every run. One answer a run, in their order; an error is that of the whole pack.
+    /// One optimizer step of every run. One answer a run, in their order; after an error nobody has stepped.
     fn step_pack(&mut self, base: &Self::Base, runs: &mut [&mut Self::Run]) -> Result<Vec<Stepped>, Failure>;
-    /// Writes a checkpoint; of a diverged run, the last good state. Returns the step it is of.
+    /// Writes a checkpoint; of a diverged run, the last good state.
     fn save(&mut self, run: &Self::Run, dirs: &CheckpointDirs) -> Result<(), Failure>;
     /// The run's numbers at its end.
     fn summary(&mut self, base: &Self::Base, run: &mut Self::Run) -> Result<TrialSummary, Failure>;
@@ -157,26 +157,22 @@ impl<B: Backend> Pack<B> {
     }
 
     fn train(&mut self, emit: &mut dyn FnMut(Event)) {
-        let stepped = self.step_members();
-        let packed = self.members.len() > 1;
-        for (mut member, stepped) in std::mem::take(&mut self.members).into_iter().zip(stepped) {
-            member.packed |= packed;
-            match stepped {
-                Ok(stepped) => self.after_step(member, stepped, emit),
-                Err(failure) => {
-                    emit(Event::Trial(member.admission.assignment, Happening::Failed(failure)));
+        let Some((_, base)) = &self.base else { return };
+        let mut runs: Vec<_> = self.members.iter_mut().map(|member| &mut member.run).collect();
+        let packed = runs.len() > 1;
+        match self.backend.step_pack(base, &mut runs) {
+            Ok(stepped) => {
+                for (mut member, stepped) in std::mem::take(&mut self.members).into_iter().zip(stepped) {
+                    member.packed |= packed;
+                    self.after_step(member, stepped, emit);
                 }
             }
-        }
-    }
-
-    /// One step of everybody together.
-    fn step_members(&mut self) -> Vec<Result<Stepped, Failure>> {
-        let Some((_, base)) = &self.base else { return Vec::new() };
-        let mut runs: Vec<_> = self.members.iter_mut().map(|member| &mut member.run).collect();
-        match self.backend.step_pack(base, &mut runs) {
-            Ok(stepped) => stepped.into_iter().map(Ok).collect(),
-            Err(failure) => vec![Err(failure); self.members.len()],
+            // Nobody has stepped. The last to join was one too many: the others go on without it.
+            Err(failure) => {
+                if let Some(last) = self.members.pop() {
+                    emit(Event::Trial(last.admission.assignment, Happening::Failed(failure)));
+                }
+            }
         }
     }
 

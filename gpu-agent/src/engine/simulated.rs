@@ -106,6 +106,10 @@ impl Backend for Simulated {
             std::thread::sleep(self.step_time);
         }
         let step = |run: &mut &mut SimulatedRun| {
+            if run.loss(run.step + 1).is_nan() {
+                let what = format!("loss is NaN at step {}", run.step + 1);
+                return Stepped { diverged: Some(what), ..Stepped::default() };
+            }
             run.step += 1;
             let last = run.step == run.total_steps();
             let loss = run.loss(run.step);
@@ -121,7 +125,7 @@ impl Backend for Simulated {
             Stepped {
                 point: (evaluate || run.due(run.config.logging_steps)).then_some(point),
                 checkpoint_due: run.due(run.config.save_steps),
-                diverged: loss.is_nan().then(|| format!("loss is NaN at step {}", run.step)),
+                diverged: None,
             }
         };
         Ok(runs.iter_mut().map(step).collect())

@@ -1,0 +1,455 @@
+//! The agent against a coordinator that the test plays: real gRPC, real files, a simulated engine.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod fake;
+
+use actor::Scope;
+use domain::metric::MetricPoint;
+use domain::trial::TrialConfig;
+use domain::{Clock, DeviceId, SystemClock, Timestamp};
+use fake::{Fake, Heard, assign};
+use gpu_agent::engine::pack::Pack;
+use gpu_agent::engine::simulated::Simulated;
+use gpu_agent::engine::{Admission, Engine, Event, How};
+use gpu_agent::spool::Spool;
+use gpu_agent::wire::Saying;
+use gpu_agent::{Agent, Assignment, DeviceOptions, Engines, Options, SHUTDOWN_GRACE};
+use prost::Message;
+use proto::v1::session_request::Message as Up;
+use proto::v1::session_response::Message as Down;
+use proto::v1::{self, StopReason};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tonic::Code;
+
+/// More steps than a test waits for.
+const ENDLESS: u32 = 10_000_000;
+
+fn clock() -> Arc<dyn Clock> {
+    Arc::new(SystemClock::new())
+}
+
+/// Panics at the first step of a pack that holds a trial with seed 666.
+struct Fragile(Pack<Simulated>, bool);
+
+impl Engine for Fragile {
+    fn admit(&mut self, admission: Admission) {
+        self.1 |= admission.config.seed == 666;
+        self.0.admit(admission);
+    }
+    fn stop(&mut self, assignment: &Assignment, how: How) {
+        self.0.stop(assignment, how);
+    }
+    fn step(&mut self, emit: &mut dyn FnMut(Event)) {
+        if self.1 {
+            panic!("on purpose");
+        }
+        self.0.step(emit);
+    }
+    fn is_idle(&self) -> bool {
+        self.0.is_idle()
+    }
+}
+
+fn engines() -> Engines {
+    Arc::new(|_| {
+        Box::new(|| {
+            let simulated = Simulated { step_time: Duration::from_micros(200), clock: clock() };
+            Box::new(Fragile(Pack::new(simulated, clock()), false))
+        })
+    })
+}
+
+/// A coordinator and an agent.
+struct Stage {
+    coordinator: Fake,
+    agent: Agent,
+    agent_scope: Scope,
+    scope: Scope,
+    dir: tempfile::TempDir,
+}
+
+impl Stage {
+    async fn set() -> Self {
+        Self::set_in(tempfile::tempdir().unwrap()).await
+    }
+
+    async fn set_in(dir: tempfile::TempDir) -> Self {
+        let scope = Scope::new();
+        let agent_scope = scope.child();
+        let coordinator = Fake::start(&scope).await;
+        let device = DeviceOptions {
+            id: DeviceId::new("cpu"),
+            accelerator: "CPU".into(),
+            memory_bytes: 1_000_000_000,
+            max_pack_size: 4,
+            price_per_hour: 0.0,
+        };
+        let options = Options {
+            endpoint: coordinator.endpoint.clone(),
+            data_dir: dir.path().into(),
+            devices: vec![device],
+            clock: clock(),
+        };
+        let agent = gpu_agent::start_with(options, engines(), agent_scope.clone()).await.unwrap();
+        Self { coordinator, agent, agent_scope, scope, dir }
+    }
+
+    /// Files that are left of trials and in the spool.
+    fn left(&self) -> Vec<PathBuf> {
+        let list = |dir: &Path| std::fs::read_dir(dir).map(|d| d.map(|e| e.unwrap().path()).collect());
+        let mut left: Vec<PathBuf> = list(&self.dir.path().join("trials")).unwrap_or_default();
+        left.extend(list(&self.dir.path().join("spool")).unwrap_or_default());
+        left
+    }
+
+    fn end(self) {
+        self.scope.cancel();
+    }
+}
+
+fn config(max_steps: u32) -> TrialConfig {
+    TrialConfig {
+        pretrained_model_id: "base".into(),
+        dataset_name: "rows".into(),
+        max_steps: Some(max_steps),
+        ..TrialConfig::default()
+    }
+}
+
+#[tokio::test]
+async fn hello_says_who_speaks() {
+    let mut stage = Stage::set().await;
+    let (_connection, hello) = stage.coordinator.accept().await;
+    let agent = hello.agent.unwrap();
+    assert_eq!(agent.id, stage.agent.id.as_str());
+    assert_eq!(agent.devices.len(), 1);
+    assert_eq!((agent.devices[0].id.as_str(), agent.devices[0].max_pack_size), ("cpu", 4));
+    assert_eq!(hello.holdings, Vec::new());
+    stage.end();
+}
+
+/// A trial from its assignment to its last word.
+struct Life {
+    what: &'static str,
+    config: TrialConfig,
+    stop: Option<StopReason>,
+    ending: &'static str,
+    message: &'static str,
+    /// Steps of its points, where they are known.
+    steps: Option<Vec<u64>>,
+    /// The step of its last upload, where it is known; `Some(None)` for no upload.
+    uploaded: Option<Option<u64>>,
+}
+
+fn life(what: &'static str, config: TrialConfig, ending: &'static str) -> Life {
+    Life { what, config, stop: None, ending, message: "", steps: None, uploaded: None }
+}
+
+fn lives() -> Vec<Life> {
+    vec![
+        Life {
+            steps: Some((0..=8).collect()),
+            uploaded: Some(Some(8)),
+            ..life("all steps", config(8), "completed")
+        },
+        Life {
+            steps: Some(vec![0, 4, 8]),
+            ..life("every fourth", TrialConfig { logging_steps: 4, ..config(8) }, "completed")
+        },
+        Life { steps: Some(vec![0]), uploaded: Some(Some(0)), ..life("no steps", config(0), "completed") },
+        Life {
+            uploaded: Some(Some(400)),
+            ..life("many checkpoints", TrialConfig { save_steps: 1, ..config(400) }, "completed")
+        },
+        Life { stop: Some(StopReason::Search), ..life("stopped by the search", config(ENDLESS), "stopped") },
+        Life { stop: Some(StopReason::Cancelled), ..life("cancelled", config(ENDLESS), "stopped") },
+        Life { stop: Some(StopReason::Release), ..life("drained", config(ENDLESS), "released") },
+        Life {
+            message: "loss is NaN at step 5",
+            steps: Some((0..=4).collect()),
+            uploaded: Some(Some(4)),
+            ..life("diverged", TrialConfig { learning_rate: 7.0, ..config(ENDLESS) }, "diverged")
+        },
+        Life {
+            message: "lora_rank",
+            steps: Some(vec![]),
+            uploaded: Some(None),
+            ..life("a wrong parameter", TrialConfig { lora_rank: 0, ..config(8) }, "failed user")
+        },
+        Life {
+            message: "on purpose",
+            uploaded: Some(None),
+            ..life("a panic", TrialConfig { seed: 666, ..config(ENDLESS) }, "failed infrastructure")
+        },
+    ]
+}
+
+#[tokio::test]
+async fn lives_of_trials() {
+    let mut stage = Stage::set().await;
+    let mut connection = stage.coordinator.welcome().await;
+    for (i, life) in lives().into_iter().enumerate() {
+        let trial = Assignment::new(format!("sweep/{}", i + 1), 1);
+        let mut heard = Heard::default();
+        connection.assign(&trial, &life.config).await;
+        if let Some(reason) = life.stop {
+            connection.hear_points(&trial, &mut heard).await;
+            connection.stop(&trial, reason).await;
+        }
+        connection.hear_out(&trial, &mut heard).await;
+        let what = life.what;
+        assert_eq!(heard.ending(), life.ending, "{what}: {}", heard.message());
+        assert!(heard.message().contains(life.message), "{what}: {}", heard.message());
+        assert!(heard.steps.is_sorted_by(|a, b| a < b), "{what}: {:?}", heard.steps);
+        if let Some(steps) = life.steps {
+            assert_eq!(heard.steps, steps, "{what}");
+        }
+        let uploads = stage.coordinator.uploaded_steps(&trial);
+        assert!(uploads.is_sorted_by(|a, b| a < b), "{what}: {uploads:?}");
+        match life.uploaded {
+            Some(last) => assert_eq!(uploads.last().copied(), last, "{what}"),
+            None => assert!(!uploads.is_empty(), "{what}"),
+        }
+        if life.ending == "completed" {
+            let started = heard.started.unwrap();
+            assert_eq!(started.start_step, 0, "{what}");
+            assert!(started.digests.unwrap().base_model.starts_with("simulated:"), "{what}");
+        }
+        connection.until_held(&[]).await;
+        assert_eq!(stage.left(), Vec::<PathBuf>::new(), "{what}: nothing is left behind");
+    }
+    stage.end();
+}
+
+#[tokio::test]
+async fn assignments_that_cannot_be_read() {
+    let mut stage = Stage::set().await;
+    let mut connection = stage.coordinator.welcome().await;
+    let trial = |n: u32| Assignment::new("sweep/1", n);
+    let unknown_key = {
+        let mut assign = assign(&trial(1), &config(1));
+        let fields = &mut assign.config.as_mut().unwrap().fields;
+        let value = fields["lora_rank"].clone();
+        fields.insert("lora_rnk".into(), value);
+        assign
+    };
+    let elsewhere = v1::Assign { device_id: "cuda:0".into(), ..assign(&trial(2), &config(1)) };
+    for (assign, ending, message) in
+        [(unknown_key, "failed user", "lora_rnk"), (elsewhere, "failed infrastructure", "no device cuda:0")]
+    {
+        let trial = Assignment::new(assign.trial_id.clone(), assign.attempt);
+        let mut heard = Heard::default();
+        connection.send(Down::Assign(assign)).await;
+        connection.hear_out(&trial, &mut heard).await;
+        assert_eq!(heard.ending(), ending);
+        assert!(heard.message().contains(message), "{}", heard.message());
+    }
+    stage.end();
+}
+
+#[tokio::test]
+async fn a_lost_stream_loses_nothing() {
+    let mut stage = Stage::set().await;
+    let trial = Assignment::new("sweep/1", 1);
+    let mut first = stage.coordinator.welcome().await;
+    first.assign(&trial, &config(60)).await;
+    // Acknowledge some, see others, then be gone.
+    let mut heard = Heard::default();
+    first.hear_points(&trial, &mut heard).await;
+    for _ in 0..3 {
+        first.next().await;
+    }
+    drop(first);
+
+    let (mut second, hello) = stage.coordinator.accept().await;
+    let held: Vec<_> = hello.holdings.iter().map(|h| (h.trial_id.as_str(), h.attempt)).collect();
+    assert_eq!(held, vec![("sweep/1", 1)]);
+    second.welcome(Vec::new()).await;
+    second.hear_out(&trial, &mut heard).await;
+    assert_eq!(heard.ending(), "completed");
+    assert_eq!(heard.steps, (0..=60).collect::<Vec<_>>());
+    stage.end();
+}
+
+#[tokio::test]
+async fn what_is_not_current_is_dropped_without_a_word() {
+    let mut stage = Stage::set().await;
+    let old = Assignment::new("sweep/1", 1);
+    let mut heard = Heard::default();
+    let mut connection = stage.coordinator.welcome().await;
+
+    // By a stop.
+    connection.assign(&old, &config(ENDLESS)).await;
+    connection.hear_points(&old, &mut heard).await;
+    connection.stop(&old, StopReason::Fenced).await;
+    connection.until_held(&[]).await;
+
+    // By a newer attempt.
+    let [second, third] = [2, 3].map(|attempt| Assignment::new("sweep/1", attempt));
+    connection.assign(&second, &config(ENDLESS)).await;
+    connection.until_held(&[&second]).await;
+    connection.assign(&third, &config(ENDLESS)).await;
+    connection.until_held(&[&third]).await;
+    // A repetition and an older attempt change nothing.
+    connection.assign(&third, &config(ENDLESS)).await;
+    connection.assign(&old, &config(ENDLESS)).await;
+
+    // By a welcome.
+    drop(connection);
+    let (mut connection, hello) = stage.coordinator.accept().await;
+    assert_eq!(hello.holdings.iter().map(|h| h.attempt).collect::<Vec<_>>(), vec![3]);
+    connection.welcome(hello.holdings).await;
+    connection.until_held(&[]).await;
+
+    // By an upload.
+    let fourth = Assignment::new("sweep/1", 4);
+    stage.coordinator.shelf.lock().unwrap().refusals.push_back(Code::Aborted);
+    connection.assign(&fourth, &TrialConfig { save_steps: 5, ..config(ENDLESS) }).await;
+    connection.hear_points(&fourth, &mut Heard::default()).await;
+    connection.until_held(&[]).await;
+
+    assert_eq!(heard.last, None);
+    assert!(stage.coordinator.shelf.lock().unwrap().uploads.is_empty());
+    assert_eq!(stage.left(), Vec::<PathBuf>::new());
+    stage.end();
+}
+
+#[tokio::test]
+async fn uploads_are_tried_again_and_the_last_word_waits_for_them() {
+    let mut stage = Stage::set().await;
+    let trial = Assignment::new("sweep/1", 1);
+    stage.coordinator.shelf.lock().unwrap().refusals.extend([Code::Unavailable, Code::DataLoss]);
+    let mut connection = stage.coordinator.welcome().await;
+    connection.assign(&trial, &config(3)).await;
+    let mut heard = Heard::default();
+    connection.hear_out(&trial, &mut heard).await;
+    assert_eq!(heard.ending(), "completed");
+    assert_eq!(stage.coordinator.uploaded_steps(&trial), vec![3]);
+
+    let refused = Assignment::new("sweep/2", 1);
+    stage.coordinator.shelf.lock().unwrap().refusals.push_back(Code::InvalidArgument);
+    connection.assign(&refused, &config(3)).await;
+    let mut heard = Heard::default();
+    connection.hear_out(&refused, &mut heard).await;
+    assert_eq!(heard.ending(), "failed infrastructure");
+    assert!(heard.message().contains("checkpoint of step 3"), "{}", heard.message());
+    stage.end();
+}
+
+#[tokio::test]
+async fn a_trial_goes_on_from_its_checkpoint() {
+    let mut stage = Stage::set().await;
+    let mut connection = stage.coordinator.welcome().await;
+    let first = Assignment::new("sweep/1", 1);
+    let mut heard = Heard::default();
+    connection.assign(&first, &config(ENDLESS)).await;
+    connection.hear_points(&first, &mut heard).await;
+    connection.stop(&first, StopReason::Release).await;
+    connection.hear_out(&first, &mut heard).await;
+    let step = *stage.coordinator.uploaded_steps(&first).last().unwrap();
+    let digests = heard.started.unwrap().digests.unwrap();
+
+    let goes_on = |attempt, resume_step, digests: &v1::Digests| v1::Assign {
+        resume_step: Some(resume_step),
+        digests: Some(digests.clone()),
+        ..assign(&Assignment::new("sweep/1", attempt), &config(step as u32 + 3))
+    };
+    let mut heard = Heard::default();
+    connection.send(Down::Assign(goes_on(2, step, &digests))).await;
+    connection.hear_out(&Assignment::new("sweep/1", 2), &mut heard).await;
+    assert_eq!((heard.ending().as_str(), heard.message()), ("completed", ""));
+    assert_eq!(heard.started.unwrap().start_step, step);
+    assert_eq!(heard.steps, vec![step + 1, step + 2, step + 3]);
+
+    let other = v1::Digests { dataset: "simulated:other".into(), ..digests.clone() };
+    let mut heard = Heard::default();
+    connection.send(Down::Assign(goes_on(3, step, &other))).await;
+    connection.hear_out(&Assignment::new("sweep/1", 3), &mut heard).await;
+    assert_eq!(heard.ending(), "failed user");
+    assert!(heard.message().contains("data set"), "{}", heard.message());
+    stage.end();
+}
+
+#[tokio::test]
+async fn trials_of_a_device_train_together() {
+    let mut stage = Stage::set().await;
+    let mut connection = stage.coordinator.welcome().await;
+    let long = Assignment::new("sweep/1", 1);
+    let short = Assignment::new("sweep/2", 1);
+    let other_base = Assignment::new("sweep/3", 1);
+    let mut heard = Heard::default();
+    connection.assign(&long, &config(ENDLESS)).await;
+    connection.hear_points(&long, &mut heard).await;
+    connection.assign(&short, &config(4)).await;
+    let mut heard_short = Heard::default();
+    connection.hear_out(&short, &mut heard_short).await;
+    let Some(v1::trial_event::Event::Finished(finished)) = &heard_short.last else { panic!("it finished") };
+    let summary = finished.summary.clone().unwrap();
+    assert!(summary.packed);
+    assert_eq!(summary.predicted_peak_memory_bytes, Some(1_000));
+
+    // Another base waits until nobody needs this one.
+    let elsewhere = TrialConfig { pretrained_model_id: "other".into(), ..config(4) };
+    connection.assign(&other_base, &elsewhere).await;
+    connection.until_held(&[&long, &other_base]).await;
+    assert_eq!(connection.heartbeat().await.resident_bases["cpu"], "base");
+    connection.stop(&long, StopReason::Search).await;
+    let mut heard_other = Heard::default();
+    connection.hear_out(&other_base, &mut heard_other).await;
+    assert_eq!(heard_other.ending(), "completed");
+    connection.until_held(&[]).await;
+    assert_eq!(connection.heartbeat().await.resident_bases["cpu"], "other");
+    stage.end();
+}
+
+#[tokio::test]
+async fn an_agent_that_ends_gives_its_trials_back() {
+    let mut stage = Stage::set().await;
+    let mut connection = stage.coordinator.welcome().await;
+    let trials = [Assignment::new("sweep/1", 1), Assignment::new("sweep/2", 1)];
+    for trial in &trials {
+        connection.assign(trial, &config(ENDLESS)).await;
+    }
+    connection.until_held(&[&trials[0], &trials[1]]).await;
+    let scope = stage.agent_scope.clone();
+    scope.cancel();
+    let mut given_back = 0;
+    while given_back < trials.len() {
+        let message = connection.next().await;
+        connection.acknowledge(&message).await;
+        if let Up::Event(v1::TrialEvent { event: Some(v1::trial_event::Event::Released(r)), .. }) = message {
+            assert_eq!(r.reason, "the agent shuts down");
+            given_back += 1;
+        }
+    }
+    assert!(scope.finish(SHUTDOWN_GRACE).await, "and then it ends");
+    for trial in &trials {
+        assert!(!stage.coordinator.uploaded_steps(trial).is_empty());
+    }
+    stage.end();
+}
+
+#[tokio::test]
+async fn an_agent_started_again_says_what_was_left_unsaid() {
+    let dir = tempfile::tempdir().unwrap();
+    let trial = Assignment::new("sweep/1", 4);
+    {
+        let spool = Spool::open(&dir.path().join("spool")).unwrap();
+        let points = (1..=3).map(|step| MetricPoint { step, time: Timestamp(1), values: vec![] }).collect();
+        let said = Saying::Points(points);
+        spool.append(&trial, false, |n| said.request(&trial, n).encode_to_vec()).unwrap();
+    }
+    let mut stage = Stage::set_in(dir).await;
+    let (mut connection, hello) = stage.coordinator.accept().await;
+    assert_eq!(hello.holdings.len(), 1);
+    connection.welcome(Vec::new()).await;
+    let mut heard = Heard::default();
+    connection.hear_out(&trial, &mut heard).await;
+    assert_eq!((heard.steps.as_slice(), heard.ending().as_str()), (&[1, 2, 3][..], "released"));
+    assert_eq!(heard.message(), "the agent was started again");
+    connection.until_held(&[]).await;
+    stage.end();
+}
