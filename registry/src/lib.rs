@@ -86,6 +86,9 @@ fn process(pid: Option<u32>) -> String {
 /// A registry's result.
 pub type Result<T> = std::result::Result<T, RegistryError>;
 
+/// Keys and their values, in the keys' byte order.
+pub type Entries = Vec<(String, Vec<u8>)>;
+
 /// Fenced durable state.
 ///
 /// A future that is dropped before it is done may or may not have had its effect. Commits that are under way
@@ -100,12 +103,7 @@ pub trait Registry: Send + Sync + 'static {
     fn get(&self, key: &str) -> BoxFuture<'_, Result<Option<Vec<u8>>>>;
     /// Keys that start with `prefix` and come after `after`, in byte order, at most `limit`, with values. Sees
     /// every commit that was answered before the call.
-    fn list(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<(String, Vec<u8>)>>>;
+    fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> BoxFuture<'_, Result<Entries>>;
 }
 
 /// The least key that a listing may begin with. A string's successor in byte order is the string and a zero.

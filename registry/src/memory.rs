@@ -1,6 +1,6 @@
 //! The registry as a model: a map behind a lock. Nothing outlives the process.
 
-use crate::{Fence, Registry, Result, Write, lower_bound};
+use crate::{Entries, Fence, Registry, Result, Write, lower_bound};
 use futures::future::{BoxFuture, FutureExt};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -58,12 +58,7 @@ impl Registry for MemoryRegistry {
         async move { Ok(self.state().entries.get(&key).cloned()) }.boxed()
     }
 
-    fn list(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<(String, Vec<u8>)>>> {
+    fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> BoxFuture<'_, Result<Entries>> {
         let (from, prefix) = (lower_bound(prefix, after), prefix.to_string());
         async move {
             let state = self.state();

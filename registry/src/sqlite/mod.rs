@@ -14,7 +14,7 @@
 mod schema;
 mod writer;
 
-use crate::{Fence, Registry, RegistryError, Result, Write, lower_bound};
+use crate::{Entries, Fence, Registry, RegistryError, Result, Write, lower_bound};
 use futures::future::{BoxFuture, FutureExt};
 use rusqlite::{Connection, OptionalExtension};
 use std::path::{Path, PathBuf};
@@ -68,12 +68,7 @@ impl Registry for SqliteRegistry {
         self.reader.ask(|reply| Read::Get { key, reply }).boxed()
     }
 
-    fn list(
-        &self,
-        prefix: &str,
-        after: Option<&str>,
-        limit: usize,
-    ) -> BoxFuture<'_, Result<Vec<(String, Vec<u8>)>>> {
+    fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> BoxFuture<'_, Result<Entries>> {
         let (from, prefix) = (lower_bound(prefix, after), prefix.to_string());
         self.reader.ask(move |reply| Read::List { from, prefix, limit, reply }).boxed()
     }
@@ -124,7 +119,7 @@ impl<C> Drop for Worker<C> {
 #[derive(Debug)]
 enum Read {
     Get { key: String, reply: Reply<Option<Vec<u8>>> },
-    List { from: String, prefix: String, limit: usize, reply: Reply<Vec<(String, Vec<u8>)>> },
+    List { from: String, prefix: String, limit: usize, reply: Reply<Entries> },
 }
 
 fn read_loop(connection: &Connection, path: &Path, mut inbox: mpsc::Receiver<Read>) {
@@ -147,12 +142,7 @@ fn get(connection: &Connection, key: &str) -> rusqlite::Result<Option<Vec<u8>>> 
 
 /// Entries from key `from` on, as long as they start with `prefix`. Keys are text in SQLite's binary collation,
 /// which is byte order, so the prefix's keys stand together and the first other key ends the listing.
-fn list(
-    connection: &Connection,
-    from: &str,
-    prefix: &str,
-    limit: usize,
-) -> rusqlite::Result<Vec<(String, Vec<u8>)>> {
+fn list(connection: &Connection, from: &str, prefix: &str, limit: usize) -> rusqlite::Result<Entries> {
     let mut statement =
         connection.prepare_cached("SELECT key, value FROM entries WHERE key >= ?1 ORDER BY key LIMIT ?2")?;
     let mut rows = statement.query((from, i64::try_from(limit).unwrap_or(i64::MAX)))?;

@@ -1,0 +1,137 @@
+//! Reading the segments back. `segment.rs` says what is a torn tail and what is damage.
+
+use super::HistoryError;
+use super::segment::{self, FORMAT, FRAME_HEAD, HEADER, Headless, Record};
+use std::fs::{File, OpenOptions};
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+/// Where the segments end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct End {
+    /// The last segment's number; 0 if there is none.
+    pub(super) number: u64,
+    /// Its whole bytes, all on disk.
+    pub(super) length: u64,
+}
+
+/// Hands on every record of a directory's segments, in the order in which they were written. Afterwards the
+/// last segment has no torn tail, and all that was read is on disk.
+pub(super) fn read_all(dir: &Path, mut each: impl FnMut(Record)) -> Result<End, HistoryError> {
+    let last = remove_stillborn(dir, last_number(dir)?)?;
+    let mut end = End { number: last, length: 0 };
+    for number in 1..=last {
+        let path = segment::path(dir, number);
+        let bytes = std::fs::read(&path).map_err(|error| missing(&path, error))?;
+        header(&path, &bytes)?;
+        if number < last {
+            let acknowledged = acknowledged_before(&segment::path(dir, number + 1))?;
+            read_acknowledged(&path, &bytes, acknowledged, &mut each)?;
+        } else {
+            end.length = read_last(&path, &bytes, &mut each)? as u64;
+            cut(&path, end.length, bytes.len() as u64).map_err(HistoryError::io(&path))?;
+        }
+    }
+    Ok(end)
+}
+
+/// The highest number of a segment in a directory; 0 if there is none. Other files are none of ours.
+fn last_number(dir: &Path) -> Result<u64, HistoryError> {
+    let mut last = 0;
+    for entry in std::fs::read_dir(dir).map_err(HistoryError::io(dir))? {
+        let name = entry.map_err(HistoryError::io(dir))?.file_name();
+        let number = name.to_str().and_then(|n| n.strip_prefix("segment-")?.strip_suffix(".log")?.parse().ok());
+        last = last.max(number.unwrap_or(0));
+    }
+    Ok(last)
+}
+
+/// Removes the last segment if its maker died before its header was on disk; nothing in it was acknowledged.
+/// Returns the number of the last that stays.
+fn remove_stillborn(dir: &Path, last: u64) -> Result<u64, HistoryError> {
+    if last == 0 {
+        return Ok(0);
+    }
+    let path = segment::path(dir, last);
+    let bytes = std::fs::read(&path).map_err(HistoryError::io(&path))?;
+    if segment::read_header(&bytes) != Err(Headless::Damaged) || segment::holds_whole_frame(&bytes) {
+        return Ok(last);
+    }
+    tracing::warn!(file = %path.display(), bytes = bytes.len(), "removed a metric segment without a header");
+    std::fs::remove_file(&path).map_err(HistoryError::io(&path))?;
+    Ok(last - 1)
+}
+
+fn header(path: &Path, bytes: &[u8]) -> Result<u64, HistoryError> {
+    segment::read_header(bytes).map_err(|headless| match headless {
+        Headless::Newer(found) => HistoryError::Newer { path: path.into(), found, known: FORMAT },
+        Headless::Damaged => damaged(path, 0, "its header is not whole"),
+    })
+}
+
+/// What the header of the segment after says of this one.
+fn acknowledged_before(next: &Path) -> Result<u64, HistoryError> {
+    let mut bytes = Vec::new();
+    let file = File::open(next).map_err(|error| missing(next, error))?;
+    file.take(HEADER as u64).read_to_end(&mut bytes).map_err(HistoryError::io(next))?;
+    header(next, &bytes)
+}
+
+/// Reads a segment of which `acknowledged` bytes count.
+fn read_acknowledged(
+    path: &Path,
+    bytes: &[u8],
+    acknowledged: u64,
+    each: &mut impl FnMut(Record),
+) -> Result<(), HistoryError> {
+    let counted = usize::try_from(acknowledged).ok().and_then(|length| bytes.get(..length));
+    let counted = counted.ok_or_else(|| damaged(path, bytes.len(), "the file ends too early"))?;
+    let whole = read_frames(path, counted, each)?;
+    if whole < counted.len() {
+        return Err(damaged(path, whole, "the checksum does not match"));
+    }
+    Ok(())
+}
+
+/// Reads the last segment up to its torn tail. Returns the whole bytes.
+fn read_last(path: &Path, bytes: &[u8], each: &mut impl FnMut(Record)) -> Result<usize, HistoryError> {
+    let whole = read_frames(path, bytes, each)?;
+    if segment::holds_whole_frame(&bytes[whole..]) {
+        return Err(damaged(path, whole, "the checksum does not match, and whole frames follow"));
+    }
+    Ok(whole)
+}
+
+/// Reads whole frames up to the first that is not. Returns where that begins, or the end.
+fn read_frames(path: &Path, bytes: &[u8], each: &mut impl FnMut(Record)) -> Result<usize, HistoryError> {
+    let mut at = HEADER;
+    while let Some(payload) = segment::whole_frame(&bytes[at..]) {
+        let records = segment::records(payload);
+        let records = records.ok_or_else(|| damaged(path, at, "its records cannot be read"))?;
+        records.into_iter().for_each(&mut *each);
+        at += FRAME_HEAD + payload.len();
+    }
+    Ok(at)
+}
+
+/// Cuts a file of `found` bytes to its `whole` ones and brings these to the disk: the process that wrote the
+/// last of them may have died before its fsync.
+fn cut(path: &Path, whole: u64, found: u64) -> std::io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    if whole < found {
+        tracing::warn!(file = %path.display(), bytes = found - whole, "cut off a write that never finished");
+        file.set_len(whole)?;
+    }
+    file.sync_all()
+}
+
+fn missing(path: &Path, error: std::io::Error) -> HistoryError {
+    match error.kind() {
+        ErrorKind::NotFound => damaged(path, 0, "the file is missing"),
+        _ => HistoryError::io(path)(error),
+    }
+}
+
+fn damaged(path: &Path, offset: usize, what: &'static str) -> HistoryError {
+    HistoryError::Damaged { path: PathBuf::from(path), offset: offset as u64, what }
+}
