@@ -1,4 +1,5 @@
 //! Schedules the trials of sweeps onto agents, and keeps what they send.
 
+pub mod history;
 pub mod report;
 pub mod search;

@@ -97,8 +97,11 @@ async fn damage_before_a_whole_frame_is_refused_by_file_and_offset() {
         damaged[at] ^= 0x80;
         let frame = *[0, ends[0], ends[1]].iter().rfind(|begin| **begin <= at).unwrap();
         // A changed format number looks like a later one.
-        let expected =
-            if (8..12).contains(&at) { "a newer LoraFleet".into() } else { format!("damaged at byte {frame}: ") };
+        let expected = if (8..12).contains(&at) {
+            "a newer LoraFleet".into()
+        } else {
+            format!("damaged at byte {frame}: ")
+        };
         check_refused(&[(1, &damaged)], 1, &expected);
     }
 }
@@ -112,7 +115,11 @@ async fn what_an_earlier_segment_acknowledged_must_be_there() {
     let files: Vec<Vec<u8>> = (1..=3).map(|n| std::fs::read(segment(dir.path(), n)).unwrap()).collect();
     let (first, second, third) = (&files[0][..], &files[1][..], &files[2][..]);
     let cut = &first[..first.len() - 1];
-    check_refused(&[(1, cut), (2, second), (3, third)], 1, &format!("damaged at byte {}: the file ends", cut.len()));
+    check_refused(
+        &[(1, cut), (2, second), (3, third)],
+        1,
+        &format!("damaged at byte {}: the file ends", cut.len()),
+    );
     check_refused(&[(1, first), (3, third)], 2, "the file is missing");
     check_refused(&[(2, second), (3, third)], 1, "the file is missing");
     check_refused(&[(1, first), (2, &second[..10]), (3, third)], 2, "damaged at byte 0: its header");

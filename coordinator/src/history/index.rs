@@ -91,7 +91,11 @@ mod tests {
         check(&[(1, &[0, 1, 2]), (2, &[0, 1])], &[(1, 0), (2, 0)], &[(2, 0), (2, 1)]);
         check(&[(1, &[0, 1, 2])], &[(1, 0), (2, 0)], &[(1, 0)]);
         // The third starts before the second did: the second's points are all undone.
-        check(&[(1, &[1, 2, 3]), (2, &[3, 4]), (3, &[2, 3])], &[(1, 0), (2, 2), (3, 1)], &[(1, 1), (3, 2), (3, 3)]);
+        check(
+            &[(1, &[1, 2, 3]), (2, &[3, 4]), (3, &[2, 3])],
+            &[(1, 0), (2, 2), (3, 1)],
+            &[(1, 1), (3, 2), (3, 3)],
+        );
         // The third starts where the second did, and the second ended before it reported.
         check(&[(1, &[1, 2]), (3, &[2, 3])], &[(1, 0), (2, 1), (3, 1)], &[(1, 1), (3, 2), (3, 3)]);
         // Attempts are given in any order; a late point of an old attempt changes nothing.

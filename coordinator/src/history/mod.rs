@@ -101,7 +101,8 @@ impl History {
         let index = Arc::new(RwLock::new(index));
         let (inbox, appends) = mpsc::channel(WAITING);
         let mut writer = writer::Writer::new(dir, end, disk, index.clone());
-        let thread = std::thread::Builder::new().name("history-writer".into()).spawn(move || writer.run(appends));
+        let thread =
+            std::thread::Builder::new().name("history-writer".into()).spawn(move || writer.run(appends));
         let thread = thread.map_err(HistoryError::io(dir))?;
         Ok(Self(Arc::new(Inner { index, inbox: Some(inbox), thread: Some(thread) })))
     }

@@ -40,7 +40,8 @@ fn last_number(dir: &Path) -> Result<u64, HistoryError> {
     let mut last = 0;
     for entry in std::fs::read_dir(dir).map_err(HistoryError::io(dir))? {
         let name = entry.map_err(HistoryError::io(dir))?.file_name();
-        let number = name.to_str().and_then(|n| n.strip_prefix("segment-")?.strip_suffix(".log")?.parse().ok());
+        let number =
+            name.to_str().and_then(|n| n.strip_prefix("segment-")?.strip_suffix(".log")?.parse().ok());
         last = last.max(number.unwrap_or(0));
     }
     Ok(last)

@@ -108,7 +108,9 @@ async fn points_that_are_kept_cost_no_sync() {
 #[tokio::test]
 async fn any_operation_may_fail() {
     // The first append is operations 0 to 5 (create, header, sync, directory, frame, sync), the second 6 and 7.
-    for failing in [vec![0], vec![1], vec![2], vec![3], vec![4], vec![5], vec![6], vec![7], vec![7, 8], vec![6, 9, 14]] {
+    for failing in
+        [vec![0], vec![1], vec![2], vec![3], vec![4], vec![5], vec![6], vec![7], vec![7, 8], vec![6, 9, 14]]
+    {
         let dir = tempfile::tempdir().unwrap();
         let orders = Arc::new(Orders { failing: failing.clone(), ..Orders::default() });
         let history = History::open_on(dir.path(), Box::new(OrderedDisk(orders))).unwrap();
@@ -142,6 +144,7 @@ fn segments_roll() {
     }
     assert!(writer.end.number > 3, "{:?}", writer.end);
     let mut read = Vec::new();
-    let end = super::super::recovery::read_all(dir.path(), |r| read.extend(r.points.iter().map(|p| p.step))).unwrap();
+    let end = super::super::recovery::read_all(dir.path(), |r| read.extend(r.points.iter().map(|p| p.step)))
+        .unwrap();
     assert_eq!((end, read), (writer.end, (1..=10).collect()));
 }
