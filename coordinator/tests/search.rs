@@ -5,6 +5,7 @@
 use coordinator::search::{Proposal, Proposed, Searcher};
 use domain::sweep::SweepSpec;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 
 /// A spec with these searched parameters, search keys and other top-level keys.
 fn spec(search: Value, parameters: Value, rest: Value) -> SweepSpec {
@@ -224,7 +225,7 @@ fn draws_meet_the_constraints_and_end_with_the_space() {
     let parameters = json!({ "lora_rank": [4, 8, 16], "batch_size": [1, 2, 4] });
     let constraints = json!({ "constraints": ["lora_rank * batch_size <= 16"] });
     let mut searcher = Searcher::new(&spec(search, parameters, constraints)).unwrap();
-    assert_eq!(searcher.size(), Some(50));
+    assert_eq!(searcher.size(), Some(6));
     let mut drawn = lines(&all(&mut searcher));
     drawn.sort();
     assert_eq!(
@@ -245,6 +246,20 @@ fn draws_meet_the_constraints_and_end_with_the_space() {
         json!({ "constraints": ["lora_rank > 8"] }),
         "constraints: no combination of values meets them all; loosen a constraint or widen a parameter",
     );
+}
+
+#[test]
+fn a_small_space_is_drawn_to_its_end() {
+    let search = json!({ "algorithm": "random", "max_trials": 2000 });
+    let parameters = json!({ "lora_rank": { "integer": [1, 30] }, "batch_size": { "integer": [1, 30] } });
+    let mut searcher = Searcher::new(&spec(search, parameters, json!({}))).unwrap();
+    assert_eq!(searcher.size(), Some(900));
+    let drawn: BTreeSet<_> = lines(&all(&mut searcher)).into_iter().collect();
+    assert_eq!(drawn.len(), 900);
+    // One configuration, one trial.
+    let search = json!({ "algorithm": "random", "max_trials": 5 });
+    let mut searcher = Searcher::new(&spec(search, json!({}), json!({}))).unwrap();
+    assert_eq!((searcher.size(), lines(&all(&mut searcher)).len()), (Some(1), 1));
 }
 
 #[test]

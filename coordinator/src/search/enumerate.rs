@@ -4,10 +4,12 @@ use super::space::{Assignment, Candidate, Space};
 use super::{Source, nothing_meets_the_constraints};
 use domain::sweep::{Distribution, Problem};
 use serde_json::Value;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Most combinations that a search may list.
 const MOST: usize = 10_000;
+/// Most combinations of a space that draws know in full.
+const FEW: usize = 1000;
 
 /// Every combination in order, the last parameter varying fastest.
 pub(super) fn grid(space: &Space) -> Result<Vec<Assignment>, Vec<Problem>> {
@@ -108,6 +110,14 @@ pub(super) fn checked(
         return Err(vec![Problem::new("search.max_trials", problem, remedy)]);
     }
     Ok(Source::List { candidates, rejected })
+}
+
+/// Every configuration that the constraints allow, once, if there are few.
+pub(super) fn few(space: &Space) -> Option<Vec<Candidate>> {
+    let assignments = grid(space).ok().filter(|all| all.len() <= FEW)?;
+    let mut seen = HashSet::new();
+    let candidates = assignments.into_iter().map(|a| space.candidate(a));
+    Some(candidates.filter(|c| c.allowed && seen.insert(c.identity.clone())).collect())
 }
 
 fn repeated(space: &Space, first: &Candidate, second: &Candidate) -> Problem {

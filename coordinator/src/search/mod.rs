@@ -32,11 +32,12 @@ pub struct Searcher {
 enum Source {
     /// All of them, known beforehand.
     List { candidates: Vec<Candidate>, rejected: u32 },
-    /// Drawn one by one; what was drawn is not drawn again.
-    Draws { seed: u64, seen: HashSet<String> },
+    /// Drawn one by one; what was drawn is not drawn again. A small space is known in full beside it.
+    Draws { seed: u64, seen: HashSet<String>, few: Option<Vec<Candidate>> },
 }
 
 /// What `propose` says.
+#[allow(clippy::large_enum_variant, reason = "made once for each trial and taken apart at once")]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Proposal {
     /// The next trial.
@@ -80,24 +81,27 @@ impl Searcher {
             Algorithm::Grid => enumerate::checked(&space, enumerate::grid(&space)?, limit)?,
             Algorithm::OneFactorAtATime => enumerate::checked(&space, enumerate::one_factor(&space)?, limit)?,
             Algorithm::Random | Algorithm::Asha => {
-                let seed = spec.search.seed;
-                draw::next(&space, seed, 1, &HashSet::new()).ok_or_else(nothing_meets_the_constraints)?;
-                Source::Draws { seed, seen: HashSet::new() }
+                Source::Draws { seed: spec.search.seed, seen: HashSet::new(), few: enumerate::few(&space) }
             }
         };
+        let max_trials = match &source {
+            Source::Draws { few: Some(few), .. } => limit.min(u32::try_from(few.len()).ok()),
+            _ => limit,
+        };
         let halving = (spec.search.algorithm == Algorithm::Asha).then(|| Halving::new(spec));
-        Ok(Self {
+        let searcher = Self {
             space,
             source,
             halving,
             proposed: 0,
             running: BTreeSet::new(),
-            max_trials: limit,
+            max_trials,
             max_concurrent: spec.search.max_concurrent_trials.unwrap_or(u32::MAX),
-        })
+        };
+        searcher.candidate(1).map(|_| searcher).ok_or_else(nothing_meets_the_constraints)
     }
 
-    /// Trials in all, if that is bounded. Draws may end sooner, when their space does.
+    /// Trials in all, if that is bounded. Draws from a large space may end sooner, when nothing new is found.
     pub fn size(&self) -> Option<u32> {
         match &self.source {
             Source::List { candidates, .. } => u32::try_from(candidates.len()).ok(),
@@ -160,7 +164,8 @@ impl Searcher {
         match &self.source {
             Source::List { candidates, .. } => candidates.get(number as usize - 1).cloned(),
             Source::Draws { .. } if self.max_trials.is_some_and(|most| number > most) => None,
-            Source::Draws { seed, seen } => draw::next(&self.space, *seed, number, seen),
+            Source::Draws { seed, seen, few } => draw::next(&self.space, *seed, number, seen)
+                .or_else(|| few.as_ref()?.iter().find(|c| !seen.contains(&c.identity)).cloned()),
         }
     }
 
