@@ -5,6 +5,8 @@ use domain::DeviceId;
 use std::path::Path;
 use std::process::Command;
 
+/// The id of the CPU as a device.
+pub const CPU: &str = "cpu";
 /// Trials that share the CPU unless told otherwise.
 const CPU_PACK_SIZE: u32 = 4;
 /// The share of the machine's memory that is left to everything else.
@@ -12,11 +14,11 @@ const RESERVED_SHARE: u64 = 8;
 /// Assumed where the system does not say how much memory there is.
 const ASSUMED_BYTES: u64 = 4_000_000_000;
 
-/// The CPU as a device: `cpu`, free of charge, with seven eighths of the memory that this process may use.
+/// The CPU as a device: [`CPU`], free of charge, with seven eighths of the memory that this process may use.
 pub fn cpu() -> DeviceOptions {
     let memory = memory_bytes();
     DeviceOptions {
-        id: DeviceId::new("cpu"),
+        id: DeviceId::new(CPU),
         accelerator: "CPU".into(),
         memory_bytes: memory - memory / RESERVED_SHARE,
         max_pack_size: CPU_PACK_SIZE,

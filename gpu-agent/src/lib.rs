@@ -32,7 +32,9 @@ use actor::Scope;
 use actors::device::Device;
 use actors::session::{Identity, Session};
 use domain::{AgentId, Clock, DeviceId};
+use engine::candle::Candle;
 use engine::host::{Factory, Host};
+use engine::pack::Pack;
 use home::Home;
 use prost::Message;
 use spool::Spool;
@@ -89,6 +91,12 @@ pub enum AgentError {
         /// What is wrong with it.
         problem: String,
     },
+    /// This build cannot train on that device.
+    #[error("{device}: this build trains on the device `{cpu}` alone", cpu = devices::CPU)]
+    Device {
+        /// The device.
+        device: DeviceId,
+    },
     /// Two agents would use one folder.
     #[error("{}: another agent uses this folder; give each its own", path.display())]
     InUse {
@@ -116,10 +124,29 @@ pub struct Agent {
 /// Makes the engine of a device.
 pub type Engines = Arc<dyn Fn(&DeviceOptions) -> Factory + Send + Sync>;
 
-/// Starts an agent that trains with engines of one's own.
+/// Starts an agent.
 ///
 /// # Errors
 /// See [`AgentError`]. A coordinator that cannot be reached is no error: the agent tries until it can be.
+pub async fn start(options: Options, scope: Scope) -> Result<Agent, AgentError> {
+    if let Some(other) = options.devices.iter().find(|device| device.id.as_str() != devices::CPU) {
+        return Err(AgentError::Device { device: other.id.clone() });
+    }
+    let clock = options.clock.clone();
+    let engines: Engines = Arc::new(move |_| {
+        let clock = clock.clone();
+        Box::new(move || {
+            let backend = Candle { device: trainer::Device::Cpu, clock: clock.clone() };
+            Box::new(Pack::new(backend, clock.clone()))
+        })
+    });
+    start_with(options, engines, scope).await
+}
+
+/// Starts an agent that trains with engines of one's own.
+///
+/// # Errors
+/// As [`start`]'s.
 pub async fn start_with(options: Options, engines: Engines, scope: Scope) -> Result<Agent, AgentError> {
     let endpoint = Endpoint::from_shared(options.endpoint.clone())
         .map_err(|e| AgentError::Endpoint { endpoint: options.endpoint.clone(), problem: e.to_string() })?

@@ -6,8 +6,10 @@
 //! | here | commands, events, the [`Engine`] trait |
 //! | [`host`] | the thread that steps an engine, and survives its panics |
 //! | [`pack`] | the engine: trials that share a base, stepped together; generic over what trains them |
+//! | [`candle`] | what trains them: the trainer |
 //! | [`simulated`] | what only says that it trains: analytic loss curves, for tests of everything around it |
 
+pub mod candle;
 pub mod host;
 pub mod pack;
 pub mod simulated;

@@ -1,0 +1,87 @@
+//! What trains the trials of a pack: the trainer.
+
+use super::pack::{Backend, Stepped};
+use super::{Admission, CheckpointDirs};
+use domain::Clock;
+use domain::trial::{Digests, Failure, FailureClass, TrialSummary};
+use std::path::Path;
+use std::sync::Arc;
+use trainer::run::{Loaded, Run};
+use trainer::{Device, TrainError};
+
+/// The trainer on one device.
+pub struct Candle {
+    /// Where it computes.
+    pub device: Device,
+    /// Measures speeds and dates the points.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Whose fault an error is.
+fn failure(error: TrainError) -> Failure {
+    let message = error.to_string();
+    let class = match error {
+        TrainError::Model { .. } | TrainError::Data { .. } | TrainError::Parameter { .. } => {
+            FailureClass::User
+        }
+        TrainError::Io { .. } => FailureClass::Infrastructure,
+        // Neither candle nor CUDA has a kind for it.
+        TrainError::Tensor(_) if message.to_lowercase().contains("out of memory") => {
+            FailureClass::OutOfMemory
+        }
+        TrainError::Tensor(_) => FailureClass::Infrastructure,
+    };
+    Failure { class, message }
+}
+
+impl Backend for Candle {
+    type Base = Loaded;
+    type Run = Run;
+
+    fn load(&mut self, base: &str) -> Result<Loaded, Failure> {
+        Loaded::load(Path::new(base), &self.device).map_err(failure)
+    }
+
+    fn start(&mut self, base: &Loaded, admission: &Admission) -> Result<Run, Failure> {
+        let config = admission.config.clone();
+        match &admission.resume {
+            Some(dirs) => Run::resume(base, config, &dirs.adapter, &dirs.resume),
+            None => Run::new(base, config),
+        }
+        .map_err(failure)
+    }
+
+    fn digests(&self, run: &Run) -> Digests {
+        run.digests().clone()
+    }
+
+    fn step(&self, run: &Run) -> u64 {
+        run.step()
+    }
+
+    fn total_steps(&self, run: &Run) -> u64 {
+        run.total_steps()
+    }
+
+    fn base_eval(&mut self, base: &Loaded, run: &mut Run) -> Result<Option<f64>, Failure> {
+        run.base_eval(base).map_err(failure)
+    }
+
+    fn step_pack(&mut self, base: &Loaded, runs: &mut [&mut Run]) -> Result<Vec<Stepped>, Failure> {
+        let stepped = trainer::run::step_pack(base, runs, &*self.clock).map_err(failure)?;
+        let stepped = stepped.into_iter().map(|s| Stepped {
+            point: s.point,
+            checkpoint_due: s.checkpoint_due,
+            diverged: s.diverged,
+        });
+        Ok(stepped.collect())
+    }
+
+    fn save(&mut self, run: &Run, dirs: &CheckpointDirs) -> Result<(), Failure> {
+        run.save(&dirs.adapter, &dirs.resume).map_err(failure)
+    }
+
+    fn summary(&mut self, base: &Loaded, run: &mut Run) -> Result<TrialSummary, Failure> {
+        run.summary(base).map_err(failure)
+    }
+}

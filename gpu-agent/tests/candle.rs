@@ -1,0 +1,228 @@
+//! The engine on the real trainer: stories260K and real instruction rows.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use domain::SystemClock;
+use domain::metric;
+use domain::trial::{Digests, EvalSplit, FailureClass, TrialConfig, TrialSummary};
+use gpu_agent::Assignment;
+use gpu_agent::engine::candle::Candle;
+use gpu_agent::engine::pack::Pack;
+use gpu_agent::engine::{Admission, Checkpoint, CheckpointDirs, Ending, Engine, Event, Happening, How};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+fn shared(path: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("LORAFLEET_SHARED")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
+    let path = root.join(path);
+    if !path.exists() {
+        println!("not checked: {} is not on this machine", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+fn config(steps: u32) -> Option<TrialConfig> {
+    let text = |path: PathBuf| path.to_str().unwrap().to_string();
+    Some(TrialConfig {
+        pretrained_model_id: text(shared("data/models/stories260K-hf")?),
+        dataset_name: text(shared("data/instruct/instruct_500_guanaco.jsonl")?),
+        eval_size: 8.0,
+        eval_split: EvalSplit::Last,
+        max_sequence_length: 64,
+        max_steps: Some(steps),
+        learning_rate: 1e-3,
+        lora_rank: 4,
+        lora_dropout: 0.1,
+        ..TrialConfig::default()
+    })
+}
+
+/// What one trial said.
+#[derive(Default)]
+struct Said {
+    start_step: Option<u64>,
+    digests: Option<Digests>,
+    losses: Vec<(u64, f64)>,
+    base_loss: Option<f64>,
+    checkpoints: Vec<Checkpoint>,
+    last: Option<Happening>,
+}
+
+impl Said {
+    fn summary(&self, wanted: Ending) -> &TrialSummary {
+        match &self.last {
+            Some(Happening::Finished { ending, summary, .. }) if *ending == wanted => summary,
+            other => panic!("{wanted:?} expected, but {other:?}"),
+        }
+    }
+}
+
+/// An engine, and a folder for its trials.
+struct Bench {
+    engine: Pack<Candle>,
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let clock = Arc::new(SystemClock::new());
+        let candle = Candle { device: trainer::Device::Cpu, clock: clock.clone() };
+        Self { engine: Pack::new(candle, clock), dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn admit(&mut self, name: &str, config: &TrialConfig, resume: Option<CheckpointDirs>) -> Assignment {
+        let assignment = Assignment::new(name, 1);
+        self.engine.admit(Admission {
+            work_dir: self.dir.path().join(name),
+            assignment: assignment.clone(),
+            config: config.clone(),
+            resume,
+            digests: None,
+        });
+        assignment
+    }
+
+    /// Steps until everything is done, and listens to one trial; once it has made `stop_at` steps, it is
+    /// ended in that way.
+    fn run(&mut self, trial: &Assignment, stop_at: Option<(u64, How)>) -> Said {
+        let mut said = Said::default();
+        let mut stop = stop_at;
+        while !self.engine.is_idle() {
+            self.engine.step(&mut |event| match event {
+                Event::Trial(about, happening) if about == *trial => listen(&mut said, happening),
+                _ => {}
+            });
+            if let Some((step, how)) = stop
+                && said.losses.last().is_some_and(|(made, _)| *made >= step)
+            {
+                self.engine.stop(trial, how);
+                stop = None;
+            }
+        }
+        said
+    }
+}
+
+fn listen(said: &mut Said, happening: Happening) {
+    match happening {
+        Happening::Started { start_step, digests, .. } => {
+            said.start_step = Some(start_step);
+            said.digests = Some(digests);
+        }
+        Happening::Points(points) => {
+            for point in points {
+                match point.get(metric::LOSS) {
+                    Some(loss) => said.losses.push((point.step, loss)),
+                    None => said.base_loss = point.get(metric::EVAL_LOSS),
+                }
+            }
+        }
+        Happening::Checkpoint(checkpoint) => said.checkpoints.push(checkpoint),
+        last => said.last = Some(last),
+    }
+}
+
+fn adapter(checkpoint: &Checkpoint) -> Vec<u8> {
+    std::fs::read(checkpoint.dirs.adapter.join("adapter_model.safetensors")).unwrap()
+}
+
+#[test]
+fn a_trial_trains_and_goes_on_bit_for_bit() {
+    let Some(config) = config(6) else { return };
+    let mut bench = Bench::new();
+
+    let whole = bench.admit("whole", &config, None);
+    let whole = bench.run(&whole, None);
+    let summary = whole.summary(Ending::Completed);
+    assert_eq!(whole.losses.iter().map(|(step, _)| *step).collect::<Vec<_>>(), (1..=6).collect::<Vec<_>>());
+    assert_eq!(summary.base_eval_loss, whole.base_loss);
+    assert!(summary.eval_loss.unwrap() < whole.base_loss.unwrap(), "training helps");
+    assert!(summary.sample_after.is_some() && summary.device_seconds > 0.0);
+    let last = whole.checkpoints.last().unwrap();
+    assert!(last.step == 6 && last.dirs.adapter.join("adapter_config.json").exists());
+
+    let first = bench.admit("first", &config, None);
+    let first = bench.run(&first, Some((3, How::Release)));
+    assert_eq!(first.last, Some(Happening::Released));
+    let checkpoint = first.checkpoints.last().unwrap();
+    assert_eq!(checkpoint.step, 3);
+
+    let second = bench.admit("second", &config, Some(checkpoint.dirs.clone()));
+    let second = bench.run(&second, None);
+    second.summary(Ending::Completed);
+    assert_eq!((second.start_step, second.base_loss), (Some(3), None), "the base is not measured again");
+    assert_eq!(second.digests, whole.digests);
+    assert_eq!([first.losses, second.losses].concat(), whole.losses);
+    assert!(adapter(second.checkpoints.last().unwrap()) == adapter(last), "the same bytes");
+}
+
+#[test]
+fn a_trial_is_not_changed_by_those_beside_it() {
+    let Some(config) = config(4) else { return };
+    let mut bench = Bench::new();
+    let solo = bench.admit("solo", &config, None);
+    let solo = bench.run(&solo, None);
+
+    let beside = bench.admit("beside", &config, None);
+    bench.admit("hot", &TrialConfig { learning_rate: 1e30, max_steps: Some(9), ..config.clone() }, None);
+    bench.admit("short", &TrialConfig { lora_rank: 2, max_steps: Some(2), seed: 7, ..config }, None);
+    let beside = bench.run(&beside, None);
+    for ((step, alone), (_, together)) in solo.losses.iter().zip(&beside.losses) {
+        assert!((alone - together).abs() <= 1e-5 * alone, "step {step}: {alone} alone, {together} together");
+    }
+    assert_eq!(beside.losses.len(), solo.losses.len());
+    beside.summary(Ending::Completed);
+}
+
+#[test]
+fn how_trials_end_badly() {
+    let Some(config) = config(40) else { return };
+    let mut bench = Bench::new();
+
+    let hot = bench.admit("hot", &TrialConfig { learning_rate: 1e30, ..config.clone() }, None);
+    let hot = bench.run(&hot, None);
+    let steps = hot.summary(Ending::Diverged).steps;
+    assert_eq!(hot.checkpoints.last().map(|c| c.step), Some(steps), "the last good state is kept");
+
+    let rows = [
+        ("no model", TrialConfig { pretrained_model_id: "/nowhere".into(), ..config.clone() }, "/nowhere"),
+        (
+            "no data",
+            TrialConfig { dataset_name: "/nowhere.jsonl".into(), ..config.clone() },
+            "/nowhere.jsonl",
+        ),
+        ("wide rank", TrialConfig { lora_rank: 4096, ..config.clone() }, "lora_rank"),
+        ("no column", TrialConfig { instruct_column_in_dataset: "txt".into(), ..config }, "txt"),
+    ];
+    for (what, config, message) in rows {
+        let trial = bench.admit(what, &config, None);
+        let said = bench.run(&trial, None);
+        let Some(Happening::Failed(failure)) = &said.last else { panic!("{what}: it fails") };
+        assert_eq!(failure.class, FailureClass::User, "{what}: {}", failure.message);
+        assert!(failure.message.contains(message), "{what}: {}", failure.message);
+        assert!(said.checkpoints.is_empty(), "{what}");
+    }
+}
+
+#[test]
+fn a_checkpoint_that_is_not_whole_is_refused() {
+    let Some(config) = config(4) else { return };
+    let mut bench = Bench::new();
+    let first = bench.admit("first", &config, None);
+    let first = bench.run(&first, Some((2, How::Release)));
+    let dirs = &first.checkpoints.last().unwrap().dirs;
+    for file in files(&dirs.resume) {
+        let bytes = std::fs::read(&file).unwrap();
+        std::fs::write(&file, &bytes[..bytes.len() / 2]).unwrap();
+        let second = bench.admit("second", &config, Some(dirs.clone()));
+        let second = bench.run(&second, None);
+        assert!(matches!(second.last, Some(Happening::Failed(_))), "{}: {:?}", file.display(), second.last);
+        std::fs::write(&file, bytes).unwrap();
+    }
+}
+
+fn files(dir: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
