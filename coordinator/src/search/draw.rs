@@ -54,5 +54,5 @@ fn log_between(low: f64, high: f64, u: f64) -> f64 {
 /// To 6 significant digits: enough to tell trials apart, few enough to read and to type again, and the same
 /// where another machine's `exp` differs in the last bit.
 fn rounded(x: f64, low: f64, high: f64) -> f64 {
-    format!("{x:.5e}").parse().unwrap_or(x).clamp(low, high)
+    format!("{x:.5e}").parse().unwrap_or(x).max(low).min(high)
 }

@@ -314,8 +314,8 @@ impl Distribution {
         match self {
             Distribution::Constant(value) => Some(value.clone()),
             Distribution::Choices(choices) => choices.get(usize::try_from(k).ok()?).cloned(),
-            Distribution::Uniform { low, step, .. } | Distribution::LogUniform { low, step, .. } => {
-                Some(json!(stepped(*low, (*step)?, k)))
+            Distribution::Uniform { low, high, step } | Distribution::LogUniform { low, high, step } => {
+                Some(json!(stepped(*low, (*step)?, k).max(*low).min(*high)))
             }
             Distribution::Integer { low, step, .. } => {
                 Some(json!(low + i64::try_from(k).ok()? * step.unwrap_or(1).max(1)))
