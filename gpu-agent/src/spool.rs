@@ -250,7 +250,9 @@ impl Entry {
         self.end = offset + bytes as u64;
         if kind == ACKNOWLEDGED {
             self.acknowledged = self.acknowledged.max(sequence);
-            self.pending.retain(|place| place.sequence > sequence);
+            while self.pending.front().is_some_and(|place| place.sequence <= sequence) {
+                self.pending.pop_front();
+            }
         } else if kind != NAME {
             self.pending.push_back(Place { sequence, offset, bytes });
             self.over |= kind == LAST;

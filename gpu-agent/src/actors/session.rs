@@ -108,7 +108,7 @@ impl Session {
         let mut incoming = client.session(ReceiverStream::new(requests)).await?.into_inner();
         let first = tokio::time::timeout(WELCOME_LIMIT, incoming.message()).await;
         let Ok(Some(v1::SessionResponse { message: Some(Response::Welcome(welcome)) })) =
-            first.map_err(|_| SessionError::NoWelcome)?.map(|m| m)
+            first.map_err(|_| SessionError::NoWelcome)?
         else {
             return Err(SessionError::NoWelcome);
         };

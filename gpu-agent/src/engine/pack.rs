@@ -298,3 +298,134 @@ fn same_bytes(expected: &Digests, found: &Digests) -> Result<(), Failure> {
     );
     Err(Failure { class: FailureClass::User, message })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::simulated::{Simulated, SimulatedRun};
+    use super::*;
+    use domain::SystemClock;
+    use domain::trial::TrialConfig;
+    use std::path::Path;
+
+    /// A device on which two trials fit, and a disk that refuses trials of seed 13.
+    struct Small(Simulated);
+
+    impl Backend for Small {
+        type Base = ();
+        type Run = SimulatedRun;
+
+        fn load(&mut self, base: &str) -> Result<(), Failure> {
+            self.0.load(base)
+        }
+        fn start(&mut self, base: &(), admission: &Admission) -> Result<SimulatedRun, Failure> {
+            self.0.start(base, admission)
+        }
+        fn digests(&self, run: &SimulatedRun) -> Digests {
+            self.0.digests(run)
+        }
+        fn step(&self, run: &SimulatedRun) -> u64 {
+            self.0.step(run)
+        }
+        fn total_steps(&self, run: &SimulatedRun) -> u64 {
+            self.0.total_steps(run)
+        }
+        fn base_eval(&mut self, base: &(), run: &mut SimulatedRun) -> Result<Option<f64>, Failure> {
+            self.0.base_eval(base, run)
+        }
+        fn step_pack(&mut self, base: &(), runs: &mut [&mut SimulatedRun]) -> Result<Vec<Stepped>, Failure> {
+            if runs.len() > 2 {
+                return Err(Failure { class: FailureClass::OutOfMemory, message: "too many".into() });
+            }
+            self.0.step_pack(base, runs)
+        }
+        fn save(&mut self, run: &SimulatedRun, dirs: &CheckpointDirs) -> Result<(), Failure> {
+            if self.0.digests(run).spec.ends_with(":13") {
+                return Err(Failure { class: FailureClass::Infrastructure, message: "disk".into() });
+            }
+            self.0.save(run, dirs)
+        }
+        fn summary(&mut self, base: &(), run: &mut SimulatedRun) -> Result<TrialSummary, Failure> {
+            self.0.summary(base, run)
+        }
+    }
+
+    fn pack() -> Pack<Small> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        Pack::new(Small(Simulated { step_time: Duration::ZERO, clock: clock.clone() }), clock)
+    }
+
+    fn admission(dir: &Path, name: &str, base: &str, seed: u64) -> Admission {
+        let config = TrialConfig {
+            pretrained_model_id: base.into(),
+            max_steps: Some(3),
+            seed,
+            ..TrialConfig::default()
+        };
+        let work_dir = dir.join(name);
+        Admission { assignment: Assignment::new(name, 1), config, resume: None, digests: None, work_dir }
+    }
+
+    /// Steps until everything is done: the trials' last words and the bases, in order.
+    fn run(pack: &mut Pack<Small>) -> Vec<String> {
+        let mut heard = Vec::new();
+        while !pack.is_idle() {
+            pack.step(&mut |event| match event {
+                Event::BaseResident(base) => heard.push(format!("base {}", base.unwrap_or_default())),
+                Event::Trial(a, Happening::Finished { ending, .. }) => {
+                    heard.push(format!("{} {ending:?}", a.trial));
+                }
+                Event::Trial(a, Happening::Failed(f)) => heard.push(format!("{} {}", a.trial, f.message)),
+                Event::Trial(a, Happening::Released) => heard.push(format!("{} released", a.trial)),
+                Event::Trial(..) => {}
+            });
+        }
+        heard
+    }
+
+    #[test]
+    fn one_too_many_goes_and_a_failing_disk_is_its_own_affair() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pack = pack();
+        for (name, seed) in [("one", 13), ("two", 1), ("three", 1)] {
+            pack.admit(admission(dir.path(), name, "a", seed));
+        }
+        assert_eq!(run(&mut pack), ["base a", "three too many", "one disk", "two Completed"]);
+    }
+
+    #[test]
+    fn another_base_waits_and_is_not_passed_by() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pack = pack();
+        for (name, base) in [("one", "a"), ("two", "b"), ("three", "a")] {
+            pack.admit(admission(dir.path(), name, base, 1));
+        }
+        let wanted = ["base a", "one Completed", "base ", "base b", "two Completed"];
+        let heard = run(&mut pack);
+        assert_eq!(heard[..5], wanted);
+        assert_eq!(heard[5..], ["base ", "base a", "three Completed"]);
+    }
+
+    #[test]
+    fn what_waits_can_be_ended() {
+        let dir = tempfile::tempdir().unwrap();
+        for (how, wanted) in [
+            (How::Stop, vec!["base a", "two Stopped", "one Completed"]),
+            (How::Release, vec!["base a", "two released", "one Completed"]),
+            (How::Drop, vec!["base a", "one Completed"]),
+        ] {
+            let mut pack = pack();
+            pack.admit(admission(dir.path(), "one", "a", 1));
+            pack.admit(admission(dir.path(), "two", "b", 1));
+            let mut heard = Vec::new();
+            pack.step(&mut |event| {
+                if let Event::BaseResident(Some(base)) = event {
+                    heard.push(format!("base {base}"));
+                }
+            });
+            pack.stop(&Assignment::new("two", 1), how);
+            pack.stop(&Assignment::new("nobody", 1), how);
+            heard.extend(run(&mut pack));
+            assert_eq!(heard, wanted);
+        }
+    }
+}
