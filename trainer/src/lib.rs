@@ -13,6 +13,7 @@
 //! | [`run`] | a fine-tuning run: from files to metrics and checkpoints |
 //! | [`preflight`] | what can be checked before anything is trained |
 //! | [`adapter_file`], [`files`] | adapters in PEFT's format; whole files and digests |
+//! | [`memory`] | how many bytes of tensors a pass holds |
 //! | [`rng`] | counter-based random numbers (`domain::rng`) |
 //!
 //! There is no autograd graph: no tensor is a `Var`, so that a frozen weight can have no gradient, and what a
@@ -23,6 +24,7 @@ pub mod data;
 pub mod error;
 pub mod files;
 pub mod lora;
+pub mod memory;
 pub mod model;
 pub mod ops;
 pub mod optim;

@@ -1,7 +1,7 @@
 //! LoRA adapters: the trainable matrices, their initialisation, and the low-rank product with its backward.
 
 use crate::error::Result;
-use crate::rng;
+use crate::{memory, ops, rng};
 use candle_core::{DType, Device, Tensor};
 
 /// A linear layer that can take an adapter.
@@ -97,70 +97,84 @@ impl Adapter {
         self.modules.iter().position(|m| m.path == path)
     }
 
-    /// The mask of a module's input, `[tokens, in_features]`, holding 0 or 1/(1−p); `None` without dropout.
-    fn mask(&self, module: usize, x: &Tensor, counter: DropoutCounter) -> Result<Option<Tensor>> {
-        if self.dropout <= 0.0 {
-            return Ok(None);
-        }
-        let keep = (1.0 / (1.0 - self.dropout)) as f32;
-        let key =
-            rng::key(self.seed ^ counter.wrapping_mul(0x9E37_79B9_7F4A_7C15), &self.modules[module].path);
-        let values: Vec<f32> = (0..x.elem_count() as u64)
-            .map(|i| if rng::uniform(key, i) < self.dropout { 0.0 } else { keep })
-            .collect();
-        Ok(Some(Tensor::from_vec(values, x.shape(), x.device())?))
+    /// Where the mask of a module's input in a micro-batch is drawn; `None` without dropout.
+    fn mask(&self, module: usize, counter: Option<DropoutCounter>) -> Option<Mask> {
+        let counter = counter.filter(|_| self.dropout > 0.0)?;
+        let seed = self.seed ^ counter.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        Some(Mask { key: rng::key(seed, &self.modules[module].path), probability: self.dropout })
     }
 
-    /// The low-rank product of a module for its trial's rows: `x` `[tokens, in]` → `[tokens, out]`.
-    /// `counter` is `None` outside training (no dropout).
+    /// Adds the low-rank product of a module to its trial's rows: `x` `[tokens, in]`, to rows `start..` of `y`
+    /// `[_, out]`. `counter` is `None` outside training (no dropout).
     pub(crate) fn forward(
         &self,
         module: usize,
         x: &Tensor,
+        y: Tensor,
+        start: usize,
         counter: Option<DropoutCounter>,
     ) -> Result<Tensor> {
         let lora = &self.modules[module];
-        let mask = counter.map(|c| self.mask(module, x, c)).transpose()?.flatten();
-        let x = match mask {
-            Some(mask) => x.mul(&mask)?,
-            None => x.clone(),
+        let h = match self.mask(module, counter) {
+            Some(mask) => ops::project(&mask.apply(x)?, &lora.a)?,
+            None => ops::project(x, &lora.a)?,
         };
-        Ok((x.matmul(&lora.a.t()?)?.matmul(&lora.b.t()?)? * self.scaling)?)
+        ops::add_product_transposed(y, start, &h, &lora.b, self.scaling)
     }
 
-    /// Adds the module's gradients and returns the gradient by its input.
+    /// Adds the module's gradients, and to rows `start..` of `dx` the gradient by its input.
     ///
-    /// With h = A·x and dh = s·Bᵀ·dy: dB += s·dy ⊗ h, dA += dh ⊗ x, dx = Aᵀ·dh (masked as x was).
+    /// With h = A·x and dh = s·Bᵀ·dy: dB += s·dy ⊗ h, dA += dh ⊗ x, dx += Aᵀ·dh (masked as x was).
     pub(crate) fn backward(
         &mut self,
         module: usize,
         x: &Tensor,
         dy: &Tensor,
+        dx: Tensor,
+        start: usize,
         counter: Option<DropoutCounter>,
     ) -> Result<Tensor> {
-        let mask = counter.map(|c| self.mask(module, x, c)).transpose()?.flatten();
+        let mask = self.mask(module, counter);
         let scaling = self.scaling;
         let lora = &mut self.modules[module];
-        let x = match &mask {
-            Some(mask) => x.mul(mask)?,
-            None => x.clone(),
-        };
-        let dy = (dy * scaling)?;
-        let h = x.matmul(&lora.a.t()?)?;
-        accumulate(&mut lora.grad_b, dy.t()?.matmul(&h)?)?;
-        let dh = dy.matmul(&lora.b)?;
-        accumulate(&mut lora.grad_a, dh.t()?.matmul(&x)?)?;
-        let dx = dh.matmul(&lora.a)?;
-        Ok(match mask {
-            Some(mask) => dx.mul(&mask)?,
-            None => dx,
-        })
+        let masked = mask.as_ref().map(|mask| mask.apply(x)).transpose()?;
+        let x = masked.as_ref().unwrap_or(x);
+        let h = ops::project(x, &lora.a)?;
+        accumulate(&mut lora.grad_b, ops::outer(&h, dy, scaling)?.t()?.contiguous()?)?;
+        let dh = ops::project_transposed(dy, &lora.b)?;
+        accumulate(&mut lora.grad_a, ops::outer(&dh, x, scaling)?)?;
+        match mask {
+            None => ops::add_product(dx, start, &dh, &lora.a, scaling),
+            Some(mask) => {
+                let part = ops::add_product(x.zeros_like()?, 0, &dh, &lora.a, scaling)?;
+                ops::add_rows(dx, start, &mask.apply(&part)?)
+            }
+        }
+    }
+
+    /// Bytes of its matrices and as much again for their gradients.
+    pub fn bytes(&self) -> u64 {
+        self.modules.iter().map(|m| 2 * (memory::bytes(&m.a) + memory::bytes(&m.b))).sum()
+    }
+}
+
+/// A dropout mask: each element 0 with a probability, else 1/(1−p).
+struct Mask {
+    key: u64,
+    probability: f64,
+}
+
+impl Mask {
+    fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        let keep = (1.0 / (1.0 - self.probability)) as f32;
+        ops::multiply(x, |i| if rng::uniform(self.key, i) < self.probability { 0.0 } else { keep })
     }
 }
 
 fn accumulate(sum: &mut Option<Tensor>, gradient: Tensor) -> Result<()> {
     *sum = Some(match sum.take() {
-        Some(sum) => sum.add(&gradient)?,
+        // The new gradient is changed in place and the old sum left alone: a snapshot may hold it.
+        Some(sum) => ops::add(gradient, &sum)?,
         None => gradient,
     });
     Ok(())

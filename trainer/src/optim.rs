@@ -3,6 +3,7 @@
 
 use crate::error::Result;
 use crate::lora::Adapter;
+use crate::memory;
 use candle_core::Tensor;
 
 /// AdamW's constants.
@@ -52,6 +53,12 @@ impl AdamW {
         let moments =
             adapter.modules.iter().map(|m| Ok([zeros(&m.a)?, zeros(&m.b)?])).collect::<Result<_>>()?;
         Ok(Self { config, step: 0, moments })
+    }
+
+    /// Bytes of its moments.
+    pub fn bytes(&self) -> u64 {
+        let matrices = self.moments.iter().flatten();
+        matrices.map(|m| memory::bytes(&m.first) + memory::bytes(&m.second)).sum()
     }
 
     /// The global L2 norm of the mean gradient: that of the accumulated sums divided by `targets`.

@@ -163,11 +163,20 @@ impl Base {
 
     /// Parameters of the base; a tied head counts once.
     pub fn parameters(&self) -> u64 {
+        self.tensors().map(|t| t.elem_count() as u64).sum()
+    }
+
+    /// Bytes of its weights.
+    pub fn bytes(&self) -> u64 {
+        self.tensors().map(crate::memory::bytes).sum()
+    }
+
+    /// Its weights, each once.
+    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let linears = self.layers.iter().flat_map(|l| l.linears.iter().map(|l| &l.weight));
         let norms = self.layers.iter().flat_map(|l| [&l.input_norm, &l.post_attention_norm]);
         let head = (!self.config.tie_word_embeddings).then_some(&self.head);
-        let all = linears.chain(norms).chain([&self.embedding, &self.norm]).chain(head);
-        all.map(|t| t.elem_count() as u64).sum()
+        linears.chain(norms).chain([&self.embedding, &self.norm]).chain(head)
     }
 }
 

@@ -1,0 +1,109 @@
+//! How many bytes of tensors a pass holds. On the CPU no allocator can say it, so what is held is counted: a
+//! [`Meter`] knows the bytes that are live and the most that ever were, a [`Held`] is a tensor whose bytes count
+//! for as long as it lives.
+//!
+//! What counts: the frozen base, every member's adapter with its gradients, and each activation, gradient and
+//! block of logits of the pass. What does not: a matrix product's packing buffers, the process itself (the
+//! resident set size stands beside this number for that), and the optimizer's moments, which lie outside of a
+//! pass. A run's `peak_memory_bytes` is therefore the largest `Outcome::peak_bytes` of its micro-batches plus
+//! its optimizer's `AdamW::bytes`.
+
+use candle_core::Tensor;
+use std::cell::Cell;
+use std::ops::Deref;
+use std::rc::Rc;
+
+/// Bytes of a tensor's elements.
+pub fn bytes(tensor: &Tensor) -> u64 {
+    (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64
+}
+
+/// Counts the bytes that a pass holds.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Meter(Rc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    live: Cell<u64>,
+    peak: Cell<u64>,
+}
+
+impl Meter {
+    /// A meter on which `resident` bytes are live for good.
+    pub(crate) fn new(resident: u64) -> Self {
+        let meter = Self::default();
+        meter.take(resident);
+        meter
+    }
+
+    /// The most bytes that were live at once.
+    pub(crate) fn peak(&self) -> u64 {
+        self.0.peak.get()
+    }
+
+    /// Counts a tensor while the result lives.
+    pub(crate) fn hold(&self, tensor: Tensor) -> Held {
+        self.take(bytes(&tensor));
+        Held { tensor, meter: self.clone() }
+    }
+
+    /// Notes that `bytes` more were live for a moment.
+    pub(crate) fn touch(&self, bytes: u64) {
+        self.0.peak.set(self.peak().max(self.0.live.get() + bytes));
+    }
+
+    fn take(&self, bytes: u64) {
+        self.touch(bytes);
+        self.0.live.set(self.0.live.get() + bytes);
+    }
+}
+
+/// A tensor whose bytes are counted while it lives.
+#[derive(Debug)]
+pub(crate) struct Held {
+    tensor: Tensor,
+    meter: Meter,
+}
+
+impl Held {
+    /// The tensor itself, from here on uncounted.
+    pub(crate) fn release(self) -> Tensor {
+        self.tensor.clone()
+    }
+}
+
+impl Deref for Held {
+    type Target = Tensor;
+
+    fn deref(&self) -> &Tensor {
+        &self.tensor
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let live = &self.meter.0.live;
+        live.set(live.get() - bytes(&self.tensor));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    #[test]
+    fn a_tensor_counts_while_it_lives() {
+        let tensor = |n: usize| Tensor::zeros(n, DType::F32, &Device::Cpu).unwrap();
+        let meter = Meter::new(1000);
+        let first = meter.hold(tensor(25));
+        assert_eq!(meter.peak(), 1100);
+        let second = meter.hold(tensor(50));
+        drop(first);
+        let third = meter.hold(tensor(10));
+        assert_eq!((meter.0.live.get(), meter.peak()), (1240, 1300));
+        meter.touch(100);
+        drop((second, third));
+        assert_eq!((meter.0.live.get(), meter.peak()), (1000, 1340));
+    }
+}

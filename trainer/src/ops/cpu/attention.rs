@@ -1,0 +1,266 @@
+//! Causal attention, head by head. A task is one document's key-value head with the query heads that it serves;
+//! it goes through the queries in blocks and looks only at the keys up to a block's last query, so that of the
+//! upper triangle no more than the blocks on the diagonal is computed, and of the scores no more than
+//! [`BLOCK`] rows exist at a time.
+
+use super::product::{Left, Product, transposed};
+use super::read;
+use super::vector::{dot, exponentials, widest};
+use crate::error::Result;
+use crate::ops::Heads;
+use candle_core::{Device, Tensor};
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Queries that are looked at together.
+const BLOCK: usize = 64;
+
+/// A matrix `[rows, heads · dim]` by rows.
+#[derive(Clone, Copy)]
+struct Matrix<'a> {
+    data: &'a [f32],
+    width: usize,
+    dim: usize,
+}
+
+impl<'a> Matrix<'a> {
+    fn new(data: &'a [f32], heads: usize, dim: usize) -> Self {
+        Self { data, width: heads * dim, dim }
+    }
+
+    /// One head of a document, `[length, dim]` by rows.
+    fn head(&self, document: &Range<usize>, head: usize) -> Vec<f32> {
+        let rows = self.data[document.start * self.width..document.end * self.width].chunks_exact(self.width);
+        rows.flat_map(|row| &row[head * self.dim..][..self.dim]).copied().collect()
+    }
+}
+
+/// The blocks of queries of a document of `length` tokens.
+fn blocks(length: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..length).step_by(BLOCK).map(move |start| start..(start + BLOCK).min(length))
+}
+
+/// A document's keys for one head, and what stays the same over its blocks of queries.
+struct Keys {
+    dim: usize,
+    length: usize,
+    /// `[dim, length]`
+    transposed: Vec<f32>,
+}
+
+impl Keys {
+    fn new(keys: &[f32], length: usize, dim: usize) -> Self {
+        Self { dim, length, transposed: transposed(keys, length, dim, dim) }
+    }
+
+    /// `x · Kᵀ` for a block's rows of `x`, `[block, keys]`, over the keys that its last query may see.
+    fn scores(&self, x: &[f32], block: &Range<usize>, scale: f32, out: &mut [f32]) {
+        let (rows, keys) = (block.len(), block.end);
+        Product {
+            size: [rows, keys, self.dim],
+            a: Left::Rows(&x[block.start * self.dim..], self.dim),
+            b: (&self.transposed, self.length),
+            c: (out, keys),
+            scale,
+            add: false,
+        }
+        .run();
+    }
+
+    /// The block's attention probabilities, `[block, keys]`.
+    fn probabilities(&self, q: &[f32], block: &Range<usize>, out: &mut [f32]) {
+        self.scores(q, block, 1.0 / (self.dim as f32).sqrt(), out);
+        let keys = block.end;
+        widest(
+            #[inline(always)]
+            || {
+                for (i, row) in out[..block.len() * keys].chunks_exact_mut(keys).enumerate() {
+                    let (seen, unseen) = row.split_at_mut(block.start + i + 1);
+                    let (_, sum) = exponentials(seen);
+                    let factor = 1.0 / sum;
+                    seen.iter_mut().for_each(|p| *p *= factor);
+                    unseen.fill(0.0);
+                }
+            },
+        );
+    }
+}
+
+pub(in crate::ops) fn forward(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    documents: &[Range<usize>],
+    heads: Heads,
+) -> Result<Tensor> {
+    let dim = heads.dim;
+    let group = heads.query / heads.key_value;
+    let mut out = vec![0.0; q.elem_count()];
+    read([q, k, v], |[q, k, v]| {
+        let q = Matrix::new(q, heads.query, dim);
+        let (k, v) = (Matrix::new(k, heads.key_value, dim), Matrix::new(v, heads.key_value, dim));
+        let results = each_head(documents, heads, |document, head| {
+            let length = document.len();
+            let (keys, values) = (Keys::new(&k.head(document, head), length, dim), v.head(document, head));
+            let mut scores = vec![0.0; BLOCK.min(length) * length];
+            let one = |member: usize| {
+                let q = q.head(document, head * group + member);
+                let mut out = vec![0.0; length * dim];
+                for block in blocks(length) {
+                    keys.probabilities(&q, &block, &mut scores);
+                    Product {
+                        size: [block.len(), dim, block.end],
+                        a: Left::Rows(&scores, block.end),
+                        b: (&values, dim),
+                        c: (&mut out[block.start * dim..], dim),
+                        scale: 1.0,
+                        add: false,
+                    }
+                    .run();
+                }
+                out
+            };
+            (0..group).map(one).collect::<Vec<_>>()
+        });
+        let parts: Vec<Vec<&[f32]>> =
+            results.iter().map(|heads| heads.iter().flatten().map(Vec::as_slice).collect()).collect();
+        join(&mut out, documents, &parts, dim);
+        Ok(())
+    })?;
+    Ok(Tensor::from_vec(out, q.shape(), &Device::Cpu)?)
+}
+
+/// The gradients of one document's key-value head.
+struct Gradients {
+    /// One for each query head that it serves, `[length, dim]`.
+    dq: Vec<Vec<f32>>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+}
+
+pub(in crate::ops) fn backward(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    documents: &[Range<usize>],
+    heads: Heads,
+    dy: &Tensor,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    let dim = heads.dim;
+    let group = heads.query / heads.key_value;
+    let [mut dq, mut dk, mut dv] = [q, k, v].map(|t| vec![0.0; t.elem_count()]);
+    read([q, k, v, dy], |[q, k, v, dy]| {
+        let (q, dy) = (Matrix::new(q, heads.query, dim), Matrix::new(dy, heads.query, dim));
+        let (k, v) = (Matrix::new(k, heads.key_value, dim), Matrix::new(v, heads.key_value, dim));
+        let results = each_head(documents, heads, |document, head| {
+            let length = document.len();
+            let (k, v) = (k.head(document, head), v.head(document, head));
+            let mut work = Backward {
+                keys: Keys::new(&k, length, dim),
+                values: Keys::new(&v, length, dim),
+                k: &k,
+                p: vec![0.0; BLOCK.min(length) * length],
+                dp: vec![0.0; BLOCK.min(length) * length],
+                dk: vec![0.0; length * dim],
+                dv: vec![0.0; length * dim],
+            };
+            let query_heads = head * group..(head + 1) * group;
+            let dq = query_heads.map(|h| work.query_head(&q.head(document, h), &dy.head(document, h)));
+            Gradients { dq: dq.collect(), dk: work.dk, dv: work.dv }
+        });
+        let parts = |f: fn(&Gradients) -> Vec<&[f32]>| -> Vec<Vec<&[f32]>> {
+            results.iter().map(|heads| heads.iter().flat_map(f).collect()).collect()
+        };
+        join(&mut dq, documents, &parts(|g| g.dq.iter().map(Vec::as_slice).collect()), dim);
+        join(&mut dk, documents, &parts(|g| vec![&g.dk]), dim);
+        join(&mut dv, documents, &parts(|g| vec![&g.dv]), dim);
+        Ok(())
+    })?;
+    let tensor = |values, like: &Tensor| Tensor::from_vec(values, like.shape(), &Device::Cpu);
+    Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
+}
+
+/// The backward of one document's key-value head at work.
+struct Backward<'a> {
+    keys: Keys,
+    values: Keys,
+    k: &'a [f32],
+    p: Vec<f32>,
+    dp: Vec<f32>,
+    dk: Vec<f32>,
+    dv: Vec<f32>,
+}
+
+impl Backward<'_> {
+    /// Adds a query head's gradients by keys and values and returns that by its queries.
+    fn query_head(&mut self, q: &[f32], dy: &[f32]) -> Vec<f32> {
+        let (dim, length) = (self.keys.dim, self.keys.length);
+        let scale = 1.0 / (dim as f32).sqrt();
+        let mut dq = vec![0.0; length * dim];
+        for block in blocks(length) {
+            let (rows, keys) = (block.len(), block.end);
+            let at = block.start * dim;
+            self.keys.probabilities(q, &block, &mut self.p);
+            self.values.scores(dy, &block, 1.0, &mut self.dp);
+            let (p, ds) = (&self.p[..rows * keys], &mut self.dp[..rows * keys]);
+            add_columns([keys, dim, rows], p, &dy[at..], 1.0, &mut self.dv);
+            widest(
+                #[inline(always)]
+                || {
+                    for (p, ds) in p.chunks_exact(keys).zip(ds.chunks_exact_mut(keys)) {
+                        let mean = dot(p, ds);
+                        ds.iter_mut().zip(p).for_each(|(ds, p)| *ds = p * (*ds - mean));
+                    }
+                },
+            );
+            add_columns([keys, dim, rows], ds, &q[at..], scale, &mut self.dk);
+            Product {
+                size: [rows, dim, keys],
+                a: Left::Rows(ds, keys),
+                b: (self.k, dim),
+                c: (&mut dq[at..], dim),
+                scale,
+                add: false,
+            }
+            .run();
+        }
+        dq
+    }
+}
+
+/// `c += scale · aᵀ · b` with `a` `[k, m]`, `b` `[k, n]`, `c` `[m, n]`, all dense.
+fn add_columns(size: [usize; 3], a: &[f32], b: &[f32], scale: f32, c: &mut [f32]) {
+    let [m, n, _] = size;
+    Product { size, a: Left::Columns(a, m), b: (b, n), c: (c, n), scale, add: true }.run();
+}
+
+/// Runs a task for each document and key-value head; results by document, then head.
+fn each_head<T: Send>(
+    documents: &[Range<usize>],
+    heads: Heads,
+    f: impl Fn(&Range<usize>, usize) -> T + Sync,
+) -> Vec<Vec<T>> {
+    let count = heads.key_value;
+    let task = |i: usize| f(&documents[i / count], i % count);
+    let all: Vec<T> = (0..documents.len() * count).into_par_iter().map(task).collect();
+    let mut all = all.into_iter();
+    documents.iter().map(|_| all.by_ref().take(count).collect()).collect()
+}
+
+/// Puts the heads of each document, `[length, dim]` each, side by side into `out`.
+fn join(out: &mut [f32], documents: &[Range<usize>], parts: &[Vec<&[f32]>], dim: usize) {
+    let mut rest = out;
+    let mut tasks = Vec::with_capacity(documents.len());
+    for (document, heads) in documents.iter().zip(parts) {
+        let (rows, after) = rest.split_at_mut(document.len() * heads.len() * dim);
+        tasks.push((rows, heads));
+        rest = after;
+    }
+    tasks.into_par_iter().for_each(|(rows, heads)| {
+        for (i, row) in rows.chunks_exact_mut(heads.len() * dim).enumerate() {
+            for (out, head) in row.chunks_exact_mut(dim).zip(heads) {
+                out.copy_from_slice(&head[i * dim..][..dim]);
+            }
+        }
+    });
+}

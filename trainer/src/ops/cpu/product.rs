@@ -1,0 +1,208 @@
+//! A matrix product for operands that are too thin or too short-lived for candle's: low-rank products and the
+//! blocks of an attention head. It adds into its output and runs on one thread; the callers share out the work.
+
+use pulp::{Arch, Simd, WithSimd};
+
+/// The left operand `a`, `[m, k]`.
+#[derive(Clone, Copy)]
+pub(super) enum Left<'a> {
+    /// Element (i, p) stands at `i · stride + p`.
+    Rows(&'a [f32], usize),
+    /// Element (i, p) stands at `p · stride + i`: the transpose of a matrix that is stored by rows.
+    Columns(&'a [f32], usize),
+}
+
+/// `c = scale · a · b`, or `c += scale · a · b`.
+pub(super) struct Product<'a> {
+    /// Rows of `c`, columns of `c`, and the length of the sums.
+    pub(super) size: [usize; 3],
+    /// `[m, k]`.
+    pub(super) a: Left<'a>,
+    /// `[k, n]` by rows, and the distance between them.
+    pub(super) b: (&'a [f32], usize),
+    /// `[m, n]` by rows, and the distance between them.
+    pub(super) c: (&'a mut [f32], usize),
+    /// A factor.
+    pub(super) scale: f32,
+    /// Whether the product is added to what `c` holds.
+    pub(super) add: bool,
+}
+
+impl Product<'_> {
+    /// Computes it.
+    pub(super) fn run(self) {
+        Arch::new().dispatch(self);
+    }
+
+    /// All rows of `V` vectors of columns, from column `j` of `c` and column `b_j` of `b`; of each row `width`
+    /// elements are stored.
+    #[inline(always)]
+    fn columns<S: Simd, const V: usize>(&mut self, simd: S, b: (&[f32], usize), j: usize, width: usize) {
+        let m = self.size[0];
+        let mut i = 0;
+        // As many rows as leave registers for the right operand.
+        if S::REGISTER_COUNT >= 32 {
+            while i + 8 <= m {
+                self.tile::<S, 8, V>(simd, b, i, j, width);
+                i += 8;
+            }
+        }
+        while i + 4 <= m {
+            self.tile::<S, 4, V>(simd, b, i, j, width);
+            i += 4;
+        }
+        while i < m {
+            self.tile::<S, 1, V>(simd, b, i, j, width);
+            i += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn tile<S: Simd, const M: usize, const V: usize>(
+        &mut self,
+        simd: S,
+        b: (&[f32], usize),
+        i: usize,
+        j: usize,
+        width: usize,
+    ) {
+        let k = self.size[2];
+        let sums: [[S::f32s; V]; M] = match self.a {
+            Left::Rows(a, stride) => {
+                let rows: [&[f32]; M] = std::array::from_fn(|r| &a[(i + r) * stride..][..k]);
+                sums(simd, k, b, |p, r| rows[r][p])
+            }
+            Left::Columns(a, stride) => {
+                let a = &a[i.min(a.len())..];
+                sums(simd, k, b, |p, r| a[p * stride..][..M][r])
+            }
+        };
+        let scale = simd.splat_f32s(self.scale);
+        let (c, stride) = (&mut *self.c.0, self.c.1);
+        for (r, sums) in sums.iter().enumerate() {
+            let row = &mut c[(i + r) * stride + j..][..width];
+            let (vectors, rest) = S::as_mut_simd_f32s(row);
+            if vectors.len() == V {
+                for (out, sum) in vectors.iter_mut().zip(sums) {
+                    *out = if self.add {
+                        simd.mul_add_f32s(scale, *sum, *out)
+                    } else {
+                        simd.mul_f32s(scale, *sum)
+                    };
+                }
+            } else {
+                let old = if self.add { simd.partial_load_f32s(rest) } else { simd.splat_f32s(0.0) };
+                simd.partial_store_f32s(rest, simd.mul_add_f32s(scale, sums[0], old));
+            }
+        }
+    }
+}
+
+/// `M` rows by `V` vectors of sums over `k`; `a(p, r)` is row r's p-th element.
+#[inline(always)]
+fn sums<S: Simd, const M: usize, const V: usize>(
+    simd: S,
+    k: usize,
+    (b, stride): (&[f32], usize),
+    a: impl Fn(usize, usize) -> f32,
+) -> [[S::f32s; V]; M] {
+    let mut sums = [[simd.splat_f32s(0.0); V]; M];
+    for p in 0..k {
+        let (b, _) = S::as_simd_f32s(&b[p * stride..][..V * S::F32_LANES]);
+        for r in 0..M {
+            let x = simd.splat_f32s(a(p, r));
+            for v in 0..V {
+                sums[r][v] = simd.mul_add_f32s(x, b[v], sums[r][v]);
+            }
+        }
+    }
+    sums
+}
+
+impl WithSimd for Product<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(mut self, simd: S) {
+        let [m, n, k] = self.size;
+        let (b, stride) = self.b;
+        let lanes = S::F32_LANES;
+        let mut j = 0;
+        while j + 2 * lanes <= n {
+            self.columns::<S, 2>(simd, (&b[j.min(b.len())..], stride), j, 2 * lanes);
+            j += 2 * lanes;
+        }
+        if j + lanes <= n {
+            self.columns::<S, 1>(simd, (&b[j.min(b.len())..], stride), j, lanes);
+            j += lanes;
+        }
+        if j < n && m > 0 {
+            // The last columns do not fill a vector: they move to a place where zeros follow them.
+            let mut padded = vec![0.0; k * lanes];
+            for p in 0..k {
+                padded[p * lanes..][..n - j].copy_from_slice(&b[p * stride + j..][..n - j]);
+            }
+            self.columns::<S, 1>(simd, (&padded, lanes), j, n - j);
+        }
+    }
+}
+
+/// The transpose of a matrix `[rows, columns]` stored by rows at distance `stride`.
+pub(super) fn transposed(x: &[f32], rows: usize, columns: usize, stride: usize) -> Vec<f32> {
+    let mut out = vec![0.0; rows * columns];
+    for i in 0..rows {
+        for (j, value) in x[i * stride..][..columns].iter().enumerate() {
+            out[j * rows + i] = *value;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(n: usize, seed: u64) -> Vec<f32> {
+        let key = crate::rng::key(seed, "product");
+        (0..n as u64).map(|i| crate::rng::uniform(key, i) as f32 - 0.5).collect()
+    }
+
+    /// Both orders of the left operand, set and added, inside wider matrices, against the plain sums.
+    fn check(m: usize, n: usize, k: usize) {
+        let (a_row, b_row, c_row) = (k + 3, n + 5, n + 2);
+        let (a, b) = (values(m * a_row, 1), values(k * b_row, 2));
+        let before = values(m * c_row, 3);
+        let a_columns = transposed(&a, m, k, a_row);
+        for add in [false, true] {
+            for left in [Left::Rows(&a, a_row), Left::Columns(&a_columns, m)] {
+                let mut c = before.clone();
+                Product { size: [m, n, k], a: left, b: (&b, b_row), c: (&mut c, c_row), scale: 0.5, add }
+                    .run();
+                for i in 0..m {
+                    for j in 0..c_row {
+                        let sum: f64 = (0..k)
+                            .map(|p| f64::from(a[i * a_row + p]) * f64::from(b[p * b_row + j % b_row]))
+                            .sum();
+                        let old = f64::from(before[i * c_row + j]);
+                        let want = match (j < n, add) {
+                            (true, true) => old + 0.5 * sum,
+                            (true, false) => 0.5 * sum,
+                            (false, _) => old,
+                        };
+                        let got = f64::from(c[i * c_row + j]);
+                        assert!((got - want).abs() < 1e-5, "{m}x{n}x{k} at {i},{j}: {got}, want {want}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_the_plain_sums() {
+        for (m, n, k) in
+            [(1, 1, 1), (8, 32, 7), (13, 35, 16), (3, 16, 0), (9, 8, 64), (16, 100, 33), (0, 5, 2)]
+        {
+            check(m, n, k);
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The operations of a training step, each with its backward written by hand. No graph is kept: a backward
+//! takes what its forward took and the gradient by the output. Activations are `[tokens, features]`, the rows
+//! of all documents one after the other.
+//!
+//! Every operation has two forms: [`plain`], tensor formulas for any device, which is the definition, and `cpu`,
+//! the same in one pass over memory. Tests hold the second against the first.
+//!
+//! An argument taken by value may be changed in place and become the result: nobody else may hold its storage.
+
+mod cpu;
+mod plain;
+
+use crate::error::Result;
+use crate::model::Base;
+use candle_core::{DType, Device, Tensor};
+use std::ops::Range;
+
+/// `into + x`, same shapes.
+pub fn add(into: Tensor, x: &Tensor) -> Result<Tensor> {
+    add_rows(into, 0, x)
+}
+
+/// `into` with `x` added to its rows from `start` on.
+pub fn add_rows(into: Tensor, start: usize, x: &Tensor) -> Result<Tensor> {
+    if cpu::has(&into) {
+        cpu::elementwise::add_rows(into, start, x)
+    } else {
+        plain::add_rows(&into, start, x)
+    }
+}
+
+/// `x` with its i-th element multiplied by `factor(i)`.
+pub fn multiply(x: &Tensor, factor: impl Fn(u64) -> f32 + Sync) -> Result<Tensor> {
+    if cpu::has(x) {
+        return cpu::elementwise::multiply(x, factor);
+    }
+    let factors: Vec<f32> = (0..x.elem_count() as u64).map(factor).collect();
+    Ok(x.mul(&Tensor::from_vec(factors, x.shape(), x.device())?)?)
+}
+
+/// RMSNorm: `x · w / √(mean(x²) + eps)`; `x` `[tokens, hidden]`, `weight` `[hidden]`.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    if cpu::has(x) { cpu::elementwise::rms_norm(x, weight, eps) } else { plain::rms_norm(x, weight, eps) }
+}
+
+/// `into` plus the gradient of [`rms_norm`] by `x`: with r = 1/√(mean(x²)+eps) and g = dy·w,
+/// dx = r·g − x·r³·mean(g·x).
+pub fn add_rms_norm_backward(
+    into: Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    eps: f64,
+    dy: &Tensor,
+) -> Result<Tensor> {
+    if cpu::has(x) {
+        cpu::elementwise::add_rms_norm_backward(into, x, weight, eps, dy)
+    } else {
+        Ok(into.add(&plain::rms_norm_backward(x, weight, eps, dy)?)?)
+    }
+}
+
+/// SwiGLU: `silu(gate) · up`, all `[tokens, intermediate]`.
+pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    if cpu::has(gate) { cpu::elementwise::swiglu(gate, up) } else { plain::swiglu(gate, up) }
+}
+
+/// The gradients of [`swiglu`] by `gate` and `up`: with s = σ(gate),
+/// dgate = dy·up·s·(1 + gate·(1−s)), dup = dy·gate·s.
+pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: Tensor) -> Result<(Tensor, Tensor)> {
+    if cpu::has(gate) {
+        cpu::elementwise::swiglu_backward(gate, up, dy)
+    } else {
+        plain::swiglu_backward(gate, up, &dy)
+    }
+}
+
+/// The rotary embedding of a step's tokens.
+pub struct Rotary {
+    /// Cosines and sines by position, `[positions, head_dim / 2]`.
+    cos: Tensor,
+    sin: Tensor,
+    /// Each token's position.
+    positions: Vec<u32>,
+}
+
+impl Rotary {
+    /// The angles for tokens at `positions`.
+    ///
+    /// # Errors
+    /// The device runs out of memory.
+    pub fn new(inverse_frequencies: &[f32], positions: &[u32], device: &Device) -> Result<Self> {
+        let count = positions.iter().max().map_or(0, |last| last + 1);
+        let shape = (count as usize, inverse_frequencies.len());
+        let table = |f: fn(f32) -> f32| -> Result<Tensor> {
+            let angles = (0..count).flat_map(|p| inverse_frequencies.iter().map(move |w| p as f32 * w));
+            Ok(Tensor::from_vec(angles.map(f).collect::<Vec<_>>(), shape, device)?)
+        };
+        Ok(Self { cos: table(f32::cos)?, sin: table(f32::sin)?, positions: positions.to_vec() })
+    }
+
+    /// Rotates each head of `x` `[tokens, heads · head_dim]`: its first half against its second.
+    pub fn forward(&self, x: Tensor, head_dim: usize) -> Result<Tensor> {
+        self.rotate(x, head_dim, 1.0)
+    }
+
+    /// The gradient by the input of [`Rotary::forward`]: the rotation by the opposite angle.
+    pub fn backward(&self, dy: Tensor, head_dim: usize) -> Result<Tensor> {
+        self.rotate(dy, head_dim, -1.0)
+    }
+
+    fn rotate(&self, x: Tensor, head_dim: usize, sign: f32) -> Result<Tensor> {
+        let table = (&self.cos, &self.sin);
+        if cpu::has(&x) {
+            cpu::elementwise::rotate(x, head_dim, table, &self.positions, sign)
+        } else {
+            plain::rotate(&x, head_dim, table, &self.positions, sign)
+        }
+    }
+}
+
+/// Head counts and width of an attention layer.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads {
+    /// Query heads.
+    pub query: usize,
+    /// Key and value heads; they divide the query heads.
+    pub key_value: usize,
+    /// Width of a head.
+    pub dim: usize,
+}
+
+impl Heads {
+    /// Those of a base.
+    pub fn of(base: &Base) -> Self {
+        let c = &base.config;
+        Self { query: c.num_attention_heads, key_value: c.num_key_value_heads, dim: c.head_dim }
+    }
+}
+
+/// Causal attention within each document: `q` `[tokens, query heads · dim]`, `k` and `v`
+/// `[tokens, key-value heads · dim]` → `[tokens, query heads · dim]`. No token sees another document.
+/// The documents cover all tokens, in order.
+pub fn attention(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    documents: &[Range<usize>],
+    heads: Heads,
+) -> Result<Tensor> {
+    if cpu::has(q) {
+        cpu::attention::forward(q, k, v, documents, heads)
+    } else {
+        plain::attention(q, k, v, documents, heads)
+    }
+}
+
+/// The gradients of [`attention`] by `q`, `k`, `v`. Probabilities are computed again rather than kept.
+pub fn attention_backward(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    documents: &[Range<usize>],
+    heads: Heads,
+    dy: &Tensor,
+) -> Result<(Tensor, Tensor, Tensor)> {
+    if cpu::has(q) {
+        cpu::attention::backward(q, k, v, documents, heads, dy)
+    } else {
+        plain::attention_backward(q, k, v, documents, heads, dy)
+    }
+}
+
+/// The product with an adapter's narrow side: `x` `[tokens, width]` · `a`ᵀ, `a` `[rank, width]`.
+pub fn project(x: &Tensor, a: &Tensor) -> Result<Tensor> {
+    if cpu::has(x) { cpu::low_rank::project(x, a, true) } else { Ok(x.matmul(&a.t()?)?) }
+}
+
+/// [`project`] with `a` given as its transpose, `[width, rank]`.
+pub fn project_transposed(x: &Tensor, a: &Tensor) -> Result<Tensor> {
+    if cpu::has(x) { cpu::low_rank::project(x, a, false) } else { Ok(x.matmul(a)?) }
+}
+
+/// A low-rank product added to some rows: rows `start..start + tokens` of `into` `[_, width]` get
+/// `scale · h · w`, `h` `[tokens, rank]`, `w` `[rank, width]`.
+pub fn add_product(into: Tensor, start: usize, h: &Tensor, w: &Tensor, scale: f64) -> Result<Tensor> {
+    if cpu::has(&into) {
+        cpu::low_rank::add_product(into, start, h, w, false, scale)
+    } else {
+        plain::add_product(&into, start, h, w, scale)
+    }
+}
+
+/// [`add_product`] with `w` given as its transpose, `[width, rank]`.
+pub fn add_product_transposed(
+    into: Tensor,
+    start: usize,
+    h: &Tensor,
+    w: &Tensor,
+    scale: f64,
+) -> Result<Tensor> {
+    if cpu::has(&into) {
+        cpu::low_rank::add_product(into, start, h, w, true, scale)
+    } else {
+        plain::add_product(&into, start, h, &w.t()?, scale)
+    }
+}
+
+/// A sum of outer products over tokens: `scale · narrow`ᵀ` · wide`, `[tokens, rank]` and `[tokens, width]` →
+/// `[rank, width]`.
+pub fn outer(narrow: &Tensor, wide: &Tensor, scale: f64) -> Result<Tensor> {
+    if cpu::has(wide) {
+        cpu::low_rank::outer(narrow, wide, scale)
+    } else {
+        Ok((narrow.t()?.matmul(wide)? * scale)?)
+    }
+}
+
+/// The rows of `x` `[_, width]` that `rows` names, in that order.
+pub fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    if cpu::has(x) {
+        return cpu::elementwise::gather(x, rows);
+    }
+    Ok(x.index_select(&Tensor::from_slice(rows, rows.len(), x.device())?, 0)?)
+}
+
+/// The gradient of [`gather`]: `dy`'s rows at their places among `tokens` rows, zeros elsewhere. No row is
+/// named twice.
+pub fn scatter(dy: &Tensor, rows: &[u32], tokens: usize) -> Result<Tensor> {
+    let zeros = Tensor::zeros((tokens, dy.dims2()?.1), DType::F32, dy.device())?;
+    if cpu::has(dy) {
+        return cpu::elementwise::scatter(zeros, dy, rows);
+    }
+    Ok(zeros.index_add(&Tensor::from_slice(rows, rows.len(), dy.device())?, dy, 0)?)
+}
+
+/// Logits that exist at a time in [`cross_entropy`], as a number of elements: 32 MiB.
+const LOGITS: usize = 8 << 20;
+
+/// What [`cross_entropy`] returns.
+pub struct Loss {
+    /// Each target's negative log-likelihood.
+    pub nll: Vec<f32>,
+    /// The gradient of their sum by the hidden states, if asked for.
+    pub gradient: Option<Tensor>,
+    /// The most bytes that the calculation itself held at once: a block of logits and the states around it.
+    pub working_bytes: u64,
+}
+
+/// Cross-entropy of the next token: `hidden` `[targets, hidden]` are the states that predict `targets`, before
+/// the last norm. The rows go through the head in blocks, so that `[targets, vocab]` never exists for long
+/// targets.
+pub fn cross_entropy(hidden: &Tensor, targets: &[u32], base: &Base, gradient: bool) -> Result<Loss> {
+    let eps = base.config.rms_norm_eps;
+    let (width, vocab) = (base.config.hidden_size, base.config.vocab_size);
+    let block = (LOGITS / vocab.max(1)).max(1);
+    let mut nll = Vec::with_capacity(targets.len());
+    let mut gradients = Vec::new();
+    for (i, wanted) in targets.chunks(block).enumerate() {
+        let x = hidden.narrow(0, i * block, wanted.len())?;
+        let logits = rms_norm(&x, &base.norm, eps)?.matmul(&base.head.t()?)?;
+        let (rows, d_logits) = if cpu::has(&logits) {
+            cpu::loss::nll_and_gradient(logits, wanted)?
+        } else {
+            plain::nll_and_gradient(&logits, wanted)?
+        };
+        nll.extend(rows);
+        if gradient {
+            let d_normed = d_logits.matmul(&base.head)?;
+            gradients.push(add_rms_norm_backward(x.zeros_like()?, &x, &base.norm, eps, &d_normed)?);
+        }
+    }
+    let gradient = match gradients.len() {
+        _ if !gradient => None,
+        0 => Some(Tensor::zeros((0, width), DType::F32, hidden.device())?),
+        1 => gradients.pop(),
+        _ => Some(Tensor::cat(&gradients, 0)?),
+    };
+    let working_bytes = (4 * targets.len().min(block) * (vocab + 2 * width)) as u64;
+    Ok(Loss { nll, gradient, working_bytes })
+}

@@ -1,0 +1,156 @@
+//! A step of a pack: one frozen base and N ≥ 1 trials. The rows of all trials stand one after the other in one
+//! sequence of tokens; the frozen products run once over all of it, the low-rank products trial by trial over
+//! each trial's own rows. Nothing is padded, and nothing of one trial enters another's numbers.
+
+mod generate;
+mod pass;
+mod tokens;
+
+pub use generate::generate;
+
+use crate::error::Result;
+use crate::lora::{Adapter, DropoutCounter};
+use crate::model::Base;
+use crate::ops;
+use candle_core::Tensor;
+use pass::{Pass, Segment};
+use tokens::Tokens;
+
+/// One row of text: its tokens, and which of them are predicted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Token ids.
+    pub input_ids: Vec<u32>,
+    /// Whether token i counts in the loss (predicted from the tokens before it). The first never does.
+    pub targets: Vec<bool>,
+}
+
+impl Row {
+    /// A row whose every token but the first is a target.
+    pub fn whole(input_ids: Vec<u32>) -> Self {
+        let targets = (0..input_ids.len()).map(|i| i > 0).collect();
+        Self { input_ids, targets }
+    }
+}
+
+/// What a trial brings to a step.
+pub struct Member<'a> {
+    /// Its adapter, whose gradients the step adds to.
+    pub adapter: &'a mut Adapter,
+    /// The rows of its micro-batch.
+    pub rows: &'a [Row],
+    /// The micro-batch's running number in the run: names its dropout masks.
+    pub dropout_counter: DropoutCounter,
+}
+
+/// What a trial gets out of a pass.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Outcome {
+    /// Sum of its targets' negative log-likelihoods.
+    pub nll: f64,
+    /// Number of its targets.
+    pub targets: u64,
+    /// Number of its tokens.
+    pub tokens: u64,
+    /// The most bytes of tensors that the pass held for this trial: all of them if it was alone; in a pack the
+    /// base and its own adapter with gradients, and of the rest its share by tokens. See [`crate::memory`].
+    pub peak_bytes: u64,
+    /// The most bytes of tensors that the pass held at once for all its trials.
+    pub pack_peak_bytes: u64,
+}
+
+/// Each trial's outcome: from the targets' losses, and from what the pass held beside the base and the trials'
+/// `adapters`, in bytes.
+fn outcomes(base: &Base, tokens: &Tokens, nll: &[f32], adapters: &[u64], peak: u64) -> Vec<Outcome> {
+    let base = base.bytes();
+    let shared = peak.saturating_sub(base + adapters.iter().sum::<u64>());
+    let all = tokens.ids.len().max(1) as u64;
+    let outcome = |((ids, wanted), adapter): (&(std::ops::Range<usize>, std::ops::Range<usize>), &u64)| {
+        let own = ids.len() as u64;
+        Outcome {
+            nll: nll[wanted.clone()].iter().map(|x| f64::from(*x)).sum(),
+            targets: wanted.len() as u64,
+            tokens: own,
+            peak_bytes: base + adapter + shared * own / all,
+            pack_peak_bytes: peak,
+        }
+    };
+    tokens.trials.iter().zip(adapters).map(outcome).collect()
+}
+
+/// One micro-batch of every trial of a pack. Adds to each adapter the gradient of the trial's *summed*
+/// negative log-likelihood: the caller divides by the optimizer step's number of targets, over all its
+/// micro-batches, when it steps.
+///
+/// # Errors
+/// A token id is no row of the embedding; the device runs out of memory.
+pub fn forward_backward(base: &Base, members: &mut [Member]) -> Result<Vec<Outcome>> {
+    let tokens = Tokens::new(members.iter().map(|m| m.rows), base.config.vocab_size)?;
+    let adapters: Vec<u64> = members.iter().map(|m| m.adapter.bytes()).collect();
+    let resident = base.bytes() + adapters.iter().sum::<u64>();
+    if tokens.wanted.is_empty() {
+        return Ok(outcomes(base, &tokens, &[], &adapters, resident));
+    }
+    let pass = Pass::new(base, &tokens, resident)?;
+    let mut segments: Vec<_> = members
+        .iter_mut()
+        .zip(&tokens.trials)
+        .map(|(m, (ids, _))| Segment::new(base, &mut *m.adapter, ids.clone(), Some(m.dropout_counter)))
+        .collect();
+    let mut saved = Vec::with_capacity(base.layers.len());
+    let hidden = pass.hidden(&tokens.ids, &segments, |layer| saved.push(layer))?;
+    let predicting = pass.meter.hold(ops::gather(&hidden, &tokens.predicting)?);
+    drop(hidden);
+    let loss = ops::cross_entropy(&predicting, &tokens.wanted, base, true)?;
+    pass.meter.touch(loss.working_bytes);
+    drop(predicting);
+    if let Some(gradient) = loss.gradient {
+        let mut dx = pass.meter.hold(ops::scatter(&gradient, &tokens.predicting, tokens.ids.len())?);
+        drop(gradient);
+        for (index, saved) in saved.into_iter().enumerate().rev() {
+            dx = pass.layer_backward(index, saved, dx, &mut segments)?;
+        }
+    }
+    Ok(outcomes(base, &tokens, &loss.nll, &adapters, pass.meter.peak()))
+}
+
+/// The loss on `rows` with an adapter, or of the base alone. Neither dropout nor gradients.
+///
+/// # Errors
+/// A token id is no row of the embedding; the device runs out of memory.
+pub fn evaluate(base: &Base, adapter: Option<&Adapter>, rows: &[Row]) -> Result<Outcome> {
+    let tokens = Tokens::new([rows].into_iter(), base.config.vocab_size)?;
+    let own = adapter.map_or(0, |a| a.bytes() / 2);
+    let pass = Pass::new(base, &tokens, base.bytes() + own)?;
+    let mut nll = Vec::new();
+    if !tokens.wanted.is_empty() {
+        let hidden = hidden_states(&pass, base, adapter, &tokens)?;
+        let predicting = ops::gather(&hidden, &tokens.predicting)?;
+        let loss = ops::cross_entropy(&predicting, &tokens.wanted, base, false)?;
+        pass.meter.touch(loss.working_bytes);
+        nll = loss.nll;
+    }
+    Ok(outcomes(base, &tokens, &nll, &[own], pass.meter.peak())[0])
+}
+
+/// The logits after each token of one sequence, `[tokens, vocab]`.
+///
+/// # Errors
+/// A token id is no row of the embedding; the device runs out of memory.
+pub fn logits(base: &Base, adapter: Option<&Adapter>, input_ids: &[u32]) -> Result<Tensor> {
+    let row = Row::whole(input_ids.to_vec());
+    let tokens = Tokens::new([std::slice::from_ref(&row)].into_iter(), base.config.vocab_size)?;
+    let hidden = hidden_states(&Pass::new(base, &tokens, 0)?, base, adapter, &tokens)?;
+    Ok(ops::rms_norm(&hidden, &base.norm, base.config.rms_norm_eps)?.matmul(&base.head.t()?)?)
+}
+
+fn hidden_states(
+    pass: &Pass,
+    base: &Base,
+    adapter: Option<&Adapter>,
+    tokens: &Tokens,
+) -> Result<crate::memory::Held> {
+    let segment = |adapter| Segment::new(base, adapter, 0..tokens.ids.len(), None);
+    let segments: Vec<_> = adapter.map(segment).into_iter().collect();
+    pass.hidden(&tokens.ids, &segments, drop)
+}

@@ -1,0 +1,207 @@
+//! The layers of a pass, forward and backward.
+
+use super::tokens::Tokens;
+use crate::error::Result;
+use crate::lora::{Adapter, DropoutCounter};
+use crate::memory::{Held, Meter};
+use crate::model::{Base, Layer};
+use crate::ops::{self, Heads, Rotary};
+use candle_core::Tensor;
+use std::borrow::Borrow;
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// A trial's adapter for a pass (`&Adapter` forward, `&mut Adapter` backward), and the tokens it applies to.
+pub(super) struct Segment<A> {
+    pub(super) adapter: A,
+    pub(super) tokens: Range<usize>,
+    /// `None` outside of training.
+    pub(super) dropout: Option<DropoutCounter>,
+    /// The adapter's matrix for each of the base's linear layers, in model order.
+    modules: Vec<Option<usize>>,
+}
+
+impl<A: Borrow<Adapter>> Segment<A> {
+    pub(super) fn new(
+        base: &Base,
+        adapter: A,
+        tokens: Range<usize>,
+        dropout: Option<DropoutCounter>,
+    ) -> Self {
+        let matrices = adapter.borrow().modules.iter().enumerate();
+        let places: HashMap<&str, usize> = matrices.map(|(i, m)| (m.path.as_str(), i)).collect();
+        let linears = base.layers.iter().flat_map(|layer| &layer.linears);
+        let modules = linears.map(|linear| places.get(linear.path.as_str()).copied()).collect();
+        Self { adapter, tokens, dropout, modules }
+    }
+
+    /// The adapter's matrix for a linear layer, if it has one and there are tokens for it.
+    fn module(&self, linear: usize) -> Option<usize> {
+        self.modules[linear].filter(|_| !self.tokens.is_empty())
+    }
+}
+
+/// What a layer's backward needs of its forward. Norms and activations are computed again.
+pub(super) struct Saved {
+    input: Held,
+    q: Held,
+    k: Held,
+    v: Held,
+    attended: Held,
+    middle: Held,
+    gate: Held,
+    up: Held,
+}
+
+/// What is the same in all layers of a pass.
+pub(super) struct Pass<'a> {
+    base: &'a Base,
+    documents: &'a [Range<usize>],
+    rotary: Rotary,
+    heads: Heads,
+    pub(super) meter: Meter,
+}
+
+/// The places of the linear layers within a layer.
+const Q: usize = 0;
+const K: usize = 1;
+const V: usize = 2;
+const O: usize = 3;
+const GATE: usize = 4;
+const UP: usize = 5;
+const DOWN: usize = 6;
+
+impl<'a> Pass<'a> {
+    /// A pass over some tokens, beside `resident` bytes that are held throughout.
+    pub(super) fn new(base: &'a Base, tokens: &'a Tokens, resident: u64) -> Result<Self> {
+        let rotary = Rotary::new(&base.inverse_frequencies, &tokens.positions, base.device())?;
+        let meter = Meter::new(resident);
+        Ok(Self { base, documents: &tokens.documents, rotary, heads: Heads::of(base), meter })
+    }
+
+    /// Runs all layers; `keep` receives what each layer's backward needs.
+    pub(super) fn hidden<A: Borrow<Adapter>>(
+        &self,
+        ids: &[u32],
+        segments: &[Segment<A>],
+        mut keep: impl FnMut(Saved),
+    ) -> Result<Held> {
+        let mut x = self.hold(ops::gather(&self.base.embedding, ids)?);
+        for layer in 0..self.base.layers.len() {
+            let (output, saved) = self.layer(layer, x, segments)?;
+            keep(saved);
+            x = output;
+        }
+        Ok(x)
+    }
+
+    fn hold(&self, tensor: Tensor) -> Held {
+        self.meter.hold(tensor)
+    }
+
+    fn layer<A: Borrow<Adapter>>(
+        &self,
+        index: usize,
+        input: Held,
+        segments: &[Segment<A>],
+    ) -> Result<(Held, Saved)> {
+        let layer = &self.base.layers[index];
+        let (eps, dim) = (self.base.config.rms_norm_eps, self.heads.dim);
+        let linear = |place: usize, x: &Tensor| linear(layer, (index, place), x, segments);
+
+        let normed = self.hold(ops::rms_norm(&input, &layer.input_norm, eps)?);
+        let q = self.hold(self.rotary.forward(linear(Q, &normed)?, dim)?);
+        let k = self.hold(self.rotary.forward(linear(K, &normed)?, dim)?);
+        let v = self.hold(linear(V, &normed)?);
+        drop(normed);
+        let attended = self.hold(ops::attention(&q, &k, &v, self.documents, self.heads)?);
+        let middle = self.hold(ops::add(linear(O, &attended)?, &input)?);
+        let normed = self.hold(ops::rms_norm(&middle, &layer.post_attention_norm, eps)?);
+        let gate = self.hold(linear(GATE, &normed)?);
+        let up = self.hold(linear(UP, &normed)?);
+        drop(normed);
+        let activated = self.hold(ops::swiglu(&gate, &up)?);
+        let output = self.hold(ops::add(linear(DOWN, &activated)?, &middle)?);
+        Ok((output, Saved { input, q, k, v, attended, middle, gate, up }))
+    }
+
+    /// The gradient by the layer's input, given that by its output; adds the adapters' gradients.
+    pub(super) fn layer_backward(
+        &self,
+        index: usize,
+        saved: Saved,
+        dy: Held,
+        segments: &mut [Segment<&mut Adapter>],
+    ) -> Result<Held> {
+        let layer = &self.base.layers[index];
+        let (eps, dim) = (self.base.config.rms_norm_eps, self.heads.dim);
+        let Saved { input, q, k, v, attended, middle, gate, up } = saved;
+        let mut back =
+            |place: usize, x: &Tensor, dy: &Tensor| linear_backward(layer, (index, place), x, dy, segments);
+
+        let activated = self.hold(ops::swiglu(&gate, &up)?);
+        let d_activated = back(DOWN, &activated, &dy)?;
+        drop(activated);
+        let (d_gate, d_up) = ops::swiglu_backward(&gate, &up, d_activated)?;
+        let (d_gate, d_up) = (self.hold(d_gate), self.hold(d_up));
+        drop((gate, up));
+        let normed = self.hold(ops::rms_norm(&middle, &layer.post_attention_norm, eps)?);
+        let d_normed = self.hold(back(GATE, &normed, &d_gate)?);
+        drop(d_gate);
+        let d_normed = self.hold(ops::add(back(UP, &normed, &d_up)?, &d_normed)?);
+        drop((normed, d_up));
+        let norm = &layer.post_attention_norm;
+        let d_middle = self.hold(ops::add_rms_norm_backward(dy.release(), &middle, norm, eps, &d_normed)?);
+        drop((d_normed, middle));
+
+        let d_attended = self.hold(back(O, &attended, &d_middle)?);
+        drop(attended);
+        let (dq, dk, dv) = ops::attention_backward(&q, &k, &v, self.documents, self.heads, &d_attended)?;
+        drop((d_attended, q, k, v));
+        let dq = self.hold(self.rotary.backward(dq, dim)?);
+        let dk = self.hold(self.rotary.backward(dk, dim)?);
+        let dv = self.hold(dv);
+        let normed = self.hold(ops::rms_norm(&input, &layer.input_norm, eps)?);
+        let d_normed = self.hold(back(Q, &normed, &dq)?);
+        let d_normed = self.hold(ops::add(back(K, &normed, &dk)?, &d_normed)?);
+        let d_normed = self.hold(ops::add(back(V, &normed, &dv)?, &d_normed)?);
+        drop((normed, dq, dk, dv));
+        let norm = &layer.input_norm;
+        Ok(self.hold(ops::add_rms_norm_backward(d_middle.release(), &input, norm, eps, &d_normed)?))
+    }
+}
+
+/// `x · Wᵀ` once for all tokens, plus each trial's low-rank product for its own.
+fn linear<A: Borrow<Adapter>>(
+    layer: &Layer,
+    (index, place): (usize, usize),
+    x: &Tensor,
+    segments: &[Segment<A>],
+) -> Result<Tensor> {
+    let mut y = x.matmul(&layer.linears[place].weight.t()?)?;
+    for segment in segments {
+        let Some(module) = segment.module(index * layer.linears.len() + place) else { continue };
+        let start = segment.tokens.start;
+        let x = x.narrow(0, start, segment.tokens.len())?;
+        y = segment.adapter.borrow().forward(module, &x, y, start, segment.dropout)?;
+    }
+    Ok(y)
+}
+
+/// `dy · W` once for all tokens (a frozen weight has no gradient of its own), plus each trial's part.
+fn linear_backward(
+    layer: &Layer,
+    (index, place): (usize, usize),
+    x: &Tensor,
+    dy: &Tensor,
+    segments: &mut [Segment<&mut Adapter>],
+) -> Result<Tensor> {
+    let mut dx = dy.matmul(&layer.linears[place].weight)?;
+    for segment in segments {
+        let Some(module) = segment.module(index * layer.linears.len() + place) else { continue };
+        let (start, rows) = (segment.tokens.start, segment.tokens.len());
+        let (x, dy) = (x.narrow(0, start, rows)?, dy.narrow(0, start, rows)?);
+        dx = segment.adapter.backward(module, &x, &dy, dx, start, segment.dropout)?;
+    }
+    Ok(dx)
+}
