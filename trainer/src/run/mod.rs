@@ -104,6 +104,8 @@ fn add(sum: &mut Outcome, part: Outcome) {
     sum.nll += part.nll;
     sum.targets += part.targets;
     sum.tokens += part.tokens;
+    sum.peak_bytes = sum.peak_bytes.max(part.peak_bytes);
+    sum.pack_peak_bytes = sum.pack_peak_bytes.max(part.pack_peak_bytes);
 }
 
 /// The mean over targets; none without targets.
