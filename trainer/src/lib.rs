@@ -37,3 +37,8 @@ pub mod tokenizer;
 pub use candle_core::{Device, Tensor};
 pub use domain::rng;
 pub use error::{Result, TrainError};
+
+/// Threads that the trainer computes with on the CPU: the cores, or what `RAYON_NUM_THREADS` says.
+pub fn threads() -> usize {
+    candle_core::utils::get_num_threads()
+}

@@ -4,6 +4,7 @@
 use crate::error::Result;
 use crate::lora::Adapter;
 use crate::memory;
+use crate::ops::{self, AdamWStep};
 use candle_core::Tensor;
 
 /// AdamW's constants.
@@ -69,7 +70,7 @@ impl AdamW {
         let mut squares = 0.0;
         for module in &adapter.modules {
             for gradient in [&module.grad_a, &module.grad_b].into_iter().flatten() {
-                squares += f64::from(gradient.sqr()?.sum_all()?.to_scalar::<f32>()?);
+                squares += ops::sum_of_squares(gradient)?;
             }
         }
         Ok(squares.sqrt() / targets as f64)
@@ -84,20 +85,22 @@ impl AdamW {
         let c = self.config;
         // torch's clip_grad_norm_: factor min(1, max / (norm + 1e-6)).
         let clip = if c.max_grad_norm > 0.0 { (c.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
-        let factor = clip / targets as f64;
         self.step += 1;
-        let correction1 = 1.0 - c.beta1.powf(self.step as f64);
-        let correction2 = (1.0 - c.beta2.powf(self.step as f64)).sqrt();
+        let step = AdamWStep {
+            factor: clip / targets as f64,
+            beta1: c.beta1,
+            beta2: c.beta2,
+            correction2: (1.0 - c.beta2.powf(self.step as f64)).sqrt(),
+            epsilon: c.epsilon,
+            decay: 1.0 - learning_rate * c.weight_decay,
+            rate: learning_rate / (1.0 - c.beta1.powf(self.step as f64)),
+        };
         for (module, moments) in adapter.modules.iter_mut().zip(&mut self.moments) {
             let pairs = [(&mut module.a, module.grad_a.take()), (&mut module.b, module.grad_b.take())];
             for ((weight, gradient), moments) in pairs.into_iter().zip(moments) {
                 let Some(gradient) = gradient else { continue };
-                let g = (gradient * factor)?;
-                moments.first = ((&moments.first * c.beta1)? + (&g * (1.0 - c.beta1))?)?;
-                moments.second = ((&moments.second * c.beta2)? + (g.sqr()? * (1.0 - c.beta2))?)?;
-                let denominator = ((moments.second.sqrt()? / correction2)? + c.epsilon)?;
-                let update = (moments.first.div(&denominator)? * (learning_rate / correction1))?;
-                *weight = ((&*weight * (1.0 - learning_rate * c.weight_decay))? - update)?;
+                let Moments { first, second } = moments;
+                [*weight, *first, *second] = ops::adamw(weight, &gradient, first, second, &step)?;
             }
         }
         Ok(())

@@ -9,6 +9,8 @@
 
 mod cpu;
 mod plain;
+#[cfg(test)]
+mod tests;
 
 use crate::error::Result;
 use crate::model::Base;
@@ -76,10 +78,10 @@ pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: Tensor) -> Result<(Tensor
 
 /// The rotary embedding of a step's tokens.
 pub struct Rotary {
-    /// Cosines and sines by position, `[positions, head_dim / 2]`.
+    /// Cosines and sines by position from the first one on, `[positions, head_dim / 2]`.
     cos: Tensor,
     sin: Tensor,
-    /// Each token's position.
+    /// Each token's row in them.
     positions: Vec<u32>,
 }
 
@@ -89,13 +91,16 @@ impl Rotary {
     /// # Errors
     /// The device runs out of memory.
     pub fn new(inverse_frequencies: &[f32], positions: &[u32], device: &Device) -> Result<Self> {
+        let first = positions.iter().min().copied().unwrap_or(0);
+        let positions: Vec<u32> = positions.iter().map(|p| p - first).collect();
         let count = positions.iter().max().map_or(0, |last| last + 1);
         let shape = (count as usize, inverse_frequencies.len());
         let table = |f: fn(f32) -> f32| -> Result<Tensor> {
-            let angles = (0..count).flat_map(|p| inverse_frequencies.iter().map(move |w| p as f32 * w));
+            let angles =
+                (first..first + count).flat_map(|p| inverse_frequencies.iter().map(move |w| p as f32 * w));
             Ok(Tensor::from_vec(angles.map(f).collect::<Vec<_>>(), shape, device)?)
         };
-        Ok(Self { cos: table(f32::cos)?, sin: table(f32::sin)?, positions: positions.to_vec() })
+        Ok(Self { cos: table(f32::cos)?, sin: table(f32::sin)?, positions })
     }
 
     /// Rotates each head of `x` `[tokens, heads · head_dim]`: its first half against its second.
@@ -152,6 +157,11 @@ pub fn attention(
     } else {
         plain::attention(q, k, v, documents, heads)
     }
+}
+
+/// Attention of one token, `q` `[1, query heads · dim]`, to all `k` and `v` `[tokens, key-value heads · dim]`.
+pub fn attention_of_one(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads) -> Result<Tensor> {
+    plain::attention_of_one(q, k, v, heads)
 }
 
 /// The gradients of [`attention`] by `q`, `k`, `v`. Probabilities are computed again rather than kept.
@@ -213,6 +223,50 @@ pub fn outer(narrow: &Tensor, wide: &Tensor, scale: f64) -> Result<Tensor> {
     } else {
         Ok((narrow.t()?.matmul(wide)? * scale)?)
     }
+}
+
+/// The numbers of an AdamW step that are the same for all elements.
+#[derive(Debug, Clone, Copy)]
+pub struct AdamWStep {
+    /// What gradients are multiplied by: clipping and the loss's normalisation.
+    pub factor: f64,
+    /// First moment decay.
+    pub beta1: f64,
+    /// Second moment decay.
+    pub beta2: f64,
+    /// √(1 − beta2ᵗ).
+    pub correction2: f64,
+    /// Denominator offset.
+    pub epsilon: f64,
+    /// What weights are multiplied by: 1 − learning rate · weight decay.
+    pub decay: f64,
+    /// learning rate / (1 − beta1ᵗ).
+    pub rate: f64,
+}
+
+/// One AdamW step: the new weight, first moment and second moment. With g = factor·gradient,
+/// m' = beta1·m + (1−beta1)·g, v' = beta2·v + (1−beta2)·g²,
+/// w' = decay·w − rate·m' / (√v' / correction2 + epsilon).
+pub fn adamw(
+    weight: &Tensor,
+    gradient: &Tensor,
+    first: &Tensor,
+    second: &Tensor,
+    step: &AdamWStep,
+) -> Result<[Tensor; 3]> {
+    if cpu::has(weight) {
+        cpu::adamw::adamw(weight, gradient, first, second, step)
+    } else {
+        plain::adamw(weight, gradient, first, second, step)
+    }
+}
+
+/// Σ x², its partial sums in float64.
+pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
+    if cpu::has(x) {
+        return cpu::adamw::sum_of_squares(x);
+    }
+    Ok(f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?))
 }
 
 /// The rows of `x` `[_, width]` that `rows` names, in that order.

@@ -1,6 +1,6 @@
 //! The operations as tensor formulas, for any device: what the fused forms are held against.
 
-use super::Heads;
+use super::{AdamWStep, Heads};
 use crate::error::Result;
 use candle_core::{D, Tensor};
 use std::ops::Range;
@@ -104,6 +104,13 @@ pub(super) fn attention(
     Ok(Tensor::cat(&outputs.collect::<Result<Vec<_>>>()?, 0)?)
 }
 
+pub(super) fn attention_of_one(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads) -> Result<Tensor> {
+    let all = 0..k.dims()[0];
+    let (q, k, v) = (heads.split(q, &(0..1))?, heads.split(k, &all)?, heads.split(v, &all)?);
+    let scores = (q.matmul(&k.t()?)? * (1.0 / (heads.dim as f64).sqrt()))?;
+    heads.join(&candle_nn::ops::softmax_last_dim(&scores)?.matmul(&v)?, heads.query)
+}
+
 pub(super) fn attention_backward(
     q: &Tensor,
     k: &Tensor,
@@ -152,4 +159,19 @@ pub(super) fn nll_and_gradient(logits: &Tensor, targets: &[u32]) -> Result<(Vec<
     let p = logits.broadcast_sub(&normaliser)?.exp()?;
     let minus = Tensor::full(-1f32, (targets.len(), 1), logits.device())?;
     Ok((nll.to_vec1()?, p.scatter_add(&wanted, &minus, 1)?))
+}
+
+pub(super) fn adamw(
+    weight: &Tensor,
+    gradient: &Tensor,
+    first: &Tensor,
+    second: &Tensor,
+    step: &AdamWStep,
+) -> Result<[Tensor; 3]> {
+    let g = (gradient * step.factor)?;
+    let first = ((first * step.beta1)? + (&g * (1.0 - step.beta1))?)?;
+    let second = ((second * step.beta2)? + (g.sqr()? * (1.0 - step.beta2))?)?;
+    let denominator = ((second.sqrt()? / step.correction2)? + step.epsilon)?;
+    let update = (first.div(&denominator)? * step.rate)?;
+    Ok([((weight * step.decay)? - update)?, first, second])
 }

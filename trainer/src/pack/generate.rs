@@ -1,12 +1,14 @@
-//! Greedy generation.
+//! Greedy generation: each token goes through the layers once; its keys and values are kept.
 
-use super::logits;
+use super::pass::{Cache, Pass, Segment};
+use super::tokens::Tokens;
 use crate::error::Result;
 use crate::lora::Adapter;
 use crate::model::Base;
+use crate::ops;
 
 /// Continues a prompt greedily, until `eos` or `max_new_tokens`, or the model's length, is reached. Returns
-/// the new tokens alone.
+/// the new tokens alone; an empty prompt has no continuation.
 ///
 /// # Errors
 /// A token id is no row of the embedding; the device runs out of memory.
@@ -17,14 +19,28 @@ pub fn generate(
     max_new_tokens: usize,
     eos: Option<u32>,
 ) -> Result<Vec<u32>> {
-    let mut ids = prompt.to_vec();
-    while ids.len() < (prompt.len() + max_new_tokens).min(base.config.max_position_embeddings) {
-        let logits = logits(base, adapter, &ids)?;
-        let next = logits.get(ids.len() - 1)?.argmax(0)?.to_scalar::<u32>()?;
+    let room = base.config.max_position_embeddings.saturating_sub(prompt.len());
+    let wanted = if prompt.is_empty() { 0 } else { max_new_tokens.min(room) };
+    let mut new = Vec::with_capacity(wanted);
+    let mut cache = Cache::default();
+    while new.len() < wanted {
+        let unread = new.last().map_or(prompt, std::slice::from_ref);
+        let next = read(base, adapter, unread, &mut cache)?;
         if Some(next) == eos {
             break;
         }
-        ids.push(next);
+        new.push(next);
     }
-    Ok(ids.split_off(prompt.len()))
+    Ok(new)
+}
+
+/// Reads more of a text, and returns the likeliest token after it.
+fn read(base: &Base, adapter: Option<&Adapter>, ids: &[u32], cache: &mut Cache) -> Result<u32> {
+    let tokens = Tokens::following(cache.length(), ids, base.config.vocab_size)?;
+    let pass = Pass::new(base, &tokens, 0)?;
+    let segment = |adapter| Segment::new(base, adapter, 0..ids.len(), None);
+    let segments: Vec<_> = adapter.map(segment).into_iter().collect();
+    let last = pass.continued(&tokens.ids, &segments, cache)?.narrow(0, ids.len() - 1, 1)?;
+    let normed = ops::rms_norm(&last, &base.norm, base.config.rms_norm_eps)?;
+    Ok(normed.matmul(&base.head.t()?)?.squeeze(0)?.argmax(0)?.to_scalar()?)
 }

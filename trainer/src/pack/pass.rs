@@ -62,6 +62,32 @@ pub(super) struct Pass<'a> {
     pub(super) meter: Meter,
 }
 
+/// The keys and values of a text that is read piece by piece, by layer.
+#[derive(Default)]
+pub(super) struct Cache {
+    layers: Vec<(Tensor, Tensor)>,
+}
+
+impl Cache {
+    /// The number of tokens read.
+    pub(super) fn length(&self) -> usize {
+        self.layers.first().map_or(0, |(keys, _)| keys.dims()[0])
+    }
+
+    /// Attention of new tokens to themselves and all before them. After the first piece, which may be long,
+    /// come single tokens.
+    fn attend(&mut self, index: usize, q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads) -> Result<Tensor> {
+        let Some((keys, values)) = self.layers.get_mut(index) else {
+            self.layers.push((k.clone(), v.clone()));
+            let whole = 0..q.dims()[0];
+            return ops::attention(q, k, v, std::slice::from_ref(&whole), heads);
+        };
+        *keys = Tensor::cat(&[&*keys, k], 0)?;
+        *values = Tensor::cat(&[&*values, v], 0)?;
+        ops::attention_of_one(q, keys, values, heads)
+    }
+}
+
 /// The places of the linear layers within a layer.
 const Q: usize = 0;
 const K: usize = 1;
@@ -86,11 +112,28 @@ impl<'a> Pass<'a> {
         segments: &[Segment<A>],
         mut keep: impl FnMut(Saved),
     ) -> Result<Held> {
+        let mut attend =
+            |_, q: &Tensor, k: &Tensor, v: &Tensor| ops::attention(q, k, v, self.documents, self.heads);
         let mut x = self.hold(ops::gather(&self.base.embedding, ids)?);
-        for layer in 0..self.base.layers.len() {
-            let (output, saved) = self.layer(layer, x, segments)?;
+        for index in 0..self.base.layers.len() {
+            let (output, saved) = self.layer(index, x, segments, &mut attend)?;
             keep(saved);
             x = output;
+        }
+        Ok(x)
+    }
+
+    /// Runs all layers on the next tokens of a text whose earlier ones are in `cache`.
+    pub(super) fn continued<A: Borrow<Adapter>>(
+        &self,
+        ids: &[u32],
+        segments: &[Segment<A>],
+        cache: &mut Cache,
+    ) -> Result<Held> {
+        let mut attend = |index, q: &Tensor, k: &Tensor, v: &Tensor| cache.attend(index, q, k, v, self.heads);
+        let mut x = self.hold(ops::gather(&self.base.embedding, ids)?);
+        for index in 0..self.base.layers.len() {
+            x = self.layer(index, x, segments, &mut attend)?.0;
         }
         Ok(x)
     }
@@ -104,6 +147,7 @@ impl<'a> Pass<'a> {
         index: usize,
         input: Held,
         segments: &[Segment<A>],
+        attend: &mut impl FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<(Held, Saved)> {
         let layer = &self.base.layers[index];
         let (eps, dim) = (self.base.config.rms_norm_eps, self.heads.dim);
@@ -114,7 +158,7 @@ impl<'a> Pass<'a> {
         let k = self.hold(self.rotary.forward(linear(K, &normed)?, dim)?);
         let v = self.hold(linear(V, &normed)?);
         drop(normed);
-        let attended = self.hold(ops::attention(&q, &k, &v, self.documents, self.heads)?);
+        let attended = self.hold(attend(index, &q, &k, &v)?);
         let middle = self.hold(ops::add(linear(O, &attended)?, &input)?);
         let normed = self.hold(ops::rms_norm(&middle, &layer.post_attention_norm, eps)?);
         let gate = self.hold(linear(GATE, &normed)?);

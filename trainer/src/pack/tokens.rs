@@ -34,6 +34,14 @@ impl Tokens {
         Ok(t)
     }
 
+    /// More tokens of one row, `read` of which have been read before. None is a target.
+    pub(super) fn following(read: usize, ids: &[u32], vocab: usize) -> Result<Self> {
+        let mut t = Self::default();
+        t.push(&Row { input_ids: ids.to_vec(), targets: vec![false; ids.len()] }, vocab)?;
+        t.positions.iter_mut().for_each(|position| *position += read as u32);
+        Ok(t)
+    }
+
     fn push(&mut self, row: &Row, vocab: usize) -> Result<()> {
         let start = self.ids.len();
         for (i, id) in row.input_ids.iter().enumerate() {

@@ -135,6 +135,11 @@ struct Progress {
     evaluation_seconds: f64,
     /// Whether any step shared the device.
     packed: bool,
+    /// High-water marks of counted tensor bytes: for this trial, and for its whole pack.
+    #[serde(default)]
+    peak_memory_bytes: u64,
+    #[serde(default)]
+    pack_peak_memory_bytes: u64,
 }
 
 /// A trial being trained: its configuration, data, adapter and optimizer.

@@ -38,6 +38,7 @@ pub fn step_pack(loaded: &Loaded, runs: &mut [&mut Run], clock: &dyn Clock) -> R
     let work: Vec<Vec<Vec<Row>>> = runs.iter().map(|run| run.micro_batches()).collect();
     let packed = work.iter().filter(|batches| !batches.is_empty()).count() > 1;
     let sums = accumulate(loaded, runs, &work)?;
+    note_memory(runs, &sums);
     let mut updates = Vec::with_capacity(runs.len());
     for (run, sum) in runs.iter_mut().zip(&sums) {
         updates.push(if run.is_done() { None } else { Some(run.update(*sum)?) });
@@ -80,7 +81,26 @@ fn accumulate(loaded: &Loaded, runs: &mut [&mut Run], work: &[Vec<Vec<Row>>]) ->
     Ok(sums)
 }
 
+/// Raises each run's high-water marks: what the passes held, and what the runs hold beside them.
+fn note_memory(runs: &mut [&mut Run], sums: &[Outcome]) {
+    let beside: u64 = runs.iter().map(|run| run.state_bytes()).sum();
+    for (run, sum) in runs.iter_mut().zip(sums).filter(|(_, sum)| sum.tokens > 0) {
+        let own = sum.peak_bytes + run.state_bytes();
+        run.progress.peak_memory_bytes = run.progress.peak_memory_bytes.max(own);
+        let pack = sum.pack_peak_bytes + beside;
+        run.progress.pack_peak_memory_bytes = run.progress.pack_peak_memory_bytes.max(pack);
+    }
+}
+
 impl Run {
+    /// Bytes that the run holds while a pass goes on, its adapter aside: the optimizer's moments, and the
+    /// state that it would fall back to.
+    fn state_bytes(&self) -> u64 {
+        let previous = self.previous.as_ref();
+        let previous = previous.map_or(0, |state| state.adapter.bytes() / 2 + state.optimizer.bytes());
+        self.state.optimizer.bytes() + previous
+    }
+
     /// The rows of the coming step's micro-batches; none if the run is done.
     fn micro_batches(&self) -> Vec<Vec<Row>> {
         if self.is_done() {
@@ -165,7 +185,7 @@ impl Run {
     }
 
     fn point(&mut self, update: &Update, sum: Outcome, eval: Option<f64>, clock: &dyn Clock) -> MetricPoint {
-        let mut values = Vec::with_capacity(7);
+        let mut values = Vec::with_capacity(9);
         let mut put = |name: &str, value: Option<f64>| {
             values.extend(value.filter(|v| v.is_finite()).map(|value| (name.to_string(), value)));
         };
@@ -176,6 +196,9 @@ impl Run {
         let (samples, tokens) = self.progress.speed_since(&self.at_last_point);
         put(metric::SAMPLES_PER_SECOND, samples);
         put(metric::TOKENS_PER_SECOND, tokens);
+        put(metric::PEAK_MEMORY_BYTES, Some(self.progress.peak_memory_bytes as f64));
+        let pack = self.progress.packed.then_some(self.progress.pack_peak_memory_bytes as f64);
+        put(metric::PACK_PEAK_MEMORY_BYTES, pack);
         put(metric::EVAL_LOSS, eval);
         self.at_last_point = self.progress.clone();
         MetricPoint { step: self.state.step, time: clock.now(), values }

@@ -27,6 +27,8 @@ impl Run {
             loss: self.progress.loss,
             eval_loss: self.progress.eval_loss,
             base_eval_loss: self.progress.base_eval_loss,
+            peak_memory_bytes: Some(self.progress.peak_memory_bytes).filter(|bytes| *bytes > 0),
+            pack_peak_memory_bytes: self.progress.packed.then_some(self.progress.pack_peak_memory_bytes),
             peak_rss_bytes: peak_rss_bytes(),
             trainable_parameters: trainable,
             total_parameters: loaded.base.parameters() + trainable,

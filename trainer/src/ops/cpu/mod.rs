@@ -2,6 +2,7 @@
 //! row with the widest vectors that the processor has. The formulas are those of [`super::plain`], which the
 //! tests hold these against.
 
+pub(super) mod adamw;
 pub(super) mod attention;
 pub(super) mod elementwise;
 pub(super) mod loss;

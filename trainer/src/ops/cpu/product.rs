@@ -109,10 +109,10 @@ fn sums<S: Simd, const M: usize, const V: usize>(
     let mut sums = [[simd.splat_f32s(0.0); V]; M];
     for p in 0..k {
         let (b, _) = S::as_simd_f32s(&b[p * stride..][..V * S::F32_LANES]);
-        for r in 0..M {
+        for (r, sums) in sums.iter_mut().enumerate() {
             let x = simd.splat_f32s(a(p, r));
-            for v in 0..V {
-                sums[r][v] = simd.mul_add_f32s(x, b[v], sums[r][v]);
+            for (sum, b) in sums.iter_mut().zip(b) {
+                *sum = simd.mul_add_f32s(x, *b, *sum);
             }
         }
     }
