@@ -1,6 +1,7 @@
 //! The `lorafleet` command.
 
 mod failure;
+mod train;
 
 pub(crate) use failure::Failure;
 
@@ -15,11 +16,15 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-enum Verb {}
+enum Verb {
+    Train(train::Args),
+}
 
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
-    let result: Result<(), Failure> = match cli.verb {};
+    let result: Result<(), Failure> = match cli.verb {
+        Verb::Train(args) => train::run(args),
+    };
     match result {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(failure) => failure.report(),

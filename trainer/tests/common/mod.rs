@@ -1,14 +1,13 @@
 //! What several tests need: the folder of reference figures, and a model and data small enough to make here.
+//! The command's tests include this file too.
 
 #![allow(dead_code, reason = "each test uses its part")]
 
-use candle_core::{Device, Tensor};
 use domain::trial::TrialConfig;
-use serde_json::{Value, json};
-use std::collections::HashMap;
+use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use trainer::model::{Base, LlamaConfig};
-use trainer::rng;
+use trainer::{Device, rng};
 
 pub const CPU: Device = Device::Cpu;
 
@@ -64,15 +63,44 @@ pub fn write_tiny_model(dir: &Path) {
         ];
         shapes.extend(layer.map(|(name, shape)| (format!("model.layers.{i}.{name}.weight"), shape)));
     }
-    let tensor = |name: &str, shape: &[usize]| {
+    // A safetensors file: the header's length, the header, the numbers.
+    let (mut header, mut numbers) = (Map::new(), Vec::new());
+    for (name, shape) in shapes {
         let (middle, spread) = if name.contains("norm") { (1.0, 0.2) } else { (0.0, 0.6) };
-        let key = rng::key(1, name);
-        let value = |i| (middle + spread * (rng::uniform(key, i as u64) - 0.5)) as f32;
-        Tensor::from_vec((0..shape.iter().product()).map(value).collect(), shape, &CPU).unwrap()
+        let (key, start) = (rng::key(1, &name), numbers.len());
+        for i in 0..shape.iter().product::<usize>() as u64 {
+            let value = (middle + spread * (rng::uniform(key, i) - 0.5)) as f32;
+            numbers.extend(value.to_le_bytes());
+        }
+        let about = json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, numbers.len()] });
+        header.insert(name, about);
+    }
+    let header = Value::Object(header).to_string();
+    let file = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &numbers].concat();
+    std::fs::write(dir.join("model.safetensors"), file).unwrap();
+}
+
+/// Adds a tokenizer of the words `w2`, `w3`, … to a model directory: `ids` token ids, `</s>` the EOS.
+pub fn write_tokenizer(dir: &Path, ids: u64) {
+    let mut words: Map<String, Value> = (2..ids).map(|i| (format!("w{i}"), json!(i))).collect();
+    words.extend([("<unk>".to_string(), json!(0)), ("</s>".to_string(), json!(1))]);
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": [], "decoder": null, "pre_tokenizer": { "type": "WhitespaceSplit" },
+        "model": { "type": "WordLevel", "vocab": words, "unk_token": "<unk>" },
+    });
+    std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    std::fs::write(dir.join("tokenizer_config.json"), r#"{"eos_token": "</s>"}"#).unwrap();
+}
+
+/// `rows` rows of text for that tokenizer.
+pub fn write_texts(file: &Path, rows: u64) {
+    let row = |r: u64| {
+        let word = |i: u64| format!("w{} ", 2 + rng::bits(3, 100 * r + i) % 38);
+        let text: String = (0..8 + r % 5).map(word).collect();
+        json!({ "text": format!("### Human: w5 w6 ### Assistant: {}", text.trim()) }).to_string() + "\n"
     };
-    let tensors: HashMap<_, _> =
-        shapes.iter().map(|(name, shape)| (name.clone(), tensor(name, shape))).collect();
-    candle_core::safetensors::save(&tensors, dir.join("model.safetensors")).unwrap();
+    std::fs::write(file, (0..rows).map(row).collect::<String>()).unwrap();
 }
 
 /// The tiny model, loaded.

@@ -1,0 +1,154 @@
+//! `lorafleet train`: one fine-tuning run in this process, without a coordinator.
+
+mod checkpoints;
+mod flags;
+mod interrupt;
+mod metrics;
+mod progress;
+mod summary;
+
+use crate::Failure;
+use checkpoints::Output;
+use domain::{Clock, SystemClock};
+use flags::Parameters;
+use metrics::Metrics;
+use progress::Progress;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use summary::Format;
+use trainer::run::{Loaded, Run, step_pack};
+use trainer::{Device, TrainError, preflight};
+
+/// Fine-tunes one model with LoRA in this process, without a coordinator.
+///
+/// The adapter is written to --output-dir in PEFT's format. Ctrl-C writes a checkpoint; the same command with
+/// --resume goes on from it. Every flag answers to kebab-case and to snake_case.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  lorafleet train --pretrained-model-id ./models/stories260K --dataset-name rows.jsonl --output-dir ./adapter \\
+      --lora-rank 8 --learning-rate 1e-3 --max-steps 200 --metrics metrics.jsonl
+  lorafleet train --task=instruct-lora --pretrained_model_id=./models/my-llama --dataset_name=guanaco.jsonl \\
+      --instruct_column_in_dataset=text --precision_mode=float32 --output_dir=./adapter --lora_rank=2 \\
+      --max_sequence_length=512 --learning_rate=2e-4 --max_steps=50
+
+Exit codes: 0 done, 1 the work failed, 2 usage or unusable input, 130 interrupted.")]
+pub(crate) struct Args {
+    /// Directory for the adapter and its checkpoints.
+    #[arg(long, alias = "output_dir", value_name = "DIR")]
+    output_dir: PathBuf,
+    /// File for the metrics, one JSON object a line.
+    #[arg(long, value_name = "FILE")]
+    metrics: Option<PathBuf>,
+    /// Goes on from the newest checkpoint in --output-dir.
+    #[arg(long)]
+    resume: bool,
+    /// Form of the summary.
+    #[arg(short = 'o', long = "output", value_enum, default_value = "table")]
+    output: Format,
+    #[command(flatten)]
+    parameters: Parameters,
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let clock = SystemClock::new();
+    let interrupted = interrupt::flag()?;
+    let config = &args.parameters.0;
+    let plan = preflight::preflight(config).map_err(unusable)?;
+    let (output, checkpoint) = if args.resume {
+        let (output, checkpoint) = Output::resumed(&args.output_dir)?;
+        (output, Some(checkpoint))
+    } else {
+        (Output::fresh(&args.output_dir)?, None)
+    };
+    let device = Device::Cpu;
+    let loaded = Loaded::load(Path::new(&config.pretrained_model_id), &device).map_err(unusable)?;
+    let mut run = match &checkpoint {
+        None => Run::new(&loaded, config.clone()),
+        Some(dir) => Run::resume(&loaded, config.clone(), dir, dir),
+    }
+    .map_err(unusable)?;
+    announce(&plan, &run, checkpoint.as_deref());
+    let metrics = args.metrics.as_deref().map(|path| Metrics::open(path, run.step())).transpose()?;
+    run.base_eval(&loaded).map_err(failed)?;
+    train(&loaded, &mut run, &output, metrics, &interrupted, &clock)?;
+    output.finish(&run).map_err(failed)?;
+    let mut summary = run.summary(&loaded).map_err(failed)?;
+    summary.device_seconds = clock.monotonic().as_secs_f64();
+    println!("{}", summary::text(args.output, &args.output_dir, &run, &summary));
+    Ok(())
+}
+
+/// All steps that are left, with metrics, checkpoints and progress.
+fn train(
+    loaded: &Loaded,
+    run: &mut Run,
+    output: &Output,
+    mut metrics: Option<Metrics>,
+    interrupted: &AtomicBool,
+    clock: &SystemClock,
+) -> Result<(), Failure> {
+    let mut progress = Progress::new(run.step(), run.total_steps());
+    while !run.is_done() {
+        let stepped = step_pack(loaded, &mut [&mut *run], clock).map_err(failed)?.remove(0);
+        if let Some(why) = stepped.diverged {
+            progress.finish();
+            let kept = output.checkpoint(run).map_err(failed)?;
+            return Err(Failure::failed(format!("the run diverged: {why}; see {}", kept.display())));
+        }
+        if let (Some(metrics), Some(point)) = (&mut metrics, &stepped.point) {
+            metrics.write(point)?;
+        }
+        progress.step(run.step(), stepped.point.as_ref());
+        let stops = interrupted.load(Ordering::Relaxed) && !run.is_done();
+        if stops || (stepped.checkpoint_due && run.config().save_steps > 0) {
+            output.checkpoint(run).map_err(failed)?;
+        }
+        if stops {
+            progress.finish();
+            return Err(Failure::interrupted(format!(
+                "interrupted after step {} of {}; the same command with --resume goes on from there",
+                run.step(),
+                run.total_steps()
+            )));
+        }
+    }
+    progress.finish();
+    Ok(())
+}
+
+fn announce(plan: &preflight::Preflight, run: &Run, checkpoint: Option<&Path>) {
+    let config = run.config();
+    eprintln!(
+        "{}: {} layers, width {}; {} of {} parameters train",
+        config.pretrained_model_id,
+        plan.shape.num_hidden_layers,
+        plan.shape.hidden_size,
+        plan.trainable_parameters,
+        plan.total_parameters
+    );
+    eprintln!(
+        "{}: {} rows to train on, {} held out, {} cut to {} tokens, {} skipped",
+        config.dataset_name,
+        plan.rows,
+        plan.eval_rows,
+        plan.truncated_rows,
+        config.max_sequence_length,
+        plan.skipped_rows
+    );
+    if let Some(dir) = checkpoint {
+        eprintln!("going on from {} after step {} of {}", dir.display(), run.step(), run.total_steps());
+    }
+}
+
+/// Something that was given cannot be used; only a failed tensor operation is no fault of the input.
+fn unusable(error: TrainError) -> Failure {
+    match error {
+        TrainError::Tensor(_) => Failure::failed(error),
+        _ => Failure::invalid(error),
+    }
+}
+
+fn failed(error: TrainError) -> Failure {
+    Failure::failed(error)
+}

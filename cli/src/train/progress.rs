@@ -1,0 +1,66 @@
+//! Progress on standard error: one changing line on a terminal, a line a tenth of the way elsewhere.
+
+use domain::metric::{self, MetricPoint};
+use indicatif::{ProgressBar, ProgressStyle};
+use std::io::IsTerminal;
+
+/// What is shown of a run while it trains.
+pub(crate) struct Progress {
+    total: u64,
+    bar: Option<ProgressBar>,
+    tenth: u64,
+}
+
+impl Progress {
+    /// Of a run of `total` steps of which `step` are made.
+    pub(crate) fn new(step: u64, total: u64) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(total).with_position(step);
+            match ProgressStyle::with_template("{bar:24} {pos}/{len}  {wide_msg}  {eta}") {
+                Ok(style) => bar.with_style(style),
+                Err(_) => bar,
+            }
+        });
+        Self { total, bar, tenth: Self::tenth_of(step, total) }
+    }
+
+    /// Shows a step; `point` is what was measured at it.
+    pub(crate) fn step(&mut self, step: u64, point: Option<&MetricPoint>) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(step);
+            if let Some(point) = point {
+                bar.set_message(text(point));
+            }
+            return;
+        }
+        let (Some(point), tenth) = (point, Self::tenth_of(step, self.total)) else { return };
+        if tenth > self.tenth {
+            self.tenth = tenth;
+            eprintln!("step {step}/{}  {}", self.total, text(point));
+        }
+    }
+
+    /// Takes the changing line away.
+    pub(crate) fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn tenth_of(step: u64, total: u64) -> u64 {
+        10 * step / total.max(1)
+    }
+}
+
+fn text(point: &MetricPoint) -> String {
+    let shown = [
+        ("loss", metric::LOSS, 4),
+        ("eval/loss", metric::EVAL_LOSS, 4),
+        ("grad norm", metric::GRAD_NORM, 3),
+        ("tokens/s", metric::TOKENS_PER_SECOND, 0),
+    ];
+    let part = |(label, name, digits): (&str, &str, usize)| {
+        point.get(name).map(|value| format!("{label} {value:.digits$}"))
+    };
+    shown.into_iter().filter_map(part).collect::<Vec<_>>().join("  ")
+}
