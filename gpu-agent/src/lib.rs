@@ -31,6 +31,7 @@ pub use assignment::Assignment;
 use actor::Scope;
 use actors::device::Device;
 use actors::session::{Identity, Session};
+use domain::trial::{Failure, FailureClass};
 use domain::{AgentId, Clock, DeviceId};
 use engine::candle::Candle;
 use engine::host::{Factory, Host};
@@ -170,15 +171,17 @@ pub async fn start_with(options: Options, engines: Engines, scope: Scope) -> Res
     Ok(Agent { id })
 }
 
-/// The spool as the last agent left it. Trials that it was training are given back: nothing trains them now.
+/// The spool as the last agent left it. What that agent was training is reported as failed: nothing trains it
+/// now, and a trial that ends its agent each time must not do so for ever.
 fn open_spool(home: &Home) -> Result<Spool, AgentError> {
     let path = home.spool();
     let io = |source| AgentError::Io { path: path.clone(), source };
     let spool = Spool::open(&path).map_err(io)?;
     for assignment in spool.unfinished() {
-        let released = Saying::Released { reason: "the agent was started again".into() };
+        let message = "the agent that trained it ended, and was started again".into();
+        let failed = Saying::Failed(Failure { class: FailureClass::Infrastructure, message });
         spool
-            .append(&assignment, true, |sequence| released.request(&assignment, sequence).encode_to_vec())
+            .append(&assignment, true, |sequence| failed.request(&assignment, sequence).encode_to_vec())
             .map_err(io)?;
     }
     Ok(spool)

@@ -313,7 +313,10 @@ async fn what_is_not_current_is_dropped_without_a_word() {
 
     assert_eq!(heard.last, None);
     assert!(stage.coordinator.shelf.lock().unwrap().uploads.is_empty());
-    assert_eq!(stage.left(), Vec::<PathBuf>::new());
+    // The engine hears of it at its next step.
+    while !stage.left().is_empty() {
+        connection.heartbeat().await;
+    }
     stage.end();
 }
 
@@ -413,7 +416,9 @@ async fn an_agent_that_ends_gives_its_trials_back() {
     for trial in &trials {
         connection.assign(trial, &config(ENDLESS)).await;
     }
-    connection.until_held(&[&trials[0], &trials[1]]).await;
+    for trial in &trials {
+        connection.hear_points(trial, &mut Heard::default()).await;
+    }
     let scope = stage.agent_scope.clone();
     scope.cancel();
     let mut given_back = 0;
@@ -427,7 +432,7 @@ async fn an_agent_that_ends_gives_its_trials_back() {
     }
     assert!(scope.finish(SHUTDOWN_GRACE).await, "and then it ends");
     for trial in &trials {
-        assert!(!stage.coordinator.uploaded_steps(trial).is_empty());
+        assert!(!stage.coordinator.uploaded_steps(trial).is_empty(), "{trial}");
     }
     stage.end();
 }
@@ -448,8 +453,8 @@ async fn an_agent_started_again_says_what_was_left_unsaid() {
     connection.welcome(Vec::new()).await;
     let mut heard = Heard::default();
     connection.hear_out(&trial, &mut heard).await;
-    assert_eq!((heard.steps.as_slice(), heard.ending().as_str()), (&[1, 2, 3][..], "released"));
-    assert_eq!(heard.message(), "the agent was started again");
+    assert_eq!((heard.steps.as_slice(), heard.ending().as_str()), (&[1, 2, 3][..], "failed infrastructure"));
+    assert!(heard.message().contains("started again"), "{}", heard.message());
     connection.until_held(&[]).await;
     stage.end();
 }

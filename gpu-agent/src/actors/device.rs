@@ -280,8 +280,13 @@ impl Actor {
     }
 
     fn happened(&mut self, assignment: &Assignment, happening: Happening) {
-        // What is not held any more was dropped: its last sighs are not heard.
-        let Some(held) = self.held.get_mut(assignment) else { return };
+        let Some(held) = self.held.get_mut(assignment) else {
+            // It was dropped, and the engine ended it before it heard of that.
+            if happening.is_last() {
+                self.home.remove_work_dir(assignment);
+            }
+            return;
+        };
         let reason = held.reason;
         match happening {
             Happening::Checkpoint(checkpoint) => {
