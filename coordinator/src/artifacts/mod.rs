@@ -1,0 +1,282 @@
+//! Checkpoints in an object store: a local directory here, any [`ObjectStore`] by [`Artifacts::on`].
+//!
+//! A checkpoint has two parts, the adapter (what people want) and the resume state. A part is a prefix with its
+//! files, and a manifest that is written last:
+//!
+//! ```text
+//! sweeps/<sweep>/<number>/adapter-a<attempt>-s<step>/adapter_model.safetensors, …, manifest.json
+//! sweeps/<sweep>/<number>/resume-a<attempt>-s<step>/…
+//! ```
+//!
+//! A part without a manifest does not exist. Names carry the attempt and the step and are created only: once a
+//! manifest is there, nothing under its prefix changes until [`Artifacts::delete`].
+//!
+//! | file | holds |
+//! |---|---|
+//! | `mod.rs` | [`Artifacts`]: reading and deleting parts |
+//! | `upload.rs` | [`Upload`]: bytes in, checked, all or nothing |
+//! | `names.rs` | which names are allowed, and where they lie |
+//! | `cleanup.rs` | what an upload that never finished left behind |
+
+mod cleanup;
+mod names;
+mod upload;
+
+pub use upload::Upload;
+
+use bytes::Bytes;
+use domain::TrialId;
+use futures::stream::{BoxStream, StreamExt, TryStreamExt};
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as ObjectPath;
+use object_store::{ObjectStore, ObjectStoreExt};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Why a checkpoint was not stored, or cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ArtifactError {
+    /// The trial's id has not the form `<sweep>/<number>`.
+    #[error("`{0}` is no trial id: it must be <sweep>/<number>")]
+    Trial(TrialId),
+    /// A file's name is not one that a checkpoint may have.
+    #[error(
+        "`{0}` cannot be a checkpoint file's name: use ASCII letters, digits and . _ - only, and not {MANIFEST}"
+    )]
+    Name(String),
+    /// Two files of one part have the same name.
+    #[error("the file `{0}` is announced twice")]
+    Duplicate(String),
+    /// A path is not one of a checkpoint's part.
+    #[error("`{0}` is no checkpoint's path")]
+    Path(String),
+    /// No files were announced.
+    #[error("a checkpoint needs at least one file")]
+    Empty,
+    /// The bytes that came are not those announced.
+    #[error("`{file}`: SHA-256 is {found}, announced was {announced}; send it again")]
+    Checksum {
+        /// The file's name.
+        file: String,
+        /// The announced checksum, in hexadecimal.
+        announced: String,
+        /// The checksum of what came.
+        found: String,
+    },
+    /// Fewer bytes came than were announced.
+    #[error("`{file}` ended {missing} bytes early; send it again")]
+    Short {
+        /// The first file that is not whole.
+        file: String,
+        /// Bytes that it lacks.
+        missing: u64,
+    },
+    /// More bytes came than were announced.
+    #[error("more bytes came than the announced files have")]
+    Long,
+    /// An earlier call on this upload failed.
+    #[error("the upload has failed before; begin it again")]
+    Failed,
+    /// The name is taken by other content.
+    #[error("`{0}` is there already, with other content; a checkpoint is never replaced")]
+    Exists(String),
+    /// There is no such part, or it has no such file.
+    #[error("there is no `{0}`")]
+    NotFound(String),
+    /// A manifest cannot be read.
+    #[error("`{path}/{MANIFEST}` cannot be read: {problem}")]
+    Manifest {
+        /// The part's path.
+        path: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The object store failed.
+    #[error("`{path}`: {error}")]
+    Store {
+        /// The object, or the store's root.
+        path: String,
+        /// What the store said.
+        error: object_store::Error,
+    },
+}
+
+impl ArtifactError {
+    fn store(path: impl ToString) -> impl FnOnce(object_store::Error) -> Self {
+        let path = path.to_string();
+        move |error| match error {
+            object_store::Error::NotFound { .. } => Self::NotFound(path),
+            error => Self::Store { path, error },
+        }
+    }
+}
+
+/// The name of a part's manifest.
+const MANIFEST: &str = "manifest.json";
+
+/// A checkpoint's half.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Part {
+    /// The adapter in PEFT's format.
+    Adapter,
+    /// What training goes on from: moments, step, data position.
+    Resume,
+}
+
+/// A file of a checkpoint, as announced and as stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileSpec {
+    /// The half that it belongs to.
+    pub part: Part,
+    /// Its name within the part.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Its SHA-256.
+    pub sha256: [u8; 32],
+}
+
+/// Where a stored checkpoint lies: the paths of its parts, for [`Artifacts::files`] and the rest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// The adapter's, if files of it were announced.
+    pub adapter: Option<String>,
+    /// The resume state's, if files of it were announced.
+    pub resume: Option<String>,
+}
+
+/// What stands in a manifest.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Manifest {
+    part: Part,
+    /// In the order of their names.
+    files: Vec<ManifestFile>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct ManifestFile {
+    name: String,
+    bytes: u64,
+    /// In hexadecimal.
+    sha256: String,
+}
+
+/// Checkpoints in an object store. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Artifacts {
+    store: Arc<dyn ObjectStore>,
+    local: Option<LocalFileSystem>,
+    /// Held while a part is published: of two uploads to one name, the second must find the first's manifest.
+    publishing: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl Artifacts {
+    /// Checkpoints in a local directory, made if it is not there; every write is fsynced, with its directory.
+    /// Removes what unfinished uploads left, so one process at a time, and one value of this at a time.
+    ///
+    /// # Errors
+    /// The directory cannot be made or opened.
+    pub fn local(root: &Path) -> Result<Self, ArtifactError> {
+        let failed = ArtifactError::store(root.display());
+        let opened = match std::fs::create_dir_all(root) {
+            Ok(()) => LocalFileSystem::new_with_prefix(root),
+            Err(error) => {
+                Err(object_store::Error::Generic { store: "LocalFileSystem", source: error.into() })
+            }
+        };
+        let store = opened.map_err(failed)?.with_fsync(true).with_automatic_cleanup(true);
+        cleanup::remove_unfinished(root);
+        Ok(Self { local: Some(store.clone()), ..Self::on(Arc::new(store)) })
+    }
+
+    /// Checkpoints in any object store whose writes are durable when they return.
+    pub fn on(store: Arc<dyn ObjectStore>) -> Self {
+        Self { store, local: None, publishing: Arc::default() }
+    }
+
+    /// The files of a part, in the order of their names.
+    ///
+    /// # Errors
+    /// There is no finished part at this path.
+    pub async fn files(&self, path: &str) -> Result<Vec<FileSpec>, ArtifactError> {
+        let at = names::parse_part(path)?;
+        let Some(Manifest { part, files }) = self.manifest(&at).await? else {
+            return Err(ArtifactError::NotFound(path.into()));
+        };
+        let spec = |file: ManifestFile| {
+            let sha256 = names::from_hex(&file.sha256).ok_or_else(|| ArtifactError::Manifest {
+                path: path.into(),
+                problem: format!("`{}` is no SHA-256", file.sha256),
+            })?;
+            Ok(FileSpec { part, name: file.name, bytes: file.bytes, sha256 })
+        };
+        files.into_iter().map(spec).collect()
+    }
+
+    /// The bytes of a part's file, in pieces. Whoever receives them checks the SHA-256 of [`Artifacts::files`].
+    ///
+    /// # Errors
+    /// There is no finished part at this path, or it has no such file.
+    pub async fn read(
+        &self,
+        path: &str,
+        file: &str,
+    ) -> Result<BoxStream<'static, Result<Bytes, ArtifactError>>, ArtifactError> {
+        let object = names::parse_part(path)?.join(file);
+        if !self.files(path).await?.iter().any(|spec| spec.name == file) {
+            return Err(ArtifactError::NotFound(object.to_string()));
+        }
+        let bytes = self.store.get(&object).await.map_err(ArtifactError::store(&object))?;
+        Ok(bytes.into_stream().map_err(move |error| ArtifactError::store(&object)(error)).boxed())
+    }
+
+    /// Where a part lies in the file system, if the store is a local directory. Whether it is there and
+    /// finished, this does not say.
+    pub fn local_path(&self, path: &str) -> Option<PathBuf> {
+        let part = names::parse_part(path).ok()?;
+        self.local.as_ref()?.path_to_filesystem(&part).ok()
+    }
+
+    /// Removes a part: first its manifest, so that it is no more, then its files. One that is not there is no
+    /// error. The records must no longer point at it.
+    ///
+    /// # Errors
+    /// The store failed; calling again goes on.
+    pub async fn delete(&self, path: &str) -> Result<(), ArtifactError> {
+        let part = names::parse_part(path)?;
+        self.delete_object(part.clone().join(MANIFEST)).await?;
+        let mut objects = self.store.list(Some(&part));
+        while let Some(object) = objects.next().await {
+            match object {
+                Ok(object) => self.delete_object(object.location).await?,
+                Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(ArtifactError::store(path)(error)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete_object(&self, object: ObjectPath) -> Result<(), ArtifactError> {
+        match self.store.delete(&object).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(ArtifactError::store(object)(error)),
+        }
+    }
+
+    /// A part's manifest, if it is there.
+    async fn manifest(&self, part: &ObjectPath) -> Result<Option<Manifest>, ArtifactError> {
+        let object = part.clone().join(MANIFEST);
+        let bytes = match self.store.get(&object).await {
+            Ok(found) => found.bytes().await,
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            Err(error) => Err(error),
+        };
+        let bytes = bytes.map_err(ArtifactError::store(&object))?;
+        let parsed = serde_json::from_slice(&bytes);
+        parsed
+            .map(Some)
+            .map_err(|error| ArtifactError::Manifest { path: part.to_string(), problem: error.to_string() })
+    }
+}

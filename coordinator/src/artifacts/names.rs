@@ -1,0 +1,171 @@
+//! Which names are allowed, and where they lie.
+
+use super::{ArtifactError, FileSpec, MANIFEST, Part};
+use domain::{Attempt, TrialId};
+use object_store::path::Path as ObjectPath;
+use std::collections::BTreeSet;
+
+/// The first element of every path.
+const ROOT: &str = "sweeps";
+
+/// The path of a trial's part. The sweep's id is one element of it, whatever characters it has.
+pub(super) fn part(
+    trial: &TrialId,
+    attempt: Attempt,
+    step: u64,
+    part: Part,
+) -> Result<ObjectPath, ArtifactError> {
+    let wrong = || ArtifactError::Trial(trial.clone());
+    let (sweep, number) = trial.sweep().zip(trial.number()).ok_or_else(wrong)?;
+    if sweep.as_str().is_empty() {
+        return Err(wrong());
+    }
+    let name = format!("{}-a{attempt}-s{step}", folder(part));
+    Ok(ObjectPath::from_iter([ROOT, sweep.as_str(), &number.to_string(), &name]))
+}
+
+fn folder(part: Part) -> &'static str {
+    match part {
+        Part::Adapter => "adapter",
+        Part::Resume => "resume",
+    }
+}
+
+/// Whether a folder of that name is a part's.
+pub(super) fn is_part(name: &str) -> bool {
+    [Part::Adapter, Part::Resume].iter().any(|part| {
+        name.strip_prefix(folder(*part))
+            .and_then(|rest| rest.strip_prefix("-a"))
+            .is_some_and(|rest| rest.contains("-s"))
+    })
+}
+
+/// A path that [`part`] made, read back; nothing else, so that no other path can be read or deleted.
+pub(super) fn parse_part(path: &str) -> Result<ObjectPath, ArtifactError> {
+    let wrong = || ArtifactError::Path(path.into());
+    let parsed = ObjectPath::parse(path).map_err(|_| wrong())?;
+    let parts: Vec<_> = parsed.parts().collect();
+    match &parts[..] {
+        [root, _, number, name]
+            if root.as_ref() == ROOT && number.as_ref().parse::<u32>().is_ok() && is_part(name.as_ref()) =>
+        {
+            Ok(parsed)
+        }
+        _ => Err(wrong()),
+    }
+}
+
+/// Refuses names that could lie elsewhere or hide: paths, `..`, the manifest, hidden files, what stores escape.
+pub(super) fn check(files: &[FileSpec]) -> Result<(), ArtifactError> {
+    let mut seen = BTreeSet::new();
+    for FileSpec { part, name, .. } in files {
+        let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if !plain || name.is_empty() || name.starts_with('.') || name.len() > 200 || name == MANIFEST {
+            return Err(ArtifactError::Name(name.clone()));
+        }
+        if !seen.insert((*part, name)) {
+            return Err(ArtifactError::Duplicate(name.clone()));
+        }
+    }
+    if files.is_empty() { Err(ArtifactError::Empty) } else { Ok(()) }
+}
+
+/// Bytes as lower-case hexadecimal.
+pub(super) fn to_hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The 32 bytes of a hexadecimal text.
+pub(super) fn from_hex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
+    }
+    Some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_lie_where_the_trial_says() {
+        let at = |trial: &str| {
+            part(&TrialId::new(trial), Attempt(2), 30, Part::Resume).map(|path| path.to_string())
+        };
+        assert_eq!(at("quick-start-00ff/7").unwrap(), "sweeps/quick-start-00ff/7/resume-a2-s30");
+        assert_eq!(at("../7").unwrap(), "sweeps/%2E%2E/7/resume-a2-s30");
+        assert_eq!(at("a/b/7").unwrap(), "sweeps/a%2Fb/7/resume-a2-s30");
+        for trial in ["", "sweep", "sweep/", "sweep/x", "/7", "sweep/-1"] {
+            assert!(matches!(at(trial), Err(ArtifactError::Trial(_))), "{trial}");
+        }
+        for trial in ["a-00ff/1", "../7", "a/b/7", "é/1", "100%/1"] {
+            let path = at(trial).unwrap();
+            assert_eq!(parse_part(&path).unwrap().to_string(), path);
+        }
+    }
+
+    #[test]
+    fn no_other_path_is_taken() {
+        for path in [
+            "",
+            "/",
+            "sweeps",
+            "sweeps/a",
+            "sweeps/a/1",
+            "sweeps/a/1/other",
+            "other/a/1/adapter-a1-s1",
+            "sweeps/a/x/adapter-a1-s1",
+            "sweeps/a/1/adapter-a1-s1/file",
+            "sweeps/../1/adapter-a1-s1",
+            "sweeps//1/adapter-a1-s1",
+        ] {
+            assert!(matches!(parse_part(path), Err(ArtifactError::Path(_))), "{path}");
+        }
+    }
+
+    #[test]
+    fn names_with_tricks_are_refused() {
+        let spec =
+            |name: &str| FileSpec { part: Part::Adapter, name: name.into(), bytes: 0, sha256: [0; 32] };
+        for name in ["adapter_model.safetensors", "adapter_config.json", "README.md", "a-b"] {
+            check(&[spec(name)]).unwrap();
+        }
+        for name in [
+            "",
+            ".",
+            "..",
+            "../x",
+            "/etc/passwd",
+            "a/b",
+            "a\\b",
+            "C:x",
+            "x#1",
+            "a b",
+            "é",
+            "a\0",
+            "a\n",
+            ".hidden",
+            "%2e%2e",
+            MANIFEST,
+            &"x".repeat(201),
+        ] {
+            assert!(matches!(check(&[spec(name)]), Err(ArtifactError::Name(_))), "{name:?}");
+        }
+        assert!(matches!(check(&[]), Err(ArtifactError::Empty)));
+        assert!(matches!(check(&[spec("a"), spec("b"), spec("a")]), Err(ArtifactError::Duplicate(_))));
+        check(&[spec("a"), FileSpec { part: Part::Resume, ..spec("a") }]).unwrap();
+    }
+
+    #[test]
+    fn hexadecimal() {
+        let bytes: [u8; 32] = std::array::from_fn(|i| (i * 9) as u8);
+        assert_eq!(from_hex(&to_hex(&bytes)), Some(bytes));
+        for text in ["", "00", &"g".repeat(64), &"é".repeat(32)] {
+            assert_eq!(from_hex(text), None, "{text}");
+        }
+    }
+}
