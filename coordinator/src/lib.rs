@@ -1,6 +1,105 @@
 //! Schedules the trials of sweeps onto agents, and keeps what they send.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`actors`] | who owns which state: sweeps, dispatcher, agent sessions |
+//! | [`grpc`] | the services |
+//! | [`store`] | typed records over the registry |
+//! | [`history`] | metric points |
+//! | [`artifacts`] | checkpoints |
+//! | [`search`] | which trial next, and which to stop (pure) |
+//! | [`placement`] | which trial goes where (pure) |
+//! | [`report`] | a sweep's HTML report (pure) |
 
+pub mod actors;
 pub mod artifacts;
+pub mod error;
+pub mod grpc;
 pub mod history;
+pub mod placement;
 pub mod report;
 pub mod search;
+pub mod store;
+
+pub use error::CoordinatorError;
+
+use actor::Scope;
+use actors::agent_session::Desk;
+use actors::directory::Directory;
+use actors::dispatcher::{Dispatcher, Terms};
+use actors::sweep::Tools;
+use artifacts::Artifacts;
+use domain::Clock;
+use error::Result;
+use grpc::Services;
+use history::History;
+use registry::{DirectoryLock, SqliteRegistry};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use store::Store;
+use tokio::net::TcpListener;
+
+/// How a coordinator runs.
+#[derive(Clone)]
+pub struct Options {
+    /// Where it keeps everything: `coordinator.db`, `history/`, `artifacts/`. One coordinator a directory.
+    pub data_dir: PathBuf,
+    /// The address to serve at; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The hour.
+    pub clock: Arc<dyn Clock>,
+    /// Time between an agent's heartbeats.
+    pub heartbeat: Duration,
+    /// Time without a heartbeat after which an agent's trials go to others.
+    pub lease: Duration,
+}
+
+/// A coordinator that serves.
+#[derive(Debug)]
+pub struct Server {
+    /// Where it serves.
+    pub address: SocketAddr,
+}
+
+/// Starts a coordinator and goes on with what its data directory says was under way. It stops when `scope` is
+/// cancelled, and cancels `scope` itself if it cannot go on; `scope.finish` waits for its end.
+///
+/// # Errors
+/// The data directory is in use or cannot be read, or the address cannot be listened on.
+pub async fn start(options: Options, scope: Scope) -> Result<Server> {
+    let Options { data_dir, listen, clock, heartbeat, lease } = options;
+    let listener = TcpListener::bind(listen).await;
+    let listener = listener.map_err(|source| CoordinatorError::Listen { address: listen, source })?;
+    let address =
+        listener.local_addr().map_err(|source| CoordinatorError::Listen { address: listen, source })?;
+
+    let lock = DirectoryLock::acquire(&data_dir)?;
+    let registry = Arc::new(SqliteRegistry::open(&data_dir.join("coordinator.db"))?);
+    let store = Store::lead(registry, &format!("process {} at {address}", std::process::id())).await?;
+    let history = History::open(&data_dir.join("history"))?;
+    let artifacts = Artifacts::local(&data_dir.join("artifacts"))?;
+
+    let dispatcher = Dispatcher::start(clock.clone(), Terms { heartbeat, lease }, &scope);
+    let tools = Tools {
+        store,
+        history: history.clone(),
+        dispatcher: dispatcher.clone(),
+        clock: clock.clone(),
+        tick: heartbeat,
+    };
+    let directory = Directory::start(tools, &scope).await?;
+    let desk = Desk { directory, dispatcher, history, lease };
+    let services = Services { desk, artifacts, clock, data_dir, scope: scope.clone() };
+    tracing::info!(%address, "serving");
+    scope.clone().spawn("grpc server", async move {
+        // The directory is this coordinator's until the last request is answered.
+        let _lock = lock;
+        if let Err(error) = grpc::serve(services, listener).await {
+            tracing::error!(%error, "the server ended");
+        }
+        scope.cancel();
+    });
+    Ok(Server { address })
+}

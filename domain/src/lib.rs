@@ -6,11 +6,13 @@
 //! | [`ids`] | names of sweeps, trials, agents; the attempt number |
 //! | [`sweep`] | what a sweep file asks for, checked; a sweep's record |
 //! | [`trial`] | a trial's full configuration, its record, its states and their legal transitions |
+//! | [`fleet`] | agents, devices, what an agent holds |
 //! | [`metric`] | metric names and what each number means (the only place where it is defined) |
 //! | [`rng`] | counter-based random numbers |
 //! | [`clock`] | the one source of time |
 
 pub mod clock;
+pub mod fleet;
 pub mod footprint;
 pub mod ids;
 pub mod metric;

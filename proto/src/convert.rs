@@ -1,11 +1,13 @@
 //! Wire ↔ domain. Going out cannot fail; coming in names the field that is wrong.
 
 use crate::v1;
+use domain::fleet::{Agent, Device, Holding};
 use domain::metric::MetricPoint;
+use domain::sweep::{Sweep, SweepState};
 use domain::trial::{
     Digests, Failure, FailureClass, Throughput, Trial, TrialConfig, TrialState, TrialSummary,
 };
-use domain::{Attempt, Timestamp, TrialId};
+use domain::{AgentId, Attempt, DeviceId, Timestamp, TrialId};
 use prost_types::value::Kind;
 use serde_json::{Map, Number, Value};
 
@@ -313,6 +315,119 @@ impl TryFrom<v1::Trial> for Trial {
     }
 }
 
+impl From<SweepState> for v1::SweepState {
+    fn from(state: SweepState) -> Self {
+        match state {
+            SweepState::Running => Self::Running,
+            SweepState::Completed => Self::Completed,
+            SweepState::Cancelled => Self::Cancelled,
+            SweepState::Failed => Self::Failed,
+        }
+    }
+}
+
+impl TryFrom<v1::SweepState> for SweepState {
+    type Error = ConvertError;
+
+    fn try_from(state: v1::SweepState) -> Result<Self, ConvertError> {
+        Ok(match state {
+            v1::SweepState::Running => Self::Running,
+            v1::SweepState::Completed => Self::Completed,
+            v1::SweepState::Cancelled => Self::Cancelled,
+            v1::SweepState::Failed => Self::Failed,
+            v1::SweepState::Unspecified => return Err(ConvertError::new("state", "is unspecified")),
+        })
+    }
+}
+
+/// A sweep on the wire, with how many of its trials stand in each state.
+pub fn sweep(sweep: &Sweep, trials: impl IntoIterator<Item = TrialState>) -> v1::Sweep {
+    let mut counts = std::collections::BTreeMap::new();
+    for state in trials {
+        *counts.entry(state).or_default() += 1;
+    }
+    let count = |(state, trials)| v1::StateCount { state: v1::TrialState::from(state).into(), trials };
+    let (best_trial_id, best_value) =
+        sweep.best.as_ref().map(|(trial, value)| (trial.to_string(), *value)).unzip();
+    v1::Sweep {
+        id: sweep.id.to_string(),
+        name: sweep.spec.name.clone(),
+        spec: Some(to_struct(&sweep.spec.to_document())),
+        state: v1::SweepState::from(sweep.state).into(),
+        created_at: Some(timestamp(sweep.created_at)),
+        finished_at: sweep.finished_at.map(timestamp),
+        max_trials: sweep.max_trials,
+        counts: counts.into_iter().map(count).collect(),
+        best_trial_id,
+        best_value,
+        cost_usd: sweep.cost_usd,
+        failure: sweep.failure.clone(),
+    }
+}
+
+impl From<Device> for v1::Device {
+    fn from(d: Device) -> Self {
+        Self {
+            id: d.id.to_string(),
+            accelerator: d.accelerator,
+            memory_bytes: d.memory_bytes,
+            max_pack_size: d.max_pack_size,
+            price_per_hour: d.price_per_hour,
+            resident_base: d.resident_base.unwrap_or_default(),
+        }
+    }
+}
+
+impl TryFrom<v1::Device> for Device {
+    type Error = ConvertError;
+
+    fn try_from(d: v1::Device) -> Result<Self, ConvertError> {
+        if d.max_pack_size == 0 {
+            return Err(ConvertError::new("max_pack_size", "must be at least 1"));
+        }
+        if !(d.price_per_hour.is_finite() && d.price_per_hour >= 0.0) {
+            return Err(ConvertError::new("price_per_hour", "must be 0 or more"));
+        }
+        Ok(Self {
+            id: DeviceId::new(named("id", d.id)?),
+            accelerator: d.accelerator,
+            memory_bytes: d.memory_bytes,
+            max_pack_size: d.max_pack_size,
+            price_per_hour: d.price_per_hour,
+            resident_base: Some(d.resident_base).filter(|base| !base.is_empty()),
+        })
+    }
+}
+
+impl TryFrom<v1::Agent> for Agent {
+    type Error = ConvertError;
+
+    fn try_from(a: v1::Agent) -> Result<Self, ConvertError> {
+        Ok(Self {
+            id: AgentId::new(named("id", a.id)?),
+            version: a.version,
+            hostname: a.hostname,
+            devices: a.devices.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl From<Holding> for v1::Holding {
+    fn from(h: Holding) -> Self {
+        Self { trial_id: h.trial.to_string(), attempt: h.attempt.0, step: h.step }
+    }
+}
+
+impl From<v1::Holding> for Holding {
+    fn from(h: v1::Holding) -> Self {
+        Self { trial: TrialId::new(h.trial_id), attempt: Attempt(h.attempt), step: h.step }
+    }
+}
+
+fn named(field: &'static str, id: String) -> Result<String, ConvertError> {
+    if id.is_empty() { Err(ConvertError::new(field, "is missing")) } else { Ok(id) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -363,6 +478,48 @@ mod tests {
         ] {
             let object = value.as_object().unwrap();
             assert_eq!(&from_struct(to_struct(object)), object);
+        }
+    }
+
+    #[test]
+    fn a_sweep_goes_out_with_its_counts() {
+        let document = json!({
+            "name": "s", "pretrained_model_id": "/m", "dataset_name": "/d.jsonl",
+            "search": {"algorithm": "grid"}, "parameters": {"lora_rank": [2, 4]},
+        });
+        let spec = domain::sweep::SweepSpec::from_document(document.as_object().unwrap()).unwrap();
+        let record = Sweep {
+            id: domain::SweepId::new("s-0a1b"),
+            spec: spec.clone(),
+            state: SweepState::Running,
+            request_id: "r".into(),
+            proposed: 2,
+            max_trials: Some(2),
+            best: Some((TrialId::new("s-0a1b/1"), 0.5)),
+            cost_usd: 0.25,
+            failure: None,
+            created_at: Timestamp(1500),
+            finished_at: None,
+        };
+        let wire = sweep(&record, [TrialState::Completed, TrialState::Running, TrialState::Running]);
+        let counts: Vec<_> = wire.counts.iter().map(|c| (c.state(), c.trials)).collect();
+        assert_eq!(counts, [(v1::TrialState::Running, 2), (v1::TrialState::Completed, 1)]);
+        assert_eq!((wire.best_trial_id.as_deref(), wire.best_value), (Some("s-0a1b/1"), Some(0.5)));
+        let document = from_struct(wire.spec.unwrap());
+        assert_eq!(domain::sweep::SweepSpec::from_document(&document).unwrap(), spec);
+    }
+
+    #[test]
+    fn devices_are_checked() {
+        let good = v1::Device { id: "cpu".into(), max_pack_size: 1, ..v1::Device::default() };
+        assert_eq!(v1::Device::from(Device::try_from(good.clone()).unwrap()), good);
+        for (device, want) in [
+            (v1::Device { id: String::new(), ..good.clone() }, "id: is missing"),
+            (v1::Device { max_pack_size: 0, ..good.clone() }, "max_pack_size: must be at least 1"),
+            (v1::Device { price_per_hour: -1.0, ..good.clone() }, "price_per_hour: must be 0 or more"),
+            (v1::Device { price_per_hour: f64::NAN, ..good }, "price_per_hour: must be 0 or more"),
+        ] {
+            assert_eq!(Device::try_from(device).unwrap_err().to_string(), want);
         }
     }
 

@@ -1,0 +1,307 @@
+//! Which sweeps run. The directory's actor serialises submissions and knows the running sweeps; its handle
+//! also answers for those that are over, from the store.
+
+use super::message::TrialEvent;
+use super::sweep::{Change, Standing, SweepHandle, Tools, View};
+use crate::artifacts::Stored;
+use crate::error::{CoordinatorError, Result};
+use crate::search::Searcher;
+use crate::store::{Batch, Store, SweepRecord, TrialRecord};
+use actor::{Gone, Mailbox, Reply, Scope};
+use domain::metric::MetricPoint;
+use domain::sweep::{Sweep, SweepSpec, SweepState};
+use domain::{Attempt, SweepId, TrialId};
+use std::collections::HashMap;
+use tokio::sync::{broadcast, mpsc};
+
+/// Commands that may wait.
+const CAPACITY: usize = 64;
+
+enum Command {
+    Submit(String, Box<SweepSpec>, Reply<Result<View>>),
+    Find(SweepId, Reply<Option<SweepHandle>>),
+    Ended(SweepId),
+}
+
+/// Speaks to the directory, and through it to the sweeps.
+#[derive(Clone)]
+pub struct Directory {
+    mailbox: Mailbox<Command>,
+    store: Store,
+}
+
+impl Directory {
+    /// Takes up every running sweep of the store, then starts the directory. It ends with `scope`.
+    ///
+    /// # Errors
+    /// The records of a sweep cannot be read.
+    pub async fn start(tools: Tools, scope: &Scope) -> Result<Self> {
+        let (mailbox, inbox) = actor::mailbox(CAPACITY);
+        let store = tools.store.clone();
+        let mut state =
+            State { tools, running: HashMap::new(), mailbox: mailbox.clone(), scope: scope.clone() };
+        for record in store.sweeps().await? {
+            if record.sweep.state == SweepState::Running {
+                let trials = store.trials(&record.sweep.id).await?;
+                tracing::info!(sweep = %record.sweep.id, trials = trials.len(), "going on with a sweep");
+                state.run_sweep(record, trials).await?;
+            }
+        }
+        scope.spawn("directory", async move { state.run(inbox).await });
+        Ok(Self { mailbox, store })
+    }
+
+    /// Starts a sweep; the same request id again answers with the sweep that it made.
+    ///
+    /// # Errors
+    /// The request id is empty; the search is impossible.
+    pub async fn submit(&self, request_id: String, spec: SweepSpec) -> Result<View> {
+        self.mailbox.ask(|reply| Command::Submit(request_id, Box::new(spec), reply)).await?
+    }
+
+    /// The store, for listings.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// A sweep as it stands.
+    pub async fn view(&self, id: &SweepId) -> Result<View> {
+        if let Some(sweep) = self.find(id).await?
+            && let Ok(view) = sweep.view().await
+        {
+            return Ok(view);
+        }
+        let record = self.store.sweep(id).await?.ok_or_else(|| CoordinatorError::not_found("sweep", id))?;
+        Ok(View { sweep: record.sweep, trials: self.store.trials(id).await? })
+    }
+
+    /// A sweep as it stands, and what changes from then on; nothing does if it is over.
+    pub async fn watch(&self, id: &SweepId) -> Result<(View, Option<broadcast::Receiver<Change>>)> {
+        if let Some(sweep) = self.find(id).await?
+            && let Ok((view, changes)) = sweep.watch().await
+        {
+            return Ok((view, Some(changes)));
+        }
+        Ok((self.view(id).await?, None))
+    }
+
+    /// A trial as it stands.
+    pub async fn trial(&self, id: &TrialId) -> Result<TrialRecord> {
+        let (sweep, number) = parts(id)?;
+        if let Some(sweep) = self.find(&sweep).await?
+            && let Ok(trial) = sweep.trial(number).await
+        {
+            return trial;
+        }
+        self.store.trial(id).await?.ok_or_else(|| CoordinatorError::not_found("trial", id))
+    }
+
+    /// Whether a message about an attempt still counts.
+    ///
+    /// # Errors
+    /// `Fenced` if it does not; `NotFound` if there is no such trial.
+    pub async fn standing(&self, id: &TrialId, attempt: Attempt) -> Result<Standing> {
+        Standing::of(&self.trial(id).await?.trial, attempt)
+    }
+
+    /// Durable points of an attempt.
+    ///
+    /// # Errors
+    /// As [`Directory::standing`].
+    pub async fn metrics(&self, id: &TrialId, attempt: Attempt, points: Vec<MetricPoint>) -> Result<()> {
+        let (sweep, number) = parts(id)?;
+        if let Some(sweep) = self.find(&sweep).await?
+            && let Ok(done) = sweep.metrics(number, attempt, points).await
+        {
+            return done;
+        }
+        self.repetition(id, attempt).await
+    }
+
+    /// What an agent says of an attempt; durable when it returns.
+    ///
+    /// # Errors
+    /// As [`Directory::standing`].
+    pub async fn event(&self, id: &TrialId, attempt: Attempt, event: TrialEvent) -> Result<()> {
+        let (sweep, number) = parts(id)?;
+        if let Some(sweep) = self.find(&sweep).await?
+            && let Ok(done) = sweep.event(number, attempt, event).await
+        {
+            return done;
+        }
+        self.repetition(id, attempt).await
+    }
+
+    /// An attempt's checkpoint is in the object store; the trial's record points at it when this returns.
+    /// Answers with the paths that nothing points at any more.
+    ///
+    /// # Errors
+    /// As [`Directory::standing`].
+    pub async fn checkpoint(
+        &self,
+        id: &TrialId,
+        attempt: Attempt,
+        step: u64,
+        stored: Stored,
+    ) -> Result<Vec<String>> {
+        let (sweep, number) = parts(id)?;
+        if let Some(sweep) = self.find(&sweep).await?
+            && let Ok(done) = sweep.checkpoint(number, attempt, step, stored).await
+        {
+            return done;
+        }
+        self.repetition(id, attempt).await.map(|()| Vec::new())
+    }
+
+    /// Ends a trial for a person.
+    ///
+    /// # Errors
+    /// It is over, or there is none of that id.
+    pub async fn stop_trial(&self, id: &TrialId) -> Result<TrialRecord> {
+        let (sweep, number) = parts(id)?;
+        if let Some(sweep) = self.find(&sweep).await?
+            && let Ok(stopped) = sweep.stop_trial(number).await
+        {
+            return stopped;
+        }
+        let trial = self.trial(id).await?.trial;
+        Err(over("trial", id, trial.state.is_terminal(), trial.state.as_str()))
+    }
+
+    /// Ends a sweep and its trials for a person. Trials that train upload their adapters first.
+    ///
+    /// # Errors
+    /// It is over, or there is none of that id.
+    pub async fn cancel(&self, id: &SweepId) -> Result<View> {
+        if let Some(sweep) = self.find(id).await?
+            && let Ok(view) = sweep.cancel().await
+        {
+            return view;
+        }
+        let state = self.view(id).await?.sweep.state;
+        Err(over("sweep", id, state.is_terminal(), state.as_str()))
+    }
+
+    /// The sweep is not running: a message about one of its trials can only be a repetition.
+    async fn repetition(&self, id: &TrialId, attempt: Attempt) -> Result<()> {
+        match self.standing(id, attempt).await? {
+            Standing::Over => Ok(()),
+            Standing::Current => Err(Gone.into()),
+        }
+    }
+
+    async fn find(&self, id: &SweepId) -> Result<Option<SweepHandle>> {
+        Ok(self.mailbox.ask(|reply| Command::Find(id.clone(), reply)).await?)
+    }
+}
+
+fn parts(id: &TrialId) -> Result<(SweepId, u32)> {
+    id.sweep().zip(id.number()).ok_or_else(|| CoordinatorError::not_found("trial", id))
+}
+
+/// A thing that does not run although its record says so belongs to a coordinator that is ending.
+fn over(kind: &'static str, id: impl ToString, terminal: bool, state: &'static str) -> CoordinatorError {
+    if terminal { CoordinatorError::Over { kind, id: id.to_string(), state } } else { Gone.into() }
+}
+
+struct State {
+    tools: Tools,
+    running: HashMap<SweepId, SweepHandle>,
+    mailbox: Mailbox<Command>,
+    scope: Scope,
+}
+
+impl State {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+        let scope = self.scope.clone();
+        loop {
+            let command = tokio::select! {
+                () = scope.cancelled() => return,
+                command = inbox.recv() => command,
+            };
+            // Whoever asked and is gone since does not need the answer.
+            match command {
+                Some(Command::Submit(request_id, spec, reply)) => {
+                    let _ = reply.send(self.submit(request_id, *spec).await);
+                }
+                Some(Command::Find(id, reply)) => {
+                    let _ = reply.send(self.running.get(&id).cloned());
+                }
+                Some(Command::Ended(id)) => {
+                    self.running.remove(&id);
+                }
+                None => return,
+            }
+        }
+    }
+
+    async fn submit(&mut self, request_id: String, spec: SweepSpec) -> Result<View> {
+        if request_id.is_empty() {
+            return Err(CoordinatorError::invalid(
+                "request_id",
+                "is missing; make a UUID for each submission",
+            ));
+        }
+        let store = self.tools.store.clone();
+        if let Some(id) = store.request(&request_id).await? {
+            return self.existing(&id).await;
+        }
+        let max_trials = Searcher::new(&spec).map_err(CoordinatorError::problems)?.size();
+        let sweep = Sweep {
+            id: self.new_id(&spec.name).await?,
+            spec,
+            state: SweepState::Running,
+            request_id,
+            proposed: 0,
+            max_trials,
+            best: None,
+            cost_usd: 0.0,
+            failure: None,
+            created_at: self.tools.clock.now(),
+            finished_at: None,
+        };
+        tracing::info!(sweep = %sweep.id, ?max_trials, "a new sweep");
+        let record = SweepRecord { sweep, stop: None };
+        let mut batch = Batch::default();
+        batch.submission(&record);
+        store.commit(batch).await?;
+        let handle = self.run_sweep(record, Vec::new()).await?;
+        Ok(handle.view().await?)
+    }
+
+    async fn existing(&self, id: &SweepId) -> Result<View> {
+        if let Some(sweep) = self.running.get(id)
+            && let Ok(view) = sweep.view().await
+        {
+            return Ok(view);
+        }
+        let store = &self.tools.store;
+        let record = store.sweep(id).await?.ok_or_else(|| CoordinatorError::not_found("sweep", id))?;
+        Ok(View { sweep: record.sweep, trials: store.trials(id).await? })
+    }
+
+    /// `<name>-<4 hex digits>` that no sweep has.
+    async fn new_id(&self, name: &str) -> Result<SweepId> {
+        loop {
+            let [a, b, ..] = uuid::Uuid::new_v4().into_bytes();
+            let id = SweepId::new(format!("{name}-{a:02x}{b:02x}"));
+            if self.tools.store.sweep(&id).await?.is_none() {
+                return Ok(id);
+            }
+        }
+    }
+
+    async fn run_sweep(&mut self, record: SweepRecord, trials: Vec<TrialRecord>) -> Result<SweepHandle> {
+        let id = record.sweep.id.clone();
+        let directory = self.mailbox.clone();
+        let ended = |id| -> futures::future::BoxFuture<'static, ()> {
+            Box::pin(async move {
+                // A directory that is gone holds no sweep.
+                let _ = directory.tell(Command::Ended(id)).await;
+            })
+        };
+        let handle = SweepHandle::start(record, trials, self.tools.clone(), &self.scope, ended).await?;
+        self.running.insert(id, handle.clone());
+        Ok(handle)
+    }
+}

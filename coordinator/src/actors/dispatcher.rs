@@ -1,0 +1,477 @@
+//! The dispatcher: agents, their devices, the queue of waiting trials, and which device holds which trial until
+//! when. It decides by [`placement::solve`] and never waits for anyone: a grant goes out through the one-shot
+//! that came with the request, a loss through the one that went out with the grant.
+
+use super::message::{Outbox, StopReason, ToAgent};
+use super::meter::Meter;
+use crate::placement::{self, Slot, Waiting};
+use actor::{Gone, Mailbox, Reply, Scope};
+use domain::fleet::{Agent, Device, Holding};
+use domain::{AgentId, Attempt, Clock, DeviceId, Timestamp, TrialId};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+/// Commands that may wait.
+const CAPACITY: usize = 256;
+
+/// A trial that wants a device. Dropping `granted`'s other end withdraws it.
+#[derive(Debug)]
+pub struct Request {
+    /// The trial.
+    pub trial: TrialId,
+    /// The number that its assignment will have.
+    pub attempt: Attempt,
+    /// When the search proposed it: the oldest goes first.
+    pub created_at: Timestamp,
+    /// What it needs.
+    pub needs: Waiting,
+    /// Where the grant goes.
+    pub granted: oneshot::Sender<Grant>,
+}
+
+/// A device for a trial. Dropping it gives the device back when the lease ends at the latest.
+#[derive(Debug)]
+pub struct Grant {
+    /// The agent.
+    pub agent: AgentId,
+    /// Its device.
+    pub device: DeviceId,
+    /// The device's price, in US dollars an hour.
+    pub price_per_hour: f64,
+    /// Answers if the lease ends.
+    pub lost: Lost,
+}
+
+/// Answers if a lease ends, with the device time used: seconds × the trial's share of the device.
+pub type Lost = oneshot::Receiver<f64>;
+
+/// A trial that was assigned before this coordinator started.
+#[derive(Debug)]
+pub struct Expected {
+    /// The trial.
+    pub trial: TrialId,
+    /// The assignment.
+    pub attempt: Attempt,
+    /// The agent that holds it.
+    pub agent: AgentId,
+    /// The agent's device.
+    pub device: DeviceId,
+    /// What it needs.
+    pub needs: Waiting,
+}
+
+/// An agent as people see it.
+#[derive(Debug, Clone)]
+pub struct AgentView {
+    /// The agent.
+    pub agent: Agent,
+    /// Whether its session is open.
+    pub connected: bool,
+    /// When it was last heard from.
+    pub last_seen: Timestamp,
+    /// Trials it holds.
+    pub trials: Vec<TrialId>,
+}
+
+/// One opening of an agent's stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionId(u64);
+
+/// The terms on which an agent holds trials.
+#[derive(Debug, Clone, Copy)]
+pub struct Terms {
+    /// Time between heartbeats.
+    pub heartbeat: Duration,
+    /// Time without a heartbeat after which assignments go to other agents.
+    pub lease: Duration,
+}
+
+/// What the dispatcher is asked.
+#[derive(Debug)]
+enum Command {
+    Connect(Agent, Vec<Holding>, Outbox, Reply<SessionId>),
+    Heartbeat(AgentId, SessionId, Vec<Holding>, HashMap<DeviceId, String>, Reply<Option<Vec<Holding>>>),
+    Disconnect(AgentId, SessionId),
+    Enqueue(Request),
+    Expect(Expected, Reply<Lost>),
+    Send(TrialId, Attempt, ToAgent),
+    Release(TrialId, Attempt, bool, Reply<f64>),
+    Used(Vec<TrialId>, Reply<Vec<(TrialId, f64)>>),
+    Agents(Reply<Vec<AgentView>>),
+}
+
+/// Speaks to the dispatcher.
+#[derive(Debug, Clone)]
+pub struct Dispatcher(Mailbox<Command>);
+
+impl Dispatcher {
+    /// Starts the dispatcher. It ends with `scope`; assignments live on in the sweeps' records.
+    pub fn start(clock: Arc<dyn Clock>, terms: Terms, scope: &Scope) -> Self {
+        let (mailbox, inbox) = actor::mailbox(CAPACITY);
+        let state = State {
+            clock,
+            terms,
+            agents: BTreeMap::new(),
+            queue: Vec::new(),
+            held: BTreeMap::new(),
+            meters: HashMap::new(),
+            sessions: 0,
+        };
+        let ends = scope.clone();
+        scope.spawn("dispatcher", async move { state.run(inbox, ends).await });
+        Self(mailbox)
+    }
+
+    /// An agent's stream opened: welcomes it, renews the leases of what it holds, and says what it should not
+    /// hold. Replaces an older stream of the same agent.
+    pub async fn connect(
+        &self,
+        agent: Agent,
+        holdings: Vec<Holding>,
+        outbox: Outbox,
+    ) -> Result<SessionId, Gone> {
+        self.0.ask(|reply| Command::Connect(agent, holdings, outbox, reply)).await
+    }
+
+    /// A sign of life: renews the leases of what the agent holds, and answers with what it holds but should
+    /// not. `None`: a newer stream of the same agent has replaced this one.
+    pub async fn heartbeat(
+        &self,
+        agent: &AgentId,
+        session: SessionId,
+        holdings: Vec<Holding>,
+        resident_bases: HashMap<DeviceId, String>,
+    ) -> Result<Option<Vec<Holding>>, Gone> {
+        let agent = agent.clone();
+        self.0.ask(|reply| Command::Heartbeat(agent, session, holdings, resident_bases, reply)).await
+    }
+
+    /// An agent's stream closed. Its leases run on.
+    pub async fn disconnect(&self, agent: AgentId, session: SessionId) -> Result<(), Gone> {
+        self.0.tell(Command::Disconnect(agent, session)).await
+    }
+
+    /// A trial waits for a device.
+    pub async fn enqueue(&self, request: Request) -> Result<(), Gone> {
+        self.0.tell(Command::Enqueue(request)).await
+    }
+
+    /// A trial was assigned before this coordinator started: its agent has one full lease to come back.
+    pub async fn expect(&self, expected: Expected) -> Result<Lost, Gone> {
+        self.0.ask(|reply| Command::Expect(expected, reply)).await
+    }
+
+    /// Sends a message to the agent that holds the assignment. A stop reaches it after a reconnection too;
+    /// what else cannot be sent is made good when the lease ends.
+    pub async fn send(&self, trial: TrialId, attempt: Attempt, message: ToAgent) -> Result<(), Gone> {
+        self.0.tell(Command::Send(trial, attempt, message)).await
+    }
+
+    /// The device is free of the trial. `leaving`: the agent gives its trials back, so it gets none until it
+    /// connects anew. Answers with the device time used, as [`Lost`] does; 0 if the lease ended before.
+    pub async fn release(&self, trial: TrialId, attempt: Attempt, leaving: bool) -> Result<f64, Gone> {
+        self.0.ask(|reply| Command::Release(trial, attempt, leaving, reply)).await
+    }
+
+    /// The device time that each held trial of these used since it was assigned, as [`Lost`] has it.
+    pub async fn used(&self, trials: Vec<TrialId>) -> Result<Vec<(TrialId, f64)>, Gone> {
+        self.0.ask(|reply| Command::Used(trials, reply)).await
+    }
+
+    /// Every agent that connected since this coordinator started, by id.
+    pub async fn agents(&self) -> Result<Vec<AgentView>, Gone> {
+        self.0.ask(Command::Agents).await
+    }
+}
+
+/// A device of an agent.
+type Place = (AgentId, DeviceId);
+
+struct State {
+    clock: Arc<dyn Clock>,
+    terms: Terms,
+    agents: BTreeMap<AgentId, Entry>,
+    queue: Vec<Request>,
+    held: BTreeMap<TrialId, Held>,
+    meters: HashMap<Place, Meter>,
+    sessions: u64,
+}
+
+struct Entry {
+    agent: Agent,
+    session: Option<(SessionId, Outbox)>,
+    leaving: bool,
+    last_seen: Timestamp,
+}
+
+struct Held {
+    attempt: Attempt,
+    place: Place,
+    needs: Waiting,
+    /// When the lease ends.
+    deadline: Instant,
+    /// The meter's reading at assignment.
+    from: f64,
+    /// The stop to repeat when the agent reconnects.
+    stop: Option<StopReason>,
+    lost: oneshot::Sender<f64>,
+}
+
+impl State {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Command>, scope: Scope) {
+        loop {
+            let earliest = self.held.values().map(|h| h.deadline).min();
+            let expiry = async {
+                match earliest {
+                    Some(deadline) => tokio::time::sleep_until(deadline).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = scope.cancelled() => return,
+                command = inbox.recv() => match command {
+                    Some(command) => self.handle(command),
+                    None => return,
+                },
+                () = expiry => self.expire(),
+            }
+            self.place();
+        }
+    }
+
+    fn handle(&mut self, command: Command) {
+        // Whoever asked and is gone since does not need the answer.
+        match command {
+            Command::Connect(agent, holdings, outbox, reply) => {
+                let _ = reply.send(self.connect(agent, &holdings, outbox));
+            }
+            Command::Heartbeat(agent, session, holdings, resident, reply) => {
+                let _ = reply.send(self.heartbeat(&agent, session, &holdings, &resident));
+            }
+            Command::Disconnect(agent, session) => self.disconnect(&agent, session),
+            Command::Enqueue(request) => self.queue.push(request),
+            Command::Expect(expected, reply) => {
+                let place = (expected.agent, expected.device);
+                let (lost, answer) = oneshot::channel();
+                self.hold(expected.trial, expected.attempt, place, expected.needs, lost);
+                let _ = reply.send(answer);
+            }
+            Command::Send(trial, attempt, message) => self.send(&trial, attempt, message),
+            Command::Release(trial, attempt, leaving, reply) => {
+                let _ = reply.send(self.release(&trial, attempt, leaving));
+            }
+            Command::Used(trials, reply) => {
+                let _ = reply.send(self.used(trials));
+            }
+            Command::Agents(reply) => {
+                let _ = reply.send(self.views());
+            }
+        }
+    }
+
+    fn connect(&mut self, agent: Agent, holdings: &[Holding], outbox: Outbox) -> SessionId {
+        self.sessions += 1;
+        let session = SessionId(self.sessions);
+        let id = agent.id.clone();
+        let last_seen = self.clock.now();
+        // An older stream's outbox is dropped here, which ends that stream.
+        let entry = Entry { agent, session: Some((session, outbox)), leaving: false, last_seen };
+        self.agents.insert(id.clone(), entry);
+        let drop = self.renew(&id, holdings);
+        let Terms { heartbeat, lease } = self.terms;
+        self.reach(&id, ToAgent::Welcome { heartbeat, lease, drop });
+        for holding in holdings {
+            let held = self.held.get(&holding.trial).filter(|held| held.attempt == holding.attempt);
+            if let Some(reason) = held.and_then(|held| held.stop) {
+                self.reach(&id, ToAgent::Stop(holding.trial.clone(), holding.attempt, reason));
+            }
+        }
+        session
+    }
+
+    fn heartbeat(
+        &mut self,
+        agent: &AgentId,
+        session: SessionId,
+        holdings: &[Holding],
+        resident: &HashMap<DeviceId, String>,
+    ) -> Option<Vec<Holding>> {
+        let entry = self.agents.get_mut(agent).filter(|entry| entry.is(session))?;
+        entry.last_seen = self.clock.now();
+        for device in &mut entry.agent.devices {
+            device.resident_base = resident.get(&device.id).cloned();
+        }
+        Some(self.renew(agent, holdings))
+    }
+
+    /// Renews what is current and answers with the rest.
+    fn renew(&mut self, agent: &AgentId, holdings: &[Holding]) -> Vec<Holding> {
+        let deadline = Instant::now() + self.terms.lease;
+        let mut stale = Vec::new();
+        for holding in holdings {
+            match self.held.get_mut(&holding.trial) {
+                Some(held) if held.attempt == holding.attempt && held.place.0 == *agent => {
+                    held.deadline = deadline;
+                }
+                _ => stale.push(holding.clone()),
+            }
+        }
+        stale
+    }
+
+    fn disconnect(&mut self, agent: &AgentId, session: SessionId) {
+        if let Some(entry) = self.agents.get_mut(agent).filter(|entry| entry.is(session)) {
+            entry.session = None;
+            entry.last_seen = self.clock.now();
+        }
+    }
+
+    fn hold(
+        &mut self,
+        trial: TrialId,
+        attempt: Attempt,
+        place: Place,
+        needs: Waiting,
+        lost: oneshot::Sender<f64>,
+    ) {
+        let from = self.meters.entry(place.clone()).or_default().take(self.clock.monotonic());
+        let deadline = Instant::now() + self.terms.lease;
+        self.held.insert(trial, Held { attempt, place, needs, deadline, from, stop: None, lost });
+    }
+
+    fn send(&mut self, trial: &TrialId, attempt: Attempt, message: ToAgent) {
+        let Some(held) = self.held.get_mut(trial).filter(|held| held.attempt == attempt) else { return };
+        if let ToAgent::Stop(_, _, reason) = message {
+            held.stop = Some(reason);
+        }
+        let agent = held.place.0.clone();
+        self.reach(&agent, message);
+    }
+
+    fn reach(&mut self, agent: &AgentId, message: ToAgent) {
+        let Some(entry) = self.agents.get_mut(agent) else { return };
+        if let Some((_, outbox)) = &entry.session
+            && outbox.send(message).is_err()
+        {
+            tracing::warn!(%agent, "the agent's stream is gone or too slow; cutting it off");
+            entry.session = None;
+        }
+    }
+
+    fn release(&mut self, trial: &TrialId, attempt: Attempt, leaving: bool) -> f64 {
+        if self.held.get(trial).is_none_or(|held| held.attempt != attempt) {
+            return 0.0;
+        }
+        let Some((seconds, held)) = self.end(trial) else { return 0.0 };
+        if let Some(entry) = self.agents.get_mut(&held.place.0).filter(|_| leaving) {
+            entry.leaving = true;
+        }
+        seconds
+    }
+
+    /// Takes a trial off its device; answers with the device time it used.
+    fn end(&mut self, trial: &TrialId) -> Option<(f64, Held)> {
+        let held = self.held.remove(trial)?;
+        let now = self.clock.monotonic();
+        let reading = self.meters.get_mut(&held.place).map_or(held.from, |meter| meter.give(now));
+        Some((reading - held.from, held))
+    }
+
+    fn expire(&mut self) {
+        let now = Instant::now();
+        let over: Vec<_> =
+            self.held.iter().filter(|(_, h)| h.deadline <= now).map(|(t, _)| t.clone()).collect();
+        for trial in over {
+            let Some((seconds, held)) = self.end(&trial) else { continue };
+            let (agent, attempt) = (&held.place.0, held.attempt);
+            tracing::warn!(%trial, %attempt, %agent, "the lease ended without a heartbeat");
+            self.reach(agent, ToAgent::Stop(trial, attempt, StopReason::Fenced));
+            // A sweep that is gone has no use for it.
+            let _ = held.lost.send(seconds);
+        }
+    }
+
+    fn used(&mut self, trials: Vec<TrialId>) -> Vec<(TrialId, f64)> {
+        let now = self.clock.monotonic();
+        let read = |trial: TrialId| {
+            let held = self.held.get(&trial)?;
+            let reading = self.meters.get_mut(&held.place)?.read(now);
+            Some((trial, reading - held.from))
+        };
+        trials.into_iter().filter_map(read).collect()
+    }
+
+    fn views(&self) -> Vec<AgentView> {
+        let holds = |id: &AgentId| {
+            let held = self.held.iter().filter(|(_, held)| held.place.0 == *id);
+            held.map(|(trial, _)| trial.clone()).collect()
+        };
+        let view = |(id, entry): (&AgentId, &Entry)| AgentView {
+            agent: entry.agent.clone(),
+            connected: entry.session.is_some(),
+            last_seen: entry.last_seen,
+            trials: holds(id),
+        };
+        self.agents.iter().map(view).collect()
+    }
+
+    /// Gives waiting trials to devices.
+    fn place(&mut self) {
+        self.queue.retain(|request| !request.granted.is_closed());
+        if self.queue.is_empty() {
+            return;
+        }
+        self.queue.sort_by_key(|r| (r.created_at, r.trial.sweep(), r.trial.number()));
+        let (places, slots): (Vec<_>, Vec<_>) = self.slots().unzip();
+        let waiting: Vec<_> = self.queue.iter().map(|request| request.needs.clone()).collect();
+        let assignments: HashMap<_, _> = placement::solve(&waiting, &slots).into_iter().collect();
+        let queue = std::mem::take(&mut self.queue);
+        for (index, request) in queue.into_iter().enumerate() {
+            match assignments.get(&index) {
+                Some(&device) => self.grant(request, places[device].clone(), slots[device].price_per_hour),
+                None => self.queue.push(request),
+            }
+        }
+    }
+
+    fn grant(&mut self, request: Request, place: Place, price_per_hour: f64) {
+        let Request { trial, attempt, needs, granted, .. } = request;
+        let (lost, answer) = oneshot::channel();
+        let grant = Grant { agent: place.0.clone(), device: place.1.clone(), price_per_hour, lost: answer };
+        self.hold(trial.clone(), attempt, place, needs, lost);
+        if granted.send(grant).is_err() {
+            self.end(&trial);
+        }
+    }
+
+    /// The devices of agents that can be reached and do not leave.
+    fn slots(&self) -> impl Iterator<Item = (Place, Slot)> {
+        let open = self.agents.values().filter(|entry| entry.session.is_some() && !entry.leaving);
+        open.flat_map(|entry| entry.agent.devices.iter().map(|device| self.slot(&entry.agent.id, device)))
+    }
+
+    fn slot(&self, agent: &AgentId, device: &Device) -> (Place, Slot) {
+        let place = (agent.clone(), device.id.clone());
+        let held: Vec<_> = self.held.values().filter(|held| held.place == place).collect();
+        let slot = Slot {
+            accelerator: device.accelerator.clone(),
+            memory_bytes: device.memory_bytes,
+            max_pack_size: device.max_pack_size,
+            price_per_hour: device.price_per_hour,
+            resident: device.resident_base.clone(),
+            base: held.first().map(|held| held.needs.base.clone()),
+            held: held.len() as u32,
+            reserved_bytes: held.iter().map(|held| held.needs.peak_bytes).sum(),
+        };
+        (place, slot)
+    }
+}
+
+impl Entry {
+    fn is(&self, session: SessionId) -> bool {
+        self.session.as_ref().is_some_and(|(id, _)| *id == session)
+    }
+}

@@ -1,0 +1,181 @@
+//! What agents and coordinator say to each other, in domain types; `grpc::agents` puts it on the wire.
+
+use crate::error::CoordinatorError;
+use domain::fleet::{Agent, Holding};
+use domain::metric::MetricPoint;
+use domain::trial::{Digests, Failure, TrialConfig, TrialSummary};
+use domain::{Attempt, DeviceId, TrialId};
+use std::collections::HashMap;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// From an agent.
+#[derive(Debug, Clone, PartialEq)]
+pub enum FromAgent {
+    /// Who speaks and what it holds.
+    Hello(Agent, Vec<Holding>),
+    /// A sign of life.
+    Heartbeat {
+        /// What the agent holds.
+        holdings: Vec<Holding>,
+        /// Each device's resident base, by device.
+        resident_bases: HashMap<DeviceId, String>,
+    },
+    /// Metric points of one trial.
+    Metrics(Numbered<Vec<MetricPoint>>),
+    /// Something happened to a trial.
+    Event(Numbered<TrialEvent>),
+}
+
+/// A message about one trial that is to be acknowledged.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Numbered<T> {
+    /// The trial.
+    pub trial: TrialId,
+    /// The assignment.
+    pub attempt: Attempt,
+    /// The agent's running number of the message.
+    pub sequence: u64,
+    /// What it says.
+    pub body: T,
+}
+
+/// Something happened to a trial.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TrialEvent {
+    /// It trains.
+    Started {
+        /// Steps it will make if nothing ends it.
+        total_steps: u64,
+        /// Finished steps it starts from.
+        start_step: u64,
+        /// What is trained on what.
+        digests: Option<Digests>,
+    },
+    /// It ended, with its last checkpoint uploaded before.
+    Finished {
+        /// How.
+        ending: Ending,
+        /// Its numbers.
+        summary: Box<TrialSummary>,
+        /// More about a divergence.
+        message: String,
+    },
+    /// It could not go on.
+    Failed(Failure),
+    /// The agent gave it back unfinished.
+    Released,
+}
+
+impl TrialEvent {
+    /// Its name in logs.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Started { .. } => "started",
+            Self::Finished { .. } => "finished",
+            Self::Failed(_) => "failed",
+            Self::Released => "released",
+        }
+    }
+}
+
+/// How a trial's training ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// It made all its steps.
+    Completed,
+    /// It was told to stop.
+    Stopped,
+    /// Its loss became NaN or infinite.
+    Diverged,
+}
+
+/// To an agent.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ToAgent {
+    /// The session is open.
+    Welcome {
+        /// Time between heartbeats.
+        heartbeat: Duration,
+        /// Time without a heartbeat after which assignments go to other agents.
+        lease: Duration,
+        /// Holdings that are not current.
+        drop: Vec<Holding>,
+    },
+    /// Train this.
+    Assign(Box<Assignment>),
+    /// End this.
+    Stop(TrialId, Attempt, StopReason),
+    /// Durable up to this sequence number.
+    Acknowledge(TrialId, Attempt, u64),
+}
+
+/// Why an agent is to end a trial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopReason {
+    /// The search, or the budget, ended it early.
+    Search,
+    /// A person ended it.
+    Cancelled,
+    /// The assignment is not current.
+    Fenced,
+}
+
+/// A trial given to a device.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Assignment {
+    /// The trial.
+    pub trial: TrialId,
+    /// The assignment's number.
+    pub attempt: Attempt,
+    /// The device to train on.
+    pub device: DeviceId,
+    /// Every parameter with the value in force.
+    pub config: TrialConfig,
+    /// The step of the checkpoint to go on from.
+    pub resume_step: Option<u64>,
+    /// What earlier attempts were trained on.
+    pub digests: Option<Digests>,
+    /// Predicted peak bytes; 0 is unknown.
+    pub predicted_peak_memory_bytes: u64,
+}
+
+/// Messages that may wait for a slow agent before its stream is cut.
+pub const OUTBOX_CAPACITY: usize = 256;
+
+/// The way to an agent. It never waits: an agent so slow that [`OUTBOX_CAPACITY`] messages wait for it is cut
+/// off, and says what it holds when it comes back. The stream ends when all clones are dropped.
+#[derive(Debug, Clone)]
+pub struct Outbox(mpsc::Sender<Result<ToAgent, CoordinatorError>>);
+
+/// The end of an [`Outbox`] that the stream reads.
+pub type Outgoing = mpsc::Receiver<Result<ToAgent, CoordinatorError>>;
+
+impl Outbox {
+    /// An outbox and the end that the stream reads.
+    pub fn new() -> (Self, Outgoing) {
+        let (sender, receiver) = mpsc::channel(OUTBOX_CAPACITY);
+        (Self(sender), receiver)
+    }
+
+    /// Sends, or says that the agent cannot be reached.
+    pub fn send(&self, message: ToAgent) -> Result<(), Unreachable> {
+        self.0.try_send(Ok(message)).map_err(|_| Unreachable)
+    }
+
+    /// Ends the stream with an error.
+    pub fn refuse(&self, error: CoordinatorError) {
+        // If there is no room for it, the stream ends all the same, without saying why.
+        let _ = self.0.try_send(Err(error));
+    }
+
+    /// Returns when the stream's reader is gone.
+    pub async fn closed(&self) {
+        self.0.closed().await;
+    }
+}
+
+/// The agent's stream is gone or too slow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the agent cannot be reached")]
+pub struct Unreachable;

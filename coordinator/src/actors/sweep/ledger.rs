@@ -1,0 +1,455 @@
+//! What happens to a sweep's records, without I/O: each method applies one happening, marks what it changed and
+//! says what is to be done about it. The actor writes the changes, then does what was said.
+
+use crate::actors::message::{Assignment, Ending, StopReason, TrialEvent};
+use crate::artifacts::Stored;
+use crate::error::{CoordinatorError, Result};
+use crate::search::{Proposal, Proposed, Searcher, Verdict};
+use crate::store::{Checkpoint, Placement, StopCause, SweepRecord, TrialRecord};
+use domain::metric::{EVAL_LOSS, MetricPoint};
+use domain::sweep::SweepState;
+use domain::trial::{Digests, Failure, FailureClass, Trial, TrialState, TrialSummary};
+use domain::{Attempt, Timestamp, TrialId};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Trials that wait for a device at most, so that a device that frees up finds one.
+const QUEUE_AHEAD: usize = 8;
+
+/// Times that a trial may be lost, or fail through no fault of its own, between two checkpoints.
+const MOST_LOSSES: u32 = 3;
+
+/// What is to be done once a change is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// The trial wants a device.
+    Enqueue(u32),
+    /// Its agent is to end it.
+    Stop(u32, Attempt, StopReason),
+}
+
+/// Whether a message about an attempt still counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// The attempt is current.
+    Current,
+    /// The attempt was the trial's last, and the trial is over: what comes now is a repetition.
+    Over,
+}
+
+impl Standing {
+    /// Where an attempt of a trial stands; an error if it is not the trial's newest.
+    pub fn of(trial: &Trial, attempt: Attempt) -> Result<Self> {
+        match trial.attempt == attempt {
+            true if trial.state.holds_device() => Ok(Self::Current),
+            true if trial.state.is_terminal() => Ok(Self::Over),
+            _ => Err(CoordinatorError::Fenced { trial: trial.id.clone(), attempt }),
+        }
+    }
+}
+
+/// A sweep's records and search.
+pub struct Ledger {
+    record: SweepRecord,
+    trials: BTreeMap<u32, TrialRecord>,
+    searcher: Searcher,
+    exhausted: bool,
+    changed: BTreeSet<u32>,
+    sweep_changed: bool,
+    effects: Vec<Effect>,
+}
+
+impl Ledger {
+    /// A sweep as its records have it, with the search brought to where it was.
+    pub fn new(record: SweepRecord, trials: Vec<TrialRecord>) -> Result<Self> {
+        let mut searcher = Searcher::new(&record.sweep.spec).map_err(CoordinatorError::problems)?;
+        searcher.fast_forward(record.sweep.proposed);
+        let numbered = trials.into_iter().filter_map(|t| Some((t.trial.id.number()?, t)));
+        Ok(Self {
+            record,
+            trials: numbered.collect(),
+            searcher,
+            exhausted: false,
+            changed: BTreeSet::new(),
+            sweep_changed: false,
+            effects: Vec::new(),
+        })
+    }
+
+    /// Brings a trial to where its durable curve stands, and tells the search what it knew.
+    pub fn replay(&mut self, number: u32, curve: &[MetricPoint]) -> Result<()> {
+        let record = self.get_mut(number)?;
+        if !curve.is_empty() {
+            record.trial.step = 0;
+        }
+        self.take_points(number, curve)?;
+        let record = self.get(number)?;
+        if record.trial.state.is_terminal() {
+            let value = feasible(record);
+            self.searcher.ended(number, value);
+        }
+        Ok(())
+    }
+
+    /// The sweep.
+    pub fn record(&self) -> &SweepRecord {
+        &self.record
+    }
+
+    /// Its trials, by number.
+    pub fn trials(&self) -> &BTreeMap<u32, TrialRecord> {
+        &self.trials
+    }
+
+    /// A trial.
+    pub fn get(&self, number: u32) -> Result<&TrialRecord> {
+        self.trials.get(&number).ok_or_else(|| unknown(&self.record, number))
+    }
+
+    fn get_mut(&mut self, number: u32) -> Result<&mut TrialRecord> {
+        self.trials.get_mut(&number).ok_or_else(|| unknown(&self.record, number))
+    }
+
+    /// Whether anything is to be written.
+    pub fn is_changed(&self) -> bool {
+        self.sweep_changed || !self.changed.is_empty()
+    }
+
+    /// Takes the changes since the last call: whether the sweep changed, and which trials did.
+    pub fn changes(&mut self) -> (bool, BTreeSet<u32>) {
+        (std::mem::take(&mut self.sweep_changed), std::mem::take(&mut self.changed))
+    }
+
+    /// Takes what is to be done.
+    pub fn effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Proposes as many trials as may wait.
+    pub fn fill(&mut self, now: Timestamp) {
+        while self.record.stop.is_none() && self.waiting() < QUEUE_AHEAD {
+            match self.searcher.propose() {
+                Proposal::Trial(proposed) => self.enter(proposed, now),
+                Proposal::Wait => return,
+                Proposal::Exhausted => {
+                    self.exhausted = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    fn waiting(&self) -> usize {
+        self.trials.values().filter(|t| t.trial.state == TrialState::Queued).count()
+    }
+
+    fn enter(&mut self, proposed: Proposed, now: Timestamp) {
+        let number = proposed.number;
+        let id = TrialId::of(&self.record.sweep.id, number);
+        self.trials.insert(number, TrialRecord::new(id, proposed.config, proposed.parameters, now));
+        self.record.sweep.proposed = number;
+        self.changed.insert(number);
+        self.sweep_changed = true;
+        self.effects.push(Effect::Enqueue(number));
+    }
+
+    /// A device was granted to a waiting trial; answers with its new assignment.
+    pub fn assign(&mut self, number: u32, placement: Placement) -> Result<Assignment> {
+        self.go(number, TrialState::Assigned)?;
+        let record = self.get_mut(number)?;
+        let resume_step = record.checkpoint.as_ref().map(|c| c.step);
+        let trial = &mut record.trial;
+        trial.attempt = trial.attempt.next();
+        trial.step = resume_step.unwrap_or(0);
+        trial.attempts.push((trial.attempt, trial.step));
+        trial.agent = Some(placement.agent.to_string());
+        let assignment = Assignment {
+            trial: trial.id.clone(),
+            attempt: trial.attempt,
+            device: placement.device.clone(),
+            config: trial.config.clone(),
+            resume_step,
+            digests: trial.digests.clone(),
+            predicted_peak_memory_bytes: 0,
+        };
+        record.placement = Some(placement);
+        Ok(assignment)
+    }
+
+    /// Durable points of the current attempt.
+    pub fn metrics(&mut self, number: u32, points: &[MetricPoint]) -> Result<()> {
+        let verdict = self.take_points(number, points)?;
+        if verdict == Verdict::Stop && self.get(number)?.stop.is_none() {
+            self.stop(number, StopCause::Search)?;
+        }
+        Ok(())
+    }
+
+    fn take_points(&mut self, number: u32, points: &[MetricPoint]) -> Result<Verdict> {
+        let record = self.trials.get_mut(&number).ok_or_else(|| unknown(&self.record, number))?;
+        let mut verdict = Verdict::Continue;
+        // Step 0 is the base without an adapter, and what is not newer is a repetition.
+        for point in points {
+            if point.step <= record.trial.step {
+                continue;
+            }
+            record.trial.step = point.step;
+            record.trial.eval_loss = point.get(EVAL_LOSS).or(record.trial.eval_loss);
+            if let Some(value) = point.get(&self.record.sweep.spec.search.metric) {
+                record.value = Some(value);
+                if self.searcher.report(number, point.step, value) == Verdict::Stop {
+                    verdict = Verdict::Stop;
+                }
+            }
+        }
+        Ok(verdict)
+    }
+
+    /// What the agent says of the current attempt.
+    pub fn event(&mut self, number: u32, event: TrialEvent, now: Timestamp) -> Result<()> {
+        match event {
+            TrialEvent::Started { total_steps, digests, .. } => {
+                self.started(number, total_steps, digests, now)
+            }
+            TrialEvent::Finished { ending, summary, message } => {
+                self.go(number, TrialState::Running)?;
+                self.summarise(number, *summary)?;
+                self.finished(number, ending, message, now)
+            }
+            TrialEvent::Failed(failure) if failure.class == FailureClass::Infrastructure => {
+                self.lost(number, &failure.message, now)
+            }
+            TrialEvent::Failed(failure) => self.fail(number, failure, now),
+            TrialEvent::Released => self.requeue(number, now),
+        }
+    }
+
+    fn started(
+        &mut self,
+        number: u32,
+        total_steps: u64,
+        digests: Option<Digests>,
+        now: Timestamp,
+    ) -> Result<()> {
+        let before = self.get(number)?.trial.digests.clone();
+        if let (Some(before), Some(digests)) = (&before, &digests)
+            && before != digests
+        {
+            let message = format!(
+                "what it trains on changed between two attempts: it was {before:?}, it is {digests:?}; submit \
+                 the sweep anew"
+            );
+            return self.fail(number, Failure { class: FailureClass::User, message }, now);
+        }
+        self.go(number, TrialState::Running)?;
+        let trial = &mut self.get_mut(number)?.trial;
+        trial.total_steps = Some(total_steps);
+        trial.started_at = trial.started_at.or(Some(now));
+        trial.digests = digests.or(before);
+        Ok(())
+    }
+
+    fn summarise(&mut self, number: u32, summary: TrialSummary) -> Result<()> {
+        let compared = self.record.sweep.spec.search.metric == EVAL_LOSS;
+        let record = self.get_mut(number)?;
+        if let Some(loss) = summary.eval_loss {
+            record.trial.eval_loss = Some(loss);
+            record.value = if compared { Some(loss) } else { record.value };
+        }
+        record.trial.summary = Some(summary);
+        Ok(())
+    }
+
+    fn finished(&mut self, number: u32, ending: Ending, message: String, now: Timestamp) -> Result<()> {
+        let asked = self.get(number)?.stop;
+        match ending {
+            Ending::Completed => self.end(number, TrialState::Completed, now),
+            Ending::Stopped => self.end(number, ended_by(asked.unwrap_or(StopCause::Search)), now),
+            Ending::Diverged => self.fail(number, Failure { class: FailureClass::Diverged, message }, now),
+        }
+    }
+
+    /// The current attempt ended through no fault of the trial: it waits again, unless that happened too often.
+    pub fn lost(&mut self, number: u32, why: &str, now: Timestamp) -> Result<()> {
+        let record = self.get_mut(number)?;
+        record.losses += 1;
+        if record.losses < MOST_LOSSES || record.stop.is_some() {
+            return self.requeue(number, now);
+        }
+        let message = format!("{why}; {MOST_LOSSES} times since its last checkpoint");
+        self.fail(number, Failure { class: FailureClass::Infrastructure, message }, now)
+    }
+
+    fn requeue(&mut self, number: u32, now: Timestamp) -> Result<()> {
+        self.go(number, TrialState::Queued)?;
+        let record = self.get_mut(number)?;
+        record.placement = None;
+        match record.stop {
+            Some(cause) => self.end(number, ended_by(cause), now),
+            None => {
+                self.effects.push(Effect::Enqueue(number));
+                Ok(())
+            }
+        }
+    }
+
+    fn fail(&mut self, number: u32, failure: Failure, now: Timestamp) -> Result<()> {
+        let diverged = failure.class == FailureClass::Diverged;
+        if diverged {
+            self.go(number, TrialState::Running)?;
+        }
+        self.get_mut(number)?.trial.failure = Some(failure);
+        self.end(number, if diverged { TrialState::Diverged } else { TrialState::Failed }, now)
+    }
+
+    fn end(&mut self, number: u32, state: TrialState, now: Timestamp) -> Result<()> {
+        self.go(number, state)?;
+        let record = self.get_mut(number)?;
+        record.trial.finished_at = Some(now);
+        record.placement = None;
+        let value = feasible(record);
+        self.searcher.ended(number, value);
+        Ok(())
+    }
+
+    /// Moves a trial along the table of states; staying is no move.
+    fn go(&mut self, number: u32, to: TrialState) -> Result<()> {
+        let trial = &mut self.get_mut(number)?.trial;
+        if trial.state != to {
+            trial.state = trial.state.transition(to)?;
+        }
+        self.changed.insert(number);
+        Ok(())
+    }
+
+    /// A checkpoint of the current attempt is in the object store. Answers with the paths that nothing points
+    /// at any more.
+    pub fn checkpoint(&mut self, number: u32, step: u64, stored: Stored) -> Result<Vec<String>> {
+        let record = self.get_mut(number)?;
+        let before = record.paths();
+        if let Some(adapter) = &stored.adapter {
+            record.trial.adapter = Some(adapter.clone());
+            record.adapter_step = step;
+        }
+        if let (Some(adapter), Some(resume)) = (stored.adapter, stored.resume) {
+            record.trial.resume = Some((resume.clone(), step));
+            record.checkpoint = Some(Checkpoint { step, adapter, resume });
+            record.losses = 0;
+        }
+        let after = record.paths();
+        self.changed.insert(number);
+        Ok(before.difference(&after).cloned().collect())
+    }
+
+    /// What the current assignment has cost so far: device seconds × share × price.
+    pub fn charge(&mut self, number: u32, seconds: f64) -> Result<()> {
+        let record = self.get_mut(number)?;
+        let price = record.placement.as_ref().map_or(0.0, |p| p.price_per_hour);
+        let cost = record.earlier_cost_usd + seconds * price / 3600.0;
+        if record.trial.cost_usd != Some(cost) {
+            record.trial.cost_usd = Some(cost);
+            self.changed.insert(number);
+        }
+        Ok(())
+    }
+
+    /// The current assignment ends: what it cost comes before what the next one will.
+    pub fn close_account(&mut self, number: u32, seconds: f64) -> Result<()> {
+        self.charge(number, seconds)?;
+        let record = self.get_mut(number)?;
+        record.earlier_cost_usd = record.trial.cost_usd.unwrap_or_default();
+        Ok(())
+    }
+
+    /// Ends a trial before its time: at once if it waits, else by telling its agent.
+    pub fn stop_trial(&mut self, number: u32, cause: StopCause, now: Timestamp) -> Result<()> {
+        let trial = &self.get(number)?.trial;
+        match trial.state {
+            state if state.is_terminal() => {
+                Err(CoordinatorError::Over { kind: "trial", id: trial.id.to_string(), state: state.as_str() })
+            }
+            TrialState::Queued => self.end(number, ended_by(cause), now),
+            _ => self.stop(number, cause),
+        }
+    }
+
+    fn stop(&mut self, number: u32, cause: StopCause) -> Result<()> {
+        let record = self.get_mut(number)?;
+        let cause = cause.after(record.stop);
+        record.stop = Some(cause);
+        let reason = if cause == StopCause::Person { StopReason::Cancelled } else { StopReason::Search };
+        let attempt = record.trial.attempt;
+        self.effects.push(Effect::Stop(number, attempt, reason));
+        self.changed.insert(number);
+        Ok(())
+    }
+
+    /// Proposes no more, and ends all that is under way.
+    pub fn stop_all(&mut self, cause: StopCause, now: Timestamp) -> Result<()> {
+        self.record.stop = Some(cause.after(self.record.stop));
+        self.sweep_changed = true;
+        let live: Vec<_> = self.live().collect();
+        live.into_iter().try_for_each(|number| self.stop_trial(number, cause, now))
+    }
+
+    fn live(&self) -> impl Iterator<Item = u32> {
+        self.trials.iter().filter(|(_, t)| !t.trial.state.is_terminal()).map(|(n, _)| *n)
+    }
+
+    /// Brings the sweep's own record up to date, and ends it if nothing is left to do.
+    pub fn settle(&mut self, now: Timestamp) {
+        let before = self.record.sweep.clone();
+        let best = self.best();
+        let over = (self.exhausted || self.record.stop.is_some()) && self.live().next().is_none();
+        let failure = self.failure();
+        let sweep = &mut self.record.sweep;
+        sweep.best = best;
+        sweep.cost_usd = self.trials.values().filter_map(|t| t.trial.cost_usd).sum();
+        if over && sweep.state == SweepState::Running {
+            sweep.finished_at = Some(now);
+            (sweep.state, sweep.failure) = match (self.record.stop, failure) {
+                (Some(StopCause::Person), _) => (SweepState::Cancelled, None),
+                (_, Some(failure)) => (SweepState::Failed, Some(failure)),
+                (_, None) => (SweepState::Completed, None),
+            };
+        }
+        self.sweep_changed |= self.record.sweep != before;
+    }
+
+    /// The first trial's failure, if every trial failed.
+    fn failure(&self) -> Option<String> {
+        let all = self.trials.values().all(|t| t.trial.state == TrialState::Failed);
+        let first = &self.trials.values().next().filter(|_| all)?.trial;
+        let why = first.failure.as_ref().map(|f| f.message.as_str()).unwrap_or_default();
+        Some(format!("every trial failed; {}: {why}", first.id))
+    }
+
+    /// The best of the completed trials; while there is none, the best of those that were stopped.
+    fn best(&self) -> Option<(TrialId, f64)> {
+        let goal = self.record.sweep.spec.search.goal;
+        let of = |state: TrialState| {
+            let ended = self.trials.values().filter(move |t| t.trial.state == state);
+            let valued = ended.filter_map(|t| Some((t, t.value.filter(|v| !v.is_nan())?)));
+            valued.reduce(|best, next| if goal.better(next.1, best.1) { next } else { best })
+        };
+        let best = of(TrialState::Completed).or_else(|| of(TrialState::Stopped));
+        best.map(|(t, value)| (t.trial.id.clone(), value))
+    }
+}
+
+fn unknown(sweep: &SweepRecord, number: u32) -> CoordinatorError {
+    CoordinatorError::not_found("trial", TrialId::of(&sweep.sweep.id, number))
+}
+
+/// The state of a trial that ended because it was told to.
+fn ended_by(cause: StopCause) -> TrialState {
+    match cause {
+        StopCause::Person => TrialState::Cancelled,
+        StopCause::Search | StopCause::Budget => TrialState::Stopped,
+    }
+}
+
+/// What the search is told of a trial that is over.
+fn feasible(record: &TrialRecord) -> Option<f64> {
+    let sound = matches!(record.trial.state, TrialState::Completed | TrialState::Stopped);
+    record.value.filter(|_| sound)
+}

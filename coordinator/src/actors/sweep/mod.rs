@@ -1,0 +1,474 @@
+//! A running sweep: it owns the sweep's record, its trials and its search. Each change is durable before anyone
+//! hears of it. The actor ends with the sweep.
+
+mod ledger;
+
+pub use ledger::Standing;
+
+use super::dispatcher::{Dispatcher, Expected, Grant, Request};
+use super::message::{StopReason, ToAgent, TrialEvent};
+use crate::artifacts::Stored;
+use crate::error::Result;
+use crate::history::History;
+use crate::placement::Waiting;
+use crate::store::{Batch, Placement, StopCause, Store, SweepRecord, TrialRecord};
+use actor::{Gone, Mailbox, Reply, Scope};
+use domain::metric::MetricPoint;
+use domain::sweep::Sweep;
+use domain::trial::{Trial, TrialState};
+use domain::{Attempt, Clock, SweepId, Timestamp, TrialId};
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use ledger::{Effect, Ledger};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::time::MissedTickBehavior;
+
+/// Commands that may wait.
+const CAPACITY: usize = 64;
+
+/// Changes that a watcher may lag behind before it gets a fresh picture.
+const CHANGES: usize = 256;
+
+/// What the sweeps work with.
+#[derive(Clone)]
+pub struct Tools {
+    /// The durable state.
+    pub store: Store,
+    /// Metric history.
+    pub history: History,
+    /// Devices.
+    pub dispatcher: Dispatcher,
+    /// The hour.
+    pub clock: Arc<dyn Clock>,
+    /// Time between two looks at cost and budget.
+    pub tick: Duration,
+}
+
+/// A sweep with its trials, by number.
+#[derive(Debug, Clone)]
+pub struct View {
+    /// The sweep.
+    pub sweep: Sweep,
+    /// Its trials.
+    pub trials: Vec<TrialRecord>,
+}
+
+/// What watchers hear.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// The sweep as it stands, and each trial's state.
+    Sweep(Box<Sweep>, Vec<TrialState>),
+    /// A trial as it stands.
+    Trial(Box<Trial>),
+    /// A running trial's newest point.
+    Progress(TrialId, Attempt, MetricPoint),
+}
+
+/// What a sweep is asked.
+enum Command {
+    View(Reply<View>),
+    Watch(Reply<(View, broadcast::Receiver<Change>)>),
+    Trial(u32, Reply<Result<TrialRecord>>),
+    Metrics(u32, Attempt, Vec<MetricPoint>, Reply<Result<()>>),
+    Event(u32, Attempt, Box<TrialEvent>, Reply<Result<()>>),
+    Checkpoint(u32, Attempt, u64, Stored, Reply<Result<Vec<String>>>),
+    StopTrial(u32, Reply<Result<TrialRecord>>),
+    Cancel(Reply<Result<View>>),
+}
+
+/// Speaks to a running sweep. Every call answers [`Gone`] once the sweep is over; its records then lie in the
+/// store.
+#[derive(Clone)]
+pub struct SweepHandle(Mailbox<Command>);
+
+impl SweepHandle {
+    /// Starts a sweep from its records, new or after a restart. `ended` is called when it is over.
+    ///
+    /// # Errors
+    /// Its records or metrics cannot be read, or the first changes cannot be written.
+    pub async fn start<F>(
+        record: SweepRecord,
+        trials: Vec<TrialRecord>,
+        tools: Tools,
+        scope: &Scope,
+        ended: F,
+    ) -> Result<Self>
+    where
+        F: FnOnce(SweepId) -> BoxFuture<'static, ()> + Send + 'static,
+    {
+        let id = record.sweep.id.clone();
+        let mut sweep = RunningSweep {
+            ledger: Ledger::new(record, trials)?,
+            tools,
+            changes: broadcast::channel(CHANGES).0,
+            signals: FuturesUnordered::new(),
+            scope: scope.clone(),
+        };
+        sweep.restore().await?;
+        sweep.save().await?;
+        let (mailbox, inbox) = actor::mailbox(CAPACITY);
+        scope.spawn("sweep", async move {
+            sweep.run(inbox).await;
+            ended(id).await;
+        });
+        Ok(Self(mailbox))
+    }
+
+    /// The sweep as it stands.
+    pub async fn view(&self) -> std::result::Result<View, Gone> {
+        self.0.ask(Command::View).await
+    }
+
+    /// The sweep as it stands, and every change after.
+    pub async fn watch(&self) -> std::result::Result<(View, broadcast::Receiver<Change>), Gone> {
+        self.0.ask(Command::Watch).await
+    }
+
+    /// A trial as it stands.
+    pub async fn trial(&self, number: u32) -> std::result::Result<Result<TrialRecord>, Gone> {
+        self.0.ask(|reply| Command::Trial(number, reply)).await
+    }
+
+    /// Durable points of an attempt.
+    pub async fn metrics(
+        &self,
+        number: u32,
+        attempt: Attempt,
+        points: Vec<MetricPoint>,
+    ) -> std::result::Result<Result<()>, Gone> {
+        self.0.ask(|reply| Command::Metrics(number, attempt, points, reply)).await
+    }
+
+    /// What an agent says of an attempt; durable when it returns.
+    pub async fn event(
+        &self,
+        number: u32,
+        attempt: Attempt,
+        event: TrialEvent,
+    ) -> std::result::Result<Result<()>, Gone> {
+        self.0.ask(|reply| Command::Event(number, attempt, Box::new(event), reply)).await
+    }
+
+    /// An attempt's checkpoint is in the object store; durable when it returns. Answers with the paths that
+    /// nothing points at any more.
+    pub async fn checkpoint(
+        &self,
+        number: u32,
+        attempt: Attempt,
+        step: u64,
+        stored: Stored,
+    ) -> std::result::Result<Result<Vec<String>>, Gone> {
+        self.0.ask(|reply| Command::Checkpoint(number, attempt, step, stored, reply)).await
+    }
+
+    /// Ends a trial for a person.
+    pub async fn stop_trial(&self, number: u32) -> std::result::Result<Result<TrialRecord>, Gone> {
+        self.0.ask(|reply| Command::StopTrial(number, reply)).await
+    }
+
+    /// Ends the sweep for a person.
+    pub async fn cancel(&self) -> std::result::Result<Result<View>, Gone> {
+        self.0.ask(Command::Cancel).await
+    }
+}
+
+/// What a sweep waits for beside commands.
+enum Signal {
+    /// A device for a trial's next attempt; `None`: the dispatcher is gone.
+    Granted(u32, Attempt, Option<Grant>),
+    /// The attempt's lease ended, after this device time; `None`: it was released before.
+    Lost(u32, Attempt, Option<f64>),
+}
+
+struct RunningSweep {
+    ledger: Ledger,
+    tools: Tools,
+    changes: broadcast::Sender<Change>,
+    signals: FuturesUnordered<BoxFuture<'static, Signal>>,
+    scope: Scope,
+}
+
+impl RunningSweep {
+    /// Takes up what the records say was under way.
+    async fn restore(&mut self) -> Result<()> {
+        let trials: Vec<_> = self.ledger.trials().iter().map(|(n, t)| (*n, t.clone())).collect();
+        for (number, record) in trials {
+            let trial = &record.trial;
+            let curve = self.tools.history.curve(&trial.id, &trial.attempts).await?;
+            self.ledger.replay(number, &curve)?;
+            match record.placement {
+                Some(Placement { agent, device, .. }) if trial.state.holds_device() => {
+                    let (trial, attempt) = (trial.id.clone(), trial.attempt);
+                    let needs = self.needs(number)?;
+                    let expected = Expected { trial, attempt, agent, device, needs };
+                    let lost = self.tools.dispatcher.expect(expected).await?;
+                    self.await_loss(number, attempt, lost);
+                }
+                _ if trial.state == TrialState::Queued => self.enqueue(number).await?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+        let mut tick = tokio::time::interval(self.tools.tick);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let scope = self.scope.clone();
+        while !self.ledger.record().sweep.state.is_terminal() {
+            let done = tokio::select! {
+                () = scope.cancelled() => return,
+                command = inbox.recv() => match command {
+                    Some(command) => {
+                        self.answer(command).await;
+                        Ok(())
+                    }
+                    None => return,
+                },
+                Some(signal) = self.signals.next() => self.hear(signal).await,
+                _ = tick.tick() => self.look_at_budget().await,
+            };
+            if let Err(error) = done {
+                tracing::error!(sweep = %self.ledger.record().sweep.id, %error, "the sweep cannot go on");
+                self.scope.cancel();
+            }
+        }
+        let sweep = &self.ledger.record().sweep;
+        tracing::info!(sweep = %sweep.id, state = %sweep.state, "the sweep is over");
+    }
+
+    /// Whoever asked and is gone since does not need the answer.
+    async fn answer(&mut self, command: Command) {
+        match command {
+            Command::View(reply) => {
+                let _ = reply.send(self.view());
+            }
+            Command::Watch(reply) => {
+                let _ = reply.send((self.view(), self.changes.subscribe()));
+            }
+            Command::Trial(number, reply) => {
+                let _ = reply.send(self.ledger.get(number).cloned());
+            }
+            Command::Metrics(number, attempt, points, reply) => {
+                let _ = reply.send(self.metrics(number, attempt, &points).await);
+            }
+            Command::Event(number, attempt, event, reply) => {
+                let _ = reply.send(self.event(number, attempt, *event).await);
+            }
+            Command::Checkpoint(number, attempt, step, stored, reply) => {
+                let _ = reply.send(self.checkpoint(number, attempt, step, stored).await);
+            }
+            Command::StopTrial(number, reply) => {
+                let _ = reply.send(self.stop_trial(number).await);
+            }
+            Command::Cancel(reply) => {
+                let _ = reply.send(self.cancel().await);
+            }
+        }
+    }
+
+    fn view(&self) -> View {
+        let trials = self.ledger.trials().values().cloned().collect();
+        View { sweep: self.ledger.record().sweep.clone(), trials }
+    }
+
+    fn now(&self) -> Timestamp {
+        self.tools.clock.now()
+    }
+
+    fn standing(&self, number: u32, attempt: Attempt) -> Result<Standing> {
+        Standing::of(&self.ledger.get(number)?.trial, attempt)
+    }
+
+    async fn metrics(&mut self, number: u32, attempt: Attempt, points: &[MetricPoint]) -> Result<()> {
+        if self.standing(number, attempt)? == Standing::Over {
+            return Ok(());
+        }
+        self.ledger.metrics(number, points)?;
+        if let Some(point) = points.last() {
+            let trial = self.ledger.get(number)?.trial.id.clone();
+            self.publish(Change::Progress(trial, attempt, point.clone()));
+        }
+        if self.ledger.is_changed() { self.save().await } else { Ok(()) }
+    }
+
+    async fn event(&mut self, number: u32, attempt: Attempt, event: TrialEvent) -> Result<()> {
+        if self.standing(number, attempt)? == Standing::Over {
+            return Ok(());
+        }
+        let trial = self.ledger.get(number)?.trial.id.clone();
+        tracing::info!(%trial, %attempt, event = event.name(), "the agent reports");
+        if !matches!(event, TrialEvent::Started { .. }) {
+            let leaving = event == TrialEvent::Released;
+            let seconds = self.tools.dispatcher.release(trial.clone(), attempt, leaving).await?;
+            self.ledger.close_account(number, seconds)?;
+        }
+        self.ledger.event(number, event, self.now())?;
+        self.save().await?;
+        if self.ledger.get(number)?.trial.state.is_terminal() {
+            // A start that was refused: the agent still trains. Otherwise nothing is held, and nothing is sent.
+            let stop = ToAgent::Stop(trial.clone(), attempt, StopReason::Fenced);
+            self.tools.dispatcher.send(trial.clone(), attempt, stop).await?;
+            self.tools.dispatcher.release(trial, attempt, false).await?;
+        }
+        Ok(())
+    }
+
+    async fn checkpoint(
+        &mut self,
+        number: u32,
+        attempt: Attempt,
+        step: u64,
+        stored: Stored,
+    ) -> Result<Vec<String>> {
+        if self.standing(number, attempt)? == Standing::Over {
+            return Ok(Vec::new());
+        }
+        let unused = self.ledger.checkpoint(number, step, stored)?;
+        self.save().await?;
+        Ok(unused)
+    }
+
+    async fn stop_trial(&mut self, number: u32) -> Result<TrialRecord> {
+        self.ledger.stop_trial(number, StopCause::Person, self.now())?;
+        self.save().await?;
+        self.ledger.get(number).cloned()
+    }
+
+    async fn cancel(&mut self) -> Result<View> {
+        self.ledger.stop_all(StopCause::Person, self.now())?;
+        self.save().await?;
+        Ok(self.view())
+    }
+
+    async fn hear(&mut self, signal: Signal) -> Result<()> {
+        match signal {
+            Signal::Granted(number, attempt, Some(grant)) => self.granted(number, attempt, grant).await,
+            Signal::Lost(number, attempt, Some(seconds)) => self.lost(number, attempt, seconds).await,
+            Signal::Granted(_, _, None) | Signal::Lost(_, _, None) => Ok(()),
+        }
+    }
+
+    async fn granted(&mut self, number: u32, attempt: Attempt, grant: Grant) -> Result<()> {
+        let trial = &self.ledger.get(number)?.trial;
+        let id = trial.id.clone();
+        if trial.state != TrialState::Queued || trial.attempt.next() != attempt {
+            self.tools.dispatcher.release(id, attempt, false).await?;
+            return Ok(());
+        }
+        let Grant { agent, device, price_per_hour, lost } = grant;
+        tracing::info!(trial = %id, %attempt, %agent, %device, "assigning");
+        let assignment = self.ledger.assign(number, Placement { agent, device, price_per_hour })?;
+        self.save().await?;
+        self.await_loss(number, attempt, lost);
+        let message = ToAgent::Assign(Box::new(assignment));
+        Ok(self.tools.dispatcher.send(id, attempt, message).await?)
+    }
+
+    async fn lost(&mut self, number: u32, attempt: Attempt, seconds: f64) -> Result<()> {
+        if !matches!(self.standing(number, attempt), Ok(Standing::Current)) {
+            return Ok(());
+        }
+        self.ledger.close_account(number, seconds)?;
+        self.ledger.lost(number, "its agent was not heard from for a whole lease", self.now())?;
+        self.save().await
+    }
+
+    /// Charges what runs, and ends the sweep if its budget is spent.
+    async fn look_at_budget(&mut self) -> Result<()> {
+        let held = self.ledger.trials().values().filter(|t| t.placement.is_some());
+        let held: Vec<_> = held.map(|t| t.trial.id.clone()).collect();
+        for (trial, seconds) in self.tools.dispatcher.used(held).await? {
+            if let Some(number) = trial.number() {
+                self.ledger.charge(number, seconds)?;
+            }
+        }
+        let now = self.now();
+        self.ledger.settle(now);
+        let record = self.ledger.record();
+        let (sweep, budget) = (&record.sweep, &record.sweep.spec.budget);
+        let dollars = budget.max_cost_usd.is_some_and(|most| sweep.cost_usd >= most);
+        let elapsed = now.since(sweep.created_at).as_secs_f64();
+        let time = budget.max_wall_clock_seconds.is_some_and(|most| elapsed >= most);
+        if (dollars || time) && record.stop.is_none() {
+            tracing::info!(sweep = %sweep.id, cost_usd = sweep.cost_usd, elapsed, "the budget is spent");
+            self.ledger.stop_all(StopCause::Budget, now)?;
+        }
+        if self.ledger.is_changed() { self.save().await } else { Ok(()) }
+    }
+
+    /// Proposes what may wait, writes every change in one batch, then tells watchers, dispatcher and agents.
+    /// If the changes cannot be written, the coordinator ends: what it knows is not what is durable.
+    async fn save(&mut self) -> Result<()> {
+        let now = self.now();
+        self.ledger.fill(now);
+        self.ledger.settle(now);
+        let (sweep_changed, trials) = self.ledger.changes();
+        let mut batch = Batch::default();
+        for number in &trials {
+            batch.trial(self.ledger.get(*number)?);
+        }
+        if sweep_changed {
+            batch.sweep(self.ledger.record());
+        }
+        if let Err(error) = self.tools.store.commit(batch).await {
+            tracing::error!(%error, "the durable state cannot be written; shutting down");
+            self.scope.cancel();
+            return Err(error);
+        }
+        for number in &trials {
+            self.publish(Change::Trial(Box::new(self.ledger.get(*number)?.trial.clone())));
+        }
+        if sweep_changed || !trials.is_empty() {
+            let states = self.ledger.trials().values().map(|t| t.trial.state).collect();
+            self.publish(Change::Sweep(Box::new(self.ledger.record().sweep.clone()), states));
+        }
+        for effect in self.ledger.effects() {
+            self.perform(effect).await?;
+        }
+        Ok(())
+    }
+
+    fn publish(&self, change: Change) {
+        // Nobody may be watching.
+        let _ = self.changes.send(change);
+    }
+
+    async fn perform(&mut self, effect: Effect) -> Result<()> {
+        match effect {
+            Effect::Enqueue(number) => self.enqueue(number).await,
+            Effect::Stop(number, attempt, reason) => {
+                let trial = self.ledger.get(number)?.trial.id.clone();
+                let stop = ToAgent::Stop(trial.clone(), attempt, reason);
+                Ok(self.tools.dispatcher.send(trial, attempt, stop).await?)
+            }
+        }
+    }
+
+    async fn enqueue(&mut self, number: u32) -> Result<()> {
+        let needs = self.needs(number)?;
+        let trial = &self.ledger.get(number)?.trial;
+        let (granted, grant) = oneshot::channel();
+        let attempt = trial.attempt.next();
+        let request =
+            Request { trial: trial.id.clone(), attempt, created_at: trial.created_at, needs, granted };
+        self.tools.dispatcher.enqueue(request).await?;
+        self.signals.push(Box::pin(async move { Signal::Granted(number, attempt, grant.await.ok()) }));
+        Ok(())
+    }
+
+    fn await_loss(&self, number: u32, attempt: Attempt, lost: oneshot::Receiver<f64>) {
+        self.signals.push(Box::pin(async move { Signal::Lost(number, attempt, lost.await.ok()) }));
+    }
+
+    fn needs(&self, number: u32) -> Result<Waiting> {
+        let config = &self.ledger.get(number)?.trial.config;
+        Ok(Waiting {
+            base: config.pretrained_model_id.clone(),
+            accelerators: self.ledger.record().sweep.spec.resources.accelerators.clone(),
+            peak_bytes: 0,
+        })
+    }
+}

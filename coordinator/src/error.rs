@@ -1,0 +1,127 @@
+//! What can go wrong in the coordinator, and how each looks to a gRPC client.
+
+use crate::artifacts::ArtifactError;
+use crate::history::HistoryError;
+use domain::sweep::Problem;
+use domain::trial::IllegalTransition;
+use domain::{Attempt, TrialId};
+use proto::status::RpcError;
+use registry::RegistryError;
+use std::net::SocketAddr;
+
+/// The coordinator's error.
+#[derive(Debug, thiserror::Error)]
+pub enum CoordinatorError {
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}; choose another address or stop what holds it")]
+    Listen {
+        /// The address asked for.
+        address: SocketAddr,
+        /// The operating system's word.
+        source: std::io::Error,
+    },
+    /// The durable state cannot be read or written, or this coordinator leads no more.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// Metric history cannot be read or written.
+    #[error(transparent)]
+    History(#[from] HistoryError),
+    /// A checkpoint cannot be read or written, or its bytes are not those announced.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// A record is not one that this version writes.
+    #[error("record `{key}` cannot be read: {problem}; was the data directory written by another version?")]
+    Corrupt {
+        /// The record's key.
+        key: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Fields of a request are wrong: `(field, what is wrong and what to do)`.
+    #[error("{}", fields.iter().map(|(field, problem)| format!("{field}: {problem}")).collect::<Vec<_>>().join("\n"))]
+    Invalid {
+        /// The fields.
+        fields: Vec<(String, String)>,
+    },
+    /// There is no such thing.
+    #[error("there is no {kind} {id}")]
+    NotFound {
+        /// `sweep`, `trial`, `adapter`, ….
+        kind: &'static str,
+        /// What was asked for.
+        id: String,
+    },
+    /// The thing is over, so that it cannot be changed.
+    #[error("{kind} {id} is {state}")]
+    Over {
+        /// `sweep` or `trial`.
+        kind: &'static str,
+        /// Which.
+        id: String,
+        /// Its terminal state.
+        state: &'static str,
+    },
+    /// The message belongs to an assignment that is not current.
+    #[error("trial {trial}: attempt {attempt} is not current")]
+    Fenced {
+        /// The trial.
+        trial: TrialId,
+        /// The attempt that the message carries.
+        attempt: Attempt,
+    },
+    /// A trial cannot go where a message would send it.
+    #[error(transparent)]
+    Transition(#[from] IllegalTransition),
+    /// The coordinator is ending.
+    #[error(transparent)]
+    Gone(#[from] actor::Gone),
+}
+
+impl CoordinatorError {
+    /// One wrong field.
+    pub fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Invalid { fields: vec![(field.into(), problem.into())] }
+    }
+
+    /// A sweep document's problems, as fields of the request's `spec`.
+    pub fn problems(problems: Vec<Problem>) -> Self {
+        let field = |p: &Problem| if p.path.is_empty() { "spec".into() } else { format!("spec.{}", p.path) };
+        let fields = problems.iter().map(|p| (field(p), format!("{}; {}", p.problem, p.remedy))).collect();
+        Self::Invalid { fields }
+    }
+
+    /// Nothing of that kind has this id.
+    pub fn not_found(kind: &'static str, id: impl ToString) -> Self {
+        Self::NotFound { kind, id: id.to_string() }
+    }
+}
+
+impl From<CoordinatorError> for RpcError {
+    fn from(error: CoordinatorError) -> Self {
+        let text = error.to_string();
+        match error {
+            CoordinatorError::Invalid { fields } => Self::Invalid(fields),
+            CoordinatorError::NotFound { kind, id } => Self::NotFound(kind, id),
+            CoordinatorError::Over { kind, id, state } => Self::Precondition(kind, id, format!("is {state}")),
+            CoordinatorError::Fenced { .. } => Self::Fenced(text),
+            CoordinatorError::Registry(RegistryError::Fenced { .. }) | CoordinatorError::Gone(_) => {
+                Self::Unavailable(text)
+            }
+            CoordinatorError::Listen { .. }
+            | CoordinatorError::Registry(_)
+            | CoordinatorError::History(_)
+            | CoordinatorError::Artifact(_)
+            | CoordinatorError::Corrupt { .. }
+            | CoordinatorError::Transition(_) => Self::Internal(text),
+        }
+    }
+}
+
+impl From<CoordinatorError> for tonic::Status {
+    fn from(error: CoordinatorError) -> Self {
+        RpcError::from(error).into()
+    }
+}
+
+/// The coordinator's result.
+pub type Result<T> = std::result::Result<T, CoordinatorError>;

@@ -1,0 +1,132 @@
+//! The checkpoint plane of `AgentService`: files in and out of the object store.
+
+use super::{Answers, Services};
+use crate::actors::sweep::Standing;
+use crate::artifacts::{Artifacts, FileSpec, Part};
+use crate::error::{CoordinatorError, Result};
+use bytes::Bytes;
+use domain::{Attempt, TrialId};
+use futures::{Stream, StreamExt, TryStreamExt};
+use proto::v1;
+use proto::v1::download_checkpoint_response::Piece as Down;
+use proto::v1::upload_checkpoint_request::Piece as Up;
+use tonic::{Status, Streaming};
+
+/// Takes a checkpoint in: checked against the assignment, stored, then pointed at.
+pub async fn upload(
+    services: &Services,
+    mut pieces: Streaming<v1::UploadCheckpointRequest>,
+) -> std::result::Result<v1::UploadCheckpointResponse, Status> {
+    let Some(Up::Header(header)) = pieces.message().await?.and_then(|m| m.piece) else {
+        return Err(CoordinatorError::invalid("header", "must come first").into());
+    };
+    let (trial, attempt, step) = (TrialId::new(header.trial_id), Attempt(header.attempt), header.step);
+    current(services, &trial, attempt).await?;
+    let files = header.files.into_iter().map(file_spec).collect::<Result<_>>()?;
+    let begun = services.artifacts.begin(&trial, attempt, step, files);
+    let mut upload = begun.map_err(CoordinatorError::from)?;
+    while let Some(message) = pieces.message().await? {
+        match message.piece {
+            Some(Up::Data(data)) => upload.write(data).await.map_err(CoordinatorError::from)?,
+            _ => return Err(CoordinatorError::invalid("piece", "must be data after the header").into()),
+        }
+    }
+    let stored = upload.finish().await.map_err(CoordinatorError::from)?;
+    let response = v1::UploadCheckpointResponse {
+        adapter: stored.adapter.clone().unwrap_or_default(),
+        resume: stored.resume.clone().unwrap_or_default(),
+    };
+    let unused = services.desk.directory.checkpoint(&trial, attempt, step, stored).await?;
+    for path in unused {
+        // The record points at it no more; what is left costs space and nothing else.
+        if let Err(error) = services.artifacts.delete(&path).await {
+            tracing::warn!(%trial, path, %error, "an old checkpoint could not be deleted");
+        }
+    }
+    tracing::info!(%trial, %attempt, step, "checkpoint stored");
+    Ok(response)
+}
+
+/// Streams the newest complete checkpoint of a trial to the agent that holds it.
+pub async fn download(
+    services: &Services,
+    request: v1::DownloadCheckpointRequest,
+) -> Result<Answers<v1::DownloadCheckpointResponse>> {
+    let (trial, attempt) = (TrialId::new(request.trial_id), Attempt(request.attempt));
+    current(services, &trial, attempt).await?;
+    let checkpoint = services.desk.directory.trial(&trial).await?.checkpoint;
+    let checkpoint = checkpoint.ok_or_else(|| CoordinatorError::not_found("checkpoint of trial", &trial))?;
+    let mut files = Vec::new();
+    for path in [checkpoint.adapter, checkpoint.resume] {
+        for file in services.artifacts.files(&path).await? {
+            files.push((path.clone(), file));
+        }
+    }
+    let header = v1::CheckpointHeader {
+        trial_id: trial.to_string(),
+        attempt: attempt.0,
+        step: checkpoint.step,
+        files: files.iter().map(|(_, file)| wire_file(file)).collect(),
+    };
+    let message = |piece| v1::DownloadCheckpointResponse { piece: Some(piece) };
+    let data = read(services.artifacts.clone(), files).map_ok(move |(_, data)| message(Down::Data(data)));
+    let first = futures::stream::iter([Ok(message(Down::Header(header)))]);
+    Ok(Box::pin(first.chain(data.map_err(Status::from))))
+}
+
+async fn current(services: &Services, trial: &TrialId, attempt: Attempt) -> Result<()> {
+    match services.desk.directory.standing(trial, attempt).await? {
+        Standing::Current => Ok(()),
+        Standing::Over => Err(CoordinatorError::Fenced { trial: trial.clone(), attempt }),
+    }
+}
+
+/// The bytes of files, one file after the other, in pieces that fit a message.
+pub fn read(
+    artifacts: Artifacts,
+    files: Vec<(String, FileSpec)>,
+) -> impl Stream<Item = Result<(FileSpec, Bytes)>> {
+    let open = move |(path, file): (String, FileSpec)| {
+        let artifacts = artifacts.clone();
+        async move {
+            let bytes = artifacts.read(&path, &file.name).await?;
+            let named = bytes.map_ok(move |bytes| (file.clone(), bytes)).map_err(CoordinatorError::from);
+            Ok::<_, CoordinatorError>(named)
+        }
+    };
+    let pieces = |(file, bytes): (FileSpec, Bytes)| {
+        let pieces = (0..bytes.len()).step_by(proto::CHUNK_BYTES).map(move |from| {
+            let to = bytes.len().min(from + proto::CHUNK_BYTES);
+            Ok((file.clone(), bytes.slice(from..to)))
+        });
+        futures::stream::iter(pieces)
+    };
+    futures::stream::iter(files).then(open).try_flatten().map_ok(pieces).try_flatten()
+}
+
+fn file_spec(file: v1::CheckpointFile) -> Result<FileSpec> {
+    let part = match file.part() {
+        v1::CheckpointPart::Adapter => Part::Adapter,
+        v1::CheckpointPart::Resume => Part::Resume,
+        v1::CheckpointPart::Unspecified => {
+            return Err(CoordinatorError::invalid("header.files.part", "is unspecified"));
+        }
+    };
+    let sha256 = file.sha256.try_into();
+    let sha256 =
+        sha256.map_err(|_| CoordinatorError::invalid("header.files.sha256", "must have 32 bytes"))?;
+    Ok(FileSpec { part, name: file.name, bytes: file.bytes, sha256 })
+}
+
+fn wire_file(file: &FileSpec) -> v1::CheckpointFile {
+    let part = match file.part {
+        Part::Adapter => v1::CheckpointPart::Adapter,
+        Part::Resume => v1::CheckpointPart::Resume,
+    };
+    v1::CheckpointFile {
+        part: part.into(),
+        name: file.name.clone(),
+        bytes: file.bytes,
+        sha256: file.sha256.to_vec(),
+    }
+}

@@ -1,0 +1,105 @@
+//! The services. Each method reads its request, asks the directory or the store, and writes the answer; wire
+//! types end here.
+
+mod adapters;
+mod agents;
+mod checkpoints;
+mod fleet;
+mod page;
+mod sweeps;
+mod trials;
+
+use crate::actors::agent_session::Desk;
+use crate::artifacts::Artifacts;
+use crate::error::{CoordinatorError, Result};
+use actor::Scope;
+use domain::{Clock, SweepId, TrialId};
+use proto::v1::adapter_service_server::AdapterServiceServer;
+use proto::v1::agent_service_server::AgentServiceServer;
+use proto::v1::fleet_service_server::FleetServiceServer;
+use proto::v1::sweep_service_server::SweepServiceServer;
+use proto::v1::trial_service_server::TrialServiceServer;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::Status;
+use tonic::transport::Server;
+
+/// Silence on a connection after which the other side is asked for a sign of life.
+const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// A stream of answers.
+type Answers<T> = Pin<Box<dyn futures::Stream<Item = std::result::Result<T, Status>> + Send>>;
+
+/// What the services work with.
+#[derive(Clone)]
+pub struct Services {
+    /// Sweeps, leases and history.
+    pub desk: Desk,
+    /// Checkpoints.
+    pub artifacts: Artifacts,
+    /// The hour.
+    pub clock: Arc<dyn Clock>,
+    /// Where the coordinator keeps things.
+    pub data_dir: PathBuf,
+    /// Ends streams, and with them the server.
+    pub scope: Scope,
+}
+
+/// Serves until the scope is cancelled.
+pub async fn serve(services: Services, listener: TcpListener) -> std::result::Result<(), ServeError> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<SweepServiceServer<Services>>().await;
+    health.set_serving::<AgentServiceServer<Services>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .build_v1()?;
+    let scope = services.scope.clone();
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .add_service(health_service)
+        .add_service(reflection)
+        .add_service(SweepServiceServer::new(services.clone()))
+        .add_service(TrialServiceServer::new(services.clone()))
+        .add_service(AdapterServiceServer::new(services.clone()))
+        .add_service(FleetServiceServer::new(services.clone()))
+        .add_service(AgentServiceServer::new(services))
+        .serve_with_incoming_shutdown(
+            TcpListenerStream::new(listener),
+            async move { scope.cancelled().await },
+        )
+        .await?;
+    Ok(())
+}
+
+/// The server ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The sockets.
+    #[error(transparent)]
+    Transport(#[from] tonic::transport::Error),
+    /// The description of the services.
+    #[error(transparent)]
+    Reflection(#[from] tonic_reflection::server::Error),
+}
+
+fn sweep_id(id: String) -> Result<SweepId> {
+    if id.is_empty() {
+        return Err(CoordinatorError::invalid("sweep_id", "is missing"));
+    }
+    Ok(SweepId::new(id))
+}
+
+fn trial_id(id: String) -> Result<TrialId> {
+    let id = TrialId::new(id);
+    match id.number() {
+        Some(_) => Ok(id),
+        None => {
+            Err(CoordinatorError::invalid("trial_id", format!("`{id}` is not of the form <sweep>/<number>")))
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! `SweepService`.
+
+use super::{Answers, Services, page, sweep_id};
+use crate::actors::sweep::{Change, View};
+use crate::error::{CoordinatorError, Result};
+use crate::report;
+use domain::SweepId;
+use domain::sweep::{SweepSpec, SweepState};
+use domain::trial::TrialState;
+use proto::convert;
+use proto::v1::sweep_service_server::SweepService;
+use proto::v1::watch_sweep_response::Event;
+use proto::v1::{self};
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+/// Events that may wait for a slow watcher before it lags.
+const WATCH_BUFFER: usize = 16;
+
+#[tonic::async_trait]
+impl SweepService for Services {
+    async fn submit_sweep(
+        &self,
+        request: Request<v1::SubmitSweepRequest>,
+    ) -> std::result::Result<Response<v1::SubmitSweepResponse>, Status> {
+        let request = request.into_inner();
+        let document = convert::from_struct(convert::required("spec", request.spec)?);
+        let spec = SweepSpec::from_document(&document).map_err(CoordinatorError::problems)?;
+        let view = self.desk.directory.submit(request.request_id, spec).await?;
+        Ok(Response::new(v1::SubmitSweepResponse { sweep: Some(wire(&view)) }))
+    }
+
+    async fn get_sweep(
+        &self,
+        request: Request<v1::GetSweepRequest>,
+    ) -> std::result::Result<Response<v1::GetSweepResponse>, Status> {
+        let id = sweep_id(request.into_inner().sweep_id)?;
+        let view = self.desk.directory.view(&id).await?;
+        Ok(Response::new(v1::GetSweepResponse { sweep: Some(wire(&view)) }))
+    }
+
+    async fn list_sweeps(
+        &self,
+        request: Request<v1::ListSweepsRequest>,
+    ) -> std::result::Result<Response<v1::ListSweepsResponse>, Status> {
+        let request = request.into_inner();
+        let states =
+            request.states().map(SweepState::try_from).collect::<std::result::Result<Vec<_>, _>>()?;
+        let (sweeps, next_page_token) = self.sweeps(&request, &states).await?;
+        Ok(Response::new(v1::ListSweepsResponse { sweeps, next_page_token }))
+    }
+
+    async fn cancel_sweep(
+        &self,
+        request: Request<v1::CancelSweepRequest>,
+    ) -> std::result::Result<Response<v1::CancelSweepResponse>, Status> {
+        let id = sweep_id(request.into_inner().sweep_id)?;
+        let view = self.desk.directory.cancel(&id).await?;
+        Ok(Response::new(v1::CancelSweepResponse { sweep: Some(wire(&view)) }))
+    }
+
+    type WatchSweepStream = Answers<v1::WatchSweepResponse>;
+
+    async fn watch_sweep(
+        &self,
+        request: Request<v1::WatchSweepRequest>,
+    ) -> std::result::Result<Response<Self::WatchSweepStream>, Status> {
+        let id = sweep_id(request.into_inner().sweep_id)?;
+        let first = self.desk.directory.watch(&id).await?;
+        let (events, stream) = mpsc::channel(WATCH_BUFFER);
+        let services = self.clone();
+        self.scope.spawn("watch", async move {
+            let over = tokio::select! {
+                () = services.scope.cancelled() => Err(Status::unavailable("shutting down")),
+                () = events.closed() => return,
+                over = services.watch(&id, first, &events) => over.map_err(Status::from),
+            };
+            if let Err(status) = over {
+                // A watcher that is gone does not ask why.
+                let _ = events.try_send(Err(status));
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    type GetReportStream = Answers<v1::GetReportResponse>;
+
+    async fn get_report(
+        &self,
+        request: Request<v1::GetReportRequest>,
+    ) -> std::result::Result<Response<Self::GetReportStream>, Status> {
+        let id = sweep_id(request.into_inner().sweep_id)?;
+        let html = self.report(&id).await?;
+        let chunks: Vec<_> = html
+            .as_bytes()
+            .chunks(proto::CHUNK_BYTES)
+            .map(|chunk| Ok(v1::GetReportResponse { chunk: chunk.to_vec() }))
+            .collect();
+        Ok(Response::new(Box::pin(futures::stream::iter(chunks))))
+    }
+}
+
+type Events = mpsc::Sender<std::result::Result<v1::WatchSweepResponse, Status>>;
+type Watched = (View, Option<broadcast::Receiver<Change>>);
+
+impl Services {
+    async fn sweeps(
+        &self,
+        request: &v1::ListSweepsRequest,
+        states: &[SweepState],
+    ) -> Result<(Vec<v1::Sweep>, String)> {
+        let listing = format!("sweeps {:?}", request.states);
+        let size = page::size(request.page_size);
+        let mut after = page::position(&listing, &request.page_token)?;
+        let mut page = Vec::new();
+        loop {
+            let ids = self.desk.directory.store().newest(after.as_deref(), size).await?;
+            let last = ids.len() < size;
+            for (position, id) in ids {
+                if page.len() == size {
+                    // One more exists; whether it passes the filter, the next page will tell.
+                    let token = after.map(|after| page::token(&listing, &after));
+                    return Ok((page, token.unwrap_or_default()));
+                }
+                let view = self.desk.directory.view(&id).await?;
+                if states.is_empty() || states.contains(&view.sweep.state) {
+                    page.push(wire(&view));
+                }
+                after = Some(position);
+            }
+            if last {
+                return Ok((page, String::new()));
+            }
+        }
+    }
+
+    /// Sends a picture, then changes until the sweep is over. A watcher that lags gets a fresh picture.
+    async fn watch(&self, id: &SweepId, first: Watched, events: &Events) -> Result<()> {
+        let (mut view, mut changes) = first;
+        loop {
+            let over = view.sweep.state.is_terminal();
+            let mut picture = vec![Event::Sweep(wire(&view))];
+            picture.extend(view.trials.into_iter().map(|t| Event::Trial(t.trial.into())));
+            for event in picture {
+                if send(events, event).await.is_err() {
+                    return Ok(());
+                }
+            }
+            match changes {
+                Some(changes) if !over => match follow(changes, events).await {
+                    Followed::ToTheEnd | Followed::WatcherGone => return Ok(()),
+                    Followed::Lagged => {}
+                },
+                _ => return Ok(()),
+            }
+            (view, changes) = self.desk.directory.watch(id).await?;
+        }
+    }
+
+    async fn report(&self, id: &SweepId) -> Result<String> {
+        let view = self.desk.directory.view(id).await?;
+        let trials: Vec<_> = view.trials.into_iter().map(|record| record.trial).collect();
+        let mut curves = Vec::new();
+        for trial in &trials {
+            curves.push((trial.id.clone(), self.desk.history.curve(&trial.id, &trial.attempts).await?));
+        }
+        Ok(report::html(&view.sweep, &trials, &curves))
+    }
+}
+
+enum Followed {
+    ToTheEnd,
+    Lagged,
+    WatcherGone,
+}
+
+async fn follow(mut changes: broadcast::Receiver<Change>, events: &Events) -> Followed {
+    loop {
+        let change = match changes.recv().await {
+            Ok(change) => change,
+            // Closed: the sweep's actor is gone, so that a fresh picture is the last.
+            Err(RecvError::Lagged(_) | RecvError::Closed) => return Followed::Lagged,
+        };
+        let over = matches!(&change, Change::Sweep(sweep, _) if sweep.state.is_terminal());
+        if send(events, event(change)).await.is_err() {
+            return Followed::WatcherGone;
+        }
+        if over {
+            return Followed::ToTheEnd;
+        }
+    }
+}
+
+async fn send(
+    events: &Events,
+    event: Event,
+) -> std::result::Result<(), mpsc::error::SendError<std::result::Result<v1::WatchSweepResponse, Status>>> {
+    events.send(Ok(v1::WatchSweepResponse { event: Some(event) })).await
+}
+
+fn event(change: Change) -> Event {
+    match change {
+        Change::Sweep(sweep, states) => Event::Sweep(convert::sweep(&sweep, states)),
+        Change::Trial(trial) => Event::Trial((*trial).into()),
+        Change::Progress(trial, attempt, point) => Event::Progress(v1::TrialProgress {
+            trial_id: trial.to_string(),
+            attempt: attempt.0,
+            point: Some(point.into()),
+        }),
+    }
+}
+
+fn wire(view: &View) -> v1::Sweep {
+    let states = view.trials.iter().map(|record| -> TrialState { record.trial.state });
+    convert::sweep(&view.sweep, states)
+}

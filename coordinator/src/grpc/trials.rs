@@ -1,0 +1,78 @@
+//! `TrialService`.
+
+use super::{Answers, Services, page, sweep_id, trial_id};
+use crate::store::TrialRecord;
+use domain::trial::TrialState;
+use proto::v1;
+use proto::v1::trial_service_server::TrialService;
+use tonic::{Request, Response, Status};
+
+/// Points of a message.
+const POINTS: usize = 1000;
+
+#[tonic::async_trait]
+impl TrialService for Services {
+    async fn get_trial(
+        &self,
+        request: Request<v1::GetTrialRequest>,
+    ) -> Result<Response<v1::GetTrialResponse>, Status> {
+        let id = trial_id(request.into_inner().trial_id)?;
+        let record = self.desk.directory.trial(&id).await?;
+        Ok(Response::new(v1::GetTrialResponse { trial: Some(record.trial.into()) }))
+    }
+
+    async fn list_trials(
+        &self,
+        request: Request<v1::ListTrialsRequest>,
+    ) -> Result<Response<v1::ListTrialsResponse>, Status> {
+        let request = request.into_inner();
+        let states = request.states().map(TrialState::try_from).collect::<Result<Vec<_>, _>>()?;
+        let listing = format!("trials {} {:?}", request.sweep_id, request.states);
+        let view = self.desk.directory.view(&sweep_id(request.sweep_id)?).await?;
+        let wanted = |record: &TrialRecord| states.is_empty() || states.contains(&record.trial.state);
+        let trials = after(view.trials, &listing, &request.page_token)?.filter(wanted);
+        let (page, next_page_token) =
+            page::of(&listing, "", request.page_size, trials, |record| record.trial.id.to_string())?;
+        let trials = page.into_iter().map(|record| record.trial.into()).collect();
+        Ok(Response::new(v1::ListTrialsResponse { trials, next_page_token }))
+    }
+
+    type GetTrialMetricsStream = Answers<v1::GetTrialMetricsResponse>;
+
+    async fn get_trial_metrics(
+        &self,
+        request: Request<v1::GetTrialMetricsRequest>,
+    ) -> Result<Response<Self::GetTrialMetricsStream>, Status> {
+        let id = trial_id(request.into_inner().trial_id)?;
+        let trial = self.desk.directory.trial(&id).await?.trial;
+        let curve =
+            self.desk.history.curve(&id, &trial.attempts).await.map_err(crate::CoordinatorError::from)?;
+        let pieces: Vec<_> = curve
+            .chunks(POINTS)
+            .map(|points| {
+                let points = points.iter().cloned().map(Into::into).collect();
+                Ok(v1::GetTrialMetricsResponse { points })
+            })
+            .collect();
+        Ok(Response::new(Box::pin(futures::stream::iter(pieces))))
+    }
+
+    async fn stop_trial(
+        &self,
+        request: Request<v1::StopTrialRequest>,
+    ) -> Result<Response<v1::StopTrialResponse>, Status> {
+        let id = trial_id(request.into_inner().trial_id)?;
+        let record = self.desk.directory.stop_trial(&id).await?;
+        Ok(Response::new(v1::StopTrialResponse { trial: Some(record.trial.into()) }))
+    }
+}
+
+/// The trials after a token's position, whatever their states are by now.
+fn after(
+    trials: Vec<TrialRecord>,
+    listing: &str,
+    token: &str,
+) -> crate::error::Result<impl Iterator<Item = TrialRecord>> {
+    let last = page::position(listing, token)?.and_then(|id| domain::TrialId::new(id).number());
+    Ok(trials.into_iter().filter(move |record| record.trial.id.number() > last))
+}

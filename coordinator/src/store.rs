@@ -1,0 +1,278 @@
+//! The coordinator's durable state: typed records over the registry. Every write is one atomic batch under
+//! this coordinator's fence.
+//!
+//! | key | holds |
+//! |---|---|
+//! | `sweeps/<sweep>` | a [`SweepRecord`] |
+//! | `trials/<sweep>/<number, ten digits>` | a [`TrialRecord`] |
+//! | `requests/<request id>` | the id of the sweep that the request made |
+//! | `newest/<time, descending>-<sweep>` | the sweep's id, so that a listing begins with the newest |
+
+use crate::error::{CoordinatorError, Result};
+use domain::sweep::Sweep;
+use domain::trial::{Trial, TrialConfig, TrialState};
+use domain::{AgentId, Attempt, DeviceId, SweepId, Timestamp, TrialId};
+use registry::{Fence, Registry, Write};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Records read in one go.
+const PAGE: usize = 1000;
+
+/// Why a trial or a sweep is to end before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopCause {
+    /// Successive halving.
+    Search,
+    /// The sweep's budget is spent.
+    Budget,
+    /// A person.
+    Person,
+}
+
+impl StopCause {
+    /// The cause in force when this one comes after another: a person's word is the last.
+    pub fn after(self, before: Option<StopCause>) -> Self {
+        if before == Some(Self::Person) { Self::Person } else { self }
+    }
+}
+
+/// Where a trial trains.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Placement {
+    /// The agent.
+    pub agent: AgentId,
+    /// Its device.
+    pub device: DeviceId,
+    /// The device's price, in US dollars an hour.
+    pub price_per_hour: f64,
+}
+
+/// A complete checkpoint: both parts of one upload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// The step it was taken at.
+    pub step: u64,
+    /// The adapter's path in the object store.
+    pub adapter: String,
+    /// The resume state's path in the object store.
+    pub resume: String,
+}
+
+/// A sweep, and what only the coordinator needs to know of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SweepRecord {
+    /// What people see.
+    pub sweep: Sweep,
+    /// Set once it proposes no more and its trials are told to end.
+    pub stop: Option<StopCause>,
+}
+
+/// A trial, and what only the coordinator needs to know of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrialRecord {
+    /// What people see.
+    pub trial: Trial,
+    /// Where it trains, while it holds a device.
+    pub placement: Option<Placement>,
+    /// Set once it was told to end.
+    pub stop: Option<StopCause>,
+    /// The newest checkpoint that it can go on from.
+    pub checkpoint: Option<Checkpoint>,
+    /// The step at which the newest adapter was taken.
+    pub adapter_step: u64,
+    /// The last value of the sweep's metric.
+    pub value: Option<f64>,
+    /// What earlier assignments cost, in US dollars.
+    pub earlier_cost_usd: f64,
+    /// Times that it was lost or failed through no fault of its own since its last checkpoint.
+    pub losses: u32,
+}
+
+impl TrialRecord {
+    /// A trial that the search has just proposed.
+    pub fn new(
+        id: TrialId,
+        config: TrialConfig,
+        parameters: BTreeMap<String, Value>,
+        created_at: Timestamp,
+    ) -> Self {
+        let trial = Trial {
+            id,
+            config,
+            parameters,
+            state: TrialState::Queued,
+            attempt: Attempt(0),
+            step: 0,
+            total_steps: None,
+            agent: None,
+            adapter: None,
+            resume: None,
+            attempts: Vec::new(),
+            eval_loss: None,
+            cost_usd: None,
+            summary: None,
+            failure: None,
+            digests: None,
+            created_at,
+            started_at: None,
+            finished_at: None,
+        };
+        Self {
+            trial,
+            placement: None,
+            stop: None,
+            checkpoint: None,
+            adapter_step: 0,
+            value: None,
+            earlier_cost_usd: 0.0,
+            losses: 0,
+        }
+    }
+
+    /// The object-store paths that it points at.
+    pub fn paths(&self) -> BTreeSet<String> {
+        let checkpoint = self.checkpoint.iter().flat_map(|c| [&c.adapter, &c.resume]);
+        checkpoint.chain(&self.trial.adapter).cloned().collect()
+    }
+}
+
+/// The durable state.
+#[derive(Clone)]
+pub struct Store {
+    registry: Arc<dyn Registry>,
+    fence: Fence,
+}
+
+impl Store {
+    /// Becomes the leader over a registry.
+    pub async fn lead(registry: Arc<dyn Registry>, holder: &str) -> Result<Self> {
+        let fence = registry.lead(holder).await?;
+        Ok(Self { registry, fence })
+    }
+
+    /// Writes all of a batch or nothing; durable when it returns.
+    pub async fn commit(&self, batch: Batch) -> Result<()> {
+        if let Some(error) = batch.error {
+            return Err(error);
+        }
+        if batch.writes.is_empty() {
+            return Ok(());
+        }
+        Ok(self.registry.commit(self.fence, batch.writes).await?)
+    }
+
+    /// A sweep.
+    pub async fn sweep(&self, id: &SweepId) -> Result<Option<SweepRecord>> {
+        self.read(&sweep_key(id)).await
+    }
+
+    /// Every sweep.
+    pub async fn sweeps(&self) -> Result<Vec<SweepRecord>> {
+        self.read_all("sweeps/").await
+    }
+
+    /// The sweep that a request made.
+    pub async fn request(&self, request_id: &str) -> Result<Option<SweepId>> {
+        self.read(&request_key(request_id)).await
+    }
+
+    /// A trial.
+    pub async fn trial(&self, id: &TrialId) -> Result<Option<TrialRecord>> {
+        match (id.sweep(), id.number()) {
+            (Some(sweep), Some(number)) => self.read(&trial_key(&sweep, number)).await,
+            _ => Ok(None),
+        }
+    }
+
+    /// A sweep's trials, in the order of their numbers.
+    pub async fn trials(&self, sweep: &SweepId) -> Result<Vec<TrialRecord>> {
+        self.read_all(&format!("trials/{sweep}/")).await
+    }
+
+    /// Ids of sweeps, newest first, at most `limit`; each with the position after which to go on.
+    pub async fn newest(&self, after: Option<&str>, limit: usize) -> Result<Vec<(String, SweepId)>> {
+        let rows = self.registry.list(NEWEST, after, limit).await?;
+        rows.into_iter().map(|(key, value)| Ok((key.clone(), parse(&key, &value)?))).collect()
+    }
+
+    async fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
+        let value = self.registry.get(key).await?;
+        value.map(|value| parse(key, &value)).transpose()
+    }
+
+    async fn read_all<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<T>> {
+        let mut all = Vec::new();
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.registry.list(prefix, after.as_deref(), PAGE).await?;
+            for (key, value) in &page {
+                all.push(parse(key, value)?);
+            }
+            match page.into_iter().nth(PAGE - 1) {
+                Some((last, _)) => after = Some(last),
+                None => return Ok(all),
+            }
+        }
+    }
+}
+
+/// Changes that are written together.
+#[derive(Debug, Default)]
+pub struct Batch {
+    writes: Vec<Write>,
+    error: Option<CoordinatorError>,
+}
+
+impl Batch {
+    /// Sets a sweep's record.
+    pub fn sweep(&mut self, record: &SweepRecord) {
+        self.put(sweep_key(&record.sweep.id), record);
+    }
+
+    /// Sets a trial's record.
+    pub fn trial(&mut self, record: &TrialRecord) {
+        match (record.trial.id.sweep(), record.trial.id.number()) {
+            (Some(sweep), Some(number)) => self.put(trial_key(&sweep, number), record),
+            _ => self.error = Some(CoordinatorError::not_found("trial", &record.trial.id)),
+        }
+    }
+
+    /// Enters a new sweep: its record, its request and its place in the listing.
+    pub fn submission(&mut self, record: &SweepRecord) {
+        self.sweep(record);
+        self.put(request_key(&record.sweep.request_id), &record.sweep.id);
+        let age = u64::MAX - record.sweep.created_at.0;
+        self.put(format!("{NEWEST}{age:020}-{}", record.sweep.id), &record.sweep.id);
+    }
+
+    fn put<T: Serialize>(&mut self, key: String, value: &T) {
+        match serde_json::to_vec(value) {
+            Ok(bytes) => self.writes.push(Write::Put(key, bytes)),
+            Err(error) => self.error = Some(CoordinatorError::Corrupt { key, problem: error.to_string() }),
+        }
+    }
+}
+
+const NEWEST: &str = "newest/";
+
+fn sweep_key(id: &SweepId) -> String {
+    format!("sweeps/{id}")
+}
+
+fn trial_key(sweep: &SweepId, number: u32) -> String {
+    format!("trials/{sweep}/{number:010}")
+}
+
+fn request_key(request_id: &str) -> String {
+    format!("requests/{request_id}")
+}
+
+fn parse<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T> {
+    serde_json::from_slice(value)
+        .map_err(|error| CoordinatorError::Corrupt { key: key.into(), problem: error.to_string() })
+}

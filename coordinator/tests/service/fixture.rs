@@ -1,0 +1,155 @@
+//! A coordinator on a free port with its data in a temporary directory, and clients for it.
+
+use actor::Scope;
+use coordinator::{Options, Server};
+use domain::SystemClock;
+use proto::convert;
+use proto::v1;
+use proto::v1::sweep_service_client::SweepServiceClient;
+use proto::v1::trial_service_client::TrialServiceClient;
+use serde_json::{Value, json};
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+/// Longer than anything here should take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A lease that no test waits for.
+pub const LONG: Duration = Duration::from_secs(60);
+
+/// A lease that a test waits for.
+pub const SHORT: Duration = Duration::from_millis(400);
+
+pub struct Fixture {
+    dir: TempDir,
+    lease: Duration,
+    scope: Scope,
+    pub channel: Channel,
+}
+
+impl Fixture {
+    pub async fn start(lease: Duration) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (scope, channel) = serve(&dir, lease).await;
+        Self { dir, lease, scope, channel }
+    }
+
+    /// Ends the coordinator and starts another on the same directory.
+    pub async fn restart(&mut self) {
+        assert!(self.scope.finish(PATIENCE).await, "the coordinator did not end in time");
+        (self.scope, self.channel) = serve(&self.dir, self.lease).await;
+    }
+
+    pub fn sweeps(&self) -> SweepServiceClient<Channel> {
+        SweepServiceClient::new(self.channel.clone())
+    }
+
+    pub fn trials(&self) -> TrialServiceClient<Channel> {
+        TrialServiceClient::new(self.channel.clone())
+    }
+
+    pub async fn submit_as(&self, request_id: &str, document: &Value) -> Result<v1::Sweep, Status> {
+        let spec = Some(convert::to_struct(document.as_object().unwrap()));
+        let request = v1::SubmitSweepRequest { request_id: request_id.into(), spec };
+        Ok(self.sweeps().submit_sweep(request).await?.into_inner().sweep.unwrap())
+    }
+
+    pub async fn submit(&self, document: &Value) -> v1::Sweep {
+        self.submit_as(&uuid::Uuid::new_v4().to_string(), document).await.unwrap()
+    }
+
+    pub async fn sweep(&self, id: &str) -> v1::Sweep {
+        let request = v1::GetSweepRequest { sweep_id: id.into() };
+        self.sweeps().get_sweep(request).await.unwrap().into_inner().sweep.unwrap()
+    }
+
+    pub async fn trial(&self, id: &str) -> v1::Trial {
+        let request = v1::GetTrialRequest { trial_id: id.into() };
+        self.trials().get_trial(request).await.unwrap().into_inner().trial.unwrap()
+    }
+
+    /// Steps and losses of a trial's curve.
+    pub async fn curve(&self, id: &str) -> Vec<(u64, f64)> {
+        let request = v1::GetTrialMetricsRequest { trial_id: id.into() };
+        let mut stream = self.trials().get_trial_metrics(request).await.unwrap().into_inner();
+        let mut curve = Vec::new();
+        while let Some(response) = stream.message().await.unwrap() {
+            curve.extend(response.points.into_iter().map(|p| (p.step, p.values[0].value)));
+        }
+        curve
+    }
+
+    pub async fn watch(&self, id: &str) -> Watch {
+        let request = v1::WatchSweepRequest { sweep_id: id.into() };
+        Watch(self.sweeps().watch_sweep(request).await.unwrap().into_inner())
+    }
+}
+
+async fn serve(dir: &TempDir, lease: Duration) -> (Scope, Channel) {
+    let scope = Scope::new();
+    let options = Options {
+        data_dir: dir.path().to_path_buf(),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        clock: Arc::new(SystemClock::new()),
+        heartbeat: lease / 4,
+        lease,
+    };
+    let Server { address, .. } = coordinator::start(options, scope.clone()).await.unwrap();
+    let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
+    (scope, channel)
+}
+
+/// What a watcher hears.
+pub struct Watch(Streaming<v1::WatchSweepResponse>);
+
+impl Watch {
+    /// The next event; `None` at the end.
+    pub async fn next(&mut self) -> Option<v1::watch_sweep_response::Event> {
+        let message = tokio::time::timeout(PATIENCE, self.0.message()).await.expect("no event in time");
+        message.unwrap().map(|response| response.event.unwrap())
+    }
+
+    /// The trial's first state that `wanted` accepts.
+    pub async fn trial(&mut self, id: &str, wanted: impl Fn(&v1::Trial) -> bool) -> v1::Trial {
+        loop {
+            if let v1::watch_sweep_response::Event::Trial(trial) =
+                self.next().await.expect("the sweep is over")
+                && trial.id == id
+                && wanted(&trial)
+            {
+                return trial;
+            }
+        }
+    }
+
+    /// The sweep as it stands when it is over.
+    pub async fn end(&mut self) -> v1::Sweep {
+        let mut last = None;
+        while let Some(event) = self.next().await {
+            if let v1::watch_sweep_response::Event::Sweep(sweep) = event {
+                last = Some(sweep);
+            }
+        }
+        last.unwrap()
+    }
+}
+
+/// A sweep document: a grid over the ranks, six steps a trial.
+pub fn grid(ranks: &[u32]) -> Value {
+    json!({
+        "name": "grid", "pretrained_model_id": "/models/a", "dataset_name": "/data/a.jsonl", "max_steps": 6,
+        "search": {"algorithm": "grid"}, "parameters": {"lora_rank": ranks},
+    })
+}
+
+/// Successive halving from step 1 on over two trials, each halving.
+pub fn halving() -> Value {
+    json!({
+        "name": "halving", "pretrained_model_id": "/models/a", "dataset_name": "/data/a.jsonl",
+        "max_steps": 6, "parameters": {"learning_rate": {"log_uniform": [1e-5, 1e-3]}},
+        "search": {"algorithm": "asha", "max_trials": 2, "min_steps": 1, "reduction_factor": 2, "seed": 1},
+    })
+}

@@ -1,0 +1,334 @@
+//! The coordinator as its callers see it: real gRPC on loopback, real SQLite, history and object store; the
+//! agent alone is a fake, which speaks the protocol and trains nothing.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod agent;
+mod fixture;
+
+use agent::{FakeAgent, hello, holding};
+use fixture::{Fixture, LONG, SHORT, grid, halving};
+use proto::v1;
+use proto::v1::session_response::Message as Hear;
+use proto::v1::trial_event::Event;
+use proto::v1::{Ending, StopReason, SweepState, TrialState};
+use tonic::Code;
+use tonic_types::StatusExt;
+
+#[tokio::test]
+async fn a_sweep_from_submission_to_its_best_trial() {
+    let fixture = Fixture::start(LONG).await;
+    let sweep = fixture.submit(&grid(&[2, 4, 8])).await;
+    assert_eq!((sweep.state(), sweep.max_trials), (SweepState::Running, Some(3)));
+    let mut watch = fixture.watch(&sweep.id).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    for (number, loss) in [(1, 3.0), (2, 1.0), (3, 2.0)] {
+        let assign = agent.assigned().await;
+        assert_eq!(assign.trial_id, format!("{}/{number}", sweep.id));
+        assert_eq!((assign.attempt, assign.resume_step), (1, None));
+        agent.train(&assign, loss).await;
+    }
+    let over = watch.end().await;
+    assert_eq!(over.state(), SweepState::Completed);
+    assert_eq!(over.best_trial_id.as_deref(), Some(format!("{}/2", sweep.id).as_str()));
+    assert_eq!(over.best_value, Some(1.0));
+    assert!(over.cost_usd > 0.0 && over.cost_usd < 0.36, "{} dollars", over.cost_usd);
+    assert_eq!(fixture.sweep(&sweep.id).await, over);
+    let trial = fixture.trial(&format!("{}/2", sweep.id)).await;
+    assert_eq!((trial.state(), trial.step, trial.total_steps), (TrialState::Completed, 6, Some(6)));
+    assert_eq!(trial.summary.unwrap().eval_loss, Some(1.0));
+    assert!(trial.adapter.is_some() && trial.finished_at.is_some());
+    assert_eq!(fixture.curve(&trial.id).await.len(), 6);
+}
+
+#[tokio::test]
+async fn the_same_request_is_the_same_sweep() {
+    let mut fixture = Fixture::start(LONG).await;
+    let first = fixture.submit_as("r1", &grid(&[2])).await.unwrap();
+    assert_eq!(fixture.submit_as("r1", &grid(&[4, 8])).await.unwrap().id, first.id);
+    assert_ne!(fixture.submit_as("r2", &grid(&[2])).await.unwrap().id, first.id);
+    fixture.restart().await;
+    assert_eq!(fixture.submit_as("r1", &grid(&[2])).await.unwrap().id, first.id);
+}
+
+#[tokio::test]
+async fn wrong_fields_are_named() {
+    let fixture = Fixture::start(LONG).await;
+    let mut document = grid(&[2]);
+    document["lora_alfa"] = 1.into();
+    document["batch_size"] = 0.into();
+    let status = fixture.submit_as("r", &document).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    let fields: Vec<_> = status.get_details_bad_request().unwrap().field_violations;
+    let fields: Vec<_> = fields.iter().map(|v| v.field.as_str()).collect();
+    assert!(fields.contains(&"spec.lora_alfa") && fields.contains(&"spec.batch_size"), "{fields:?}");
+
+    let status = fixture.submit_as("", &grid(&[2])).await.unwrap_err();
+    assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "request_id");
+    let request = v1::GetSweepRequest { sweep_id: "none".into() };
+    assert_eq!(fixture.sweeps().get_sweep(request).await.unwrap_err().code(), Code::NotFound);
+    let request = v1::GetTrialRequest { trial_id: "none/1".into() };
+    assert_eq!(fixture.trials().get_trial(request).await.unwrap_err().code(), Code::NotFound);
+    let request = v1::GetTrialRequest { trial_id: "none".into() };
+    assert_eq!(fixture.trials().get_trial(request).await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn points_sent_twice_count_once() {
+    let fixture = Fixture::start(LONG).await;
+    fixture.submit(&grid(&[2])).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let assign = agent.assigned().await;
+    agent.start(&assign).await;
+    agent.points(&assign, &[(1, 3.0), (2, 2.0)]).await;
+    agent.points(&assign, &[(1, 3.0), (2, 2.0), (3, 1.0)]).await;
+    assert_eq!(fixture.curve(&assign.trial_id).await, [(1, 3.0), (2, 2.0), (3, 1.0)]);
+    assert_eq!(fixture.trial(&assign.trial_id).await.step, 3);
+    // The end, said twice, is acknowledged twice; so is what came before it.
+    agent.finish(&assign, Ending::Completed, Some(1.0)).await;
+    agent.acknowledged().await;
+    agent.finish(&assign, Ending::Diverged, None).await;
+    agent.acknowledged().await;
+    agent.points(&assign, &[(3, 1.0)]).await;
+    assert_eq!(fixture.trial(&assign.trial_id).await.state(), TrialState::Completed);
+}
+
+#[tokio::test]
+async fn a_lost_agents_trial_goes_on_elsewhere_from_its_checkpoint() {
+    let fixture = Fixture::start(SHORT).await;
+    let sweep = fixture.submit(&grid(&[2])).await;
+    let mut lost = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let first = lost.assigned().await;
+    lost.start(&first).await;
+    lost.points(&first, &[(1, 5.0), (2, 4.0)]).await;
+    lost.upload(&first, 2).await.unwrap();
+    lost.points(&first, &[(3, 3.5), (4, 3.4)]).await;
+    drop(lost);
+
+    let mut other = FakeAgent::connect(&fixture, hello("b", 1, vec![])).await;
+    let second = other.assigned().await;
+    assert_eq!((second.trial_id.clone(), second.attempt), (first.trial_id.clone(), 2));
+    assert_eq!(second.resume_step, Some(2));
+    assert_eq!(second.digests.as_ref().unwrap().dataset, "sha256:d");
+    let bytes = FakeAgent::files(&first, 2).map(|(_, _, data)| data).concat();
+    assert_eq!(other.download(&second).await.unwrap(), (2, bytes));
+    other.start(&second).await;
+    other.points(&second, &[(3, 3.0), (4, 2.0)]).await;
+
+    // The first agent comes back with what is no longer its own.
+    let mut back = FakeAgent::connect(&fixture, hello("a", 1, vec![holding(&first, 4)])).await;
+    assert_eq!(back.welcome.drop, [holding(&first, 4)]);
+    back.event(&first, Event::Failed(v1::Failure { class: 1, message: "late".into() })).await;
+    let stop = back.stopped().await;
+    assert_eq!((stop.attempt, stop.reason()), (1, StopReason::Fenced));
+    assert_eq!(back.upload(&first, 5).await.unwrap_err().code(), Code::Aborted);
+    assert_eq!(back.download(&first).await.unwrap_err().code(), Code::Aborted);
+
+    other.upload(&second, 6).await.unwrap();
+    other.finish(&second, Ending::Completed, Some(1.0)).await;
+    let over = fixture.watch(&sweep.id).await.end().await;
+    assert_eq!(over.state(), SweepState::Completed);
+    let curve = fixture.curve(&first.trial_id).await;
+    assert_eq!(curve, [(1, 5.0), (2, 4.0), (3, 3.0), (4, 2.0)], "gap-free and single-valued");
+    let attempts: Vec<_> =
+        fixture.trial(&first.trial_id).await.attempts.iter().map(|a| (a.attempt, a.step)).collect();
+    assert_eq!(attempts, [(1, 0), (2, 2)]);
+}
+
+#[tokio::test]
+async fn halving_stops_the_weaker_trial() {
+    let fixture = Fixture::start(LONG).await;
+    let sweep = fixture.submit(&halving()).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 2, vec![])).await;
+    let (good, weak) = (agent.assigned().await, agent.assigned().await);
+    agent.start(&good).await;
+    agent.start(&weak).await;
+    assert_eq!(agent.points(&good, &[(0, 9.0), (1, 1.0)]).await, None);
+    let stop = agent.points(&weak, &[(0, 9.0), (1, 2.0)]).await.expect("a stop");
+    assert_eq!((stop.trial_id.clone(), stop.reason()), (weak.trial_id.clone(), StopReason::Search));
+    agent.upload(&weak, 1).await.unwrap();
+    agent.finish(&weak, Ending::Stopped, Some(2.0)).await;
+    agent.acknowledged().await;
+    agent.upload(&good, 6).await.unwrap();
+    agent.finish(&good, Ending::Completed, Some(0.5)).await;
+    let over = fixture.watch(&sweep.id).await.end().await;
+    assert_eq!((over.state(), over.best_value), (SweepState::Completed, Some(0.5)));
+    let stopped = fixture.trial(&weak.trial_id).await;
+    assert_eq!((stopped.state(), stopped.eval_loss), (TrialState::Stopped, Some(2.0)));
+    assert!(stopped.adapter.is_some());
+}
+
+#[tokio::test]
+async fn cancelling_ends_what_waits_at_once_and_what_trains_with_its_adapter() {
+    let fixture = Fixture::start(LONG).await;
+    let sweep = fixture.submit(&grid(&[2, 4])).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let assign = agent.assigned().await;
+    agent.start(&assign).await;
+    let request = v1::CancelSweepRequest { sweep_id: sweep.id.clone() };
+    fixture.sweeps().cancel_sweep(request.clone()).await.unwrap();
+    let waiting = fixture.trial(&format!("{}/2", sweep.id)).await;
+    assert_eq!(waiting.state(), TrialState::Cancelled);
+    assert_eq!(agent.stopped().await.reason(), StopReason::Cancelled);
+    agent.upload(&assign, 1).await.unwrap();
+    agent.finish(&assign, Ending::Stopped, Some(2.0)).await;
+    assert_eq!(fixture.watch(&sweep.id).await.end().await.state(), SweepState::Cancelled);
+    let trial = fixture.trial(&assign.trial_id).await;
+    assert_eq!((trial.state(), trial.adapter.is_some()), (TrialState::Cancelled, true));
+    let again = fixture.sweeps().cancel_sweep(request).await.unwrap_err();
+    assert_eq!(again.code(), Code::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn a_single_trial_is_stopped() {
+    let fixture = Fixture::start(LONG).await;
+    let sweep = fixture.submit(&grid(&[2, 4])).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let first = agent.assigned().await;
+    agent.start(&first).await;
+    let stop = |id: &str| v1::StopTrialRequest { trial_id: id.into() };
+    fixture.trials().stop_trial(stop(&first.trial_id)).await.unwrap();
+    assert_eq!(agent.stopped().await.reason(), StopReason::Cancelled);
+    agent.finish(&first, Ending::Stopped, None).await;
+    let second = agent.assigned().await;
+    agent.train(&second, 1.0).await;
+    assert_eq!(fixture.watch(&sweep.id).await.end().await.state(), SweepState::Completed);
+    assert_eq!(fixture.trial(&first.trial_id).await.state(), TrialState::Cancelled);
+    let again = fixture.trials().stop_trial(stop(&first.trial_id)).await.unwrap_err();
+    assert_eq!(again.code(), Code::FailedPrecondition);
+}
+
+#[tokio::test]
+async fn a_restart_goes_on_with_what_agents_hold() {
+    let mut fixture = Fixture::start(LONG).await;
+    let sweep = fixture.submit(&grid(&[2, 4])).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let assign = agent.assigned().await;
+    agent.start(&assign).await;
+    agent.points(&assign, &[(1, 3.0), (2, 2.0)]).await;
+    fixture.restart().await;
+    let trial = fixture.trial(&assign.trial_id).await;
+    assert_eq!((trial.state(), trial.step, trial.eval_loss), (TrialState::Running, 2, Some(2.0)));
+
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![holding(&assign, 2)])).await;
+    assert_eq!(agent.welcome.drop, []);
+    agent.points(&assign, &[(3, 1.5)]).await;
+    agent.upload(&assign, 6).await.unwrap();
+    agent.finish(&assign, Ending::Completed, Some(1.0)).await;
+    let second = agent.assigned().await;
+    assert_eq!(second.trial_id, format!("{}/2", sweep.id));
+    agent.train(&second, 2.0).await;
+    let over = fixture.watch(&sweep.id).await.end().await;
+    assert_eq!((over.state(), over.best_value), (SweepState::Completed, Some(1.0)));
+    assert_eq!(fixture.curve(&assign.trial_id).await, [(1, 3.0), (2, 2.0), (3, 1.5)]);
+    assert_eq!(fixture.trial(&assign.trial_id).await.attempt, 1, "nothing was interrupted");
+    fixture.restart().await;
+    assert_eq!(fixture.sweep(&sweep.id).await, over);
+}
+
+#[tokio::test]
+async fn after_a_restart_what_no_agent_holds_is_assigned_anew() {
+    let mut fixture = Fixture::start(SHORT).await;
+    fixture.submit(&grid(&[2])).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let first = agent.assigned().await;
+    fixture.restart().await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let second = agent.assigned().await;
+    assert_eq!((second.trial_id, second.attempt), (first.trial_id, 2));
+}
+
+#[tokio::test]
+async fn how_trials_end() {
+    let failure = |class: v1::FailureClass| {
+        Event::Failed(v1::Failure { class: class.into(), message: "it broke".into() })
+    };
+    let diverged = Event::Finished(v1::Finished {
+        ending: Ending::Diverged.into(),
+        summary: Some(v1::TrialSummary::default()),
+        message: "loss is NaN".into(),
+    });
+    for (event, state, sweep_state) in [
+        (failure(v1::FailureClass::User), TrialState::Failed, SweepState::Failed),
+        (failure(v1::FailureClass::OutOfMemory), TrialState::Failed, SweepState::Failed),
+        (diverged, TrialState::Diverged, SweepState::Completed),
+    ] {
+        let fixture = Fixture::start(LONG).await;
+        let sweep = fixture.submit(&grid(&[2])).await;
+        let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+        let assign = agent.assigned().await;
+        agent.start(&assign).await;
+        agent.event(&assign, event.clone()).await;
+        let over = fixture.watch(&sweep.id).await.end().await;
+        assert_eq!(over.state(), sweep_state, "{event:?}");
+        assert_eq!(over.failure.is_some(), sweep_state == SweepState::Failed, "{event:?}");
+        let trial = fixture.trial(&assign.trial_id).await;
+        assert_eq!((trial.state(), trial.failure.is_some()), (state, true), "{event:?}");
+    }
+}
+
+#[tokio::test]
+async fn failures_of_the_machine_are_tried_again_until_it_is_enough() {
+    let fixture = Fixture::start(LONG).await;
+    let sweep = fixture.submit(&grid(&[2])).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    for attempt in 1..=3 {
+        let assign = agent.assigned().await;
+        assert_eq!(assign.attempt, attempt);
+        agent.start(&assign).await;
+        let class = v1::FailureClass::Infrastructure.into();
+        agent.event(&assign, Event::Failed(v1::Failure { class, message: "disk full".into() })).await;
+    }
+    let over = fixture.watch(&sweep.id).await.end().await;
+    assert_eq!(over.state(), SweepState::Failed);
+    let failure = over.failure.unwrap();
+    assert!(failure.contains("disk full; 3 times since its last checkpoint"), "{failure}");
+}
+
+#[tokio::test]
+async fn an_agent_that_leaves_gets_nothing_until_it_connects_anew() {
+    let fixture = Fixture::start(LONG).await;
+    fixture.submit(&grid(&[2])).await;
+    let mut leaving = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let first = leaving.assigned().await;
+    leaving.start(&first).await;
+    leaving.event(&first, Event::Released(v1::Released { reason: "shutting down".into() })).await;
+    leaving.acknowledged().await;
+    let mut again = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    assert_eq!(again.assigned().await.attempt, 2);
+    // The stream that it replaced was not told anything more.
+    while let Ok(message) = leaving.hear().await {
+        assert!(!matches!(message, Hear::Assign(_)), "{message:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_watcher_gets_a_picture_and_then_every_change() {
+    use v1::watch_sweep_response::Event;
+    let fixture = Fixture::start(LONG).await;
+    let sweep = fixture.submit(&grid(&[2, 4])).await;
+    let mut watch = fixture.watch(&sweep.id).await;
+    assert!(matches!(watch.next().await, Some(Event::Sweep(s)) if s.id == sweep.id));
+    for number in [1, 2] {
+        let Some(Event::Trial(trial)) = watch.next().await else { panic!("no trial") };
+        assert_eq!((trial.number, trial.state()), (number, TrialState::Queued));
+    }
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let assign = agent.assigned().await;
+    watch.trial(&assign.trial_id, |t| t.state() == TrialState::Assigned).await;
+    agent.start(&assign).await;
+    watch.trial(&assign.trial_id, |t| t.state() == TrialState::Running).await;
+    agent.points(&assign, &[(1, 3.0)]).await;
+    let progress = loop {
+        if let Some(Event::Progress(progress)) = watch.next().await {
+            break progress;
+        }
+    };
+    assert_eq!((progress.trial_id.as_str(), progress.point.unwrap().step), (assign.trial_id.as_str(), 1));
+    agent.finish(&assign, Ending::Completed, Some(1.0)).await;
+    let second = agent.assigned().await;
+    agent.train(&second, 2.0).await;
+    let over = watch.end().await;
+    let counts: Vec<_> = over.counts.iter().map(|c| (c.state(), c.trials)).collect();
+    assert_eq!((over.state(), counts), (SweepState::Completed, vec![(TrialState::Completed, 2)]));
+    assert_eq!(fixture.watch(&sweep.id).await.end().await, over, "a sweep that is over is a picture alone");
+}

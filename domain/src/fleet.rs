@@ -1,0 +1,45 @@
+//! Agents and their devices.
+
+use crate::{AgentId, Attempt, DeviceId, TrialId};
+use serde::{Deserialize, Serialize};
+
+/// A place where trials train.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Device {
+    /// `cpu`, `cuda:0`, ….
+    pub id: DeviceId,
+    /// `CPU`, `A100-40GB`, ….
+    pub accelerator: String,
+    /// Bytes that trials may use.
+    pub memory_bytes: u64,
+    /// Trials that may share it at a time; at least 1.
+    pub max_pack_size: u32,
+    /// US dollars an hour; 0 for a machine of one's own.
+    pub price_per_hour: f64,
+    /// The base model that is resident, as trials name it.
+    pub resident_base: Option<String>,
+}
+
+/// A process that trains trials on its devices.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Agent {
+    /// Its id, stable across its restarts on one data directory.
+    pub id: AgentId,
+    /// Its LoraFleet version.
+    pub version: String,
+    /// The machine's name.
+    pub hostname: String,
+    /// Its devices.
+    pub devices: Vec<Device>,
+}
+
+/// A trial that an agent holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holding {
+    /// The trial.
+    pub trial: TrialId,
+    /// The assignment.
+    pub attempt: Attempt,
+    /// Finished steps.
+    pub step: u64,
+}
