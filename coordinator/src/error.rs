@@ -104,16 +104,35 @@ impl From<CoordinatorError> for RpcError {
             CoordinatorError::NotFound { kind, id } => Self::NotFound(kind, id),
             CoordinatorError::Over { kind, id, state } => Self::Precondition(kind, id, format!("is {state}")),
             CoordinatorError::Fenced { .. } => Self::Fenced(text),
+            CoordinatorError::Artifact(error) => artifact(&error),
             CoordinatorError::Registry(RegistryError::Fenced { .. }) | CoordinatorError::Gone(_) => {
                 Self::Unavailable(text)
             }
             CoordinatorError::Listen { .. }
             | CoordinatorError::Registry(_)
             | CoordinatorError::History(_)
-            | CoordinatorError::Artifact(_)
             | CoordinatorError::Corrupt { .. }
             | CoordinatorError::Transition(_) => Self::Internal(text),
         }
+    }
+}
+
+fn artifact(error: &ArtifactError) -> RpcError {
+    let text = error.to_string();
+    match error {
+        ArtifactError::Trial(_)
+        | ArtifactError::Name(_)
+        | ArtifactError::Duplicate(_)
+        | ArtifactError::Empty
+        | ArtifactError::Exists(_) => RpcError::Invalid(vec![("header".into(), text)]),
+        ArtifactError::Checksum { .. } | ArtifactError::Short { .. } | ArtifactError::Long => {
+            RpcError::DataLoss(text)
+        }
+        ArtifactError::NotFound(path) => RpcError::NotFound("checkpoint", path.clone()),
+        ArtifactError::Path(_)
+        | ArtifactError::Failed
+        | ArtifactError::Manifest { .. }
+        | ArtifactError::Store { .. } => RpcError::Internal(text),
     }
 }
 
