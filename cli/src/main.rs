@@ -1,15 +1,43 @@
-//! The `lorafleet` command.
+//! The `lorafleet` command. It talks gRPC only; `run` starts a coordinator and an agent in this process and
+//! talks gRPC to them.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`run`] | the main job; [`board`] and [`progress`] show it live |
+//! | [`sweeps`], [`trials`], [`adapters`], [`agents`] | verbs that read and end what a server keeps |
+//! | [`plan`] | what a sweep needs, before anything runs |
+//! | [`train`] | one fine-tuning run without a server |
+//! | [`client`], [`embedded`] | the way to a server, or one in this process |
+//! | [`output`], [`view`], [`failure`] | tables, JSON, YAML; how records look; exit codes |
 
+mod adapters;
+mod agents;
+mod board;
+mod client;
+mod embedded;
 mod failure;
+mod output;
+mod plan;
+mod progress;
+mod run;
+mod sweeps;
 mod train;
+mod trials;
+mod view;
 
 pub(crate) use failure::Failure;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use std::process::ExitCode;
 
 /// Finds the best LoRA fine-tuning configuration for a model, a data set and a budget.
 #[derive(Parser)]
-#[command(name = "lorafleet", version, propagate_version = true)]
+#[command(name = "lorafleet", version, propagate_version = true, after_help = "Examples:
+  lorafleet run config/sweeps/quickstart.yaml
+  lorafleet plan config/sweeps/quickstart.yaml
+  lorafleet adapters pull quickstart-3fa2 --top 3 --to ./adapters
+
+Exit codes: 0 done, 1 the work failed, 2 usage or invalid spec, 3 unreachable, 130 interrupted.")]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -17,16 +45,81 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
+    Run(run::Args),
+    Plan(plan::Args),
     Train(train::Args),
+    List(sweeps::ListArgs),
+    /// Shows one sweep and its trials.
+    #[command(after_help = "Example:\n  lorafleet get quickstart-3fa2 -o yaml")]
+    Get(sweeps::SweepArgs),
+    /// Follows a sweep to its end.
+    #[command(after_help = "Example:\n  lorafleet watch quickstart-3fa2 --endpoint http://10.0.0.5:7401")]
+    Watch(sweeps::SweepArgs),
+    /// Ends a sweep and its trials; adapters that they uploaded stay.
+    #[command(after_help = "Example:\n  lorafleet cancel quickstart-3fa2")]
+    Cancel(sweeps::SweepArgs),
+    Report(sweeps::ReportArgs),
+    #[command(subcommand)]
+    Trials(trials::Verb),
+    #[command(subcommand)]
+    Adapters(adapters::Verb),
+    #[command(subcommand)]
+    Agents(agents::Verb),
+    /// Prints a completion script for a shell.
+    #[command(after_help = "Example:\n  lorafleet completions bash > ~/.local/share/bash-completion/completions/lorafleet")]
+    Completions {
+        /// The shell.
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
 }
 
-fn main() -> std::process::ExitCode {
+fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result: Result<(), Failure> = match cli.verb {
-        Verb::Train(args) => train::run(args),
-    };
-    match result {
-        Ok(()) => std::process::ExitCode::SUCCESS,
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LORAFLEET_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match dispatch(cli.verb) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
+    }
+}
+
+fn dispatch(verb: Verb) -> Result<(), Failure> {
+    match verb {
+        Verb::Run(args) => block_on(run::run(args)),
+        Verb::Plan(args) => plan::run(args),
+        Verb::Train(args) => train::run(args),
+        Verb::List(args) => block_on(sweeps::run_list(args)),
+        Verb::Get(args) => block_on(sweeps::run_get(args)),
+        Verb::Watch(args) => block_on(sweeps::run_watch(args)),
+        Verb::Cancel(args) => block_on(sweeps::run_cancel(args)),
+        Verb::Report(args) => block_on(sweeps::run_report(args)),
+        Verb::Trials(verb) => block_on(trials::run(verb)),
+        Verb::Adapters(verb) => block_on(adapters::run(verb)),
+        Verb::Agents(verb) => block_on(agents::run(verb)),
+        Verb::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "lorafleet", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+/// Runs a verb that talks to a server.
+fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::failed(format!("cannot start: {e}")))?
+        .block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
     }
 }

@@ -25,6 +25,8 @@ pub struct Preflight {
     pub skipped_rows: u64,
     /// Optimizer steps.
     pub total_steps: u64,
+    /// Linear layers that get an adapter.
+    pub target_modules: u64,
     /// Trainable parameters.
     pub trainable_parameters: u64,
     /// Parameters of base and adapter together.
@@ -55,6 +57,7 @@ pub fn preflight(config: &TrialConfig) -> Result<Preflight> {
         truncated_rows: data.truncated_rows,
         skipped_rows: data.skipped_rows,
         total_steps: config.total_steps(rows),
+        target_modules: modules.len() as u64,
         trainable_parameters,
         total_parameters: base.parameters() + trainable_parameters,
         shape: base.config,

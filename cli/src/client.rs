@@ -1,0 +1,132 @@
+//! The way to a server: the one named by `--endpoint`, the one that serves the data directory, or one started
+//! in this process for as long as the command runs.
+
+use crate::Failure;
+use crate::embedded::Embedded;
+use proto::v1::adapter_service_client::AdapterServiceClient;
+use proto::v1::fleet_service_client::FleetServiceClient;
+use proto::v1::sweep_service_client::SweepServiceClient;
+use proto::v1::trial_service_client::TrialServiceClient;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+/// Which server a command talks to.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ServerArgs {
+    /// A server's address, such as http://10.0.0.5:7401. Without it, the data directory's own server.
+    #[arg(long, env = "LORAFLEET_ENDPOINT", value_name = "URL")]
+    pub(crate) endpoint: Option<String>,
+    /// Where sweeps, metrics and adapters are kept when no endpoint is given.
+    #[arg(long, alias = "data_dir", env = "LORAFLEET_DATA_DIR", default_value = "./lorafleet-data", value_name = "DIR")]
+    pub(crate) data_dir: PathBuf,
+}
+
+/// The file in a data directory that says where its server listens, while it does.
+pub(crate) const ENDPOINT_FILE: &str = "endpoint";
+
+/// An open connection, and the embedded server behind it if there is one.
+pub(crate) struct Connection {
+    channel: Channel,
+    embedded: Option<Embedded>,
+}
+
+impl Connection {
+    /// Connects to the server that the arguments name. With no endpoint and nobody serving the data
+    /// directory, a coordinator is started on it in this process, without an agent.
+    pub(crate) async fn open(args: &ServerArgs) -> Result<Self, Failure> {
+        if let Some(endpoint) = &args.endpoint {
+            return Ok(Self { channel: connect(endpoint).await?, embedded: None });
+        }
+        if let Some(channel) = serving(&args.data_dir).await {
+            return Ok(Self { channel, embedded: None });
+        }
+        if !args.data_dir.is_dir() {
+            return Err(Failure::unreachable(format!(
+                "there is no data directory {}; name one with --data-dir, or a server with --endpoint",
+                args.data_dir.display()
+            )));
+        }
+        let embedded = Embedded::coordinator(&args.data_dir).await?;
+        Ok(Self { channel: connect(&embedded.endpoint()).await?, embedded: Some(embedded) })
+    }
+
+    /// A connection to a server in this process.
+    pub(crate) async fn to_embedded(embedded: Embedded) -> Result<Self, Failure> {
+        Ok(Self { channel: connect(&embedded.endpoint()).await?, embedded: Some(embedded) })
+    }
+
+    /// Stops the embedded server, if there is one: its trials are checkpointed.
+    pub(crate) async fn close(self) {
+        drop(self.channel);
+        if let Some(embedded) = self.embedded {
+            embedded.stop().await;
+        }
+    }
+
+    /// Calls about sweeps.
+    pub(crate) fn sweeps(&self) -> SweepServiceClient<Channel> {
+        SweepServiceClient::new(self.channel.clone())
+    }
+
+    /// Calls about trials.
+    pub(crate) fn trials(&self) -> TrialServiceClient<Channel> {
+        TrialServiceClient::new(self.channel.clone())
+    }
+
+    /// Calls about adapters.
+    pub(crate) fn adapters(&self) -> AdapterServiceClient<Channel> {
+        AdapterServiceClient::new(self.channel.clone())
+    }
+
+    /// Calls about agents and the server.
+    pub(crate) fn fleet(&self) -> FleetServiceClient<Channel> {
+        FleetServiceClient::new(self.channel.clone())
+    }
+}
+
+/// A connection to whoever serves the data directory now.
+pub(crate) async fn serving(data_dir: &Path) -> Option<Channel> {
+    let endpoint = std::fs::read_to_string(data_dir.join(ENDPOINT_FILE)).ok()?;
+    // A file left behind by a killed server names an address where nobody, or a stranger, listens.
+    let channel = connect(endpoint.trim()).await.ok()?;
+    let info = FleetServiceClient::new(channel.clone())
+        .get_server_info(proto::v1::GetServerInfoRequest {})
+        .await
+        .ok()?
+        .into_inner();
+    let same = std::fs::canonicalize(info.data_dir).ok()? == std::fs::canonicalize(data_dir).ok()?;
+    same.then_some(channel)
+}
+
+async fn connect(endpoint: &str) -> Result<Channel, Failure> {
+    let url = if endpoint.contains("://") { endpoint.to_string() } else { format!("http://{endpoint}") };
+    Endpoint::from_shared(url)
+        .map_err(|e| Failure::invalid(format!("--endpoint {endpoint}: {e}; write http://HOST:PORT")))?
+        .connect_timeout(Duration::from_secs(5))
+        .connect()
+        .await
+        .map_err(|_| {
+            Failure::unreachable(format!("no server answers at {endpoint}; is it running, and the port right?"))
+        })
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        let violations = status.get_details_bad_request().map(|b| b.field_violations).unwrap_or_default();
+        match status.code() {
+            Code::InvalidArgument if !violations.is_empty() => {
+                let lines: Vec<_> =
+                    violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
+                Failure::invalid(lines.join("\n"))
+            }
+            Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition => {
+                Failure::invalid(status.message())
+            }
+            Code::Unavailable => Failure::unreachable(format!("the server is gone: {}", status.message())),
+            code => Failure::failed(format!("{code:?}: {}", status.message())),
+        }
+    }
+}

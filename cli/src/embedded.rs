@@ -1,0 +1,78 @@
+//! A coordinator, and on demand an agent, in this process: the same code as a fleet's, talking real gRPC on
+//! loopback.
+
+use crate::Failure;
+use crate::client::ENDPOINT_FILE;
+use domain::SystemClock;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long checkpointing at shutdown may take before the process ends regardless.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// An embedded server.
+pub(crate) struct Embedded {
+    coordinator: actor::Scope,
+    agent: Option<actor::Scope>,
+    address: SocketAddr,
+    endpoint_file: PathBuf,
+}
+
+impl Embedded {
+    /// Starts a coordinator on a data directory, made if it is not there.
+    pub(crate) async fn coordinator(data_dir: &Path) -> Result<Self, Failure> {
+        std::fs::create_dir_all(data_dir).map_err(|e| {
+            Failure::invalid(format!("{}: {e}; choose another --data-dir", data_dir.display()))
+        })?;
+        let scope = actor::Scope::new();
+        let options = coordinator::Options {
+            data_dir: data_dir.to_path_buf(),
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            clock: Arc::new(SystemClock::new()),
+            heartbeat: Duration::from_secs(2),
+            lease: Duration::from_secs(10),
+        };
+        let server = coordinator::start(options, scope.clone()).await.map_err(Failure::failed)?;
+        let endpoint_file = data_dir.join(ENDPOINT_FILE);
+        std::fs::write(&endpoint_file, format!("http://{}\n", server.address))
+            .map_err(|e| Failure::failed(format!("{}: {e}", endpoint_file.display())))?;
+        Ok(Self { coordinator: scope, agent: None, address: server.address, endpoint_file })
+    }
+
+    /// Starts an agent with this machine's CPU as its device, at a price in dollars an hour.
+    pub(crate) async fn start_agent(&mut self, data_dir: &Path, price_per_hour: f64) -> Result<(), Failure> {
+        // Not a child of the coordinator's scope: it must have a coordinator to hand its trials back to.
+        let scope = actor::Scope::new();
+        let options = gpu_agent::Options {
+            endpoint: self.endpoint(),
+            data_dir: data_dir.join("agent"),
+            devices: vec![gpu_agent::DeviceOptions { price_per_hour, ..gpu_agent::devices::cpu() }],
+            clock: Arc::new(SystemClock::new()),
+        };
+        gpu_agent::start(options, scope.clone()).await.map_err(Failure::failed)?;
+        self.agent = Some(scope);
+        Ok(())
+    }
+
+    /// Where it listens.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Checkpoints and hands back the agent's trials, then stops the coordinator.
+    pub(crate) async fn stop(self) {
+        if let Some(agent) = &self.agent
+            && !agent.finish(STOP_LIMIT).await
+        {
+            tracing::warn!("the agent did not stop in time; its trials go on from their last checkpoints");
+        }
+        if !self.coordinator.finish(STOP_LIMIT).await {
+            tracing::warn!("the coordinator did not stop in time");
+        }
+        if let Err(error) = std::fs::remove_file(&self.endpoint_file) {
+            tracing::warn!(%error, file = %self.endpoint_file.display(), "left behind");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! What commands print: tables for people, JSON and YAML for programs.
+
+use crate::Failure;
+use clap::ValueEnum;
+use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
+use saphyr::{MappingOwned, ScalarOwned, YamlEmitter, YamlOwned};
+use serde_json::Value;
+
+/// The form of a command's output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// For programs: one JSON document, its keys stable.
+    Json,
+    /// The same document as YAML.
+    Yaml,
+}
+
+/// The flag that every listing takes.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct OutputArgs {
+    /// Form of the output.
+    #[arg(short = 'o', long = "output", value_enum, default_value = "table")]
+    pub(crate) format: Format,
+}
+
+/// Prints a document in the form asked for; `table` makes the form for people.
+pub(crate) fn print(
+    format: Format,
+    document: &Value,
+    table: impl FnOnce() -> String,
+) -> Result<(), Failure> {
+    let text = match format {
+        Format::Table => table(),
+        Format::Json => serde_json::to_string_pretty(document).map_err(Failure::failed)?,
+        Format::Yaml => yaml(document)?,
+    };
+    println!("{}", text.trim_end());
+    Ok(())
+}
+
+fn yaml(document: &Value) -> Result<String, Failure> {
+    let owned = to_yaml(document);
+    let mut text = String::new();
+    YamlEmitter::new(&mut text).dump(&(&owned).into()).map_err(|e| Failure::failed(format!("{e:?}")))?;
+    Ok(text.trim_start_matches("---\n").to_string())
+}
+
+fn to_yaml(value: &Value) -> YamlOwned {
+    match value {
+        Value::Null => YamlOwned::Value(ScalarOwned::Null),
+        Value::Bool(b) => YamlOwned::Value(ScalarOwned::Boolean(*b)),
+        Value::Number(n) => YamlOwned::Value(match n.as_i64() {
+            Some(n) => ScalarOwned::Integer(n),
+            None => ScalarOwned::FloatingPoint(n.as_f64().unwrap_or(f64::NAN).into()),
+        }),
+        Value::String(s) => YamlOwned::Value(ScalarOwned::String(s.clone())),
+        Value::Array(items) => YamlOwned::Sequence(items.iter().map(to_yaml).collect()),
+        Value::Object(object) => {
+            let mut mapping = MappingOwned::new();
+            for (key, value) in object {
+                mapping.insert(YamlOwned::Value(ScalarOwned::String(key.clone())), to_yaml(value));
+            }
+            YamlOwned::Mapping(mapping)
+        }
+    }
+}
+
+/// A table for people: headings, and rows of cells; columns of numbers stand on the right.
+pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(headings.iter().map(|h| h.to_uppercase()));
+    for row in rows {
+        table.add_row(row.iter().map(Cell::new));
+    }
+    for (i, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        let cells = || rows.iter().filter_map(|row| row.get(i)).filter(|cell| cell.as_str() != NONE);
+        if cells().next().is_some() && cells().all(|c| c.starts_with(|c: char| c.is_ascii_digit() || c == '-')) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.lines().map(|line| line.trim_end().to_string() + "\n").collect()
+}
+
+/// What stands where there is no value.
+pub(crate) const NONE: &str = "–";
+
+/// A value or [`NONE`].
+pub(crate) fn or_none(value: Option<impl ToString>) -> String {
+    value.map_or_else(|| NONE.to_string(), |v| v.to_string())
+}
+
+/// A number with four digits behind the point, as losses are shown.
+pub(crate) fn loss(value: Option<f64>) -> String {
+    or_none(value.map(|v| format!("{v:.4}")))
+}
+
+/// A number in the shortest form that people read: `0.00037`, `3.7e-6`, `16`.
+pub(crate) fn short(value: &Value) -> String {
+    match value {
+        Value::Number(n) if n.is_f64() => {
+            let n = n.as_f64().unwrap_or(f64::NAN);
+            let rounded: f64 = format!("{n:.3e}").parse().unwrap_or(n);
+            if rounded != 0.0 && !(1e-4..1e6).contains(&rounded.abs()) {
+                format!("{rounded:e}")
+            } else {
+                rounded.to_string()
+            }
+        }
+        Value::String(s) => s.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Bytes in decimal units: `7.5 GB`.
+pub(crate) fn bytes(count: u64) -> String {
+    let count = count as f64;
+    let (unit, name) =
+        [(1e9, "GB"), (1e6, "MB"), (1e3, "kB")].into_iter().find(|(u, _)| count >= *u).unwrap_or((1.0, "B"));
+    let value = count / unit;
+    if unit == 1.0 || value >= 100.0 { format!("{value:.0} {name}") } else { format!("{value:.1} {name}") }
+}
+
+/// A duration in two units: `2 h 05 min`, `1 min 20 s`, `14 s`.
+pub(crate) fn duration(seconds: f64) -> String {
+    let s = seconds.max(0.0).round() as u64;
+    match s {
+        0..60 => format!("{s} s"),
+        60..3600 => format!("{} min {:02} s", s / 60, s % 60),
+        _ => format!("{} h {:02} min", s / 3600, s % 3600 / 60),
+    }
+}
+
+/// US dollars: more digits where the amount is small.
+pub(crate) fn dollars(usd: f64) -> String {
+    if usd == 0.0 {
+        "$0".into()
+    } else if usd < 0.1 {
+        format!("${usd:.4}")
+    } else {
+        format!("${usd:.2}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn numbers_for_people() {
+        for (got, want) in [
+            (short(&json!(0.000371_234)), "0.0003712"),
+            (short(&json!(1.234_567e-6)), "1.235e-6"),
+            (short(&json!(16)), "16"),
+            (short(&json!("4bit")), "4bit"),
+            (bytes(999), "999 B"),
+            (bytes(7_500_000_000), "7.5 GB"),
+            (bytes(461_664), "462 kB"),
+            (duration(14.4), "14 s"),
+            (duration(80.0), "1 min 20 s"),
+            (duration(7500.0), "2 h 05 min"),
+            (dollars(0.0), "$0"),
+            (dollars(0.0123), "$0.0123"),
+            (dollars(12.3), "$12.30"),
+        ] {
+            assert_eq!(got, want);
+        }
+    }
+
+    #[test]
+    fn tables_align_numbers() {
+        let rows = vec![vec!["a".into(), "1".into()], vec!["bc".into(), "10".into()], vec!["d".into(), NONE.into()]];
+        assert_eq!(table(&["name", "n"], &rows), "NAME  N\na      1\nbc    10\nd      –\n");
+    }
+
+    #[test]
+    fn yaml_reads_back() {
+        let text = yaml(&json!({"a": [1, 2.5, "x: y", null, true], "b": {"c": "4"}})).unwrap();
+        assert_eq!(text.trim_end(), "a:\n  - 1\n  - 2.5\n  - \"x: y\"\n  - ~\n  - true\nb:\n  c: \"4\"");
+    }
+}

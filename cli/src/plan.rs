@@ -1,0 +1,182 @@
+//! `lorafleet plan`: what a sweep needs, before anything runs; and the check that `run` makes before it starts.
+
+use crate::Failure;
+use crate::output::{self, OutputArgs};
+use config::sweep_file;
+use coordinator::search::{Proposal, Proposed, Searcher};
+use domain::footprint::{self, ModelShape};
+use domain::trial::TrialConfig;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+use trainer::TrainError;
+use trainer::preflight::{Preflight, preflight};
+
+/// Shows what each trial of a sweep needs, without running anything.
+///
+/// Trials are listed as the search would propose them; successive halving may end some early. A trial's
+/// operations are those of all its steps at most, with every row as long as max_sequence_length.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  lorafleet plan config/sweeps/quickstart.yaml
+  lorafleet plan sweep.yaml --set lora_rank=64 -o json")]
+pub(crate) struct Args {
+    /// The sweep file.
+    #[arg(value_name = "SWEEP")]
+    file: PathBuf,
+    /// Sets a key of the sweep file; a dotted key reaches inside. May be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Trials that a plan shows at most.
+const MOST_TRIALS: usize = 10_000;
+
+/// Runs the verb.
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let loaded = load(&args.file, &args.set)?;
+    let trials = check(&loaded)?;
+    let documents: Vec<_> = trials.iter().map(document).collect();
+    output::print(args.output.format, &json!(documents), || table(&documents))
+}
+
+/// Reads a sweep file with `--set KEY=VALUE` overrides.
+pub(crate) fn load(file: &std::path::Path, set: &[String]) -> Result<sweep_file::Loaded, Failure> {
+    let mut overrides = Vec::new();
+    for pair in set {
+        let (key, value) = pair.split_once('=').ok_or_else(|| {
+            Failure::invalid(format!("--set {pair}: no `=`; write --set KEY=VALUE, as in --set max_steps=100"))
+        })?;
+        overrides.push((key.trim().to_string(), value.trim().to_string()));
+    }
+    let cwd = std::env::current_dir().map_err(Failure::failed)?;
+    sweep_file::load(file, &overrides, &cwd).map_err(Failure::invalid)
+}
+
+/// A trial to come, and what its model and data say about it.
+pub(crate) struct Planned {
+    trial: Proposed,
+    preflight: Preflight,
+}
+
+/// The trials that the search would propose, each checked against its model and data as far as that goes
+/// without training. Models and data are read once for all trials that share them.
+pub(crate) fn check(loaded: &sweep_file::Loaded) -> Result<Vec<Planned>, Failure> {
+    let mut searcher = Searcher::new(&loaded.spec).map_err(|problems| {
+        let lines: Vec<_> = problems.iter().map(|p| format!("{}: {p}", loaded.locate(&p.path))).collect();
+        Failure::invalid(lines.join("\n"))
+    })?;
+    let mut known: Vec<(TrialConfig, Preflight)> = Vec::new();
+    let mut planned = Vec::new();
+    while planned.len() < MOST_TRIALS {
+        // Each trial ends at once, so that no limit on concurrent trials holds the next one back.
+        let Proposal::Trial(trial) = searcher.propose() else { break };
+        searcher.ended(trial.number, None);
+        let key = what_reading_depends_on(&trial.config);
+        let preflight = match known.iter().find(|(k, _)| *k == key) {
+            Some((_, preflight)) => preflight.clone(),
+            None => {
+                let found = preflight(&trial.config).map_err(|error| explain(loaded, &error))?;
+                known.push((key, found.clone()));
+                found
+            }
+        };
+        planned.push(Planned { trial, preflight });
+    }
+    Ok(planned)
+}
+
+/// A configuration without what changes neither the rows read nor the adapter's shape.
+fn what_reading_depends_on(config: &TrialConfig) -> TrialConfig {
+    let defaults = TrialConfig::default();
+    TrialConfig {
+        learning_rate: defaults.learning_rate,
+        lr_scheduler_type: defaults.lr_scheduler_type,
+        warmup_steps: defaults.warmup_steps,
+        warmup_ratio: defaults.warmup_ratio,
+        weight_decay: defaults.weight_decay,
+        adam_beta1: defaults.adam_beta1,
+        adam_beta2: defaults.adam_beta2,
+        adam_epsilon: defaults.adam_epsilon,
+        max_grad_norm: defaults.max_grad_norm,
+        lora_alpha: defaults.lora_alpha,
+        lora_dropout: defaults.lora_dropout,
+        ..config.clone()
+    }
+}
+
+/// A trainer's error, with the place in the sweep file that it comes from if it names a parameter.
+fn explain(loaded: &sweep_file::Loaded, error: &TrainError) -> Failure {
+    let place = |key: &str| {
+        let searched = loaded.spec.parameters.iter().any(|(name, _)| name == key);
+        loaded.locate(&if searched { format!("parameters.{key}") } else { key.to_string() })
+    };
+    Failure::invalid(match error {
+        TrainError::Parameter { key, .. } => format!("{}: {error}", place(key)),
+        TrainError::Model { .. } => format!("{}: {error}", place("pretrained_model_id")),
+        TrainError::Data { .. } => format!("{}: {error}", place("dataset_name")),
+        TrainError::Io { .. } | TrainError::Tensor(_) => error.to_string(),
+    })
+}
+
+fn document(planned: &Planned) -> Value {
+    let Planned { trial, preflight } = planned;
+    let config = &trial.config;
+    let shape = shape(preflight);
+    let tokens = footprint::tokens_per_step(config);
+    let steps = config.total_steps(preflight.rows);
+    let tensors = 2 * preflight.target_modules;
+    let length = u64::from(config.max_sequence_length);
+    let flops = shape.flops_per_token(preflight.trainable_parameters, length);
+    json!({
+        "trial": trial.number,
+        "parameters": trial.parameters,
+        "steps": steps,
+        "rows": preflight.rows,
+        "eval_rows": preflight.eval_rows,
+        "truncated_rows": preflight.truncated_rows,
+        "trainable_parameters": preflight.trainable_parameters,
+        "total_parameters": preflight.total_parameters,
+        "trainable_share": preflight.trainable_parameters as f64 / preflight.total_parameters as f64,
+        "adapter_bytes": footprint::adapter_bytes(preflight.trainable_parameters, tensors),
+        "tokens_at_most": tokens * steps,
+        "flops_per_token": flops,
+        "flops_at_most": flops * (tokens * steps) as f64,
+    })
+}
+
+fn shape(preflight: &Preflight) -> ModelShape {
+    let c = &preflight.shape;
+    ModelShape {
+        vocab_size: c.vocab_size as u64,
+        hidden_size: c.hidden_size as u64,
+        intermediate_size: c.intermediate_size as u64,
+        num_hidden_layers: c.num_hidden_layers as u64,
+        num_attention_heads: c.num_attention_heads as u64,
+        num_key_value_heads: c.num_key_value_heads as u64,
+        head_dim: c.head_dim as u64,
+        tie_word_embeddings: c.tie_word_embeddings,
+    }
+}
+
+fn table(documents: &[Value]) -> String {
+    let row = |d: &Value| {
+        let parameters = d["parameters"].as_object().into_iter().flatten();
+        let parameters: Vec<_> = parameters.map(|(k, v)| format!("{k} {}", output::short(v))).collect();
+        let number = |key: &str| d[key].as_f64().unwrap_or_default();
+        vec![
+            d["trial"].to_string(),
+            parameters.join(" · "),
+            d["steps"].to_string(),
+            format!("{} ({:.2} %)", d["trainable_parameters"], 100.0 * number("trainable_share")),
+            output::bytes(number("adapter_bytes") as u64),
+            d["tokens_at_most"].to_string(),
+            format!("{:.1}", number("flops_at_most") / 1e9),
+        ]
+    };
+    let rows: Vec<_> = documents.iter().map(row).collect();
+    let headings = ["trial", "parameters", "steps", "trainable", "adapter", "tokens ≤", "GFLOP ≤"];
+    let total: f64 = documents.iter().filter_map(|d| d["flops_at_most"].as_f64()).sum();
+    format!("{}\n{} trials · {:.1} GFLOP at most\n", output::table(&headings, &rows), rows.len(), total / 1e9)
+}

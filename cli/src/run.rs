@@ -1,0 +1,242 @@
+//! `lorafleet run`: the main job. Submits a sweep, shows it live, and ends with its best adapter and report.
+
+use crate::board::{Board, Change};
+use crate::client::{self, Connection, ServerArgs};
+use crate::embedded::Embedded;
+use crate::output::{self, Format, OutputArgs};
+use crate::progress::Progress;
+use crate::{Failure, plan, sweeps, view};
+use config::sweep_file;
+use domain::trial::TrialState;
+use proto::v1;
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// Runs a sweep from its file to adapters and a report.
+///
+/// Without --endpoint a coordinator and an agent on this machine's CPU are started in this process. Ctrl-C
+/// checkpoints every trial; the same command goes on from there.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  lorafleet run config/sweeps/quickstart.yaml
+  lorafleet run sweep.yaml --set max_steps=100 --set search.max_trials=4
+  lorafleet run sweep.yaml --set pretrained_model_id=../models/my-llama --data-dir /data/lorafleet
+  lorafleet run sweep.yaml --endpoint http://10.0.0.5:7401 -o json
+
+Exit codes: 0 done, 1 the work failed, 2 usage or invalid spec, 3 unreachable, 130 interrupted.")]
+pub(crate) struct Args {
+    /// The sweep file.
+    #[arg(value_name = "SWEEP")]
+    file: PathBuf,
+    /// Sets a key of the sweep file; a dotted key reaches inside. May be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Starts anew where an unfinished sweep of the same file would go on; that one is cancelled.
+    #[arg(long)]
+    new: bool,
+    /// Counts rows that cannot be read instead of ending with an error.
+    #[arg(long, alias = "skip_bad_rows")]
+    skip_bad_rows: bool,
+    /// Dollars that an hour of this machine costs, for the trials' cost.
+    #[arg(long, alias = "price_per_hour", default_value_t = 0.0, value_name = "USD")]
+    price_per_hour: f64,
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Runs the verb.
+pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+    let loaded = load(&args)?;
+    let connection = match &args.server.endpoint {
+        Some(_) => Connection::open(&args.server).await?,
+        None => {
+            plan::check(&loaded)?;
+            announce(&args, &loaded);
+            embedded(&args).await?
+        }
+    };
+    let result = tokio::select! {
+        result = drive(&args, &loaded, &connection) => Some(result),
+        _ = tokio::signal::ctrl_c() => None,
+    };
+    if result.is_none() {
+        eprintln!("\ninterrupted: checkpointing (once more Ctrl-C ends at once)");
+        tokio::select! {
+            () = connection.close() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+        return Err(Failure::interrupted(format!(
+            "go on with the same command; start anew with: lorafleet run {} --new",
+            args.file.display()
+        )));
+    }
+    connection.close().await;
+    result.unwrap_or(Ok(()))
+}
+
+fn load(args: &Args) -> Result<sweep_file::Loaded, Failure> {
+    let mut set = args.set.clone();
+    if args.skip_bad_rows {
+        set.push("skip_bad_rows=true".into());
+    }
+    plan::load(&args.file, &set)
+}
+
+fn announce(args: &Args, loaded: &sweep_file::Loaded) {
+    let search = &loaded.spec.search;
+    let algorithm = serde_json::to_value(search.algorithm).unwrap_or_default();
+    let trials = search.max_trials.map_or_else(String::new, |n| format!(", {n} trials"));
+    eprintln!(
+        "LoraFleet {} · sweep {} ({}{trials}) · data in {}",
+        env!("CARGO_PKG_VERSION"),
+        loaded.spec.name,
+        algorithm.as_str().unwrap_or_default(),
+        args.server.data_dir.display(),
+    );
+}
+
+async fn embedded(args: &Args) -> Result<Connection, Failure> {
+    let data_dir = &args.server.data_dir;
+    if client::serving(data_dir).await.is_some() {
+        return Err(Failure::invalid(format!(
+            "{} is in use by a running LoraFleet; wait for it, or choose another --data-dir",
+            data_dir.display()
+        )));
+    }
+    let mut embedded = Embedded::coordinator(data_dir).await?;
+    embedded.start_agent(data_dir, args.price_per_hour).await?;
+    Connection::to_embedded(embedded).await
+}
+
+async fn drive(args: &Args, loaded: &sweep_file::Loaded, connection: &Connection) -> Result<(), Failure> {
+    let sweep_id = match unfinished(args, loaded, connection).await? {
+        Some(sweep_id) => {
+            eprintln!("going on with {sweep_id} (--new starts anew)");
+            sweep_id
+        }
+        None => submit(loaded, connection).await?,
+    };
+    let board = watch(connection, &sweep_id, args.output.format != Format::Table).await?;
+    finish(args, connection, &sweep_id, &board).await
+}
+
+/// The unfinished sweep of the same document, unless `--new` asks to cancel it.
+async fn unfinished(
+    args: &Args,
+    loaded: &sweep_file::Loaded,
+    connection: &Connection,
+) -> Result<Option<String>, Failure> {
+    if args.server.endpoint.is_some() && !args.new {
+        return Ok(None);
+    }
+    let running = sweeps::list(connection, vec![v1::SweepState::Running]).await?;
+    let wanted = json!(loaded.document);
+    for sweep in running {
+        let document = sweep.spec.clone().map(proto::convert::from_struct).map(Value::Object);
+        if sweep.name != loaded.spec.name || document != Some(normal(&wanted)) {
+            eprintln!("also going on with the unfinished sweep {} (lorafleet cancel ends it)", sweep.id);
+        } else if args.new {
+            sweeps::cancel(connection, &sweep.id).await?;
+            eprintln!("cancelled the unfinished {}", sweep.id);
+        } else {
+            return Ok(Some(sweep.id));
+        }
+    }
+    Ok(None)
+}
+
+/// A document as it comes back from the wire: whole floats are integers there.
+fn normal(document: &Value) -> Value {
+    let wrapped = json!({ "d": document });
+    let object = wrapped.as_object().cloned().unwrap_or_default();
+    proto::convert::from_struct(proto::convert::to_struct(&object)).remove("d").unwrap_or_default()
+}
+
+async fn submit(loaded: &sweep_file::Loaded, connection: &Connection) -> Result<String, Failure> {
+    let request = v1::SubmitSweepRequest {
+        request_id: uuid::Uuid::new_v4().to_string(),
+        spec: Some(proto::convert::to_struct(&loaded.document)),
+    };
+    let response = connection.sweeps().submit_sweep(request).await?.into_inner();
+    let sweep = response.sweep.ok_or_else(|| Failure::failed("the server's answer names no sweep"))?;
+    eprintln!("submitted {}", sweep.id);
+    Ok(sweep.id)
+}
+
+/// Follows a sweep to its end.
+pub(crate) async fn watch(connection: &Connection, sweep_id: &str, quiet: bool) -> Result<Board, Failure> {
+    let request = v1::WatchSweepRequest { sweep_id: sweep_id.to_string() };
+    let mut stream = connection.sweeps().watch_sweep(request).await?.into_inner();
+    let mut board = Board::default();
+    let mut progress = Progress::new(quiet);
+    while let Some(message) = stream.message().await? {
+        let change = board.apply(message)?;
+        progress.show(&board, &change);
+        if change == Change::Sweep && board.is_over() {
+            break;
+        }
+    }
+    let elapsed = progress.elapsed();
+    progress.finish();
+    if !board.is_over() {
+        return Err(Failure::unreachable("the server ended the stream before the sweep was over; watch again"));
+    }
+    if !quiet {
+        eprintln!("{}", board.sweep_line(elapsed));
+    }
+    Ok(board)
+}
+
+async fn finish(args: &Args, connection: &Connection, sweep_id: &str, board: &Board) -> Result<(), Failure> {
+    // The stream's records may be a change behind; the listing is the last word.
+    let trials = crate::trials::list(connection, sweep_id).await?;
+    let report = sweeps::save_report(connection, sweep_id, None, &args.server.data_dir).await?;
+    let best = board.best().and_then(|b| trials.iter().find(|t| t.id == b.id));
+    let adapter = match best {
+        Some(trial) => crate::adapters::locate(connection, trial).await?,
+        None => None,
+    };
+    let document = json!({
+        "sweep": board.sweep.as_ref().map(view::sweep),
+        "trials": trials.iter().map(view::trial_document).collect::<Vec<_>>(),
+        "best_adapter": adapter,
+        "report": report,
+    });
+    output::print(args.output.format, &document, || {
+        let mut text = format!("\n{}\n", view::trial_table(&trials));
+        if let Some(trial) = best {
+            text += &format!("best trial  {} · eval/loss {}", trial.id, output::loss(trial.eval_loss));
+            let base = trial.summary.as_ref().and_then(|s| s.base_eval_loss);
+            text += &base.map_or_else(String::new, |b| format!(" (base {b:.4})"));
+            text += &format!(" · {}\n", view::parameters(trial));
+            text += &adapter.as_ref().map_or_else(String::new, |a| format!("adapter     {a}\n"));
+            text += &sample(trial);
+        }
+        text + &format!("report      {}\n", report.display())
+    })?;
+    let sweep = board.sweep.as_ref();
+    match sweep.map(v1::Sweep::state) {
+        Some(v1::SweepState::Failed) => Err(Failure::failed(
+            sweep.and_then(|s| s.failure.clone()).unwrap_or_else(|| "no trial could be trained".into()),
+        )),
+        Some(v1::SweepState::Cancelled) => Err(Failure::failed("the sweep was cancelled")),
+        _ if board.count(TrialState::Failed) == board.trials.len() => {
+            Err(Failure::failed("no trial could be trained"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What the base and the adapter say to the sample prompt.
+fn sample(trial: &domain::trial::Trial) -> String {
+    let Some(summary) = &trial.summary else { return String::new() };
+    let (Some(prompt), Some(before), Some(after)) =
+        (&summary.sample_prompt, &summary.sample_before, &summary.sample_after)
+    else {
+        return String::new();
+    };
+    let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    format!("prompt      {}\n  before    {}\n  after     {}\n", one_line(prompt), one_line(before), one_line(after))
+}

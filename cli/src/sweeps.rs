@@ -1,0 +1,182 @@
+//! Verbs about sweeps: `list`, `get`, `watch`, `cancel`, `report`.
+
+use crate::client::{Connection, ServerArgs};
+use crate::output::{self, Format, OutputArgs};
+use crate::{Failure, run, trials, view};
+use clap::ValueEnum;
+use proto::v1;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+/// Where a sweep stands, for filters.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum State {
+    /// Proposes and trains trials.
+    Running,
+    /// All its trials are over.
+    Completed,
+    /// Ended by a person.
+    Cancelled,
+    /// No trial could be trained.
+    Failed,
+}
+
+impl From<State> for v1::SweepState {
+    fn from(state: State) -> Self {
+        match state {
+            State::Running => Self::Running,
+            State::Completed => Self::Completed,
+            State::Cancelled => Self::Cancelled,
+            State::Failed => Self::Failed,
+        }
+    }
+}
+
+/// Lists sweeps, newest first.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  lorafleet list\n  lorafleet list --state running -o json")]
+pub(crate) struct ListArgs {
+    /// Only sweeps in this state. May be given several times.
+    #[arg(long, value_enum)]
+    state: Vec<State>,
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Names one sweep.
+#[derive(Debug, clap::Args)]
+pub(crate) struct SweepArgs {
+    /// The sweep's id, as `lorafleet list` shows it.
+    #[arg(value_name = "SWEEP_ID")]
+    pub(crate) sweep: String,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
+}
+
+/// Writes a sweep's report, one self-contained HTML file.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  lorafleet report quickstart-3fa2 --file report.html")]
+pub(crate) struct ReportArgs {
+    /// The sweep's id, as `lorafleet list` shows it.
+    #[arg(value_name = "SWEEP_ID")]
+    sweep: String,
+    /// Where to write it; `reports/SWEEP_ID.html` in the data directory unless given.
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+/// `lorafleet list`.
+pub(crate) async fn run_list(args: ListArgs) -> Result<(), Failure> {
+    let connection = Connection::open(&args.server).await?;
+    let states = args.state.iter().map(|s| v1::SweepState::from(*s)).collect();
+    let sweeps = list(&connection, states).await?;
+    connection.close().await;
+    let document = Value::Array(sweeps.iter().map(view::sweep).collect());
+    output::print(args.output.format, &document, || view::sweep_table(&sweeps))
+}
+
+/// `lorafleet get`: one sweep with its trials.
+pub(crate) async fn run_get(args: SweepArgs) -> Result<(), Failure> {
+    let connection = Connection::open(&args.server).await?;
+    let request = v1::GetSweepRequest { sweep_id: args.sweep.clone() };
+    let answer = connection.sweeps().get_sweep(request).await?.into_inner();
+    let sweep = answer.sweep.ok_or_else(|| Failure::failed("the server's answer names no sweep"))?;
+    let trials = trials::list(&connection, &args.sweep).await?;
+    connection.close().await;
+    let mut document = view::sweep(&sweep);
+    document["trials"] = Value::Array(trials.iter().map(view::trial_document).collect());
+    output::print(args.output.format, &document, || {
+        format!("{}\n{}", view::sweep_table(std::slice::from_ref(&sweep)), view::trial_table(&trials))
+    })
+}
+
+/// `lorafleet watch`: follows a sweep to its end.
+pub(crate) async fn run_watch(args: SweepArgs) -> Result<(), Failure> {
+    let connection = Connection::open(&args.server).await?;
+    let board = run::watch(&connection, &args.sweep, args.output.format != Format::Table).await?;
+    let trials = trials::list(&connection, &args.sweep).await?;
+    connection.close().await;
+    let document = json!({
+        "sweep": board.sweep.as_ref().map(view::sweep),
+        "trials": trials.iter().map(view::trial_document).collect::<Vec<_>>(),
+    });
+    output::print(args.output.format, &document, || view::trial_table(&trials))
+}
+
+/// `lorafleet cancel`: ends a sweep and its trials.
+pub(crate) async fn run_cancel(args: SweepArgs) -> Result<(), Failure> {
+    let connection = Connection::open(&args.server).await?;
+    let sweep = cancel(&connection, &args.sweep).await?;
+    connection.close().await;
+    output::print(args.output.format, &view::sweep(&sweep), || {
+        view::sweep_table(std::slice::from_ref(&sweep))
+    })
+}
+
+/// `lorafleet report`.
+pub(crate) async fn run_report(args: ReportArgs) -> Result<(), Failure> {
+    let connection = Connection::open(&args.server).await?;
+    let path = save_report(&connection, &args.sweep, args.file.as_deref(), &args.server.data_dir).await?;
+    connection.close().await;
+    println!("{}", path.display());
+    Ok(())
+}
+
+/// All sweeps in some states (none means all), page after page.
+pub(crate) async fn list(
+    connection: &Connection,
+    states: Vec<v1::SweepState>,
+) -> Result<Vec<v1::Sweep>, Failure> {
+    let mut request = v1::ListSweepsRequest {
+        page_size: 1000,
+        page_token: String::new(),
+        states: states.into_iter().map(Into::into).collect(),
+    };
+    let mut sweeps = Vec::new();
+    loop {
+        let page = connection.sweeps().list_sweeps(request.clone()).await?.into_inner();
+        sweeps.extend(page.sweeps);
+        if page.next_page_token.is_empty() {
+            return Ok(sweeps);
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+/// Ends a sweep.
+pub(crate) async fn cancel(connection: &Connection, sweep_id: &str) -> Result<v1::Sweep, Failure> {
+    let request = v1::CancelSweepRequest { sweep_id: sweep_id.to_string() };
+    let answer = connection.sweeps().cancel_sweep(request).await?.into_inner();
+    answer.sweep.ok_or_else(|| Failure::failed("the server's answer names no sweep"))
+}
+
+/// Fetches a sweep's report and writes it to `file`, or to `reports/` in the data directory.
+pub(crate) async fn save_report(
+    connection: &Connection,
+    sweep_id: &str,
+    file: Option<&Path>,
+    data_dir: &Path,
+) -> Result<PathBuf, Failure> {
+    let request = v1::GetReportRequest { sweep_id: sweep_id.to_string() };
+    let mut stream = connection.sweeps().get_report(request).await?.into_inner();
+    let mut html = Vec::new();
+    while let Some(piece) = stream.message().await? {
+        html.extend(piece.chunk);
+    }
+    let path =
+        file.map_or_else(|| data_dir.join("reports").join(format!("{sweep_id}.html")), Path::to_path_buf);
+    let write = || -> std::io::Result<()> {
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent)?;
+        }
+        std::fs::write(&path, &html)
+    };
+    write().map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
+    Ok(path)
+}

@@ -1,0 +1,171 @@
+//! Verbs about trials: `trials list|get|metrics|stop`.
+
+use crate::client::{Connection, ServerArgs};
+use crate::output::{self, OutputArgs};
+use crate::{Failure, view};
+use clap::Subcommand;
+use domain::metric::MetricPoint;
+use domain::trial::Trial;
+use proto::v1;
+use serde_json::{Map, Value, json};
+
+/// Reads and ends trials.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Lists a sweep's trials.
+    #[command(after_help = "Example:\n  lorafleet trials list quickstart-3fa2 -o json")]
+    List {
+        /// The sweep's id.
+        #[arg(value_name = "SWEEP_ID")]
+        sweep: String,
+        #[command(flatten)]
+        rest: Rest,
+    },
+    /// Shows one trial whole: every parameter in force, its numbers, its failure.
+    #[command(after_help = "Example:\n  lorafleet trials get quickstart-3fa2/7 -o yaml")]
+    Get {
+        /// The trial's id, SWEEP_ID/NUMBER.
+        #[arg(value_name = "TRIAL_ID")]
+        trial: String,
+        #[command(flatten)]
+        rest: Rest,
+    },
+    /// Prints a trial's curve, a point a line.
+    #[command(after_help = "Example:\n  lorafleet trials metrics quickstart-3fa2/7 -o json | jq '.[].loss'")]
+    Metrics {
+        /// The trial's id, SWEEP_ID/NUMBER.
+        #[arg(value_name = "TRIAL_ID")]
+        trial: String,
+        #[command(flatten)]
+        rest: Rest,
+    },
+    /// Ends one trial; its newest adapter stays.
+    #[command(after_help = "Example:\n  lorafleet trials stop quickstart-3fa2/7")]
+    Stop {
+        /// The trial's id, SWEEP_ID/NUMBER.
+        #[arg(value_name = "TRIAL_ID")]
+        trial: String,
+        #[command(flatten)]
+        rest: Rest,
+    },
+}
+
+/// What all of them take.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Rest {
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// `lorafleet trials …`.
+pub(crate) async fn run(verb: Verb) -> Result<(), Failure> {
+    let rest = match &verb {
+        Verb::List { rest, .. }
+        | Verb::Get { rest, .. }
+        | Verb::Metrics { rest, .. }
+        | Verb::Stop { rest, .. } => rest,
+    };
+    let format = rest.output.format;
+    let connection = Connection::open(&rest.server).await?;
+    let (document, table) = match verb {
+        Verb::List { sweep, .. } => {
+            let trials = list(&connection, &sweep).await?;
+            let document = trials.iter().map(view::trial_document).collect();
+            (Value::Array(document), view::trial_table(&trials))
+        }
+        Verb::Get { trial, .. } => {
+            let trial = get(&connection, &trial).await?;
+            let document = view::trial_document(&trial);
+            let text = one(&document);
+            (document, text)
+        }
+        Verb::Metrics { trial, .. } => curve(&connection, &trial).await?,
+        Verb::Stop { trial, .. } => {
+            let request = v1::StopTrialRequest { trial_id: trial };
+            let answer = connection.trials().stop_trial(request).await?.into_inner();
+            let trial = view::trial(answer.trial.unwrap_or_default())?;
+            (view::trial_document(&trial), view::trial_table(&[trial]))
+        }
+    };
+    connection.close().await;
+    output::print(format, &document, || table)
+}
+
+/// All trials of a sweep in the order of their numbers, page after page.
+pub(crate) async fn list(connection: &Connection, sweep_id: &str) -> Result<Vec<Trial>, Failure> {
+    let mut request = v1::ListTrialsRequest {
+        sweep_id: sweep_id.to_string(),
+        page_size: 1000,
+        page_token: String::new(),
+        states: Vec::new(),
+    };
+    let mut trials = Vec::new();
+    loop {
+        let page = connection.trials().list_trials(request.clone()).await?.into_inner();
+        for trial in page.trials {
+            trials.push(view::trial(trial)?);
+        }
+        if page.next_page_token.is_empty() {
+            return Ok(trials);
+        }
+        request.page_token = page.next_page_token;
+    }
+}
+
+async fn get(connection: &Connection, trial_id: &str) -> Result<Trial, Failure> {
+    let request = v1::GetTrialRequest { trial_id: trial_id.to_string() };
+    let answer = connection.trials().get_trial(request).await?.into_inner();
+    view::trial(answer.trial.unwrap_or_default())
+}
+
+/// A record as `key  value` lines, what is nested below its own key.
+fn one(document: &Value) -> String {
+    fn lines(prefix: &str, value: &Value, out: &mut Vec<Vec<String>>) {
+        match value {
+            Value::Object(object) => {
+                for (key, value) in object {
+                    let key = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+                    lines(&key, value, out);
+                }
+            }
+            Value::Null => out.push(vec![prefix.to_string(), output::NONE.to_string()]),
+            other => out.push(vec![prefix.to_string(), output::short(other)]),
+        }
+    }
+    let mut rows = Vec::new();
+    lines("", document, &mut rows);
+    output::table(&["key", "value"], &rows)
+}
+
+async fn curve(connection: &Connection, trial_id: &str) -> Result<(Value, String), Failure> {
+    let request = v1::GetTrialMetricsRequest { trial_id: trial_id.to_string() };
+    let mut stream = connection.trials().get_trial_metrics(request).await?.into_inner();
+    let mut points = Vec::new();
+    while let Some(piece) = stream.message().await? {
+        for point in piece.points {
+            points.push(MetricPoint::try_from(point).map_err(Failure::failed)?);
+        }
+    }
+    let mut names: Vec<&str> = Vec::new();
+    for (name, _) in points.iter().flat_map(|p| &p.values) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    let document = points.iter().map(|point| {
+        let mut object = Map::new();
+        object.insert("step".into(), json!(point.step));
+        object.insert("time".into(), json!(view::time(point.time)));
+        object.extend(point.values.iter().map(|(name, value)| (name.clone(), json!(value))));
+        Value::Object(object)
+    });
+    let row = |point: &MetricPoint| {
+        let cells = names.iter().map(|name| output::or_none(point.get(name).map(|v| output::short(&json!(v)))));
+        std::iter::once(point.step.to_string()).chain(cells).collect()
+    };
+    let rows: Vec<_> = points.iter().map(row).collect();
+    let headings: Vec<_> = std::iter::once("step").chain(names.iter().copied()).collect();
+    Ok((document.collect(), output::table(&headings, &rows)))
+}

@@ -1,0 +1,141 @@
+//! Records as commands print them: the documents of `-o json` and the tables for people.
+
+use crate::Failure;
+use crate::output::{self, NONE, or_none};
+use domain::Timestamp;
+use domain::trial::Trial;
+use proto::v1;
+use serde_json::{Map, Value, json};
+
+/// A time in RFC 3339, UTC, to the second.
+pub(crate) fn time(time: Timestamp) -> String {
+    chrono::DateTime::from_timestamp_millis(time.0 as i64)
+        .map_or_else(|| NONE.to_string(), |t| t.format("%Y-%m-%dT%H:%M:%SZ").to_string())
+}
+
+fn wire_time(t: Option<prost_types::Timestamp>) -> Value {
+    t.map_or(Value::Null, |t| json!(time(proto::convert::from_timestamp(t))))
+}
+
+/// A sweep's state as a word: `running`, `completed`, ….
+pub(crate) fn sweep_state(sweep: &v1::Sweep) -> String {
+    sweep.state().as_str_name().trim_start_matches("SWEEP_STATE_").to_lowercase()
+}
+
+fn trial_state(state: i32) -> String {
+    let state = v1::TrialState::try_from(state).unwrap_or_default();
+    state.as_str_name().trim_start_matches("TRIAL_STATE_").to_lowercase()
+}
+
+/// A sweep's document.
+pub(crate) fn sweep(sweep: &v1::Sweep) -> Value {
+    let counts: Map<String, Value> =
+        sweep.counts.iter().map(|c| (trial_state(c.state), json!(c.trials))).collect();
+    json!({
+        "id": sweep.id,
+        "name": sweep.name,
+        "state": sweep_state(sweep),
+        "created_at": wire_time(sweep.created_at),
+        "finished_at": wire_time(sweep.finished_at),
+        "max_trials": sweep.max_trials,
+        "trials": counts,
+        "best_trial": sweep.best_trial_id,
+        "best_value": sweep.best_value,
+        "cost_usd": sweep.cost_usd,
+        "failure": sweep.failure,
+        "spec": sweep.spec.clone().map(|s| Value::Object(proto::convert::from_struct(s))),
+    })
+}
+
+/// Sweeps, one a line.
+pub(crate) fn sweep_table(sweeps: &[v1::Sweep]) -> String {
+    let row = |s: &v1::Sweep| {
+        let done: u32 = s.counts.iter().filter(|c| is_over(c.state)).map(|c| c.trials).sum();
+        let all = s.max_trials.unwrap_or_else(|| s.counts.iter().map(|c| c.trials).sum());
+        let created = s.created_at.map(|t| time(proto::convert::from_timestamp(t)));
+        vec![
+            s.id.clone(),
+            sweep_state(s),
+            format!("{done}/{all}"),
+            output::loss(s.best_value),
+            or_none(s.best_trial_id.as_ref()),
+            output::dollars(s.cost_usd),
+            or_none(created),
+        ]
+    };
+    let rows: Vec<_> = sweeps.iter().map(row).collect();
+    output::table(&["sweep", "state", "trials over", "best", "best trial", "cost", "created"], &rows)
+}
+
+fn is_over(state: i32) -> bool {
+    let state = v1::TrialState::try_from(state).unwrap_or_default();
+    domain::trial::TrialState::try_from(state).is_ok_and(|s| s.is_terminal())
+}
+
+/// A trial from the wire.
+pub(crate) fn trial(trial: v1::Trial) -> Result<Trial, Failure> {
+    Trial::try_from(trial).map_err(|e| Failure::failed(format!("the server's answer cannot be read: {e}")))
+}
+
+/// A trial's document: the domain's record, times in RFC 3339.
+pub(crate) fn trial_document(trial: &Trial) -> Value {
+    let mut value = serde_json::to_value(trial).unwrap_or_default();
+    for key in ["created_at", "started_at", "finished_at"] {
+        if let Some(ms) = value[key].as_u64() {
+            value[key] = json!(time(Timestamp(ms)));
+        }
+    }
+    value
+}
+
+/// What the search chose for a trial: `learning_rate 0.00037 · lora_rank 8`.
+pub(crate) fn parameters(trial: &Trial) -> String {
+    let pairs = trial.parameters.iter().map(|(name, value)| format!("{name} {}", output::short(value)));
+    pairs.collect::<Vec<_>>().join(" · ")
+}
+
+/// Trials, one a line, with the numbers that the published benchmark reports. Parameters that the search
+/// chose have a column each.
+pub(crate) fn trial_table(trials: &[Trial]) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for name in trials.iter().flat_map(|t| t.parameters.keys()) {
+        if !names.contains(&name.as_str()) {
+            names.push(name);
+        }
+    }
+    let mut headings = vec!["trial", "state", "step"];
+    headings.extend(&names);
+    headings.extend([
+        "loss", "eval/loss", "peak memory", "trainable", "adapter", "samples/s", "tokens/s", "cost",
+    ]);
+    let rows: Vec<_> = trials.iter().map(|t| trial_row(t, &names)).collect();
+    output::table(&headings, &rows)
+}
+
+fn trial_row(trial: &Trial, names: &[&str]) -> Vec<String> {
+    let summary = trial.summary.as_ref();
+    let number = trial.id.number().map_or_else(|| trial.id.to_string(), |n| n.to_string());
+    let step = match trial.total_steps {
+        Some(total) => format!("{}/{total}", trial.step),
+        None => trial.step.to_string(),
+    };
+    let mut row = vec![number, trial.state.to_string(), step];
+    row.extend(names.iter().map(|name| or_none(trial.parameters.get(*name).map(output::short))));
+    let packed = summary.is_some_and(|s| s.throughput == domain::trial::Throughput::Packed);
+    let speed = |v: Option<f64>| or_none(v.map(|v| format!("{v:.1}{}", if packed { " packed" } else { "" })));
+    let share = |s: &domain::trial::TrialSummary| {
+        let percent = 100.0 * s.trainable_parameters as f64 / s.total_parameters.max(1) as f64;
+        format!("{} ({percent:.2} %)", s.trainable_parameters)
+    };
+    row.extend([
+        output::loss(summary.and_then(|s| s.loss)),
+        output::loss(trial.eval_loss),
+        or_none(summary.and_then(|s| s.peak_memory_bytes).map(output::bytes)),
+        or_none(summary.map(share)),
+        or_none(summary.map(|s| output::bytes(s.adapter_bytes))),
+        speed(summary.and_then(|s| s.samples_per_second)),
+        speed(summary.and_then(|s| s.tokens_per_second)),
+        or_none(trial.cost_usd.map(output::dollars)),
+    ]);
+    row
+}

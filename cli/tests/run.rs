@@ -1,0 +1,223 @@
+//! The main job through the real binary: a sweep file goes in; trials, adapters and a report come out.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// The folder of real models and data, if it is on this machine.
+fn shared() -> Option<PathBuf> {
+    let root = std::env::var_os("LORAFLEET_SHARED")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
+    if root.exists() {
+        return Some(root.canonicalize().unwrap());
+    }
+    println!("not checked: {} is not on this machine", root.display());
+    None
+}
+
+/// A sweep file and a data directory of one test.
+struct Sandbox {
+    dir: tempfile::TempDir,
+}
+
+impl Sandbox {
+    fn new(sweep: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("sweep.yaml"), sweep).unwrap();
+        Self { dir }
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lorafleet"));
+        command.args(args).current_dir(self.dir.path()).env_remove("LORAFLEET_ENDPOINT");
+        command
+    }
+
+    fn lorafleet(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    /// What a command that must succeed prints as JSON.
+    fn json(&self, args: &[&str]) -> Value {
+        let output = self.lorafleet(&[args, &["-o", "json"]].concat());
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+}
+
+/// A sweep on stories260K by the definition of the reference figures.
+fn stories(shared: &Path, rest: &str) -> String {
+    format!(
+        "name: stories
+pretrained_model_id: {shared}/data/models/stories260K-hf
+dataset_name: {shared}/data/instruct/instruct_500_guanaco.jsonl
+eval_size: 50
+eval_split: last
+shuffle: false
+max_sequence_length: 256
+batch_size: 4
+{rest}",
+        shared = shared.display()
+    )
+}
+
+#[test]
+fn a_sweep_becomes_adapters_and_a_report() {
+    let Some(shared) = shared() else { return };
+    let sandbox = Sandbox::new(&stories(
+        &shared,
+        "max_steps: 4
+search: { algorithm: grid }
+parameters:
+  lora_rank: [4, 8]
+  learning_rate: [1.0e-3, 5.0e-3]
+",
+    ));
+    let result = sandbox.json(&["run", "sweep.yaml"]);
+    assert_eq!(result["sweep"]["state"], "completed");
+    let trials = result["trials"].as_array().unwrap();
+    assert_eq!(trials.len(), 4);
+    for trial in trials {
+        assert_eq!(trial["state"], "completed", "{trial:#}");
+        let summary = &trial["summary"];
+        assert!((summary["base_eval_loss"].as_f64().unwrap() - 5.063_520).abs() < 1e-4, "{summary:#}");
+        assert!(trial["eval_loss"].as_f64().unwrap() < 5.063_52);
+        assert_eq!(summary["steps"], 4);
+        for number in ["trainable_parameters", "total_parameters", "adapter_bytes", "samples_per_second",
+            "tokens_per_second", "peak_memory_bytes", "device_seconds"] {
+            assert!(summary[number].as_f64().unwrap() > 0.0, "{number}: {summary:#}");
+        }
+        assert!(trial["cost_usd"].as_f64().is_some());
+        assert!(trial["digests"]["base_model"].as_str().unwrap().starts_with("sha256:"));
+        assert_eq!(trial["config"]["lora_dropout"], 0.0);
+    }
+    let adapter = sandbox.dir.path().join(result["best_adapter"].as_str().unwrap());
+    for file in ["adapter_config.json", "adapter_model.safetensors"] {
+        assert!(adapter.join(file).is_file(), "{}", adapter.display());
+    }
+    let report = sandbox.dir.path().join(result["report"].as_str().unwrap());
+    assert!(std::fs::read_to_string(report).unwrap().contains("<svg"));
+
+    // The same records are there for the other verbs, from the data directory alone.
+    let id = result["sweep"]["id"].as_str().unwrap();
+    assert_eq!(sandbox.json(&["list"])[0]["id"], id);
+    assert_eq!(sandbox.json(&["get", id])["trials"].as_array().unwrap().len(), 4);
+    assert_eq!(sandbox.json(&["trials", "list", id]).as_array().unwrap().len(), 4);
+    let curve = sandbox.json(&["trials", "metrics", &format!("{id}/2")]);
+    let steps: Vec<_> = curve.as_array().unwrap().iter().map(|p| p["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, [0, 1, 2, 3, 4]);
+    let adapters = sandbox.json(&["adapters", "list", id]);
+    let losses: Vec<_> =
+        adapters.as_array().unwrap().iter().map(|a| a["eval_loss"].as_f64().unwrap()).collect();
+    assert!(losses.len() == 4 && losses.is_sorted(), "best first: {losses:?}");
+    sandbox.json(&["adapters", "pull", id, "--top", "2", "--to", "pulled"]);
+    let best = adapters[0]["trial"].as_str().unwrap().rsplit_once('/').unwrap().1.to_string();
+    let pulled = std::fs::read(sandbox.dir.path().join("pulled").join(best).join("adapter_model.safetensors"));
+    assert_eq!(pulled.unwrap(), std::fs::read(adapter.join("adapter_model.safetensors")).unwrap());
+    let report = sandbox.lorafleet(&["report", id, "--file", "again.html"]);
+    assert!(report.status.success() && sandbox.dir.path().join("again.html").is_file());
+}
+
+#[test]
+fn an_interrupted_sweep_goes_on() {
+    let Some(shared) = shared() else { return };
+    let sandbox = Sandbox::new(&stories(
+        &shared,
+        "max_steps: 60
+search: { algorithm: grid, max_concurrent_trials: 1 }
+parameters:
+  lora_rank: [4, 8]
+",
+    ));
+    let mut child = sandbox.command(&["run", "sweep.yaml"]).stderr(Stdio::piped()).spawn().unwrap();
+    let stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    for line in stderr.lines() {
+        let line = line.unwrap();
+        if line.contains("running") {
+            let id = child.id().to_string();
+            assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+        }
+        said += &line;
+        said.push('\n');
+    }
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
+    assert!(said.contains("go on with the same command") && said.contains("--new"), "{said}");
+
+    let result = sandbox.json(&["run", "sweep.yaml"]);
+    assert_eq!(sandbox.json(&["list"]).as_array().unwrap().len(), 1, "it went on, not anew");
+    for trial in result["trials"].as_array().unwrap() {
+        assert_eq!(trial["state"], "completed");
+        let curve = sandbox.json(&["trials", "metrics", trial["id"].as_str().unwrap()]);
+        let steps: Vec<_> = curve.as_array().unwrap().iter().map(|p| p["step"].as_u64().unwrap()).collect();
+        assert_eq!(steps, (0..=60).collect::<Vec<_>>(), "gap-free and single-valued");
+    }
+}
+
+#[test]
+fn invalid_input_names_place_and_remedy() {
+    let Some(shared) = shared() else { return };
+    let good = stories(&shared, "max_steps: 2\nsearch: { algorithm: grid }\nparameters: { lora_rank: [4] }\n");
+    // (what replaces what in the good file, further arguments, what the message holds)
+    let rows: &[(&str, &str, &[&str], &[&str])] = &[
+        ("max_steps: 2", "max_stpes: 2", &[], &["sweep.yaml:9:1", "max_stpes", "max_steps"]),
+        ("batch_size: 4", "batch_size: four", &[], &["sweep.yaml:8:", "batch_size"]),
+        ("[4]", "[]", &[], &["sweep.yaml:11:", "lora_rank", "empty"]),
+        ("lora_rank: [4]", "learning_rate: { log_uniform: [0, 1] }", &[], &["sweep.yaml:11:", "log_uniform"]),
+        ("[4]", "[0]", &[], &["lora_rank"]),
+        ("[4]", "[4096]", &[], &["lora_rank", "4096"]),
+        ("stories260K-hf", "no-such-model", &[], &["sweep.yaml:2:", "no-such-model"]),
+        ("instruct_500_guanaco.jsonl", "no.jsonl", &[], &["sweep.yaml:3:", "no.jsonl"]),
+        ("max_sequence_length: 256", "max_sequence_length: 100000", &[], &["max_sequence_length", "100000"]),
+        ("eval_size: 50", "instruct_column_in_dataset: txet", &[], &["txet", "text"]),
+        ("", "", &["--set", "lora_rnk=4"], &["--set", "lora_rnk", "lora_rank"]),
+        ("", "", &["--set", "lora_rank"], &["--set", "KEY=VALUE"]),
+    ];
+    for (from, to, args, fragments) in rows {
+        let sandbox = Sandbox::new(&if from.is_empty() { good.clone() } else { good.replace(from, to) });
+        let output = sandbox.lorafleet(&[&["run", "sweep.yaml"], *args].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{from} -> {to} {args:?}: {said}");
+        for fragment in *fragments {
+            assert!(said.contains(fragment), "{from} -> {to} {args:?} lacks {fragment:?}: {said}");
+        }
+        assert!(!sandbox.dir.path().join("lorafleet-data").exists(), "nothing was started");
+    }
+}
+
+#[test]
+fn errors_of_use() {
+    let sandbox = Sandbox::new("name: x\n");
+    for (args, code, fragment) in [
+        (vec!["run", "missing.yaml"], 2, "missing.yaml"),
+        (vec!["run"], 2, "SWEEP"),
+        (vec!["list"], 3, "lorafleet-data"),
+        (vec!["list", "--endpoint", "http://127.0.0.1:1"], 3, "127.0.0.1:1"),
+        (vec!["list", "--endpoint", "http://["], 2, "--endpoint"),
+        (vec!["adapters", "pull", "x/1"], 2, "--to"),
+    ] {
+        let output = sandbox.lorafleet(&args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+        assert!(said.contains(fragment), "{args:?}: {said}");
+    }
+}
+
+#[test]
+fn every_verb_shows_an_example() {
+    let sandbox = Sandbox::new("");
+    for verb in [
+        "run", "plan", "list", "get", "watch", "cancel", "report", "trials list", "trials get",
+        "trials metrics", "trials stop", "adapters list", "adapters pull", "agents list", "completions",
+        "train", "bench train",
+    ] {
+        let args: Vec<_> = verb.split(' ').chain(["--help"]).collect();
+        let output = sandbox.lorafleet(&args);
+        let help = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{verb}");
+        assert!(help.contains("Example") && help.contains(&format!("lorafleet {verb}")), "{verb}: {help}");
+    }
+}
