@@ -1,8 +1,8 @@
 //! Verbs about adapters: `adapters list|pull`.
 
+use crate::Failure;
 use crate::client::{Connection, ServerArgs};
 use crate::output::{self, OutputArgs};
-use crate::Failure;
 use clap::Subcommand;
 use domain::trial::Trial;
 use proto::v1;
@@ -150,7 +150,10 @@ async fn fetch(connection: &Connection, trial_id: &str, dir: &Path) -> Result<()
     while let Some(piece) = stream.message().await? {
         use sha2::Digest;
         if Path::new(&piece.file).file_name().is_none_or(|name| name != piece.file.as_str()) {
-            return Err(Failure::failed(format!("the server names a file {:?} that is no file name", piece.file)));
+            return Err(Failure::failed(format!(
+                "the server names a file {:?} that is no file name",
+                piece.file
+            )));
         }
         let part = dir.join(format!("{}.part", piece.file));
         if open.as_ref().is_none_or(|(name, ..)| *name != piece.file) {

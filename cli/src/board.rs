@@ -76,7 +76,9 @@ impl Board {
             }
             Some(Event::Progress(progress)) => {
                 let number = domain::TrialId::new(progress.trial_id).number();
-                let (Some(number), Some(point)) = (number, progress.point) else { return Ok(Change::Nothing) };
+                let (Some(number), Some(point)) = (number, progress.point) else {
+                    return Ok(Change::Nothing);
+                };
                 let point = MetricPoint::try_from(point).map_err(Failure::failed)?;
                 self.latest.entry(number).or_default().add(&point);
                 Change::Progress(number)
@@ -87,9 +89,9 @@ impl Board {
 
     /// Whether the sweep is over.
     pub(crate) fn is_over(&self) -> bool {
-        self.sweep.as_ref().is_some_and(|s| {
-            !matches!(s.state(), v1::SweepState::Running | v1::SweepState::Unspecified)
-        })
+        self.sweep
+            .as_ref()
+            .is_some_and(|s| !matches!(s.state(), v1::SweepState::Running | v1::SweepState::Unspecified))
     }
 
     /// Trials that train now.
@@ -125,7 +127,8 @@ impl Board {
     /// The sweep's line: trials over, the best so far, and what is left.
     pub(crate) fn sweep_line(&self, elapsed_seconds: f64) -> String {
         let over = self.trials.values().filter(|t| t.state.is_terminal()).count();
-        let all = self.sweep.as_ref().and_then(|s| s.max_trials).map_or_else(|| "?".into(), |m| m.to_string());
+        let all =
+            self.sweep.as_ref().and_then(|s| s.max_trials).map_or_else(|| "?".into(), |m| m.to_string());
         let mut parts = vec![format!("{over}/{all} trials over")];
         if let Some(sweep) = &self.sweep
             && let (Some(id), Some(value)) = (&sweep.best_trial_id, sweep.best_value)
@@ -147,8 +150,7 @@ impl Board {
             return None;
         }
         let steps_over: f64 = over.iter().map(|t| t.step as f64).sum();
-        let running: f64 =
-            self.training().map(|(n, _)| self.step(n) as f64).sum();
+        let running: f64 = self.training().map(|(n, _)| self.step(n) as f64).sum();
         let expected = max * (steps_over / over.len() as f64).max(1.0);
         let done = steps_over + running;
         (done > 0.0).then(|| elapsed_seconds * ((expected - done) / done).max(0.0))

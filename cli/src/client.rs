@@ -20,7 +20,13 @@ pub(crate) struct ServerArgs {
     #[arg(long, env = "LORAFLEET_ENDPOINT", value_name = "URL")]
     pub(crate) endpoint: Option<String>,
     /// Where sweeps, metrics and adapters are kept when no endpoint is given.
-    #[arg(long, alias = "data_dir", env = "LORAFLEET_DATA_DIR", default_value = "./lorafleet-data", value_name = "DIR")]
+    #[arg(
+        long,
+        alias = "data_dir",
+        env = "LORAFLEET_DATA_DIR",
+        default_value = "./lorafleet-data",
+        value_name = "DIR"
+    )]
     pub(crate) data_dir: PathBuf,
 }
 
@@ -109,7 +115,9 @@ async fn connect(endpoint: &str) -> Result<Channel, Failure> {
         .connect()
         .await
         .map_err(|_| {
-            Failure::unreachable(format!("no server answers at {endpoint}; is it running, and the port right?"))
+            Failure::unreachable(format!(
+                "no server answers at {endpoint}; is it running, and the port right?"
+            ))
         })
 }
 

@@ -32,12 +32,17 @@ use std::process::ExitCode;
 
 /// Finds the best LoRA fine-tuning configuration for a model, a data set and a budget.
 #[derive(Parser)]
-#[command(name = "lorafleet", version, propagate_version = true, after_help = "Examples:
+#[command(
+    name = "lorafleet",
+    version,
+    propagate_version = true,
+    after_help = "Examples:
   lorafleet run config/sweeps/quickstart.yaml
   lorafleet plan config/sweeps/quickstart.yaml
   lorafleet adapters pull quickstart-3fa2 --top 3 --to ./adapters
 
-Exit codes: 0 done, 1 the work failed, 2 usage or invalid spec, 3 unreachable, 130 interrupted.")]
+Exit codes: 0 done, 1 the work failed, 2 usage or invalid spec, 3 unreachable, 130 interrupted."
+)]
 struct Cli {
     #[command(subcommand)]
     verb: Verb,
@@ -66,7 +71,9 @@ enum Verb {
     #[command(subcommand)]
     Agents(agents::Verb),
     /// Prints a completion script for a shell.
-    #[command(after_help = "Example:\n  lorafleet completions bash > ~/.local/share/bash-completion/completions/lorafleet")]
+    #[command(
+        after_help = "Example:\n  lorafleet completions bash > ~/.local/share/bash-completion/completions/lorafleet"
+    )]
     Completions {
         /// The shell.
         #[arg(value_enum)]

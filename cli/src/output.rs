@@ -26,11 +26,7 @@ pub(crate) struct OutputArgs {
 }
 
 /// Prints a document in the form asked for; `table` makes the form for people.
-pub(crate) fn print(
-    format: Format,
-    document: &Value,
-    table: impl FnOnce() -> String,
-) -> Result<(), Failure> {
+pub(crate) fn print(format: Format, document: &Value, table: impl FnOnce() -> String) -> Result<(), Failure> {
     let text = match format {
         Format::Table => table(),
         Format::Json => serde_json::to_string_pretty(document).map_err(Failure::failed)?,
@@ -78,7 +74,9 @@ pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     for (i, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
         let cells = || rows.iter().filter_map(|row| row.get(i)).filter(|cell| cell.as_str() != NONE);
-        if cells().next().is_some() && cells().all(|c| c.starts_with(|c: char| c.is_ascii_digit() || c == '-')) {
+        if cells().next().is_some()
+            && cells().all(|c| c.starts_with(|c: char| c.is_ascii_digit() || c == '-'))
+        {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }
@@ -173,7 +171,8 @@ mod tests {
 
     #[test]
     fn tables_align_numbers() {
-        let rows = vec![vec!["a".into(), "1".into()], vec!["bc".into(), "10".into()], vec!["d".into(), NONE.into()]];
+        let rows =
+            vec![vec!["a".into(), "1".into()], vec!["bc".into(), "10".into()], vec!["d".into(), NONE.into()]];
         assert_eq!(table(&["name", "n"], &rows), "NAME  N\na      1\nbc    10\nd      –\n");
     }
 

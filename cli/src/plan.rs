@@ -46,7 +46,9 @@ pub(crate) fn load(file: &std::path::Path, set: &[String]) -> Result<sweep_file:
     let mut overrides = Vec::new();
     for pair in set {
         let (key, value) = pair.split_once('=').ok_or_else(|| {
-            Failure::invalid(format!("--set {pair}: no `=`; write --set KEY=VALUE, as in --set max_steps=100"))
+            Failure::invalid(format!(
+                "--set {pair}: no `=`; write --set KEY=VALUE, as in --set max_steps=100"
+            ))
         })?;
         overrides.push((key.trim().to_string(), value.trim().to_string()));
     }

@@ -181,7 +181,9 @@ pub(crate) async fn watch(connection: &Connection, sweep_id: &str, quiet: bool) 
     let elapsed = progress.elapsed();
     progress.finish();
     if !board.is_over() {
-        return Err(Failure::unreachable("the server ended the stream before the sweep was over; watch again"));
+        return Err(Failure::unreachable(
+            "the server ended the stream before the sweep was over; watch again",
+        ));
     }
     if !quiet {
         eprintln!("{}", board.sweep_line(elapsed));
@@ -238,5 +240,10 @@ fn sample(trial: &domain::trial::Trial) -> String {
         return String::new();
     };
     let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
-    format!("prompt      {}\n  before    {}\n  after     {}\n", one_line(prompt), one_line(before), one_line(after))
+    format!(
+        "prompt      {}\n  before    {}\n  after     {}\n",
+        one_line(prompt),
+        one_line(before),
+        one_line(after)
+    )
 }

@@ -162,7 +162,8 @@ async fn curve(connection: &Connection, trial_id: &str) -> Result<(Value, String
         Value::Object(object)
     });
     let row = |point: &MetricPoint| {
-        let cells = names.iter().map(|name| output::or_none(point.get(name).map(|v| output::short(&json!(v)))));
+        let cells =
+            names.iter().map(|name| output::or_none(point.get(name).map(|v| output::short(&json!(v)))));
         std::iter::once(point.step.to_string()).chain(cells).collect()
     };
     let rows: Vec<_> = points.iter().map(row).collect();

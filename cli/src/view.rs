@@ -106,7 +106,14 @@ pub(crate) fn trial_table(trials: &[Trial]) -> String {
     let mut headings = vec!["trial", "state", "step"];
     headings.extend(&names);
     headings.extend([
-        "loss", "eval/loss", "peak memory", "trainable", "adapter", "samples/s", "tokens/s", "cost",
+        "loss",
+        "eval/loss",
+        "peak memory",
+        "trainable",
+        "adapter",
+        "samples/s",
+        "tokens/s",
+        "cost",
     ]);
     let rows: Vec<_> = trials.iter().map(|t| trial_row(t, &names)).collect();
     output::table(&headings, &rows)

@@ -86,8 +86,15 @@ parameters:
         assert!((summary["base_eval_loss"].as_f64().unwrap() - 5.063_520).abs() < 1e-4, "{summary:#}");
         assert!(trial["eval_loss"].as_f64().unwrap() < 5.063_52);
         assert_eq!(summary["steps"], 4);
-        for number in ["trainable_parameters", "total_parameters", "adapter_bytes", "samples_per_second",
-            "tokens_per_second", "peak_memory_bytes", "device_seconds"] {
+        for number in [
+            "trainable_parameters",
+            "total_parameters",
+            "adapter_bytes",
+            "samples_per_second",
+            "tokens_per_second",
+            "peak_memory_bytes",
+            "device_seconds",
+        ] {
             assert!(summary[number].as_f64().unwrap() > 0.0, "{number}: {summary:#}");
         }
         assert!(trial["cost_usd"].as_f64().is_some());
@@ -115,7 +122,8 @@ parameters:
     assert!(losses.len() == 4 && losses.is_sorted(), "best first: {losses:?}");
     sandbox.json(&["adapters", "pull", id, "--top", "2", "--to", "pulled"]);
     let best = adapters[0]["trial"].as_str().unwrap().rsplit_once('/').unwrap().1.to_string();
-    let pulled = std::fs::read(sandbox.dir.path().join("pulled").join(best).join("adapter_model.safetensors"));
+    let pulled =
+        std::fs::read(sandbox.dir.path().join("pulled").join(best).join("adapter_model.safetensors"));
     assert_eq!(pulled.unwrap(), std::fs::read(adapter.join("adapter_model.safetensors")).unwrap());
     let report = sandbox.lorafleet(&["report", id, "--file", "again.html"]);
     assert!(report.status.success() && sandbox.dir.path().join("again.html").is_file());
@@ -160,7 +168,8 @@ parameters:
 #[test]
 fn invalid_input_names_place_and_remedy() {
     let Some(shared) = shared() else { return };
-    let good = stories(&shared, "max_steps: 2\nsearch: { algorithm: grid }\nparameters: { lora_rank: [4] }\n");
+    let good =
+        stories(&shared, "max_steps: 2\nsearch: { algorithm: grid }\nparameters: { lora_rank: [4] }\n");
     // (what replaces what in the good file, further arguments, what the message holds)
     let rows: &[(&str, &str, &[&str], &[&str])] = &[
         ("max_steps: 2", "max_stpes: 2", &[], &["sweep.yaml:9:1", "max_stpes", "max_steps"]),
@@ -210,9 +219,23 @@ fn errors_of_use() {
 fn every_verb_shows_an_example() {
     let sandbox = Sandbox::new("");
     for verb in [
-        "run", "plan", "list", "get", "watch", "cancel", "report", "trials list", "trials get",
-        "trials metrics", "trials stop", "adapters list", "adapters pull", "agents list", "completions",
-        "train", "bench train",
+        "run",
+        "plan",
+        "list",
+        "get",
+        "watch",
+        "cancel",
+        "report",
+        "trials list",
+        "trials get",
+        "trials metrics",
+        "trials stop",
+        "adapters list",
+        "adapters pull",
+        "agents list",
+        "completions",
+        "train",
+        "bench train",
     ] {
         let args: Vec<_> = verb.split(' ').chain(["--help"]).collect();
         let output = sandbox.lorafleet(&args);
