@@ -277,9 +277,11 @@ impl State {
         let session = SessionId(self.sessions);
         let id = agent.id.clone();
         let last_seen = self.clock.now();
-        // An older stream's outbox is dropped here, which ends that stream.
         let entry = Entry { agent, session: Some((session, outbox)), leaving: false, last_seen };
-        self.agents.insert(id.clone(), entry);
+        if let Some((_, older)) = self.agents.insert(id.clone(), entry).and_then(|entry| entry.session) {
+            tracing::info!(agent = %id, "a newer stream replaces the agent's older one");
+            older.cut();
+        }
         let drop = self.renew(&id, holdings);
         let Terms { heartbeat, lease } = self.terms;
         self.reach(&id, ToAgent::Welcome { heartbeat, lease, drop });
@@ -357,6 +359,7 @@ impl State {
             && outbox.send(message).is_err()
         {
             tracing::warn!(%agent, "the agent's stream is gone or too slow; cutting it off");
+            outbox.cut();
             entry.session = None;
         }
     }

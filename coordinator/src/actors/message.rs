@@ -8,6 +8,7 @@ use domain::{Attempt, DeviceId, TrialId};
 use std::collections::HashMap;
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 /// From an agent.
 #[derive(Debug, Clone, PartialEq)]
@@ -146,7 +147,10 @@ pub const OUTBOX_CAPACITY: usize = 256;
 /// The way to an agent. It never waits: an agent so slow that [`OUTBOX_CAPACITY`] messages wait for it is cut
 /// off, and says what it holds when it comes back. The stream ends when all clones are dropped.
 #[derive(Debug, Clone)]
-pub struct Outbox(mpsc::Sender<Result<ToAgent, CoordinatorError>>);
+pub struct Outbox {
+    sender: mpsc::Sender<Result<ToAgent, CoordinatorError>>,
+    cut: CancellationToken,
+}
 
 /// The end of an [`Outbox`] that the stream reads.
 pub type Outgoing = mpsc::Receiver<Result<ToAgent, CoordinatorError>>;
@@ -155,23 +159,31 @@ impl Outbox {
     /// An outbox and the end that the stream reads.
     pub fn new() -> (Self, Outgoing) {
         let (sender, receiver) = mpsc::channel(OUTBOX_CAPACITY);
-        (Self(sender), receiver)
+        (Self { sender, cut: CancellationToken::new() }, receiver)
     }
 
     /// Sends, or says that the agent cannot be reached.
     pub fn send(&self, message: ToAgent) -> Result<(), Unreachable> {
-        self.0.try_send(Ok(message)).map_err(|_| Unreachable)
+        self.sender.try_send(Ok(message)).map_err(|_| Unreachable)
     }
 
     /// Ends the stream with an error.
     pub fn refuse(&self, error: CoordinatorError) {
         // If there is no room for it, the stream ends all the same, without saying why.
-        let _ = self.0.try_send(Err(error));
+        let _ = self.sender.try_send(Err(error));
     }
 
-    /// Returns when the stream's reader is gone.
+    /// Tells the session to end: a newer stream of the agent has replaced it, or the agent is too slow.
+    pub fn cut(&self) {
+        self.cut.cancel();
+    }
+
+    /// Returns when the stream's reader is gone, or the stream was cut.
     pub async fn closed(&self) {
-        self.0.closed().await;
+        tokio::select! {
+            () = self.sender.closed() => {}
+            () = self.cut.cancelled() => {}
+        }
     }
 }
 

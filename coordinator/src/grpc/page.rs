@@ -43,7 +43,7 @@ fn checksum(listing: &str, position: &str) -> u32 {
 }
 
 fn decode(token: &str) -> Option<(u32, String)> {
-    if !token.is_ascii() || token.len() % 2 != 0 {
+    if !token.is_ascii() || !token.len().is_multiple_of(2) {
         return None;
     }
     let (sum, position) = token.split_at_checked(8)?;

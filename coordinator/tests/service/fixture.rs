@@ -5,6 +5,8 @@ use coordinator::{Options, Server};
 use domain::SystemClock;
 use proto::convert;
 use proto::v1;
+use proto::v1::adapter_service_client::AdapterServiceClient;
+use proto::v1::fleet_service_client::FleetServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
 use proto::v1::trial_service_client::TrialServiceClient;
 use serde_json::{Value, json};
@@ -49,6 +51,14 @@ impl Fixture {
 
     pub fn trials(&self) -> TrialServiceClient<Channel> {
         TrialServiceClient::new(self.channel.clone())
+    }
+
+    pub fn adapters(&self) -> AdapterServiceClient<Channel> {
+        AdapterServiceClient::new(self.channel.clone())
+    }
+
+    pub fn fleet(&self) -> FleetServiceClient<Channel> {
+        FleetServiceClient::new(self.channel.clone())
     }
 
     pub async fn submit_as(&self, request_id: &str, document: &Value) -> Result<v1::Sweep, Status> {

@@ -4,6 +4,7 @@
 
 mod agent;
 mod fixture;
+mod listings;
 
 use agent::{FakeAgent, hello, holding};
 use fixture::{Fixture, LONG, SHORT, grid, halving};

@@ -1,0 +1,95 @@
+//! Listings, adapters, reports: what people read.
+
+use crate::agent::{FakeAgent, hello};
+use crate::fixture::{Fixture, LONG, grid};
+use proto::v1;
+use proto::v1::TrialState;
+use tonic::Code;
+
+#[tokio::test]
+async fn listings_come_page_by_page() {
+    let fixture = Fixture::start(LONG).await;
+    let mut newest_first = Vec::new();
+    for rank in [2, 4, 8] {
+        newest_first.insert(0, fixture.submit(&grid(&[rank, 2 * rank, 4 * rank])).await.id);
+    }
+    let request = |size, token: &str| v1::ListSweepsRequest {
+        page_size: size,
+        page_token: token.into(),
+        states: vec![],
+    };
+    let first = fixture.sweeps().list_sweeps(request(2, "")).await.unwrap().into_inner();
+    let rest = fixture.sweeps().list_sweeps(request(2, &first.next_page_token)).await.unwrap().into_inner();
+    let mut ids: Vec<_> = first.sweeps.iter().chain(&rest.sweeps).map(|s| s.id.clone()).collect();
+    assert_eq!((first.sweeps.len(), rest.next_page_token.as_str()), (2, ""));
+    // Two sweeps of one millisecond may stand in either order.
+    ids.sort();
+    newest_first.sort();
+    assert_eq!(ids, newest_first);
+
+    let running = v1::ListSweepsRequest {
+        states: vec![v1::SweepState::Completed.into()],
+        ..v1::ListSweepsRequest::default()
+    };
+    assert_eq!(fixture.sweeps().list_sweeps(running).await.unwrap().into_inner().sweeps, []);
+
+    let request = |token: &str, states: &[TrialState]| v1::ListTrialsRequest {
+        sweep_id: ids[0].clone(),
+        page_size: 2,
+        page_token: token.into(),
+        states: states.iter().map(|s| (*s).into()).collect(),
+    };
+    let list = |request| async { fixture.trials().list_trials(request).await.map(|r| r.into_inner()) };
+    let first = list(request("", &[])).await.unwrap();
+    let rest = list(request(&first.next_page_token, &[])).await.unwrap();
+    let numbers: Vec<_> = first.trials.iter().chain(&rest.trials).map(|t| t.number).collect();
+    assert_eq!((numbers, rest.next_page_token.as_str()), (vec![1, 2, 3], ""));
+    assert_eq!(list(request("", &[TrialState::Running])).await.unwrap().trials, []);
+    for (token, states) in [("xyz", &[][..]), (&first.next_page_token, &[TrialState::Queued])] {
+        let status = list(request(token, states)).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{token} {states:?}");
+    }
+}
+
+#[tokio::test]
+async fn adapters_come_best_first_with_their_bytes_and_the_report_names_each_trial() {
+    let fixture = Fixture::start(LONG).await;
+    let sweep = fixture.submit(&grid(&[2, 4])).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 2, vec![])).await;
+    let agents = fixture.fleet().list_agents(v1::ListAgentsRequest::default()).await.unwrap().into_inner();
+    assert_eq!((agents.agents[0].id.as_str(), agents.agents[0].connected), ("a", true));
+
+    let (worse, better) = (agent.assigned().await, agent.assigned().await);
+    agent.train(&worse, 2.0).await;
+    agent.acknowledged().await;
+    agent.train(&better, 1.0).await;
+    agent.acknowledged().await;
+    let request = v1::ListAdaptersRequest { sweep_id: sweep.id.clone(), ..Default::default() };
+    let adapters = fixture.adapters().list_adapters(request).await.unwrap().into_inner().adapters;
+    let ids: Vec<_> = adapters.iter().map(|a| a.trial_id.as_str()).collect();
+    assert_eq!(ids, [better.trial_id.as_str(), worse.trial_id.as_str()]);
+    let [(_, name, bytes), _] = FakeAgent::files(&better, 6);
+    assert_eq!((adapters[0].step, adapters[0].bytes), (6, bytes.len() as u64));
+    let on_disk = std::path::Path::new(adapters[0].local_path.as_ref().unwrap()).join(name);
+    assert_eq!(std::fs::read(on_disk).unwrap(), bytes);
+
+    let request = v1::DownloadAdapterRequest { trial_id: better.trial_id.clone() };
+    let mut pieces = fixture.adapters().download_adapter(request).await.unwrap().into_inner();
+    let (mut got, mut sha256) = (Vec::new(), Vec::new());
+    while let Some(piece) = pieces.message().await.unwrap() {
+        assert_eq!(piece.file, name);
+        got.extend(piece.data);
+        sha256 = piece.sha256;
+    }
+    assert_eq!(got, bytes);
+    assert_eq!(sha256.len(), 32, "on the last piece");
+
+    let request = v1::GetReportRequest { sweep_id: sweep.id };
+    let mut chunks = fixture.sweeps().get_report(request).await.unwrap().into_inner();
+    let mut html = Vec::new();
+    while let Some(piece) = chunks.message().await.unwrap() {
+        html.extend(piece.chunk);
+    }
+    let html = String::from_utf8(html).unwrap();
+    assert!(html.contains("</html>") && html.contains("<svg"), "{html}");
+}
