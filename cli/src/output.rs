@@ -173,7 +173,7 @@ mod tests {
     fn tables_align_numbers() {
         let rows =
             vec![vec!["a".into(), "1".into()], vec!["bc".into(), "10".into()], vec!["d".into(), NONE.into()]];
-        assert_eq!(table(&["name", "n"], &rows), "NAME  N\na      1\nbc    10\nd      –\n");
+        assert_eq!(table(&["name", "n"], &rows), "NAME   N\na      1\nbc    10\nd      –\n");
     }
 
     #[test]

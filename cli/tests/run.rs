@@ -129,6 +129,44 @@ parameters:
     assert!(report.status.success() && sandbox.dir.path().join("again.html").is_file());
 }
 
+/// The sweep that the README starts with, and what it promises.
+#[test]
+fn the_quickstart() {
+    let sandbox = Sandbox::new("");
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/sweeps/quickstart.yaml");
+    let result = sandbox.json(&["run", file]);
+    let trials = result["trials"].as_array().unwrap();
+    let ended = |state: &str| trials.iter().filter(|t| t["state"] == state).collect::<Vec<_>>();
+    assert_eq!(trials.len(), 12);
+    assert_eq!(ended("completed").len() + ended("stopped").len(), 12);
+    assert!(ended("stopped").len() >= 3, "successive halving ends the weak ones");
+    let best = result["sweep"]["best_value"].as_f64().unwrap();
+    for trial in ended("completed") {
+        let (loss, summary) = (trial["eval_loss"].as_f64().unwrap(), &trial["summary"]);
+        assert!(best <= loss && loss < summary["base_eval_loss"].as_f64().unwrap() / 2.0, "{trial:#}");
+        assert_ne!(summary["sample_before"], summary["sample_after"]);
+    }
+}
+
+/// The same sweep file on a real pretrained model and real instructions.
+#[test]
+fn the_quickstart_on_real_input() {
+    let Some(shared) = shared() else { return };
+    if std::env::var_os("LORAFLEET_FULL").is_none() {
+        println!("not run: minutes long (LORAFLEET_FULL=1 runs it)");
+        return;
+    }
+    let sandbox = Sandbox::new("");
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/sweeps/quickstart.yaml");
+    let model = format!("pretrained_model_id={}/data/models/stories260K-hf", shared.display());
+    let data = format!("dataset_name={}/data/instruct/instruct_500_guanaco.jsonl", shared.display());
+    let result = sandbox.json(&["run", file, "--set", &model, "--set", &data]);
+    for trial in result["trials"].as_array().unwrap() {
+        assert!((trial["summary"]["base_eval_loss"].as_f64().unwrap() - 5.063_520).abs() < 1e-4);
+        assert!(trial["eval_loss"].as_f64().unwrap() < 5.063_52, "{trial:#}");
+    }
+}
+
 #[test]
 fn an_interrupted_sweep_goes_on() {
     let Some(shared) = shared() else { return };
@@ -235,7 +273,6 @@ fn every_verb_shows_an_example() {
         "agents list",
         "completions",
         "train",
-        "bench train",
     ] {
         let args: Vec<_> = verb.split(' ').chain(["--help"]).collect();
         let output = sandbox.lorafleet(&args);
