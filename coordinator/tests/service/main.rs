@@ -180,6 +180,23 @@ async fn cancelling_ends_what_waits_at_once_and_what_trains_with_its_adapter() {
 }
 
 #[tokio::test]
+async fn a_spent_budget_ends_the_sweep() {
+    let fixture = Fixture::start(SHORT).await;
+    let mut document = grid(&[2, 4]);
+    document["budget"] = serde_json::json!({"max_cost_usd": 0.0001}); // a tenth of a second
+    let sweep = fixture.submit(&document).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let assign = agent.assigned().await;
+    agent.start(&assign).await;
+    assert_eq!(agent.stopped().await.reason(), StopReason::Search);
+    agent.finish(&assign, Ending::Stopped, Some(2.0)).await;
+    let over = fixture.watch(&sweep.id).await.end().await;
+    assert_eq!((over.state(), over.cost_usd >= 0.0001), (SweepState::Completed, true));
+    let states: Vec<_> = over.counts.iter().map(|c| (c.state(), c.trials)).collect();
+    assert_eq!(states, [(TrialState::Stopped, 2)]);
+}
+
+#[tokio::test]
 async fn a_single_trial_is_stopped() {
     let fixture = Fixture::start(LONG).await;
     let sweep = fixture.submit(&grid(&[2, 4])).await;
