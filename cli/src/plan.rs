@@ -4,7 +4,7 @@ use crate::Failure;
 use crate::output::{self, OutputArgs};
 use config::sweep_file;
 use coordinator::search::{Proposal, Proposed, Searcher};
-use domain::footprint::{self, ModelShape};
+use domain::footprint;
 use domain::trial::TrialConfig;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -125,7 +125,7 @@ fn explain(loaded: &sweep_file::Loaded, error: &TrainError) -> Failure {
 fn document(planned: &Planned) -> Value {
     let Planned { trial, preflight } = planned;
     let config = &trial.config;
-    let shape = shape(preflight);
+    let shape = preflight.shape.shape();
     let tokens = footprint::tokens_per_step(config);
     let steps = config.total_steps(preflight.rows);
     let tensors = 2 * preflight.target_modules;
@@ -142,24 +142,11 @@ fn document(planned: &Planned) -> Value {
         "total_parameters": preflight.total_parameters,
         "trainable_share": preflight.trainable_parameters as f64 / preflight.total_parameters as f64,
         "adapter_bytes": footprint::adapter_bytes(preflight.trainable_parameters, tensors),
+        "peak_memory_bytes": preflight.peak_memory_bytes,
         "tokens_at_most": tokens * steps,
         "flops_per_token": flops,
         "flops_at_most": flops * (tokens * steps) as f64,
     })
-}
-
-fn shape(preflight: &Preflight) -> ModelShape {
-    let c = &preflight.shape;
-    ModelShape {
-        vocab_size: c.vocab_size as u64,
-        hidden_size: c.hidden_size as u64,
-        intermediate_size: c.intermediate_size as u64,
-        num_hidden_layers: c.num_hidden_layers as u64,
-        num_attention_heads: c.num_attention_heads as u64,
-        num_key_value_heads: c.num_key_value_heads as u64,
-        head_dim: c.head_dim as u64,
-        tie_word_embeddings: c.tie_word_embeddings,
-    }
 }
 
 fn table(documents: &[Value]) -> String {
@@ -173,12 +160,14 @@ fn table(documents: &[Value]) -> String {
             d["steps"].to_string(),
             format!("{} ({:.2} %)", d["trainable_parameters"], 100.0 * number("trainable_share")),
             output::bytes(number("adapter_bytes") as u64),
+            output::bytes(number("peak_memory_bytes") as u64),
             d["tokens_at_most"].to_string(),
             format!("{:.1}", number("flops_at_most") / 1e9),
         ]
     };
     let rows: Vec<_> = documents.iter().map(row).collect();
-    let headings = ["trial", "parameters", "steps", "trainable", "adapter", "tokens ≤", "GFLOP ≤"];
+    let headings =
+        ["trial", "parameters", "steps", "trainable", "adapter", "peak memory", "tokens ≤", "GFLOP ≤"];
     let total: f64 = documents.iter().filter_map(|d| d["flops_at_most"].as_f64()).sum();
     format!("{}\n{} trials · {:.1} GFLOP at most\n", output::table(&headings, &rows), rows.len(), total / 1e9)
 }

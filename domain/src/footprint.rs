@@ -90,6 +90,51 @@ impl ModelShape {
     }
 }
 
+/// Elements of the block of logits that the CPU engine makes at a time.
+const LOGITS_BLOCK: u64 = 8 << 20;
+
+/// Most bytes of tensors that a solo trial in float32 holds on a CPU, by what holds them. The terms follow the
+/// engine's passes (`trainer::pack`), and a test there holds them against what it counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeakBytes {
+    /// The frozen base.
+    pub weights: u64,
+    /// The adapter, its gradients, its two moments, and the state that a divergence falls back to (adapter and
+    /// moments): 4 × (1 + 1 + 2 + 3) bytes a parameter.
+    pub adapter: u64,
+    /// What every layer keeps for its backward: per token the input, the middle, queries, keys, values,
+    /// attention's output, gate and up.
+    pub activations: u64,
+    /// The larger of two moments: a block of logits with the states around it, or the last layer's backward.
+    pub working: u64,
+}
+
+impl PeakBytes {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.weights + self.adapter + self.activations + self.working
+    }
+}
+
+impl ModelShape {
+    /// The peak of a solo trial in float32 on a CPU whose largest micro-batch has `tokens` tokens.
+    pub fn cpu_peak_bytes(&self, trainable_parameters: u64, tokens: u64) -> PeakBytes {
+        let (hidden, inter) = (self.hidden_size, self.intermediate_size);
+        let query = self.num_attention_heads * self.head_dim;
+        let key_value = self.num_key_value_heads * self.head_dim;
+        let layer = 2 * hidden + 2 * query + 2 * key_value + 2 * inter;
+        let block = (LOGITS_BLOCK / self.vocab_size.max(1)).max(1).min(tokens);
+        let loss = tokens * hidden + block * (self.vocab_size + 2 * hidden);
+        let backward = tokens * (hidden + 2 * inter);
+        PeakBytes {
+            weights: 4 * self.parameters(),
+            adapter: 28 * trainable_parameters,
+            activations: 4 * tokens * self.num_hidden_layers * layer,
+            working: 4 * loss.max(backward),
+        }
+    }
+}
+
 /// Bytes of `adapter_model.safetensors` in float32: the values, and a header of some 115 bytes a tensor.
 pub fn adapter_bytes(trainable_parameters: u64, tensors: u64) -> u64 {
     4 * trainable_parameters + 115 * tensors + 8

@@ -31,6 +31,17 @@ pub struct Preflight {
     pub trainable_parameters: u64,
     /// Parameters of base and adapter together.
     pub total_parameters: u64,
+    /// Tokens of the largest micro-batch that there can be.
+    pub batch_tokens: u64,
+    /// Most bytes of tensors that the run will hold, alone on a CPU.
+    pub peak_memory_bytes: u64,
+}
+
+/// Tokens of the largest micro-batch that there can be: that of the longest rows.
+pub fn batch_tokens(data: &Dataset, batch_size: u32) -> u64 {
+    let mut lengths: Vec<_> = data.train.iter().map(|row| row.input_ids.len() as u64).collect();
+    lengths.sort_unstable_by(|a, b| b.cmp(a));
+    lengths.iter().take(batch_size as usize).sum()
 }
 
 /// Checks all that a run needs, without loading weights.
@@ -51,7 +62,11 @@ pub fn preflight(config: &TrialConfig) -> Result<Preflight> {
     let rows = data.train.len() as u64;
     let width: usize = modules.iter().map(|m| m.in_features + m.out_features).sum();
     let trainable_parameters = width as u64 * u64::from(config.lora_rank);
+    let batch_tokens = batch_tokens(&data, config.batch_size);
+    let peak = base.config.shape().cpu_peak_bytes(trainable_parameters, batch_tokens);
     Ok(Preflight {
+        batch_tokens,
+        peak_memory_bytes: peak.total(),
         rows,
         eval_rows: data.eval.len() as u64,
         truncated_rows: data.truncated_rows,

@@ -304,8 +304,9 @@ impl Actor {
                     return self.say(assignment, saying);
                 }
                 if let Saying::Finished { summary, .. } = &mut saying {
-                    let predicted = held.predicted_peak_memory_bytes;
-                    summary.predicted_peak_memory_bytes = (predicted > 0).then_some(predicted);
+                    // What the coordinator placed the trial by, if it had a prediction, else the engine's own.
+                    let placed_by = Some(held.predicted_peak_memory_bytes).filter(|bytes| *bytes > 0);
+                    summary.predicted_peak_memory_bytes = placed_by.or(summary.predicted_peak_memory_bytes);
                 }
                 held.last = Some(saying);
                 self.conclude(assignment);

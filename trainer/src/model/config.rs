@@ -1,6 +1,7 @@
 //! A Llama's `config.json`, as transformers 4 and 5 write it.
 
 use crate::error::{Result, TrainError};
+use domain::footprint::ModelShape;
 use serde::Deserialize;
 use std::path::Path;
 
@@ -119,6 +120,20 @@ impl LlamaConfig {
         }
         let raw: RawConfig = serde_json::from_value(value).map_err(|e| (e.to_string(), llama.into()))?;
         raw.check()
+    }
+
+    /// What the footprint model needs of it.
+    pub fn shape(&self) -> ModelShape {
+        ModelShape {
+            vocab_size: self.vocab_size as u64,
+            hidden_size: self.hidden_size as u64,
+            intermediate_size: self.intermediate_size as u64,
+            num_hidden_layers: self.num_hidden_layers as u64,
+            num_attention_heads: self.num_attention_heads as u64,
+            num_key_value_heads: self.num_key_value_heads as u64,
+            head_dim: self.head_dim as u64,
+            tie_word_embeddings: self.tie_word_embeddings,
+        }
     }
 
     /// Rotary frequencies of one head, `head_dim / 2` of them: θ^(−2i/d), stretched by `rope_scaling`.

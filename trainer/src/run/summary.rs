@@ -5,6 +5,7 @@ use crate::adapter_file;
 use crate::error::Result;
 use crate::lora::Adapter;
 use crate::pack;
+use crate::preflight;
 use crate::tokenizer::Tokenizer;
 use domain::trial::{Throughput, TrialSummary};
 
@@ -21,6 +22,8 @@ impl Run {
         let (samples, tokens) = self.progress.speed_since(&Progress::default());
         let adapter = &self.state.adapter;
         let trainable = adapter.parameters();
+        let batch_tokens = preflight::batch_tokens(&self.data, self.config.batch_size);
+        let predicted = loaded.base.config.shape().cpu_peak_bytes(trainable, batch_tokens);
         let (before, after) = self.samples(loaded)?;
         Ok(TrialSummary {
             steps: self.state.step,
@@ -30,6 +33,7 @@ impl Run {
             peak_memory_bytes: Some(self.progress.peak_memory_bytes).filter(|bytes| *bytes > 0),
             pack_peak_memory_bytes: self.progress.packed.then_some(self.progress.pack_peak_memory_bytes),
             peak_rss_bytes: peak_rss_bytes(),
+            predicted_peak_memory_bytes: Some(predicted.total()),
             trainable_parameters: trainable,
             total_parameters: loaded.base.parameters() + trainable,
             adapter_bytes: adapter_file::size(adapter)?,

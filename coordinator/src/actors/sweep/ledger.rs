@@ -325,6 +325,11 @@ impl Ledger {
     /// at any more.
     pub fn checkpoint(&mut self, number: u32, step: u64, stored: Stored) -> Result<Vec<String>> {
         let record = self.get_mut(number)?;
+        // An attempt starts from the newest checkpoint, so what is older than that is an upload whose answer
+        // was lost and which was overtaken.
+        if record.checkpoint.as_ref().is_some_and(|newest| step < newest.step) {
+            return self.unused(number, stored);
+        }
         let before = record.paths();
         if let Some(adapter) = &stored.adapter {
             record.trial.adapter = Some(adapter.clone());
@@ -338,6 +343,16 @@ impl Ledger {
         let after = record.paths();
         self.changed.insert(number);
         Ok(before.difference(&after).cloned().collect())
+    }
+
+    /// The paths of a stored checkpoint that the trial's record does not point at.
+    pub fn unused(&self, number: u32, stored: Stored) -> Result<Vec<String>> {
+        let used = self.get(number)?.paths();
+        Ok([stored.adapter, stored.resume]
+            .into_iter()
+            .flatten()
+            .filter(|path| !used.contains(path))
+            .collect())
     }
 
     /// What the current assignment has cost so far: device seconds × share × price.

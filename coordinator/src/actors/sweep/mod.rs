@@ -324,7 +324,7 @@ impl RunningSweep {
         stored: Stored,
     ) -> Result<Vec<String>> {
         if self.standing(number, attempt)? == Standing::Over {
-            return Ok(Vec::new());
+            return self.ledger.unused(number, stored);
         }
         let unused = self.ledger.checkpoint(number, step, stored)?;
         self.save().await?;

@@ -1,0 +1,54 @@
+//! The footprint model's prediction beside what the engine counts.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use candle_core::Device;
+use trainer::lora::Adapter;
+use trainer::model::{Base, LlamaConfig, RopeScaling};
+use trainer::optim::{AdamW, AdamWConfig};
+use trainer::pack::{self, Member, Row};
+
+#[test]
+fn the_peak_is_predicted() {
+    // (hidden, intermediate, layers, heads, key-value heads, vocab, tied, rank, rows, length)
+    for (hidden, inter, layers, heads, kv, vocab, tied, rank, rows, length) in [
+        (64, 172, 5, 8, 4, 512, true, 4, 4, 64),
+        (64, 172, 5, 8, 4, 512, true, 16, 8, 32),
+        (64, 176, 4, 4, 2, 512, false, 8, 2, 16),
+        (32, 64, 1, 4, 4, 4096, false, 2, 4, 64),
+        (128, 512, 2, 4, 1, 300, true, 32, 1, 128),
+    ] {
+        let config = LlamaConfig {
+            vocab_size: vocab,
+            hidden_size: hidden,
+            intermediate_size: inter,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            num_key_value_heads: kv,
+            head_dim: hidden / heads,
+            max_position_embeddings: 256,
+            rms_norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            rope_scaling: RopeScaling::Default,
+            tie_word_embeddings: tied,
+        };
+        let shape = config.shape();
+        let base = Base::random(config, &Device::Cpu).unwrap();
+        let mut adapter =
+            Adapter::new(&base.linear_modules(), rank, 2.0 * rank as f64, 0.0, 1, &Device::Cpu).unwrap();
+        let config =
+            AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
+        let moments = AdamW::new(&adapter, config).unwrap().bytes();
+        let rows: Vec<_> =
+            (0..rows).map(|r| Row::whole((0..length).map(|i| (i + r) % 300).collect())).collect();
+        let tokens = rows.iter().map(|row| row.input_ids.len() as u64).sum();
+        let trainable = adapter.parameters();
+        let member = Member { adapter: &mut adapter, rows: &rows, dropout_counter: 1 };
+        let outcome = pack::forward_backward(&base, &mut [member]).unwrap()[0];
+        // A run also holds the state that a divergence falls back to: its adapter and moments.
+        let counted = outcome.peak_bytes + moments + 4 * trainable + moments;
+        let predicted = shape.cpu_peak_bytes(trainable, tokens).total();
+        let ratio = predicted as f64 / counted as f64;
+        assert!((0.99..1.03).contains(&ratio), "hidden {hidden}, vocab {vocab}: {predicted} for {counted}");
+    }
+}
