@@ -52,7 +52,7 @@ struct Cli {
 enum Verb {
     Run(run::Args),
     Plan(plan::Args),
-    Train(train::Args),
+    Train(Box<train::Args>),
     List(sweeps::ListArgs),
     /// Shows one sweep and its trials.
     #[command(after_help = "Example:\n  lorafleet get quickstart-3fa2 -o yaml")]
@@ -96,7 +96,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::Run(args) => block_on(run::run(args)),
         Verb::Plan(args) => plan::run(args),
-        Verb::Train(args) => train::run(args),
+        Verb::Train(args) => train::run(*args),
         Verb::List(args) => block_on(sweeps::run_list(args)),
         Verb::Get(args) => block_on(sweeps::run_get(args)),
         Verb::Watch(args) => block_on(sweeps::run_watch(args)),
