@@ -46,7 +46,6 @@ impl Run {
             sample_prompt: self.data.sample_prompt_text.clone().filter(|_| before.is_some()),
             sample_before: before,
             sample_after: after,
-            ..TrialSummary::default()
         })
     }
 
