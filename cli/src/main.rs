@@ -7,11 +7,13 @@
 //! | [`sweeps`], [`trials`], [`adapters`], [`agents`] | verbs that read and end what a server keeps |
 //! | [`plan`] | what a sweep needs, before anything runs |
 //! | [`train`] | one fine-tuning run without a server |
+//! | [`bench`] | how fast parts of it are on this machine |
 //! | [`client`], [`embedded`] | the way to a server, or one in this process |
 //! | [`output`], [`view`], [`failure`] | tables, JSON, YAML; how records look; exit codes |
 
 mod adapters;
 mod agents;
+mod bench;
 mod board;
 mod client;
 mod embedded;
@@ -53,6 +55,8 @@ enum Verb {
     Run(run::Args),
     Plan(plan::Args),
     Train(Box<train::Args>),
+    #[command(subcommand)]
+    Bench(bench::Verb),
     List(sweeps::ListArgs),
     /// Shows one sweep and its trials.
     #[command(after_help = "Example:\n  lorafleet get quickstart-3fa2 -o yaml")]
@@ -97,6 +101,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Run(args) => block_on(run::run(args)),
         Verb::Plan(args) => plan::run(args),
         Verb::Train(args) => train::run(*args),
+        Verb::Bench(verb) => bench::run(verb),
         Verb::List(args) => block_on(sweeps::run_list(args)),
         Verb::Get(args) => block_on(sweeps::run_get(args)),
         Verb::Watch(args) => block_on(sweeps::run_watch(args)),

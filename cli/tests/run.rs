@@ -273,6 +273,7 @@ fn every_verb_shows_an_example() {
         "agents list",
         "completions",
         "train",
+        "bench train",
     ] {
         let args: Vec<_> = verb.split(' ').chain(["--help"]).collect();
         let output = sandbox.lorafleet(&args);

@@ -122,34 +122,44 @@ impl Adapter {
         ops::add_product_transposed(y, start, &h, &lora.b, self.scaling)
     }
 
-    /// Adds the module's gradients, and to rows `start..` of `dx` the gradient by its input.
+    /// Adds the module's gradients, for `x` `[tokens, in]` and the gradient `dy` `[tokens, out]` by what
+    /// [`Adapter::forward`] added to. Returns dh `[tokens, rank]`, for [`Adapter::add_input_gradient`].
     ///
-    /// With h = A·x and dh = s·Bᵀ·dy: dB += s·dy ⊗ h, dA += dh ⊗ x, dx += Aᵀ·dh (masked as x was).
+    /// With h = A·x and dh = Bᵀ·dy: dB += s·dy ⊗ h, dA += s·dh ⊗ x.
     pub(crate) fn backward(
         &mut self,
         module: usize,
         x: &Tensor,
         dy: &Tensor,
-        dx: Tensor,
-        start: usize,
         counter: Option<DropoutCounter>,
     ) -> Result<Tensor> {
-        let mask = self.mask(module, counter);
+        let masked = self.mask(module, counter).map(|mask| mask.apply(x)).transpose()?;
+        let x = masked.as_ref().unwrap_or(x);
         let scaling = self.scaling;
         let lora = &mut self.modules[module];
-        let masked = mask.as_ref().map(|mask| mask.apply(x)).transpose()?;
-        let x = masked.as_ref().unwrap_or(x);
         let h = ops::project(x, &lora.a)?;
         accumulate(&mut lora.grad_b, ops::outer(&h, dy, scaling)?.t()?.contiguous()?)?;
         let dh = ops::project_transposed(dy, &lora.b)?;
         accumulate(&mut lora.grad_a, ops::outer(&dh, x, scaling)?)?;
-        match mask {
-            None => ops::add_product(dx, start, &dh, &lora.a, scaling),
-            Some(mask) => {
-                let part = ops::add_product(x.zeros_like()?, 0, &dh, &lora.a, scaling)?;
-                ops::add_rows(dx, start, &mask.apply(&part)?)
-            }
-        }
+        Ok(dh)
+    }
+
+    /// Adds the gradient by the module's input to rows `start..` of `dx`: s·Aᵀ·dh, masked as the input was.
+    pub(crate) fn add_input_gradient(
+        &self,
+        module: usize,
+        dh: &Tensor,
+        dx: Tensor,
+        start: usize,
+        counter: Option<DropoutCounter>,
+    ) -> Result<Tensor> {
+        let a = &self.modules[module].a;
+        let Some(mask) = self.mask(module, counter) else {
+            return ops::add_product(dx, start, dh, a, self.scaling);
+        };
+        let zeros = Tensor::zeros((dh.dims2()?.0, a.dims2()?.1), DType::F32, dx.device())?;
+        let part = ops::add_product(zeros, 0, dh, a, self.scaling)?;
+        ops::add_rows(dx, start, &mask.apply(&part)?)
     }
 
     /// Bytes of its matrices and as much again for their gradients.

@@ -67,10 +67,15 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 }
 
 /// The gradients of [`swiglu`] by `gate` and `up`: with s = σ(gate),
-/// dgate = dy·up·s·(1 + gate·(1−s)), dup = dy·gate·s.
-pub fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: Tensor) -> Result<(Tensor, Tensor)> {
+/// dgate = dy·up·s·(1 + gate·(1−s)), dup = dy·gate·s. `activated`, what [`swiglu`] returned, gives its memory.
+pub fn swiglu_backward(
+    gate: &Tensor,
+    up: &Tensor,
+    activated: Tensor,
+    dy: Tensor,
+) -> Result<(Tensor, Tensor)> {
     if cpu::has(gate) {
-        cpu::elementwise::swiglu_backward(gate, up, dy)
+        cpu::elementwise::swiglu_backward(gate, up, activated, dy)
     } else {
         plain::swiglu_backward(gate, up, &dy)
     }
@@ -178,6 +183,20 @@ pub fn attention_backward(
     } else {
         plain::attention_backward(q, k, v, documents, heads, dy)
     }
+}
+
+/// A frozen linear layer: `x` `[tokens, in]` · `weight`ᵀ, `weight` `[out, in]`.
+pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    if cpu::has(x) { cpu::frozen::product(x, weight, true, None) } else { Ok(x.matmul(&weight.t()?)?) }
+}
+
+/// The gradient of [`linear`] by `x`: `dy` `[tokens, out]` · `weight`, added to `into` if there is one.
+pub fn linear_backward(dy: &Tensor, weight: &Tensor, into: Option<Tensor>) -> Result<Tensor> {
+    if cpu::has(dy) {
+        return cpu::frozen::product(dy, weight, false, into);
+    }
+    let dx = dy.matmul(weight)?;
+    into.map_or(Ok(dx.clone()), |into| Ok(into.add(&dx)?))
 }
 
 /// The product with an adapter's narrow side: `x` `[tokens, width]` · `a`ᵀ, `a` `[rank, width]`.
@@ -311,7 +330,7 @@ pub fn cross_entropy(hidden: &Tensor, targets: &[u32], base: &Base, gradient: bo
     let mut gradients = Vec::new();
     for (i, wanted) in targets.chunks(block).enumerate() {
         let x = hidden.narrow(0, i * block, wanted.len())?;
-        let logits = rms_norm(&x, &base.norm, eps)?.matmul(&base.head.t()?)?;
+        let logits = linear(&rms_norm(&x, &base.norm, eps)?, &base.head)?;
         let (rows, d_logits) = if cpu::has(&logits) {
             cpu::loss::nll_and_gradient(logits, wanted)?
         } else {
@@ -319,7 +338,7 @@ pub fn cross_entropy(hidden: &Tensor, targets: &[u32], base: &Base, gradient: bo
         };
         nll.extend(rows);
         if gradient {
-            let d_normed = d_logits.matmul(&base.head)?;
+            let d_normed = linear_backward(&d_logits, &base.head, None)?;
             gradients.push(add_rms_norm_backward(x.zeros_like()?, &x, &base.norm, eps, &d_normed)?);
         }
     }

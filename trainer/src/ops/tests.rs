@@ -47,7 +47,7 @@ fn norms_and_activations_are_their_formulas() {
         let plain = y.add(&plain::rms_norm_backward(&x, &weight, 1e-6, &z).unwrap()).unwrap();
         check(&what("rms_norm_backward"), &fused, &plain);
         check(&what("swiglu"), &swiglu(&z, &y).unwrap(), &plain::swiglu(&z, &y).unwrap());
-        let fused = swiglu_backward(&z, &y, copy(&x)).unwrap();
+        let fused = swiglu_backward(&z, &y, random(shape, 5), copy(&x)).unwrap();
         let plain = plain::swiglu_backward(&z, &y, &x).unwrap();
         check(&what("swiglu_backward gate"), &fused.0, &plain.0);
         check(&what("swiglu_backward up"), &fused.1, &plain.1);
@@ -72,6 +72,25 @@ fn rows_move_as_indices_say() {
         let want =
             values(&x).iter().enumerate().map(|(i, x)| if i % 2 == 0 { 2.0 * x } else { 0.0 }).collect();
         check("multiply", &doubled, &Tensor::from_vec::<_, f32>(want, shape, &CPU).unwrap());
+    }
+}
+
+#[test]
+fn frozen_products_are_the_matrix_products() {
+    // Empty, single, narrower than a thread's share, and wide enough for several threads.
+    for (tokens, inputs, outputs) in [(0, 4, 3), (1, 8, 5), (7, 24, 40), (65, 172, 130), (200, 96, 519)] {
+        let what = |name: &str| format!("{name} {tokens}x{inputs}x{outputs}");
+        let (x, w) = (random((tokens, inputs), 1), random((outputs, inputs), 2));
+        let plain = x.matmul(&w.t().unwrap()).unwrap();
+        check(&what("linear"), &linear(&x, &w).unwrap(), &plain);
+        let (dy, into) = (random((tokens, outputs), 3), random((tokens, inputs), 4));
+        let plain = dy.matmul(&w).unwrap();
+        check(&what("linear_backward"), &linear_backward(&dy, &w, None).unwrap(), &plain);
+        let plain = plain.add(&into).unwrap();
+        let fused = linear_backward(&dy, &w, Some(copy(&into))).unwrap();
+        check(&what("linear_backward, added"), &fused, &plain);
+        assert!(linear(&x, &random((outputs, inputs + 1), 5)).is_err());
+        assert!(linear_backward(&dy, &w, Some(random((tokens, inputs + 1), 6))).is_err());
     }
 }
 

@@ -42,5 +42,5 @@ fn read(base: &Base, adapter: Option<&Adapter>, ids: &[u32], cache: &mut Cache) 
     let segments: Vec<_> = adapter.map(segment).into_iter().collect();
     let last = pass.continued(&tokens.ids, &segments, cache)?.narrow(0, ids.len() - 1, 1)?;
     let normed = ops::rms_norm(&last, &base.norm, base.config.rms_norm_eps)?;
-    Ok(normed.matmul(&base.head.t()?)?.squeeze(0)?.argmax(0)?.to_scalar()?)
+    Ok(ops::linear(&normed, &base.head)?.squeeze(0)?.argmax(0)?.to_scalar()?)
 }

@@ -105,10 +105,11 @@ pub fn forward_backward(base: &Base, members: &mut [Member]) -> Result<Vec<Outco
     pass.meter.touch(loss.working_bytes);
     drop(predicting);
     if let Some(gradient) = loss.gradient {
-        let mut dx = pass.meter.hold(ops::scatter(&gradient, &tokens.predicting, tokens.ids.len())?);
+        let mut dx = Some(pass.meter.hold(ops::scatter(&gradient, &tokens.predicting, tokens.ids.len())?));
         drop(gradient);
         for (index, saved) in saved.into_iter().enumerate().rev() {
-            dx = pass.layer_backward(index, saved, dx, &mut segments)?;
+            let Some(dy) = dx else { break };
+            dx = pass.layer_backward(index, saved, dy, &mut segments)?;
         }
     }
     Ok(outcomes(base, &tokens, &loss.nll, &adapters, pass.meter.peak()))
@@ -141,7 +142,7 @@ pub fn logits(base: &Base, adapter: Option<&Adapter>, input_ids: &[u32]) -> Resu
     let row = Row::whole(input_ids.to_vec());
     let tokens = Tokens::new([std::slice::from_ref(&row)].into_iter(), base.config.vocab_size)?;
     let hidden = hidden_states(&Pass::new(base, &tokens, 0)?, base, adapter, &tokens)?;
-    Ok(ops::rms_norm(&hidden, &base.norm, base.config.rms_norm_eps)?.matmul(&base.head.t()?)?)
+    ops::linear(&ops::rms_norm(&hidden, &base.norm, base.config.rms_norm_eps)?, &base.head)
 }
 
 fn hidden_states(

@@ -169,36 +169,39 @@ impl<'a> Pass<'a> {
         Ok((output, Saved { input, q, k, v, attended, middle, gate, up }))
     }
 
-    /// The gradient by the layer's input, given that by its output; adds the adapters' gradients.
+    /// The gradient by the layer's input, given that by its output; adds the adapters' gradients. Nobody asks
+    /// for the first layer's, the gradient by embedding rows: there it is `None`.
     pub(super) fn layer_backward(
         &self,
         index: usize,
         saved: Saved,
         dy: Held,
         segments: &mut [Segment<&mut Adapter>],
-    ) -> Result<Held> {
+    ) -> Result<Option<Held>> {
         let layer = &self.base.layers[index];
         let (eps, dim) = (self.base.config.rms_norm_eps, self.heads.dim);
         let Saved { input, q, k, v, attended, middle, gate, up } = saved;
-        let mut back =
-            |place: usize, x: &Tensor, dy: &Tensor| linear_backward(layer, (index, place), x, dy, segments);
+        let mut back = |place: usize, x: &Tensor, dy: &Tensor, into: Option<Held>| -> Result<Held> {
+            let into = into.map(Held::release);
+            Ok(self.hold(linear_backward(layer, (index, place), x, dy, into, segments)?))
+        };
 
         let activated = self.hold(ops::swiglu(&gate, &up)?);
-        let d_activated = back(DOWN, &activated, &dy)?;
-        drop(activated);
-        let (d_gate, d_up) = ops::swiglu_backward(&gate, &up, d_activated)?;
+        let d_activated = back(DOWN, &activated, &dy, None)?;
+        let (activated, d_activated) = (activated.release(), d_activated.release());
+        let (d_gate, d_up) = ops::swiglu_backward(&gate, &up, activated, d_activated)?;
         let (d_gate, d_up) = (self.hold(d_gate), self.hold(d_up));
         drop((gate, up));
         let normed = self.hold(ops::rms_norm(&middle, &layer.post_attention_norm, eps)?);
-        let d_normed = self.hold(back(GATE, &normed, &d_gate)?);
+        let d_normed = back(GATE, &normed, &d_gate, None)?;
         drop(d_gate);
-        let d_normed = self.hold(ops::add(back(UP, &normed, &d_up)?, &d_normed)?);
+        let d_normed = back(UP, &normed, &d_up, Some(d_normed))?;
         drop((normed, d_up));
         let norm = &layer.post_attention_norm;
         let d_middle = self.hold(ops::add_rms_norm_backward(dy.release(), &middle, norm, eps, &d_normed)?);
         drop((d_normed, middle));
 
-        let d_attended = self.hold(back(O, &attended, &d_middle)?);
+        let d_attended = back(O, &attended, &d_middle, None)?;
         drop(attended);
         let (dq, dk, dv) = ops::attention_backward(&q, &k, &v, self.documents, self.heads, &d_attended)?;
         drop((d_attended, q, k, v));
@@ -206,12 +209,18 @@ impl<'a> Pass<'a> {
         let dk = self.hold(self.rotary.backward(dk, dim)?);
         let dv = self.hold(dv);
         let normed = self.hold(ops::rms_norm(&input, &layer.input_norm, eps)?);
-        let d_normed = self.hold(back(Q, &normed, &dq)?);
-        let d_normed = self.hold(ops::add(back(K, &normed, &dk)?, &d_normed)?);
-        let d_normed = self.hold(ops::add(back(V, &normed, &dv)?, &d_normed)?);
+        if index == 0 {
+            for (place, dy) in [(Q, &dq), (K, &dk), (V, &dv)] {
+                adapters_backward(layer, (index, place), &normed, dy, segments)?;
+            }
+            return Ok(None);
+        }
+        let d_normed = back(Q, &normed, &dq, None)?;
+        let d_normed = back(K, &normed, &dk, Some(d_normed))?;
+        let d_normed = back(V, &normed, &dv, Some(d_normed))?;
         drop((normed, dq, dk, dv));
         let norm = &layer.input_norm;
-        Ok(self.hold(ops::add_rms_norm_backward(d_middle.release(), &input, norm, eps, &d_normed)?))
+        Ok(Some(self.hold(ops::add_rms_norm_backward(d_middle.release(), &input, norm, eps, &d_normed)?)))
     }
 }
 
@@ -222,7 +231,7 @@ fn linear<A: Borrow<Adapter>>(
     x: &Tensor,
     segments: &[Segment<A>],
 ) -> Result<Tensor> {
-    let mut y = x.matmul(&layer.linears[place].weight.t()?)?;
+    let mut y = ops::linear(x, &layer.linears[place].weight)?;
     for segment in segments {
         let Some(module) = segment.module(index * layer.linears.len() + place) else { continue };
         let start = segment.tokens.start;
@@ -232,20 +241,47 @@ fn linear<A: Borrow<Adapter>>(
     Ok(y)
 }
 
-/// `dy · W` once for all tokens (a frozen weight has no gradient of its own), plus each trial's part.
+/// `dy · W` once for all tokens (a frozen weight has no gradient of its own), plus each trial's part, added to
+/// `into` if there is one.
 fn linear_backward(
+    layer: &Layer,
+    place: (usize, usize),
+    x: &Tensor,
+    dy: &Tensor,
+    into: Option<Tensor>,
+    segments: &mut [Segment<&mut Adapter>],
+) -> Result<Tensor> {
+    let mut dx = ops::linear_backward(dy, &layer.linears[place.1].weight, into)?;
+    for Narrow { segment, module, dh } in adapters_backward(layer, place, x, dy, segments)? {
+        let Segment { adapter, tokens, dropout, .. } = &segments[segment];
+        dx = adapter.add_input_gradient(module, &dh, dx, tokens.start, *dropout)?;
+    }
+    Ok(dx)
+}
+
+/// A gradient on the narrow side of a trial's adapter.
+struct Narrow {
+    segment: usize,
+    module: usize,
+    /// `[tokens, rank]`
+    dh: Tensor,
+}
+
+/// Adds the gradients of the trials' adapters of a linear layer, whose output has the gradient `dy`.
+fn adapters_backward(
     layer: &Layer,
     (index, place): (usize, usize),
     x: &Tensor,
     dy: &Tensor,
     segments: &mut [Segment<&mut Adapter>],
-) -> Result<Tensor> {
-    let mut dx = dy.matmul(&layer.linears[place].weight)?;
-    for segment in segments {
+) -> Result<Vec<Narrow>> {
+    let mut narrow = Vec::with_capacity(segments.len());
+    for (number, segment) in segments.iter_mut().enumerate() {
         let Some(module) = segment.module(index * layer.linears.len() + place) else { continue };
         let (start, rows) = (segment.tokens.start, segment.tokens.len());
         let (x, dy) = (x.narrow(0, start, rows)?, dy.narrow(0, start, rows)?);
-        dx = segment.adapter.backward(module, &x, &dy, dx, start, segment.dropout)?;
+        let dh = segment.adapter.backward(module, &x, &dy, segment.dropout)?;
+        narrow.push(Narrow { segment: number, module, dh });
     }
-    Ok(dx)
+    Ok(narrow)
 }

@@ -13,6 +13,7 @@ mod summary;
 
 pub use resume::RESUME_FILE;
 pub use step::{Stepped, step_pack};
+pub use summary::peak_rss_bytes;
 
 use crate::adapter_file::{self, PeftConfig};
 use crate::data::Dataset;
@@ -67,6 +68,12 @@ impl Loaded {
         paths.extend(weight_files(dir)?);
         let digest = files::digest_files(paths.iter().map(PathBuf::as_path))?;
         Ok(Self { base, tokenizer, digest, dir: dir.into(), alone: Mutex::default() })
+    }
+
+    /// A base that no file holds, such as [`Base::random`], without a tokenizer.
+    pub fn in_memory(base: Base) -> Self {
+        let (digest, dir) = ("in memory".into(), PathBuf::new());
+        Self { base, tokenizer: None, digest, dir, alone: Mutex::default() }
     }
 
     /// The base's loss on `rows`, computed once for each set of rows.
@@ -165,6 +172,17 @@ impl Run {
     /// # Errors
     /// A parameter does not fit the model, or a file cannot be used; see [`preflight::preflight`].
     pub fn new(loaded: &Loaded, config: TrialConfig) -> Result<Self> {
+        // The values first: rows are cut and batched by them.
+        preflight::check(&config, &loaded.base)?;
+        let data = preflight::data(&config, loaded.tokenizer.as_ref(), &loaded.base.config)?;
+        Self::with_data(loaded, config, data)
+    }
+
+    /// A fresh run on rows that are read already.
+    ///
+    /// # Errors
+    /// A parameter does not fit the model.
+    pub fn with_data(loaded: &Loaded, config: TrialConfig, data: Dataset) -> Result<Self> {
         let modules = preflight::check(&config, &loaded.base)?;
         let mut adapter = match &config.init_adapter {
             Some(dir) => initial_adapter(&config, Path::new(dir), &modules, loaded)?,
@@ -179,12 +197,12 @@ impl Run {
         };
         adapter.dropout = config.lora_dropout;
         let optimizer = AdamW::new(&adapter, optimizer_config(&config))?;
-        Self::start(loaded, config, State { step: 0, adapter, optimizer }, Progress::default())
+        let state = State { step: 0, adapter, optimizer };
+        Ok(Self::start(loaded, config, data, state, Progress::default()))
     }
 
-    /// A run at `state`, with its data.
-    fn start(loaded: &Loaded, config: TrialConfig, state: State, progress: Progress) -> Result<Self> {
-        let data = preflight::data(&config, loaded.tokenizer.as_ref(), &loaded.base.config)?;
+    /// A run at `state`.
+    fn start(loaded: &Loaded, config: TrialConfig, data: Dataset, state: State, progress: Progress) -> Self {
         let total_steps = config.total_steps(data.train.len() as u64);
         let schedule = Schedule {
             kind: config.lr_scheduler_type,
@@ -205,7 +223,7 @@ impl Run {
             lora_dropout: config.lora_dropout,
             target_modules: adapter_file::written_targets(&loaded.base, &config.target_modules),
         };
-        Ok(Self {
+        Self {
             config,
             written,
             data,
@@ -217,7 +235,7 @@ impl Run {
             diverged: None,
             at_last_point: progress.clone(),
             progress,
-        })
+        }
     }
 
     /// Every parameter with the value in force.

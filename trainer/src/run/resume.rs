@@ -120,7 +120,8 @@ impl Run {
         let config_of_optimizer = optimizer_config(&config);
         let optimizer = AdamW { config: config_of_optimizer, step: saved.optimizer_step, moments };
         let state = State { step: saved.step, adapter, optimizer };
-        let run = Self::start(loaded, config, state, saved.progress)?;
+        let data = preflight::data(&config, loaded.tokenizer.as_ref(), &loaded.base.config)?;
+        let run = Self::start(loaded, config, data, state, saved.progress);
         check_digests(&saved.digests, run.digests(), &path)?;
         Ok(run)
     }

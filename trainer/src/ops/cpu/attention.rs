@@ -31,7 +31,9 @@ impl<'a> Matrix<'a> {
     /// One head of a document, `[length, dim]` by rows.
     fn head(&self, document: &Range<usize>, head: usize) -> Vec<f32> {
         let rows = self.data[document.start * self.width..document.end * self.width].chunks_exact(self.width);
-        rows.flat_map(|row| &row[head * self.dim..][..self.dim]).copied().collect()
+        let mut out = Vec::with_capacity(document.len() * self.dim);
+        rows.for_each(|row| out.extend_from_slice(&row[head * self.dim..][..self.dim]));
+        out
     }
 }
 

@@ -1,7 +1,7 @@
 //! Norms, activations, the rotary embedding, sums.
 
 use super::vector::{dot, dot3, sigmoid, widest};
-use super::{for_rows, for_rows2, read, update};
+use super::{for_rows, for_rows2, new_rows, read, update};
 use crate::error::Result;
 use candle_core::{Device, Tensor};
 
@@ -23,24 +23,21 @@ pub(in crate::ops) fn add_rows(into: Tensor, start: usize, x: &Tensor) -> Result
 
 pub(in crate::ops) fn multiply(x: &Tensor, factor: impl Fn(u64) -> f32 + Sync) -> Result<Tensor> {
     let (tokens, width) = x.dims2()?;
-    let mut out = vec![0.0; tokens * width];
-    read([x], |[x]| {
-        for_rows(&mut out, width, |first, rows| {
+    let out = read([x], |[x]| {
+        Ok(new_rows(tokens, width, |first, rows| {
             let at = first * width;
             for (i, (out, x)) in rows.iter_mut().zip(&x[at..]).enumerate() {
                 *out = x * factor((at + i) as u64);
             }
-        });
-        Ok(())
+        }))
     })?;
     Ok(Tensor::from_vec(out, (tokens, width), &Device::Cpu)?)
 }
 
 pub(in crate::ops) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let (tokens, hidden) = x.dims2()?;
-    let mut out = vec![0.0; tokens * hidden];
-    read([x, weight], |[x, weight]| {
-        for_rows(&mut out, hidden, |first, rows| {
+    let out = read([x, weight], |[x, weight]| {
+        Ok(new_rows(tokens, hidden, |first, rows| {
             widest(
                 #[inline(always)]
                 || {
@@ -53,8 +50,7 @@ pub(in crate::ops) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<
                     }
                 },
             );
-        });
-        Ok(())
+        }))
     })?;
     Ok(Tensor::from_vec(out, (tokens, hidden), &Device::Cpu)?)
 }
@@ -97,9 +93,8 @@ fn inverse_rms(x: &[f32], eps: f64) -> f32 {
 
 pub(in crate::ops) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let (tokens, width) = gate.dims2()?;
-    let mut out = vec![0.0; tokens * width];
-    read([gate, up], |[gate, up]| {
-        for_rows(&mut out, width, |first, rows| {
+    let out = read([gate, up], |[gate, up]| {
+        Ok(new_rows(tokens, width, |first, rows| {
             let at = first * width..first * width + rows.len();
             let (gate, up) = (&gate[at.clone()], &up[at]);
             widest(
@@ -110,18 +105,22 @@ pub(in crate::ops) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
                     }
                 },
             );
-        });
-        Ok(())
+        }))
     })?;
     Ok(Tensor::from_vec(out, (tokens, width), &Device::Cpu)?)
 }
 
-pub(in crate::ops) fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: Tensor) -> Result<(Tensor, Tensor)> {
-    let (tokens, width) = gate.dims2()?;
-    let mut d_up = vec![0.0; tokens * width];
+pub(in crate::ops) fn swiglu_backward(
+    gate: &Tensor,
+    up: &Tensor,
+    activated: Tensor,
+    dy: Tensor,
+) -> Result<(Tensor, Tensor)> {
+    let width = gate.dims2()?.1;
+    let mut updated = Ok(());
     read([gate, up], |[gate, up]| {
-        update(&dy, |dy| {
-            for_rows2((dy, width), (&mut d_up, width), |first, dy, d_up| {
+        let both = |dy: &mut [f32], d_up: &mut [f32]| {
+            for_rows2((dy, width), (d_up, width), |first, dy, d_up| {
                 let at = first * width..first * width + dy.len();
                 let (gate, up) = (&gate[at.clone()], &up[at]);
                 widest(
@@ -135,9 +134,11 @@ pub(in crate::ops) fn swiglu_backward(gate: &Tensor, up: &Tensor, dy: Tensor) ->
                     },
                 );
             });
-        })
+        };
+        update(&dy, |dy| updated = update(&activated, |d_up| both(dy, d_up)))
     })?;
-    Ok((dy, Tensor::from_vec(d_up, (tokens, width), &Device::Cpu)?))
+    updated?;
+    Ok((dy, activated))
 }
 
 /// Rotates each head's first half against its second; `angle` holds the cosine and sine of every position.
@@ -178,14 +179,12 @@ pub(in crate::ops) fn rotate(
 /// The rows of `x` that `rows` names.
 pub(in crate::ops) fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     let width = x.dims2()?.1;
-    let mut out = vec![0.0; rows.len() * width];
-    read([x], |[x]| {
-        for_rows(&mut out, width, |first, block| {
+    let out = read([x], |[x]| {
+        Ok(new_rows(rows.len(), width, |first, block| {
             for (out, row) in block.chunks_exact_mut(width).zip(&rows[first..]) {
                 out.copy_from_slice(&x[*row as usize * width..][..width]);
             }
-        });
-        Ok(())
+        }))
     })?;
     Ok(Tensor::from_vec(out, (rows.len(), width), &Device::Cpu)?)
 }

@@ -5,6 +5,7 @@
 pub(super) mod adamw;
 pub(super) mod attention;
 pub(super) mod elementwise;
+pub(super) mod frozen;
 pub(super) mod loss;
 pub(super) mod low_rank;
 mod product;
@@ -14,6 +15,7 @@ use crate::error::Result;
 use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, Tensor};
 use rayon::prelude::*;
 use std::cell::Cell;
+use std::mem::MaybeUninit;
 
 /// Whether a tensor's operations run here.
 pub(super) fn has(t: &Tensor) -> bool {
@@ -80,6 +82,33 @@ pub(super) fn for_rows(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f3
         return f(0, out);
     }
     out.par_chunks_mut(block * width).enumerate().for_each(|(i, rows)| f(i * block, rows));
+}
+
+/// `count` new rows of `width`: `f(first row, rows)` fills blocks of them, which hold zeros before, in parallel
+/// where that pays. A vector that is made of zeros in one go is filled by one thread while the others wait.
+pub(super) fn new_rows(count: usize, width: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let n = count * width;
+    let mut out: Vec<f32> = Vec::with_capacity(n);
+    let block = rows_per_block(count, width);
+    let fill = |(i, rows): (usize, &mut [MaybeUninit<f32>])| {
+        rows.fill(MaybeUninit::new(0.0));
+        // SAFETY: every element has just been initialised.
+        #[allow(unsafe_code, reason = "no safe way to grow a vector from several threads without filling it")]
+        let rows = unsafe { std::slice::from_raw_parts_mut(rows.as_mut_ptr().cast::<f32>(), rows.len()) };
+        f(i * block, rows);
+    };
+    let spare = &mut out.spare_capacity_mut()[..n];
+    if n <= block * width {
+        fill((0, spare));
+    } else {
+        spare.par_chunks_mut(block * width).enumerate().for_each(fill);
+    }
+    // SAFETY: the chunks cover all n elements, and `fill` has initialised each of them.
+    #[allow(unsafe_code, reason = "as above")]
+    unsafe {
+        out.set_len(n);
+    }
+    out
 }
 
 /// [`for_rows`] for two outputs whose rows belong together.

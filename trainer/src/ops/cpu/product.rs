@@ -67,16 +67,31 @@ impl Product<'_> {
         width: usize,
     ) {
         let k = self.size[2];
-        let sums: [[S::f32s; V]; M] = match self.a {
+        let mut sums = Sums::<S, M, V> { simd, b, sums: [[simd.splat_f32s(0.0); V]; M] };
+        match self.a {
             Left::Rows(a, stride) => {
                 let rows: [&[f32]; M] = std::array::from_fn(|r| &a[(i + r) * stride..][..k]);
-                sums(simd, k, b, |p, r| rows[r][p])
+                // Four at a time, so that a row's bounds are checked once for four elements.
+                let fours = rows.map(|row| row.as_chunks::<4>().0);
+                for q in 0..k / 4 {
+                    let four: [&[f32; 4]; M] = std::array::from_fn(|r| &fours[r][q]);
+                    for l in 0..4 {
+                        sums.add(4 * q + l, |r| four[r][l]);
+                    }
+                }
+                for p in k - k % 4..k {
+                    sums.add(p, |r| rows[r][p]);
+                }
             }
             Left::Columns(a, stride) => {
                 let a = &a[i.min(a.len())..];
-                sums(simd, k, b, |p, r| a[p * stride..][..M][r])
+                for p in 0..k {
+                    let column = &a[p * stride..][..M];
+                    sums.add(p, |r| column[r]);
+                }
             }
-        };
+        }
+        let sums = sums.sums;
         let scale = simd.splat_f32s(self.scale);
         let (c, stride) = (&mut *self.c.0, self.c.1);
         for (r, sums) in sums.iter().enumerate() {
@@ -98,25 +113,26 @@ impl Product<'_> {
     }
 }
 
-/// `M` rows by `V` vectors of sums over `k`; `a(p, r)` is row r's p-th element.
-#[inline(always)]
-fn sums<S: Simd, const M: usize, const V: usize>(
+/// `M` rows by `V` vectors of sums.
+struct Sums<'a, S: Simd, const M: usize, const V: usize> {
     simd: S,
-    k: usize,
-    (b, stride): (&[f32], usize),
-    a: impl Fn(usize, usize) -> f32,
-) -> [[S::f32s; V]; M] {
-    let mut sums = [[simd.splat_f32s(0.0); V]; M];
-    for p in 0..k {
-        let (b, _) = S::as_simd_f32s(&b[p * stride..][..V * S::F32_LANES]);
-        for (r, sums) in sums.iter_mut().enumerate() {
-            let x = simd.splat_f32s(a(p, r));
+    b: (&'a [f32], usize),
+    sums: [[S::f32s; V]; M],
+}
+
+impl<S: Simd, const M: usize, const V: usize> Sums<'_, S, M, V> {
+    /// Adds the products of the right operand's row `p` with each row's p-th element, `a(row)`.
+    #[inline(always)]
+    fn add(&mut self, p: usize, a: impl Fn(usize) -> f32) {
+        let simd = self.simd;
+        let (b, _) = S::as_simd_f32s(&self.b.0[p * self.b.1..][..V * S::F32_LANES]);
+        for (r, sums) in self.sums.iter_mut().enumerate() {
+            let x = simd.splat_f32s(a(r));
             for (sum, b) in sums.iter_mut().zip(b) {
                 *sum = simd.mul_add_f32s(x, *b, *sum);
             }
         }
     }
-    sums
 }
 
 impl WithSimd for Product<'_> {

@@ -1,0 +1,18 @@
+//! `lorafleet bench`: how fast parts of LoraFleet are on this machine. Every benchmark prints one JSON object.
+
+mod train;
+
+use crate::Failure;
+
+/// Times parts of LoraFleet on this machine; prints JSON.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Verb {
+    Train(train::Args),
+}
+
+/// Runs the verb.
+pub(crate) fn run(verb: Verb) -> Result<(), Failure> {
+    match verb {
+        Verb::Train(args) => train::run(&args),
+    }
+}

@@ -1,0 +1,214 @@
+//! `lorafleet bench train`: training steps on random weights and random full-length rows, timed one by one.
+
+use crate::Failure;
+use domain::trial::TrialConfig;
+use domain::{Clock, SystemClock, rng};
+use serde_json::{Value, json};
+use trainer::data::Dataset;
+use trainer::model::{Base, LlamaConfig, RopeScaling};
+use trainer::pack::Row;
+use trainer::run::{Loaded, Run, peak_rss_bytes, step_pack};
+use trainer::{Device, TrainError};
+
+/// Times training steps of a Llama of random weights.
+///
+/// A step is what `train` and `run` make of it: forward, backward, gradient norm, clipping, AdamW. All linear
+/// layers get an adapter; every row is full, so that all tokens are real. Prints one JSON object.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  lorafleet bench train --hidden 512 --intermediate 1376 --layers 8 --heads 8 --vocab 4096 \\
+      --batch 4 --seq 256 --rank 16
+  lorafleet bench train --trials 4 --batch 1    # a pack of four trials on one base")]
+pub(crate) struct Args {
+    /// Width of the residual stream.
+    #[arg(long, default_value_t = 512)]
+    hidden: usize,
+    /// Width of the feed-forward layer.
+    #[arg(long, default_value_t = 1376)]
+    intermediate: usize,
+    /// Decoder layers.
+    #[arg(long, default_value_t = 8)]
+    layers: usize,
+    /// Query heads; they divide --hidden into even parts.
+    #[arg(long, default_value_t = 8)]
+    heads: usize,
+    /// Key and value heads; as many as query heads unless given.
+    #[arg(long)]
+    kv_heads: Option<usize>,
+    /// Rows of the embedding; the output head is not tied to it.
+    #[arg(long, default_value_t = 4096)]
+    vocab: usize,
+    /// Rows of a trial's step.
+    #[arg(long, default_value_t = 4)]
+    batch: u32,
+    /// Tokens of a row.
+    #[arg(long, default_value_t = 256)]
+    seq: u32,
+    /// The adapters' rank.
+    #[arg(long, default_value_t = 16)]
+    rank: u32,
+    /// Trials that share the base and step together.
+    #[arg(long, default_value_t = 1)]
+    trials: u64,
+    /// Steps before the clock counts.
+    #[arg(long, default_value_t = 2)]
+    warmup: u32,
+    /// Steps that are timed.
+    #[arg(long, default_value_t = 10)]
+    steps: u32,
+    /// Seed of rows and adapters.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+/// Different batches that a run goes through before one comes again.
+const BATCHES: u32 = 8;
+
+/// Runs the verb.
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let shape = shape(args)?;
+    let failed = |error: TrainError| match error {
+        TrainError::Parameter { .. } => Failure::invalid(error),
+        _ => Failure::failed(error),
+    };
+    let loaded = Loaded::in_memory(Base::random(shape, &Device::Cpu).map_err(failed)?);
+    let trial = |number| Run::with_data(&loaded, config(args, number), rows(args, number));
+    let mut runs = (0..args.trials).map(trial).collect::<Result<Vec<_>, _>>().map_err(failed)?;
+    let clock = SystemClock::new();
+    let mut seconds = Vec::with_capacity(args.steps as usize);
+    let mut last = Vec::new();
+    for step in 0..args.warmup + args.steps {
+        let mut pack: Vec<&mut Run> = runs.iter_mut().collect();
+        let started = clock.monotonic();
+        last = step_pack(&loaded, &mut pack, &clock).map_err(failed)?;
+        let took = clock.monotonic().saturating_sub(started).as_secs_f64();
+        if let Some(why) = last.iter().find_map(|stepped| stepped.diverged.as_ref()) {
+            return Err(Failure::failed(format!("the benchmark's run diverged: {why}")));
+        }
+        if step >= args.warmup {
+            seconds.push(took);
+        }
+    }
+    let values = last.iter().filter_map(|stepped| stepped.point.as_ref()).flat_map(|point| &point.values);
+    let loss = values.clone().find(|(name, _)| name == domain::metric::LOSS).map(|(_, loss)| *loss);
+    let peak = |name: &str| values.clone().filter(|(n, _)| n == name).map(|(_, v)| *v as u64).max();
+    let held =
+        peak(domain::metric::PACK_PEAK_MEMORY_BYTES).or_else(|| peak(domain::metric::PEAK_MEMORY_BYTES));
+    println!("{:#}", document(args, &loaded, &runs, seconds, loss, held));
+    Ok(())
+}
+
+fn shape(args: &Args) -> Result<LlamaConfig, Failure> {
+    let kv = args.kv_heads.unwrap_or(args.heads);
+    let least_one = [
+        ("--hidden", args.hidden),
+        ("--intermediate", args.intermediate),
+        ("--layers", args.layers),
+        ("--heads", args.heads),
+        ("--kv-heads", kv),
+        ("--vocab", args.vocab),
+        ("--batch", args.batch as usize),
+        ("--rank", args.rank as usize),
+        ("--trials", args.trials as usize),
+        ("--steps", args.steps as usize),
+    ];
+    if let Some((flag, _)) = least_one.iter().find(|(_, value)| *value == 0) {
+        return Err(Failure::invalid(format!("{flag} is 0; give at least 1")));
+    }
+    if args.seq < 2 {
+        return Err(Failure::invalid(format!(
+            "--seq is {}; a row to predict has at least 2 tokens",
+            args.seq
+        )));
+    }
+    if !args.hidden.is_multiple_of(2 * args.heads) {
+        let problem = "a head's width is --hidden / --heads and must be an even number";
+        return Err(Failure::invalid(format!("--hidden {} --heads {}: {problem}", args.hidden, args.heads)));
+    }
+    if !args.heads.is_multiple_of(kv) {
+        return Err(Failure::invalid(format!("--kv-heads {kv} does not divide --heads {}", args.heads)));
+    }
+    Ok(LlamaConfig {
+        vocab_size: args.vocab,
+        hidden_size: args.hidden,
+        intermediate_size: args.intermediate,
+        num_hidden_layers: args.layers,
+        num_attention_heads: args.heads,
+        num_key_value_heads: kv,
+        head_dim: args.hidden / args.heads,
+        max_position_embeddings: args.seq as usize,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        rope_scaling: RopeScaling::Default,
+        tie_word_embeddings: false,
+    })
+}
+
+fn config(args: &Args, number: u64) -> TrialConfig {
+    TrialConfig {
+        lora_rank: args.rank,
+        batch_size: args.batch,
+        max_sequence_length: args.seq,
+        learning_rate: 1e-4,
+        weight_decay: 0.01,
+        max_steps: Some(args.warmup + args.steps),
+        seed: args.seed + number,
+        ..TrialConfig::default()
+    }
+}
+
+fn rows(args: &Args, number: u64) -> Dataset {
+    let key = rng::key(args.seed + number, "bench rows");
+    let row = |r: u32| {
+        let ids = (0..args.seq).map(|i| rng::bits(key, u64::from(r) * u64::from(args.seq) + u64::from(i)));
+        Row::whole(ids.map(|bits| (bits % args.vocab as u64) as u32).collect())
+    };
+    Dataset { train: (0..BATCHES * args.batch).map(row).collect(), ..Dataset::default() }
+}
+
+fn document(
+    args: &Args,
+    loaded: &Loaded,
+    runs: &[Run],
+    mut seconds: Vec<f64>,
+    loss: Option<f64>,
+    held: Option<u64>,
+) -> Value {
+    seconds.sort_by(f64::total_cmp);
+    let median = (seconds[(seconds.len() - 1) / 2] + seconds[seconds.len() / 2]) / 2.0;
+    let shape = loaded.base.config.shape();
+    let samples = f64::from(args.batch) * args.trials as f64;
+    let tokens = samples * f64::from(args.seq);
+    let trainable = runs.iter().map(|run| run.adapter().parameters()).max().unwrap_or_default();
+    let flops = tokens * shape.flops_per_token(trainable, u64::from(args.seq));
+    let predicted = (args.trials == 1)
+        .then(|| shape.cpu_peak_bytes(trainable, u64::from(args.batch) * u64::from(args.seq)).total());
+    json!({
+        "benchmark": "train",
+        "hidden": args.hidden,
+        "intermediate": args.intermediate,
+        "layers": args.layers,
+        "heads": args.heads,
+        "kv_heads": loaded.base.config.num_key_value_heads,
+        "vocab": args.vocab,
+        "batch": args.batch,
+        "seq": args.seq,
+        "rank": args.rank,
+        "trials": args.trials,
+        "device": "cpu",
+        "precision_mode": "float32",
+        "threads": trainer::threads(),
+        "warmup": args.warmup,
+        "steps": args.steps,
+        "step_seconds": { "median": median, "min": seconds[0], "max": seconds[seconds.len() - 1] },
+        "tokens_per_second": tokens / median,
+        "samples_per_second": samples / median,
+        "flops_per_second": flops / median,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_memory_bytes": held,
+        "predicted_peak_memory_bytes": predicted,
+        "base_parameters": loaded.base.parameters(),
+        "trainable_parameters": trainable,
+        "loss": loss,
+    })
+}
