@@ -39,6 +39,19 @@ metrics! {
     COST_USD = "cost_usd", "USD", "Device time from assignment to release, loading included, times the trial's share of the device, times the price.";
 }
 
+/// What every trial reports at each of its points, `eval/loss` at those where it evaluates: the metrics by which
+/// a sweep can compare trials. The others are known at a trial's end alone, or of a pack.
+pub const REPORTED: &[&str] = &[
+    EVAL_LOSS,
+    LOSS,
+    GRAD_NORM,
+    LEARNING_RATE,
+    TOKENS,
+    SAMPLES_PER_SECOND,
+    TOKENS_PER_SECOND,
+    PEAK_MEMORY_BYTES,
+];
+
 /// The definition of `name`.
 pub fn definition(name: &str) -> Option<&'static Definition> {
     DEFINITIONS.iter().find(|d| d.name == name)

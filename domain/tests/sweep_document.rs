@@ -40,7 +40,6 @@ fn keys() {
         &[
             "search: must be a mapping, not 3; its keys are algorithm, max_trials, metric, goal, seed, min_steps, \
          reduction_factor, max_concurrent_trials",
-            "search.max_trials: missing: these draws have no end of their own; say how many trials there shall be",
         ],
     );
     check(
@@ -126,7 +125,7 @@ fn search_keys() {
         ),
         (
             json!({ "max_trials": 1, "metric": "eval_loss" }),
-            "search.metric: \"eval_loss\" is no metric; did you mean eval/loss?",
+            "search.metric: \"eval_loss\" is no metric that a trial reports as it trains; did you mean eval/loss?",
         ),
         (
             json!({ "max_trials": 1, "reduction_factor": 1 }),
@@ -140,10 +139,14 @@ fn search_keys() {
         let found = SweepSpec::from_document(&document(search(given))).unwrap_err();
         assert_eq!(found[0].to_string(), problem);
     }
-    assert_eq!(
-        spec(search(json!({ "max_trials": 2, "metric": "eval/arc/acc_norm" }))).search.metric,
-        "eval/arc/acc_norm"
-    );
+    for (algorithm, expected) in [
+        (json!({ "algorithm": "bayes" }), "search.algorithm"),
+        (json!({ "algoritm": "grid" }), "search.algoritm"),
+        (json!({ "max_trial": 4 }), "search.max_trial"),
+    ] {
+        let found = SweepSpec::from_document(&document(search(algorithm))).unwrap_err();
+        assert_eq!(found.iter().map(|p| p.path.as_str()).collect::<Vec<_>>(), [expected]);
+    }
     for algorithm in ["random", "asha"] {
         check(
             search(json!({ "algorithm": algorithm })),
@@ -161,6 +164,45 @@ fn search_keys() {
     );
     check(json!({ "eval_size": 0, "eval_dataset_name": "held-out.jsonl" }), &[]);
     check(json!({ "eval_size": 0, "search": { "max_trials": 1, "metric": "loss" } }), &[]);
+}
+
+#[test]
+fn metrics() {
+    let with = |metric: &str| json!({ "search": { "max_trials": 2, "metric": metric } });
+    for name in domain::metric::REPORTED {
+        assert!(domain::metric::definition(name).is_some(), "{name} is not defined");
+        assert_eq!(spec(with(name)).search.metric, *name);
+    }
+    let known = "known are eval/loss, loss, grad_norm, learning_rate, tokens, samples_per_second, \
+                 tokens_per_second, peak_memory_bytes";
+    for (name, remedy) in [
+        ("eval/los", "did you mean eval/loss?"),
+        ("los", "did you mean loss?"),
+        ("eval/arc_challenge/acc_norm", known),
+        ("accuracy", known),
+        ("cost_usd", known),
+        ("", known),
+    ] {
+        let problem =
+            format!("search.metric: \"{name}\" is no metric that a trial reports as it trains; {remedy}");
+        check(with(name), &[&problem]);
+    }
+}
+
+#[test]
+fn nothing_to_search_over_is_one_trial() {
+    for changes in [
+        json!({ "search": null, "parameters": null }),
+        json!({ "search": {}, "parameters": {} }),
+        json!({ "search": { "algorithm": "asha" }, "parameters": null }),
+        json!({ "search": null, "parameters": { "lora_rank": 8 } }),
+    ] {
+        assert_eq!(spec(changes.clone()).search.max_trials, Some(1), "{changes}");
+    }
+    assert_eq!(
+        spec(json!({ "search": { "algorithm": "grid" }, "parameters": null })).search.max_trials,
+        None
+    );
 }
 
 #[test]
@@ -202,9 +244,9 @@ fn rungs_of_asha() {
             "search.min_steps: the rung at step 25 has no value, since eval_steps is 10; make min_steps a multiple of eval_steps",
         ),
         (
-            json!({ "metric": "cost_usd" }),
-            json!({}),
-            "search.metric: cost_usd is known at a trial's end only, too late for asha; use eval/loss or loss, or another algorithm",
+            json!({ "metric": "eval/los", "min_steps": 25 }),
+            json!({ "eval_steps": 10 }),
+            "search.metric: \"eval/los\" is no metric that a trial reports as it trains; did you mean eval/loss?",
         ),
         (
             json!({}),

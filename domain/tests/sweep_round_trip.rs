@@ -23,7 +23,7 @@ fn over_the_wire(value: &Value) -> Value {
 fn distribution() -> BoxedStrategy<(&'static str, Value)> {
     prop_oneof![
         prop::sample::subsequence(vec![4, 8, 16, 32], 1..4).prop_map(|c| ("lora_rank", json!(c))),
-        (1..8u32, 8..64u32, 1..3u32)
+        (1..8u32, 9..64u32, 1..3u32)
             .prop_map(|(a, b, s)| ("lora_rank", json!({ "integer": [a, b], "step": s }))),
         (1e-6..1e-4, 1e-4..1e-2).prop_map(|(a, b)| ("learning_rate", json!({ "log_uniform": [a, b] }))),
         (0.0..0.1, 0.2..0.9).prop_map(|(a, b)| ("lora_dropout", json!({ "uniform": [a, b], "step": 0.05 }))),

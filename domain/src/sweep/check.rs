@@ -1,6 +1,7 @@
 //! What must hold between a sweep's parts.
 
-use super::problem::join;
+use super::document::SEARCH;
+use super::problem::{is_within, join};
 use super::{Algorithm, Distribution, Problem, SweepSpec};
 use crate::metric;
 use crate::trial::TrialConfig;
@@ -10,22 +11,38 @@ use serde_json::{Map, Value};
 const DEFAULT_RUNGS: u32 = 3;
 
 /// Checks a spec whose parts are sound each by itself, and fills in what follows from its other parts: ASHA's
-/// first rung, and evaluations at its rungs.
-pub(super) fn between_parts(spec: &mut SweepSpec) -> Vec<Problem> {
+/// first rung, evaluations at its rungs, the one trial of draws that all come to the same. `told` is where the
+/// document is wrong in itself: nothing is said of what follows from a part that could not be read.
+pub(super) fn between_parts(spec: &mut SweepSpec, told: &[String]) -> Vec<Problem> {
     let mut problems = Vec::new();
     required(spec, &mut problems);
     conditions(spec, &mut problems);
     held_out_rows(spec, &mut problems);
-    if spec.search.max_trials.is_none()
-        && matches!(spec.search.algorithm, Algorithm::Random | Algorithm::Asha)
-    {
-        let problem = "missing: these draws have no end of their own";
-        problems.push(Problem::new("search.max_trials", problem, "say how many trials there shall be"));
+    let is_told = |path: &str| told.iter().any(|told| told == path);
+    if matches!(spec.search.algorithm, Algorithm::Random | Algorithm::Asha) && !unknown_search(told) {
+        end_of_draws(spec, &mut problems);
     }
-    if spec.search.algorithm == Algorithm::Asha {
+    if spec.search.algorithm == Algorithm::Asha && !is_told("search.metric") {
         rungs(spec, &mut problems);
     }
     problems
+}
+
+/// Whether it is open how trials are chosen: the section or its algorithm cannot be read, or a key is misspelt.
+fn unknown_search(told: &[String]) -> bool {
+    let sound = SEARCH.iter().filter(|key| **key != "algorithm").map(|key| join("search", key));
+    let sound: Vec<_> = sound.collect();
+    told.iter().any(|path| is_within(path, "search") && !sound.contains(path))
+}
+
+/// Draws need a number of trials, unless all of them would be the same trial.
+fn end_of_draws(spec: &mut SweepSpec, problems: &mut Vec<Problem>) {
+    if !spec.parameters.iter().any(|(name, _)| spec.varies(name)) {
+        spec.search.max_trials.get_or_insert(1);
+    } else if spec.search.max_trials.is_none() {
+        let problem = "missing: these draws have no end of their own";
+        problems.push(Problem::new("search.max_trials", problem, "say how many trials there shall be"));
+    }
 }
 
 fn required(spec: &SweepSpec, problems: &mut Vec<Problem>) {
@@ -93,15 +110,11 @@ fn held_out_rows(spec: &SweepSpec, problems: &mut Vec<Problem>) {
 /// ASHA's first rung, and a value of the metric at each rung.
 fn rungs(spec: &mut SweepSpec, problems: &mut Vec<Problem>) {
     let base = spec.common();
-    let evaluated = spec.search.metric.starts_with("eval/");
-    let reported = [metric::LOSS, metric::GRAD_NORM, metric::SAMPLES_PER_SECOND, metric::TOKENS_PER_SECOND];
-    if !evaluated && !reported.contains(&spec.search.metric.as_str()) {
-        let problem = format!("{} is known at a trial's end only, too late for asha", spec.search.metric);
-        problems.push(Problem::new("search.metric", problem, "use eval/loss or loss, or another algorithm"));
-        return;
-    }
-    let (every_name, every) =
-        if evaluated { ("eval_steps", base.eval_steps) } else { ("logging_steps", base.logging_steps) };
+    let (every_name, every) = if spec.search.metric == metric::EVAL_LOSS {
+        ("eval_steps", base.eval_steps)
+    } else {
+        ("logging_steps", base.logging_steps)
+    };
     for name in ["max_steps", "num_train_epochs", every_name] {
         if spec.varies(name) {
             let problem = "asha compares trials at the same steps";

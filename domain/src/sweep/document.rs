@@ -8,12 +8,13 @@ use super::parameter::{LARGEST_WHOLE, check_parameter, remedy, rule_of};
 use super::problem::{describe, is_within, join, unknown_key};
 use super::{Algorithm, Budget, Constraint, Distribution, Goal, Problem, Resources, SearchSpec, SweepSpec};
 use super::{check, distribution};
+use crate::metric;
 use crate::trial::{PARAMETER_NAMES, TrialConfig};
 use serde_json::{Map, Value, json};
 
 /// Keys at the document's root beside the parameters' names.
 const SECTIONS: &[&str] = &["name", "search", "parameters", "constraints", "budget", "resources"];
-const SEARCH: &[&str] = &[
+pub(super) const SEARCH: &[&str] = &[
     "algorithm",
     "max_trials",
     "metric",
@@ -53,7 +54,7 @@ impl SweepSpec {
         let mut problems = reader.problems;
         // A part that is wrong in itself is not wrong again for what it lacks.
         let told: Vec<_> = problems.iter().map(|p| p.path.clone()).collect();
-        let between = check::between_parts(&mut spec);
+        let between = check::between_parts(&mut spec, &told);
         let is_told = |path: &str| told.iter().any(|told| is_within(told, path));
         let is_told = |p: &Problem| is_told(&p.path) || is_told(&join("parameters", &p.path));
         problems.extend(between.into_iter().filter(|p| !is_told(p)));
@@ -166,16 +167,13 @@ impl Reader {
     }
 
     fn metric(&mut self, search: &Map<String, Value>) -> Option<String> {
-        let names: Vec<_> = crate::metric::DEFINITIONS.iter().map(|d| d.name).collect();
         match search.get("metric")? {
-            Value::String(name) if names.contains(&name.as_str()) => Some(name.clone()),
-            Value::String(name) if name.strip_prefix("eval/").is_some_and(|rest| !rest.is_empty()) => {
-                Some(name.clone())
-            }
+            Value::String(name) if metric::REPORTED.contains(&name.as_str()) => Some(name.clone()),
             other => {
                 let word = other.as_str().unwrap_or_default();
-                let remedy = super::problem::did_you_mean(word, &names);
-                self.problem("search.metric", format!("{} is no metric", describe(other)), remedy);
+                let remedy = super::problem::did_you_mean(word, metric::REPORTED);
+                let problem = format!("{} is no metric that a trial reports as it trains", describe(other));
+                self.problem("search.metric", problem, remedy);
                 None
             }
         }
