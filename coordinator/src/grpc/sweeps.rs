@@ -26,9 +26,10 @@ impl SweepService for Services {
         request: Request<v1::SubmitSweepRequest>,
     ) -> std::result::Result<Response<v1::SubmitSweepResponse>, Status> {
         let request = request.into_inner();
+        let request_id = request_id(&request.request_id)?;
         let document = convert::from_struct(convert::required("spec", request.spec)?);
         let spec = SweepSpec::from_document(&document).map_err(CoordinatorError::problems)?;
-        let view = self.desk.directory.submit(request.request_id, spec).await?;
+        let view = self.desk.directory.submit(request_id, spec).await?;
         Ok(Response::new(v1::SubmitSweepResponse { sweep: Some(wire(&view)) }))
     }
 
@@ -100,6 +101,14 @@ impl SweepService for Services {
             .collect();
         Ok(Response::new(Box::pin(futures::stream::iter(chunks))))
     }
+}
+
+/// A caller's UUID in its one spelling: hyphenated, in lower case.
+fn request_id(id: &str) -> Result<String> {
+    let id = uuid::Uuid::parse_str(id).map_err(|_| {
+        CoordinatorError::invalid("request_id", format!("`{id}` is no UUID; make one for each submission"))
+    })?;
+    Ok(id.to_string())
 }
 
 type Events = mpsc::Sender<std::result::Result<v1::WatchSweepResponse, Status>>;
