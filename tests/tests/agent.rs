@@ -72,7 +72,7 @@ async fn agent(dir: &Path, endpoint: &str, clock: Arc<dyn Clock>, scope: &Scope)
 
 async fn submit(channel: &Channel, document: &Value) -> String {
     let spec = Some(proto::convert::to_struct(document.as_object().unwrap()));
-    let request = v1::SubmitSweepRequest { request_id: "once".into(), spec };
+    let request = v1::SubmitSweepRequest { request_id: "6f1c0c0e-9a43-4d0e-8c3a-52d1b6f4a001".into(), spec };
     let mut sweeps = SweepServiceClient::new(channel.clone());
     sweeps.submit_sweep(request).await.unwrap().into_inner().sweep.unwrap().id
 }

@@ -14,11 +14,11 @@ use crate::artifacts::Artifacts;
 use crate::error::{CoordinatorError, Result};
 use actor::Scope;
 use domain::{Clock, SweepId, TrialId};
-use proto::v1::adapter_service_server::AdapterServiceServer;
-use proto::v1::agent_service_server::AgentServiceServer;
-use proto::v1::fleet_service_server::FleetServiceServer;
-use proto::v1::sweep_service_server::SweepServiceServer;
-use proto::v1::trial_service_server::TrialServiceServer;
+use proto::v1::adapter_service_server::{self, AdapterServiceServer};
+use proto::v1::agent_service_server::{self, AgentServiceServer};
+use proto::v1::fleet_service_server::{self, FleetServiceServer};
+use proto::v1::sweep_service_server::{self, SweepServiceServer};
+use proto::v1::trial_service_server::{self, TrialServiceServer};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -27,9 +27,23 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::Status;
 use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_reflection::pb as reflection;
 
 /// Silence on a connection after which the other side is asked for a sign of life.
 const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// Every service of the server, for the health service to report.
+const SERVED: [&str; 8] = [
+    sweep_service_server::SERVICE_NAME,
+    trial_service_server::SERVICE_NAME,
+    adapter_service_server::SERVICE_NAME,
+    fleet_service_server::SERVICE_NAME,
+    agent_service_server::SERVICE_NAME,
+    tonic_health::pb::health_server::SERVICE_NAME,
+    reflection::v1::server_reflection_server::SERVICE_NAME,
+    reflection::v1alpha::server_reflection_server::SERVICE_NAME,
+];
 
 /// A stream of answers.
 type Answers<T> = Pin<Box<dyn futures::Stream<Item = std::result::Result<T, Status>> + Send>>;
@@ -52,17 +66,21 @@ pub struct Services {
 /// Serves until the scope is cancelled.
 pub async fn serve(services: Services, listener: TcpListener) -> std::result::Result<(), ServeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<SweepServiceServer<Services>>().await;
-    health.set_serving::<AgentServiceServer<Services>>().await;
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()?;
+    for name in SERVED {
+        health.set_service_status(name, ServingStatus::Serving).await;
+    }
+    // Tools differ in which of the two versions of reflection they speak.
+    let described = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
     let scope = services.scope.clone();
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .add_service(health_service)
-        .add_service(reflection)
+        .add_service(described().build_v1()?)
+        .add_service(described().build_v1alpha()?)
         .add_service(SweepServiceServer::new(services.clone()))
         .add_service(TrialServiceServer::new(services.clone()))
         .add_service(AdapterServiceServer::new(services.clone()))

@@ -143,11 +143,23 @@ impl FakeAgent {
 
     /// Sends points and waits until they are durable. Answers with a stop that came before.
     pub async fn points(&mut self, assign: &v1::Assign, points: &[(u64, f64)]) -> Option<v1::Stop> {
+        let losses: Vec<_> = points.iter().map(|(step, loss)| (*step, [("eval/loss", *loss)])).collect();
+        let points: Vec<_> = losses.iter().map(|(step, values)| (*step, &values[..])).collect();
+        self.values(assign, &points).await
+    }
+
+    /// [`FakeAgent::points`] of any metrics.
+    pub async fn values(
+        &mut self,
+        assign: &v1::Assign,
+        points: &[(u64, &[(&str, f64)])],
+    ) -> Option<v1::Stop> {
         self.sequence += 1;
-        let point = |&(step, value): &(u64, f64)| v1::MetricPoint {
-            step,
+        let value = |&(name, value): &(&str, f64)| v1::MetricValue { name: name.into(), value };
+        let point = |(step, values): &(u64, &[(&str, f64)])| v1::MetricPoint {
+            step: *step,
             time: Some(prost_types::Timestamp { seconds: 1, nanos: 0 }),
-            values: vec![v1::MetricValue { name: "eval/loss".into(), value }],
+            values: values.iter().map(value).collect(),
         };
         self.say(Say::Metrics(v1::MetricBatch {
             trial_id: assign.trial_id.clone(),

@@ -44,11 +44,13 @@ async fn a_sweep_from_submission_to_its_best_trial() {
 #[tokio::test]
 async fn the_same_request_is_the_same_sweep() {
     let mut fixture = Fixture::start(LONG).await;
-    let first = fixture.submit_as("r1", &grid(&[2])).await.unwrap();
-    assert_eq!(fixture.submit_as("r1", &grid(&[4, 8])).await.unwrap().id, first.id);
-    assert_ne!(fixture.submit_as("r2", &grid(&[2])).await.unwrap().id, first.id);
+    let (one, other) = ("6f1c0c0e-9a43-4d0e-8c3a-52d1b6f4a001", "6f1c0c0e-9a43-4d0e-8c3a-52d1b6f4a002");
+    let first = fixture.submit_as(one, &grid(&[2])).await.unwrap();
+    assert_eq!(fixture.submit_as(one, &grid(&[4, 8])).await.unwrap().id, first.id);
+    assert_eq!(fixture.submit_as(&one.to_uppercase(), &grid(&[2])).await.unwrap().id, first.id);
+    assert_ne!(fixture.submit_as(other, &grid(&[2])).await.unwrap().id, first.id);
     fixture.restart().await;
-    assert_eq!(fixture.submit_as("r1", &grid(&[2])).await.unwrap().id, first.id);
+    assert_eq!(fixture.submit_as(one, &grid(&[2])).await.unwrap().id, first.id);
 }
 
 #[tokio::test]
@@ -57,20 +59,84 @@ async fn wrong_fields_are_named() {
     let mut document = grid(&[2]);
     document["lora_alfa"] = 1.into();
     document["batch_size"] = 0.into();
-    let status = fixture.submit_as("r", &document).await.unwrap_err();
+    let status = fixture.submit_as(&uuid::Uuid::new_v4().to_string(), &document).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
     let fields: Vec<_> = status.get_details_bad_request().unwrap().field_violations;
     let fields: Vec<_> = fields.iter().map(|v| v.field.as_str()).collect();
     assert!(fields.contains(&"spec.lora_alfa") && fields.contains(&"spec.batch_size"), "{fields:?}");
 
-    let status = fixture.submit_as("", &grid(&[2])).await.unwrap_err();
-    assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "request_id");
+    for id in ["", "x", "6f1c0c0e-9a43-4d0e-8c3a"] {
+        let status = fixture.submit_as(id, &grid(&[2])).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{id}");
+        assert_eq!(status.get_details_bad_request().unwrap().field_violations[0].field, "request_id", "{id}");
+    }
     let request = v1::GetSweepRequest { sweep_id: "none".into() };
     assert_eq!(fixture.sweeps().get_sweep(request).await.unwrap_err().code(), Code::NotFound);
     let request = v1::GetTrialRequest { trial_id: "none/1".into() };
     assert_eq!(fixture.trials().get_trial(request).await.unwrap_err().code(), Code::NotFound);
     let request = v1::GetTrialRequest { trial_id: "none".into() };
     assert_eq!(fixture.trials().get_trial(request).await.unwrap_err().code(), Code::InvalidArgument);
+}
+
+/// Both versions of reflection tell the same services, and the health service knows each of them.
+#[tokio::test]
+async fn every_service_is_described_and_serving() {
+    use tonic_health::pb::health_client::HealthClient;
+    use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
+    macro_rules! services {
+        ($version:ident, $channel:expr) => {{
+            use tonic_reflection::pb::$version as pb;
+            let request = pb::ServerReflectionRequest {
+                host: String::new(),
+                message_request: Some(pb::server_reflection_request::MessageRequest::ListServices(
+                    String::new(),
+                )),
+            };
+            let mut client = pb::server_reflection_client::ServerReflectionClient::new($channel);
+            let answers = client.server_reflection_info(tokio_stream::iter([request])).await.unwrap();
+            let answer = answers.into_inner().message().await.unwrap().unwrap().message_response;
+            let Some(pb::server_reflection_response::MessageResponse::ListServicesResponse(list)) = answer
+            else {
+                panic!("{answer:?}")
+            };
+            list.service.into_iter().map(|service| service.name).collect::<Vec<_>>()
+        }};
+    }
+    let fixture = Fixture::start(LONG).await;
+    let (v1, v1alpha) = (services!(v1, fixture.channel.clone()), services!(v1alpha, fixture.channel.clone()));
+    assert_eq!((v1.len(), v1alpha.len()), (7, 7), "{v1:?} {v1alpha:?}");
+    for service in v1.iter().chain(&v1alpha) {
+        let request = HealthCheckRequest { service: service.clone() };
+        let answer = HealthClient::new(fixture.channel.clone()).check(request).await;
+        let status = answer.map(|answer| answer.into_inner().status());
+        assert_eq!(status.ok(), Some(ServingStatus::Serving), "{service}");
+    }
+}
+
+/// The best trial is that of the sweep's own metric and goal.
+#[tokio::test]
+async fn trials_are_compared_by_the_sweeps_metric() {
+    for (metric, goal, best) in [
+        ("loss", "minimize", 1),
+        ("eval/loss", "minimize", 2),
+        ("tokens_per_second", "maximize", 2),
+        ("tokens_per_second", "minimize", 1),
+    ] {
+        let fixture = Fixture::start(LONG).await;
+        let mut document = grid(&[2, 4]);
+        document["search"] = serde_json::json!({"algorithm": "grid", "metric": metric, "goal": goal});
+        let sweep = fixture.submit(&document).await;
+        let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+        for (loss, eval_loss, speed) in [(1.0, 5.0, 10.0), (2.0, 4.0, 20.0)] {
+            let assign = agent.assigned().await;
+            agent.start(&assign).await;
+            let values = [("loss", loss), ("tokens_per_second", speed), ("eval/loss", eval_loss)];
+            agent.values(&assign, &[(6, &values)]).await;
+            agent.finish(&assign, Ending::Completed, Some(eval_loss)).await;
+        }
+        let over = fixture.watch(&sweep.id).await.end().await;
+        assert_eq!(over.best_trial_id, Some(format!("{}/{best}", sweep.id)), "{metric} {goal}");
+    }
 }
 
 #[tokio::test]
