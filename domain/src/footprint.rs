@@ -66,7 +66,11 @@ impl ModelShape {
         self.linear_parameters() + tables * self.vocab_size * self.hidden_size + norms
     }
 
-    /// Parameters of an adapter of `rank` on the linear layers that `is_target` picks by name.
+    /// The output head's name.
+    pub const HEAD: &str = "lm_head";
+
+    /// Parameters of an adapter of `rank` on the linear layers that `is_target` picks by name, among them an
+    /// untied head, [`ModelShape::HEAD`].
     pub fn trainable_parameters(&self, rank: u64, is_target: impl Fn(&str) -> bool) -> u64 {
         let layer: u64 = self
             .linears()
@@ -74,7 +78,9 @@ impl ModelShape {
             .filter(|l| is_target(l.name))
             .map(|l| rank * (l.in_features + l.out_features))
             .sum();
-        layer * self.num_hidden_layers
+        let head = !self.tie_word_embeddings && is_target(Self::HEAD);
+        let head = if head { rank * (self.hidden_size + self.vocab_size) } else { 0 };
+        layer * self.num_hidden_layers + head
     }
 
     /// Operations of one token's training pass: forward and the gradient by the input of every frozen
@@ -178,7 +184,7 @@ mod tests {
             (32, 79_953_920, 6.82, 1.2, 305.15),
             (64, 159_907_840, 6.90, 2.3, 610.15),
         ] {
-            let got = OPEN_LLAMA_7B.trainable_parameters(rank, |_| true);
+            let got = OPEN_LLAMA_7B.trainable_parameters(rank, |name| name != ModelShape::HEAD);
             assert_eq!(got, trainable);
             let all = (OPEN_LLAMA_7B.parameters() + got) as f64 / 1e9;
             assert!((all - total).abs() < 0.005, "{all}");
@@ -200,5 +206,8 @@ mod tests {
     fn targets_are_counted_by_name() {
         let attention = OPEN_LLAMA_7B.trainable_parameters(8, |name| matches!(name, "q_proj" | "v_proj"));
         assert_eq!(attention, 2 * 8 * (4096 + 4096) * 32);
+        let head = |shape: ModelShape| shape.trainable_parameters(8, |name| name == ModelShape::HEAD);
+        assert_eq!(head(OPEN_LLAMA_7B), 8 * (4096 + 32_000));
+        assert_eq!(head(ModelShape { tie_word_embeddings: true, ..OPEN_LLAMA_7B }), 0);
     }
 }

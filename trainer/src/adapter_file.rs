@@ -145,40 +145,76 @@ fn check_supported(config: &Value) -> std::result::Result<(), (&'static str, Str
 /// The linear layers of `base` that `targets` means, in model order.
 ///
 /// # Errors
-/// The pattern is no regular expression, or a name or the pattern matches no layer.
+/// The pattern is no regular expression; a name or the pattern matches no layer, or the head where it is tied.
 pub fn resolve_targets(base: &Base, targets: &TargetModules) -> Result<Vec<ModuleSpec>> {
-    let modules = base.linear_modules();
-    let nothing = |what: &str| {
-        let known: BTreeSet<_> = modules.iter().map(|m| short_name(&m.path)).collect();
-        let known = known.into_iter().collect::<Vec<_>>().join(", ");
-        let remedy = format!("this model has {known}; all-linear means all of them");
-        TrainError::parameter("target_modules", format!("{what} matches no linear layer"), remedy)
-    };
+    let wrong = |problem: String, remedy: String| TrainError::parameter("target_modules", problem, remedy);
+    let decoder = base.linear_modules();
+    let tied = base.config.tie_word_embeddings;
+    let known: BTreeSet<_> = decoder.iter().map(|m| short_name(&m.path)).collect();
+    let mut known = known.into_iter().collect::<Vec<_>>().join(", ");
+    if !tied {
+        known.push_str(", and the head lm_head");
+    }
+    let all = || decoder.iter().cloned().chain([base.head_module()]);
     let matched: Vec<ModuleSpec> = match targets {
-        TargetModules::Pattern(word) if word == TargetModules::ALL_LINEAR => modules.clone(),
+        TargetModules::Pattern(word) if word == TargetModules::ALL_LINEAR => decoder.clone(),
         TargetModules::Pattern(pattern) => {
-            // PEFT matches the whole path.
-            let regex = regex::Regex::new(&format!("^(?:{pattern})$")).map_err(|e| {
-                TrainError::parameter(
-                    "target_modules",
-                    format!("{pattern:?} is no regular expression ({e})"),
-                    "give all-linear, a list of names, or a pattern of whole module paths",
-                )
-            })?;
-            modules.iter().filter(|m| regex.is_match(&m.path)).cloned().collect()
+            let matches = whole_path(pattern)?;
+            let matched: Vec<_> = all().filter(|m| matches(&m.path)).collect();
+            if matched.is_empty() {
+                let problem = format!("no linear layer's whole path is {pattern:?}");
+                return Err(wrong(problem, format!("{}; this model has {known}", as_list(pattern))));
+            }
+            matched
         }
         TargetModules::Names(names) => {
             let named = |m: &ModuleSpec, name: &str| m.path == name || m.path.ends_with(&format!(".{name}"));
-            if let Some(name) = names.iter().find(|name| !modules.iter().any(|m| named(m, name))) {
-                return Err(nothing(&format!("{name:?}")));
+            if let Some(name) = names.iter().find(|name| !all().any(|m| named(&m, name))) {
+                let remedy = format!("this model has {known}; all-linear means all but the head");
+                return Err(wrong(format!("{name:?} matches no linear layer"), remedy));
             }
-            modules.iter().filter(|m| names.iter().any(|name| named(m, name))).cloned().collect()
+            all().filter(|m| names.iter().any(|name| named(m, name))).collect()
         }
     };
-    if matched.is_empty() {
-        return Err(nothing(&serde_json::to_string(targets).unwrap_or_default()));
+    let head = base.head_module().path;
+    if tied && matched.iter().any(|m| m.path == head) {
+        let problem = format!("{head} is tied: this model's head is its embedding, which takes no adapter");
+        return Err(wrong(problem, format!("leave {head} out")));
     }
     Ok(matched)
+}
+
+/// What to write instead of a text that is no layer's whole path: a list, if it looks like names.
+fn as_list(pattern: &str) -> String {
+    let names: Vec<_> = pattern.split(',').map(str::trim).collect();
+    let is_name = |c: char| c.is_ascii_alphanumeric() || "_.".contains(c);
+    if !names.iter().all(|name| !name.is_empty() && name.chars().all(is_name)) {
+        return "a text is a regular expression of whole paths, such as .*q_proj".into();
+    }
+    let pattern = match names.as_slice() {
+        [name] => format!(".*{name}"),
+        names => format!(".*({})", names.join("|")),
+    };
+    format!("write a list, [{}], or a pattern of whole paths, {pattern}", names.join(", "))
+}
+
+/// Whether a regular expression matches a whole path, as PEFT has it (Python's `re.fullmatch`).
+fn whole_path(pattern: &str) -> Result<impl Fn(&str) -> bool> {
+    // Alone first, so that a place in the message is one in the pattern.
+    let compiled = fancy_regex::Regex::new(pattern)
+        .and_then(|_| fancy_regex::Regex::new(&format!(r"\A(?:{pattern})\z")));
+    let regex = compiled.map_err(|error| {
+        // The parser's own message draws the pattern on several lines; the last says what is wrong.
+        let text = error.to_string();
+        let why = text.lines().last().unwrap_or_default().trim().trim_start_matches("error: ");
+        TrainError::parameter(
+            "target_modules",
+            format!("{pattern:?} is no regular expression: {why}"),
+            "give all-linear, a list of names, or a pattern of whole module paths",
+        )
+    })?;
+    // A path is short; only a pattern that backtracks without end gives up on one, and so does not match it.
+    Ok(move |path: &str| regex.is_match(path).unwrap_or(false))
 }
 
 /// `targets` as PEFT writes it: `all-linear` becomes the sorted list of names.
@@ -254,6 +290,11 @@ pub fn load(dir: &Path, modules: &[ModuleSpec], seed: u64, device: &Device) -> R
         })
     };
     let modules = modules.iter().map(matrix).collect::<Result<Vec<_>>>()?;
+    if modules.iter().any(|m| m.path == "lm_head") {
+        // PEFT writes the frozen head and embedding too where the head has an adapter.
+        tensors.remove("base_model.model.lm_head.base_layer.weight");
+        tensors.remove("base_model.model.model.embed_tokens.weight");
+    }
     if let Some(key) = tensors.keys().min() {
         return Err(TrainError::model(
             &path,

@@ -47,6 +47,14 @@ pub struct Adapter {
 /// module it names the mask, so that a replayed step sees the same one.
 pub type DropoutCounter = u64;
 
+/// Where the mask of some rows of a module's input stands: the micro-batch, and the first of these rows among
+/// all that the trial has in it. Rows that come in blocks get the mask that they would get at once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MaskPlace {
+    pub(crate) counter: DropoutCounter,
+    pub(crate) first_row: usize,
+}
+
 impl Adapter {
     /// A fresh adapter as PEFT initialises it: A uniform in ±1/√in_features (Kaiming with a = √5), B zero.
     /// The values depend on the seed and each module's path alone.
@@ -97,25 +105,31 @@ impl Adapter {
         self.modules.iter().position(|m| m.path == path)
     }
 
-    /// Where the mask of a module's input in a micro-batch is drawn; `None` without dropout.
-    fn mask(&self, module: usize, counter: Option<DropoutCounter>) -> Option<Mask> {
-        let counter = counter.filter(|_| self.dropout > 0.0)?;
-        let seed = self.seed ^ counter.wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        Some(Mask { key: rng::key(seed, &self.modules[module].path), probability: self.dropout })
+    /// The mask of rows of a module's input; `None` without dropout.
+    fn mask(&self, module: usize, place: Option<MaskPlace>) -> Option<Mask> {
+        let place = place.filter(|_| self.dropout > 0.0)?;
+        let module = &self.modules[module];
+        let seed = self.seed ^ place.counter.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let width = module.a.dims()[1];
+        Some(Mask {
+            key: rng::key(seed, &module.path),
+            first: (place.first_row * width) as u64,
+            probability: self.dropout,
+        })
     }
 
     /// Adds the low-rank product of a module to its trial's rows: `x` `[tokens, in]`, to rows `start..` of `y`
-    /// `[_, out]`. `counter` is `None` outside training (no dropout).
+    /// `[_, out]`. `place` is `None` outside training (no dropout).
     pub(crate) fn forward(
         &self,
         module: usize,
         x: &Tensor,
         y: Tensor,
         start: usize,
-        counter: Option<DropoutCounter>,
+        place: Option<MaskPlace>,
     ) -> Result<Tensor> {
         let lora = &self.modules[module];
-        let h = match self.mask(module, counter) {
+        let h = match self.mask(module, place) {
             Some(mask) => ops::project(&mask.apply(x)?, &lora.a)?,
             None => ops::project(x, &lora.a)?,
         };
@@ -131,9 +145,9 @@ impl Adapter {
         module: usize,
         x: &Tensor,
         dy: &Tensor,
-        counter: Option<DropoutCounter>,
+        place: Option<MaskPlace>,
     ) -> Result<Tensor> {
-        let masked = self.mask(module, counter).map(|mask| mask.apply(x)).transpose()?;
+        let masked = self.mask(module, place).map(|mask| mask.apply(x)).transpose()?;
         let x = masked.as_ref().unwrap_or(x);
         let scaling = self.scaling;
         let lora = &mut self.modules[module];
@@ -151,10 +165,10 @@ impl Adapter {
         dh: &Tensor,
         dx: Tensor,
         start: usize,
-        counter: Option<DropoutCounter>,
+        place: Option<MaskPlace>,
     ) -> Result<Tensor> {
         let a = &self.modules[module].a;
-        let Some(mask) = self.mask(module, counter) else {
+        let Some(mask) = self.mask(module, place) else {
             return ops::add_product(dx, start, dh, a, self.scaling);
         };
         let zeros = Tensor::zeros((dh.dims2()?.0, a.dims2()?.1), DType::F32, dx.device())?;
@@ -171,13 +185,18 @@ impl Adapter {
 /// A dropout mask: each element 0 with a probability, else 1/(1−p).
 struct Mask {
     key: u64,
+    /// The running number of the first element.
+    first: u64,
     probability: f64,
 }
 
 impl Mask {
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let keep = (1.0 / (1.0 - self.probability)) as f32;
-        ops::multiply(x, |i| if rng::uniform(self.key, i) < self.probability { 0.0 } else { keep })
+        ops::multiply(
+            x,
+            |i| if rng::uniform(self.key, self.first + i) < self.probability { 0.0 } else { keep },
+        )
     }
 }
 

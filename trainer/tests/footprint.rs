@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use candle_core::Device;
+use domain::footprint::ModelShape;
 use trainer::lora::Adapter;
 use trainer::model::{Base, LlamaConfig, RopeScaling};
 use trainer::optim::{AdamW, AdamWConfig};
@@ -10,13 +11,15 @@ use trainer::pack::{self, Member, Row};
 
 #[test]
 fn the_peak_is_predicted() {
-    // (hidden, intermediate, layers, heads, key-value heads, vocab, tied, rank, rows, length)
-    for (hidden, inter, layers, heads, kv, vocab, tied, rank, rows, length) in [
-        (64, 172, 5, 8, 4, 512, true, 4, 4, 64),
-        (64, 172, 5, 8, 4, 512, true, 16, 8, 32),
-        (64, 176, 4, 4, 2, 512, false, 8, 2, 16),
-        (32, 64, 1, 4, 4, 4096, false, 2, 4, 64),
-        (128, 512, 2, 4, 1, 300, true, 32, 1, 128),
+    // (hidden, intermediate, layers, heads, key-value heads, vocab, head tied or adapted, rank, rows, length)
+    for (hidden, inter, layers, heads, kv, vocab, (tied, adapted), rank, rows, length) in [
+        (64, 172, 5, 8, 4, 512, (true, false), 4, 4, 64),
+        (64, 172, 5, 8, 4, 512, (true, false), 16, 8, 32),
+        (64, 176, 4, 4, 2, 512, (false, false), 8, 2, 16),
+        (64, 176, 4, 4, 2, 512, (false, true), 8, 2, 16),
+        (32, 64, 1, 4, 4, 4096, (false, false), 2, 4, 64),
+        (32, 64, 1, 4, 4, 4096, (false, true), 2, 4, 64),
+        (128, 512, 2, 4, 1, 300, (true, false), 32, 1, 128),
     ] {
         let config = LlamaConfig {
             vocab_size: vocab,
@@ -34,8 +37,9 @@ fn the_peak_is_predicted() {
         };
         let shape = config.shape();
         let base = Base::random(config, &Device::Cpu).unwrap();
-        let mut adapter =
-            Adapter::new(&base.linear_modules(), rank, 2.0 * rank as f64, 0.0, 1, &Device::Cpu).unwrap();
+        let head = adapted.then(|| base.head_module());
+        let modules: Vec<_> = base.linear_modules().into_iter().chain(head).collect();
+        let mut adapter = Adapter::new(&modules, rank, 2.0 * rank as f64, 0.0, 1, &Device::Cpu).unwrap();
         let config =
             AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
         let moments = AdamW::new(&adapter, config).unwrap().bytes();
@@ -43,6 +47,9 @@ fn the_peak_is_predicted() {
             (0..rows).map(|r| Row::whole((0..length).map(|i| (i + r) % 300).collect())).collect();
         let tokens = rows.iter().map(|row| row.input_ids.len() as u64).sum();
         let trainable = adapter.parameters();
+        let counted_by_shape =
+            shape.trainable_parameters(rank as u64, |name| adapted || name != ModelShape::HEAD);
+        assert_eq!(trainable, counted_by_shape);
         let member = Member { adapter: &mut adapter, rows: &rows, dropout_counter: 1 };
         let outcome = pack::forward_backward(&base, &mut [member]).unwrap()[0];
         // A run also holds the state that a divergence falls back to: its adapter and moments.

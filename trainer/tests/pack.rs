@@ -11,10 +11,10 @@ use trainer::model::Base;
 use trainer::pack::{self, Member, Outcome, Row};
 use trainer::rng;
 
-/// An adapter on every linear layer whose A and B are both random: with B zero, A has no gradient.
+/// An adapter on every linear layer and the head, whose A and B are both random: with B zero, A has no gradient.
 fn adapter(base: &Base, rank: usize, dropout: f64, seed: u64) -> Adapter {
-    let mut adapter =
-        Adapter::new(&base.linear_modules(), rank, 2.0 * rank as f64, dropout, seed, &CPU).unwrap();
+    let modules = [base.linear_modules(), vec![base.head_module()]].concat();
+    let mut adapter = Adapter::new(&modules, rank, 2.0 * rank as f64, dropout, seed, &CPU).unwrap();
     for module in &mut adapter.modules {
         module.b = (random(&module.b, seed + 1, &module.path) * 0.1).unwrap();
     }
@@ -75,7 +75,7 @@ fn check_gradients(name: &str, base: &Base, dropout: f64) {
     let rows = rows(base, 4, 7);
     solo(base, &mut adapter, &rows, 3);
     let all = gradients(&adapter);
-    assert_eq!(all.len(), 2 * 7 * base.layers.len(), "{name}: a matrix without a gradient");
+    assert_eq!(all.len(), 2 * (7 * base.layers.len() + 1), "{name}: a matrix without a gradient");
     for (i, gradient) in all.iter().enumerate() {
         let (module, part) = (i / 2, ["A", "B"][i % 2]);
         let what = format!("{name}: {} {part}", adapter.modules[module].path);
@@ -111,7 +111,7 @@ fn every_adapter_matrix_has_the_gradient_that_finite_differences_have() {
 fn a_step_leaves_the_frozen_weights_alone() {
     let base = tiny_base();
     let linears = base.layers.iter().flat_map(|l| l.linears.iter().map(|l| &l.weight));
-    let frozen: Vec<&Tensor> = linears.chain([&base.embedding, &base.norm, &base.head]).collect();
+    let frozen: Vec<&Tensor> = linears.chain([&base.embedding, &base.norm, &base.head.weight]).collect();
     let bits =
         || -> Vec<Vec<f32>> { frozen.iter().map(|t| t.flatten_all().unwrap().to_vec1().unwrap()).collect() };
     let before = bits();
@@ -120,13 +120,46 @@ fn a_step_leaves_the_frozen_weights_alone() {
     assert!(frozen.iter().all(|t| !t.is_variable() && !t.track_op()), "a frozen weight can have a gradient");
 }
 
+/// The tiny model with so wide a head that targets go through it in blocks of some forty.
+fn wide_base() -> Base {
+    let mut base = tiny_base();
+    base.head.weight = base.head.weight.repeat((5000, 1)).unwrap();
+    base.config.vocab_size *= 5000;
+    base
+}
+
+/// An adapter of the head is a change of its weight: for logits, evaluation and generation.
+#[test]
+fn an_adapted_head_is_the_merged_one() {
+    let base = tiny_base();
+    let mut adapter = adapter(&base, 4, 0.0, 3);
+    adapter.modules.retain(|m| m.path == "lm_head");
+    let change = adapter.modules[0].b.matmul(&adapter.modules[0].a).unwrap();
+    let mut merged = tiny_base();
+    merged.head.weight = (merged.head.weight + (change * adapter.scaling).unwrap()).unwrap();
+
+    let rows = rows(&base, 5, 3);
+    let prompt = &rows[0].input_ids;
+    let (got, want) =
+        (pack::logits(&base, Some(&adapter), prompt).unwrap(), pack::logits(&merged, None, prompt).unwrap());
+    assert!(difference(&[got], &[want]) < 1e-6);
+    let loss = |base, adapter| pack::evaluate(base, adapter, &rows).unwrap().nll;
+    let (got, want) = (loss(&base, Some(&adapter)), loss(&merged, None));
+    assert!((got - want).abs() < 1e-6 * want && (want - loss(&base, None)).abs() > 1e-2, "{got} {want}");
+    let text = |base, adapter| pack::generate(base, adapter, prompt, 12, None).unwrap();
+    assert_eq!(text(&base, Some(&adapter)), text(&merged, None));
+    assert_ne!(text(&base, Some(&adapter)), text(&base, None));
+}
+
 /// Trials of other rank, rows, scaling and dropout side by side have the losses and gradients of each alone.
 #[test]
 fn a_pack_has_its_members_solo_numbers() {
-    let base = tiny_base();
-    for sizes in [[2, 3, 1], [1, 5, 2], [4, 0, 3]] {
-        let data: Vec<_> = sizes.iter().zip(20..).map(|(n, seed)| rows(&base, *n, seed)).collect();
-        let make = || [adapter(&base, 2, 0.0, 1), adapter(&base, 7, 0.2, 2), adapter(&base, 4, 0.5, 3)];
+    let (tiny, wide) = (tiny_base(), wide_base());
+    for (base, sizes) in
+        [(&tiny, [2, 3, 1]), (&tiny, [1, 5, 2]), (&tiny, [4, 0, 3]), (&wide, [4, 9, 8]), (&wide, [7, 0, 12])]
+    {
+        let data: Vec<_> = sizes.iter().zip(20..).map(|(n, seed)| rows(&tiny, *n, seed)).collect();
+        let make = || [adapter(base, 2, 0.0, 1), adapter(base, 7, 0.2, 2), adapter(base, 4, 0.5, 3)];
         let (mut together, mut alone) = (make(), make());
         let mut members: Vec<Member> = together
             .iter_mut()
@@ -134,10 +167,11 @@ fn a_pack_has_its_members_solo_numbers() {
             .enumerate()
             .map(|(i, (adapter, rows))| Member { adapter, rows, dropout_counter: i as u64 })
             .collect();
-        let outcomes = pack::forward_backward(&base, &mut members).unwrap();
+        let outcomes = pack::forward_backward(base, &mut members).unwrap();
         for (i, adapter) in alone.iter_mut().enumerate() {
-            let want = solo(&base, adapter, &data[i], i as u64);
-            let (got, what) = (outcomes[i], format!("{sizes:?}, member {i}"));
+            let want = solo(base, adapter, &data[i], i as u64);
+            let (got, what) =
+                (outcomes[i], format!("vocab {}, {sizes:?}, member {i}", base.config.vocab_size));
             assert_eq!((got.targets, got.tokens), (want.targets, want.tokens), "{what}");
             assert!((got.nll - want.nll).abs() <= 1e-6 * want.nll, "{what}: {} {}", got.nll, want.nll);
             if want.targets > 0 {

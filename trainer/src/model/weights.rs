@@ -17,6 +17,13 @@ pub struct Linear {
     pub weight: Tensor,
 }
 
+impl Linear {
+    fn spec(&self) -> ModuleSpec {
+        let shape = self.weight.dims();
+        ModuleSpec { path: self.path.clone(), in_features: shape[1], out_features: shape[0] }
+    }
+}
+
 /// One decoder layer.
 #[derive(Debug, Clone)]
 pub struct Layer {
@@ -39,6 +46,9 @@ const LINEAR_PATHS: [&str; 7] = [
     "mlp.down_proj",
 ];
 
+/// The output head's path.
+const HEAD_PATH: &str = "lm_head";
+
 /// A frozen Llama on a device.
 #[derive(Debug)]
 pub struct Base {
@@ -50,8 +60,8 @@ pub struct Base {
     pub layers: Vec<Layer>,
     /// The last RMSNorm's weight, `[hidden]`.
     pub norm: Tensor,
-    /// `[vocab, hidden]`; the embedding itself if tied.
-    pub head: Tensor,
+    /// The output head, `[vocab, hidden]`; the embedding itself if tied.
+    pub head: Linear,
     /// Rotary frequencies of one head, `[head_dim / 2]`.
     pub inverse_frequencies: Vec<f32>,
 }
@@ -137,10 +147,12 @@ impl Base {
             });
         }
         let norm = tensor("model.norm.weight", &[hidden])?;
-        let head = if c.tie_word_embeddings {
-            embedding.clone()
-        } else {
-            tensor("lm_head.weight", &[c.vocab_size, hidden])?
+        let head = Linear {
+            path: HEAD_PATH.into(),
+            weight: match c.tie_word_embeddings {
+                true => embedding.clone(),
+                false => tensor("lm_head.weight", &[c.vocab_size, hidden])?,
+            },
         };
         let inverse_frequencies = config.inverse_frequencies();
         Ok(Self { config, embedding, layers, norm, head, inverse_frequencies })
@@ -151,14 +163,14 @@ impl Base {
         self.embedding.device()
     }
 
-    /// Every linear layer that can take an adapter, in model order; the head is not among them.
+    /// The linear layers of all decoder layers, in model order: what `all-linear` means.
     pub fn linear_modules(&self) -> Vec<ModuleSpec> {
-        let spec = |linear: &Linear| ModuleSpec {
-            path: linear.path.clone(),
-            in_features: linear.weight.dims()[1],
-            out_features: linear.weight.dims()[0],
-        };
-        self.layers.iter().flat_map(|layer| layer.linears.iter().map(spec)).collect()
+        self.layers.iter().flat_map(|layer| layer.linears.iter().map(Linear::spec)).collect()
+    }
+
+    /// The output head. Where it is tied it is the embedding too and takes no adapter.
+    pub fn head_module(&self) -> ModuleSpec {
+        self.head.spec()
     }
 
     /// Parameters of the base; a tied head counts once.
@@ -175,7 +187,7 @@ impl Base {
     fn tensors(&self) -> impl Iterator<Item = &Tensor> {
         let linears = self.layers.iter().flat_map(|l| l.linears.iter().map(|l| &l.weight));
         let norms = self.layers.iter().flat_map(|l| [&l.input_norm, &l.post_attention_norm]);
-        let head = (!self.config.tie_word_embeddings).then_some(&self.head);
+        let head = (!self.config.tie_word_embeddings).then_some(&self.head.weight);
         linears.chain(norms).chain([&self.embedding, &self.norm]).chain(head)
     }
 }

@@ -306,48 +306,12 @@ pub fn scatter(dy: &Tensor, rows: &[u32], tokens: usize) -> Result<Tensor> {
     Ok(zeros.index_add(&Tensor::from_slice(rows, rows.len(), dy.device())?, dy, 0)?)
 }
 
-/// Logits that exist at a time in [`cross_entropy`], as a number of elements: 32 MiB.
-const LOGITS: usize = 8 << 20;
-
-/// What [`cross_entropy`] returns.
-pub struct Loss {
-    /// Each target's negative log-likelihood.
-    pub nll: Vec<f32>,
-    /// The gradient of their sum by the hidden states, if asked for.
-    pub gradient: Option<Tensor>,
-    /// The most bytes that the calculation itself held at once: a block of logits and the states around it.
-    pub working_bytes: u64,
-}
-
-/// Cross-entropy of the next token: `hidden` `[targets, hidden]` are the states that predict `targets`, before
-/// the last norm. The rows go through the head in blocks, so that `[targets, vocab]` never exists for long
-/// targets.
-pub fn cross_entropy(hidden: &Tensor, targets: &[u32], base: &Base, gradient: bool) -> Result<Loss> {
-    let eps = base.config.rms_norm_eps;
-    let (width, vocab) = (base.config.hidden_size, base.config.vocab_size);
-    let block = (LOGITS / vocab.max(1)).max(1);
-    let mut nll = Vec::with_capacity(targets.len());
-    let mut gradients = Vec::new();
-    for (i, wanted) in targets.chunks(block).enumerate() {
-        let x = hidden.narrow(0, i * block, wanted.len())?;
-        let logits = linear(&rms_norm(&x, &base.norm, eps)?, &base.head)?;
-        let (rows, d_logits) = if cpu::has(&logits) {
-            cpu::loss::nll_and_gradient(logits, wanted)?
-        } else {
-            plain::nll_and_gradient(&logits, wanted)?
-        };
-        nll.extend(rows);
-        if gradient {
-            let d_normed = linear_backward(&d_logits, &base.head, None)?;
-            gradients.push(add_rms_norm_backward(x.zeros_like()?, &x, &base.norm, eps, &d_normed)?);
-        }
+/// Each row's negative log-likelihood of its target, and the gradient of their sum by the logits,
+/// softmax − one-hot; `logits` `[targets, vocab]`.
+pub fn nll_and_gradient(logits: Tensor, targets: &[u32]) -> Result<(Vec<f32>, Tensor)> {
+    if cpu::has(&logits) {
+        cpu::loss::nll_and_gradient(logits, targets)
+    } else {
+        plain::nll_and_gradient(&logits, targets)
     }
-    let gradient = match gradients.len() {
-        _ if !gradient => None,
-        0 => Some(Tensor::zeros((0, width), DType::F32, hidden.device())?),
-        1 => gradients.pop(),
-        _ => Some(Tensor::cat(&gradients, 0)?),
-    };
-    let working_bytes = (4 * targets.len().min(block) * (vocab + 2 * width)) as u64;
-    Ok(Loss { nll, gradient, working_bytes })
 }

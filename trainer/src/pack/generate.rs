@@ -1,11 +1,11 @@
 //! Greedy generation: each token goes through the layers once; its keys and values are kept.
 
-use super::pass::{Cache, Pass, Segment};
+use super::pass::{Cache, Pass};
 use super::tokens::Tokens;
+use super::{head, segments};
 use crate::error::Result;
 use crate::lora::Adapter;
 use crate::model::Base;
-use crate::ops;
 
 /// Continues a prompt greedily, until `eos` or `max_new_tokens`, or the model's length, is reached. Returns
 /// the new tokens alone; an empty prompt has no continuation.
@@ -38,9 +38,7 @@ pub fn generate(
 fn read(base: &Base, adapter: Option<&Adapter>, ids: &[u32], cache: &mut Cache) -> Result<u32> {
     let tokens = Tokens::following(cache.length(), ids, base.config.vocab_size)?;
     let pass = Pass::new(base, &tokens, 0)?;
-    let segment = |adapter| Segment::new(base, adapter, 0..ids.len(), None);
-    let segments: Vec<_> = adapter.map(segment).into_iter().collect();
+    let segments = segments(base, adapter, ids.len(), 1);
     let last = pass.continued(&tokens.ids, &segments, cache)?.narrow(0, ids.len() - 1, 1)?;
-    let normed = ops::rms_norm(&last, &base.norm, base.config.rms_norm_eps)?;
-    Ok(ops::linear(&normed, &base.head)?.squeeze(0)?.argmax(0)?.to_scalar()?)
+    Ok(head::logits(base, &last, &segments)?.squeeze(0)?.argmax(0)?.to_scalar()?)
 }

@@ -3,6 +3,7 @@
 //! each trial's own rows. Nothing is padded, and nothing of one trial enters another's numbers.
 
 mod generate;
+mod head;
 mod pass;
 mod tokens;
 
@@ -95,24 +96,24 @@ pub fn forward_backward(base: &Base, members: &mut [Member]) -> Result<Vec<Outco
     let mut segments: Vec<_> = members
         .iter_mut()
         .zip(&tokens.trials)
-        .map(|(m, (ids, _))| Segment::new(base, &mut *m.adapter, ids.clone(), Some(m.dropout_counter)))
+        .map(|(m, (ids, wanted))| {
+            Segment::new(base, &mut *m.adapter, ids.clone(), wanted.clone(), Some(m.dropout_counter))
+        })
         .collect();
     let mut saved = Vec::with_capacity(base.layers.len());
     let hidden = pass.hidden(&tokens.ids, &segments, |layer| saved.push(layer))?;
     let predicting = pass.meter.hold(ops::gather(&hidden, &tokens.predicting)?);
     drop(hidden);
-    let loss = ops::cross_entropy(&predicting, &tokens.wanted, base, true)?;
-    pass.meter.touch(loss.working_bytes);
+    pass.meter.touch(head::working_bytes(base, &tokens.wanted));
+    let (nll, gradient) = head::nll_backward(base, &predicting, &tokens.wanted, &mut segments)?;
     drop(predicting);
-    if let Some(gradient) = loss.gradient {
-        let mut dx = Some(pass.meter.hold(ops::scatter(&gradient, &tokens.predicting, tokens.ids.len())?));
-        drop(gradient);
-        for (index, saved) in saved.into_iter().enumerate().rev() {
-            let Some(dy) = dx else { break };
-            dx = pass.layer_backward(index, saved, dy, &mut segments)?;
-        }
+    let mut dx = Some(pass.meter.hold(ops::scatter(&gradient, &tokens.predicting, tokens.ids.len())?));
+    drop(gradient);
+    for (index, saved) in saved.into_iter().enumerate().rev() {
+        let Some(dy) = dx else { break };
+        dx = pass.layer_backward(index, saved, dy, &mut segments)?;
     }
-    Ok(outcomes(base, &tokens, &loss.nll, &adapters, pass.meter.peak()))
+    Ok(outcomes(base, &tokens, &nll, &adapters, pass.meter.peak()))
 }
 
 /// The loss on `rows` with an adapter, or of the base alone. Neither dropout nor gradients.
@@ -125,11 +126,11 @@ pub fn evaluate(base: &Base, adapter: Option<&Adapter>, rows: &[Row]) -> Result<
     let pass = Pass::new(base, &tokens, base.bytes() + own)?;
     let mut nll = Vec::new();
     if !tokens.wanted.is_empty() {
-        let hidden = hidden_states(&pass, base, adapter, &tokens)?;
+        let segments = segments(base, adapter, tokens.ids.len(), tokens.wanted.len());
+        let hidden = pass.hidden(&tokens.ids, &segments, drop)?;
         let predicting = ops::gather(&hidden, &tokens.predicting)?;
-        let loss = ops::cross_entropy(&predicting, &tokens.wanted, base, false)?;
-        pass.meter.touch(loss.working_bytes);
-        nll = loss.nll;
+        pass.meter.touch(head::working_bytes(base, &tokens.wanted));
+        nll = head::nll(base, &predicting, &tokens.wanted, &segments)?;
     }
     Ok(outcomes(base, &tokens, &nll, &[own], pass.meter.peak())[0])
 }
@@ -141,17 +142,18 @@ pub fn evaluate(base: &Base, adapter: Option<&Adapter>, rows: &[Row]) -> Result<
 pub fn logits(base: &Base, adapter: Option<&Adapter>, input_ids: &[u32]) -> Result<Tensor> {
     let row = Row::whole(input_ids.to_vec());
     let tokens = Tokens::new([std::slice::from_ref(&row)].into_iter(), base.config.vocab_size)?;
-    let hidden = hidden_states(&Pass::new(base, &tokens, 0)?, base, adapter, &tokens)?;
-    ops::linear(&ops::rms_norm(&hidden, &base.norm, base.config.rms_norm_eps)?, &base.head)
+    let segments = segments(base, adapter, tokens.ids.len(), tokens.ids.len());
+    let hidden = Pass::new(base, &tokens, 0)?.hidden(&tokens.ids, &segments, drop)?;
+    head::logits(base, &hidden, &segments)
 }
 
-fn hidden_states(
-    pass: &Pass,
+/// The one segment of a pass that does not train, if there is an adapter: all its tokens, of which `asked` rows
+/// go through the head.
+fn segments<'a>(
     base: &Base,
-    adapter: Option<&Adapter>,
-    tokens: &Tokens,
-) -> Result<crate::memory::Held> {
-    let segment = |adapter| Segment::new(base, adapter, 0..tokens.ids.len(), None);
-    let segments: Vec<_> = adapter.map(segment).into_iter().collect();
-    pass.hidden(&tokens.ids, &segments, drop)
+    adapter: Option<&'a Adapter>,
+    tokens: usize,
+    asked: usize,
+) -> Vec<Segment<&'a Adapter>> {
+    adapter.map(|adapter| Segment::new(base, adapter, 0..tokens, 0..asked, None)).into_iter().collect()
 }

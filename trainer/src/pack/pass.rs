@@ -1,24 +1,38 @@
-//! The layers of a pass, forward and backward.
+//! The layers of a pass, forward and backward, and the products with their adapters.
 
 use super::tokens::Tokens;
 use crate::error::Result;
-use crate::lora::{Adapter, DropoutCounter};
+use crate::lora::{Adapter, DropoutCounter, MaskPlace};
 use crate::memory::{Held, Meter};
-use crate::model::{Base, Layer};
+use crate::model::{Base, Linear};
 use crate::ops::{self, Heads, Rotary};
 use candle_core::Tensor;
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// A trial's adapter for a pass (`&Adapter` forward, `&mut Adapter` backward), and the tokens it applies to.
+/// A trial's adapter for a pass (`&Adapter` forward, `&mut Adapter` backward), and the rows it applies to.
 pub(super) struct Segment<A> {
     pub(super) adapter: A,
-    pub(super) tokens: Range<usize>,
+    /// The trial's rows in the decoder layers: its tokens.
+    tokens: Range<usize>,
+    /// The trial's rows in the head: those of its tokens whose next token is asked for.
+    asked: Range<usize>,
     /// `None` outside of training.
-    pub(super) dropout: Option<DropoutCounter>,
-    /// The adapter's matrix for each of the base's linear layers, in model order.
+    dropout: Option<DropoutCounter>,
+    /// The adapter's matrix for each of the base's linear layers, in model order, the head last.
     modules: Vec<Option<usize>>,
+}
+
+/// A trial's share of a product's rows.
+struct Share {
+    /// The adapter's matrix.
+    module: usize,
+    /// Its first row.
+    start: usize,
+    /// The number of its rows.
+    rows: usize,
+    mask: Option<MaskPlace>,
 }
 
 impl<A: Borrow<Adapter>> Segment<A> {
@@ -26,18 +40,25 @@ impl<A: Borrow<Adapter>> Segment<A> {
         base: &Base,
         adapter: A,
         tokens: Range<usize>,
+        asked: Range<usize>,
         dropout: Option<DropoutCounter>,
     ) -> Self {
         let matrices = adapter.borrow().modules.iter().enumerate();
         let places: HashMap<&str, usize> = matrices.map(|(i, m)| (m.path.as_str(), i)).collect();
-        let linears = base.layers.iter().flat_map(|layer| &layer.linears);
+        let linears = base.layers.iter().flat_map(|layer| &layer.linears).chain([&base.head]);
         let modules = linears.map(|linear| places.get(linear.path.as_str()).copied()).collect();
-        Self { adapter, tokens, dropout, modules }
+        Self { adapter, tokens, asked, dropout, modules }
     }
 
-    /// The adapter's matrix for a linear layer, if it has one and there are tokens for it.
-    fn module(&self, linear: usize) -> Option<usize> {
-        self.modules[linear].filter(|_| !self.tokens.is_empty())
+    /// The trial's share of `block`, some of the rows that go through linear layer `number`; none if its
+    /// adapter leaves the layer out.
+    fn share(&self, number: usize, block: Range<usize>) -> Option<Share> {
+        let module = self.modules[number]?;
+        let is_head = number + 1 == self.modules.len();
+        let own = if is_head { &self.asked } else { &self.tokens };
+        let (first, end) = (own.start.max(block.start), own.end.min(block.end));
+        let mask = self.dropout.map(|counter| MaskPlace { counter, first_row: first - own.start });
+        (first < end).then(|| Share { module, start: first - block.start, rows: end - first, mask })
     }
 }
 
@@ -151,7 +172,8 @@ impl<'a> Pass<'a> {
     ) -> Result<(Held, Saved)> {
         let layer = &self.base.layers[index];
         let (eps, dim) = (self.base.config.rms_norm_eps, self.heads.dim);
-        let linear = |place: usize, x: &Tensor| linear(layer, (index, place), x, segments);
+        let number = |place: usize| index * layer.linears.len() + place;
+        let linear = |place: usize, x: &Tensor| linear(&layer.linears[place], number(place), x, 0, segments);
 
         let normed = self.hold(ops::rms_norm(&input, &layer.input_norm, eps)?);
         let q = self.hold(self.rotary.forward(linear(Q, &normed)?, dim)?);
@@ -181,9 +203,10 @@ impl<'a> Pass<'a> {
         let layer = &self.base.layers[index];
         let (eps, dim) = (self.base.config.rms_norm_eps, self.heads.dim);
         let Saved { input, q, k, v, attended, middle, gate, up } = saved;
+        let number = |place: usize| index * layer.linears.len() + place;
         let mut back = |place: usize, x: &Tensor, dy: &Tensor, into: Option<Held>| -> Result<Held> {
-            let into = into.map(Held::release);
-            Ok(self.hold(linear_backward(layer, (index, place), x, dy, into, segments)?))
+            let (linear, into) = (&layer.linears[place], into.map(Held::release));
+            Ok(self.hold(linear_backward(linear, number(place), x, 0, dy, into, segments)?))
         };
 
         let activated = self.hold(ops::swiglu(&gate, &up)?);
@@ -211,7 +234,7 @@ impl<'a> Pass<'a> {
         let normed = self.hold(ops::rms_norm(&input, &layer.input_norm, eps)?);
         if index == 0 {
             for (place, dy) in [(Q, &dq), (K, &dk), (V, &dv)] {
-                adapters_backward(layer, (index, place), &normed, dy, segments)?;
+                adapters_backward(number(place), &normed, 0, dy, segments)?;
             }
             return Ok(None);
         }
@@ -224,37 +247,40 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// `x · Wᵀ` once for all tokens, plus each trial's low-rank product for its own.
-fn linear<A: Borrow<Adapter>>(
-    layer: &Layer,
-    (index, place): (usize, usize),
+/// `x · Wᵀ` once for all rows, plus each trial's low-rank product for its own. `number` is the layer's among all
+/// linear layers; `x` holds the rows from `first` on of all that go through it.
+pub(super) fn linear<A: Borrow<Adapter>>(
+    linear: &Linear,
+    number: usize,
     x: &Tensor,
+    first: usize,
     segments: &[Segment<A>],
 ) -> Result<Tensor> {
-    let mut y = ops::linear(x, &layer.linears[place].weight)?;
+    let mut y = ops::linear(x, &linear.weight)?;
+    let block = first..first + x.dims()[0];
     for segment in segments {
-        let Some(module) = segment.module(index * layer.linears.len() + place) else { continue };
-        let start = segment.tokens.start;
-        let x = x.narrow(0, start, segment.tokens.len())?;
-        y = segment.adapter.borrow().forward(module, &x, y, start, segment.dropout)?;
+        let Some(share) = segment.share(number, block.clone()) else { continue };
+        let x = x.narrow(0, share.start, share.rows)?;
+        y = segment.adapter.borrow().forward(share.module, &x, y, share.start, share.mask)?;
     }
     Ok(y)
 }
 
-/// `dy · W` once for all tokens (a frozen weight has no gradient of its own), plus each trial's part, added to
+/// `dy · W` once for all rows (a frozen weight has no gradient of its own), plus each trial's part, added to
 /// `into` if there is one.
-fn linear_backward(
-    layer: &Layer,
-    place: (usize, usize),
+pub(super) fn linear_backward(
+    linear: &Linear,
+    number: usize,
     x: &Tensor,
+    first: usize,
     dy: &Tensor,
     into: Option<Tensor>,
     segments: &mut [Segment<&mut Adapter>],
 ) -> Result<Tensor> {
-    let mut dx = ops::linear_backward(dy, &layer.linears[place.1].weight, into)?;
-    for Narrow { segment, module, dh } in adapters_backward(layer, place, x, dy, segments)? {
-        let Segment { adapter, tokens, dropout, .. } = &segments[segment];
-        dx = adapter.add_input_gradient(module, &dh, dx, tokens.start, *dropout)?;
+    let mut dx = ops::linear_backward(dy, &linear.weight, into)?;
+    for Narrow { segment, share, dh } in adapters_backward(number, x, first, dy, segments)? {
+        let adapter = &segments[segment].adapter;
+        dx = adapter.add_input_gradient(share.module, &dh, dx, share.start, share.mask)?;
     }
     Ok(dx)
 }
@@ -262,26 +288,26 @@ fn linear_backward(
 /// A gradient on the narrow side of a trial's adapter.
 struct Narrow {
     segment: usize,
-    module: usize,
-    /// `[tokens, rank]`
+    share: Share,
+    /// `[rows, rank]`
     dh: Tensor,
 }
 
-/// Adds the gradients of the trials' adapters of a linear layer, whose output has the gradient `dy`.
+/// Adds the gradients of the trials' adapters of linear layer `number`, whose output has the gradient `dy`.
 fn adapters_backward(
-    layer: &Layer,
-    (index, place): (usize, usize),
+    number: usize,
     x: &Tensor,
+    first: usize,
     dy: &Tensor,
     segments: &mut [Segment<&mut Adapter>],
 ) -> Result<Vec<Narrow>> {
     let mut narrow = Vec::with_capacity(segments.len());
-    for (number, segment) in segments.iter_mut().enumerate() {
-        let Some(module) = segment.module(index * layer.linears.len() + place) else { continue };
-        let (start, rows) = (segment.tokens.start, segment.tokens.len());
-        let (x, dy) = (x.narrow(0, start, rows)?, dy.narrow(0, start, rows)?);
-        let dh = segment.adapter.backward(module, &x, &dy, segment.dropout)?;
-        narrow.push(Narrow { segment: number, module, dh });
+    let block = first..first + x.dims()[0];
+    for (place, segment) in segments.iter_mut().enumerate() {
+        let Some(share) = segment.share(number, block.clone()) else { continue };
+        let (x, dy) = (x.narrow(0, share.start, share.rows)?, dy.narrow(0, share.start, share.rows)?);
+        let dh = segment.adapter.backward(share.module, &x, &dy, share.mask)?;
+        narrow.push(Narrow { segment: place, share, dh });
     }
     Ok(narrow)
 }

@@ -1,0 +1,86 @@
+//! The last norm and the output head: logits, and the loss with its gradient.
+//!
+//! The rows go through the head in blocks, so that `[targets, vocab]` never exists for long targets. Where a
+//! trial adapts the head, each block has its low-rank product, and adds to its gradients, for the trial's rows.
+
+use super::pass::{Segment, linear, linear_backward};
+use crate::error::Result;
+use crate::lora::Adapter;
+use crate::model::Base;
+use crate::ops;
+use candle_core::{DType, Tensor};
+use std::borrow::Borrow;
+
+/// Logits that exist at a time, as a number of elements: 32 MiB.
+const LOGITS: usize = 8 << 20;
+
+/// The head's number among the linear layers: it comes last.
+fn number(base: &Base) -> usize {
+    base.layers.iter().map(|layer| layer.linears.len()).sum()
+}
+
+/// The logits `[rows, vocab]` of `hidden` `[rows, hidden]`, the states before the last norm.
+pub(super) fn logits<A: Borrow<Adapter>>(
+    base: &Base,
+    hidden: &Tensor,
+    segments: &[Segment<A>],
+) -> Result<Tensor> {
+    let normed = ops::rms_norm(hidden, &base.norm, base.config.rms_norm_eps)?;
+    linear(&base.head, number(base), &normed, 0, segments)
+}
+
+/// The targets of a pass, in blocks.
+fn blocks<'a>(base: &Base, targets: &'a [u32]) -> impl Iterator<Item = (usize, &'a [u32])> {
+    let block = (LOGITS / base.config.vocab_size.max(1)).max(1);
+    targets.chunks(block).enumerate().map(move |(i, targets)| (i * block, targets))
+}
+
+/// The most bytes that a block holds: its logits and the states around them.
+pub(super) fn working_bytes(base: &Base, targets: &[u32]) -> u64 {
+    let largest = blocks(base, targets).next().map_or(0, |(_, block)| block.len());
+    (4 * largest * (base.config.vocab_size + 2 * base.config.hidden_size)) as u64
+}
+
+/// Each target's negative log-likelihood; `hidden` `[targets, hidden]` are the states that predict them, before
+/// the last norm.
+pub(super) fn nll<A: Borrow<Adapter>>(
+    base: &Base,
+    hidden: &Tensor,
+    targets: &[u32],
+    segments: &[Segment<A>],
+) -> Result<Vec<f32>> {
+    let (eps, mut nll) = (base.config.rms_norm_eps, Vec::with_capacity(targets.len()));
+    for (first, targets) in blocks(base, targets) {
+        let x = hidden.narrow(0, first, targets.len())?;
+        let normed = ops::rms_norm(&x, &base.norm, eps)?;
+        let logits = linear(&base.head, number(base), &normed, first, segments)?;
+        nll.extend(ops::nll_and_gradient(logits, targets)?.0);
+    }
+    Ok(nll)
+}
+
+/// [`nll`], and the gradient of the sum by `hidden`; adds the gradients of the adapters of the head.
+pub(super) fn nll_backward(
+    base: &Base,
+    hidden: &Tensor,
+    targets: &[u32],
+    segments: &mut [Segment<&mut Adapter>],
+) -> Result<(Vec<f32>, Tensor)> {
+    let (eps, mut nll) = (base.config.rms_norm_eps, Vec::with_capacity(targets.len()));
+    let mut gradients = Vec::new();
+    for (first, targets) in blocks(base, targets) {
+        let x = hidden.narrow(0, first, targets.len())?;
+        let normed = ops::rms_norm(&x, &base.norm, eps)?;
+        let logits = linear(&base.head, number(base), &normed, first, segments)?;
+        let (rows, d_logits) = ops::nll_and_gradient(logits, targets)?;
+        nll.extend(rows);
+        let d_normed = linear_backward(&base.head, number(base), &normed, first, &d_logits, None, segments)?;
+        gradients.push(ops::add_rms_norm_backward(x.zeros_like()?, &x, &base.norm, eps, &d_normed)?);
+    }
+    let gradient = match gradients.len() {
+        0 => Tensor::zeros((0, base.config.hidden_size), DType::F32, hidden.device())?,
+        1 => gradients.remove(0),
+        _ => Tensor::cat(&gradients, 0)?,
+    };
+    Ok((nll, gradient))
+}
