@@ -255,12 +255,13 @@ impl From<v1::TrialSummary> for TrialSummary {
 
 impl From<Trial> for v1::Trial {
     fn from(t: Trial) -> Self {
+        let config = Some(document(&t.config_in_force()));
         let (resume, resume_step) = t.resume.unzip();
         Self {
             sweep_id: t.id.sweep().map(|s| s.to_string()).unwrap_or_default(),
             number: t.id.number().unwrap_or_default(),
             id: t.id.to_string(),
-            config: Some(document(&t.config)),
+            config,
             parameters: Some(document(&t.parameters)),
             state: v1::TrialState::from(t.state).into(),
             attempt: t.attempt.0,
@@ -467,7 +468,11 @@ mod tests {
         };
         let wire = v1::Trial::from(trial.clone());
         assert_eq!((wire.sweep_id.as_str(), wire.number), ("quickstart-0a1b", 7));
-        assert_eq!(Trial::try_from(wire).unwrap(), trial);
+        // But for the configuration, in which the values in force are written out.
+        let shown = Trial { config: trial.config.in_force(Some(40)), ..trial };
+        assert_eq!(shown.config.lora_alpha, Some(32.0));
+        assert_eq!(Trial::try_from(wire).unwrap(), shown);
+        assert_eq!(Trial::try_from(v1::Trial::from(shown.clone())).unwrap(), shown);
     }
 
     #[test]

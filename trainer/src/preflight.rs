@@ -7,7 +7,7 @@ use crate::error::{Result, TrainError};
 use crate::lora::ModuleSpec;
 use crate::model::{Base, LlamaConfig};
 use crate::tokenizer::Tokenizer;
-use domain::trial::{PrecisionMode, TrialConfig};
+use domain::trial::{PARAMETER_NAMES, PrecisionMode, TrialConfig};
 use std::path::Path;
 
 /// What a run will be.
@@ -149,41 +149,17 @@ pub fn check(config: &TrialConfig, base: &Base) -> Result<Vec<ModuleSpec>> {
     }
 }
 
-/// Checks what needs no model: each number within its range.
+/// Checks what needs no model: each value, by the rules of sweep files.
 ///
 /// # Errors
-/// The first parameter out of its range.
+/// The first parameter that breaks its rule.
 pub fn check_values(config: &TrialConfig) -> Result<()> {
-    let c = config;
-    let least =
-        |key, value: u32, least: u32| (key, f64::from(value), value >= least, format!("at least {least}"));
-    let finite =
-        |key, value: f64, ok: bool, range: &str| (key, value, value.is_finite() && ok, range.to_string());
-    let share = |key, value: f64| finite(key, value, (0.0..1.0).contains(&value), "at least 0 and below 1");
-    let positive = |key, value: f64| finite(key, value, value > 0.0, "above 0");
-    let not_negative = |key, value: f64| finite(key, value, value >= 0.0, "0 or above");
-    let rows = [
-        least("lora_rank", c.lora_rank, 1),
-        least("batch_size", c.batch_size, 1),
-        least("gradient_accumulation_steps", c.gradient_accumulation_steps, 1),
-        least("logging_steps", c.logging_steps, 1),
-        least("max_steps", c.max_steps.unwrap_or(1), 1),
-        positive("num_train_epochs", c.num_train_epochs.unwrap_or(1.0)),
-        positive("lora_alpha", c.lora_alpha.unwrap_or(1.0)),
-        share("lora_dropout", c.lora_dropout),
-        not_negative("learning_rate", c.learning_rate),
-        finite("warmup_ratio", c.warmup_ratio, (0.0..=1.0).contains(&c.warmup_ratio), "from 0 to 1"),
-        not_negative("weight_decay", c.weight_decay),
-        share("adam_beta1", c.adam_beta1),
-        share("adam_beta2", c.adam_beta2),
-        positive("adam_epsilon", c.adam_epsilon),
-        not_negative("max_grad_norm", c.max_grad_norm),
-        not_negative("eval_size", c.eval_size),
-    ];
-    match rows.into_iter().find(|(_, _, ok, _)| !ok) {
-        None => Ok(()),
-        Some((key, value, _, range)) => {
-            Err(TrainError::parameter(key, format!("is {value}"), format!("set a value {range}")))
-        }
-    }
+    let Err(problems) = domain::sweep::check_config(config) else { return Ok(()) };
+    // A base or rows in memory have no name. Whoever reads them by name says what is missing.
+    let named = |key: &str| matches!(key, "pretrained_model_id" | "dataset_name");
+    let wrong = problems.into_iter().find_map(|problem| {
+        let key = PARAMETER_NAMES.iter().find(|key| **key == problem.path && !named(key))?;
+        Some(TrainError::parameter(key, problem.problem, problem.remedy))
+    });
+    wrong.map_or(Ok(()), Err)
 }

@@ -6,6 +6,7 @@ mod common;
 
 use common::{CPU, flat, json_file, shared, tiny_run};
 use domain::SystemClock;
+use domain::metric::REPORTED;
 use domain::trial::{EvalSplit, LrSchedulerType, Throughput, TrialConfig};
 use std::path::Path;
 use trainer::run::{Loaded, Run, Stepped, step_pack};
@@ -111,6 +112,10 @@ fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() {
             assert_eq!(a.get(name), b.get(name), "step {} {name}", a.step);
         }
     }
+    // What a sweep can compare trials by.
+    let last = all[19].point.as_ref().unwrap();
+    let missing: Vec<_> = REPORTED.iter().filter(|name| last.get(name).is_none()).collect();
+    assert!(missing.is_empty(), "not reported: {missing:?}");
     let (a, b) = (whole.summary(&loaded).unwrap(), second.summary(&loaded).unwrap());
     assert_eq!((a.steps, a.loss, a.eval_loss), (b.steps, b.loss, b.eval_loss));
     assert_eq!(a.throughput, Throughput::Solo);

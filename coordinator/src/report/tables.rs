@@ -131,7 +131,7 @@ pub(super) fn configuration(page: &mut Html, sweep: &Sweep, best: Option<&Trial>
     page.raw("<details><summary>The configuration in force</summary><div class=\"wide\">");
     page.raw("<table class=\"config\"><thead><tr><th>parameter</th><th>the sweep's</th>");
     page.raw(if best.is_some() { "<th>the best trial's</th></tr></thead>" } else { "</tr></thead>" });
-    let best = best.map(|trial| fields(&trial.config));
+    let best = best.map(|trial| fields(&trial.config_in_force()));
     for (name, shared) in fields(&sweep.spec.base) {
         page.raw("<tr><th>").text(&name).raw("</th>");
         let distribution = sweep.spec.parameters.iter().find(|(n, _)| *n == name).map(|(_, d)| d);

@@ -188,12 +188,7 @@ pub fn with_values<'a>(
 /// Every parameter with the value in force: `lora_alpha` is 2 × rank where it is not given, `max_steps` the
 /// default where neither it nor `num_train_epochs` is.
 pub fn in_force(config: &TrialConfig) -> Map<String, Value> {
-    let mut config = config.clone();
-    config.lora_alpha = Some(config.lora_alpha_in_force());
-    if config.max_steps.is_none() && config.num_train_epochs.is_none() {
-        config.max_steps = Some(TrialConfig::DEFAULT_MAX_STEPS);
-    }
-    match serde_json::to_value(config) {
+    match serde_json::to_value(config.in_force(None)) {
         Ok(Value::Object(values)) => values,
         // A flat struct of strings and numbers serialises without fail.
         Ok(_) | Err(_) => Map::new(),

@@ -36,6 +36,14 @@ const fn rule(
     Rule { name, kind, must_be, holds }
 }
 
+fn above_0(x: f64) -> bool {
+    x > 0.0 && x.is_finite()
+}
+
+fn from_0(x: f64) -> bool {
+    x >= 0.0 && x.is_finite()
+}
+
 const FROM_0: &str = "a whole number from 0";
 const FROM_1: &str = "a whole number from 1";
 const TRUE_OR_FALSE: &str = "true or false";
@@ -53,7 +61,7 @@ const RULES: &[Rule] = &[
         c.eval_dataset_name.as_ref().is_none_or(|n| !n.is_empty())
     }),
     rule("eval_size", Kind::Number, "a share from 0 to below 1, or a whole number of rows", |c| {
-        c.eval_size >= 0.0 && (c.eval_size < 1.0 || c.eval_size.fract() == 0.0)
+        from_0(c.eval_size) && (c.eval_size < 1.0 || c.eval_size.fract() == 0.0)
     }),
     rule("eval_split", Kind::Text, "random or last", |_| true),
     rule("assistant_only_loss", Kind::Flag, TRUE_OR_FALSE, |_| true),
@@ -62,7 +70,7 @@ const RULES: &[Rule] = &[
     rule("shuffle", Kind::Flag, TRUE_OR_FALSE, |_| true),
     rule("precision_mode", Kind::Text, "float32, bfloat16, float16 or 4bit", |_| true),
     rule("lora_rank", Kind::Whole, FROM_1, |c| c.lora_rank >= 1),
-    rule("lora_alpha", Kind::Number, "a number above 0", |c| c.lora_alpha.is_none_or(|a| a > 0.0)),
+    rule("lora_alpha", Kind::Number, "a number above 0", |c| c.lora_alpha.is_none_or(above_0)),
     rule("lora_dropout", Kind::Number, "a number from 0 to below 1", |c| {
         (0.0..1.0).contains(&c.lora_dropout)
     }),
@@ -85,19 +93,18 @@ const RULES: &[Rule] = &[
     rule("gradient_accumulation_steps", Kind::Whole, FROM_1, |c| c.gradient_accumulation_steps >= 1),
     // One token is predicted from the one before it, so a row of one token teaches nothing.
     rule("max_sequence_length", Kind::Whole, "a whole number from 2", |c| c.max_sequence_length >= 2),
-    rule("learning_rate", Kind::Number, "a number above 0", |c| c.learning_rate > 0.0),
+    // At a rate of 0 nothing is learnt, so that it is a slip.
+    rule("learning_rate", Kind::Number, "a number above 0", |c| above_0(c.learning_rate)),
     rule("lr_scheduler_type", Kind::Text, "constant, constant_with_warmup, linear or cosine", |_| true),
     rule("warmup_steps", Kind::Whole, FROM_0, |_| true),
     rule("warmup_ratio", Kind::Number, "a number from 0 to 1", |c| (0.0..=1.0).contains(&c.warmup_ratio)),
-    rule("weight_decay", Kind::Number, "a number from 0", |c| c.weight_decay >= 0.0),
+    rule("weight_decay", Kind::Number, "a number from 0", |c| from_0(c.weight_decay)),
     rule("adam_beta1", Kind::Number, "a number from 0 to below 1", |c| (0.0..1.0).contains(&c.adam_beta1)),
     rule("adam_beta2", Kind::Number, "a number from 0 to below 1", |c| (0.0..1.0).contains(&c.adam_beta2)),
-    rule("adam_epsilon", Kind::Number, "a number above 0", |c| c.adam_epsilon > 0.0),
-    rule("max_grad_norm", Kind::Number, "a number from 0 (0 clips nothing)", |c| c.max_grad_norm >= 0.0),
+    rule("adam_epsilon", Kind::Number, "a number above 0", |c| above_0(c.adam_epsilon)),
+    rule("max_grad_norm", Kind::Number, "a number from 0 (0 clips nothing)", |c| from_0(c.max_grad_norm)),
     rule("max_steps", Kind::Whole, FROM_1, |c| c.max_steps.is_none_or(|s| s >= 1)),
-    rule("num_train_epochs", Kind::Number, "a number above 0", |c| {
-        c.num_train_epochs.is_none_or(|e| e > 0.0)
-    }),
+    rule("num_train_epochs", Kind::Number, "a number above 0", |c| c.num_train_epochs.is_none_or(above_0)),
     rule("seed", Kind::Whole, "a whole number from 0 to 2^53", |c| c.seed <= LARGEST_WHOLE),
     rule("logging_steps", Kind::Whole, FROM_1, |c| c.logging_steps >= 1),
     rule("eval_steps", Kind::Whole, FROM_0, |_| true),
@@ -135,16 +142,17 @@ pub(super) fn remedy(name: &str) -> String {
     }
 }
 
-/// Checks every parameter of a trial's configuration.
+/// Checks every parameter of a trial's configuration by the rules of sweep files.
 ///
 /// # Errors
 /// One problem for each parameter that breaks its rule.
 pub fn check_config(config: &TrialConfig) -> Result<(), Vec<Problem>> {
-    let broken: Vec<_> = RULES
-        .iter()
-        .filter(|rule| !(rule.holds)(config))
-        .map(|rule| Problem::new(rule.name, "out of range", format!("it must be {}", rule.must_be)))
-        .collect();
+    let values = serde_json::to_value(config).unwrap_or_default();
+    let problem = |rule: &Rule| {
+        let problem = format!("must be {}, not {}", rule.must_be, describe(&values[rule.name]));
+        Problem::new(rule.name, problem, remedy(rule.name))
+    };
+    let broken: Vec<_> = RULES.iter().filter(|rule| !(rule.holds)(config)).map(problem).collect();
     if broken.is_empty() { Ok(()) } else { Err(broken) }
 }
 

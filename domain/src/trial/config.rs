@@ -201,6 +201,23 @@ impl TrialConfig {
         (epochs * steps_per_epoch as f64).ceil() as u64
     }
 
+    /// The configuration with the values in force where it leaves them open: `lora_alpha`, `max_steps` unless
+    /// it depends on the rows, and, for a run of `total_steps`, `max_steps` and `warmup_steps`. It trains alike,
+    /// but is another document: a digest is of what was asked for.
+    pub fn in_force(&self, total_steps: Option<u64>) -> Self {
+        let mut config = self.clone();
+        config.lora_alpha = Some(self.lora_alpha_in_force());
+        if self.max_steps.is_none() && self.num_train_epochs.is_none() {
+            config.max_steps = Some(Self::DEFAULT_MAX_STEPS);
+        }
+        if let Some(total) = total_steps {
+            let steps = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+            config.max_steps = Some(steps(total));
+            config.warmup_steps = steps(self.warmup_steps_in_force(total));
+        }
+        config
+    }
+
     /// Warm-up steps in force for a run of `total_steps`.
     pub fn warmup_steps_in_force(&self, total_steps: u64) -> u64 {
         if self.warmup_steps > 0 {
@@ -223,6 +240,32 @@ mod tests {
         assert!(json.as_object().unwrap().values().all(|v| !v.is_object()));
         let back: TrialConfig = serde_json::from_value(json).unwrap();
         assert_eq!(back, TrialConfig::default());
+    }
+
+    #[test]
+    fn values_in_force() {
+        let open = TrialConfig { lora_rank: 4, warmup_ratio: 0.1, ..TrialConfig::default() };
+        let epochs = TrialConfig { num_train_epochs: Some(2.0), ..open.clone() };
+        let given =
+            TrialConfig { lora_alpha: Some(3.0), max_steps: Some(7), warmup_steps: 2, ..open.clone() };
+        // (asked for, steps if known) -> (lora_alpha, max_steps, warmup_steps)
+        for (config, total, want) in [
+            (&open, None, (8.0, Some(500), 0)),
+            (&open, Some(500), (8.0, Some(500), 50)),
+            (&epochs, None, (8.0, None, 0)),
+            (&epochs, Some(113), (8.0, Some(113), 12)),
+            (&given, None, (3.0, Some(7), 2)),
+            (&given, Some(7), (3.0, Some(7), 2)),
+        ] {
+            let got = config.in_force(total);
+            assert_eq!((got.lora_alpha.unwrap(), got.max_steps, got.warmup_steps), want, "{config:?}");
+            let rows = total.unwrap_or_default();
+            if total.is_some() {
+                assert_eq!(got.in_force(total), got, "again changes nothing");
+                assert_eq!(got.total_steps(rows), rows);
+                assert_eq!(got.warmup_steps_in_force(rows), config.warmup_steps_in_force(rows));
+            }
+        }
     }
 
     #[test]

@@ -103,7 +103,7 @@ pub struct Digests {
 pub struct Trial {
     /// Its id, `<sweep>/<number>`.
     pub id: TrialId,
-    /// Every parameter with the value in force.
+    /// Every parameter as it was asked for; [`Trial::config_in_force`] fills in what that leaves open.
     pub config: TrialConfig,
     /// The parameters that the search chose, by name.
     pub parameters: BTreeMap<String, serde_json::Value>,
@@ -139,4 +139,14 @@ pub struct Trial {
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
+}
+
+impl Trial {
+    /// Every parameter with the value in force, as people see it.
+    pub fn config_in_force(&self) -> TrialConfig {
+        // Epochs come to a number of steps once an agent has counted the rows; otherwise it is known from the start.
+        let depends_on_rows = self.config.max_steps.is_none() && self.config.num_train_epochs.is_some();
+        let known = (!depends_on_rows).then(|| self.config.total_steps(0));
+        self.config.in_force(self.total_steps.or(known))
+    }
 }
