@@ -195,7 +195,9 @@ fn as_list(pattern: &str) -> String {
         [name] => format!(".*{name}"),
         names => format!(".*({})", names.join("|")),
     };
-    format!("write a list, [{}], or a pattern of whole paths, {pattern}", names.join(", "))
+    // Under `parameters` a list is one of choices, of which each may be a list.
+    let list = names.join(", ");
+    format!("write a list, [{list}] (among choices [[{list}]]), or a pattern of whole paths, {pattern}")
 }
 
 /// Whether a regular expression matches a whole path, as PEFT has it (Python's `re.fullmatch`).

@@ -62,8 +62,14 @@ fn target_modules_are_pefts() {
     check(&base, &names(&["q_proj", "c_attn"]), Err(&unknown("c_attn", head)));
     check(&tied, &names(&["c_attn"]), Err(&unknown("c_attn", "")));
     for (text, remedy) in [
-        ("q_proj", "write a list, [q_proj], or a pattern of whole paths, .*q_proj"),
-        ("q_proj, v_proj", "write a list, [q_proj, v_proj], or a pattern of whole paths, .*(q_proj|v_proj)"),
+        (
+            "q_proj",
+            "write a list, [q_proj] (among choices [[q_proj]]), or a pattern of whole paths, .*q_proj",
+        ),
+        (
+            "q_proj, v_proj",
+            "write a list, [q_proj, v_proj] (among choices [[q_proj, v_proj]]), or a pattern of whole paths, .*(q_proj|v_proj)",
+        ),
         ("(q|v)_proj", "a text is a regular expression of whole paths, such as .*q_proj"),
         ("", "a text is a regular expression of whole paths, such as .*q_proj"),
     ] {

@@ -7,7 +7,8 @@ mod common;
 use common::{CPU, flat, json_file, shared, tiny_run};
 use domain::SystemClock;
 use domain::metric::REPORTED;
-use domain::trial::{EvalSplit, LrSchedulerType, Throughput, TrialConfig};
+use domain::trial::{LrSchedulerType, Throughput, TrialConfig};
+use std::collections::HashMap;
 use std::path::Path;
 use trainer::run::{Loaded, Run, Stepped, step_pack};
 
@@ -20,71 +21,145 @@ fn steps(loaded: &Loaded, run: &mut Run, count: u64) -> Vec<Stepped> {
     (0..count).map(|_| step_pack(loaded, &mut [&mut *run], &clock).unwrap().remove(0)).collect()
 }
 
-/// The configuration of the reference's runs on the pretrained 260K-parameter model.
-fn stories(rank: u32) -> Option<TrialConfig> {
-    let (model, data) =
-        (shared("data/models/stories260K-hf")?, shared("data/instruct/instruct_500_guanaco.jsonl")?);
-    let init = shared(&format!("reference/stories260k/init_r{rank}"))?;
-    Some(TrialConfig {
-        pretrained_model_id: model.display().to_string(),
-        dataset_name: data.display().to_string(),
-        eval_size: 50.0,
-        eval_split: EvalSplit::Last,
-        shuffle: false,
-        batch_size: 4,
-        max_sequence_length: 256,
-        lora_rank: rank,
-        init_adapter: Some(init.display().to_string()),
-        learning_rate: 1e-3,
-        lr_scheduler_type: LrSchedulerType::ConstantWithWarmup,
-        warmup_steps: 10,
-        max_steps: Some(200),
-        ..TrialConfig::default()
-    })
+/// One of the reference's runs on the pretrained 260K-parameter model, and how closely ours is to follow it: the
+/// reference's own figures say how fast each run makes rounding grow.
+struct Stories {
+    name: &'static str,
+    rank: u32,
+    learning_rate: f64,
+    /// Steps whose loss agrees within 1e-4 and gradient norm within 1e-3 of its size.
+    close: usize,
+    /// How far every step's loss may be off, and the final `eval/loss`.
+    loss: f64,
+    eval: f64,
 }
 
-/// A run against the reference's log: its first steps, and with `LORAFLEET_FULL` all 200. The reference's step
-/// 112 wraps around to the first rows where ours ends the epoch with two rows, so that steps are compared up
-/// to there, and the end more loosely.
-fn check_stories(name: &str, config: TrialConfig, base_eval: Option<f64>, compared: usize) {
-    let Some(reference) = shared(&format!("reference/stories260k/{name}.json")) else { return };
-    let want = json_file(&reference);
-    let full = std::env::var_os("LORAFLEET_FULL").is_some();
-    let loaded = load(&config);
-    let mut run = Run::new(&loaded, config).unwrap();
-    if let Some(want) = base_eval {
+const STORIES: [Stories; 7] = [
+    Stories { name: "r4_lr1e-3", rank: 4, learning_rate: 1e-3, close: 200, loss: 1e-4, eval: 1e-4 },
+    Stories { name: "r16_lr1e-3", rank: 16, learning_rate: 1e-3, close: 200, loss: 1e-4, eval: 1e-4 },
+    Stories { name: "r4_lr5e-3", rank: 4, learning_rate: 5e-3, close: 50, loss: 1e-3, eval: 1e-3 },
+    Stories { name: "r16_lr5e-3", rank: 16, learning_rate: 5e-3, close: 50, loss: f64::INFINITY, eval: 0.02 },
+    Stories {
+        name: "r16_lr5e-3_completion",
+        rank: 16,
+        learning_rate: 5e-3,
+        close: 50,
+        loss: f64::INFINITY,
+        eval: 0.002,
+    },
+    // Unstable on purpose: only how it begins can be compared, and that it ends badly.
+    Stories {
+        name: "r4_lr2e-2",
+        rank: 4,
+        learning_rate: 2e-2,
+        close: 10,
+        loss: f64::INFINITY,
+        eval: f64::INFINITY,
+    },
+    Stories {
+        name: "r16_lr2e-2",
+        rank: 16,
+        learning_rate: 2e-2,
+        close: 10,
+        loss: f64::INFINITY,
+        eval: f64::INFINITY,
+    },
+];
+
+impl Stories {
+    fn completion(&self) -> bool {
+        self.name.ends_with("completion")
+    }
+
+    fn config(&self, dir: &Path) -> Option<TrialConfig> {
+        let (model, data) =
+            (shared("data/models/stories260K-hf")?, shared("data/instruct/instruct_500_guanaco.jsonl")?);
+        let init = shared(&format!("reference/stories260k/init_r{}", self.rank))?;
+        // The reference's batches run on over the end of its 450 training rows, where ours would end the epoch
+        // with a smaller one: they are written out, all 200.
+        let text = std::fs::read_to_string(data).unwrap();
+        let rows: Vec<_> = text.lines().collect();
+        let write = |name: &str, rows: &mut dyn Iterator<Item = &str>| {
+            std::fs::write(dir.join(name), rows.fold(String::new(), |text, row| text + row + "\n")).unwrap();
+            dir.join(name).display().to_string()
+        };
+        Some(TrialConfig {
+            pretrained_model_id: model.display().to_string(),
+            dataset_name: write("train.jsonl", &mut (0..800).map(|i| rows[i % 450])),
+            eval_dataset_name: Some(write("eval.jsonl", &mut rows[450..].iter().copied())),
+            shuffle: false,
+            assistant_only_loss: self.completion(),
+            batch_size: 4,
+            max_sequence_length: 256,
+            lora_rank: self.rank,
+            init_adapter: Some(init.display().to_string()),
+            learning_rate: self.learning_rate,
+            lr_scheduler_type: LrSchedulerType::ConstantWithWarmup,
+            warmup_steps: 10,
+            max_steps: Some(200),
+            ..TrialConfig::default()
+        })
+    }
+
+    /// Holds ten steps against the reference's log, with `LORAFLEET_FULL` all 200 and the final `eval/loss`, which
+    /// it answers with.
+    fn check(&self) -> Option<f64> {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, name) = (self.config(dir.path())?, self.name);
+        let want = json_file(&shared(&format!("reference/stories260k/{name}.json"))?);
+        let loaded = load(&config);
+        let mut run = Run::new(&loaded, config).unwrap();
+        let base = if self.completion() { 4.650969 } else { 5.063520 };
         let got = run.base_eval(&loaded).unwrap().unwrap();
-        assert!((got - want).abs() < 1e-5, "{name}: base eval/loss {got}, reference {want}");
-    }
-    let compared = if full { compared } else { 20 };
-    let stepped = steps(&loaded, &mut run, if full { 200 } else { compared as u64 });
-    for (step, stepped) in stepped.iter().take(compared).enumerate() {
-        let point = stepped.point.as_ref().unwrap();
-        assert_eq!(point.step, step as u64 + 1);
-        for (ours, theirs, tolerance) in
-            [("loss", "loss", 1e-4), ("grad_norm", "grad_norm", 1e-3), ("learning_rate", "lr", 1e-9)]
-        {
-            let (got, want) = (point.get(ours).unwrap(), want[theirs][step].as_f64().unwrap());
-            let off = (got - want).abs();
-            assert!(off <= tolerance * want.abs().max(1e-3), "{name} step {step} {ours}: {got}, not {want}");
+        assert!((got - base).abs() < 1e-5, "{name}: base eval/loss {got}, reference {base}");
+        let full = std::env::var_os("LORAFLEET_FULL").is_some();
+        let stepped = steps(&loaded, &mut run, if full { 200 } else { 10 });
+        let (mut first, mut all, mut norms) = (0f64, 0f64, 0f64);
+        for (step, stepped) in stepped.iter().enumerate() {
+            let point = stepped.point.as_ref().unwrap();
+            assert_eq!(point.step, step as u64 + 1);
+            assert_eq!(point.get("tokens"), want["tokens"][step].as_f64(), "{name} step {step}");
+            let pair =
+                |ours: &str, theirs: &str| (point.get(ours).unwrap(), want[theirs][step].as_f64().unwrap());
+            let (rate, wanted) = pair("learning_rate", "lr");
+            assert!((rate - wanted).abs() <= 1e-9 * wanted, "{name} step {step}: {rate}, not {wanted}");
+            let ((loss, wanted_loss), (norm, wanted_norm)) =
+                (pair("loss", "loss"), pair("grad_norm", "grad_norm"));
+            let (off, norm_off) = ((loss - wanted_loss).abs(), (norm / wanted_norm - 1.0).abs());
+            assert!(off <= self.loss, "{name} step {step}: loss {loss}, not {wanted_loss}");
+            all = all.max(off);
+            if step < self.close {
+                assert!(off <= 1e-4, "{name} step {step}: loss {loss}, not {wanted_loss}");
+                assert!(norm_off <= 1e-3, "{name} step {step}: gradient norm {norm}, not {wanted_norm}");
+                (first, norms) = (first.max(off), norms.max(norm_off));
+            }
         }
-        assert_eq!(point.get("tokens"), want["tokens"][step].as_f64(), "{name} step {step}");
-    }
-    if full {
-        let want = want["final"]["eval/loss"].as_f64().unwrap();
-        let got = stepped[199].point.as_ref().unwrap().get("eval/loss").unwrap();
-        println!("{name}: final eval/loss {got}, reference {want}");
-        assert!((got / want - 1.0).abs() < 0.01, "{name}: final eval/loss {got}, reference {want}");
+        print!(
+            "{name}: base eval/loss off by {:.1e}; of the first {} steps, ",
+            (got - base).abs(),
+            self.close
+        );
+        println!("loss by {first:.1e}, gradient norm by {norms:.1e} of it; of all, loss by {all:.1e}");
+        let key = if self.completion() { "eval/loss_completion" } else { "eval/loss" };
+        let (got, want) =
+            (stepped.get(199)?.point.as_ref().unwrap().get("eval/loss").unwrap(), &want["final"][key]);
+        let off = (got - want.as_f64().unwrap()).abs();
+        println!("{name}: final eval/loss {got}, reference {want}, off by {off:.1e}");
+        assert!(off <= self.eval, "{name}: final eval/loss {got}, reference {want}");
+        Some(got)
     }
 }
 
 #[test]
 fn runs_on_real_text_are_the_references() {
-    let (Some(r4), Some(r16)) = (stories(4), stories(16)) else { return };
-    check_stories("r4_lr1e-3", r4, Some(5.063520), 112);
-    check_stories("r16_lr1e-3", r16.clone(), Some(5.063520), 112);
-    let completion = TrialConfig { assistant_only_loss: true, learning_rate: 5e-3, ..r16 };
-    check_stories("r16_lr5e-3_completion", completion, Some(4.650969), 50);
+    let last: HashMap<_, _> = STORIES.iter().filter_map(|run| Some((run.name, run.check()?))).collect();
+    if last.len() == STORIES.len() {
+        let order = ["r16_lr1e-3", "r16_lr5e-3", "r4_lr5e-3", "r4_lr1e-3"].map(|name| last[name]);
+        assert!(
+            order.is_sorted() && order[3] < last["r4_lr2e-2"] && order[3] < last["r16_lr2e-2"],
+            "{last:?}"
+        );
+    }
 }
 
 #[test]
