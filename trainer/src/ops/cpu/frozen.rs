@@ -19,7 +19,7 @@ pub(in crate::ops) fn product(
     let (inner, n) = if transposed { (columns, rows) } else { (rows, columns) };
     if inner != k || into.as_ref().is_some_and(|into| into.dims() != [m, n]) {
         let shapes = format!("{:?} by {:?}, transposed: {transposed}", x.dims(), w.dims());
-        return Err(candle_core::Error::Msg(format!("shapes do not multiply: {shapes}")))?;
+        return Err(candle_core::Error::Msg(format!("shapes do not multiply: {shapes}")).into());
     }
     read([x, w], |[x, w]| {
         let operands = Operands { size: [m, n, k], x, w, transposed };

@@ -57,6 +57,7 @@ impl Product<'_> {
         }
     }
 
+    #[allow(clippy::needless_range_loop, reason = "an index picks the same place in every row")]
     #[inline(always)]
     fn tile<S: Simd, const M: usize, const V: usize>(
         &mut self,
