@@ -62,6 +62,13 @@ pub(crate) struct Planned {
     preflight: Preflight,
 }
 
+impl Planned {
+    /// The trial's base model by name, and its shape.
+    pub(crate) fn base_model(&self) -> (String, proto::v1::ModelShape) {
+        (self.trial.config.pretrained_model_id.clone(), self.preflight.shape.shape().into())
+    }
+}
+
 /// The trials that the search would propose, each checked against its model and data as far as that goes
 /// without training. Models and data are read once for all trials that share them.
 pub(crate) fn check(loaded: &sweep_file::Loaded) -> Result<Vec<Planned>, Failure> {

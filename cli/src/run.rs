@@ -4,6 +4,7 @@ use crate::board::{Board, Change};
 use crate::client::{self, Connection, ServerArgs};
 use crate::embedded::Embedded;
 use crate::output::{self, Format, OutputArgs};
+use crate::plan::Planned;
 use crate::progress::Progress;
 use crate::{Failure, plan, sweeps, view};
 use config::sweep_file;
@@ -49,16 +50,17 @@ pub(crate) struct Args {
 /// Runs the verb.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let loaded = load(&args)?;
-    let connection = match &args.server.endpoint {
-        Some(_) => Connection::open(&args.server).await?,
+    // A server's models and data lie on its machines: what is wrong with them, only it can say.
+    let (planned, connection) = match &args.server.endpoint {
+        Some(_) => (Vec::new(), Connection::open(&args.server).await?),
         None => {
-            plan::check(&loaded)?;
+            let planned = plan::check(&loaded)?;
             announce(&args, &loaded);
-            embedded(&args).await?
+            (planned, embedded(&args).await?)
         }
     };
     let result = tokio::select! {
-        result = drive(&args, &loaded, &connection) => Some(result),
+        result = drive(&args, &loaded, &planned, &connection) => Some(result),
         _ = tokio::signal::ctrl_c() => None,
     };
     if result.is_none() {
@@ -110,13 +112,18 @@ async fn embedded(args: &Args) -> Result<Connection, Failure> {
     Connection::to_embedded(embedded).await
 }
 
-async fn drive(args: &Args, loaded: &sweep_file::Loaded, connection: &Connection) -> Result<(), Failure> {
+async fn drive(
+    args: &Args,
+    loaded: &sweep_file::Loaded,
+    planned: &[Planned],
+    connection: &Connection,
+) -> Result<(), Failure> {
     let sweep_id = match unfinished(args, loaded, connection).await? {
         Some(sweep_id) => {
             eprintln!("going on with {sweep_id} (--new starts anew)");
             sweep_id
         }
-        None => submit(loaded, connection).await?,
+        None => submit(loaded, planned, connection).await?,
     };
     let board = watch(connection, &sweep_id, args.output.format != Format::Table).await?;
     finish(args, connection, &sweep_id, &board).await
@@ -154,8 +161,13 @@ fn normal(document: &Value) -> Value {
     proto::convert::from_struct(proto::convert::to_struct(&object)).remove("d").unwrap_or_default()
 }
 
-async fn submit(loaded: &sweep_file::Loaded, connection: &Connection) -> Result<String, Failure> {
+async fn submit(
+    loaded: &sweep_file::Loaded,
+    planned: &[Planned],
+    connection: &Connection,
+) -> Result<String, Failure> {
     let request = v1::SubmitSweepRequest {
+        base_models: planned.iter().map(Planned::base_model).collect(),
         request_id: uuid::Uuid::new_v4().to_string(),
         spec: Some(proto::convert::to_struct(&loaded.document)),
     };

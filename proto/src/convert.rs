@@ -2,6 +2,7 @@
 
 use crate::v1;
 use domain::fleet::{Agent, Device, Holding};
+use domain::footprint::ModelShape;
 use domain::metric::MetricPoint;
 use domain::sweep::{Sweep, SweepState};
 use domain::trial::{
@@ -25,6 +26,55 @@ impl ConvertError {
     /// An error about `field`.
     pub fn new(field: &'static str, problem: impl Into<String>) -> Self {
         Self { field, problem: problem.into() }
+    }
+}
+
+impl From<ModelShape> for v1::ModelShape {
+    fn from(s: ModelShape) -> Self {
+        Self {
+            vocab_size: s.vocab_size,
+            hidden_size: s.hidden_size,
+            intermediate_size: s.intermediate_size,
+            num_hidden_layers: s.num_hidden_layers,
+            num_attention_heads: s.num_attention_heads,
+            num_key_value_heads: s.num_key_value_heads,
+            head_dim: s.head_dim,
+            tie_word_embeddings: s.tie_word_embeddings,
+        }
+    }
+}
+
+/// Above any model's width, depth or vocabulary, and small enough that no prediction from them overflows.
+const LARGEST_DIMENSION: u64 = 1 << 24;
+
+impl TryFrom<v1::ModelShape> for ModelShape {
+    type Error = ConvertError;
+
+    fn try_from(s: v1::ModelShape) -> Result<Self, ConvertError> {
+        let dimensions = [
+            ("vocab_size", s.vocab_size),
+            ("hidden_size", s.hidden_size),
+            ("intermediate_size", s.intermediate_size),
+            ("num_hidden_layers", s.num_hidden_layers),
+            ("num_attention_heads", s.num_attention_heads),
+            ("num_key_value_heads", s.num_key_value_heads),
+            ("head_dim", s.head_dim),
+        ];
+        for (field, value) in dimensions {
+            if !(1..=LARGEST_DIMENSION).contains(&value) {
+                return Err(ConvertError::new(field, format!("is {value}, not in 1 to {LARGEST_DIMENSION}")));
+            }
+        }
+        Ok(Self {
+            vocab_size: s.vocab_size,
+            hidden_size: s.hidden_size,
+            intermediate_size: s.intermediate_size,
+            num_hidden_layers: s.num_hidden_layers,
+            num_attention_heads: s.num_attention_heads,
+            num_key_value_heads: s.num_key_value_heads,
+            head_dim: s.head_dim,
+            tie_word_embeddings: s.tie_word_embeddings,
+        })
     }
 }
 

@@ -11,6 +11,7 @@ use proto::v1::adapter_service_client::AdapterServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
 use proto::v1::trial_service_client::TrialServiceClient;
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,7 +73,7 @@ async fn agent(dir: &Path, endpoint: &str, clock: Arc<dyn Clock>, scope: &Scope)
 
 async fn submit(channel: &Channel, document: &Value) -> String {
     let spec = Some(proto::convert::to_struct(document.as_object().unwrap()));
-    let request = v1::SubmitSweepRequest { request_id: "once".into(), spec };
+    let request = v1::SubmitSweepRequest { request_id: "once".into(), spec, base_models: HashMap::new() };
     let mut sweeps = SweepServiceClient::new(channel.clone());
     sweeps.submit_sweep(request).await.unwrap().into_inner().sweep.unwrap().id
 }

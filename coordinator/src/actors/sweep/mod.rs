@@ -10,7 +10,6 @@ use super::message::{StopReason, ToAgent, TrialEvent};
 use crate::artifacts::Stored;
 use crate::error::Result;
 use crate::history::History;
-use crate::placement::Waiting;
 use crate::store::{Batch, Placement, StopCause, Store, SweepRecord, TrialRecord};
 use actor::{Gone, Mailbox, Reply, Scope};
 use domain::metric::MetricPoint;
@@ -201,8 +200,9 @@ impl RunningSweep {
             match record.placement {
                 Some(Placement { agent, device, .. }) if trial.state.holds_device() => {
                     let (trial, attempt) = (trial.id.clone(), trial.attempt);
-                    let needs = self.needs(number)?;
-                    let expected = Expected { trial, attempt, agent, device, needs };
+                    let needs = self.ledger.needs(number)?;
+                    let charged_at = self.ledger.reopen_account(number)?;
+                    let expected = Expected { trial, attempt, agent, device, needs, charged_at };
                     let lost = self.tools.dispatcher.expect(expected).await?;
                     self.await_loss(number, attempt, lost);
                 }
@@ -303,7 +303,7 @@ impl RunningSweep {
         if !matches!(event, TrialEvent::Started { .. }) {
             let leaving = event == TrialEvent::Released;
             let seconds = self.tools.dispatcher.release(trial.clone(), attempt, leaving).await?;
-            self.ledger.close_account(number, seconds)?;
+            self.ledger.close_account(number, seconds, self.now())?;
         }
         self.ledger.event(number, event, self.now())?;
         self.save().await?;
@@ -333,14 +333,33 @@ impl RunningSweep {
 
     async fn stop_trial(&mut self, number: u32) -> Result<TrialRecord> {
         self.ledger.stop_trial(number, StopCause::Person, self.now())?;
+        self.abandon(vec![self.ledger.get(number)?.trial.id.clone()]).await?;
         self.save().await?;
         self.ledger.get(number).cloned()
     }
 
     async fn cancel(&mut self) -> Result<View> {
         self.ledger.stop_all(StopCause::Person, self.now())?;
+        self.abandon(self.held()).await?;
         self.save().await?;
         Ok(self.view())
+    }
+
+    /// The trials that hold a device.
+    fn held(&self) -> Vec<TrialId> {
+        let held = self.ledger.trials().values().filter(|t| t.placement.is_some());
+        held.map(|t| t.trial.id.clone()).collect()
+    }
+
+    /// Ends those of these stopped trials whose agents are away: those may never come back to be told.
+    async fn abandon(&mut self, stopped: Vec<TrialId>) -> Result<()> {
+        let now = self.now();
+        for (trial, seconds) in self.tools.dispatcher.abandon(stopped).await? {
+            let Some(number) = trial.number() else { continue };
+            self.ledger.close_account(number, seconds, now)?;
+            self.ledger.lost(number, "its agent is away", now)?;
+        }
+        Ok(())
     }
 
     async fn hear(&mut self, signal: Signal) -> Result<()> {
@@ -371,21 +390,19 @@ impl RunningSweep {
         if !matches!(self.standing(number, attempt), Ok(Standing::Current)) {
             return Ok(());
         }
-        self.ledger.close_account(number, seconds)?;
+        self.ledger.close_account(number, seconds, self.now())?;
         self.ledger.lost(number, "its agent was not heard from for a whole lease", self.now())?;
         self.save().await
     }
 
     /// Charges what runs, and ends the sweep if its budget is spent.
     async fn look_at_budget(&mut self) -> Result<()> {
-        let held = self.ledger.trials().values().filter(|t| t.placement.is_some());
-        let held: Vec<_> = held.map(|t| t.trial.id.clone()).collect();
-        for (trial, seconds) in self.tools.dispatcher.used(held).await? {
+        let now = self.now();
+        for (trial, seconds) in self.tools.dispatcher.used(self.held()).await? {
             if let Some(number) = trial.number() {
-                self.ledger.charge(number, seconds)?;
+                self.ledger.charge(number, seconds, now)?;
             }
         }
-        let now = self.now();
         self.ledger.settle(now);
         let record = self.ledger.record();
         let (sweep, budget) = (&record.sweep, &record.sweep.spec.budget);
@@ -448,7 +465,7 @@ impl RunningSweep {
     }
 
     async fn enqueue(&mut self, number: u32) -> Result<()> {
-        let needs = self.needs(number)?;
+        let needs = self.ledger.needs(number)?;
         let trial = &self.ledger.get(number)?.trial;
         let (granted, grant) = oneshot::channel();
         let attempt = trial.attempt.next();
@@ -461,14 +478,5 @@ impl RunningSweep {
 
     fn await_loss(&self, number: u32, attempt: Attempt, lost: oneshot::Receiver<f64>) {
         self.signals.push(Box::pin(async move { Signal::Lost(number, attempt, lost.await.ok()) }));
-    }
-
-    fn needs(&self, number: u32) -> Result<Waiting> {
-        let config = &self.ledger.get(number)?.trial.config;
-        Ok(Waiting {
-            base: config.pretrained_model_id.clone(),
-            accelerators: self.ledger.record().sweep.spec.resources.accelerators.clone(),
-            peak_bytes: 0,
-        })
     }
 }
