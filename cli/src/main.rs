@@ -3,7 +3,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`run`] | the main job; [`board`] and [`progress`] show it live |
+//! | [`run`] | the main job; [`board`], [`forecast`] and [`progress`] show it live |
 //! | [`sweeps`], [`trials`], [`adapters`], [`agents`] | verbs that read and end what a server keeps |
 //! | [`plan`] | what a sweep needs, before anything runs |
 //! | [`train`] | one fine-tuning run without a server |
@@ -18,6 +18,7 @@ mod board;
 mod client;
 mod embedded;
 mod failure;
+mod forecast;
 mod output;
 mod plan;
 mod progress;

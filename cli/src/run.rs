@@ -1,6 +1,6 @@
 //! `lorafleet run`: the main job. Submits a sweep, shows it live, and ends with its best adapter and report.
 
-use crate::board::{Board, Change};
+use crate::board::Board;
 use crate::client::{self, Connection, ServerArgs};
 use crate::embedded::Embedded;
 use crate::output::{self, Format, OutputArgs};
@@ -11,6 +11,10 @@ use domain::trial::TrialState;
 use proto::v1;
 use serde_json::{Value, json};
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// Time between two looks at the clock while a sweep is followed.
+const TICK: Duration = Duration::from_secs(1);
 
 /// Runs a sweep from its file to adapters and a report.
 ///
@@ -169,13 +173,18 @@ async fn submit(loaded: &sweep_file::Loaded, connection: &Connection) -> Result<
 pub(crate) async fn watch(connection: &Connection, sweep_id: &str, quiet: bool) -> Result<Board, Failure> {
     let request = v1::WatchSweepRequest { sweep_id: sweep_id.to_string() };
     let mut stream = connection.sweeps().watch_sweep(request).await?.into_inner();
-    let mut board = Board::default();
+    let mut board = Board::new(older(connection, sweep_id).await?);
     let mut progress = Progress::new(quiet);
-    while let Some(message) = stream.message().await? {
-        let change = board.apply(message)?;
-        progress.show(&board, &change);
-        if change == Change::Sweep && board.is_over() {
-            break;
+    let mut tick = tokio::time::interval(TICK);
+    // The server ends the stream once the sweep is over and every trial was told.
+    loop {
+        tokio::select! {
+            message = stream.message() => {
+                let Some(message) = message? else { break };
+                let change = board.apply(message, progress.elapsed())?;
+                progress.show(&board, &change);
+            }
+            _ = tick.tick() => progress.tick(&board),
         }
     }
     let elapsed = progress.elapsed();
@@ -189,6 +198,13 @@ pub(crate) async fn watch(connection: &Connection, sweep_id: &str, quiet: bool) 
         eprintln!("{}", board.sweep_line(elapsed));
     }
     Ok(board)
+}
+
+/// Unfinished sweeps that were submitted before a sweep: devices go to the trials that wait longest.
+async fn older(connection: &Connection, sweep_id: &str) -> Result<Vec<String>, Failure> {
+    let running = sweeps::list(connection, vec![v1::SweepState::Running]).await?;
+    // Newest first.
+    Ok(running.into_iter().map(|s| s.id).skip_while(|id| id != sweep_id).skip(1).collect())
 }
 
 async fn finish(args: &Args, connection: &Connection, sweep_id: &str, board: &Board) -> Result<(), Failure> {

@@ -287,9 +287,13 @@ impl RunningSweep {
             return Ok(());
         }
         self.ledger.metrics(number, points)?;
-        if let Some(point) = points.last() {
-            let trial = self.ledger.get(number)?.trial.id.clone();
-            self.publish(Change::Progress(trial, attempt, point.clone()));
+        // Of a batch, watchers hear the newest point, and each one that trials are compared by.
+        let trial = self.ledger.get(number)?.trial.id.clone();
+        let compared = &self.ledger.record().sweep.spec.search.metric;
+        let last = points.len().saturating_sub(1);
+        let told = points.iter().enumerate().filter(|(i, p)| *i == last || p.get(compared).is_some());
+        for (_, point) in told {
+            self.publish(Change::Progress(trial.clone(), attempt, point.clone()));
         }
         if self.ledger.is_changed() { self.save().await } else { Ok(()) }
     }
