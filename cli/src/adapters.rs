@@ -51,16 +51,12 @@ Each adapter is a directory that PeftModel.from_pretrained reads.")]
 pub(crate) async fn run(verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::List { sweep, server, output } => {
-            let connection = Connection::open(&server).await?;
-            let adapters = list(&connection, &sweep).await?;
-            connection.close().await;
+            let adapters = Connection::with(&server, async |c| list(c, &sweep).await).await?;
             let document = Value::Array(adapters.iter().map(document).collect());
             output::print(output.format, &document, || table(&adapters))
         }
         Verb::Pull { id, top, to, server, output } => {
-            let connection = Connection::open(&server).await?;
-            let pulled = pull(&connection, &id, top, &to).await?;
-            connection.close().await;
+            let pulled = Connection::with(&server, async |c| pull(c, &id, top, &to).await).await?;
             let document = json!(pulled.iter().map(|p| p.display().to_string()).collect::<Vec<_>>());
             output::print(output.format, &document, || {
                 pulled.iter().map(|p| format!("{}\n", p.display())).collect()

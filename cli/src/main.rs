@@ -9,7 +9,14 @@
 //! | [`train`] | one fine-tuning run without a server |
 //! | [`bench`] | how fast parts of it are on this machine |
 //! | [`client`], [`embedded`] | the way to a server, or one in this process |
+//! | [`interrupt`] | Ctrl-C and SIGTERM |
 //! | [`output`], [`view`], [`failure`] | tables, JSON, YAML; how records look; exit codes |
+
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "they panic where a pipe is closed: output::to_stdout, output::say!"
+)]
 
 mod adapters;
 mod agents;
@@ -19,6 +26,7 @@ mod client;
 mod embedded;
 mod failure;
 mod forecast;
+mod interrupt;
 mod output;
 mod plan;
 mod progress;
@@ -112,8 +120,9 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Adapters(verb) => block_on(adapters::run(verb)),
         Verb::Agents(verb) => block_on(agents::run(verb)),
         Verb::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "lorafleet", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "lorafleet", &mut script);
+            output::to_stdout(&String::from_utf8_lossy(&script))
         }
     }
 }

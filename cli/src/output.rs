@@ -5,6 +5,38 @@ use clap::ValueEnum;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use saphyr::{MappingOwned, ScalarOwned, YamlEmitter, YamlOwned};
 use serde_json::Value;
+use std::io::{ErrorKind, Write};
+
+/// Prints a line to standard error, as `eprintln!` does. Whoever closed it does not want to hear, and the work
+/// goes on without.
+macro_rules! say {
+    ($($message:tt)*) => { $crate::output::to_stderr(format!($($message)*)) };
+}
+pub(crate) use say;
+
+/// What [`say!`] does with its line.
+pub(crate) fn to_stderr(mut line: String) {
+    line.push('\n');
+    let _ = std::io::stderr().lock().write_all(line.as_bytes());
+}
+
+/// Prints to standard output, with one line break at the end. A reader that closed it (`| head`) has what it
+/// wanted, so that is no failure.
+///
+/// # Errors
+/// It cannot be written to for another reason, such as a full disk.
+pub(crate) fn to_stdout(text: &str) -> Result<(), Failure> {
+    written(&mut std::io::stdout().lock(), text)
+}
+
+fn written(out: &mut impl Write, text: &str) -> Result<(), Failure> {
+    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::failed(format!("standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// The form of a command's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -32,8 +64,7 @@ pub(crate) fn print(format: Format, document: &Value, table: impl FnOnce() -> St
         Format::Json => serde_json::to_string_pretty(document).map_err(Failure::failed)?,
         Format::Yaml => yaml(document)?,
     };
-    println!("{}", text.trim_end());
-    Ok(())
+    to_stdout(&text)
 }
 
 fn yaml(document: &Value) -> Result<String, Failure> {
@@ -167,6 +198,29 @@ mod tests {
         ] {
             assert_eq!(got, want);
         }
+    }
+
+    /// A stream that fails as told.
+    struct Failing(ErrorKind);
+
+    impl Write for Failing {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Err(self.0.into())
+        }
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_failure() {
+        for (kind, fails) in [(ErrorKind::BrokenPipe, false), (ErrorKind::StorageFull, true)] {
+            assert_eq!(written(&mut Failing(kind), "text").is_err(), fails, "{kind:?}");
+        }
+        let mut out = Vec::new();
+        written(&mut out, "text\n\n").unwrap();
+        assert_eq!(out, b"text\n");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Live progress on standard error: a changing block on a terminal, a line a change elsewhere.
 
 use crate::board::{Board, Change};
+use crate::output::say;
 use domain::{Clock, SystemClock};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
@@ -88,12 +89,12 @@ impl Progress {
             Screen::Plain { training, line } => match change {
                 Change::Trial { number, entered: true } => {
                     *line = now;
-                    eprintln!("{}", board.trial_line(*number));
+                    say!("{}", board.trial_line(*number));
                 }
                 Change::Progress(_) if now.saturating_sub(*training) >= PLAIN_INTERVAL => {
                     (*training, *line) = (now, now);
-                    board.training().for_each(|(number, _)| eprintln!("{}", board.trial_line(number)));
-                    eprintln!("{sweep_line}");
+                    board.training().for_each(|(number, _)| say!("{}", board.trial_line(number)));
+                    say!("{sweep_line}");
                 }
                 _ => {}
             },
@@ -110,7 +111,7 @@ impl Progress {
             Screen::Plain { line, .. } => {
                 if now.saturating_sub(*line) >= PLAIN_SILENCE {
                     *line = now;
-                    eprintln!("{sweep_line}");
+                    say!("{sweep_line}");
                 }
             }
         }

@@ -8,6 +8,7 @@ mod progress;
 mod summary;
 
 use crate::Failure;
+use crate::output::{self, say};
 use checkpoints::Output;
 use domain::{Clock, SystemClock};
 use flags::Parameters;
@@ -75,8 +76,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     output.finish(&run).map_err(failed)?;
     let mut summary = run.summary(&loaded).map_err(failed)?;
     summary.device_seconds = clock.monotonic().as_secs_f64();
-    println!("{}", summary::text(args.output, &args.output_dir, &run, &summary));
-    Ok(())
+    output::to_stdout(&summary::text(args.output, &args.output_dir, &run, &summary))
 }
 
 /// All steps that are left, with metrics, checkpoints and progress.
@@ -119,7 +119,7 @@ fn train(
 
 fn announce(plan: &preflight::Preflight, run: &Run, checkpoint: Option<&Path>) {
     let config = run.config();
-    eprintln!(
+    say!(
         "{}: {} layers, width {}; {} of {} parameters train",
         config.pretrained_model_id,
         plan.shape.num_hidden_layers,
@@ -127,17 +127,9 @@ fn announce(plan: &preflight::Preflight, run: &Run, checkpoint: Option<&Path>) {
         plan.trainable_parameters,
         plan.total_parameters
     );
-    eprintln!(
-        "{}: {} rows to train on, {} held out, {} cut to {} tokens, {} skipped",
-        config.dataset_name,
-        plan.rows,
-        plan.eval_rows,
-        plan.truncated_rows,
-        config.max_sequence_length,
-        plan.skipped_rows
-    );
+    say!("{}", crate::plan::reading(config, plan));
     if let Some(dir) = checkpoint {
-        eprintln!("going on from {} after step {} of {}", dir.display(), run.step(), run.total_steps());
+        say!("going on from {} after step {} of {}", dir.display(), run.step(), run.total_steps());
     }
 }
 

@@ -68,29 +68,32 @@ pub(crate) async fn run(verb: Verb) -> Result<(), Failure> {
         | Verb::Stop { rest, .. } => rest,
     };
     let format = rest.output.format;
-    let connection = Connection::open(&rest.server).await?;
-    let (document, table) = match verb {
+    let (document, table) = Connection::with(&rest.server, async |c| answer(&verb, c).await).await?;
+    output::print(format, &document, || table)
+}
+
+/// What a verb is answered, for programs and for people.
+async fn answer(verb: &Verb, connection: &Connection) -> Result<(Value, String), Failure> {
+    match verb {
         Verb::List { sweep, .. } => {
-            let trials = list(&connection, &sweep).await?;
+            let trials = list(connection, sweep).await?;
             let document = trials.iter().map(view::trial_document).collect();
-            (Value::Array(document), view::trial_table(&trials))
+            Ok((Value::Array(document), view::trial_table(&trials)))
         }
         Verb::Get { trial, .. } => {
-            let trial = get(&connection, &trial).await?;
+            let trial = get(connection, trial).await?;
             let document = view::trial_document(&trial);
             let text = one(&document);
-            (document, text)
+            Ok((document, text))
         }
-        Verb::Metrics { trial, .. } => curve(&connection, &trial).await?,
+        Verb::Metrics { trial, .. } => curve(connection, trial).await,
         Verb::Stop { trial, .. } => {
-            let request = v1::StopTrialRequest { trial_id: trial };
+            let request = v1::StopTrialRequest { trial_id: trial.clone() };
             let answer = connection.trials().stop_trial(request).await?.into_inner();
             let trial = view::trial(answer.trial.unwrap_or_default())?;
-            (view::trial_document(&trial), view::trial_table(&[trial]))
+            Ok((view::trial_document(&trial), view::trial_table(&[trial])))
         }
-    };
-    connection.close().await;
-    output::print(format, &document, || table)
+    }
 }
 
 /// All trials of a sweep in the order of their numbers, page after page.
