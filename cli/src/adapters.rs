@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 
 /// Lists and fetches adapters in PEFT's format.
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:
+  lorafleet adapters list quickstart-3fa2
+  lorafleet adapters pull quickstart-3fa2 --top 3 --to ./adapters")]
 pub(crate) enum Verb {
     /// Lists a sweep's adapters, best first.
     #[command(after_help = "Example:\n  lorafleet adapters list quickstart-3fa2")]
@@ -87,7 +90,7 @@ fn table(adapters: &[v1::Adapter]) -> String {
         ]
     };
     let rows: Vec<_> = adapters.iter().map(row).collect();
-    output::table(&["trial", "step", "eval/loss", "size", "path"], &rows)
+    output::table(&["trial", "step", "eval/loss", "size", "path"], &rows, &["size", "step"])
 }
 
 /// A sweep's adapters, best first, page after page.

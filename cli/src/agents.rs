@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 /// Reads the fleet.
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Example:\n  lorafleet agents list --endpoint http://10.0.0.5:7401")]
 pub(crate) enum Verb {
     /// Lists agents, their devices and what they train.
     #[command(after_help = "Example:\n  lorafleet agents list --endpoint http://10.0.0.5:7401")]
@@ -78,5 +79,6 @@ fn table(agents: &[v1::Agent]) -> String {
             ]);
         }
     }
-    output::table(&["agent", "host", "state", "device", "accelerator", "memory", "trials"], &rows)
+    let headings = ["agent", "host", "state", "device", "accelerator", "memory", "trials"];
+    output::table(&headings, &rows, &["host", "accelerator", "memory"])
 }

@@ -140,6 +140,20 @@ fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failu
 mod tests {
     use super::*;
 
+    /// Checks a command's help and that of all commands below it.
+    fn check_examples(command: &clap::Command, path: &str) {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert!(help.contains("Example") && help.contains(path), "{path} --help shows no example: {help:?}");
+        for verb in command.get_subcommands() {
+            check_examples(verb, &format!("{path} {}", verb.get_name()));
+        }
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        check_examples(&Cli::command(), "lorafleet");
+    }
+
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();

@@ -282,15 +282,17 @@ async fn finish(args: &Args, connection: &Connection, sweep_id: &str, board: &Bo
     });
     output::print(args.output.format, &document, || {
         let mut text = format!("\n{}\n", view::trial_table(&trials));
+        text += &board.sweep.as_ref().map(view::ended_early).unwrap_or_default();
         if let Some(trial) = best {
             text += &format!("best trial  {} · eval/loss {}", trial.id, output::loss(trial.eval_loss));
             let base = trial.summary.as_ref().and_then(|s| s.base_eval_loss);
             text += &base.map_or_else(String::new, |b| format!(" (base {b:.4})"));
             text += &format!(" · {}\n", view::parameters(trial));
             text += &adapter.as_ref().map_or_else(String::new, |a| format!("adapter     {a}\n"));
-            text += &rows(trial);
             text += &sample(trial);
         }
+        let read = best.or_else(|| trials.iter().find(|trial| trial.summary.is_some()));
+        text += &read.map(rows).unwrap_or_default();
         text + &format!("report      {}\n", report.display())
     })?;
     let sweep = board.sweep.as_ref();

@@ -95,7 +95,8 @@ pub(crate) async fn run_get(args: SweepArgs) -> Result<(), Failure> {
     let mut document = view::sweep(&sweep);
     document["trials"] = Value::Array(trials.iter().map(view::trial_document).collect());
     output::print(args.output.format, &document, || {
-        format!("{}\n{}", view::sweep_table(std::slice::from_ref(&sweep)), view::trial_table(&trials))
+        let table = view::sweep_table(std::slice::from_ref(&sweep));
+        format!("{table}{}\n{}", view::ended_early(&sweep), view::trial_table(&trials))
     })
 }
 
@@ -110,7 +111,8 @@ pub(crate) async fn run_watch(args: SweepArgs) -> Result<(), Failure> {
         "sweep": board.sweep.as_ref().map(view::sweep),
         "trials": trials.iter().map(view::trial_document).collect::<Vec<_>>(),
     });
-    output::print(args.output.format, &document, || view::trial_table(&trials))
+    let early = board.sweep.as_ref().map(view::ended_early).unwrap_or_default();
+    output::print(args.output.format, &document, || view::trial_table(&trials) + &early)
 }
 
 /// `lorafleet cancel`: ends a sweep and its trials.

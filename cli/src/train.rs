@@ -8,7 +8,7 @@ mod progress;
 mod summary;
 
 use crate::Failure;
-use crate::output::{self, say};
+use crate::output::{OutputArgs, say};
 use checkpoints::Output;
 use domain::{Clock, SystemClock};
 use flags::Parameters;
@@ -16,7 +16,6 @@ use metrics::Metrics;
 use progress::Progress;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use summary::Format;
 use trainer::run::{Loaded, Run, step_pack};
 use trainer::{Device, TrainError, preflight};
 
@@ -43,9 +42,12 @@ pub(crate) struct Args {
     /// Goes on from the newest checkpoint in --output-dir.
     #[arg(long)]
     resume: bool,
-    /// Form of the summary.
-    #[arg(short = 'o', long = "output", value_enum, default_value = "table")]
-    output: Format,
+    /// Starts anew where --output-dir holds an earlier run: its adapter and checkpoints are removed once the new
+    /// run is ready to train.
+    #[arg(long, alias = "overwrite_output_dir", conflicts_with = "resume")]
+    overwrite_output_dir: bool,
+    #[command(flatten)]
+    output: OutputArgs,
     #[command(flatten)]
     parameters: Parameters,
 }
@@ -60,7 +62,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         let (output, checkpoint) = Output::resumed(&args.output_dir)?;
         (output, Some(checkpoint))
     } else {
-        (Output::fresh(&args.output_dir)?, None)
+        (Output::fresh(&args.output_dir, args.overwrite_output_dir)?, None)
     };
     let device = Device::Cpu;
     let loaded = Loaded::load(Path::new(&config.pretrained_model_id), &device).map_err(unusable)?;
@@ -69,6 +71,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         Some(dir) => Run::resume(&loaded, config.clone(), dir, dir),
     }
     .map_err(unusable)?;
+    output.prepare(checkpoint.is_some())?;
     announce(&plan, &run, checkpoint.as_deref());
     let metrics = args.metrics.as_deref().map(|path| Metrics::open(path, run.step())).transpose()?;
     run.base_eval(&loaded).map_err(failed)?;
@@ -76,7 +79,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     output.finish(&run).map_err(failed)?;
     let mut summary = run.summary(&loaded).map_err(failed)?;
     summary.device_seconds = clock.monotonic().as_secs_f64();
-    output::to_stdout(&summary::text(args.output, &args.output_dir, &run, &summary))
+    summary::print(args.output.format, &args.output_dir, &run, &summary)
 }
 
 /// All steps that are left, with metrics, checkpoints and progress.

@@ -4,13 +4,16 @@ use crate::client::{Connection, ServerArgs};
 use crate::output::{self, OutputArgs};
 use crate::{Failure, view};
 use clap::Subcommand;
-use domain::metric::MetricPoint;
+use domain::metric::{self, MetricPoint};
 use domain::trial::Trial;
 use proto::v1;
 use serde_json::{Map, Value, json};
 
 /// Reads and ends trials.
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:
+  lorafleet trials list quickstart-3fa2
+  lorafleet trials get quickstart-3fa2/7 -o yaml")]
 pub(crate) enum Verb {
     /// Lists a sweep's trials.
     #[command(after_help = "Example:\n  lorafleet trials list quickstart-3fa2 -o json")]
@@ -139,7 +142,7 @@ fn one(document: &Value) -> String {
     }
     let mut rows = Vec::new();
     lines("", document, &mut rows);
-    output::table(&["key", "value"], &rows)
+    output::table(&["key", "value"], &rows, &[])
 }
 
 async fn curve(connection: &Connection, trial_id: &str) -> Result<(Value, String), Failure> {
@@ -171,5 +174,8 @@ async fn curve(connection: &Connection, trial_id: &str) -> Result<(Value, String
     };
     let rows: Vec<_> = points.iter().map(row).collect();
     let headings: Vec<_> = std::iter::once("step").chain(names.iter().copied()).collect();
-    Ok((document.collect(), output::table(&headings, &rows)))
+    // Losses are what a curve is read for; of the rest, the last are the least.
+    let spare: Vec<_> =
+        names.iter().rev().copied().filter(|n| ![metric::LOSS, metric::EVAL_LOSS].contains(n)).collect();
+    Ok((document.collect(), output::table(&headings, &rows, &spare)))
 }

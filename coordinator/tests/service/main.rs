@@ -192,6 +192,7 @@ async fn a_spent_budget_ends_the_sweep() {
     agent.finish(&assign, Ending::Stopped, Some(2.0)).await;
     let over = fixture.watch(&sweep.id).await.end().await;
     assert_eq!((over.state(), over.cost_usd >= 0.0001), (SweepState::Completed, true));
+    assert_eq!(over.ended_early(), "max_cost_usd of $0.0001 is spent");
     let states: Vec<_> = over.counts.iter().map(|c| (c.state(), c.trials)).collect();
     assert_eq!(states, [(TrialState::Stopped, 2)]);
 }

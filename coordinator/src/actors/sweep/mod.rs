@@ -14,7 +14,7 @@ use crate::placement::Waiting;
 use crate::store::{Batch, Placement, StopCause, Store, SweepRecord, TrialRecord};
 use actor::{Gone, Mailbox, Reply, Scope};
 use domain::metric::MetricPoint;
-use domain::sweep::Sweep;
+use domain::sweep::{Budget, Sweep};
 use domain::trial::{Trial, TrialState};
 use domain::{Attempt, Clock, SweepId, Timestamp, TrialId};
 use futures::future::BoxFuture;
@@ -393,11 +393,12 @@ impl RunningSweep {
         self.ledger.settle(now);
         let record = self.ledger.record();
         let (sweep, budget) = (&record.sweep, &record.sweep.spec.budget);
-        let dollars = budget.max_cost_usd.is_some_and(|most| sweep.cost_usd >= most);
         let elapsed = now.since(sweep.created_at).as_secs_f64();
-        let time = budget.max_wall_clock_seconds.is_some_and(|most| elapsed >= most);
-        if (dollars || time) && record.stop.is_none() {
-            tracing::info!(sweep = %sweep.id, cost_usd = sweep.cost_usd, elapsed, "the budget is spent");
+        if let Some(spent) = spent(budget, sweep.cost_usd, elapsed)
+            && record.stop.is_none()
+        {
+            tracing::info!(sweep = %sweep.id, cost_usd = sweep.cost_usd, elapsed, spent);
+            self.ledger.ended_early(spent);
             self.ledger.stop_all(StopCause::Budget, now)?;
         }
         if self.ledger.is_changed() { self.save().await } else { Ok(()) }
@@ -474,5 +475,32 @@ impl RunningSweep {
             accelerators: self.ledger.record().sweep.spec.resources.accelerators.clone(),
             peak_bytes: 0,
         })
+    }
+}
+
+/// Which part of a budget is spent, if any is.
+fn spent(budget: &Budget, cost_usd: f64, elapsed_seconds: f64) -> Option<String> {
+    match (budget.max_cost_usd, budget.max_wall_clock_seconds) {
+        (Some(most), _) if cost_usd >= most => Some(format!("max_cost_usd of ${most} is spent")),
+        (_, Some(most)) if elapsed_seconds >= most => Some(format!("max_wall_clock of {most} s is spent")),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_part_of_a_budget_that_is_spent() {
+        for (max_cost_usd, max_wall_clock_seconds, want) in [
+            (None, None, None),
+            (Some(2.5), Some(61.0), None),
+            (Some(2.0), Some(60.0), Some("max_cost_usd of $2 is spent")),
+            (None, Some(60.0), Some("max_wall_clock of 60 s is spent")),
+        ] {
+            let budget = Budget { max_cost_usd, max_wall_clock_seconds };
+            assert_eq!(spent(&budget, 2.0, 60.0).as_deref(), want, "{budget:?}");
+        }
     }
 }
