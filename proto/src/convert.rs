@@ -412,6 +412,7 @@ pub fn sweep(sweep: &Sweep, trials: impl IntoIterator<Item = TrialState>) -> v1:
         best_value,
         cost_usd: sweep.cost_usd,
         failure: sweep.failure.clone(),
+        ended_early: sweep.ended_early.clone(),
     }
 }
 
@@ -548,6 +549,7 @@ mod tests {
             best: Some((TrialId::new("s-0a1b/1"), 0.5)),
             cost_usd: 0.25,
             failure: None,
+            ended_early: Some("max_wall_clock of 4 s is spent".into()),
             created_at: Timestamp(1500),
             finished_at: None,
         };
@@ -555,6 +557,7 @@ mod tests {
         let counts: Vec<_> = wire.counts.iter().map(|c| (c.state(), c.trials)).collect();
         assert_eq!(counts, [(v1::TrialState::Running, 2), (v1::TrialState::Completed, 1)]);
         assert_eq!((wire.best_trial_id.as_deref(), wire.best_value), (Some("s-0a1b/1"), Some(0.5)));
+        assert_eq!(wire.ended_early, record.ended_early);
         let document = from_struct(wire.spec.unwrap());
         assert_eq!(domain::sweep::SweepSpec::from_document(&document).unwrap(), spec);
     }

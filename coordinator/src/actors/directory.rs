@@ -270,6 +270,7 @@ impl State {
             best: None,
             cost_usd: 0.0,
             failure: None,
+            ended_early: None,
             created_at: self.tools.clock.now(),
             finished_at: None,
         };

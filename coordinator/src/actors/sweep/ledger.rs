@@ -424,6 +424,12 @@ impl Ledger {
         Ok(())
     }
 
+    /// Notes what ends the sweep before its search is through.
+    pub fn ended_early(&mut self, why: String) {
+        self.record.sweep.ended_early = Some(why);
+        self.sweep_changed = true;
+    }
+
     /// Proposes no more, and ends all that is under way.
     pub fn stop_all(&mut self, cause: StopCause, now: Timestamp) -> Result<()> {
         self.record.stop = Some(cause.after(self.record.stop));

@@ -13,7 +13,7 @@ use crate::history::History;
 use crate::store::{Batch, Placement, StopCause, Store, SweepRecord, TrialRecord};
 use actor::{Gone, Mailbox, Reply, Scope};
 use domain::metric::MetricPoint;
-use domain::sweep::Sweep;
+use domain::sweep::{Budget, Sweep};
 use domain::trial::{Trial, TrialState};
 use domain::{Attempt, Clock, SweepId, Timestamp, TrialId};
 use futures::future::BoxFuture;
@@ -287,9 +287,13 @@ impl RunningSweep {
             return Ok(());
         }
         self.ledger.metrics(number, points)?;
-        if let Some(point) = points.last() {
-            let trial = self.ledger.get(number)?.trial.id.clone();
-            self.publish(Change::Progress(trial, attempt, point.clone()));
+        // Of a batch, watchers hear the newest point, and each one that trials are compared by.
+        let trial = self.ledger.get(number)?.trial.id.clone();
+        let compared = &self.ledger.record().sweep.spec.search.metric;
+        let last = points.len().saturating_sub(1);
+        let told = points.iter().enumerate().filter(|(i, p)| *i == last || p.get(compared).is_some());
+        for (_, point) in told {
+            self.publish(Change::Progress(trial.clone(), attempt, point.clone()));
         }
         if self.ledger.is_changed() { self.save().await } else { Ok(()) }
     }
@@ -406,11 +410,12 @@ impl RunningSweep {
         self.ledger.settle(now);
         let record = self.ledger.record();
         let (sweep, budget) = (&record.sweep, &record.sweep.spec.budget);
-        let dollars = budget.max_cost_usd.is_some_and(|most| sweep.cost_usd >= most);
         let elapsed = now.since(sweep.created_at).as_secs_f64();
-        let time = budget.max_wall_clock_seconds.is_some_and(|most| elapsed >= most);
-        if (dollars || time) && record.stop.is_none() {
-            tracing::info!(sweep = %sweep.id, cost_usd = sweep.cost_usd, elapsed, "the budget is spent");
+        if let Some(spent) = spent(budget, sweep.cost_usd, elapsed)
+            && record.stop.is_none()
+        {
+            tracing::info!(sweep = %sweep.id, cost_usd = sweep.cost_usd, elapsed, spent);
+            self.ledger.ended_early(spent);
             self.ledger.stop_all(StopCause::Budget, now)?;
         }
         if self.ledger.is_changed() { self.save().await } else { Ok(()) }
@@ -478,5 +483,32 @@ impl RunningSweep {
 
     fn await_loss(&self, number: u32, attempt: Attempt, lost: oneshot::Receiver<f64>) {
         self.signals.push(Box::pin(async move { Signal::Lost(number, attempt, lost.await.ok()) }));
+    }
+}
+
+/// Which part of a budget is spent, if any is.
+fn spent(budget: &Budget, cost_usd: f64, elapsed_seconds: f64) -> Option<String> {
+    match (budget.max_cost_usd, budget.max_wall_clock_seconds) {
+        (Some(most), _) if cost_usd >= most => Some(format!("max_cost_usd of ${most} is spent")),
+        (_, Some(most)) if elapsed_seconds >= most => Some(format!("max_wall_clock of {most} s is spent")),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_part_of_a_budget_that_is_spent() {
+        for (max_cost_usd, max_wall_clock_seconds, want) in [
+            (None, None, None),
+            (Some(2.5), Some(61.0), None),
+            (Some(2.0), Some(60.0), Some("max_cost_usd of $2 is spent")),
+            (None, Some(60.0), Some("max_wall_clock of 60 s is spent")),
+        ] {
+            let budget = Budget { max_cost_usd, max_wall_clock_seconds };
+            assert_eq!(spent(&budget, 2.0, 60.0).as_deref(), want, "{budget:?}");
+        }
     }
 }
