@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 
 /// Lists and fetches adapters in PEFT's format.
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:
+  lorafleet adapters list quickstart-3fa2
+  lorafleet adapters pull quickstart-3fa2 --top 3 --to ./adapters")]
 pub(crate) enum Verb {
     /// Lists a sweep's adapters, best first.
     #[command(after_help = "Example:\n  lorafleet adapters list quickstart-3fa2")]
@@ -51,16 +54,12 @@ Each adapter is a directory that PeftModel.from_pretrained reads.")]
 pub(crate) async fn run(verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::List { sweep, server, output } => {
-            let connection = Connection::open(&server).await?;
-            let adapters = list(&connection, &sweep).await?;
-            connection.close().await;
+            let adapters = Connection::with(&server, async |c| list(c, &sweep).await).await?;
             let document = Value::Array(adapters.iter().map(document).collect());
             output::print(output.format, &document, || table(&adapters))
         }
         Verb::Pull { id, top, to, server, output } => {
-            let connection = Connection::open(&server).await?;
-            let pulled = pull(&connection, &id, top, &to).await?;
-            connection.close().await;
+            let pulled = Connection::with(&server, async |c| pull(c, &id, top, &to).await).await?;
             let document = json!(pulled.iter().map(|p| p.display().to_string()).collect::<Vec<_>>());
             output::print(output.format, &document, || {
                 pulled.iter().map(|p| format!("{}\n", p.display())).collect()
@@ -91,7 +90,7 @@ fn table(adapters: &[v1::Adapter]) -> String {
         ]
     };
     let rows: Vec<_> = adapters.iter().map(row).collect();
-    output::table(&["trial", "step", "eval/loss", "size", "path"], &rows)
+    output::table(&["trial", "step", "eval/loss", "size", "path"], &rows, &["size", "step"])
 }
 
 /// A sweep's adapters, best first, page after page.

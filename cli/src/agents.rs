@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 /// Reads the fleet.
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Example:\n  lorafleet agents list --endpoint http://10.0.0.5:7401")]
 pub(crate) enum Verb {
     /// Lists agents, their devices and what they train.
     #[command(after_help = "Example:\n  lorafleet agents list --endpoint http://10.0.0.5:7401")]
@@ -23,20 +24,23 @@ pub(crate) enum Verb {
 /// `lorafleet agents …`.
 pub(crate) async fn run(verb: Verb) -> Result<(), Failure> {
     let Verb::List { server, output } = verb;
-    let connection = Connection::open(&server).await?;
+    let agents = Connection::with(&server, list).await?;
+    let document = Value::Array(agents.iter().map(document).collect());
+    output::print(output.format, &document, || table(&agents))
+}
+
+/// All agents, page after page.
+async fn list(connection: &Connection) -> Result<Vec<v1::Agent>, Failure> {
     let mut agents = Vec::new();
     let mut request = v1::ListAgentsRequest { page_size: 1000, page_token: String::new() };
     loop {
         let page = connection.fleet().list_agents(request.clone()).await?.into_inner();
         agents.extend(page.agents);
         if page.next_page_token.is_empty() {
-            break;
+            return Ok(agents);
         }
         request.page_token = page.next_page_token;
     }
-    connection.close().await;
-    let document = Value::Array(agents.iter().map(document).collect());
-    output::print(output.format, &document, || table(&agents))
 }
 
 fn document(agent: &v1::Agent) -> Value {
@@ -75,5 +79,6 @@ fn table(agents: &[v1::Agent]) -> String {
             ]);
         }
     }
-    output::table(&["agent", "host", "state", "device", "accelerator", "memory", "trials"], &rows)
+    let headings = ["agent", "host", "state", "device", "accelerator", "memory", "trials"];
+    output::table(&headings, &rows, &["host", "accelerator", "memory"])
 }

@@ -6,6 +6,7 @@ use crate::Failure;
 
 /// Times parts of LoraFleet on this machine; prints JSON.
 #[derive(Debug, clap::Subcommand)]
+#[command(after_help = "Example:\n  lorafleet bench train --trials 4 --batch 1")]
 pub(crate) enum Verb {
     Train(train::Args),
 }

@@ -2,7 +2,8 @@
 //! in this process for as long as the command runs.
 
 use crate::Failure;
-use crate::embedded::Embedded;
+use crate::embedded::{self, Embedded};
+use crate::interrupt::Requests;
 use proto::v1::adapter_service_client::AdapterServiceClient;
 use proto::v1::fleet_service_client::FleetServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
@@ -55,20 +56,52 @@ impl Connection {
                 args.data_dir.display()
             )));
         }
-        let embedded = Embedded::coordinator(&args.data_dir).await?;
-        Ok(Self { channel: connect(&embedded.endpoint()).await?, embedded: Some(embedded) })
+        Self::to_embedded(Embedded::coordinator(&args.data_dir, embedded::FREE_PORT).await?).await
     }
 
-    /// A connection to a server in this process.
+    /// A connection to a server in this process, which is stopped if there is none to be had.
     pub(crate) async fn to_embedded(embedded: Embedded) -> Result<Self, Failure> {
-        Ok(Self { channel: connect(&embedded.endpoint()).await?, embedded: Some(embedded) })
+        match connect(&embedded.endpoint()).await {
+            Ok(channel) => Ok(Self { channel, embedded: Some(embedded) }),
+            Err(failure) => {
+                embedded.stop().await;
+                Err(failure)
+            }
+        }
     }
 
-    /// Stops the embedded server, if there is one: its trials are checkpointed.
-    pub(crate) async fn close(self) {
+    /// Whether the server is one in this process without an agent: nothing trains while it serves.
+    pub(crate) fn trains_nothing(&self) -> bool {
+        self.embedded.as_ref().is_some_and(|embedded| !embedded.has_agent())
+    }
+
+    /// Works with a connection that is closed whichever way the work ends, an interruption included.
+    ///
+    /// # Errors
+    /// There is no server, or those of the work.
+    pub(crate) async fn with<T>(
+        args: &ServerArgs,
+        work: impl AsyncFnOnce(&Self) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let mut requests = Requests::new()?;
+        let connection = Self::open(args).await?;
+        let result = tokio::select! {
+            result = work(&connection) => result,
+            () = requests.next() => Err(Failure::interrupted("interrupted")),
+        };
+        connection.close(&mut requests).await;
+        result
+    }
+
+    /// Stops the embedded server, if there is one: its trials are checkpointed. A request to stop ends the
+    /// wait for that.
+    pub(crate) async fn close(self, requests: &mut Requests) {
         drop(self.channel);
         if let Some(embedded) = self.embedded {
-            embedded.stop().await;
+            tokio::select! {
+                () = embedded.stop() => {}
+                () = requests.next() => {}
+            }
         }
     }
 
@@ -90,6 +123,21 @@ impl Connection {
     /// Calls about agents and the server.
     pub(crate) fn fleet(&self) -> FleetServiceClient<Channel> {
         FleetServiceClient::new(self.channel.clone())
+    }
+}
+
+/// Refuses a data directory that a server uses.
+///
+/// # Errors
+/// One answers.
+pub(crate) async fn refuse_in_use(data_dir: &Path) -> Result<(), Failure> {
+    match serving(data_dir).await {
+        None => Ok(()),
+        Some(_) => Err(Failure::invalid(format!(
+            "{} is in use by a running LoraFleet; `lorafleet submit` gives it a sweep, or choose another \
+             --data-dir",
+            data_dir.display()
+        ))),
     }
 }
 

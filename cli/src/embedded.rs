@@ -4,13 +4,16 @@
 use crate::Failure;
 use crate::client::ENDPOINT_FILE;
 use domain::SystemClock;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How long checkpointing at shutdown may take before the process ends regardless.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// Any free port of this machine.
+pub(crate) const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// An embedded server.
 pub(crate) struct Embedded {
@@ -22,14 +25,14 @@ pub(crate) struct Embedded {
 
 impl Embedded {
     /// Starts a coordinator on a data directory, made if it is not there.
-    pub(crate) async fn coordinator(data_dir: &Path) -> Result<Self, Failure> {
+    pub(crate) async fn coordinator(data_dir: &Path, listen: SocketAddr) -> Result<Self, Failure> {
         std::fs::create_dir_all(data_dir).map_err(|e| {
             Failure::invalid(format!("{}: {e}; choose another --data-dir", data_dir.display()))
         })?;
         let scope = actor::Scope::new();
         let options = coordinator::Options {
             data_dir: data_dir.to_path_buf(),
-            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            listen,
             clock: Arc::new(SystemClock::new()),
             heartbeat: Duration::from_secs(2),
             lease: Duration::from_secs(10),
@@ -54,6 +57,16 @@ impl Embedded {
         gpu_agent::start(options, scope.clone()).await.map_err(Failure::failed)?;
         self.agent = Some(scope);
         Ok(())
+    }
+
+    /// Whether something trains here.
+    pub(crate) fn has_agent(&self) -> bool {
+        self.agent.is_some()
+    }
+
+    /// Returns when the coordinator ends by itself: what it keeps cannot be written, or it has a defect.
+    pub(crate) async fn ended(&self) {
+        self.coordinator.cancelled().await;
     }
 
     /// Where it listens.

@@ -1,6 +1,7 @@
 //! How a command ends when it does not end well. Exit codes: 0 done, 1 the work failed, 2 usage or invalid
 //! spec, 3 unreachable, 130 interrupted.
 
+use crate::output::say;
 use std::process::ExitCode;
 
 /// What a command says before it exits, and its exit code.
@@ -33,7 +34,7 @@ impl Failure {
 
     /// Prints the message to standard error.
     pub(crate) fn report(self) -> ExitCode {
-        eprintln!("{}{}", if self.code == 130 { "" } else { "error: " }, self.message);
+        say!("{}{}", if self.code == 130 { "" } else { "error: " }, self.message);
         ExitCode::from(self.code)
     }
 }

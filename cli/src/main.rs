@@ -3,13 +3,21 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`run`] | the main job; [`board`] and [`progress`] show it live |
+//! | [`run`] | the main job; [`board`], [`forecast`] and [`progress`] show it live |
 //! | [`sweeps`], [`trials`], [`adapters`], [`agents`] | verbs that read and end what a server keeps |
 //! | [`plan`] | what a sweep needs, before anything runs |
+//! | [`up`], [`submit`] | this machine as a server; a sweep for one |
 //! | [`train`] | one fine-tuning run without a server |
 //! | [`bench`] | how fast parts of it are on this machine |
 //! | [`client`], [`embedded`] | the way to a server, or one in this process |
+//! | [`interrupt`] | Ctrl-C and SIGTERM |
 //! | [`output`], [`view`], [`failure`] | tables, JSON, YAML; how records look; exit codes |
+
+#![deny(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "they panic where a pipe is closed: output::to_stdout, output::say!"
+)]
 
 mod adapters;
 mod agents;
@@ -18,13 +26,17 @@ mod board;
 mod client;
 mod embedded;
 mod failure;
+mod forecast;
+mod interrupt;
 mod output;
 mod plan;
 mod progress;
 mod run;
+mod submit;
 mod sweeps;
 mod train;
 mod trials;
+mod up;
 mod view;
 
 pub(crate) use failure::Failure;
@@ -54,6 +66,8 @@ struct Cli {
 enum Verb {
     Run(run::Args),
     Plan(plan::Args),
+    Up(up::Args),
+    Submit(submit::Args),
     Train(Box<train::Args>),
     #[command(subcommand)]
     Bench(bench::Verb),
@@ -100,6 +114,8 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::Run(args) => block_on(run::run(args)),
         Verb::Plan(args) => plan::run(args),
+        Verb::Up(args) => block_on(up::run(args)),
+        Verb::Submit(args) => block_on(submit::run(args)),
         Verb::Train(args) => train::run(*args),
         Verb::Bench(verb) => bench::run(verb),
         Verb::List(args) => block_on(sweeps::run_list(args)),
@@ -111,8 +127,9 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Adapters(verb) => block_on(adapters::run(verb)),
         Verb::Agents(verb) => block_on(agents::run(verb)),
         Verb::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "lorafleet", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "lorafleet", &mut script);
+            output::to_stdout(&String::from_utf8_lossy(&script))
         }
     }
 }
@@ -129,6 +146,20 @@ fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Checks a command's help and that of all commands below it.
+    fn check_examples(command: &clap::Command, path: &str) {
+        let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+        assert!(help.contains("Example") && help.contains(path), "{path} --help shows no example: {help:?}");
+        for verb in command.get_subcommands() {
+            check_examples(verb, &format!("{path} {}", verb.get_name()));
+        }
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        check_examples(&Cli::command(), "lorafleet");
+    }
 
     #[test]
     fn the_command_line_is_sound() {

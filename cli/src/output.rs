@@ -5,6 +5,38 @@ use clap::ValueEnum;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
 use saphyr::{MappingOwned, ScalarOwned, YamlEmitter, YamlOwned};
 use serde_json::Value;
+use std::io::{ErrorKind, Write};
+
+/// Prints a line to standard error, as `eprintln!` does. Whoever closed it does not want to hear, and the work
+/// goes on without.
+macro_rules! say {
+    ($($message:tt)*) => { $crate::output::to_stderr(format!($($message)*)) };
+}
+pub(crate) use say;
+
+/// What [`say!`] does with its line.
+pub(crate) fn to_stderr(mut line: String) {
+    line.push('\n');
+    let _ = std::io::stderr().lock().write_all(line.as_bytes());
+}
+
+/// Prints to standard output, with one line break at the end. A reader that closed it (`| head`) has what it
+/// wanted, so that is no failure.
+///
+/// # Errors
+/// It cannot be written to for another reason, such as a full disk.
+pub(crate) fn to_stdout(text: &str) -> Result<(), Failure> {
+    written(&mut std::io::stdout().lock(), text)
+}
+
+fn written(out: &mut impl Write, text: &str) -> Result<(), Failure> {
+    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Failure::failed(format!("standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
 
 /// The form of a command's output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -32,8 +64,7 @@ pub(crate) fn print(format: Format, document: &Value, table: impl FnOnce() -> St
         Format::Json => serde_json::to_string_pretty(document).map_err(Failure::failed)?,
         Format::Yaml => yaml(document)?,
     };
-    println!("{}", text.trim_end());
-    Ok(())
+    to_stdout(&text)
 }
 
 fn yaml(document: &Value) -> Result<String, Failure> {
@@ -64,7 +95,43 @@ fn to_yaml(value: &Value) -> YamlOwned {
 }
 
 /// A table for people: headings, and rows of cells; columns of numbers stand on the right.
-pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+///
+/// On a terminal too narrow for it, columns in `spare` are left out, the first of them first, until it fits; a
+/// line below names them. A pipe or a file gets all columns.
+pub(crate) fn table(headings: &[&str], rows: &[Vec<String>], spare: &[&str]) -> String {
+    fitted(headings, rows, spare, Table::new().width().map(usize::from))
+}
+
+fn fitted(headings: &[&str], rows: &[Vec<String>], spare: &[&str], room: Option<usize>) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(String::as_str);
+        cells.chain([headings[column]]).map(|cell| cell.chars().count()).max().unwrap_or_default()
+    };
+    let mut shown: Vec<usize> = (0..headings.len()).collect();
+    let mut left_out = Vec::new();
+    for name in spare {
+        let needed = shown.iter().map(|column| width(*column) + GAP).sum::<usize>().saturating_sub(GAP);
+        if room.is_none_or(|room| needed <= room) {
+            break;
+        }
+        if let Some(at) = shown.iter().position(|column| headings[*column] == *name) {
+            shown.remove(at);
+            left_out.push(*name);
+        }
+    }
+    let cells = |row: &Vec<String>| shown.iter().filter_map(|c| row.get(*c).cloned()).collect();
+    let headings: Vec<_> = shown.iter().map(|column| headings[*column]).collect();
+    let mut text = drawn(&headings, &rows.iter().map(cells).collect::<Vec<_>>());
+    if !left_out.is_empty() {
+        text += &format!("no room for {}; a wider terminal or -o json shows them\n", left_out.join(", "));
+    }
+    text
+}
+
+/// Columns between two columns.
+const GAP: usize = 2;
+
+fn drawn(headings: &[&str], rows: &[Vec<String>]) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(headings.iter().map(|h| h.to_uppercase()));
@@ -72,7 +139,7 @@ pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
         table.add_row(row.iter().map(Cell::new));
     }
     for (i, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, 2));
+        column.set_padding((0, GAP as u16));
         let cells = || rows.iter().filter_map(|row| row.get(i)).filter(|cell| cell.as_str() != NONE);
         if cells().next().is_some()
             && cells().all(|c| c.starts_with(|c: char| c.is_ascii_digit() || c == '-'))
@@ -169,11 +236,53 @@ mod tests {
         }
     }
 
+    /// A stream that fails as told.
+    struct Failing(ErrorKind);
+
+    impl Write for Failing {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Err(self.0.into())
+        }
+    }
+
+    #[test]
+    fn a_closed_pipe_is_no_failure() {
+        for (kind, fails) in [(ErrorKind::BrokenPipe, false), (ErrorKind::StorageFull, true)] {
+            assert_eq!(written(&mut Failing(kind), "text").is_err(), fails, "{kind:?}");
+        }
+        let mut out = Vec::new();
+        written(&mut out, "text\n\n").unwrap();
+        assert_eq!(out, b"text\n");
+    }
+
     #[test]
     fn tables_align_numbers() {
         let rows =
             vec![vec!["a".into(), "1".into()], vec!["bc".into(), "10".into()], vec!["d".into(), NONE.into()]];
-        assert_eq!(table(&["name", "n"], &rows), "NAME   N\na      1\nbc    10\nd      –\n");
+        assert_eq!(drawn(&["name", "n"], &rows), "NAME   N\na      1\nbc    10\nd      –\n");
+    }
+
+    #[test]
+    fn tables_fit_the_terminal() {
+        let rows = vec![vec!["1".into(), "8".into(), "0.5".into(), "7 MB".into()]];
+        let all = "TRIAL  RANK  LOSS  MEMORY\n    1     8   0.5    7 MB\n";
+        let below = |shown: &str, names: &str| {
+            format!("{shown}no room for {names}; a wider terminal or -o json shows them\n")
+        };
+        for (room, want) in [
+            (None, all.to_string()),
+            (Some(25), all.to_string()),
+            (Some(24), below("TRIAL  RANK  LOSS\n    1     8   0.5\n", "memory")),
+            (Some(16), below("TRIAL  LOSS\n    1   0.5\n", "memory, rank")),
+            (Some(5), below("TRIAL  LOSS\n    1   0.5\n", "memory, rank")),
+        ] {
+            let got = fitted(&["trial", "rank", "loss", "memory"], &rows, &["memory", "rank"], room);
+            assert_eq!(got, want, "{room:?}");
+        }
     }
 
     #[test]

@@ -62,6 +62,13 @@ pub(crate) struct Planned {
     preflight: Preflight,
 }
 
+impl Planned {
+    /// The trial's base model by name, and its shape.
+    pub(crate) fn base_model(&self) -> (String, proto::v1::ModelShape) {
+        (self.trial.config.pretrained_model_id.clone(), self.preflight.shape.shape().into())
+    }
+}
+
 /// The trials that the search would propose, each checked against its model and data as far as that goes
 /// without training. Models and data are read once for all trials that share them.
 pub(crate) fn check(loaded: &sweep_file::Loaded) -> Result<Vec<Planned>, Failure> {
@@ -79,7 +86,8 @@ pub(crate) fn check(loaded: &sweep_file::Loaded) -> Result<Vec<Planned>, Failure
         let preflight = match known.iter().find(|(k, _)| *k == key) {
             Some((_, preflight)) => preflight.clone(),
             None => {
-                let found = preflight(&trial.config).map_err(|error| explain(loaded, &error))?;
+                let found =
+                    preflight(&trial.config).map_err(|error| explain(loaded, &trial.config, &error))?;
                 known.push((key, found.clone()));
                 found
             }
@@ -87,6 +95,31 @@ pub(crate) fn check(loaded: &sweep_file::Loaded) -> Result<Vec<Planned>, Failure
         planned.push(Planned { trial, preflight });
     }
     Ok(planned)
+}
+
+/// How the rows of the trials are read, each way once, in the order of the trials.
+pub(crate) fn readings(planned: &[Planned]) -> Vec<String> {
+    let mut readings = Vec::new();
+    for Planned { trial, preflight } in planned {
+        let reading = reading(&trial.config, preflight);
+        if !readings.contains(&reading) {
+            readings.push(reading);
+        }
+    }
+    readings
+}
+
+/// How a trial's rows are read: how many there are, and what was left out of them.
+pub(crate) fn reading(config: &TrialConfig, preflight: &Preflight) -> String {
+    format!(
+        "{}: {} rows to train on, {} held out, {} cut to {} tokens, {} skipped as unreadable",
+        config.dataset_name,
+        preflight.rows,
+        preflight.eval_rows,
+        preflight.truncated_rows,
+        config.max_sequence_length,
+        preflight.skipped_rows
+    )
 }
 
 /// A configuration without what changes neither the rows read nor the adapter's shape.
@@ -108,18 +141,27 @@ fn what_reading_depends_on(config: &TrialConfig) -> TrialConfig {
     }
 }
 
-/// A trainer's error, with the place in the sweep file that it comes from if it names a parameter.
-fn explain(loaded: &sweep_file::Loaded, error: &TrainError) -> Failure {
+/// A trainer's error, with the place in the sweep file and the key that it comes from.
+fn explain(loaded: &sweep_file::Loaded, config: &TrialConfig, error: &TrainError) -> Failure {
     let place = |key: &str| {
         let searched = loaded.spec.parameters.iter().any(|(name, _)| name == key);
         loaded.locate(&if searched { format!("parameters.{key}") } else { key.to_string() })
     };
+    let at = |key: &str| format!("{}: {key}: {error}", place(key));
     Failure::invalid(match error {
         TrainError::Parameter { key, .. } => format!("{}: {error}", place(key)),
-        TrainError::Model { .. } => format!("{}: {error}", place("pretrained_model_id")),
-        TrainError::Data { .. } => format!("{}: {error}", place("dataset_name")),
+        TrainError::Model { .. } => at("pretrained_model_id"),
+        TrainError::Data { path, .. } => match &config.eval_dataset_name {
+            Some(name) if path.starts_with(name) || named(path, name) => at("eval_dataset_name"),
+            _ => at("dataset_name"),
+        },
         TrainError::Io { .. } | TrainError::Tensor(_) => error.to_string(),
     })
+}
+
+/// Whether a place in a file (`rows.jsonl:6`) is in the file of this name.
+fn named(place: &std::path::Path, file: &str) -> bool {
+    place.to_string_lossy().strip_prefix(file).is_some_and(|rest| rest.starts_with(':'))
 }
 
 fn document(planned: &Planned) -> Value {
@@ -138,6 +180,7 @@ fn document(planned: &Planned) -> Value {
         "rows": preflight.rows,
         "eval_rows": preflight.eval_rows,
         "truncated_rows": preflight.truncated_rows,
+        "skipped_rows": preflight.skipped_rows,
         "trainable_parameters": preflight.trainable_parameters,
         "total_parameters": preflight.total_parameters,
         "trainable_share": preflight.trainable_parameters as f64 / preflight.total_parameters as f64,
@@ -158,6 +201,8 @@ fn table(documents: &[Value]) -> String {
             d["trial"].to_string(),
             parameters.join(" · "),
             d["steps"].to_string(),
+            format!("{}/{}", d["truncated_rows"], number("rows") + number("eval_rows")),
+            d["skipped_rows"].to_string(),
             format!("{} ({:.2} %)", d["trainable_parameters"], 100.0 * number("trainable_share")),
             output::bytes(number("adapter_bytes") as u64),
             output::bytes(number("peak_memory_bytes") as u64),
@@ -166,8 +211,20 @@ fn table(documents: &[Value]) -> String {
         ]
     };
     let rows: Vec<_> = documents.iter().map(row).collect();
-    let headings =
-        ["trial", "parameters", "steps", "trainable", "adapter", "peak memory", "tokens ≤", "GFLOP ≤"];
+    let headings = [
+        "trial",
+        "parameters",
+        "steps",
+        "rows cut",
+        "rows skipped",
+        "trainable",
+        "adapter",
+        "peak memory",
+        "tokens ≤",
+        "GFLOP ≤",
+    ];
     let total: f64 = documents.iter().filter_map(|d| d["flops_at_most"].as_f64()).sum();
-    format!("{}\n{} trials · {:.1} GFLOP at most\n", output::table(&headings, &rows), rows.len(), total / 1e9)
+    let spare = ["tokens ≤", "adapter", "GFLOP ≤", "trainable", "rows skipped", "rows cut"];
+    let table = output::table(&headings, &rows, &spare);
+    format!("{table}\n{} trials · {:.1} GFLOP at most\n", rows.len(), total / 1e9)
 }

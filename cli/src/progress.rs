@@ -1,6 +1,7 @@
 //! Live progress on standard error: a changing block on a terminal, a line a change elsewhere.
 
 use crate::board::{Board, Change};
+use crate::output::say;
 use domain::{Clock, SystemClock};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::collections::BTreeMap;
@@ -10,6 +11,9 @@ use std::time::Duration;
 /// Seconds between two lines about trials that train, where there is no terminal.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Seconds without a line after which there is one about the sweep, where there is no terminal.
+const PLAIN_SILENCE: Duration = Duration::from_secs(30);
+
 /// Shows a board as it changes.
 pub(crate) struct Progress {
     clock: SystemClock,
@@ -17,8 +21,16 @@ pub(crate) struct Progress {
 }
 
 enum Screen {
-    Terminal { bars: MultiProgress, sweep: ProgressBar, trials: BTreeMap<u32, ProgressBar> },
-    Plain { last: Duration },
+    Terminal {
+        bars: MultiProgress,
+        sweep: ProgressBar,
+        trials: BTreeMap<u32, ProgressBar>,
+    },
+    /// When the last lines about trials that train were printed, and the last line at all.
+    Plain {
+        training: Duration,
+        line: Duration,
+    },
     Quiet,
 }
 
@@ -33,7 +45,7 @@ impl Progress {
             sweep.enable_steady_tick(Duration::from_millis(250));
             Screen::Terminal { bars, sweep, trials: BTreeMap::new() }
         } else {
-            Screen::Plain { last: Duration::ZERO }
+            Screen::Plain { training: Duration::ZERO, line: Duration::ZERO }
         };
         Self { clock: SystemClock::new(), screen }
     }
@@ -74,15 +86,34 @@ impl Progress {
                     bar.set_message(board.trial_line(*number));
                 }
             }
-            Screen::Plain { last } => match change {
-                Change::Trial { number, entered: true } => eprintln!("{}", board.trial_line(*number)),
-                Change::Progress(_) if now.saturating_sub(*last) >= PLAIN_INTERVAL => {
-                    *last = now;
-                    board.training().for_each(|(number, _)| eprintln!("{}", board.trial_line(number)));
-                    eprintln!("{sweep_line}");
+            Screen::Plain { training, line } => match change {
+                Change::Trial { number, entered: true } => {
+                    *line = now;
+                    say!("{}", board.trial_line(*number));
+                }
+                Change::Progress(_) if now.saturating_sub(*training) >= PLAIN_INTERVAL => {
+                    (*training, *line) = (now, now);
+                    board.training().for_each(|(number, _)| say!("{}", board.trial_line(number)));
+                    say!("{sweep_line}");
                 }
                 _ => {}
             },
+        }
+    }
+
+    /// Shows that time passes, whether anything changes or not.
+    pub(crate) fn tick(&mut self, board: &Board) {
+        let now = self.clock.monotonic();
+        let sweep_line = board.sweep_line(now.as_secs_f64());
+        match &mut self.screen {
+            Screen::Quiet => {}
+            Screen::Terminal { sweep, .. } => sweep.set_message(sweep_line),
+            Screen::Plain { line, .. } => {
+                if now.saturating_sub(*line) >= PLAIN_SILENCE {
+                    *line = now;
+                    say!("{sweep_line}");
+                }
+            }
         }
     }
 

@@ -1,16 +1,30 @@
 //! `lorafleet run`: the main job. Submits a sweep, shows it live, and ends with its best adapter and report.
 
-use crate::board::{Board, Change};
+use crate::board::Board;
 use crate::client::{self, Connection, ServerArgs};
-use crate::embedded::Embedded;
-use crate::output::{self, Format, OutputArgs};
+use crate::embedded::{self, Embedded};
+use crate::interrupt::Requests;
+use crate::output::{self, Format, OutputArgs, say};
+use crate::plan::Planned;
 use crate::progress::Progress;
+use crate::submit::submit;
 use crate::{Failure, plan, sweeps, view};
 use config::sweep_file;
 use domain::trial::TrialState;
 use proto::v1;
 use serde_json::{Value, json};
+use std::cell::OnceCell;
 use std::path::PathBuf;
+use std::time::Duration;
+
+/// Time between two looks at the clock while a sweep is followed.
+const TICK: Duration = Duration::from_secs(1);
+
+/// The accelerator that a CPU is.
+const CPU: &str = "CPU";
+
+/// Ways of reading rows that are told at the start at most.
+const MOST_READINGS: usize = 4;
 
 /// Runs a sweep from its file to adapters and a report.
 ///
@@ -49,31 +63,73 @@ pub(crate) struct Args {
 /// Runs the verb.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let loaded = load(&args)?;
-    let connection = match &args.server.endpoint {
-        Some(_) => Connection::open(&args.server).await?,
-        None => {
-            plan::check(&loaded)?;
-            announce(&args, &loaded);
-            embedded(&args).await?
-        }
-    };
-    let result = tokio::select! {
-        result = drive(&args, &loaded, &connection) => Some(result),
-        _ = tokio::signal::ctrl_c() => None,
-    };
-    if result.is_none() {
-        eprintln!("\ninterrupted: checkpointing (once more Ctrl-C ends at once)");
-        tokio::select! {
-            () = connection.close() => {}
-            _ = tokio::signal::ctrl_c() => {}
-        }
-        return Err(Failure::interrupted(format!(
-            "go on with the same command; start anew with: lorafleet run {} --new",
-            args.file.display()
-        )));
+    let endpoint = args.server.endpoint.as_deref();
+    // A server's models and data lie on its machines: what is wrong with them, only it can say.
+    let mut planned = Vec::new();
+    if endpoint.is_none() {
+        check_accelerators(&loaded)?;
+        planned = plan::check(&loaded)?;
+        announce(&args, &loaded, &planned);
     }
-    connection.close().await;
-    result.unwrap_or(Ok(()))
+    let mut requests = Requests::new()?;
+    let connection = match endpoint {
+        Some(_) => Connection::open(&args.server).await?,
+        None => embedded(&args).await?,
+    };
+    let sweep_id = OnceCell::new();
+    let result = tokio::select! {
+        result = drive(&args, &loaded, &planned, &connection, &sweep_id) => result,
+        () = requests.next() => {
+            let command: Vec<_> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
+            Err(Failure::interrupted(match endpoint {
+                Some(endpoint) => leaving(&command, endpoint, sweep_id.get().map(String::as_str)),
+                None => {
+                    say!("\ninterrupted: checkpointing (once more ends at once)");
+                    going_on(&command)
+                }
+            }))
+        }
+    };
+    connection.close(&mut requests).await;
+    result
+}
+
+/// How to go on with a sweep that this process trained, and how to start it anew: the command as it was given,
+/// with or without `--new`.
+fn going_on(command: &[String]) -> String {
+    if command.iter().any(|argument| argument == "--new") {
+        let rest: Vec<_> = command.iter().filter(|a| *a != "--new").map(String::as_str).collect();
+        return format!("go on with: {}; start anew with the same command", shell(rest));
+    }
+    // Behind the verb's name, where no `--` can stand before it.
+    let (verb, rest) = command.split_at(command.len().min(2));
+    let new = verb.iter().map(String::as_str).chain(["--new"]).chain(rest.iter().map(String::as_str));
+    format!("go on with the same command; start anew with: {}", shell(new))
+}
+
+/// What becomes of a sweep on a server that is left: nothing of it was in this process.
+fn leaving(command: &[String], endpoint: &str, sweep_id: Option<&str>) -> String {
+    let program = command.first().map_or("lorafleet", String::as_str);
+    let call = |verb: &[&str]| shell([program].iter().chain(verb).copied().chain(["--endpoint", endpoint]));
+    match sweep_id {
+        Some(id) => format!(
+            "interrupted; the server trains on\n  follow it with: {}\n  end it with:    {}",
+            call(&["watch", id]),
+            call(&["cancel", id])
+        ),
+        None => format!("interrupted before the server named a sweep; see {}", call(&["list"])),
+    }
+}
+
+/// A command line that a POSIX shell splits into just these arguments.
+fn shell<'a>(arguments: impl IntoIterator<Item = &'a str>) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=+@%/:,.".contains(c);
+    let quoted = |argument: &'a str| match argument {
+        "" => "''".to_string(),
+        plainly if plainly.chars().all(plain) => plainly.to_string(),
+        other => format!("'{}'", other.replace('\'', "'\\''")),
+    };
+    arguments.into_iter().map(quoted).collect::<Vec<_>>().join(" ")
 }
 
 fn load(args: &Args) -> Result<sweep_file::Loaded, Failure> {
@@ -84,42 +140,71 @@ fn load(args: &Args) -> Result<sweep_file::Loaded, Failure> {
     plan::load(&args.file, &set)
 }
 
-fn announce(args: &Args, loaded: &sweep_file::Loaded) {
+fn announce(args: &Args, loaded: &sweep_file::Loaded, planned: &[plan::Planned]) {
     let search = &loaded.spec.search;
     let algorithm = serde_json::to_value(search.algorithm).unwrap_or_default();
     let trials = search.max_trials.map_or_else(String::new, |n| format!(", {n} trials"));
-    eprintln!(
+    say!(
         "LoraFleet {} · sweep {} ({}{trials}) · data in {}",
         env!("CARGO_PKG_VERSION"),
         loaded.spec.name,
         algorithm.as_str().unwrap_or_default(),
         args.server.data_dir.display(),
     );
+    let readings = plan::readings(planned);
+    readings.iter().take(MOST_READINGS).for_each(|reading| say!("{reading}"));
+    if let Some(more @ 1..) = readings.len().checked_sub(MOST_READINGS) {
+        say!("… and {more} more ways in which trials read their rows; lorafleet plan shows every trial");
+    }
+}
+
+/// Refuses a sweep whose trials would wait for a device that this machine will never have.
+fn check_accelerators(loaded: &sweep_file::Loaded) -> Result<(), Failure> {
+    let named = &loaded.spec.resources.accelerators;
+    if named.is_empty() || named.iter().any(|name| name.eq_ignore_ascii_case(CPU)) {
+        return Ok(());
+    }
+    Err(Failure::invalid(format!(
+        "{}: resources.accelerators: names {}, and this machine trains on its CPU alone; add {CPU}, leave the key \
+         out, or name a server that has them with --endpoint",
+        loaded.locate("resources.accelerators"),
+        named.join(", ")
+    )))
 }
 
 async fn embedded(args: &Args) -> Result<Connection, Failure> {
     let data_dir = &args.server.data_dir;
-    if client::serving(data_dir).await.is_some() {
-        return Err(Failure::invalid(format!(
-            "{} is in use by a running LoraFleet; wait for it, or choose another --data-dir",
-            data_dir.display()
-        )));
+    client::refuse_in_use(data_dir).await?;
+    let mut embedded = Embedded::coordinator(data_dir, embedded::FREE_PORT).await?;
+    if let Err(failure) = embedded.start_agent(data_dir, args.price_per_hour).await {
+        embedded.stop().await;
+        return Err(failure);
     }
-    let mut embedded = Embedded::coordinator(data_dir).await?;
-    embedded.start_agent(data_dir, args.price_per_hour).await?;
     Connection::to_embedded(embedded).await
 }
 
-async fn drive(args: &Args, loaded: &sweep_file::Loaded, connection: &Connection) -> Result<(), Failure> {
-    let sweep_id = match unfinished(args, loaded, connection).await? {
-        Some(sweep_id) => {
-            eprintln!("going on with {sweep_id} (--new starts anew)");
-            sweep_id
+/// Submits the sweep or takes it up again, and follows it to its end; `sweep_id` is set once it is known.
+async fn drive(
+    args: &Args,
+    loaded: &sweep_file::Loaded,
+    planned: &[Planned],
+    connection: &Connection,
+    sweep_id: &OnceCell<String>,
+) -> Result<(), Failure> {
+    let id = match unfinished(args, loaded, connection).await? {
+        Some(id) => {
+            say!("going on with {id} (--new starts anew)");
+            id
         }
-        None => submit(loaded, connection).await?,
+        None => {
+            let id = submit(loaded, planned, connection).await?.id;
+            say!("submitted {id}");
+            id
+        }
     };
-    let board = watch(connection, &sweep_id, args.output.format != Format::Table).await?;
-    finish(args, connection, &sweep_id, &board).await
+    let id = sweep_id.get_or_init(|| id);
+    let board = watch(connection, id, args.output.format != Format::Table).await?;
+    finish(args, connection, id, &board).await
 }
 
 /// The unfinished sweep of the same document, unless `--new` asks to cancel it.
@@ -136,10 +221,10 @@ async fn unfinished(
     for sweep in running {
         let document = sweep.spec.clone().map(proto::convert::from_struct).map(Value::Object);
         if sweep.name != loaded.spec.name || document != Some(normal(&wanted)) {
-            eprintln!("also going on with the unfinished sweep {} (lorafleet cancel ends it)", sweep.id);
+            say!("also going on with the unfinished sweep {} (lorafleet cancel ends it)", sweep.id);
         } else if args.new {
             sweeps::cancel(connection, &sweep.id).await?;
-            eprintln!("cancelled the unfinished {}", sweep.id);
+            say!("cancelled the unfinished {}", sweep.id);
         } else {
             return Ok(Some(sweep.id));
         }
@@ -154,28 +239,22 @@ fn normal(document: &Value) -> Value {
     proto::convert::from_struct(proto::convert::to_struct(&object)).remove("d").unwrap_or_default()
 }
 
-async fn submit(loaded: &sweep_file::Loaded, connection: &Connection) -> Result<String, Failure> {
-    let request = v1::SubmitSweepRequest {
-        request_id: uuid::Uuid::new_v4().to_string(),
-        spec: Some(proto::convert::to_struct(&loaded.document)),
-    };
-    let response = connection.sweeps().submit_sweep(request).await?.into_inner();
-    let sweep = response.sweep.ok_or_else(|| Failure::failed("the server's answer names no sweep"))?;
-    eprintln!("submitted {}", sweep.id);
-    Ok(sweep.id)
-}
-
 /// Follows a sweep to its end.
 pub(crate) async fn watch(connection: &Connection, sweep_id: &str, quiet: bool) -> Result<Board, Failure> {
     let request = v1::WatchSweepRequest { sweep_id: sweep_id.to_string() };
     let mut stream = connection.sweeps().watch_sweep(request).await?.into_inner();
-    let mut board = Board::default();
+    let mut board = Board::new(older(connection, sweep_id).await?);
     let mut progress = Progress::new(quiet);
-    while let Some(message) = stream.message().await? {
-        let change = board.apply(message)?;
-        progress.show(&board, &change);
-        if change == Change::Sweep && board.is_over() {
-            break;
+    let mut tick = tokio::time::interval(TICK);
+    // The server ends the stream once the sweep is over and every trial was told.
+    loop {
+        tokio::select! {
+            message = stream.message() => {
+                let Some(message) = message? else { break };
+                let change = board.apply(message, progress.elapsed())?;
+                progress.show(&board, &change);
+            }
+            _ = tick.tick() => progress.tick(&board),
         }
     }
     let elapsed = progress.elapsed();
@@ -186,9 +265,16 @@ pub(crate) async fn watch(connection: &Connection, sweep_id: &str, quiet: bool) 
         ));
     }
     if !quiet {
-        eprintln!("{}", board.sweep_line(elapsed));
+        say!("{}", board.sweep_line(elapsed));
     }
     Ok(board)
+}
+
+/// Unfinished sweeps that were submitted before a sweep: devices go to the trials that wait longest.
+async fn older(connection: &Connection, sweep_id: &str) -> Result<Vec<String>, Failure> {
+    let running = sweeps::list(connection, vec![v1::SweepState::Running]).await?;
+    // Newest first.
+    Ok(running.into_iter().map(|s| s.id).skip_while(|id| id != sweep_id).skip(1).collect())
 }
 
 async fn finish(args: &Args, connection: &Connection, sweep_id: &str, board: &Board) -> Result<(), Failure> {
@@ -208,6 +294,7 @@ async fn finish(args: &Args, connection: &Connection, sweep_id: &str, board: &Bo
     });
     output::print(args.output.format, &document, || {
         let mut text = format!("\n{}\n", view::trial_table(&trials));
+        text += &board.sweep.as_ref().map(view::ended_early).unwrap_or_default();
         if let Some(trial) = best {
             text += &format!("best trial  {} · eval/loss {}", trial.id, output::loss(trial.eval_loss));
             let base = trial.summary.as_ref().and_then(|s| s.base_eval_loss);
@@ -216,6 +303,8 @@ async fn finish(args: &Args, connection: &Connection, sweep_id: &str, board: &Bo
             text += &adapter.as_ref().map_or_else(String::new, |a| format!("adapter     {a}\n"));
             text += &sample(trial);
         }
+        let read = best.or_else(|| trials.iter().find(|trial| trial.summary.is_some()));
+        text += &read.map(rows).unwrap_or_default();
         text + &format!("report      {}\n", report.display())
     })?;
     let sweep = board.sweep.as_ref();
@@ -228,6 +317,19 @@ async fn finish(args: &Args, connection: &Connection, sweep_id: &str, board: &Bo
             Err(Failure::failed("no trial could be trained"))
         }
         _ => Ok(()),
+    }
+}
+
+/// Rows that a trial read in part or not at all, if there are any.
+fn rows(trial: &domain::trial::Trial) -> String {
+    let Some(summary) = &trial.summary else { return String::new() };
+    let cut = format!("{} cut to {} tokens", summary.truncated_rows, trial.config.max_sequence_length);
+    let skipped = format!("{} skipped as unreadable", summary.skipped_rows);
+    match (summary.truncated_rows, summary.skipped_rows) {
+        (0, 0) => String::new(),
+        (_, 0) => format!("rows        {cut}\n"),
+        (0, _) => format!("rows        {skipped}\n"),
+        _ => format!("rows        {cut} · {skipped}\n"),
     }
 }
 
@@ -246,4 +348,47 @@ fn sample(trial: &domain::trial::Trial) -> String {
         one_line(before),
         one_line(after)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interrupted_command_can_be_given_again() {
+        let command = |line: &[&str]| line.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let set = "name=it's 1";
+        for (line, want) in [
+            (
+                command(&["lorafleet", "run", "s.yaml", "--data-dir", "/d", "--set", set]),
+                "go on with the same command; start anew with: \
+                 lorafleet run --new s.yaml --data-dir /d --set 'name=it'\\''s 1'",
+            ),
+            (
+                command(&["target/release/lorafleet", "run", "--new", "s.yaml", "--set", ""]),
+                "go on with: target/release/lorafleet run s.yaml --set ''; start anew with the same command",
+            ),
+            (
+                command(&["lorafleet", "run", "--", "s.yaml"]),
+                "go on with the same command; start anew with: lorafleet run --new -- s.yaml",
+            ),
+        ] {
+            assert_eq!(going_on(&line), want);
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_left_trains_on() {
+        let command = vec!["lorafleet".to_string(), "run".into(), "s.yaml".into()];
+        let endpoint = "http://10.0.0.5:7401";
+        let said = leaving(&command, endpoint, Some("s-1a2b"));
+        for fragment in [
+            "the server trains on",
+            "lorafleet watch s-1a2b --endpoint http://10.0.0.5:7401",
+            "lorafleet cancel s-1a2b --endpoint http://10.0.0.5:7401",
+        ] {
+            assert!(said.contains(fragment), "{said} lacks {fragment}");
+        }
+        assert!(leaving(&command, endpoint, None).contains("lorafleet list --endpoint http://10.0.0.5:7401"));
+    }
 }

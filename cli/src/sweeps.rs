@@ -59,7 +59,9 @@ pub(crate) struct SweepArgs {
 
 /// Writes a sweep's report, one self-contained HTML file.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  lorafleet report quickstart-3fa2 --file report.html")]
+#[command(after_help = "Examples:
+  lorafleet report quickstart-3fa2 --file report.html
+  lorafleet report quickstart-3fa2 -o json")]
 pub(crate) struct ReportArgs {
     /// The sweep's id, as `lorafleet list` shows it.
     #[arg(value_name = "SWEEP_ID")]
@@ -69,51 +71,58 @@ pub(crate) struct ReportArgs {
     file: Option<PathBuf>,
     #[command(flatten)]
     server: ServerArgs,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// `lorafleet list`.
 pub(crate) async fn run_list(args: ListArgs) -> Result<(), Failure> {
-    let connection = Connection::open(&args.server).await?;
     let states = args.state.iter().map(|s| v1::SweepState::from(*s)).collect();
-    let sweeps = list(&connection, states).await?;
-    connection.close().await;
+    let sweeps = Connection::with(&args.server, async |c| list(c, states).await).await?;
     let document = Value::Array(sweeps.iter().map(view::sweep).collect());
     output::print(args.output.format, &document, || view::sweep_table(&sweeps))
 }
 
 /// `lorafleet get`: one sweep with its trials.
 pub(crate) async fn run_get(args: SweepArgs) -> Result<(), Failure> {
-    let connection = Connection::open(&args.server).await?;
-    let request = v1::GetSweepRequest { sweep_id: args.sweep.clone() };
-    let answer = connection.sweeps().get_sweep(request).await?.into_inner();
-    let sweep = answer.sweep.ok_or_else(|| Failure::failed("the server's answer names no sweep"))?;
-    let trials = trials::list(&connection, &args.sweep).await?;
-    connection.close().await;
+    let (sweep, trials) = Connection::with(&args.server, async |connection| {
+        Ok((get(connection, &args.sweep).await?, trials::list(connection, &args.sweep).await?))
+    })
+    .await?;
     let mut document = view::sweep(&sweep);
     document["trials"] = Value::Array(trials.iter().map(view::trial_document).collect());
     output::print(args.output.format, &document, || {
-        format!("{}\n{}", view::sweep_table(std::slice::from_ref(&sweep)), view::trial_table(&trials))
+        let table = view::sweep_table(std::slice::from_ref(&sweep));
+        format!("{table}{}\n{}", view::ended_early(&sweep), view::trial_table(&trials))
     })
 }
 
 /// `lorafleet watch`: follows a sweep to its end.
 pub(crate) async fn run_watch(args: SweepArgs) -> Result<(), Failure> {
-    let connection = Connection::open(&args.server).await?;
-    let board = run::watch(&connection, &args.sweep, args.output.format != Format::Table).await?;
-    let trials = trials::list(&connection, &args.sweep).await?;
-    connection.close().await;
+    let (board, trials) = Connection::with(&args.server, async |connection| {
+        if connection.trains_nothing() && get(connection, &args.sweep).await?.state() == v1::SweepState::Running {
+            return Err(Failure::failed(format!(
+                "nobody trains {} now; `lorafleet up --data-dir {}`, or the `lorafleet run` that began it, goes on \
+                 with it",
+                args.sweep,
+                args.server.data_dir.display()
+            )));
+        }
+        let board = run::watch(connection, &args.sweep, args.output.format != Format::Table).await?;
+        Ok((board, trials::list(connection, &args.sweep).await?))
+    })
+    .await?;
     let document = json!({
         "sweep": board.sweep.as_ref().map(view::sweep),
         "trials": trials.iter().map(view::trial_document).collect::<Vec<_>>(),
     });
-    output::print(args.output.format, &document, || view::trial_table(&trials))
+    let early = board.sweep.as_ref().map(view::ended_early).unwrap_or_default();
+    output::print(args.output.format, &document, || view::trial_table(&trials) + &early)
 }
 
 /// `lorafleet cancel`: ends a sweep and its trials.
 pub(crate) async fn run_cancel(args: SweepArgs) -> Result<(), Failure> {
-    let connection = Connection::open(&args.server).await?;
-    let sweep = cancel(&connection, &args.sweep).await?;
-    connection.close().await;
+    let sweep = Connection::with(&args.server, async |c| cancel(c, &args.sweep).await).await?;
     output::print(args.output.format, &view::sweep(&sweep), || {
         view::sweep_table(std::slice::from_ref(&sweep))
     })
@@ -121,11 +130,12 @@ pub(crate) async fn run_cancel(args: SweepArgs) -> Result<(), Failure> {
 
 /// `lorafleet report`.
 pub(crate) async fn run_report(args: ReportArgs) -> Result<(), Failure> {
-    let connection = Connection::open(&args.server).await?;
-    let path = save_report(&connection, &args.sweep, args.file.as_deref(), &args.server.data_dir).await?;
-    connection.close().await;
-    println!("{}", path.display());
-    Ok(())
+    let path = Connection::with(&args.server, async |connection| {
+        save_report(connection, &args.sweep, args.file.as_deref(), &args.server.data_dir).await
+    })
+    .await?;
+    let document = json!({ "sweep": args.sweep, "report": path });
+    output::print(args.output.format, &document, || path.display().to_string())
 }
 
 /// All sweeps in some states (none means all), page after page.
@@ -147,6 +157,13 @@ pub(crate) async fn list(
         }
         request.page_token = page.next_page_token;
     }
+}
+
+/// One sweep.
+async fn get(connection: &Connection, sweep_id: &str) -> Result<v1::Sweep, Failure> {
+    let request = v1::GetSweepRequest { sweep_id: sweep_id.to_string() };
+    let answer = connection.sweeps().get_sweep(request).await?.into_inner();
+    answer.sweep.ok_or_else(|| Failure::failed("the server's answer names no sweep"))
 }
 
 /// Ends a sweep.

@@ -8,6 +8,7 @@ mod progress;
 mod summary;
 
 use crate::Failure;
+use crate::output::{OutputArgs, say};
 use checkpoints::Output;
 use domain::{Clock, SystemClock};
 use flags::Parameters;
@@ -15,7 +16,6 @@ use metrics::Metrics;
 use progress::Progress;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use summary::Format;
 use trainer::run::{Loaded, Run, step_pack};
 use trainer::{Device, TrainError, preflight};
 
@@ -42,9 +42,12 @@ pub(crate) struct Args {
     /// Goes on from the newest checkpoint in --output-dir.
     #[arg(long)]
     resume: bool,
-    /// Form of the summary.
-    #[arg(short = 'o', long = "output", value_enum, default_value = "table")]
-    output: Format,
+    /// Starts anew where --output-dir holds an earlier run: its adapter and checkpoints are removed once the new
+    /// run is ready to train.
+    #[arg(long, alias = "overwrite_output_dir", conflicts_with = "resume")]
+    overwrite_output_dir: bool,
+    #[command(flatten)]
+    output: OutputArgs,
     #[command(flatten)]
     parameters: Parameters,
 }
@@ -59,7 +62,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         let (output, checkpoint) = Output::resumed(&args.output_dir)?;
         (output, Some(checkpoint))
     } else {
-        (Output::fresh(&args.output_dir)?, None)
+        (Output::fresh(&args.output_dir, args.overwrite_output_dir)?, None)
     };
     let device = Device::Cpu;
     let loaded = Loaded::load(Path::new(&config.pretrained_model_id), &device).map_err(unusable)?;
@@ -68,6 +71,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         Some(dir) => Run::resume(&loaded, config.clone(), dir, dir),
     }
     .map_err(unusable)?;
+    output.prepare(checkpoint.is_some())?;
     announce(&plan, &run, checkpoint.as_deref());
     let metrics = args.metrics.as_deref().map(|path| Metrics::open(path, run.step())).transpose()?;
     run.base_eval(&loaded).map_err(failed)?;
@@ -75,8 +79,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     output.finish(&run).map_err(failed)?;
     let mut summary = run.summary(&loaded).map_err(failed)?;
     summary.device_seconds = clock.monotonic().as_secs_f64();
-    println!("{}", summary::text(args.output, &args.output_dir, &run, &summary));
-    Ok(())
+    summary::print(args.output.format, &args.output_dir, &run, &summary)
 }
 
 /// All steps that are left, with metrics, checkpoints and progress.
@@ -119,7 +122,7 @@ fn train(
 
 fn announce(plan: &preflight::Preflight, run: &Run, checkpoint: Option<&Path>) {
     let config = run.config();
-    eprintln!(
+    say!(
         "{}: {} layers, width {}; {} of {} parameters train",
         config.pretrained_model_id,
         plan.shape.num_hidden_layers,
@@ -127,17 +130,9 @@ fn announce(plan: &preflight::Preflight, run: &Run, checkpoint: Option<&Path>) {
         plan.trainable_parameters,
         plan.total_parameters
     );
-    eprintln!(
-        "{}: {} rows to train on, {} held out, {} cut to {} tokens, {} skipped",
-        config.dataset_name,
-        plan.rows,
-        plan.eval_rows,
-        plan.truncated_rows,
-        config.max_sequence_length,
-        plan.skipped_rows
-    );
+    say!("{}", crate::plan::reading(config, plan));
     if let Some(dir) = checkpoint {
-        eprintln!("going on from {} after step {} of {}", dir.display(), run.step(), run.total_steps());
+        say!("going on from {} after step {} of {}", dir.display(), run.step(), run.total_steps());
     }
 }
 

@@ -4,13 +4,16 @@ use crate::client::{Connection, ServerArgs};
 use crate::output::{self, OutputArgs};
 use crate::{Failure, view};
 use clap::Subcommand;
-use domain::metric::MetricPoint;
+use domain::metric::{self, MetricPoint};
 use domain::trial::Trial;
 use proto::v1;
 use serde_json::{Map, Value, json};
 
 /// Reads and ends trials.
 #[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:
+  lorafleet trials list quickstart-3fa2
+  lorafleet trials get quickstart-3fa2/7 -o yaml")]
 pub(crate) enum Verb {
     /// Lists a sweep's trials.
     #[command(after_help = "Example:\n  lorafleet trials list quickstart-3fa2 -o json")]
@@ -68,29 +71,32 @@ pub(crate) async fn run(verb: Verb) -> Result<(), Failure> {
         | Verb::Stop { rest, .. } => rest,
     };
     let format = rest.output.format;
-    let connection = Connection::open(&rest.server).await?;
-    let (document, table) = match verb {
+    let (document, table) = Connection::with(&rest.server, async |c| answer(&verb, c).await).await?;
+    output::print(format, &document, || table)
+}
+
+/// What a verb is answered, for programs and for people.
+async fn answer(verb: &Verb, connection: &Connection) -> Result<(Value, String), Failure> {
+    match verb {
         Verb::List { sweep, .. } => {
-            let trials = list(&connection, &sweep).await?;
+            let trials = list(connection, sweep).await?;
             let document = trials.iter().map(view::trial_document).collect();
-            (Value::Array(document), view::trial_table(&trials))
+            Ok((Value::Array(document), view::trial_table(&trials)))
         }
         Verb::Get { trial, .. } => {
-            let trial = get(&connection, &trial).await?;
+            let trial = get(connection, trial).await?;
             let document = view::trial_document(&trial);
             let text = one(&document);
-            (document, text)
+            Ok((document, text))
         }
-        Verb::Metrics { trial, .. } => curve(&connection, &trial).await?,
+        Verb::Metrics { trial, .. } => curve(connection, trial).await,
         Verb::Stop { trial, .. } => {
-            let request = v1::StopTrialRequest { trial_id: trial };
+            let request = v1::StopTrialRequest { trial_id: trial.clone() };
             let answer = connection.trials().stop_trial(request).await?.into_inner();
             let trial = view::trial(answer.trial.unwrap_or_default())?;
-            (view::trial_document(&trial), view::trial_table(&[trial]))
+            Ok((view::trial_document(&trial), view::trial_table(&[trial])))
         }
-    };
-    connection.close().await;
-    output::print(format, &document, || table)
+    }
 }
 
 /// All trials of a sweep in the order of their numbers, page after page.
@@ -136,7 +142,7 @@ fn one(document: &Value) -> String {
     }
     let mut rows = Vec::new();
     lines("", document, &mut rows);
-    output::table(&["key", "value"], &rows)
+    output::table(&["key", "value"], &rows, &[])
 }
 
 async fn curve(connection: &Connection, trial_id: &str) -> Result<(Value, String), Failure> {
@@ -168,5 +174,8 @@ async fn curve(connection: &Connection, trial_id: &str) -> Result<(Value, String
     };
     let rows: Vec<_> = points.iter().map(row).collect();
     let headings: Vec<_> = std::iter::once("step").chain(names.iter().copied()).collect();
-    Ok((document.collect(), output::table(&headings, &rows)))
+    // Losses are what a curve is read for; of the rest, the last are the least.
+    let spare: Vec<_> =
+        names.iter().rev().copied().filter(|n| ![metric::LOSS, metric::EVAL_LOSS].contains(n)).collect();
+    Ok((document.collect(), output::table(&headings, &rows, &spare)))
 }

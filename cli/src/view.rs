@@ -43,8 +43,15 @@ pub(crate) fn sweep(sweep: &v1::Sweep) -> Value {
         "best_value": sweep.best_value,
         "cost_usd": sweep.cost_usd,
         "failure": sweep.failure,
+        "ended_early": sweep.ended_early,
         "spec": sweep.spec.clone().map(|s| Value::Object(proto::convert::from_struct(s))),
     })
+}
+
+/// A line about what ended a sweep before its search was through; empty if nothing did.
+pub(crate) fn ended_early(sweep: &v1::Sweep) -> String {
+    let why = sweep.ended_early.as_ref();
+    why.map_or_else(String::new, |why| format!("the budget ended {}: {why}\n", sweep.id))
 }
 
 /// Sweeps, one a line.
@@ -64,7 +71,8 @@ pub(crate) fn sweep_table(sweeps: &[v1::Sweep]) -> String {
         ]
     };
     let rows: Vec<_> = sweeps.iter().map(row).collect();
-    output::table(&["sweep", "state", "trials over", "best", "best trial", "cost", "created"], &rows)
+    let headings = ["sweep", "state", "trials over", "best", "best trial", "cost", "created"];
+    output::table(&headings, &rows, &["cost", "created", "best trial"])
 }
 
 fn is_over(state: i32) -> bool {
@@ -116,7 +124,10 @@ pub(crate) fn trial_table(trials: &[Trial]) -> String {
         "cost",
     ]);
     let rows: Vec<_> = trials.iter().map(|t| trial_row(t, &names)).collect();
-    output::table(&headings, &rows)
+    let mut spare =
+        vec!["trainable", "adapter", "samples/s", "loss", "peak memory", "tokens/s", "cost", "step"];
+    spare.extend(names.iter().rev());
+    output::table(&headings, &rows, &spare)
 }
 
 fn trial_row(trial: &Trial, names: &[&str]) -> Vec<String> {

@@ -178,20 +178,24 @@ parameters:
   lora_rank: [4, 8]
 ",
     ));
-    let mut child = sandbox.command(&["run", "sweep.yaml"]).stderr(Stdio::piped()).spawn().unwrap();
-    let stderr = BufReader::new(child.stderr.take().unwrap());
-    let mut said = String::new();
-    for line in stderr.lines() {
-        let line = line.unwrap();
-        if line.contains("running") {
-            let id = child.id().to_string();
-            assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    for signal in ["-INT", "-TERM"] {
+        let mut child = sandbox.command(&["run", "sweep.yaml"]).stderr(Stdio::piped()).spawn().unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut said = String::new();
+        for line in stderr.lines() {
+            let line = line.unwrap();
+            if line.contains("running") {
+                let id = child.id().to_string();
+                assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
+            }
+            said += &line;
+            said.push('\n');
         }
-        said += &line;
-        said.push('\n');
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{signal}: {said}");
+        let again = "lorafleet run --new sweep.yaml";
+        assert!(said.contains("go on with the same command") && said.contains(again), "{signal}: {said}");
+        assert!(!sandbox.dir.path().join("lorafleet-data/endpoint").exists(), "{signal}");
     }
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
-    assert!(said.contains("go on with the same command") && said.contains("--new"), "{said}");
 
     let result = sandbox.json(&["run", "sweep.yaml"]);
     assert_eq!(sandbox.json(&["list"]).as_array().unwrap().len(), 1, "it went on, not anew");
@@ -219,7 +223,13 @@ fn invalid_input_names_place_and_remedy() {
         ("stories260K-hf", "no-such-model", &[], &["sweep.yaml:2:", "no-such-model"]),
         ("instruct_500_guanaco.jsonl", "no.jsonl", &[], &["sweep.yaml:3:", "no.jsonl"]),
         ("max_sequence_length: 256", "max_sequence_length: 100000", &[], &["max_sequence_length", "100000"]),
-        ("eval_size: 50", "instruct_column_in_dataset: txet", &[], &["txet", "text"]),
+        (
+            "eval_size: 50",
+            "instruct_column_in_dataset: txet",
+            &[],
+            &["sweep.yaml:3:1: dataset_name: ", "txet", "text"],
+        ),
+        ("stories260K-hf", ".", &[], &["sweep.yaml:2:1: pretrained_model_id: ", "config.json"]),
         ("", "", &["--set", "lora_rnk=4"], &["--set", "lora_rnk", "lora_rank"]),
         ("", "", &["--set", "lora_rank"], &["--set", "KEY=VALUE"]),
     ];
@@ -253,32 +263,87 @@ fn errors_of_use() {
     }
 }
 
+/// A pipe whose reader is gone.
+fn closed_pipe() -> Stdio {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    writer.into()
+}
+
+/// A sweep on the quickstart's model and rows.
+fn tiny(rest: &str) -> String {
+    let quickstart = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/quickstart");
+    format!(
+        "name: tiny
+pretrained_model_id: {quickstart}/base
+dataset_name: {quickstart}/instruct.jsonl
+eval_size: 4
+eval_split: last
+max_sequence_length: 16
+search: {{ algorithm: grid }}
+{rest}"
+    )
+}
+
 #[test]
-fn every_verb_shows_an_example() {
+fn a_closed_pipe_ends_no_work() {
+    let sandbox = Sandbox::new(&tiny("max_steps: 2\nparameters: { lora_rank: [4] }\n"));
+    let output = sandbox.command(&["completions", "bash"]).stdout(closed_pipe()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut run = sandbox.command(&["run", "sweep.yaml"]);
+    assert!(run.stdout(closed_pipe()).stderr(closed_pipe()).status().unwrap().success());
+    let sweeps = sandbox.json(&["list"]);
+    assert_eq!(sweeps[0]["state"], "completed");
+    let id = sweeps[0]["id"].as_str().unwrap();
+    assert!(sandbox.dir.path().join(format!("lorafleet-data/reports/{id}.html")).is_file());
+    let metrics = ["trials", "metrics", &format!("{id}/1"), "-o", "json"];
+    let output = sandbox.command(&metrics).stdout(closed_pipe()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    // A finished sweep is followed to its last trial.
+    let watched = sandbox.lorafleet(&["watch", id]);
+    let said = String::from_utf8_lossy(&watched.stderr);
+    assert!(watched.status.success() && said.contains("1/1 trials over"), "{said}");
+
+    let report = sandbox.json(&["report", id]);
+    assert!(report["report"].as_str().unwrap().ends_with(&format!("{id}.html")), "{report}");
+}
+
+#[test]
+fn a_spent_budget_and_cut_rows_are_told() {
+    let sandbox = Sandbox::new(&tiny(
+        "max_steps: 1000000
+budget: { max_wall_clock: 1s }
+parameters: { lora_rank: [4] }
+",
+    ));
+    let output = sandbox.lorafleet(&["run", "sweep.yaml"]);
+    let (said, shown) = (String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("4 held out") && said.contains(" cut to 16 tokens"), "{said}");
+    assert!(shown.contains(" cut to 16 tokens"), "{shown}");
+    let ended = "max_wall_clock of 1 s is spent";
+    assert!(shown.contains(ended), "{shown}");
+    let sweep = &sandbox.json(&["list"])[0];
+    assert_eq!(sweep["ended_early"], ended);
+    let id = sweep["id"].as_str().unwrap();
+    for verb in ["get", "watch"] {
+        let shown = sandbox.lorafleet(&[verb, id]).stdout;
+        assert!(String::from_utf8_lossy(&shown).contains(ended), "{verb}");
+    }
+    let plan = sandbox.json(&["plan", "sweep.yaml"]);
+    assert!(plan[0]["truncated_rows"].as_u64().unwrap() > 0 && plan[0]["skipped_rows"] == 0, "{plan}");
+}
+
+#[test]
+fn a_verb_that_fails_leaves_no_endpoint_behind() {
     let sandbox = Sandbox::new("");
-    for verb in [
-        "run",
-        "plan",
-        "list",
-        "get",
-        "watch",
-        "cancel",
-        "report",
-        "trials list",
-        "trials get",
-        "trials metrics",
-        "trials stop",
-        "adapters list",
-        "adapters pull",
-        "agents list",
-        "completions",
-        "train",
-        "bench train",
-    ] {
-        let args: Vec<_> = verb.split(' ').chain(["--help"]).collect();
+    let data_dir = sandbox.dir.path().join("lorafleet-data");
+    std::fs::create_dir(&data_dir).unwrap();
+    for args in [vec!["get", "no-0000"], vec!["trials", "get", "no-0000/1"], vec!["report", "no-0000"]] {
         let output = sandbox.lorafleet(&args);
-        let help = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success(), "{verb}");
-        assert!(help.contains("Example") && help.contains(&format!("lorafleet {verb}")), "{verb}: {help}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.code() == Some(2) && said.contains("no-0000"), "{args:?}: {said}");
+        assert!(!data_dir.join("endpoint").exists(), "{args:?}");
     }
 }

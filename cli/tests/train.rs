@@ -203,6 +203,35 @@ fn a_diverging_run_keeps_its_last_good_state() {
 }
 
 #[test]
+fn an_earlier_run_is_not_overwritten_unasked() {
+    let dir = workplace();
+    let weights = dir.path().join("out/adapter_model.safetensors");
+    let short = ["--max-steps=2", "--output-dir=out", "--save-steps=0"];
+    let longer = ["--max-steps=4", "--output-dir=out"];
+    succeed(dir.path(), &with(&short));
+    let first = std::fs::read(&weights).unwrap();
+    // Whether it left checkpoints or its adapter alone.
+    for _ in 0..2 {
+        let refused = train(dir.path(), &with(&longer));
+        let message = stderr(&refused);
+        assert_eq!(refused.status.code(), Some(2), "{message}");
+        for fragment in ["--output-dir", "out/", "--overwrite-output-dir"] {
+            assert!(message.contains(fragment), "no {fragment:?} in {message}");
+        }
+        assert!(std::fs::read(&weights).unwrap() == first, "it was overwritten");
+        std::fs::create_dir_all(dir.path().join("out/checkpoint-2")).unwrap();
+        std::fs::copy(dir.path().join("out/resume.json"), dir.path().join("out/checkpoint-2/resume.json"))
+            .unwrap();
+    }
+    succeed(
+        dir.path(),
+        &with(&[&longer[..], &["--save-steps=0", "--overwrite_output_dir", "-o", "yaml"]].concat()),
+    );
+    assert!(std::fs::read(&weights).unwrap() != first);
+    assert!(!dir.path().join("out/checkpoint-2").exists(), "a later --resume would find it");
+}
+
+#[test]
 fn bad_rows_can_be_skipped() {
     let dir = workplace();
     let rows = dir.path().join("rows.jsonl");
@@ -316,7 +345,7 @@ fn unusable_input_is_named_and_nothing_starts() {
         ("dropout 1", nothing, &["--lora-dropout=1"], &["lora_dropout", "below 1"]),
         ("rate below 0", nothing, &["--learning-rate=-1"], &["learning_rate", "-1", "above 0"]),
         ("rate 0", nothing, &["--learning_rate=0"], &["learning_rate", "must be a number above 0"]),
-        ("type", nothing, &["--lora-rank=four"], &["--lora-rank", "four"]),
+        ("type", nothing, &["--lora-rank=four"], &["--lora-rank", "four", "a whole number from 1"]),
         ("unknown flag", nothing, &["--learning-rat=1"], &["--learning-rat", "--learning-rate"]),
         ("no init", nothing, &["--init-adapter=none"], &["none/adapter_config.json", "adapter directory"]),
         (

@@ -9,6 +9,7 @@
 //! | `newest/<time, descending>-<sweep>` | the sweep's id, so that a listing begins with the newest |
 
 use crate::error::{CoordinatorError, Result};
+use domain::footprint::ModelShape;
 use domain::sweep::Sweep;
 use domain::trial::{Trial, TrialConfig, TrialState};
 use domain::{AgentId, Attempt, DeviceId, SweepId, Timestamp, TrialId};
@@ -70,6 +71,9 @@ pub struct SweepRecord {
     pub sweep: Sweep,
     /// Set once it proposes no more and its trials are told to end.
     pub stop: Option<StopCause>,
+    /// Shapes of base models, by the name that trials give them: what memory is predicted from.
+    #[serde(default)]
+    pub base_models: BTreeMap<String, ModelShape>,
 }
 
 /// A trial, and what only the coordinator needs to know of it.
@@ -89,6 +93,9 @@ pub struct TrialRecord {
     pub value: Option<f64>,
     /// What earlier assignments cost, in US dollars.
     pub earlier_cost_usd: f64,
+    /// When the current assignment was last charged for.
+    #[serde(default)]
+    pub charged_at: Option<Timestamp>,
     /// Times that it was lost or failed through no fault of its own since its last checkpoint.
     pub losses: u32,
 }
@@ -130,6 +137,7 @@ impl TrialRecord {
             adapter_step: 0,
             value: None,
             earlier_cost_usd: 0.0,
+            charged_at: None,
             losses: 0,
         }
     }

@@ -145,6 +145,7 @@ fn sweep(best: Option<(TrialId, f64)>) -> Sweep {
         best,
         cost_usd: 0.0,
         failure: None,
+        ended_early: None,
         created_at: Timestamp(START),
         finished_at: Some(Timestamp(START + 83_000)),
     }

@@ -1,10 +1,11 @@
 //! What a trial takes, from its model's shape alone, before anything runs: parameters, adapter size, memory,
 //! floating-point operations. Bytes are bytes, GB is 10⁹ of them; a multiply-add is two operations.
 
-use crate::trial::TrialConfig;
+use crate::trial::{TargetModules, TrialConfig};
+use serde::{Deserialize, Serialize};
 
 /// The shape of a Llama, as its `config.json` gives it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelShape {
     /// Rows of the embedding.
     pub vocab_size: u64,
@@ -118,7 +119,12 @@ pub struct PeakBytes {
 impl PeakBytes {
     /// All of them.
     pub fn total(&self) -> u64 {
-        self.weights + self.adapter + self.activations + self.working
+        self.weights + self.own()
+    }
+
+    /// What a trial holds for itself: all but the base, which the trials of a pack share.
+    pub fn own(&self) -> u64 {
+        self.adapter + self.activations + self.working
     }
 }
 
@@ -138,6 +144,17 @@ impl ModelShape {
             activations: 4 * tokens * self.num_hidden_layers * layer,
             working: 4 * loss.max(backward),
         }
+    }
+
+    /// [`ModelShape::cpu_peak_bytes`] of a trial whose data nobody has read yet, at most: every row as long as
+    /// `max_sequence_length`, an adapter on every linear layer, and on an untied head unless the targets are
+    /// `all-linear`, which leaves it out.
+    pub fn cpu_peak_bytes_at_most(&self, config: &TrialConfig) -> PeakBytes {
+        let head = config.target_modules != TargetModules::default();
+        let is_target = |name: &str| head || name != Self::HEAD;
+        let trainable = self.trainable_parameters(u64::from(config.lora_rank), is_target);
+        let tokens = u64::from(config.batch_size) * u64::from(config.max_sequence_length);
+        self.cpu_peak_bytes(trainable, tokens)
     }
 }
 

@@ -134,11 +134,11 @@ pub async fn start(options: Options, scope: Scope) -> Result<Agent, AgentError> 
         return Err(AgentError::Device { device: other.id.clone() });
     }
     let clock = options.clock.clone();
-    let engines: Engines = Arc::new(move |_| {
-        let clock = clock.clone();
+    let engines: Engines = Arc::new(move |device| {
+        let (clock, memory) = (clock.clone(), device.memory_bytes);
         Box::new(move || {
             let backend = Candle { device: trainer::Device::Cpu, clock: clock.clone() };
-            Box::new(Pack::new(backend, clock.clone()))
+            Box::new(Pack::new(backend, memory, clock.clone()))
         })
     });
     start_with(options, engines, scope).await

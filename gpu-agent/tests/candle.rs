@@ -67,9 +67,13 @@ struct Bench {
 
 impl Bench {
     fn new() -> Self {
+        Self::with_memory(u64::MAX)
+    }
+
+    fn with_memory(bytes: u64) -> Self {
         let clock = Arc::new(SystemClock::new());
         let candle = Candle { device: trainer::Device::Cpu, clock: clock.clone() };
-        Self { engine: Pack::new(candle, clock), dir: tempfile::tempdir().unwrap() }
+        Self { engine: Pack::new(candle, bytes, clock), dir: tempfile::tempdir().unwrap() }
     }
 
     fn admit(&mut self, name: &str, config: &TrialConfig, resume: Option<CheckpointDirs>) -> Assignment {
@@ -156,6 +160,31 @@ fn a_trial_trains_and_goes_on_bit_for_bit() {
     assert_eq!(second.digests, whole.digests);
     assert_eq!([first.losses, second.losses].concat(), whole.losses);
     assert!(adapter(second.checkpoints.last().unwrap()) == adapter(last), "the same bytes");
+}
+
+#[test]
+fn a_trial_runs_on_a_device_that_it_is_predicted_to_fit() {
+    let Some(config) = config(2) else { return };
+    let mut bench = Bench::new();
+    let whole = bench.admit("whole", &config, None);
+    let whole = bench.run(&whole, None);
+    let predicted = whole.summary(Ending::Completed).predicted_peak_memory_bytes.unwrap();
+    // The base alone is 1 MB: the first is refused before it is loaded, the second when its data is known.
+    for (memory, fits) in [(500_000, false), (predicted - 1, false), (predicted, true)] {
+        let mut bench = Bench::with_memory(memory);
+        let trial = bench.admit("trial", &config, None);
+        match bench.run(&trial, None).last {
+            Some(Happening::Finished { ending: Ending::Completed, summary, .. }) => {
+                let measured = summary.peak_memory_bytes.unwrap();
+                assert!(fits && measured <= memory + memory / 50, "{memory}: {measured} measured");
+            }
+            Some(Happening::Failed(failure)) => {
+                assert_eq!((fits, failure.class), (false, FailureClass::OutOfMemory));
+                assert!(failure.message.starts_with("does not fit: needs 0.0"), "{}", failure.message);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn engines() -> Engines {
     Arc::new(|_| {
         Box::new(|| {
             let simulated = Simulated { step_time: Duration::from_micros(200), clock: clock() };
-            Box::new(Fragile(Pack::new(simulated, clock()), false))
+            Box::new(Fragile(Pack::new(simulated, u64::MAX, clock()), false))
         })
     })
 }

@@ -2,6 +2,7 @@
 
 use crate::v1;
 use domain::fleet::{Agent, Device, Holding};
+use domain::footprint::ModelShape;
 use domain::metric::MetricPoint;
 use domain::sweep::{Sweep, SweepState};
 use domain::trial::{
@@ -25,6 +26,55 @@ impl ConvertError {
     /// An error about `field`.
     pub fn new(field: &'static str, problem: impl Into<String>) -> Self {
         Self { field, problem: problem.into() }
+    }
+}
+
+impl From<ModelShape> for v1::ModelShape {
+    fn from(s: ModelShape) -> Self {
+        Self {
+            vocab_size: s.vocab_size,
+            hidden_size: s.hidden_size,
+            intermediate_size: s.intermediate_size,
+            num_hidden_layers: s.num_hidden_layers,
+            num_attention_heads: s.num_attention_heads,
+            num_key_value_heads: s.num_key_value_heads,
+            head_dim: s.head_dim,
+            tie_word_embeddings: s.tie_word_embeddings,
+        }
+    }
+}
+
+/// Above any model's width, depth or vocabulary, and small enough that no prediction from them overflows.
+const LARGEST_DIMENSION: u64 = 1 << 24;
+
+impl TryFrom<v1::ModelShape> for ModelShape {
+    type Error = ConvertError;
+
+    fn try_from(s: v1::ModelShape) -> Result<Self, ConvertError> {
+        let dimensions = [
+            ("vocab_size", s.vocab_size),
+            ("hidden_size", s.hidden_size),
+            ("intermediate_size", s.intermediate_size),
+            ("num_hidden_layers", s.num_hidden_layers),
+            ("num_attention_heads", s.num_attention_heads),
+            ("num_key_value_heads", s.num_key_value_heads),
+            ("head_dim", s.head_dim),
+        ];
+        for (field, value) in dimensions {
+            if !(1..=LARGEST_DIMENSION).contains(&value) {
+                return Err(ConvertError::new(field, format!("is {value}, not in 1 to {LARGEST_DIMENSION}")));
+            }
+        }
+        Ok(Self {
+            vocab_size: s.vocab_size,
+            hidden_size: s.hidden_size,
+            intermediate_size: s.intermediate_size,
+            num_hidden_layers: s.num_hidden_layers,
+            num_attention_heads: s.num_attention_heads,
+            num_key_value_heads: s.num_key_value_heads,
+            head_dim: s.head_dim,
+            tie_word_embeddings: s.tie_word_embeddings,
+        })
     }
 }
 
@@ -363,6 +413,7 @@ pub fn sweep(sweep: &Sweep, trials: impl IntoIterator<Item = TrialState>) -> v1:
         best_value,
         cost_usd: sweep.cost_usd,
         failure: sweep.failure.clone(),
+        ended_early: sweep.ended_early.clone(),
     }
 }
 
@@ -503,6 +554,7 @@ mod tests {
             best: Some((TrialId::new("s-0a1b/1"), 0.5)),
             cost_usd: 0.25,
             failure: None,
+            ended_early: Some("max_wall_clock of 4 s is spent".into()),
             created_at: Timestamp(1500),
             finished_at: None,
         };
@@ -510,6 +562,7 @@ mod tests {
         let counts: Vec<_> = wire.counts.iter().map(|c| (c.state(), c.trials)).collect();
         assert_eq!(counts, [(v1::TrialState::Running, 2), (v1::TrialState::Completed, 1)]);
         assert_eq!((wire.best_trial_id.as_deref(), wire.best_value), (Some("s-0a1b/1"), Some(0.5)));
+        assert_eq!(wire.ended_early, record.ended_early);
         let document = from_struct(wire.spec.unwrap());
         assert_eq!(domain::sweep::SweepSpec::from_document(&document).unwrap(), spec);
     }

@@ -11,6 +11,7 @@ use proto::v1::adapter_service_client::AdapterServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
 use proto::v1::trial_service_client::TrialServiceClient;
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,7 +73,8 @@ async fn agent(dir: &Path, endpoint: &str, clock: Arc<dyn Clock>, scope: &Scope)
 
 async fn submit(channel: &Channel, document: &Value) -> String {
     let spec = Some(proto::convert::to_struct(document.as_object().unwrap()));
-    let request = v1::SubmitSweepRequest { request_id: "6f1c0c0e-9a43-4d0e-8c3a-52d1b6f4a001".into(), spec };
+    let request_id = "6f1c0c0e-9a43-4d0e-8c3a-52d1b6f4a001".into();
+    let request = v1::SubmitSweepRequest { request_id, spec, base_models: HashMap::new() };
     let mut sweeps = SweepServiceClient::new(channel.clone());
     sweeps.submit_sweep(request).await.unwrap().into_inner().sweep.unwrap().id
 }

@@ -94,8 +94,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let peak = |name: &str| values.clone().filter(|(n, _)| n == name).map(|(_, v)| *v as u64).max();
     let held =
         peak(domain::metric::PACK_PEAK_MEMORY_BYTES).or_else(|| peak(domain::metric::PEAK_MEMORY_BYTES));
-    println!("{:#}", document(args, &loaded, &runs, seconds, loss, held));
-    Ok(())
+    crate::output::to_stdout(&format!("{:#}", document(args, &loaded, &runs, seconds, loss, held)))
 }
 
 fn shape(args: &Args) -> Result<LlamaConfig, Failure> {

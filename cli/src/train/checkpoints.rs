@@ -3,8 +3,12 @@
 use crate::Failure;
 use std::path::{Path, PathBuf};
 use trainer::TrainError;
+use trainer::adapter_file::{CONFIG_FILE, WEIGHTS_FILE};
 use trainer::files::sync_directory;
 use trainer::run::{RESUME_FILE, Run};
+
+/// The files by which a directory holds a finished adapter.
+const FINISHED: [&str; 2] = [WEIGHTS_FILE, CONFIG_FILE];
 
 /// An output directory.
 pub(crate) struct Output {
@@ -12,22 +16,44 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Makes the directory ready for a run from the beginning.
-    pub(crate) fn fresh(dir: &Path) -> Result<Self, Failure> {
+    /// The directory of a run from the beginning. What an earlier run left there is an error unless it is to be
+    /// overwritten.
+    pub(crate) fn fresh(dir: &Path, overwrite: bool) -> Result<Self, Failure> {
         let output = Self { dir: dir.into() };
-        if let Some((_, newest)) = output.checkpoints()?.pop() {
-            return Err(Failure::invalid(format!(
-                "--output-dir: {} is a checkpoint of an earlier run; go on from it with --resume, or name \
-                 another directory",
+        let checkpoint = output.checkpoints()?.pop().map(|(_, newest)| newest);
+        let adapter = FINISHED.iter().map(|name| dir.join(name)).find(|file| file.exists());
+        let remedy = "name another directory, or start anew in it with --overwrite-output-dir";
+        match (checkpoint, adapter) {
+            _ if overwrite => Ok(output),
+            (Some(newest), _) => Err(Failure::invalid(format!(
+                "--output-dir: {} is a checkpoint of an earlier run; go on from it with --resume, {remedy}",
                 newest.display()
-            )));
+            ))),
+            (None, Some(file)) => Err(Failure::invalid(format!(
+                "--output-dir: {} belongs to an earlier run's adapter; {remedy}",
+                file.display()
+            ))),
+            (None, None) => Ok(output),
         }
-        std::fs::create_dir_all(dir).map_err(|e| unusable(dir, &e))?;
-        let stale = dir.join(RESUME_FILE);
-        match std::fs::remove_file(&stale) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(unusable(&stale, &e)),
-            _ => Ok(output),
+    }
+
+    /// Makes the directory ready to be written to. Of an earlier run that this one does not go on from, adapter
+    /// and checkpoints are removed: a later `--resume` must not find them.
+    pub(crate) fn prepare(&self, resumed: bool) -> Result<(), Failure> {
+        std::fs::create_dir_all(&self.dir).map_err(|e| unusable(&self.dir, &e))?;
+        if resumed {
+            return Ok(());
         }
+        for (_, checkpoint) in self.checkpoints()? {
+            std::fs::remove_dir_all(&checkpoint).map_err(|e| unusable(&checkpoint, &e))?;
+        }
+        for file in FINISHED.iter().chain([&RESUME_FILE]).map(|name| self.dir.join(name)) {
+            match std::fs::remove_file(&file) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(unusable(&file, &e)),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// The directory of an earlier run, and the whole checkpoint in it with the most steps.

@@ -1,9 +1,9 @@
 //! Every parameter of a trial as a flag: `--learning-rate` and `--learning_rate` alike. Names, meanings and
 //! defaults are [`TrialConfig`]'s own, so that a new parameter is a new flag.
 
-use clap::builder::ValueParser;
 use clap::error::ErrorKind;
 use clap::{Arg, ArgMatches, Command};
+use domain::sweep::check_parameter;
 use domain::trial::{PARAMETER_MEANINGS, PARAMETER_NAMES, TrialConfig};
 use serde_json::{Map, Value, json};
 
@@ -36,7 +36,7 @@ fn argument(name: &'static str, meaning: &'static str, default: &Value) -> Arg {
         .long(flag(name))
         .required(REQUIRED.contains(&name))
         .allow_negative_numbers(true)
-        .value_parser(ValueParser::string())
+        .value_parser(move |text: &str| value(name, text))
         .help(format!("{}{shown}", meaning.trim().trim_end_matches('.')));
     if name.contains('_') {
         argument = argument.alias(name);
@@ -63,16 +63,8 @@ impl clap::Args for Parameters {
 
 impl clap::FromArgMatches for Parameters {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let mut values = Map::new();
-        for name in PARAMETER_NAMES {
-            if let Some(text) = matches.get_one::<String>(name) {
-                let value = value(name, text).map_err(|problem| {
-                    let message = format!("invalid value '{text}' for '--{}': {problem}\n", flag(name));
-                    clap::Error::raw(ErrorKind::InvalidValue, message)
-                })?;
-                values.insert((*name).to_string(), value);
-            }
-        }
+        let given = |name: &&str| Some(((*name).to_string(), matches.get_one::<Value>(name)?.clone()));
+        let values = PARAMETER_NAMES.iter().filter_map(given).collect();
         let config = serde_json::from_value(Value::Object(values));
         config.map(Self).map_err(|e| clap::Error::raw(ErrorKind::InvalidValue, e))
     }
@@ -84,18 +76,28 @@ impl clap::FromArgMatches for Parameters {
 }
 
 /// A flag's text as a value that its parameter takes: as JSON if the parameter takes that, else as a string.
+/// Whether a value of the right sort is in range depends on the model and is checked with it.
 fn value(name: &str, text: &str) -> Result<Value, String> {
-    let takes = |value: &Value| {
-        serde_json::from_value::<TrialConfig>(json!({ name: value })).map(drop).map_err(|e| e.to_string())
-    };
     if name == "target_modules" && is_list(text) {
         return Ok(text.split(',').map(str::trim).collect());
     }
     let string = Value::String(text.to_string());
     let parsed = serde_json::from_str(text).unwrap_or_else(|_| string.clone());
-    match takes(&parsed) {
-        Ok(()) => Ok(parsed),
-        Err(problem) => takes(&string).map(|()| string).map_err(|_| problem),
+    let takes = |value: &&Value| serde_json::from_value::<TrialConfig>(json!({ name: value })).is_ok();
+    match [&parsed, &string].into_iter().find(takes) {
+        Some(value) => Ok(value.clone()),
+        None => Err(refusal(name, &parsed)),
+    }
+}
+
+/// What a parameter must be, in the words that a sweep file's errors have, and a value that it takes.
+fn refusal(name: &str, value: &Value) -> String {
+    let must_be = check_parameter(name, value).err().unwrap_or_else(|| "cannot be used".into());
+    match &defaults()[name] {
+        Value::Null => must_be,
+        Value::String(text) if text.is_empty() => must_be,
+        Value::String(text) => format!("{must_be}; give one such as {text}, the default"),
+        default => format!("{must_be}; give one such as {default}, the default"),
     }
 }
 
@@ -167,16 +169,20 @@ mod tests {
     #[test]
     fn a_wrong_value_is_named() {
         for (arguments, fragments) in [
-            (["--lora-rank", "abc"], ["--lora-rank", "abc", "u32"]),
-            (["--lora_rank", "1.5"], ["--lora-rank", "1.5", "u32"]),
+            (["--lora-rank", "abc"], ["--lora-rank", "abc", "a whole number from 1"]),
+            (["--lora_rank", "1.5"], ["--lora-rank", "1.5", "such as 16, the default"]),
+            (["--max-steps", "ten"], ["--max-steps", "ten", "a whole number from 1"]),
             (["--precision-mode", "int8"], ["--precision-mode", "int8", "float32"]),
             (["--lr_scheduler_type", "step"], ["--lr-scheduler-type", "step", "cosine"]),
-            (["--shuffle", "maybe"], ["--shuffle", "maybe", "boolean"]),
+            (["--shuffle", "maybe"], ["--shuffle", "maybe", "true or false"]),
             (["--learning-rat", "1"], ["--learning-rat", "unexpected", "--learning-rate"]),
         ] {
             let message = parse(&arguments).unwrap_err();
             for fragment in fragments {
                 assert!(message.contains(fragment), "{arguments:?}: {message:?} lacks {fragment}");
+            }
+            for word in ["u32", "f64", "variant", "Usage: lorafleet"] {
+                assert!(!message.contains(word), "{arguments:?}: {message:?} has {word}");
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Progress on standard error: one changing line on a terminal, a line a tenth of the way elsewhere.
 
+use crate::output::say;
 use domain::metric::{self, MetricPoint};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -36,7 +37,7 @@ impl Progress {
         let (Some(point), tenth) = (point, Self::tenth_of(step, self.total)) else { return };
         if tenth > self.tenth {
             self.tenth = tenth;
-            eprintln!("step {step}/{}  {}", self.total, text(point));
+            say!("step {step}/{}  {}", self.total, text(point));
         }
     }
 

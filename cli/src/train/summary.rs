@@ -1,33 +1,29 @@
 //! What a run prints at its end: a table for people, a document for programs.
 
+use crate::Failure;
+use crate::output::{self, Format};
 use domain::trial::TrialSummary;
 use serde_json::json;
 use std::path::Path;
 use trainer::run::Run;
 
-/// The form of the summary.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Format {
-    /// For people.
-    Table,
-    /// For programs: one JSON document, its keys stable.
-    Json,
-}
-
-/// The summary of a run whose adapter lies in `adapter`.
-pub(crate) fn text(format: Format, adapter: &Path, run: &Run, summary: &TrialSummary) -> String {
-    match format {
-        Format::Table => table(adapter, summary),
-        Format::Json => {
-            let document = json!({
-                "adapter": adapter,
-                "summary": summary,
-                "digests": run.digests(),
-                "config": run.config(),
-            });
-            format!("{document:#}")
-        }
-    }
+/// Prints the summary of a run whose adapter lies in `adapter`.
+///
+/// # Errors
+/// Standard output cannot be written to.
+pub(crate) fn print(
+    format: Format,
+    adapter: &Path,
+    run: &Run,
+    summary: &TrialSummary,
+) -> Result<(), Failure> {
+    let document = json!({
+        "adapter": adapter,
+        "summary": summary,
+        "digests": run.digests(),
+        "config": run.config(),
+    });
+    output::print(format, &document, || table(adapter, summary))
 }
 
 fn table(adapter: &Path, s: &TrialSummary) -> String {

@@ -8,17 +8,29 @@ use crate::error::{CoordinatorError, Result};
 use crate::search::Searcher;
 use crate::store::{Batch, Store, SweepRecord, TrialRecord};
 use actor::{Gone, Mailbox, Reply, Scope};
+use domain::footprint::ModelShape;
 use domain::metric::MetricPoint;
 use domain::sweep::{Sweep, SweepSpec, SweepState};
 use domain::{Attempt, SweepId, TrialId};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use tokio::sync::{broadcast, mpsc};
 
 /// Commands that may wait.
 const CAPACITY: usize = 64;
 
+/// A sweep to start.
+#[derive(Debug, Clone)]
+pub struct Submission {
+    /// Made by the submitter: the same id again is the same submission.
+    pub request_id: String,
+    /// The sweep.
+    pub spec: Box<SweepSpec>,
+    /// Shapes of base models, by the name that trials give them.
+    pub base_models: BTreeMap<String, ModelShape>,
+}
+
 enum Command {
-    Submit(String, Box<SweepSpec>, Reply<Result<View>>),
+    Submit(Submission, Reply<Result<View>>),
     Find(SweepId, Reply<Option<SweepHandle>>),
     Ended(SweepId),
 }
@@ -55,8 +67,8 @@ impl Directory {
     ///
     /// # Errors
     /// The request id is empty; the search is impossible.
-    pub async fn submit(&self, request_id: String, spec: SweepSpec) -> Result<View> {
-        self.mailbox.ask(|reply| Command::Submit(request_id, Box::new(spec), reply)).await?
+    pub async fn submit(&self, submission: Submission) -> Result<View> {
+        self.mailbox.ask(|reply| Command::Submit(submission, reply)).await?
     }
 
     /// The store, for listings.
@@ -221,8 +233,8 @@ impl State {
             };
             // Whoever asked and is gone since does not need the answer.
             match command {
-                Some(Command::Submit(request_id, spec, reply)) => {
-                    let _ = reply.send(self.submit(request_id, *spec).await);
+                Some(Command::Submit(submission, reply)) => {
+                    let _ = reply.send(self.submit(submission).await);
                 }
                 Some(Command::Find(id, reply)) => {
                     let _ = reply.send(self.running.get(&id).cloned());
@@ -235,7 +247,8 @@ impl State {
         }
     }
 
-    async fn submit(&mut self, request_id: String, spec: SweepSpec) -> Result<View> {
+    async fn submit(&mut self, submission: Submission) -> Result<View> {
+        let Submission { request_id, spec, base_models } = submission;
         if request_id.is_empty() {
             return Err(CoordinatorError::invalid(
                 "request_id",
@@ -249,7 +262,7 @@ impl State {
         let max_trials = Searcher::new(&spec).map_err(CoordinatorError::problems)?.size();
         let sweep = Sweep {
             id: self.new_id(&spec.name).await?,
-            spec,
+            spec: *spec,
             state: SweepState::Running,
             request_id,
             proposed: 0,
@@ -257,11 +270,12 @@ impl State {
             best: None,
             cost_usd: 0.0,
             failure: None,
+            ended_early: None,
             created_at: self.tools.clock.now(),
             finished_at: None,
         };
         tracing::info!(sweep = %sweep.id, ?max_trials, "a new sweep");
-        let record = SweepRecord { sweep, stop: None };
+        let record = SweepRecord { sweep, stop: None, base_models };
         let mut batch = Batch::default();
         batch.submission(&record);
         store.commit(batch).await?;

@@ -61,6 +61,8 @@ pub struct Expected {
     pub device: DeviceId,
     /// What it needs.
     pub needs: Waiting,
+    /// When its device was last charged for, by the coordinator before.
+    pub charged_at: Option<Timestamp>,
 }
 
 /// An agent as people see it.
@@ -100,6 +102,7 @@ enum Command {
     Send(TrialId, Attempt, ToAgent),
     Release(TrialId, Attempt, bool, Reply<f64>),
     Used(Vec<TrialId>, Reply<Vec<(TrialId, f64)>>),
+    Abandon(Vec<TrialId>, Reply<Vec<(TrialId, f64)>>),
     Agents(Reply<Vec<AgentView>>),
 }
 
@@ -181,6 +184,12 @@ impl Dispatcher {
         self.0.ask(|reply| Command::Used(trials, reply)).await
     }
 
+    /// Takes those of these trials off their devices whose agents are away, and answers with them and the device
+    /// time they used. An agent that comes back is told to drop them.
+    pub async fn abandon(&self, trials: Vec<TrialId>) -> Result<Vec<(TrialId, f64)>, Gone> {
+        self.0.ask(|reply| Command::Abandon(trials, reply)).await
+    }
+
     /// Every agent that connected since this coordinator started, by id.
     pub async fn agents(&self) -> Result<Vec<AgentView>, Gone> {
         self.0.ask(Command::Agents).await
@@ -215,6 +224,10 @@ struct Held {
     deadline: Instant,
     /// The meter's reading at assignment.
     from: f64,
+    /// Time before that for which no coordinator ran a meter; counts once the agent says that it trained on.
+    unmetered: Duration,
+    /// Device time used without a meter.
+    adopted: f64,
     /// The stop to repeat when the agent reconnects.
     stop: Option<StopReason>,
     lost: oneshot::Sender<f64>,
@@ -256,7 +269,8 @@ impl State {
             Command::Expect(expected, reply) => {
                 let place = (expected.agent, expected.device);
                 let (lost, answer) = oneshot::channel();
-                self.hold(expected.trial, expected.attempt, place, expected.needs, lost);
+                let unmetered = expected.charged_at.map_or(Duration::ZERO, |at| self.clock.now().since(at));
+                self.hold(expected.trial, expected.attempt, place, expected.needs, unmetered, lost);
                 let _ = reply.send(answer);
             }
             Command::Send(trial, attempt, message) => self.send(&trial, attempt, message),
@@ -265,6 +279,9 @@ impl State {
             }
             Command::Used(trials, reply) => {
                 let _ = reply.send(self.used(trials));
+            }
+            Command::Abandon(trials, reply) => {
+                let _ = reply.send(self.abandon(trials));
             }
             Command::Agents(reply) => {
                 let _ = reply.send(self.views());
@@ -312,11 +329,18 @@ impl State {
     /// Renews what is current and answers with the rest.
     fn renew(&mut self, agent: &AgentId, holdings: &[Holding]) -> Vec<Holding> {
         let deadline = Instant::now() + self.terms.lease;
+        let mut sharing: HashMap<DeviceId, u32> = HashMap::new();
+        for held in self.held.values().filter(|held| held.place.0 == *agent) {
+            *sharing.entry(held.place.1.clone()).or_default() += 1;
+        }
         let mut stale = Vec::new();
         for holding in holdings {
             match self.held.get_mut(&holding.trial) {
                 Some(held) if held.attempt == holding.attempt && held.place.0 == *agent => {
                     held.deadline = deadline;
+                    let share = sharing.get(&held.place.1).copied().unwrap_or(1);
+                    let unmetered = std::mem::take(&mut held.unmetered);
+                    held.adopted += unmetered.as_secs_f64() / f64::from(share);
                 }
                 _ => stale.push(holding.clone()),
             }
@@ -337,11 +361,13 @@ impl State {
         attempt: Attempt,
         place: Place,
         needs: Waiting,
+        unmetered: Duration,
         lost: oneshot::Sender<f64>,
     ) {
         let from = self.meters.entry(place.clone()).or_default().take(self.clock.monotonic());
         let deadline = Instant::now() + self.terms.lease;
-        self.held.insert(trial, Held { attempt, place, needs, deadline, from, stop: None, lost });
+        let held = Held { attempt, place, needs, deadline, from, unmetered, adopted: 0.0, stop: None, lost };
+        self.held.insert(trial, held);
     }
 
     fn send(&mut self, trial: &TrialId, attempt: Attempt, message: ToAgent) {
@@ -380,7 +406,7 @@ impl State {
         let held = self.held.remove(trial)?;
         let now = self.clock.monotonic();
         let reading = self.meters.get_mut(&held.place).map_or(held.from, |meter| meter.give(now));
-        Some((reading - held.from, held))
+        Some((held.used(reading), held))
     }
 
     fn expire(&mut self) {
@@ -402,9 +428,18 @@ impl State {
         let read = |trial: TrialId| {
             let held = self.held.get(&trial)?;
             let reading = self.meters.get_mut(&held.place)?.read(now);
-            Some((trial, reading - held.from))
+            Some((trial, held.used(reading)))
         };
         trials.into_iter().filter_map(read).collect()
+    }
+
+    fn abandon(&mut self, trials: Vec<TrialId>) -> Vec<(TrialId, f64)> {
+        let is_away = |trial: &TrialId| {
+            let agent = &self.held.get(trial)?.place.0;
+            Some(self.agents.get(agent).is_none_or(|entry| entry.session.is_none()))
+        };
+        let away: Vec<_> = trials.into_iter().filter(|trial| is_away(trial) == Some(true)).collect();
+        away.into_iter().filter_map(|trial| self.end(&trial).map(|(seconds, _)| (trial, seconds))).collect()
     }
 
     fn views(&self) -> Vec<AgentView> {
@@ -444,7 +479,7 @@ impl State {
         let Request { trial, attempt, needs, granted, .. } = request;
         let (lost, answer) = oneshot::channel();
         let grant = Grant { agent: place.0.clone(), device: place.1.clone(), price_per_hour, lost: answer };
-        self.hold(trial.clone(), attempt, place, needs, lost);
+        self.hold(trial.clone(), attempt, place, needs, Duration::ZERO, lost);
         if granted.send(grant).is_err() {
             self.end(&trial);
         }
@@ -467,9 +502,17 @@ impl State {
             resident: device.resident_base.clone(),
             base: held.first().map(|held| held.needs.base.clone()),
             held: held.len() as u32,
-            reserved_bytes: held.iter().map(|held| held.needs.peak_bytes).sum(),
+            base_bytes: held.iter().map(|held| held.needs.base_bytes).max().unwrap_or_default(),
+            own_bytes: held.iter().map(|held| held.needs.own_bytes).fold(0, u64::saturating_add),
         };
         (place, slot)
+    }
+}
+
+impl Held {
+    /// Device time used, when the device's meter stands at `reading`.
+    fn used(&self, reading: f64) -> f64 {
+        reading - self.from + self.adopted
     }
 }
 

@@ -1,13 +1,15 @@
 //! `SweepService`.
 
 use super::{Answers, Services, page, sweep_id};
+use crate::actors::directory::Submission;
 use crate::actors::sweep::{Change, View};
 use crate::error::{CoordinatorError, Result};
 use crate::report;
 use domain::SweepId;
+use domain::footprint::ModelShape;
 use domain::sweep::{SweepSpec, SweepState};
 use domain::trial::TrialState;
-use proto::convert;
+use proto::convert::{self, ConvertError};
 use proto::v1::sweep_service_server::SweepService;
 use proto::v1::watch_sweep_response::Event;
 use proto::v1::{self};
@@ -29,7 +31,11 @@ impl SweepService for Services {
         let request_id = request_id(&request.request_id)?;
         let document = convert::from_struct(convert::required("spec", request.spec)?);
         let spec = SweepSpec::from_document(&document).map_err(CoordinatorError::problems)?;
-        let view = self.desk.directory.submit(request_id, spec).await?;
+        let shape = |(name, shape)| Ok::<_, ConvertError>((name, ModelShape::try_from(shape)?));
+        let base_models =
+            request.base_models.into_iter().map(shape).collect::<std::result::Result<_, _>>()?;
+        let submission = Submission { request_id, spec: Box::new(spec), base_models };
+        let view = self.desk.directory.submit(submission).await?;
         Ok(Response::new(v1::SubmitSweepResponse { sweep: Some(wire(&view)) }))
     }
 

@@ -7,8 +7,10 @@ pub struct Waiting {
     pub base: String,
     /// Accelerators it may run on; empty means any.
     pub accelerators: Vec<String>,
-    /// Predicted peak bytes; 0 is unknown.
-    pub peak_bytes: u64,
+    /// Predicted bytes of the base; 0 is unknown.
+    pub base_bytes: u64,
+    /// Most bytes that it is predicted to hold beside the base; 0 is unknown.
+    pub own_bytes: u64,
 }
 
 /// A device and what it holds.
@@ -28,8 +30,10 @@ pub struct Slot {
     pub base: Option<String>,
     /// Trials it holds.
     pub held: u32,
-    /// Predicted peak bytes of the trials it holds, together.
-    pub reserved_bytes: u64,
+    /// Predicted bytes of that base.
+    pub base_bytes: u64,
+    /// Most bytes that its trials are predicted to hold beside the base, together.
+    pub own_bytes: u64,
 }
 
 impl Slot {
@@ -38,7 +42,13 @@ impl Slot {
         self.held < self.max_pack_size
             && self.base.as_ref().is_none_or(|base| *base == trial.base)
             && (trial.accelerators.is_empty() || trial.accelerators.iter().any(named))
-            && trial.peak_bytes <= self.memory_bytes.saturating_sub(self.reserved_bytes)
+            && (self.fits(trial) || self.held == 0)
+    }
+
+    /// Whether the trial is predicted to fit beside what the device holds.
+    fn fits(&self, trial: &Waiting) -> bool {
+        let own = self.own_bytes.saturating_add(trial.own_bytes);
+        self.base_bytes.max(trial.base_bytes).saturating_add(own) <= self.memory_bytes
     }
 
     fn has_base(&self, base: &str) -> bool {
@@ -47,7 +57,8 @@ impl Slot {
 
     fn take(&mut self, trial: &Waiting) {
         self.held += 1;
-        self.reserved_bytes += trial.peak_bytes;
+        self.base_bytes = self.base_bytes.max(trial.base_bytes);
+        self.own_bytes = self.own_bytes.saturating_add(trial.own_bytes);
         self.base = Some(trial.base.clone());
     }
 }
@@ -59,8 +70,9 @@ pub fn solve(queue: &[Waiting], devices: &[Slot]) -> Vec<(usize, usize)> {
     for (trial, waiting) in queue.iter().enumerate() {
         let best = (0..devices.len()).filter(|&d| devices[d].admits(waiting)).min_by(|&a, &b| {
             let (a, b) = (&devices[a], &devices[b]);
-            b.has_base(&waiting.base)
-                .cmp(&a.has_base(&waiting.base))
+            b.fits(waiting)
+                .cmp(&a.fits(waiting))
+                .then(b.has_base(&waiting.base).cmp(&a.has_base(&waiting.base)))
                 .then(a.price_per_hour.total_cmp(&b.price_per_hour))
                 .then(a.held.cmp(&b.held))
         });
@@ -76,8 +88,10 @@ pub fn solve(queue: &[Waiting], devices: &[Slot]) -> Vec<(usize, usize)> {
 mod tests {
     use super::*;
 
+    const GB: u64 = 1_000_000_000;
+
     fn trial(base: &str, gb: u64) -> Waiting {
-        Waiting { base: base.into(), peak_bytes: gb * 1_000_000_000, ..Waiting::default() }
+        Waiting { base: base.into(), own_bytes: gb * GB, ..Waiting::default() }
     }
 
     fn on(accelerator: &str, base: &str) -> Waiting {
@@ -87,7 +101,7 @@ mod tests {
     fn device(pack: u32, gb: u64, price: f64) -> Slot {
         Slot {
             accelerator: "A100-40GB".into(),
-            memory_bytes: gb * 1_000_000_000,
+            memory_bytes: gb * GB,
             max_pack_size: pack,
             price_per_hour: price,
             ..Slot::default()
@@ -99,7 +113,7 @@ mod tests {
     }
 
     fn holding(base: &str, held: u32, gb: u64, slot: Slot) -> Slot {
-        Slot { base: Some(base.into()), held, reserved_bytes: gb * 1_000_000_000, ..slot }
+        Slot { base: Some(base.into()), held, own_bytes: gb * GB, ..slot }
     }
 
     #[test]
@@ -147,6 +161,28 @@ mod tests {
             &[trial("a", 30), trial("a", 5)],
             &[holding("a", 1, 20, device(4, 40, 1.0))],
             &[(1, 0)],
+        );
+        let on_14 = |gb| Waiting { base_bytes: 14 * GB, ..trial("a", gb) };
+        check(
+            "a pack holds its base once",
+            &[on_14(10), on_14(10), on_14(10)],
+            &[device(4, 40, 1.0)],
+            &[(0, 0), (1, 0)],
+        );
+        let holds_14 = Slot { base_bytes: 14 * GB, ..holding("a", 1, 10, device(4, 40, 1.0)) };
+        check("nor is it held again", &[on_14(16), on_14(1)], std::slice::from_ref(&holds_14), &[(0, 0)]);
+        check(
+            "what may not fit at all goes alone, to be judged by who has read its data",
+            &[trial("a", 50), trial("a", 1)],
+            &[device(4, 40, 1.0)],
+            &[(0, 0)],
+        );
+        check("but not to others", &[on_14(50)], &[holds_14], &[]);
+        check(
+            "where it fits before where its base is",
+            &[trial("a", 50)],
+            &[resident("a", device(4, 40, 1.0)), device(4, 80, 9.0)],
+            &[(0, 1)],
         );
         check("unknown peaks count as nothing", &[trial("a", 0)], &[device(1, 0, 1.0)], &[(0, 0)]);
         check("accelerators", &[on("H100", "a"), on("a100-40gb", "a")], &[device(2, 40, 1.0)], &[(1, 0)]);

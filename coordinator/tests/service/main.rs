@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod agent;
+mod devices;
 mod fixture;
 mod listings;
 
@@ -258,6 +259,7 @@ async fn a_spent_budget_ends_the_sweep() {
     agent.finish(&assign, Ending::Stopped, Some(2.0)).await;
     let over = fixture.watch(&sweep.id).await.end().await;
     assert_eq!((over.state(), over.cost_usd >= 0.0001), (SweepState::Completed, true));
+    assert_eq!(over.ended_early(), "max_cost_usd of $0.0001 is spent");
     let states: Vec<_> = over.counts.iter().map(|c| (c.state(), c.trials)).collect();
     assert_eq!(states, [(TrialState::Stopped, 2)]);
 }
@@ -401,13 +403,17 @@ async fn a_watcher_gets_a_picture_and_then_every_change() {
     watch.trial(&assign.trial_id, |t| t.state() == TrialState::Assigned).await;
     agent.start(&assign).await;
     watch.trial(&assign.trial_id, |t| t.state() == TrialState::Running).await;
-    agent.points(&assign, &[(1, 3.0)]).await;
-    let progress = loop {
-        if let Some(Event::Progress(progress)) = watch.next().await {
-            break progress;
-        }
-    };
-    assert_eq!((progress.trial_id.as_str(), progress.point.unwrap().step), (assign.trial_id.as_str(), 1));
+    // Both of one batch: each has a value that trials are compared by.
+    agent.points(&assign, &[(1, 3.0), (2, 2.5)]).await;
+    for step in [1, 2] {
+        let progress = loop {
+            if let Some(Event::Progress(progress)) = watch.next().await {
+                break progress;
+            }
+        };
+        let told = (progress.trial_id.as_str(), progress.point.unwrap().step);
+        assert_eq!(told, (assign.trial_id.as_str(), step));
+    }
     agent.finish(&assign, Ending::Completed, Some(1.0)).await;
     let second = agent.assigned().await;
     agent.train(&second, 2.0).await;

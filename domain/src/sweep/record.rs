@@ -63,6 +63,9 @@ pub struct Sweep {
     pub cost_usd: f64,
     /// Why it failed.
     pub failure: Option<String>,
+    /// What ended it before its search was through: which part of its budget was spent.
+    #[serde(default)]
+    pub ended_early: Option<String>,
     /// When it was submitted.
     pub created_at: Timestamp,
     /// When it ended.

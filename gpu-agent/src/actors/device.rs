@@ -304,9 +304,9 @@ impl Actor {
                     return self.say(assignment, saying);
                 }
                 if let Saying::Finished { summary, .. } = &mut saying {
-                    // What the coordinator placed the trial by, if it had a prediction, else the engine's own.
+                    // The engine has read the data; the coordinator's prediction takes every row for full.
                     let placed_by = Some(held.predicted_peak_memory_bytes).filter(|bytes| *bytes > 0);
-                    summary.predicted_peak_memory_bytes = placed_by.or(summary.predicted_peak_memory_bytes);
+                    summary.predicted_peak_memory_bytes = summary.predicted_peak_memory_bytes.or(placed_by);
                 }
                 held.last = Some(saying);
                 self.conclude(assignment);

@@ -6,6 +6,7 @@ use domain::Clock;
 use domain::trial::{Digests, Failure, FailureClass, TrialSummary};
 use std::path::Path;
 use std::sync::Arc;
+use trainer::model::Base;
 use trainer::run::{Loaded, Run};
 use trainer::{Device, TrainError};
 
@@ -37,6 +38,15 @@ fn failure(error: TrainError) -> Failure {
 impl Backend for Candle {
     type Base = Loaded;
     type Run = Run;
+
+    fn base_bytes(&mut self, base: &str) -> Result<Option<u64>, Failure> {
+        let outline = Base::outline(Path::new(base)).map_err(failure)?;
+        Ok(Some(outline.bytes()))
+    }
+
+    fn own_bytes(&self, base: &Loaded, run: &Run) -> Option<u64> {
+        Some(run.predicted_peak_bytes(base).own())
+    }
 
     fn load(&mut self, base: &str) -> Result<Loaded, Failure> {
         Loaded::load(Path::new(base), &self.device).map_err(failure)

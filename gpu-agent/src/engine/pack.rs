@@ -28,6 +28,10 @@ pub trait Backend {
     /// A trial's training state.
     type Run;
 
+    /// Bytes that a base will take, before it is loaded; `None` if nothing predicts it.
+    fn base_bytes(&mut self, base: &str) -> Result<Option<u64>, Failure>;
+    /// Most bytes that a run will hold beside the base; `None` if nothing predicts it.
+    fn own_bytes(&self, base: &Self::Base, run: &Self::Run) -> Option<u64>;
     /// Loads a base by the name that trials give it.
     fn load(&mut self, base: &str) -> Result<Self::Base, Failure>;
     /// Starts a run, or goes on from the admission's checkpoint.
@@ -51,6 +55,7 @@ pub trait Backend {
 struct Member<R> {
     admission: Admission,
     run: R,
+    own_bytes: u64,
     since: Duration,
     packed: bool,
     saved: Option<u64>,
@@ -60,16 +65,32 @@ struct Member<R> {
 pub struct Pack<B: Backend> {
     backend: B,
     clock: Arc<dyn Clock>,
+    /// Bytes that base and trials may take together.
+    memory_bytes: u64,
     base: Option<(String, B::Base)>,
+    /// What [`Backend::base_bytes`] said of that base.
+    base_bytes: u64,
     members: Vec<Member<B::Run>>,
     waiting: VecDeque<Admission>,
+    /// Bytes that the first in line holds beside the base, if it waits for as many to be free.
+    wanted_bytes: u64,
     stops: Vec<(Assignment, How)>,
 }
 
 impl<B: Backend> Pack<B> {
-    /// An empty pack.
-    pub fn new(backend: B, clock: Arc<dyn Clock>) -> Self {
-        Self { backend, clock, base: None, members: Vec::new(), waiting: VecDeque::new(), stops: Vec::new() }
+    /// An empty pack on a device of so much memory.
+    pub fn new(backend: B, memory_bytes: u64, clock: Arc<dyn Clock>) -> Self {
+        Self {
+            backend,
+            clock,
+            memory_bytes,
+            base: None,
+            base_bytes: 0,
+            members: Vec::new(),
+            waiting: VecDeque::new(),
+            wanted_bytes: 0,
+            stops: Vec::new(),
+        }
     }
 }
 
@@ -99,12 +120,20 @@ impl<B: Backend> Engine for Pack<B> {
 }
 
 impl<B: Backend> Pack<B> {
-    /// The first trial in line, if its base is in memory or nobody needs the one that is. Strictly in order,
-    /// so that a trial of another base is not passed by for ever.
+    /// The first trial in line, if its base is in memory and it fits beside the others, or if there are none.
+    /// Strictly in order, so that a trial of another base, or a large one, is not passed by for ever.
     fn next_admission(&mut self) -> Option<Admission> {
         let base = &self.waiting.front()?.config.pretrained_model_id;
         let resident = self.base.as_ref().is_some_and(|(name, _)| name == base);
-        if resident || self.members.is_empty() { self.waiting.pop_front() } else { None }
+        let joins = resident && self.wanted_bytes <= self.free_bytes();
+        if joins || self.members.is_empty() { self.waiting.pop_front() } else { None }
+    }
+
+    /// Bytes that are left beside the base and its trials.
+    fn free_bytes(&self) -> u64 {
+        let held =
+            self.members.iter().map(|member| member.own_bytes).fold(self.base_bytes, u64::saturating_add);
+        self.memory_bytes.saturating_sub(held)
     }
 
     fn join(&mut self, admission: Admission, emit: &mut dyn FnMut(Event)) {
@@ -119,6 +148,17 @@ impl<B: Backend> Pack<B> {
         self.make_resident(&admission.config.pretrained_model_id, emit)?;
         let Some((_, base)) = &self.base else { return Ok(()) };
         let mut run = self.backend.start(base, &admission)?;
+        let own_bytes = self.backend.own_bytes(base, &run).unwrap_or_default();
+        if own_bytes > self.free_bytes() {
+            if self.members.is_empty() {
+                return Err(does_not_fit(self.base_bytes, own_bytes, self.memory_bytes));
+            }
+            // It starts again when there is room.
+            self.wanted_bytes = own_bytes;
+            self.waiting.push_front(admission);
+            return Ok(());
+        }
+        self.wanted_bytes = 0;
         let digests = self.backend.digests(&run);
         if let Some(expected) = &admission.digests {
             same_bytes(expected, &digests)?;
@@ -134,7 +174,7 @@ impl<B: Backend> Pack<B> {
             emit(Event::Trial(assignment, Happening::Points(vec![point])));
         }
         let done = start_step >= total_steps;
-        let member = Member { admission, run, since, packed: false, saved: None };
+        let member = Member { admission, run, own_bytes, since, packed: false, saved: None };
         if done {
             self.finish(member, Ending::Completed, String::new(), emit);
         } else {
@@ -151,7 +191,12 @@ impl<B: Backend> Pack<B> {
         if self.base.take().is_some() {
             emit(Event::BaseResident(None));
         }
+        let bytes = self.backend.base_bytes(name)?.unwrap_or_default();
+        if bytes > self.memory_bytes {
+            return Err(does_not_fit(bytes, 0, self.memory_bytes));
+        }
         self.base = Some((name.to_string(), self.backend.load(name)?));
+        self.base_bytes = bytes;
         emit(Event::BaseResident(Some(name.to_string())));
         Ok(())
     }
@@ -261,6 +306,20 @@ impl<B: Backend> Pack<B> {
     }
 }
 
+/// The result of a trial that the device cannot hold, even alone.
+fn does_not_fit(base: u64, own: u64, device: u64) -> Failure {
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    let message = format!(
+        "does not fit: needs {:.3} GB ({:.3} GB base, {:.3} GB its own), device has {:.3}; lower batch_size or \
+         max_sequence_length, or take a smaller base",
+        gb(base.saturating_add(own)),
+        gb(base),
+        gb(own),
+        gb(device)
+    );
+    Failure { class: FailureClass::OutOfMemory, message }
+}
+
 /// Ends a trial that never began here: there is nothing to checkpoint.
 fn end_waiting(admission: Admission, how: How, emit: &mut dyn FnMut(Event)) {
     let last = match how {
@@ -314,6 +373,13 @@ mod tests {
         type Base = ();
         type Run = SimulatedRun;
 
+        fn base_bytes(&mut self, base: &str) -> Result<Option<u64>, Failure> {
+            Ok((base == "huge").then_some(11_000_000_000).or(Some(4_000_000_000)))
+        }
+        /// A GB for each row of its batches.
+        fn own_bytes(&self, (): &(), run: &SimulatedRun) -> Option<u64> {
+            Some(u64::from(run.config().batch_size) * 1_000_000_000)
+        }
         fn load(&mut self, base: &str) -> Result<(), Failure> {
             self.0.load(base)
         }
@@ -351,7 +417,8 @@ mod tests {
 
     fn pack() -> Pack<Small> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        Pack::new(Small(Simulated { step_time: Duration::ZERO, clock: clock.clone() }), clock)
+        let simulated = Simulated { step_time: Duration::ZERO, clock: clock.clone() };
+        Pack::new(Small(simulated), 10_000_000_000, clock)
     }
 
     fn admission(dir: &Path, name: &str, base: &str, seed: u64) -> Admission {
@@ -403,6 +470,49 @@ mod tests {
         let heard = run(&mut pack);
         assert_eq!(heard[..5], wanted);
         assert_eq!(heard[5..], ["base ", "base a", "three Completed"]);
+    }
+
+    fn sized(dir: &Path, name: &str, base: &str, batch_size: u32) -> Admission {
+        let mut admission = admission(dir, name, base, 1);
+        admission.config.batch_size = batch_size;
+        admission
+    }
+
+    /// The device has 10 GB, of which a base takes 4.
+    #[test]
+    fn memory_is_decided_before_it_is_spent() {
+        let dir = tempfile::tempdir().unwrap();
+        let cases: [(&[(&str, &str, u32)], &[&str]); 4] = [
+            (&[("one", "a", 2), ("two", "a", 4)], &["base a", "one Completed", "two Completed"]),
+            // It waits for the first to end, and is not passed by.
+            (
+                &[("one", "a", 4), ("two", "a", 3), ("three", "a", 1)],
+                &["base a", "one Completed", "two Completed", "three Completed"],
+            ),
+            (
+                &[("one", "a", 7), ("two", "a", 1)],
+                &[
+                    "base a",
+                    "one does not fit: needs 11.000 GB (4.000 GB base, 7.000 GB its own), device has 10.000; lower \
+                     batch_size or max_sequence_length, or take a smaller base",
+                    "two Completed",
+                ],
+            ),
+            (
+                &[("one", "huge", 1)],
+                &[
+                    "one does not fit: needs 11.000 GB (11.000 GB base, 0.000 GB its own), device has 10.000; lower \
+                   batch_size or max_sequence_length, or take a smaller base",
+                ],
+            ),
+        ];
+        for (trials, wanted) in cases {
+            let mut pack = pack();
+            for (name, base, batch_size) in trials {
+                pack.admit(sized(dir.path(), name, base, *batch_size));
+            }
+            assert_eq!(run(&mut pack), wanted, "{trials:?}");
+        }
     }
 
     #[test]

@@ -36,6 +36,11 @@ pub struct SimulatedRun {
 }
 
 impl SimulatedRun {
+    /// Its parameters.
+    pub fn config(&self) -> &TrialConfig {
+        &self.config
+    }
+
     fn loss(&self, step: u64) -> f64 {
         let rate = self.config.learning_rate;
         if rate > DIVERGES_ABOVE && step >= DIVERGES_AT {
@@ -61,6 +66,14 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Failure + '_ {
 impl Backend for Simulated {
     type Base = ();
     type Run = SimulatedRun;
+
+    fn base_bytes(&mut self, _: &str) -> Result<Option<u64>, Failure> {
+        Ok(None)
+    }
+
+    fn own_bytes(&self, (): &(), _: &SimulatedRun) -> Option<u64> {
+        None
+    }
 
     fn load(&mut self, _: &str) -> Result<(), Failure> {
         Ok(())

@@ -7,6 +7,7 @@ use crate::lora::Adapter;
 use crate::pack;
 use crate::preflight;
 use crate::tokenizer::Tokenizer;
+use domain::footprint::PeakBytes;
 use domain::trial::{Throughput, TrialSummary};
 
 /// Tokens of a sample text.
@@ -22,8 +23,7 @@ impl Run {
         let (samples, tokens) = self.progress.speed_since(&Progress::default());
         let adapter = &self.state.adapter;
         let trainable = adapter.parameters();
-        let batch_tokens = preflight::batch_tokens(&self.data, self.config.batch_size);
-        let predicted = loaded.base.config.shape().cpu_peak_bytes(trainable, batch_tokens);
+        let predicted = self.predicted_peak_bytes(loaded);
         let (before, after) = self.samples(loaded)?;
         Ok(TrialSummary {
             steps: self.state.step,
@@ -47,6 +47,12 @@ impl Run {
             sample_before: before,
             sample_after: after,
         })
+    }
+
+    /// What the footprint model says that the run holds at its peak, alone on a CPU.
+    pub fn predicted_peak_bytes(&self, loaded: &Loaded) -> PeakBytes {
+        let batch_tokens = preflight::batch_tokens(&self.data, self.config.batch_size);
+        loaded.base.config.shape().cpu_peak_bytes(self.state.adapter.parameters(), batch_tokens)
     }
 
     /// What the base and the adapter say to the sample prompt; nothing without prompt or tokenizer.

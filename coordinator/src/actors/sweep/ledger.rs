@@ -4,8 +4,10 @@
 use crate::actors::message::{Assignment, Ending, StopReason, TrialEvent};
 use crate::artifacts::Stored;
 use crate::error::{CoordinatorError, Result};
+use crate::placement::Waiting;
 use crate::search::{Proposal, Proposed, Searcher, Verdict};
 use crate::store::{Checkpoint, Placement, StopCause, SweepRecord, TrialRecord};
+use domain::footprint::PeakBytes;
 use domain::metric::{EVAL_LOSS, MetricPoint};
 use domain::sweep::SweepState;
 use domain::trial::{Digests, Failure, FailureClass, Trial, TrialState, TrialSummary};
@@ -152,10 +154,25 @@ impl Ledger {
         self.effects.push(Effect::Enqueue(number));
     }
 
+    /// What a trial needs of a device.
+    pub fn needs(&self, number: u32) -> Result<Waiting> {
+        let config = &self.get(number)?.trial.config;
+        let shape = self.record.base_models.get(&config.pretrained_model_id);
+        let peak = shape.map(|shape| shape.cpu_peak_bytes_at_most(config));
+        Ok(Waiting {
+            base: config.pretrained_model_id.clone(),
+            accelerators: self.record.sweep.spec.resources.accelerators.clone(),
+            base_bytes: peak.map_or(0, |peak| peak.weights),
+            own_bytes: peak.as_ref().map_or(0, PeakBytes::own),
+        })
+    }
+
     /// A device was granted to a waiting trial; answers with its new assignment.
     pub fn assign(&mut self, number: u32, placement: Placement) -> Result<Assignment> {
         self.go(number, TrialState::Assigned)?;
+        let needs = self.needs(number)?;
         let record = self.get_mut(number)?;
+        record.charged_at = None;
         let resume_step = record.checkpoint.as_ref().map(|c| c.step);
         let trial = &mut record.trial;
         trial.attempt = trial.attempt.next();
@@ -169,7 +186,7 @@ impl Ledger {
             config: trial.config.clone(),
             resume_step,
             digests: trial.digests.clone(),
-            predicted_peak_memory_bytes: 0,
+            predicted_peak_memory_bytes: needs.base_bytes + needs.own_bytes,
         };
         record.placement = Some(placement);
         Ok(assignment)
@@ -356,20 +373,29 @@ impl Ledger {
     }
 
     /// What the current assignment has cost so far: device seconds × share × price.
-    pub fn charge(&mut self, number: u32, seconds: f64) -> Result<()> {
+    pub fn charge(&mut self, number: u32, seconds: f64, now: Timestamp) -> Result<()> {
         let record = self.get_mut(number)?;
         let price = record.placement.as_ref().map_or(0.0, |p| p.price_per_hour);
         let cost = record.earlier_cost_usd + seconds * price / 3600.0;
         if record.trial.cost_usd != Some(cost) {
             record.trial.cost_usd = Some(cost);
+            record.charged_at = Some(now);
             self.changed.insert(number);
         }
         Ok(())
     }
 
+    /// Goes on with the account of an assignment after a restart: what was charged so far stands. Answers with
+    /// when that was.
+    pub fn reopen_account(&mut self, number: u32) -> Result<Option<Timestamp>> {
+        let record = self.get_mut(number)?;
+        record.earlier_cost_usd = record.trial.cost_usd.unwrap_or_default();
+        Ok(record.charged_at)
+    }
+
     /// The current assignment ends: what it cost comes before what the next one will.
-    pub fn close_account(&mut self, number: u32, seconds: f64) -> Result<()> {
-        self.charge(number, seconds)?;
+    pub fn close_account(&mut self, number: u32, seconds: f64, now: Timestamp) -> Result<()> {
+        self.charge(number, seconds, now)?;
         let record = self.get_mut(number)?;
         record.earlier_cost_usd = record.trial.cost_usd.unwrap_or_default();
         Ok(())
@@ -396,6 +422,12 @@ impl Ledger {
         self.effects.push(Effect::Stop(number, attempt, reason));
         self.changed.insert(number);
         Ok(())
+    }
+
+    /// Notes what ends the sweep before its search is through.
+    pub fn ended_early(&mut self, why: String) {
+        self.record.sweep.ended_early = Some(why);
+        self.sweep_changed = true;
     }
 
     /// Proposes no more, and ends all that is under way.
@@ -468,3 +500,6 @@ fn feasible(record: &TrialRecord) -> Option<f64> {
     let sound = matches!(record.trial.state, TrialState::Completed | TrialState::Stopped);
     record.value.filter(|_| sound)
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,11 +10,10 @@ use super::message::{StopReason, ToAgent, TrialEvent};
 use crate::artifacts::Stored;
 use crate::error::Result;
 use crate::history::History;
-use crate::placement::Waiting;
 use crate::store::{Batch, Placement, StopCause, Store, SweepRecord, TrialRecord};
 use actor::{Gone, Mailbox, Reply, Scope};
 use domain::metric::MetricPoint;
-use domain::sweep::Sweep;
+use domain::sweep::{Budget, Sweep};
 use domain::trial::{Trial, TrialState};
 use domain::{Attempt, Clock, SweepId, Timestamp, TrialId};
 use futures::future::BoxFuture;
@@ -201,8 +200,9 @@ impl RunningSweep {
             match record.placement {
                 Some(Placement { agent, device, .. }) if trial.state.holds_device() => {
                     let (trial, attempt) = (trial.id.clone(), trial.attempt);
-                    let needs = self.needs(number)?;
-                    let expected = Expected { trial, attempt, agent, device, needs };
+                    let needs = self.ledger.needs(number)?;
+                    let charged_at = self.ledger.reopen_account(number)?;
+                    let expected = Expected { trial, attempt, agent, device, needs, charged_at };
                     let lost = self.tools.dispatcher.expect(expected).await?;
                     self.await_loss(number, attempt, lost);
                 }
@@ -287,9 +287,13 @@ impl RunningSweep {
             return Ok(());
         }
         self.ledger.metrics(number, points)?;
-        if let Some(point) = points.last() {
-            let trial = self.ledger.get(number)?.trial.id.clone();
-            self.publish(Change::Progress(trial, attempt, point.clone()));
+        // Of a batch, watchers hear the newest point, and each one that trials are compared by.
+        let trial = self.ledger.get(number)?.trial.id.clone();
+        let compared = &self.ledger.record().sweep.spec.search.metric;
+        let last = points.len().saturating_sub(1);
+        let told = points.iter().enumerate().filter(|(i, p)| *i == last || p.get(compared).is_some());
+        for (_, point) in told {
+            self.publish(Change::Progress(trial.clone(), attempt, point.clone()));
         }
         if self.ledger.is_changed() { self.save().await } else { Ok(()) }
     }
@@ -303,7 +307,7 @@ impl RunningSweep {
         if !matches!(event, TrialEvent::Started { .. }) {
             let leaving = event == TrialEvent::Released;
             let seconds = self.tools.dispatcher.release(trial.clone(), attempt, leaving).await?;
-            self.ledger.close_account(number, seconds)?;
+            self.ledger.close_account(number, seconds, self.now())?;
         }
         self.ledger.event(number, event, self.now())?;
         self.save().await?;
@@ -333,14 +337,33 @@ impl RunningSweep {
 
     async fn stop_trial(&mut self, number: u32) -> Result<TrialRecord> {
         self.ledger.stop_trial(number, StopCause::Person, self.now())?;
+        self.abandon(vec![self.ledger.get(number)?.trial.id.clone()]).await?;
         self.save().await?;
         self.ledger.get(number).cloned()
     }
 
     async fn cancel(&mut self) -> Result<View> {
         self.ledger.stop_all(StopCause::Person, self.now())?;
+        self.abandon(self.held()).await?;
         self.save().await?;
         Ok(self.view())
+    }
+
+    /// The trials that hold a device.
+    fn held(&self) -> Vec<TrialId> {
+        let held = self.ledger.trials().values().filter(|t| t.placement.is_some());
+        held.map(|t| t.trial.id.clone()).collect()
+    }
+
+    /// Ends those of these stopped trials whose agents are away: those may never come back to be told.
+    async fn abandon(&mut self, stopped: Vec<TrialId>) -> Result<()> {
+        let now = self.now();
+        for (trial, seconds) in self.tools.dispatcher.abandon(stopped).await? {
+            let Some(number) = trial.number() else { continue };
+            self.ledger.close_account(number, seconds, now)?;
+            self.ledger.lost(number, "its agent is away", now)?;
+        }
+        Ok(())
     }
 
     async fn hear(&mut self, signal: Signal) -> Result<()> {
@@ -371,29 +394,28 @@ impl RunningSweep {
         if !matches!(self.standing(number, attempt), Ok(Standing::Current)) {
             return Ok(());
         }
-        self.ledger.close_account(number, seconds)?;
+        self.ledger.close_account(number, seconds, self.now())?;
         self.ledger.lost(number, "its agent was not heard from for a whole lease", self.now())?;
         self.save().await
     }
 
     /// Charges what runs, and ends the sweep if its budget is spent.
     async fn look_at_budget(&mut self) -> Result<()> {
-        let held = self.ledger.trials().values().filter(|t| t.placement.is_some());
-        let held: Vec<_> = held.map(|t| t.trial.id.clone()).collect();
-        for (trial, seconds) in self.tools.dispatcher.used(held).await? {
+        let now = self.now();
+        for (trial, seconds) in self.tools.dispatcher.used(self.held()).await? {
             if let Some(number) = trial.number() {
-                self.ledger.charge(number, seconds)?;
+                self.ledger.charge(number, seconds, now)?;
             }
         }
-        let now = self.now();
         self.ledger.settle(now);
         let record = self.ledger.record();
         let (sweep, budget) = (&record.sweep, &record.sweep.spec.budget);
-        let dollars = budget.max_cost_usd.is_some_and(|most| sweep.cost_usd >= most);
         let elapsed = now.since(sweep.created_at).as_secs_f64();
-        let time = budget.max_wall_clock_seconds.is_some_and(|most| elapsed >= most);
-        if (dollars || time) && record.stop.is_none() {
-            tracing::info!(sweep = %sweep.id, cost_usd = sweep.cost_usd, elapsed, "the budget is spent");
+        if let Some(spent) = spent(budget, sweep.cost_usd, elapsed)
+            && record.stop.is_none()
+        {
+            tracing::info!(sweep = %sweep.id, cost_usd = sweep.cost_usd, elapsed, spent);
+            self.ledger.ended_early(spent);
             self.ledger.stop_all(StopCause::Budget, now)?;
         }
         if self.ledger.is_changed() { self.save().await } else { Ok(()) }
@@ -448,7 +470,7 @@ impl RunningSweep {
     }
 
     async fn enqueue(&mut self, number: u32) -> Result<()> {
-        let needs = self.needs(number)?;
+        let needs = self.ledger.needs(number)?;
         let trial = &self.ledger.get(number)?.trial;
         let (granted, grant) = oneshot::channel();
         let attempt = trial.attempt.next();
@@ -462,13 +484,31 @@ impl RunningSweep {
     fn await_loss(&self, number: u32, attempt: Attempt, lost: oneshot::Receiver<f64>) {
         self.signals.push(Box::pin(async move { Signal::Lost(number, attempt, lost.await.ok()) }));
     }
+}
 
-    fn needs(&self, number: u32) -> Result<Waiting> {
-        let config = &self.ledger.get(number)?.trial.config;
-        Ok(Waiting {
-            base: config.pretrained_model_id.clone(),
-            accelerators: self.ledger.record().sweep.spec.resources.accelerators.clone(),
-            peak_bytes: 0,
-        })
+/// Which part of a budget is spent, if any is.
+fn spent(budget: &Budget, cost_usd: f64, elapsed_seconds: f64) -> Option<String> {
+    match (budget.max_cost_usd, budget.max_wall_clock_seconds) {
+        (Some(most), _) if cost_usd >= most => Some(format!("max_cost_usd of ${most} is spent")),
+        (_, Some(most)) if elapsed_seconds >= most => Some(format!("max_wall_clock of {most} s is spent")),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_part_of_a_budget_that_is_spent() {
+        for (max_cost_usd, max_wall_clock_seconds, want) in [
+            (None, None, None),
+            (Some(2.5), Some(61.0), None),
+            (Some(2.0), Some(60.0), Some("max_cost_usd of $2 is spent")),
+            (None, Some(60.0), Some("max_wall_clock of 60 s is spent")),
+        ] {
+            let budget = Budget { max_cost_usd, max_wall_clock_seconds };
+            assert_eq!(spent(&budget, 2.0, 60.0).as_deref(), want, "{budget:?}");
+        }
     }
 }

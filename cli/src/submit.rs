@@ -1,0 +1,64 @@
+//! `lorafleet submit`: starts a sweep on a server and leaves it to it.
+
+use crate::client::{Connection, ServerArgs};
+use crate::output::{self, OutputArgs};
+use crate::plan::{self, Planned};
+use crate::{Failure, view};
+use config::sweep_file;
+use proto::v1;
+use std::path::PathBuf;
+
+/// Submits a sweep to a server, which trains it, and prints its id.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  lorafleet submit sweep.yaml    # to the `lorafleet up` that serves ./lorafleet-data
+  lorafleet submit sweep.yaml --set max_steps=100 --endpoint http://127.0.0.1:7401
+  lorafleet watch $(lorafleet submit sweep.yaml)")]
+pub(crate) struct Args {
+    /// The sweep file.
+    #[arg(value_name = "SWEEP")]
+    file: PathBuf,
+    /// Sets a key of the sweep file; a dotted key reaches inside. May be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// Runs the verb.
+pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+    let loaded = plan::load(&args.file, &args.set)?;
+    // A server elsewhere has models and data of its own; this machine's can be checked here.
+    let planned = match args.server.endpoint {
+        Some(_) => Vec::new(),
+        None => plan::check(&loaded)?,
+    };
+    let sweep = Connection::with(&args.server, async |connection| {
+        if connection.trains_nothing() {
+            return Err(Failure::unreachable(format!(
+                "nobody serves {}; start `lorafleet up --data-dir {0}` in another terminal, or use `lorafleet run`",
+                args.server.data_dir.display()
+            )));
+        }
+        submit(&loaded, &planned, connection).await
+    })
+    .await?;
+    output::print(args.output.format, &view::sweep(&sweep), || sweep.id.clone())
+}
+
+/// Starts a sweep. `planned` tells the server the shapes of the base models, if they could be read.
+pub(crate) async fn submit(
+    loaded: &sweep_file::Loaded,
+    planned: &[Planned],
+    connection: &Connection,
+) -> Result<v1::Sweep, Failure> {
+    let request = v1::SubmitSweepRequest {
+        request_id: uuid::Uuid::new_v4().to_string(),
+        spec: Some(proto::convert::to_struct(&loaded.document)),
+        base_models: planned.iter().map(Planned::base_model).collect(),
+    };
+    let response = connection.sweeps().submit_sweep(request).await?.into_inner();
+    response.sweep.ok_or_else(|| Failure::failed("the server's answer names no sweep"))
+}

@@ -1,0 +1,75 @@
+//! `lorafleet up`: coordinator and agent of this machine as a server, for verbs in other terminals.
+
+use crate::Failure;
+use crate::client;
+use crate::embedded::Embedded;
+use crate::interrupt::Requests;
+use crate::output::say;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// Serves this machine: a coordinator and an agent on its CPU, until Ctrl-C or SIGTERM.
+///
+/// Goes on with every unfinished sweep of the data directory. Verbs find the server through the same
+/// --data-dir, or by --endpoint. When it is told to stop it checkpoints its trials; the next start goes on.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  lorafleet up
+  lorafleet up --data-dir /data/lorafleet --listen 127.0.0.1:7401 --price-per-hour 0.35
+  lorafleet submit sweep.yaml && lorafleet list    # in another terminal
+
+Exit codes: 0 stopped when told to, 1 it could not go on, 2 usage, or the data directory is in use.")]
+pub(crate) struct Args {
+    /// Where sweeps, metrics and adapters are kept.
+    #[arg(
+        long,
+        alias = "data_dir",
+        env = "LORAFLEET_DATA_DIR",
+        default_value = "./lorafleet-data",
+        value_name = "DIR"
+    )]
+    data_dir: PathBuf,
+    /// Address to serve at, on this machine; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:7401", value_name = "ADDRESS")]
+    listen: SocketAddr,
+    /// Dollars that an hour of this machine costs, for the trials' cost.
+    #[arg(long, alias = "price_per_hour", default_value_t = 0.0, value_name = "USD")]
+    price_per_hour: f64,
+}
+
+/// Runs the verb.
+pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+    if !args.listen.ip().is_loopback() {
+        return Err(Failure::invalid(format!(
+            "--listen {}: others could reach it, and it neither encrypts nor asks who they are; listen on \
+             127.0.0.1 and reach it through an SSH tunnel (ssh -L 7401:127.0.0.1:{} HOST)",
+            args.listen,
+            args.listen.port()
+        )));
+    }
+    client::refuse_in_use(&args.data_dir).await?;
+    let mut requests = Requests::new()?;
+    let mut server = Embedded::coordinator(&args.data_dir, args.listen).await?;
+    if let Err(failure) = server.start_agent(&args.data_dir, args.price_per_hour).await {
+        server.stop().await;
+        return Err(failure);
+    }
+    say!(
+        "LoraFleet {} · serving {} at {} (Ctrl-C stops it)",
+        env!("CARGO_PKG_VERSION"),
+        args.data_dir.display(),
+        server.endpoint()
+    );
+    let ended = tokio::select! {
+        () = requests.next() => {
+            say!("stopping: checkpointing (once more ends at once)");
+            Ok(())
+        }
+        () = server.ended() => Err(Failure::failed("the coordinator cannot go on; its last message says why")),
+    };
+    tokio::select! {
+        () = server.stop() => {}
+        () = requests.next() => {}
+    }
+    ended
+}

@@ -1,0 +1,278 @@
+//! What happens to records, happening by happening.
+
+use super::*;
+use domain::footprint::ModelShape;
+use domain::sweep::{Sweep, SweepSpec};
+use domain::trial::Digests;
+use domain::{AgentId, DeviceId, SweepId};
+use serde_json::{Value, json};
+
+const NOW: Timestamp = Timestamp(1_000);
+
+fn record(document: Value) -> SweepRecord {
+    let spec = SweepSpec::from_document(document.as_object().unwrap()).unwrap();
+    let sweep = Sweep {
+        id: SweepId::new("s"),
+        spec,
+        state: SweepState::Running,
+        request_id: "r".into(),
+        proposed: 0,
+        max_trials: None,
+        best: None,
+        cost_usd: 0.0,
+        failure: None,
+        ended_early: None,
+        created_at: NOW,
+        finished_at: None,
+    };
+    SweepRecord { sweep, stop: None, base_models: BTreeMap::new() }
+}
+
+fn document() -> Value {
+    json!({
+        "name": "s", "pretrained_model_id": "/m", "dataset_name": "/d", "max_steps": 6,
+        "search": {"algorithm": "grid"}, "parameters": {"lora_rank": [2, 4]},
+    })
+}
+
+/// A grid of two trials, both proposed.
+fn ledger() -> Ledger {
+    let mut ledger = Ledger::new(record(document()), Vec::new()).unwrap();
+    ledger.fill(NOW);
+    assert_eq!(ledger.effects(), [Effect::Enqueue(1), Effect::Enqueue(2)]);
+    ledger
+}
+
+fn placement() -> Placement {
+    Placement { agent: AgentId::new("a"), device: DeviceId::new("cpu"), price_per_hour: 3600.0 }
+}
+
+fn digests(base: &str) -> Option<Digests> {
+    let [base_model, dataset, tokenizer, spec] = [base, "d", "t", "s"].map(String::from);
+    Some(Digests { base_model, dataset, tokenizer, spec })
+}
+
+fn started(base: &str) -> TrialEvent {
+    TrialEvent::Started { total_steps: 6, start_step: 0, digests: digests(base) }
+}
+
+fn finished(ending: Ending, eval_loss: Option<f64>) -> TrialEvent {
+    let summary = Box::new(TrialSummary { eval_loss, ..TrialSummary::default() });
+    TrialEvent::Finished { ending, summary, message: "why".into() }
+}
+
+fn broke(class: FailureClass) -> TrialEvent {
+    TrialEvent::Failed(Failure { class, message: "it broke".into() })
+}
+
+fn stored(name: &str) -> Stored {
+    Stored { adapter: Some(format!("{name}-adapter")), resume: Some(format!("{name}-resume")) }
+}
+
+fn point(step: u64, loss: f64) -> MetricPoint {
+    MetricPoint { step, time: NOW, values: vec![(EVAL_LOSS.to_string(), loss)] }
+}
+
+impl Ledger {
+    fn run(&mut self, number: u32) {
+        self.assign(number, placement()).unwrap();
+        self.event(number, started("m"), NOW).unwrap();
+    }
+
+    fn state(&self, number: u32) -> TrialState {
+        self.get(number).unwrap().trial.state
+    }
+}
+
+#[test]
+fn every_end_of_a_trial() {
+    let stop = |cause| move |ledger: &mut Ledger| ledger.stop_trial(1, cause, NOW).unwrap();
+    let nothing = |_: &mut Ledger| {};
+    let check = |what: &str, before: &dyn Fn(&mut Ledger), event: TrialEvent, want: TrialState| {
+        let mut ledger = ledger();
+        ledger.run(1);
+        before(&mut ledger);
+        ledger.event(1, event, NOW).unwrap();
+        let record = ledger.get(1).unwrap();
+        assert_eq!(record.trial.state, want, "{what}");
+        let over = want != TrialState::Queued;
+        assert_eq!(record.trial.finished_at.is_some(), over, "{what}");
+        assert_eq!(record.placement, None, "{what}");
+        assert_eq!(ledger.effects().contains(&Effect::Enqueue(1)), !over, "{what}");
+    };
+    use FailureClass::{Diverged, Infrastructure, OutOfMemory, User};
+    check("all steps", &nothing, finished(Ending::Completed, Some(1.0)), TrialState::Completed);
+    check("stopped", &stop(StopCause::Search), finished(Ending::Stopped, None), TrialState::Stopped);
+    check("budget", &stop(StopCause::Budget), finished(Ending::Stopped, None), TrialState::Stopped);
+    check("cancelled", &stop(StopCause::Person), finished(Ending::Stopped, None), TrialState::Cancelled);
+    let both = |ledger: &mut Ledger| {
+        ledger.stop_trial(1, StopCause::Person, NOW).unwrap();
+        ledger.stop_all(StopCause::Budget, NOW).unwrap();
+    };
+    check("a person's word is the last", &both, finished(Ending::Stopped, None), TrialState::Cancelled);
+    check(
+        "too late to stop",
+        &stop(StopCause::Person),
+        finished(Ending::Completed, None),
+        TrialState::Completed,
+    );
+    check("NaN", &nothing, finished(Ending::Diverged, None), TrialState::Diverged);
+    check("NaN, as a failure", &nothing, broke(Diverged), TrialState::Diverged);
+    check("a wrong spec", &nothing, broke(User), TrialState::Failed);
+    check("too large", &nothing, broke(OutOfMemory), TrialState::Failed);
+    check("the machine's fault", &nothing, broke(Infrastructure), TrialState::Queued);
+    check("given back", &nothing, TrialEvent::Released, TrialState::Queued);
+    check(
+        "given back when told to stop",
+        &stop(StopCause::Search),
+        TrialEvent::Released,
+        TrialState::Stopped,
+    );
+    check("lost when cancelled", &stop(StopCause::Person), broke(Infrastructure), TrialState::Cancelled);
+    check("other bytes than before", &nothing, started("other"), TrialState::Failed);
+}
+
+#[test]
+fn a_waiting_trial_is_stopped_at_once_and_a_running_one_is_told() {
+    let mut ledger = ledger();
+    ledger.run(1);
+    ledger.stop_all(StopCause::Budget, NOW).unwrap();
+    assert_eq!(ledger.effects(), [Effect::Stop(1, Attempt(1), StopReason::Search)]);
+    assert_eq!((ledger.state(1), ledger.state(2)), (TrialState::Running, TrialState::Stopped));
+    assert!(matches!(ledger.stop_trial(2, StopCause::Person, NOW), Err(CoordinatorError::Over { .. })));
+    assert!(matches!(ledger.stop_trial(3, StopCause::Person, NOW), Err(CoordinatorError::NotFound { .. })));
+    ledger.settle(NOW);
+    assert_eq!(ledger.record().sweep.state, SweepState::Running);
+    ledger.event(1, finished(Ending::Stopped, Some(2.0)), NOW).unwrap();
+    ledger.settle(NOW);
+    let sweep = &ledger.record().sweep;
+    assert_eq!((sweep.state, sweep.best.as_ref().map(|b| b.1)), (SweepState::Completed, Some(2.0)));
+}
+
+#[test]
+fn losses_count_between_checkpoints() {
+    let mut ledger = ledger();
+    for attempt in 1..=3 {
+        ledger.run(1);
+        assert_eq!(ledger.get(1).unwrap().trial.attempt, Attempt(attempt));
+        if attempt == 2 {
+            ledger.checkpoint(1, 3, stored("c")).unwrap();
+        }
+        ledger.lost(1, "silence", NOW).unwrap();
+        assert_eq!(ledger.state(1), TrialState::Queued, "{attempt}");
+    }
+    let attempts: Vec<_> = ledger.get(1).unwrap().trial.attempts.iter().map(|(_, step)| *step).collect();
+    assert_eq!(attempts, [0, 0, 3], "each says where it starts");
+    ledger.run(1);
+    ledger.lost(1, "silence", NOW).unwrap();
+    let failure = ledger.get(1).unwrap().trial.failure.clone().unwrap();
+    assert_eq!(failure.class, FailureClass::Infrastructure);
+    assert!(failure.message.contains("silence; 3 times since its last checkpoint"), "{}", failure.message);
+}
+
+#[test]
+fn an_overtaken_checkpoint_never_replaces_a_newer_one() {
+    let mut ledger = ledger();
+    ledger.run(1);
+    let none: [&str; 0] = [];
+    assert_eq!(ledger.checkpoint(1, 2, stored("two")).unwrap(), none);
+    assert_eq!(ledger.checkpoint(1, 2, stored("two")).unwrap(), none, "a repetition");
+    assert_eq!(ledger.checkpoint(1, 4, stored("four")).unwrap(), ["two-adapter", "two-resume"]);
+    assert_eq!(ledger.checkpoint(1, 3, stored("three")).unwrap(), ["three-adapter", "three-resume"]);
+    let record = ledger.get(1).unwrap();
+    assert_eq!(record.checkpoint.as_ref().map(|c| c.step), Some(4));
+    assert_eq!(record.trial.adapter.as_deref(), Some("four-adapter"));
+    assert_eq!(ledger.unused(1, stored("four")).unwrap(), none);
+}
+
+#[test]
+fn points_count_once_and_the_base_does_not() {
+    let mut ledger = ledger();
+    ledger.run(1);
+    ledger.metrics(1, &[point(0, 9.0), point(1, 3.0), point(2, 2.0)]).unwrap();
+    ledger.metrics(1, &[point(1, 8.0), point(2, 7.0)]).unwrap();
+    let record = ledger.get(1).unwrap();
+    assert_eq!((record.trial.step, record.value, record.trial.eval_loss), (2, Some(2.0), Some(2.0)));
+}
+
+#[test]
+fn an_account_adds_up_over_assignments_and_restarts() {
+    let mut ledger = ledger();
+    let cost = |ledger: &Ledger| ledger.get(1).unwrap().trial.cost_usd.unwrap();
+    ledger.run(1);
+    ledger.charge(1, 10.0, Timestamp(11_000)).unwrap();
+    ledger.charge(1, 20.0, Timestamp(21_000)).unwrap();
+    ledger.close_account(1, 25.0, Timestamp(26_000)).unwrap();
+    ledger.lost(1, "silence", NOW).unwrap();
+    assert_eq!(cost(&ledger), 25.0);
+    ledger.run(1);
+    ledger.charge(1, 5.0, Timestamp(40_000)).unwrap();
+    assert_eq!(cost(&ledger), 30.0);
+    // Another coordinator takes over: its meter begins anew, what was charged stands.
+    let trials = ledger.trials().values().cloned().collect();
+    let mut next = Ledger::new(ledger.record().clone(), trials).unwrap();
+    assert_eq!(next.reopen_account(1).unwrap(), Some(Timestamp(40_000)));
+    next.charge(1, 3.0, Timestamp(50_000)).unwrap();
+    assert_eq!(cost(&next), 33.0);
+    next.settle(NOW);
+    assert_eq!(next.record().sweep.cost_usd, 33.0);
+}
+
+#[test]
+fn memory_is_predicted_from_the_models_shape() {
+    let shape = ModelShape {
+        vocab_size: 1000,
+        hidden_size: 64,
+        intermediate_size: 128,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 4,
+        head_dim: 16,
+        tie_word_embeddings: true,
+    };
+    let mut known = record(document());
+    known.base_models.insert("/m".into(), shape);
+    let mut ledger = Ledger::new(known, Vec::new()).unwrap();
+    ledger.fill(NOW);
+    let (small, large) = (ledger.needs(1).unwrap(), ledger.needs(2).unwrap());
+    assert_eq!((small.base_bytes, large.base_bytes), (4 * shape.parameters(), 4 * shape.parameters()));
+    assert!(0 < small.own_bytes && small.own_bytes < large.own_bytes, "rank 2 and 4");
+    let assignment = ledger.assign(1, placement()).unwrap();
+    assert_eq!(assignment.predicted_peak_memory_bytes, small.base_bytes + small.own_bytes);
+    let unknown = self::ledger().needs(1).unwrap();
+    assert_eq!((unknown.base_bytes, unknown.own_bytes), (0, 0));
+}
+
+#[test]
+fn a_restarted_search_proposes_what_it_would_have_proposed() {
+    let document = json!({
+        "name": "s", "pretrained_model_id": "/m", "dataset_name": "/d", "max_steps": 6,
+        "search": {"algorithm": "random", "max_trials": 40, "seed": 5},
+        "parameters": {"learning_rate": {"log_uniform": [1e-5, 1e-2]}},
+    });
+    let finish_all = |ledger: &mut Ledger| {
+        for number in ledger.live().collect::<Vec<_>>() {
+            ledger.run(number);
+            ledger.event(number, finished(Ending::Completed, Some(1.0)), NOW).unwrap();
+        }
+        ledger.fill(NOW);
+    };
+    let parameters = |ledger: &Ledger| -> Vec<_> {
+        ledger.trials().values().map(|t| t.trial.parameters.clone()).collect()
+    };
+    let mut whole = Ledger::new(record(document.clone()), Vec::new()).unwrap();
+    let mut restarted = Ledger::new(record(document), Vec::new()).unwrap();
+    whole.fill(NOW);
+    restarted.fill(NOW);
+    for _ in 0..5 {
+        finish_all(&mut whole);
+        finish_all(&mut restarted);
+        let trials = restarted.trials().values().cloned().collect();
+        restarted = Ledger::new(restarted.record().clone(), trials).unwrap();
+        for number in restarted.trials().keys().copied().collect::<Vec<_>>() {
+            restarted.replay(number, &[]).unwrap();
+        }
+    }
+    assert_eq!(parameters(&whole).len(), 40);
+    assert_eq!(parameters(&whole), parameters(&restarted));
+}

@@ -1,0 +1,234 @@
+//! The dispatcher's actor on its own, in paused time: leases, the queue, what is charged, who is told what.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use actor::Scope;
+use coordinator::actors::dispatcher::{Dispatcher, Expected, Grant, Request, SessionId, Terms};
+use coordinator::actors::message::{Outbox, Outgoing, StopReason, ToAgent};
+use coordinator::placement::Waiting;
+use domain::fleet::{Agent, Device, Holding};
+use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, advance};
+
+const LEASE: Duration = Duration::from_secs(20);
+/// Less than a lease.
+const WHILE: Duration = Duration::from_secs(15);
+
+/// A clock that goes with tokio's paused time.
+struct Paused(Instant);
+
+impl Clock for Paused {
+    fn now(&self) -> Timestamp {
+        Timestamp(1_000_000 + self.monotonic().as_millis() as u64)
+    }
+    fn monotonic(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+struct Bench {
+    dispatcher: Dispatcher,
+    clock: Arc<Paused>,
+    _scope: Scope,
+}
+
+fn bench() -> Bench {
+    let (scope, clock) = (Scope::new(), Arc::new(Paused(Instant::now())));
+    let terms = Terms { heartbeat: LEASE / 4, lease: LEASE };
+    Bench { dispatcher: Dispatcher::start(clock.clone(), terms, &scope), clock, _scope: scope }
+}
+
+fn trial(number: u32) -> TrialId {
+    TrialId::of(&SweepId::new("s"), number)
+}
+
+fn holding(number: u32, attempt: u32) -> Holding {
+    Holding { trial: trial(number), attempt: Attempt(attempt), step: 0 }
+}
+
+fn on(accelerator: &str) -> Waiting {
+    Waiting { base: "a".into(), accelerators: vec![accelerator.into()], ..Waiting::default() }
+}
+
+/// An agent with one device that two trials may share.
+struct FakeAgent {
+    id: AgentId,
+    session: SessionId,
+    told: Outgoing,
+}
+
+impl FakeAgent {
+    async fn connect(bench: &Bench, id: &str, holdings: Vec<Holding>) -> Self {
+        let device = Device {
+            id: DeviceId::new("cpu"),
+            accelerator: "CPU".into(),
+            memory_bytes: 1 << 40,
+            max_pack_size: 2,
+            price_per_hour: 1.0,
+            resident_base: None,
+        };
+        let agent =
+            Agent { id: AgentId::new(id), version: "0".into(), hostname: "h".into(), devices: vec![device] };
+        let (outbox, told) = Outbox::new();
+        let session = bench.dispatcher.connect(agent, holdings, outbox).await.unwrap();
+        Self { id: AgentId::new(id), session, told }
+    }
+
+    /// What it was told since the last time, the welcome left out.
+    fn told(&mut self) -> Vec<ToAgent> {
+        let mut heard = Vec::new();
+        while let Ok(message) = self.told.try_recv() {
+            heard.push(message.unwrap());
+        }
+        heard.retain(|message| !matches!(message, ToAgent::Welcome { .. }));
+        heard
+    }
+
+    async fn beat(&self, bench: &Bench, holdings: Vec<Holding>) -> Option<Vec<Holding>> {
+        bench.dispatcher.heartbeat(&self.id, self.session, holdings, HashMap::new()).await.unwrap()
+    }
+}
+
+impl Bench {
+    async fn enqueue(&self, number: u32, created: u64, needs: Waiting) -> oneshot::Receiver<Grant> {
+        let (granted, grant) = oneshot::channel();
+        let created_at = Timestamp(created);
+        let request = Request { trial: trial(number), attempt: Attempt(1), created_at, needs, granted };
+        self.dispatcher.enqueue(request).await.unwrap();
+        grant
+    }
+
+    /// The trials that each agent holds, when everything sent before has been dealt with.
+    async fn held(&self) -> Vec<(String, Vec<u32>)> {
+        let views = self.dispatcher.agents().await.unwrap();
+        let numbers = |trials: Vec<TrialId>| trials.iter().filter_map(TrialId::number).collect();
+        views.into_iter().map(|view| (view.agent.id.to_string(), numbers(view.trials))).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_oldest_goes_first_and_a_withdrawn_request_is_passed_by() {
+    let bench = bench();
+    let young = bench.enqueue(1, 30, on("CPU")).await;
+    let withdrawn = bench.enqueue(2, 10, on("CPU")).await;
+    let old = bench.enqueue(3, 20, on("CPU")).await;
+    let youngest = bench.enqueue(4, 40, on("CPU")).await;
+    let elsewhere = bench.enqueue(5, 1, on("H100-80GB")).await;
+    drop(withdrawn);
+    let _agent = FakeAgent::connect(&bench, "one", vec![]).await;
+    assert_eq!(bench.held().await, [("one".to_string(), vec![1, 3])]);
+    let (old, _young) = (old.await.unwrap(), young.await.unwrap());
+    assert_eq!((old.agent.as_str(), old.device.as_str(), old.price_per_hour), ("one", "cpu", 1.0));
+    bench.dispatcher.release(trial(3), Attempt(1), false).await.unwrap();
+    let _youngest = youngest.await.unwrap();
+    assert_eq!(bench.held().await, [("one".to_string(), vec![1, 4])]);
+    assert!(!elsewhere.is_terminated(), "it waits for an accelerator that nobody has");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_lives_by_heartbeats() {
+    let bench = bench();
+    let mut agent = FakeAgent::connect(&bench, "one", vec![]).await;
+    let mut grant = bench.enqueue(1, 1, on("CPU")).await.await.unwrap();
+    for _ in 0..3 {
+        advance(WHILE).await;
+        let stale = agent.beat(&bench, vec![holding(1, 1), holding(1, 9), holding(2, 1)]).await.unwrap();
+        assert_eq!(stale, [holding(1, 9), holding(2, 1)], "what it should not hold");
+    }
+    assert!(grant.lost.try_recv().is_err());
+    // 45 s so far; the lease runs out 20 s after the last heartbeat.
+    let seconds = grant.lost.await.unwrap();
+    assert!((seconds - 65.0).abs() < 0.1, "{seconds}");
+    assert_eq!(agent.told(), [ToAgent::Stop(trial(1), Attempt(1), StopReason::Fenced)]);
+    assert_eq!(
+        bench.dispatcher.release(trial(1), Attempt(1), false).await.unwrap(),
+        0.0,
+        "it is charged once"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_newer_stream_replaces_the_older_and_hears_the_stop_again() {
+    let bench = bench();
+    let mut first = FakeAgent::connect(&bench, "one", vec![]).await;
+    let grant = bench.enqueue(1, 1, on("CPU")).await.await.unwrap();
+    let stop = ToAgent::Stop(trial(1), Attempt(1), StopReason::Search);
+    bench.dispatcher.send(trial(1), Attempt(1), stop.clone()).await.unwrap();
+    bench.dispatcher.send(trial(1), Attempt(7), stop.clone()).await.unwrap();
+    bench.held().await;
+    assert_eq!(first.told(), std::slice::from_ref(&stop), "another attempt's stop is nobody's");
+    let mut second = FakeAgent::connect(&bench, "one", vec![holding(1, 1)]).await;
+    assert_eq!(second.told(), [stop]);
+    assert_eq!(first.beat(&bench, vec![holding(1, 1)]).await, None);
+    assert_eq!(second.beat(&bench, vec![holding(1, 1)]).await, Some(vec![]));
+    drop(grant);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_leaves_gets_no_more() {
+    let bench = bench();
+    let _agent = FakeAgent::connect(&bench, "one", vec![]).await;
+    let _grant = bench.enqueue(1, 1, on("CPU")).await.await.unwrap();
+    advance(Duration::from_secs(3)).await;
+    let seconds = bench.dispatcher.release(trial(1), Attempt(1), true).await.unwrap();
+    assert!((seconds - 3.0).abs() < 0.1, "{seconds}");
+    let mut waits = bench.enqueue(1, 1, on("CPU")).await;
+    assert_eq!(bench.held().await, [("one".to_string(), vec![])]);
+    assert!(waits.try_recv().is_err());
+    let _again = FakeAgent::connect(&bench, "one", vec![]).await;
+    assert_eq!(bench.held().await, [("one".to_string(), vec![1])]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_held_before_a_restart_is_adopted_or_lost() {
+    let bench = bench();
+    let now = bench.clock.now();
+    let expect = async |number| {
+        let expected = Expected {
+            trial: trial(number),
+            attempt: Attempt(4),
+            agent: AgentId::new("one"),
+            device: DeviceId::new("cpu"),
+            needs: on("CPU"),
+            charged_at: Some(Timestamp(now.0 - 60_000)),
+        };
+        bench.dispatcher.expect(expected).await.unwrap()
+    };
+    let (mut adopted, lost) = (expect(1).await, expect(2).await);
+    advance(Duration::from_secs(10)).await;
+    let agent = FakeAgent::connect(&bench, "one", vec![holding(1, 4), holding(2, 3)]).await;
+    // Shared by two: half of the minute without a coordinator and of the 10 s since. The other's lease runs out
+    // another 10 s later, uncharged for the minute, since nobody said that it trained.
+    let used = bench.dispatcher.used(vec![trial(1), trial(2)]).await.unwrap();
+    let used: Vec<_> = used.into_iter().map(|(_, seconds)| seconds.round()).collect();
+    assert_eq!(used, [35.0, 5.0]);
+    assert_eq!(lost.await.unwrap().round(), 10.0);
+    assert!(adopted.try_recv().is_err());
+    assert_eq!(agent.beat(&bench, vec![holding(1, 4)]).await, Some(vec![]));
+    advance(Duration::from_secs(5)).await;
+    let seconds = bench.dispatcher.release(trial(1), Attempt(4), false).await.unwrap();
+    assert_eq!(seconds.round(), 45.0, "half of 60 s and of 20 s, and 5 s alone");
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_an_absent_agent_holds_is_abandoned() {
+    let bench = bench();
+    let here = FakeAgent::connect(&bench, "here", vec![]).await;
+    let _here = [bench.enqueue(1, 1, on("CPU")).await, bench.enqueue(2, 2, on("CPU")).await];
+    let gone = FakeAgent::connect(&bench, "gone", vec![]).await;
+    let _gone = bench.enqueue(3, 3, on("CPU")).await;
+    bench.held().await;
+    advance(Duration::from_secs(4)).await;
+    bench.dispatcher.disconnect(gone.id.clone(), gone.session).await.unwrap();
+    let abandoned = bench.dispatcher.abandon(vec![trial(1), trial(3), trial(9)]).await.unwrap();
+    assert_eq!(abandoned.iter().map(|(t, s)| (t.number(), s.round())).collect::<Vec<_>>(), [(Some(3), 4.0)]);
+    assert_eq!(bench.held().await, [("gone".to_string(), vec![]), ("here".to_string(), vec![1, 2])]);
+    let mut back = FakeAgent::connect(&bench, "gone", vec![holding(3, 1)]).await;
+    assert_eq!(back.beat(&bench, vec![holding(3, 1)]).await, Some(vec![holding(3, 1)]));
+    assert!(back.told().is_empty());
+    drop(here);
+}
