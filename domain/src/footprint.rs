@@ -226,5 +226,12 @@ mod tests {
         let head = |shape: ModelShape| shape.trainable_parameters(8, |name| name == ModelShape::HEAD);
         assert_eq!(head(OPEN_LLAMA_7B), 8 * (4096 + 32_000));
         assert_eq!(head(ModelShape { tie_word_embeddings: true, ..OPEN_LLAMA_7B }), 0);
+        let adapter = |target_modules| {
+            let config = TrialConfig { lora_rank: 8, target_modules, ..TrialConfig::default() };
+            OPEN_LLAMA_7B.cpu_peak_bytes_at_most(&config).adapter
+        };
+        let (all, named) = (TargetModules::default(), TargetModules::Names(vec!["lm_head".into()]));
+        assert_eq!(adapter(all), 28 * 19_988_480);
+        assert_eq!(adapter(named), 28 * (19_988_480 + head(OPEN_LLAMA_7B)));
     }
 }
