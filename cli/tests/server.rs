@@ -1,0 +1,175 @@
+//! `lorafleet up` as a process, the verbs of other terminals, and real signals.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+
+/// A sweep on the quickstart's own model and data, so that the test needs no other: two trials, each long enough
+/// to be cut off in the middle.
+fn sweep() -> String {
+    let quickstart = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/quickstart");
+    format!(
+        "name: two
+pretrained_model_id: {quickstart}/base
+dataset_name: {quickstart}/instruct.jsonl
+eval_size: 8
+batch_size: 2
+max_sequence_length: 64
+max_steps: 60
+save_steps: 5
+search: {{ algorithm: grid }}
+parameters: {{ lora_rank: [2, 4] }}
+"
+    )
+}
+
+struct Sandbox {
+    dir: tempfile::TempDir,
+}
+
+impl Sandbox {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("sweep.yaml"), sweep()).unwrap();
+        Self { dir }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lorafleet"));
+        command.args(args).current_dir(self.path()).env_remove("LORAFLEET_ENDPOINT");
+        command
+    }
+
+    fn lorafleet(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn json(&self, args: &[&str]) -> Value {
+        let output = self.lorafleet(&[args, &["-o", "json"]].concat());
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// A server that has said that it serves.
+    fn up(&self) -> Server {
+        let mut command = self.command(&["up", "--listen", "127.0.0.1:0"]);
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = BufReader::new(child.stderr.take().unwrap());
+        let mut line = String::new();
+        stderr.read_line(&mut line).unwrap();
+        assert!(line.contains("serving ./lorafleet-data at http://127.0.0.1:"), "{line:?}");
+        // Kept open: a server whose messages nobody reads must not end of it.
+        Server { child, _stderr: stderr }
+    }
+}
+
+struct Server {
+    child: Child,
+    _stderr: BufReader<std::process::ChildStderr>,
+}
+
+impl Server {
+    fn signal(mut self, name: &str) -> ExitStatus {
+        let sent = Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Over already unless the test failed.
+        let _ = self.child.kill();
+    }
+}
+
+fn message(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_killed_server_goes_on_where_it_was() {
+    let sandbox = Sandbox::new();
+    let refused = sandbox.lorafleet(&["submit", "sweep.yaml"]);
+    assert_eq!(refused.status.code(), Some(3), "{}", message(&refused));
+
+    let server = sandbox.up();
+    let second = sandbox.lorafleet(&["up", "--listen", "127.0.0.1:0"]);
+    assert_eq!(second.status.code(), Some(2), "{}", message(&second));
+    assert!(message(&second).contains("./lorafleet-data is in use"), "{}", message(&second));
+    let submitted = sandbox.lorafleet(&["submit", "sweep.yaml"]);
+    let id = String::from_utf8(submitted.stdout).unwrap().trim().to_string();
+    assert!(submitted.status.success() && id.starts_with("two-"), "{id:?}");
+
+    // Until both trials are in the middle of their work.
+    loop {
+        let trials = sandbox.json(&["trials", "list", &id]);
+        let steps: Vec<_> = trials.as_array().unwrap().iter().filter_map(|t| t["step"].as_u64()).collect();
+        if steps.len() == 2 && steps.iter().all(|step| *step >= 10) {
+            break;
+        }
+    }
+    assert_eq!(server.signal("-KILL").code(), None);
+
+    // Nobody serves: records can be read, but nothing trains.
+    let before = sandbox.json(&["get", &id]);
+    let watch = sandbox.lorafleet(&["watch", &id]);
+    if before["state"] == "running" {
+        assert_eq!(watch.status.code(), Some(1), "{}", message(&watch));
+        assert!(message(&watch).contains("nobody trains"), "{}", message(&watch));
+    }
+
+    let server = sandbox.up();
+    let after = sandbox.json(&["watch", &id]);
+    assert_eq!(after["sweep"]["state"], "completed", "{after:#}");
+    for trial in after["trials"].as_array().unwrap() {
+        assert_eq!((&trial["state"], &trial["step"]), (&"completed".into(), &60.into()), "{trial:#}");
+        let curve = sandbox.json(&["trials", "metrics", trial["id"].as_str().unwrap()]);
+        let steps: Vec<_> = curve.as_array().unwrap().iter().filter_map(|p| p["step"].as_u64()).collect();
+        assert_eq!(steps, (0..=60).collect::<Vec<_>>(), "no point is lost or doubled");
+    }
+    assert_eq!(server.signal("-TERM").code(), Some(0), "it was told to stop");
+    assert!(!sandbox.path().join("lorafleet-data/endpoint").exists());
+}
+
+#[test]
+fn a_sweep_whose_server_is_gone_can_be_cancelled() {
+    let sandbox = Sandbox::new();
+    let server = sandbox.up();
+    let id = sandbox.json(&["submit", "sweep.yaml"])["id"].as_str().unwrap().to_string();
+    let is_running = |trial: &Value| trial["state"] == "running";
+    while !sandbox.json(&["trials", "list", &id]).as_array().unwrap().iter().any(is_running) {}
+    server.signal("-KILL");
+    if sandbox.json(&["get", &id])["state"] == "running" {
+        assert_eq!(sandbox.json(&["cancel", &id])["state"], "cancelled");
+    }
+    for trial in sandbox.json(&["trials", "list", &id]).as_array().unwrap() {
+        assert!(["cancelled", "completed"].contains(&trial["state"].as_str().unwrap()), "{trial:#}");
+    }
+}
+
+#[test]
+fn a_server_that_others_could_reach_is_refused() {
+    let refused = Sandbox::new().lorafleet(&["up", "--listen", "0.0.0.0:7401"]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(message(&refused).contains("SSH tunnel"), "{}", message(&refused));
+}
+
+#[test]
+fn a_device_that_this_machine_will_never_have_is_refused() {
+    let sandbox = Sandbox::new();
+    let set = "resources={accelerators: [H100-80GB, V100-16GB]}";
+    let refused = sandbox.lorafleet(&["run", "sweep.yaml", "--set", set]);
+    assert_eq!(refused.status.code(), Some(2), "{}", message(&refused));
+    for fragment in ["resources.accelerators", "H100-80GB, V100-16GB", "--endpoint"] {
+        assert!(message(&refused).contains(fragment), "{}", message(&refused));
+    }
+    assert!(!sandbox.path().join("lorafleet-data").exists(), "nothing was started");
+}
