@@ -187,18 +187,16 @@ async fn an_agent_that_leaves_gets_no_more() {
 async fn what_was_held_before_a_restart_is_adopted_or_lost() {
     let bench = bench();
     let now = bench.clock.now();
-    let expect = async |number| {
-        let expected = Expected {
-            trial: trial(number),
-            attempt: Attempt(4),
-            agent: AgentId::new("one"),
-            device: DeviceId::new("cpu"),
-            needs: on("CPU"),
-            charged_at: Some(Timestamp(now.0 - 60_000)),
-        };
-        bench.dispatcher.expect(expected).await.unwrap()
+    let expected = |number| Expected {
+        trial: trial(number),
+        attempt: Attempt(4),
+        agent: AgentId::new("one"),
+        device: DeviceId::new("cpu"),
+        needs: on("CPU"),
+        charged_at: Some(Timestamp(now.0 - 60_000)),
     };
-    let (mut adopted, lost) = (expect(1).await, expect(2).await);
+    let mut adopted = bench.dispatcher.expect(expected(1)).await.unwrap();
+    let lost = bench.dispatcher.expect(expected(2)).await.unwrap();
     advance(Duration::from_secs(10)).await;
     let agent = FakeAgent::connect(&bench, "one", vec![holding(1, 4), holding(2, 3)]).await;
     // Shared by two: half of the minute without a coordinator and of the 10 s since. The other's lease runs out
