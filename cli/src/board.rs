@@ -115,8 +115,8 @@ impl Board {
                     return Ok(Change::Nothing);
                 };
                 let point = MetricPoint::try_from(point).map_err(Failure::failed)?;
-                let compared = self.spec.as_ref().map_or(metric::EVAL_LOSS, |s| s.search.metric.as_str());
-                self.latest.entry(number).or_default().add(&point, compared);
+                let compared = self.metric().to_string();
+                self.latest.entry(number).or_default().add(&point, &compared);
                 Change::Progress(number)
             }
             None => Change::Nothing,
@@ -183,6 +183,11 @@ impl Board {
         parts.join(" · ")
     }
 
+    /// The metric by which the sweep compares its trials.
+    pub(crate) fn metric(&self) -> &str {
+        self.spec.as_ref().map_or(metric::EVAL_LOSS, |spec| spec.search.metric.as_str())
+    }
+
     /// The best value so far with its trial's number: that of a trial that is over, or a better one that a
     /// running trial stands at.
     fn best_so_far(&self) -> Option<(u32, f64)> {
@@ -199,8 +204,7 @@ impl Board {
 
     /// Where a trial that trains stands by the sweep's metric.
     fn value(&self, number: u32, trial: &Trial) -> Option<f64> {
-        let compared = self.spec.as_ref().map_or(metric::EVAL_LOSS, |s| s.search.metric.as_str());
-        let recorded = trial.eval_loss.filter(|_| compared == metric::EVAL_LOSS);
+        let recorded = trial.eval_loss.filter(|_| self.metric() == metric::EVAL_LOSS);
         self.latest.get(&number).and_then(|l| l.value).or(recorded).filter(|value| !value.is_nan())
     }
 

@@ -10,6 +10,7 @@ use crate::progress::Progress;
 use crate::submit::submit;
 use crate::{Failure, plan, sweeps, view};
 use config::sweep_file;
+use domain::metric;
 use domain::trial::TrialState;
 use proto::v1;
 use serde_json::{Value, json};
@@ -296,7 +297,8 @@ async fn finish(args: &Args, connection: &Connection, sweep_id: &str, board: &Bo
         let mut text = format!("\n{}\n", view::trial_table(&trials));
         text += &board.sweep.as_ref().map(view::ended_early).unwrap_or_default();
         if let Some(trial) = best {
-            text += &format!("best trial  {} · eval/loss {}", trial.id, output::loss(trial.eval_loss));
+            text += &format!("best trial  {}{}", trial.id, compared(board));
+            text += &format!(" · eval/loss {}", output::loss(trial.eval_loss));
             let base = trial.summary.as_ref().and_then(|s| s.base_eval_loss);
             text += &base.map_or_else(String::new, |b| format!(" (base {b:.4})"));
             text += &format!(" · {}\n", view::parameters(trial));
@@ -317,6 +319,15 @@ async fn finish(args: &Args, connection: &Connection, sweep_id: &str, board: &Bo
             Err(Failure::failed("no trial could be trained"))
         }
         _ => Ok(()),
+    }
+}
+
+/// The best trial's value of the metric by which the sweep compares, unless that is the held-out loss.
+fn compared(board: &Board) -> String {
+    let value = board.sweep.as_ref().and_then(|sweep| sweep.best_value);
+    match value {
+        Some(value) if board.metric() != metric::EVAL_LOSS => format!(" · {} {value:.4}", board.metric()),
+        _ => String::new(),
     }
 }
 

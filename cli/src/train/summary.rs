@@ -21,7 +21,7 @@ pub(crate) fn print(
         "adapter": adapter,
         "summary": summary,
         "digests": run.digests(),
-        "config": run.config(),
+        "config": run.config().in_force(Some(run.total_steps())),
     });
     output::print(format, &document, || table(adapter, summary))
 }

@@ -482,7 +482,9 @@ mod tests {
     #[test]
     fn memory_is_decided_before_it_is_spent() {
         let dir = tempfile::tempdir().unwrap();
-        let cases: [(&[(&str, &str, u32)], &[&str]); 4] = [
+        /// Trials as (name, base, batch size), and what is heard.
+        type Case<'a> = (&'a [(&'a str, &'a str, u32)], &'a [&'a str]);
+        let cases: [Case; 4] = [
             (&[("one", "a", 2), ("two", "a", 4)], &["base a", "one Completed", "two Completed"]),
             // It waits for the first to end, and is not passed by.
             (
