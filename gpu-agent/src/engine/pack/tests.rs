@@ -1,0 +1,178 @@
+//! A pack on the simulated engine: who joins, waits, is refused, and what each hears last.
+
+use super::*;
+use crate::engine::simulated::{Simulated, SimulatedRun};
+use domain::SystemClock;
+use domain::trial::TrialConfig;
+use std::path::Path;
+
+/// A device on which two trials fit, and a disk that refuses trials of seed 13.
+struct Small(Simulated);
+
+impl Backend for Small {
+    type Base = ();
+    type Run = SimulatedRun;
+
+    fn base_bytes(&mut self, base: &str) -> Result<Option<u64>, Failure> {
+        Ok((base == "huge").then_some(11_000_000_000).or(Some(4_000_000_000)))
+    }
+    /// A GB for each row of its batches.
+    fn own_bytes(&self, (): &(), run: &SimulatedRun) -> Option<u64> {
+        Some(u64::from(run.config().batch_size) * 1_000_000_000)
+    }
+    fn load(&mut self, base: &str) -> Result<(), Failure> {
+        self.0.load(base)
+    }
+    fn start(&mut self, base: &(), admission: &Admission) -> Result<SimulatedRun, Failure> {
+        self.0.start(base, admission)
+    }
+    fn digests(&self, run: &SimulatedRun) -> Digests {
+        self.0.digests(run)
+    }
+    fn step(&self, run: &SimulatedRun) -> u64 {
+        self.0.step(run)
+    }
+    fn total_steps(&self, run: &SimulatedRun) -> u64 {
+        self.0.total_steps(run)
+    }
+    fn base_eval(&mut self, base: &(), run: &mut SimulatedRun) -> Result<Option<f64>, Failure> {
+        self.0.base_eval(base, run)
+    }
+    fn step_pack(&mut self, base: &(), runs: &mut [&mut SimulatedRun]) -> Result<Vec<Stepped>, Failure> {
+        if runs.len() > 2 {
+            return Err(Failure { class: FailureClass::OutOfMemory, message: "too many".into() });
+        }
+        self.0.step_pack(base, runs)
+    }
+    fn save(&mut self, run: &SimulatedRun, dirs: &CheckpointDirs) -> Result<(), Failure> {
+        if self.0.digests(run).spec.ends_with(":13") {
+            return Err(Failure { class: FailureClass::Infrastructure, message: "disk".into() });
+        }
+        self.0.save(run, dirs)
+    }
+    fn summary(&mut self, base: &(), run: &mut SimulatedRun) -> Result<TrialSummary, Failure> {
+        self.0.summary(base, run)
+    }
+}
+
+fn pack() -> Pack<Small> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let simulated = Simulated { step_time: Duration::ZERO, clock: clock.clone() };
+    Pack::new(Small(simulated), 10_000_000_000, clock)
+}
+
+fn admission(dir: &Path, name: &str, base: &str, seed: u64) -> Admission {
+    let config =
+        TrialConfig { pretrained_model_id: base.into(), max_steps: Some(3), seed, ..TrialConfig::default() };
+    let work_dir = dir.join(name);
+    Admission { assignment: Assignment::new(name, 1), config, resume: None, digests: None, work_dir }
+}
+
+/// Steps until everything is done: the trials' last words and the bases, in order.
+fn run(pack: &mut Pack<Small>) -> Vec<String> {
+    let mut heard = Vec::new();
+    while !pack.is_idle() {
+        pack.step(&mut |event| match event {
+            Event::BaseResident(base) => heard.push(format!("base {}", base.unwrap_or_default())),
+            Event::Trial(a, Happening::Finished { ending, .. }) => {
+                heard.push(format!("{} {ending:?}", a.trial));
+            }
+            Event::Trial(a, Happening::Failed(f)) => heard.push(format!("{} {}", a.trial, f.message)),
+            Event::Trial(a, Happening::Released) => heard.push(format!("{} released", a.trial)),
+            Event::Trial(..) => {}
+        });
+    }
+    heard
+}
+
+#[test]
+fn one_too_many_goes_and_a_failing_disk_is_its_own_affair() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pack = pack();
+    for (name, seed) in [("one", 13), ("two", 1), ("three", 1)] {
+        pack.admit(admission(dir.path(), name, "a", seed));
+    }
+    assert_eq!(run(&mut pack), ["base a", "three too many", "one disk", "two Completed"]);
+}
+
+#[test]
+fn another_base_waits_and_is_not_passed_by() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pack = pack();
+    for (name, base) in [("one", "a"), ("two", "b"), ("three", "a")] {
+        pack.admit(admission(dir.path(), name, base, 1));
+    }
+    let wanted = ["base a", "one Completed", "base ", "base b", "two Completed"];
+    let heard = run(&mut pack);
+    assert_eq!(heard[..5], wanted);
+    assert_eq!(heard[5..], ["base ", "base a", "three Completed"]);
+}
+
+fn sized(dir: &Path, name: &str, base: &str, batch_size: u32) -> Admission {
+    let mut admission = admission(dir, name, base, 1);
+    admission.config.batch_size = batch_size;
+    admission
+}
+
+/// The device has 10 GB, of which a base takes 4.
+#[test]
+fn memory_is_decided_before_it_is_spent() {
+    let dir = tempfile::tempdir().unwrap();
+    /// Trials as (name, base, batch size), and what is heard.
+    type Case<'a> = (&'a [(&'a str, &'a str, u32)], &'a [&'a str]);
+    let cases: [Case; 4] = [
+        (&[("one", "a", 2), ("two", "a", 4)], &["base a", "one Completed", "two Completed"]),
+        // It waits for the first to end, and is not passed by.
+        (
+            &[("one", "a", 4), ("two", "a", 3), ("three", "a", 1)],
+            &["base a", "one Completed", "two Completed", "three Completed"],
+        ),
+        (
+            &[("one", "a", 7), ("two", "a", 1)],
+            &[
+                "base a",
+                "one does not fit: needs 11.000 GB (4.000 GB base, 7.000 GB its own), device has 10.000; lower \
+                 batch_size or max_sequence_length, or take a smaller base",
+                "two Completed",
+            ],
+        ),
+        (
+            &[("one", "huge", 1)],
+            &[
+                "one does not fit: needs 11.000 GB (11.000 GB base, 0.000 GB its own), device has 10.000; lower \
+               batch_size or max_sequence_length, or take a smaller base",
+            ],
+        ),
+    ];
+    for (trials, wanted) in cases {
+        let mut pack = pack();
+        for (name, base, batch_size) in trials {
+            pack.admit(sized(dir.path(), name, base, *batch_size));
+        }
+        assert_eq!(run(&mut pack), wanted, "{trials:?}");
+    }
+}
+
+#[test]
+fn what_waits_can_be_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    for (how, wanted) in [
+        (How::Stop, vec!["base a", "two Stopped", "one Completed"]),
+        (How::Release, vec!["base a", "two released", "one Completed"]),
+        (How::Drop, vec!["base a", "one Completed"]),
+    ] {
+        let mut pack = pack();
+        pack.admit(admission(dir.path(), "one", "a", 1));
+        pack.admit(admission(dir.path(), "two", "b", 1));
+        let mut heard = Vec::new();
+        pack.step(&mut |event| {
+            if let Event::BaseResident(Some(base)) = event {
+                heard.push(format!("base {base}"));
+            }
+        });
+        pack.stop(&Assignment::new("two", 1), how);
+        pack.stop(&Assignment::new("nobody", 1), how);
+        heard.extend(run(&mut pack));
+        assert_eq!(heard, wanted);
+    }
+}
