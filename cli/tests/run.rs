@@ -2,10 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use serde_json::Value;
+mod common;
+
+use common::Sandbox;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
 /// The folder of real models and data, if it is on this machine.
 fn shared() -> Option<PathBuf> {
@@ -16,36 +18,6 @@ fn shared() -> Option<PathBuf> {
     }
     println!("not checked: {} is not on this machine", root.display());
     None
-}
-
-/// A sweep file and a data directory of one test.
-struct Sandbox {
-    dir: tempfile::TempDir,
-}
-
-impl Sandbox {
-    fn new(sweep: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("sweep.yaml"), sweep).unwrap();
-        Self { dir }
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lorafleet"));
-        command.args(args).current_dir(self.dir.path()).env_remove("LORAFLEET_ENDPOINT");
-        command
-    }
-
-    fn lorafleet(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    /// What a command that must succeed prints as JSON.
-    fn json(&self, args: &[&str]) -> Value {
-        let output = self.lorafleet(&[args, &["-o", "json"]].concat());
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
 }
 
 /// A sweep on stories260K by the definition of the reference figures.

@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod common;
+
+use common::Sandbox;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
-use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 /// A sweep on the quickstart's own model and data, so that the test needs no other: two trials, each long enough
@@ -26,48 +28,16 @@ parameters: {{ lora_rank: [2, 4] }}
     )
 }
 
-struct Sandbox {
-    dir: tempfile::TempDir,
-}
-
-impl Sandbox {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("sweep.yaml"), sweep()).unwrap();
-        Self { dir }
-    }
-
-    fn path(&self) -> &Path {
-        self.dir.path()
-    }
-
-    fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lorafleet"));
-        command.args(args).current_dir(self.path()).env_remove("LORAFLEET_ENDPOINT");
-        command
-    }
-
-    fn lorafleet(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
-    }
-
-    fn json(&self, args: &[&str]) -> Value {
-        let output = self.lorafleet(&[args, &["-o", "json"]].concat());
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-
-    /// A server that has said that it serves.
-    fn up(&self) -> Server {
-        let mut command = self.command(&["up", "--listen", "127.0.0.1:0"]);
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let mut stderr = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        stderr.read_line(&mut line).unwrap();
-        assert!(line.contains("serving ./lorafleet-data at http://127.0.0.1:"), "{line:?}");
-        // Kept open: a server whose messages nobody reads must not end of it.
-        Server { child, _stderr: stderr }
-    }
+/// A server on a sandbox's data directory that has said that it serves.
+fn up(sandbox: &Sandbox) -> Server {
+    let mut command = sandbox.command(&["up", "--listen", "127.0.0.1:0"]);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    assert!(line.contains("serving ./lorafleet-data at http://127.0.0.1:"), "{line:?}");
+    // Kept open: a server whose messages nobody reads must not end of it.
+    Server { child, _stderr: stderr }
 }
 
 struct Server {
@@ -96,11 +66,11 @@ fn message(output: &Output) -> String {
 
 #[test]
 fn a_killed_server_goes_on_where_it_was() {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::new(&sweep());
     let refused = sandbox.lorafleet(&["submit", "sweep.yaml"]);
     assert_eq!(refused.status.code(), Some(3), "{}", message(&refused));
 
-    let server = sandbox.up();
+    let server = up(&sandbox);
     let second = sandbox.lorafleet(&["up", "--listen", "127.0.0.1:0"]);
     assert_eq!(second.status.code(), Some(2), "{}", message(&second));
     assert!(message(&second).contains("./lorafleet-data is in use"), "{}", message(&second));
@@ -126,7 +96,7 @@ fn a_killed_server_goes_on_where_it_was() {
         assert!(message(&watch).contains("nobody trains"), "{}", message(&watch));
     }
 
-    let server = sandbox.up();
+    let server = up(&sandbox);
     let after = sandbox.json(&["watch", &id]);
     assert_eq!(after["sweep"]["state"], "completed", "{after:#}");
     for trial in after["trials"].as_array().unwrap() {
@@ -141,8 +111,8 @@ fn a_killed_server_goes_on_where_it_was() {
 
 #[test]
 fn a_sweep_whose_server_is_gone_can_be_cancelled() {
-    let sandbox = Sandbox::new();
-    let server = sandbox.up();
+    let sandbox = Sandbox::new(&sweep());
+    let server = up(&sandbox);
     let id = sandbox.json(&["submit", "sweep.yaml"])["id"].as_str().unwrap().to_string();
     let is_running = |trial: &Value| trial["state"] == "running";
     while !sandbox.json(&["trials", "list", &id]).as_array().unwrap().iter().any(is_running) {}
@@ -157,14 +127,14 @@ fn a_sweep_whose_server_is_gone_can_be_cancelled() {
 
 #[test]
 fn a_server_that_others_could_reach_is_refused() {
-    let refused = Sandbox::new().lorafleet(&["up", "--listen", "0.0.0.0:7401"]);
+    let refused = Sandbox::new(&sweep()).lorafleet(&["up", "--listen", "0.0.0.0:7401"]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(message(&refused).contains("SSH tunnel"), "{}", message(&refused));
 }
 
 #[test]
 fn a_device_that_this_machine_will_never_have_is_refused() {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::new(&sweep());
     let set = "resources={accelerators: [H100-80GB, V100-16GB]}";
     let refused = sandbox.lorafleet(&["run", "sweep.yaml", "--set", set]);
     assert_eq!(refused.status.code(), Some(2), "{}", message(&refused));
