@@ -1,19 +1,24 @@
 //! `lorafleet bench`: how fast parts of LoraFleet are on this machine. Every benchmark prints one JSON object.
 
+mod orchestration;
 mod train;
 
 use crate::Failure;
 
 /// Times parts of LoraFleet on this machine; prints JSON.
 #[derive(Debug, clap::Subcommand)]
-#[command(after_help = "Example:\n  lorafleet bench train --trials 4 --batch 1")]
+#[command(after_help = "Examples:
+  lorafleet bench train --trials 4 --batch 1
+  lorafleet bench orchestration")]
 pub(crate) enum Verb {
     Train(train::Args),
+    Orchestration(orchestration::Args),
 }
 
 /// Runs the verb.
 pub(crate) fn run(verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::Train(args) => train::run(&args),
+        Verb::Orchestration(args) => orchestration::run(&args),
     }
 }

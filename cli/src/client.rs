@@ -70,6 +70,16 @@ impl Connection {
         }
     }
 
+    /// Connects to the server at an address.
+    pub(crate) async fn to(endpoint: &str) -> Result<Self, Failure> {
+        Ok(Self { channel: connect(endpoint).await?, embedded: None })
+    }
+
+    /// The connection itself; clones share it.
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
     /// Whether the server is one in this process without an agent: nothing trains while it serves.
     pub(crate) fn trains_nothing(&self) -> bool {
         self.embedded.as_ref().is_some_and(|embedded| !embedded.has_agent())

@@ -135,7 +135,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
 }
 
 /// Runs a verb that talks to a server.
-fn block_on(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

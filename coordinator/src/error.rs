@@ -90,6 +90,16 @@ impl CoordinatorError {
         Self::Invalid { fields }
     }
 
+    /// Whether the disk, or what is in its place, refused: trying again may be right.
+    pub fn is_storage(&self) -> bool {
+        matches!(
+            self,
+            Self::Registry(RegistryError::Storage(_))
+                | Self::History(HistoryError::Io { .. })
+                | Self::Artifact(ArtifactError::Store { .. })
+        )
+    }
+
     /// Nothing of that kind has this id.
     pub fn not_found(kind: &'static str, id: impl ToString) -> Self {
         Self::NotFound { kind, id: id.to_string() }
@@ -99,6 +109,9 @@ impl CoordinatorError {
 impl From<CoordinatorError> for RpcError {
     fn from(error: CoordinatorError) -> Self {
         let text = error.to_string();
+        if error.is_storage() {
+            return Self::Storage(text);
+        }
         match error {
             CoordinatorError::Invalid { fields } => Self::Invalid(fields),
             CoordinatorError::NotFound { kind, id } => Self::NotFound(kind, id),

@@ -9,6 +9,7 @@
 //! | [`artifacts`] | checkpoints |
 //! | [`search`] | which trial next, and which to stop (pure) |
 //! | [`placement`] | which trial goes where (pure) |
+//! | [`trouble`] | what cannot be written now |
 //! | [`report`] | a sweep's HTML report (pure) |
 
 pub mod actors;
@@ -20,6 +21,7 @@ pub mod placement;
 pub mod report;
 pub mod search;
 pub mod store;
+pub mod trouble;
 
 pub use error::CoordinatorError;
 
@@ -40,6 +42,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use store::Store;
 use tokio::net::TcpListener;
+use trouble::Trouble;
 
 /// How a coordinator runs.
 #[derive(Clone)]
@@ -82,7 +85,9 @@ pub async fn start(options: Options, scope: Scope) -> Result<Server> {
     let artifacts = Artifacts::local(&data_dir.join("artifacts"))?;
 
     let dispatcher = Dispatcher::start(clock.clone(), Terms { heartbeat, lease }, &scope);
+    let trouble = Trouble::new(clock.clone());
     let tools = Tools {
+        trouble: trouble.clone(),
         store,
         history: history.clone(),
         dispatcher: dispatcher.clone(),
@@ -90,7 +95,7 @@ pub async fn start(options: Options, scope: Scope) -> Result<Server> {
         tick: heartbeat,
     };
     let directory = Directory::start(tools, &scope).await?;
-    let desk = Desk { directory, dispatcher, history, lease };
+    let desk = Desk { directory, dispatcher, history, trouble, lease };
     let services = Services { desk, artifacts, clock, data_dir, scope: scope.clone() };
     tracing::info!(%address, "serving");
     scope.clone().spawn("grpc server", async move {

@@ -8,6 +8,7 @@
 //! | `requests/<request id>` | the id of the sweep that the request made |
 //! | `newest/<time, descending>-<sweep>` | the sweep's id, so that a listing begins with the newest |
 
+use crate::actors::sweep::Selection;
 use crate::error::{CoordinatorError, Result};
 use domain::footprint::ModelShape;
 use domain::sweep::Sweep;
@@ -208,6 +209,30 @@ impl Store {
         rows.into_iter().map(|(key, value)| Ok((key.clone(), parse(&key, &value)?))).collect()
     }
 
+    /// Some of a sweep's trials, in the order of their numbers.
+    pub async fn select(&self, sweep: &SweepId, selection: &Selection) -> Result<Vec<TrialRecord>> {
+        let prefix = format!("trials/{sweep}/");
+        let mut after = trial_key(sweep, selection.after);
+        let mut wanted = Vec::new();
+        loop {
+            let page = self.registry.list(&prefix, Some(&after), PAGE).await?;
+            let whole = page.len() == PAGE;
+            for (key, value) in page {
+                let record: TrialRecord = parse(&key, &value)?;
+                if selection.wants(&record) {
+                    wanted.push(record);
+                }
+                if wanted.len() >= selection.limit {
+                    return Ok(wanted);
+                }
+                after = key;
+            }
+            if !whole {
+                return Ok(wanted);
+            }
+        }
+    }
+
     async fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
         let value = self.registry.get(key).await?;
         value.map(|value| parse(key, &value)).transpose()
@@ -256,6 +281,11 @@ impl Batch {
         self.put(request_key(&record.sweep.request_id), &record.sweep.id);
         let age = u64::MAX - record.sweep.created_at.0;
         self.put(format!("{NEWEST}{age:020}-{}", record.sweep.id), &record.sweep.id);
+    }
+
+    /// Whether there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.writes.is_empty() && self.error.is_none()
     }
 
     fn put<T: Serialize>(&mut self, key: String, value: &T) {

@@ -217,6 +217,7 @@ async fn only_what_an_absent_agent_holds_is_abandoned() {
     let bench = bench();
     let here = FakeAgent::connect(&bench, "here", vec![]).await;
     let _here = [bench.enqueue(1, 1, on("CPU")).await, bench.enqueue(2, 2, on("CPU")).await];
+    bench.held().await;
     let gone = FakeAgent::connect(&bench, "gone", vec![]).await;
     let _gone = bench.enqueue(3, 3, on("CPU")).await;
     bench.held().await;

@@ -146,6 +146,7 @@ fn sweep(best: Option<(TrialId, f64)>) -> Sweep {
         cost_usd: 0.0,
         failure: None,
         ended_early: None,
+        counts: Default::default(),
         created_at: Timestamp(START),
         finished_at: Some(Timestamp(START + 83_000)),
     }

@@ -392,11 +392,7 @@ impl TryFrom<v1::SweepState> for SweepState {
 }
 
 /// A sweep on the wire, with how many of its trials stand in each state.
-pub fn sweep(sweep: &Sweep, trials: impl IntoIterator<Item = TrialState>) -> v1::Sweep {
-    let mut counts = std::collections::BTreeMap::new();
-    for state in trials {
-        *counts.entry(state).or_default() += 1;
-    }
+pub fn sweep(sweep: &Sweep) -> v1::Sweep {
     let count = |(state, trials)| v1::StateCount { state: v1::TrialState::from(state).into(), trials };
     let (best_trial_id, best_value) =
         sweep.best.as_ref().map(|(trial, value)| (trial.to_string(), *value)).unzip();
@@ -408,7 +404,7 @@ pub fn sweep(sweep: &Sweep, trials: impl IntoIterator<Item = TrialState>) -> v1:
         created_at: Some(timestamp(sweep.created_at)),
         finished_at: sweep.finished_at.map(timestamp),
         max_trials: sweep.max_trials,
-        counts: counts.into_iter().map(count).collect(),
+        counts: sweep.counts.iter().map(count).collect(),
         best_trial_id,
         best_value,
         cost_usd: sweep.cost_usd,
@@ -551,6 +547,7 @@ mod tests {
             request_id: "r".into(),
             proposed: 2,
             max_trials: Some(2),
+            counts: [TrialState::Completed, TrialState::Running, TrialState::Running].into_iter().collect(),
             best: Some((TrialId::new("s-0a1b/1"), 0.5)),
             cost_usd: 0.25,
             failure: None,
@@ -558,7 +555,7 @@ mod tests {
             created_at: Timestamp(1500),
             finished_at: None,
         };
-        let wire = sweep(&record, [TrialState::Completed, TrialState::Running, TrialState::Running]);
+        let wire = sweep(&record);
         let counts: Vec<_> = wire.counts.iter().map(|c| (c.state(), c.trials)).collect();
         assert_eq!(counts, [(v1::TrialState::Running, 2), (v1::TrialState::Completed, 1)]);
         assert_eq!((wire.best_trial_id.as_deref(), wire.best_value), (Some("s-0a1b/1"), Some(0.5)));

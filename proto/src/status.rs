@@ -7,6 +7,9 @@ use tonic_types::{ErrorDetails, StatusExt};
 /// The domain of our `google.rpc.ErrorInfo` details.
 pub const ERROR_DOMAIN: &str = "lorafleet";
 
+/// The reason in those details of a server whose disk is full or fails.
+pub const STORAGE_REASON: &str = "STORAGE";
+
 /// What went wrong in a call, in the terms of gRPC. Crates convert their errors to this.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RpcError {
@@ -22,7 +25,9 @@ pub enum RpcError {
     DataLoss(String),
     /// Try again later.
     Unavailable(String),
-    /// A defect or a failing disk on our side.
+    /// The disk of the server is full or fails; try again later.
+    Storage(String),
+    /// A defect on our side.
     Internal(String),
 }
 
@@ -58,6 +63,9 @@ impl From<RpcError> for Status {
             RpcError::Unavailable(why) => {
                 Status::with_error_details(Code::Unavailable, why, info("UNAVAILABLE"))
             }
+            RpcError::Storage(why) => {
+                Status::with_error_details(Code::Unavailable, why, info(STORAGE_REASON))
+            }
             RpcError::Internal(why) => Status::with_error_details(Code::Internal, why, info("INTERNAL")),
         }
     }
@@ -89,7 +97,8 @@ mod tests {
             (RpcError::Fenced("old attempt".into()), Code::Aborted),
             (RpcError::DataLoss("sha256".into()), Code::DataLoss),
             (RpcError::Unavailable("later".into()), Code::Unavailable),
-            (RpcError::Internal("disk".into()), Code::Internal),
+            (RpcError::Storage("disk".into()), Code::Unavailable),
+            (RpcError::Internal("defect".into()), Code::Internal),
         ] {
             let status = Status::from(error);
             assert_eq!(status.code(), code);

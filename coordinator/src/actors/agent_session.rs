@@ -1,19 +1,27 @@
 //! One agent's control stream. What the agent sends is acknowledged once it is durable: metrics in the history,
 //! events in the trial's record. A message about an attempt that is not current is answered with a stop.
+//!
+//! Trials do not wait for each other: each has a lane, in which its messages are taken in order, one at a time,
+//! and metrics that wait there are taken together. Signs of life wait for nobody, so that leases outlast a disk
+//! that is slow or full.
 
 use super::directory::Directory;
 use super::dispatcher::{Dispatcher, SessionId};
 use super::message::{FromAgent, Numbered, Outbox, StopReason, ToAgent, TrialEvent, Unreachable};
 use super::sweep::Standing;
 use crate::error::{CoordinatorError, Result};
-use crate::history::History;
+use crate::history::{History, HistoryError};
+use crate::trouble::{RETRY, Storage, Trouble};
 use actor::{Gone, Scope};
-use domain::AgentId;
 use domain::fleet::Holding;
 use domain::metric::MetricPoint;
+use domain::{AgentId, Attempt, DeviceId, TrialId};
+use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
+use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// What a session works with.
 #[derive(Clone)]
@@ -24,9 +32,14 @@ pub struct Desk {
     pub dispatcher: Dispatcher,
     /// Metric history.
     pub history: History,
+    /// What cannot be written now.
+    pub trouble: Trouble,
     /// Silence after which a stream counts as dead.
     pub lease: Duration,
 }
+
+/// Messages of one agent that may wait before its stream is not read on.
+const MOST_WAITING: usize = 4096;
 
 /// Serves a stream from `Hello` to its end: the agent closes it, falls silent for a lease, opens another, says
 /// what it must not, or `scope` is cancelled.
@@ -98,58 +111,82 @@ struct Session<'a> {
 
 impl Session<'_> {
     async fn talk(&self, mut incoming: impl Stream<Item = Result<FromAgent>> + Unpin) -> End {
+        let mut lanes = Lanes::default();
+        let mut working = FuturesUnordered::new();
+        let mut silent_at = Instant::now() + self.desk.lease;
         loop {
-            match tokio::time::timeout(self.desk.lease, incoming.next()).await {
-                Err(_) => return End::Silent,
-                Ok(None) => return End::Closed,
-                Ok(Some(Err(error))) => return End::Error(error),
-                Ok(Some(Ok(message))) => {
-                    if let Err(end) = self.hear(message).await {
+            let has_room = lanes.waiting < MOST_WAITING;
+            tokio::select! {
+                message = incoming.next(), if has_room => {
+                    silent_at = Instant::now() + self.desk.lease;
+                    let next = match message {
+                        None => return End::Closed,
+                        Some(Err(error)) => return End::Error(error),
+                        Some(Ok(FromAgent::Hello(..))) => {
+                            return End::Error(CoordinatorError::invalid("hello", "may come first only"));
+                        }
+                        Some(Ok(FromAgent::Heartbeat { holdings, resident_bases })) => {
+                            match self.heartbeat(holdings, resident_bases).await {
+                                Ok(()) => None,
+                                Err(end) => return end,
+                            }
+                        }
+                        Some(Ok(FromAgent::Metrics(batch))) => lanes.add(batch.map(Body::Metrics)),
+                        Some(Ok(FromAgent::Event(event))) => lanes.add(event.map(|e| Body::Event(Box::new(e)))),
+                    };
+                    working.extend(next.map(|next| self.work(next)));
+                }
+                Some((message, done)) = working.next() => {
+                    let next = lanes.next(&message);
+                    if let Err(end) = self.answer(message, done) {
                         return end;
                     }
+                    working.extend(next.map(|next| self.work(next)));
                 }
+                () = tokio::time::sleep_until(silent_at), if has_room => return End::Silent,
             }
         }
     }
 
-    async fn hear(&self, message: FromAgent) -> std::result::Result<(), End> {
-        match message {
-            FromAgent::Hello(..) => {
-                Err(End::Error(CoordinatorError::invalid("hello", "may come first only")))
-            }
-            FromAgent::Heartbeat { holdings, resident_bases } => {
-                let beat = self.desk.dispatcher.heartbeat(self.agent, self.session, holdings, resident_bases);
-                for Holding { trial, attempt, .. } in beat.await?.ok_or(End::Replaced)? {
-                    self.outbox.send(ToAgent::Stop(trial, attempt, StopReason::Fenced))?;
-                }
-                Ok(())
-            }
-            FromAgent::Metrics(batch) => {
-                let done = self.metrics(&batch).await;
-                self.answer(batch, done)
-            }
-            FromAgent::Event(event) => {
-                let done = self.event(&event).await;
-                self.answer(event, done)
-            }
+    async fn heartbeat(
+        &self,
+        holdings: Vec<Holding>,
+        resident_bases: HashMap<DeviceId, String>,
+    ) -> std::result::Result<(), End> {
+        let beat = self.desk.dispatcher.heartbeat(self.agent, self.session, holdings, resident_bases);
+        for Holding { trial, attempt, .. } in beat.await?.ok_or(End::Replaced)? {
+            self.outbox.send(ToAgent::Stop(trial, attempt, StopReason::Fenced))?;
         }
+        Ok(())
     }
 
-    async fn metrics(&self, batch: &Numbered<Vec<MetricPoint>>) -> Result<()> {
-        let Numbered { trial, attempt, body: points, .. } = batch;
-        if self.desk.directory.standing(trial, *attempt).await? == Standing::Over {
+    /// Takes one message to where it is durable.
+    async fn work(&self, message: Numbered<Body>) -> (Numbered<()>, Result<()>) {
+        let Numbered { trial, attempt, sequence, body } = message;
+        let done = match body {
+            Body::Metrics(points) => self.metrics(&trial, attempt, points).await,
+            Body::Event(event) => self.desk.directory.event(&trial, attempt, *event).await,
+        };
+        (Numbered { trial, attempt, sequence, body: () }, done)
+    }
+
+    async fn metrics(&self, trial: &TrialId, attempt: Attempt, points: Vec<MetricPoint>) -> Result<()> {
+        if self.desk.directory.standing(trial, attempt).await? == Standing::Over {
             return Ok(());
         }
-        self.desk.history.append(trial, *attempt, points.clone()).await?;
-        self.desk.directory.metrics(trial, *attempt, points.clone()).await
-    }
-
-    async fn event(&self, event: &Numbered<TrialEvent>) -> Result<()> {
-        self.desk.directory.event(&event.trial, event.attempt, event.body.clone()).await
+        while let Err(error) = self.desk.history.append(trial, attempt, points.clone()).await {
+            if !matches!(error, HistoryError::Io { .. }) {
+                return Err(error.into());
+            }
+            self.desk.trouble.failed(Storage::History, &error);
+            tokio::time::sleep(RETRY).await;
+        }
+        self.desk.trouble.succeeded(Storage::History);
+        self.desk.directory.metrics(trial, attempt, points).await
     }
 
     /// Acknowledges what is durable; stops what is not current.
-    fn answer<T>(&self, message: Numbered<T>, done: Result<()>) -> std::result::Result<(), End> {
+    fn answer(&self, message: Numbered<()>, done: Result<()>) -> std::result::Result<(), End> {
         let Numbered { trial, attempt, sequence, .. } = message;
         match done {
             Ok(()) => self.outbox.send(ToAgent::Acknowledge(trial, attempt, sequence))?,
@@ -160,5 +197,106 @@ impl Session<'_> {
             Err(error) => return Err(End::Error(error)),
         }
         Ok(())
+    }
+}
+
+/// What a message about a trial says.
+enum Body {
+    Metrics(Vec<MetricPoint>),
+    Event(Box<TrialEvent>),
+}
+
+/// The messages that wait for an earlier one of their trial. A lane is there while one of its messages is being
+/// taken.
+#[derive(Default)]
+struct Lanes {
+    lanes: HashMap<TrialId, VecDeque<Numbered<Body>>>,
+    /// Messages that wait, those taken together counted each.
+    waiting: usize,
+}
+
+impl Lanes {
+    /// Takes a message in; it comes back at once if nothing of its trial is before it.
+    fn add(&mut self, message: Numbered<Body>) -> Option<Numbered<Body>> {
+        let Some(lane) = self.lanes.get_mut(&message.trial) else {
+            self.lanes.insert(message.trial.clone(), VecDeque::new());
+            return Some(message);
+        };
+        self.waiting += 1;
+        lane.push_back(message);
+        None
+    }
+
+    /// What comes after a message that was taken: the metrics that wait next together, or one event.
+    fn next(&mut self, taken: &Numbered<()>) -> Option<Numbered<Body>> {
+        let lane = self.lanes.get_mut(&taken.trial)?;
+        let Some(mut first) = lane.pop_front() else {
+            self.lanes.remove(&taken.trial);
+            return None;
+        };
+        self.waiting -= 1;
+        while let Body::Metrics(points) = &mut first.body
+            && let Some(Numbered { attempt, sequence, body: Body::Metrics(more), .. }) = lane.front_mut()
+            && *attempt == first.attempt
+        {
+            points.append(more);
+            first.sequence = *sequence;
+            lane.pop_front();
+            self.waiting -= 1;
+        }
+        Some(first)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use domain::Timestamp;
+
+    fn metrics(trial: &str, attempt: u32, sequence: u64) -> Numbered<Body> {
+        let point = MetricPoint { step: sequence, time: Timestamp(0), values: Vec::new() };
+        let body = Body::Metrics(vec![point]);
+        Numbered { trial: TrialId::new(trial), attempt: Attempt(attempt), sequence, body }
+    }
+
+    fn event(trial: &str, attempt: u32, sequence: u64) -> Numbered<Body> {
+        Numbered { body: Body::Event(Box::new(TrialEvent::Released)), ..metrics(trial, attempt, sequence) }
+    }
+
+    /// Attempt, sequence and points of each message as it comes out, `None` for an event's points.
+    fn drain(lanes: &mut Lanes, trial: &str) -> Vec<(u32, u64, Option<usize>)> {
+        let taken = Numbered { trial: TrialId::new(trial), attempt: Attempt(1), sequence: 0, body: () };
+        let mut out = Vec::new();
+        while let Some(next) = lanes.next(&taken) {
+            let points = match &next.body {
+                Body::Metrics(points) => Some(points.len()),
+                Body::Event(_) => None,
+            };
+            out.push((next.attempt.0, next.sequence, points));
+        }
+        out
+    }
+
+    #[test]
+    fn a_trials_messages_keep_their_order_and_its_metrics_come_together() {
+        let mut lanes = Lanes::default();
+        assert!(lanes.add(event("s/1", 1, 1)).is_some(), "nothing is before it");
+        assert!(lanes.add(event("s/2", 1, 1)).is_some(), "another trial waits for nobody");
+        let waiting = [
+            metrics("s/1", 1, 2),
+            metrics("s/1", 1, 3),
+            event("s/1", 1, 4),
+            metrics("s/1", 1, 5),
+            metrics("s/1", 2, 1),
+            metrics("s/1", 2, 2),
+        ];
+        for message in waiting {
+            assert!(lanes.add(message).is_none());
+        }
+        assert_eq!(lanes.waiting, 6);
+        let out = drain(&mut lanes, "s/1");
+        assert_eq!(out, [(1, 3, Some(2)), (1, 4, None), (1, 5, Some(1)), (2, 2, Some(2))]);
+        assert_eq!(drain(&mut lanes, "s/2"), []);
+        assert_eq!((lanes.waiting, lanes.lanes.len()), (0, 0), "nothing is kept of what is done");
     }
 }

@@ -2,7 +2,7 @@
 //! also answers for those that are over, from the store.
 
 use super::message::TrialEvent;
-use super::sweep::{Change, Standing, SweepHandle, Tools, View};
+use super::sweep::{Change, Selection, Standing, SweepHandle, Tools, View};
 use crate::artifacts::Stored;
 use crate::error::{CoordinatorError, Result};
 use crate::search::Searcher;
@@ -10,10 +10,11 @@ use crate::store::{Batch, Store, SweepRecord, TrialRecord};
 use actor::{Gone, Mailbox, Reply, Scope};
 use domain::footprint::ModelShape;
 use domain::metric::MetricPoint;
-use domain::sweep::{Sweep, SweepSpec, SweepState};
+use domain::sweep::{StateCounts, Sweep, SweepSpec, SweepState};
 use domain::{Attempt, SweepId, TrialId};
 use std::collections::{BTreeMap, HashMap};
-use tokio::sync::{broadcast, mpsc};
+use std::sync::Arc;
+use tokio::sync::{broadcast, mpsc, watch};
 
 /// Commands that may wait.
 const CAPACITY: usize = 64;
@@ -30,15 +31,18 @@ pub struct Submission {
 }
 
 enum Command {
-    Submit(Submission, Reply<Result<View>>),
-    Find(SweepId, Reply<Option<SweepHandle>>),
+    Submit(Submission, Reply<Result<Sweep>>),
     Ended(SweepId),
 }
+
+/// The sweeps that run.
+type Running = Arc<HashMap<SweepId, SweepHandle>>;
 
 /// Speaks to the directory, and through it to the sweeps.
 #[derive(Clone)]
 pub struct Directory {
     mailbox: Mailbox<Command>,
+    running: watch::Receiver<Running>,
     store: Store,
 }
 
@@ -50,8 +54,8 @@ impl Directory {
     pub async fn start(tools: Tools, scope: &Scope) -> Result<Self> {
         let (mailbox, inbox) = actor::mailbox(CAPACITY);
         let store = tools.store.clone();
-        let mut state =
-            State { tools, running: HashMap::new(), mailbox: mailbox.clone(), scope: scope.clone() };
+        let (publish, running) = watch::channel(Running::default());
+        let mut state = State { tools, running: publish, mailbox: mailbox.clone(), scope: scope.clone() };
         for record in store.sweeps().await? {
             if record.sweep.state == SweepState::Running {
                 let trials = store.trials(&record.sweep.id).await?;
@@ -60,14 +64,14 @@ impl Directory {
             }
         }
         scope.spawn("directory", async move { state.run(inbox).await });
-        Ok(Self { mailbox, store })
+        Ok(Self { mailbox, running, store })
     }
 
     /// Starts a sweep; the same request id again answers with the sweep that it made.
     ///
     /// # Errors
-    /// The request id is empty; the search is impossible.
-    pub async fn submit(&self, submission: Submission) -> Result<View> {
+    /// The search is impossible.
+    pub async fn submit(&self, submission: Submission) -> Result<Sweep> {
         self.mailbox.ask(|reply| Command::Submit(submission, reply)).await?
     }
 
@@ -76,9 +80,33 @@ impl Directory {
         &self.store
     }
 
-    /// A sweep as it stands.
+    /// A sweep as it stands, without its trials.
+    pub async fn sweep(&self, id: &SweepId) -> Result<Sweep> {
+        if let Some(sweep) = self.find(id)
+            && let Ok(sweep) = sweep.sweep().await
+        {
+            return Ok(sweep);
+        }
+        let record = self.store.sweep(id).await?;
+        Ok(record.ok_or_else(|| CoordinatorError::not_found("sweep", id))?.sweep)
+    }
+
+    /// Some of a sweep's trials, in the order of their numbers.
+    pub async fn trials(&self, id: &SweepId, selection: Selection) -> Result<Vec<TrialRecord>> {
+        if let Some(sweep) = self.find(id)
+            && let Ok(trials) = sweep.trials(selection.clone()).await
+        {
+            return Ok(trials);
+        }
+        if self.store.sweep(id).await?.is_none() {
+            return Err(CoordinatorError::not_found("sweep", id));
+        }
+        self.store.select(id, &selection).await
+    }
+
+    /// A sweep as it stands, with its trials.
     pub async fn view(&self, id: &SweepId) -> Result<View> {
-        if let Some(sweep) = self.find(id).await?
+        if let Some(sweep) = self.find(id)
             && let Ok(view) = sweep.view().await
         {
             return Ok(view);
@@ -89,7 +117,7 @@ impl Directory {
 
     /// A sweep as it stands, and what changes from then on; nothing does if it is over.
     pub async fn watch(&self, id: &SweepId) -> Result<(View, Option<broadcast::Receiver<Change>>)> {
-        if let Some(sweep) = self.find(id).await?
+        if let Some(sweep) = self.find(id)
             && let Ok((view, changes)) = sweep.watch().await
         {
             return Ok((view, Some(changes)));
@@ -100,7 +128,7 @@ impl Directory {
     /// A trial as it stands.
     pub async fn trial(&self, id: &TrialId) -> Result<TrialRecord> {
         let (sweep, number) = parts(id)?;
-        if let Some(sweep) = self.find(&sweep).await?
+        if let Some(sweep) = self.find(&sweep)
             && let Ok(trial) = sweep.trial(number).await
         {
             return trial;
@@ -113,6 +141,12 @@ impl Directory {
     /// # Errors
     /// `Fenced` if it does not; `NotFound` if there is no such trial.
     pub async fn standing(&self, id: &TrialId, attempt: Attempt) -> Result<Standing> {
+        let (sweep, number) = parts(id)?;
+        if let Some(sweep) = self.find(&sweep)
+            && let Ok(standing) = sweep.standing(number, attempt).await
+        {
+            return standing;
+        }
         Standing::of(&self.trial(id).await?.trial, attempt)
     }
 
@@ -122,7 +156,7 @@ impl Directory {
     /// As [`Directory::standing`].
     pub async fn metrics(&self, id: &TrialId, attempt: Attempt, points: Vec<MetricPoint>) -> Result<()> {
         let (sweep, number) = parts(id)?;
-        if let Some(sweep) = self.find(&sweep).await?
+        if let Some(sweep) = self.find(&sweep)
             && let Ok(done) = sweep.metrics(number, attempt, points).await
         {
             return done;
@@ -136,7 +170,7 @@ impl Directory {
     /// As [`Directory::standing`].
     pub async fn event(&self, id: &TrialId, attempt: Attempt, event: TrialEvent) -> Result<()> {
         let (sweep, number) = parts(id)?;
-        if let Some(sweep) = self.find(&sweep).await?
+        if let Some(sweep) = self.find(&sweep)
             && let Ok(done) = sweep.event(number, attempt, event).await
         {
             return done;
@@ -157,7 +191,7 @@ impl Directory {
         stored: Stored,
     ) -> Result<Vec<String>> {
         let (sweep, number) = parts(id)?;
-        if let Some(sweep) = self.find(&sweep).await?
+        if let Some(sweep) = self.find(&sweep)
             && let Ok(done) = sweep.checkpoint(number, attempt, step, stored).await
         {
             return done;
@@ -171,7 +205,7 @@ impl Directory {
     /// It is over, or there is none of that id.
     pub async fn stop_trial(&self, id: &TrialId) -> Result<TrialRecord> {
         let (sweep, number) = parts(id)?;
-        if let Some(sweep) = self.find(&sweep).await?
+        if let Some(sweep) = self.find(&sweep)
             && let Ok(stopped) = sweep.stop_trial(number).await
         {
             return stopped;
@@ -184,13 +218,13 @@ impl Directory {
     ///
     /// # Errors
     /// It is over, or there is none of that id.
-    pub async fn cancel(&self, id: &SweepId) -> Result<View> {
-        if let Some(sweep) = self.find(id).await?
-            && let Ok(view) = sweep.cancel().await
+    pub async fn cancel(&self, id: &SweepId) -> Result<Sweep> {
+        if let Some(sweep) = self.find(id)
+            && let Ok(cancelled) = sweep.cancel().await
         {
-            return view;
+            return cancelled;
         }
-        let state = self.view(id).await?.sweep.state;
+        let state = self.sweep(id).await?.state;
         Err(over("sweep", id, state.is_terminal(), state.as_str()))
     }
 
@@ -202,8 +236,8 @@ impl Directory {
         }
     }
 
-    async fn find(&self, id: &SweepId) -> Result<Option<SweepHandle>> {
-        Ok(self.mailbox.ask(|reply| Command::Find(id.clone(), reply)).await?)
+    fn find(&self, id: &SweepId) -> Option<SweepHandle> {
+        self.running.borrow().get(id).cloned()
     }
 }
 
@@ -218,7 +252,7 @@ fn over(kind: &'static str, id: impl ToString, terminal: bool, state: &'static s
 
 struct State {
     tools: Tools,
-    running: HashMap<SweepId, SweepHandle>,
+    running: watch::Sender<Running>,
     mailbox: Mailbox<Command>,
     scope: Scope,
 }
@@ -236,25 +270,16 @@ impl State {
                 Some(Command::Submit(submission, reply)) => {
                     let _ = reply.send(self.submit(submission).await);
                 }
-                Some(Command::Find(id, reply)) => {
-                    let _ = reply.send(self.running.get(&id).cloned());
-                }
                 Some(Command::Ended(id)) => {
-                    self.running.remove(&id);
+                    self.running.send_modify(|running| drop(Arc::make_mut(running).remove(&id)));
                 }
                 None => return,
             }
         }
     }
 
-    async fn submit(&mut self, submission: Submission) -> Result<View> {
+    async fn submit(&mut self, submission: Submission) -> Result<Sweep> {
         let Submission { request_id, spec, base_models } = submission;
-        if request_id.is_empty() {
-            return Err(CoordinatorError::invalid(
-                "request_id",
-                "is missing; make a UUID for each submission",
-            ));
-        }
         let store = self.tools.store.clone();
         if let Some(id) = store.request(&request_id).await? {
             return self.existing(&id).await;
@@ -267,6 +292,7 @@ impl State {
             request_id,
             proposed: 0,
             max_trials,
+            counts: StateCounts::default(),
             best: None,
             cost_usd: 0.0,
             failure: None,
@@ -280,18 +306,25 @@ impl State {
         batch.submission(&record);
         store.commit(batch).await?;
         let handle = self.run_sweep(record, Vec::new()).await?;
-        Ok(handle.view().await?)
+        Ok(handle.sweep().await?)
     }
 
-    async fn existing(&self, id: &SweepId) -> Result<View> {
-        if let Some(sweep) = self.running.get(id)
-            && let Ok(view) = sweep.view().await
+    async fn existing(&mut self, id: &SweepId) -> Result<Sweep> {
+        let found = self.running.borrow().get(id).cloned();
+        if let Some(sweep) = found
+            && let Ok(sweep) = sweep.sweep().await
         {
-            return Ok(view);
+            return Ok(sweep);
         }
-        let store = &self.tools.store;
+        let store = self.tools.store.clone();
         let record = store.sweep(id).await?.ok_or_else(|| CoordinatorError::not_found("sweep", id))?;
-        Ok(View { sweep: record.sweep, trials: store.trials(id).await? })
+        let sweep = record.sweep.clone();
+        if sweep.state == SweepState::Running {
+            // The submission was written although the disk said that it had failed.
+            let trials = store.trials(id).await?;
+            self.run_sweep(record, trials).await?;
+        }
+        Ok(sweep)
     }
 
     /// `<name>-<4 hex digits>` that no sweep has.
@@ -315,7 +348,7 @@ impl State {
             })
         };
         let handle = SweepHandle::start(record, trials, self.tools.clone(), &self.scope, ended).await?;
-        self.running.insert(id, handle.clone());
+        self.running.send_modify(|running| drop(Arc::make_mut(running).insert(id, handle.clone())));
         Ok(handle)
     }
 }

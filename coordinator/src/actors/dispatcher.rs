@@ -14,8 +14,8 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-/// Commands that may wait.
-const CAPACITY: usize = 256;
+/// Commands that may wait, and that are taken together at most.
+const CAPACITY: usize = 1024;
 
 /// A trial that wants a device. Dropping `granted`'s other end withdraws it.
 #[derive(Debug)]
@@ -122,6 +122,7 @@ impl Dispatcher {
             held: BTreeMap::new(),
             meters: HashMap::new(),
             sessions: 0,
+            may_place: false,
         };
         let ends = scope.clone();
         scope.spawn("dispatcher", async move { state.run(inbox, ends).await });
@@ -207,6 +208,8 @@ struct State {
     held: BTreeMap<TrialId, Held>,
     meters: HashMap<Place, Meter>,
     sessions: u64,
+    /// Whether anything happened since the last placement that a waiting trial could profit from.
+    may_place: bool,
 }
 
 struct Entry {
@@ -235,6 +238,7 @@ struct Held {
 
 impl State {
     async fn run(mut self, mut inbox: mpsc::Receiver<Command>, scope: Scope) {
+        let mut commands = Vec::with_capacity(CAPACITY);
         loop {
             let earliest = self.held.values().map(|h| h.deadline).min();
             let expiry = async {
@@ -245,13 +249,15 @@ impl State {
             };
             tokio::select! {
                 () = scope.cancelled() => return,
-                command = inbox.recv() => match command {
-                    Some(command) => self.handle(command),
-                    None => return,
+                count = inbox.recv_many(&mut commands, CAPACITY) => match count {
+                    0 => return,
+                    _ => commands.drain(..).for_each(|command| self.handle(command)),
                 },
                 () = expiry => self.expire(),
             }
-            self.place();
+            if std::mem::take(&mut self.may_place) {
+                self.place();
+            }
         }
     }
 
@@ -265,7 +271,10 @@ impl State {
                 let _ = reply.send(self.heartbeat(&agent, session, &holdings, &resident));
             }
             Command::Disconnect(agent, session) => self.disconnect(&agent, session),
-            Command::Enqueue(request) => self.queue.push(request),
+            Command::Enqueue(request) => {
+                self.queue.push(request);
+                self.may_place = true;
+            }
             Command::Expect(expected, reply) => {
                 let place = (expected.agent, expected.device);
                 let (lost, answer) = oneshot::channel();
@@ -299,6 +308,7 @@ impl State {
             tracing::info!(agent = %id, "a newer stream replaces the agent's older one");
             older.cut();
         }
+        self.may_place = true;
         let drop = self.renew(&id, holdings);
         let Terms { heartbeat, lease } = self.terms;
         self.reach(&id, ToAgent::Welcome { heartbeat, lease, drop });
@@ -321,7 +331,9 @@ impl State {
         let entry = self.agents.get_mut(agent).filter(|entry| entry.is(session))?;
         entry.last_seen = self.clock.now();
         for device in &mut entry.agent.devices {
-            device.resident_base = resident.get(&device.id).cloned();
+            let now = resident.get(&device.id).cloned();
+            self.may_place |= device.resident_base != now;
+            device.resident_base = now;
         }
         Some(self.renew(agent, holdings))
     }
@@ -404,6 +416,7 @@ impl State {
     /// Takes a trial off its device; answers with the device time it used.
     fn end(&mut self, trial: &TrialId) -> Option<(f64, Held)> {
         let held = self.held.remove(trial)?;
+        self.may_place = true;
         let now = self.clock.monotonic();
         let reading = self.meters.get_mut(&held.place).map_or(held.from, |meter| meter.give(now));
         Some((held.used(reading), held))
@@ -462,8 +475,8 @@ impl State {
         if self.queue.is_empty() {
             return;
         }
-        self.queue.sort_by_key(|r| (r.created_at, r.trial.sweep(), r.trial.number()));
-        let (places, slots): (Vec<_>, Vec<_>) = self.slots().unzip();
+        self.queue.sort_by_cached_key(|r| (r.created_at, r.trial.sweep(), r.trial.number()));
+        let (places, slots): (Vec<_>, Vec<_>) = self.slots().into_iter().unzip();
         let waiting: Vec<_> = self.queue.iter().map(|request| request.needs.clone()).collect();
         let assignments: HashMap<_, _> = placement::solve(&waiting, &slots).into_iter().collect();
         let queue = std::mem::take(&mut self.queue);
@@ -486,26 +499,35 @@ impl State {
     }
 
     /// The devices of agents that can be reached and do not leave.
-    fn slots(&self) -> impl Iterator<Item = (Place, Slot)> {
+    fn slots(&self) -> Vec<(Place, Slot)> {
+        let mut held: HashMap<&Place, Vec<&Waiting>> = HashMap::new();
+        for trial in self.held.values() {
+            held.entry(&trial.place).or_default().push(&trial.needs);
+        }
         let open = self.agents.values().filter(|entry| entry.session.is_some() && !entry.leaving);
-        open.flat_map(|entry| entry.agent.devices.iter().map(|device| self.slot(&entry.agent.id, device)))
-    }
-
-    fn slot(&self, agent: &AgentId, device: &Device) -> (Place, Slot) {
-        let place = (agent.clone(), device.id.clone());
-        let held: Vec<_> = self.held.values().filter(|held| held.place == place).collect();
-        let slot = Slot {
-            accelerator: device.accelerator.clone(),
-            memory_bytes: device.memory_bytes,
-            max_pack_size: device.max_pack_size,
-            price_per_hour: device.price_per_hour,
-            resident: device.resident_base.clone(),
-            base: held.first().map(|held| held.needs.base.clone()),
-            held: held.len() as u32,
-            base_bytes: held.iter().map(|held| held.needs.base_bytes).max().unwrap_or_default(),
-            own_bytes: held.iter().map(|held| held.needs.own_bytes).fold(0, u64::saturating_add),
+        let devices =
+            open.flat_map(|entry| entry.agent.devices.iter().map(|device| (&entry.agent.id, device)));
+        let slot = |(agent, device): (&AgentId, &Device)| {
+            let place = (agent.clone(), device.id.clone());
+            let slot = slot(device, held.get(&place).map_or(&[][..], Vec::as_slice));
+            (place, slot)
         };
-        (place, slot)
+        devices.map(slot).collect()
+    }
+}
+
+/// A device that holds trials of these needs.
+fn slot(device: &Device, held: &[&Waiting]) -> Slot {
+    Slot {
+        accelerator: device.accelerator.clone(),
+        memory_bytes: device.memory_bytes,
+        max_pack_size: device.max_pack_size,
+        price_per_hour: device.price_per_hour,
+        resident: device.resident_base.clone(),
+        base: held.first().map(|needs| needs.base.clone()),
+        held: held.len() as u32,
+        base_bytes: held.iter().map(|needs| needs.base_bytes).max().unwrap_or_default(),
+        own_bytes: held.iter().map(|needs| needs.own_bytes).fold(0, u64::saturating_add),
     }
 }
 

@@ -41,6 +41,14 @@ pub struct Numbered<T> {
     pub body: T,
 }
 
+impl<T> Numbered<T> {
+    /// The same message with its body in other words.
+    pub fn map<U>(self, say: impl FnOnce(T) -> U) -> Numbered<U> {
+        let Self { trial, attempt, sequence, body } = self;
+        Numbered { trial, attempt, sequence, body: say(body) }
+    }
+}
+
 /// Something happened to a trial.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TrialEvent {
@@ -142,7 +150,7 @@ pub struct Assignment {
 }
 
 /// Messages that may wait for a slow agent before its stream is cut.
-pub const OUTBOX_CAPACITY: usize = 256;
+pub const OUTBOX_CAPACITY: usize = 4096;
 
 /// The way to an agent. It never waits: an agent so slow that [`OUTBOX_CAPACITY`] messages wait for it is cut
 /// off, and says what it holds when it comes back. The stream ends when all clones are dropped.

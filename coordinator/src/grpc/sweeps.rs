@@ -8,7 +8,6 @@ use crate::report;
 use domain::SweepId;
 use domain::footprint::ModelShape;
 use domain::sweep::{SweepSpec, SweepState};
-use domain::trial::TrialState;
 use proto::convert::{self, ConvertError};
 use proto::v1::sweep_service_server::SweepService;
 use proto::v1::watch_sweep_response::Event;
@@ -35,8 +34,8 @@ impl SweepService for Services {
         let base_models =
             request.base_models.into_iter().map(shape).collect::<std::result::Result<_, _>>()?;
         let submission = Submission { request_id, spec: Box::new(spec), base_models };
-        let view = self.desk.directory.submit(submission).await?;
-        Ok(Response::new(v1::SubmitSweepResponse { sweep: Some(wire(&view)) }))
+        let sweep = self.desk.directory.submit(submission).await?;
+        Ok(Response::new(v1::SubmitSweepResponse { sweep: Some(convert::sweep(&sweep)) }))
     }
 
     async fn get_sweep(
@@ -44,8 +43,8 @@ impl SweepService for Services {
         request: Request<v1::GetSweepRequest>,
     ) -> std::result::Result<Response<v1::GetSweepResponse>, Status> {
         let id = sweep_id(request.into_inner().sweep_id)?;
-        let view = self.desk.directory.view(&id).await?;
-        Ok(Response::new(v1::GetSweepResponse { sweep: Some(wire(&view)) }))
+        let sweep = self.desk.directory.sweep(&id).await?;
+        Ok(Response::new(v1::GetSweepResponse { sweep: Some(convert::sweep(&sweep)) }))
     }
 
     async fn list_sweeps(
@@ -64,8 +63,8 @@ impl SweepService for Services {
         request: Request<v1::CancelSweepRequest>,
     ) -> std::result::Result<Response<v1::CancelSweepResponse>, Status> {
         let id = sweep_id(request.into_inner().sweep_id)?;
-        let view = self.desk.directory.cancel(&id).await?;
-        Ok(Response::new(v1::CancelSweepResponse { sweep: Some(wire(&view)) }))
+        let sweep = self.desk.directory.cancel(&id).await?;
+        Ok(Response::new(v1::CancelSweepResponse { sweep: Some(convert::sweep(&sweep)) }))
     }
 
     type WatchSweepStream = Answers<v1::WatchSweepResponse>;
@@ -139,9 +138,9 @@ impl Services {
                     let token = after.map(|after| page::token(&listing, &after));
                     return Ok((page, token.unwrap_or_default()));
                 }
-                let view = self.desk.directory.view(&id).await?;
-                if states.is_empty() || states.contains(&view.sweep.state) {
-                    page.push(wire(&view));
+                let sweep = self.desk.directory.sweep(&id).await?;
+                if states.is_empty() || states.contains(&sweep.state) {
+                    page.push(convert::sweep(&sweep));
                 }
                 after = Some(position);
             }
@@ -156,7 +155,7 @@ impl Services {
         let (mut view, mut changes) = first;
         loop {
             let over = view.sweep.state.is_terminal();
-            let mut picture = vec![Event::Sweep(wire(&view))];
+            let mut picture = vec![Event::Sweep(convert::sweep(&view.sweep))];
             picture.extend(view.trials.into_iter().map(|t| Event::Trial(t.trial.into())));
             for event in picture {
                 if send(events, event).await.is_err() {
@@ -198,7 +197,7 @@ async fn follow(mut changes: broadcast::Receiver<Change>, events: &Events) -> Fo
             // Closed: the sweep's actor is gone, so that a fresh picture is the last.
             Err(RecvError::Lagged(_) | RecvError::Closed) => return Followed::Lagged,
         };
-        let over = matches!(&change, Change::Sweep(sweep, _) if sweep.state.is_terminal());
+        let over = matches!(&change, Change::Sweep(sweep) if sweep.state.is_terminal());
         if send(events, event(change)).await.is_err() {
             return Followed::WatcherGone;
         }
@@ -217,7 +216,7 @@ async fn send(
 
 fn event(change: Change) -> Event {
     match change {
-        Change::Sweep(sweep, states) => Event::Sweep(convert::sweep(&sweep, states)),
+        Change::Sweep(sweep) => Event::Sweep(convert::sweep(&sweep)),
         Change::Trial(trial) => Event::Trial((*trial).into()),
         Change::Progress(trial, attempt, point) => Event::Progress(v1::TrialProgress {
             trial_id: trial.to_string(),
@@ -225,9 +224,4 @@ fn event(change: Change) -> Event {
             point: Some(point.into()),
         }),
     }
-}
-
-fn wire(view: &View) -> v1::Sweep {
-    let states = view.trials.iter().map(|record| -> TrialState { record.trial.state });
-    convert::sweep(&view.sweep, states)
 }

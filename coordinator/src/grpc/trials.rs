@@ -1,7 +1,7 @@
 //! `TrialService`.
 
 use super::{Answers, Services, page, sweep_id, trial_id};
-use crate::store::TrialRecord;
+use crate::actors::sweep::Selection;
 use domain::trial::TrialState;
 use proto::v1;
 use proto::v1::trial_service_server::TrialService;
@@ -28,11 +28,17 @@ impl TrialService for Services {
         let request = request.into_inner();
         let states = request.states().map(TrialState::try_from).collect::<Result<Vec<_>, _>>()?;
         let listing = format!("trials {} {:?}", request.sweep_id, request.states);
-        let view = self.desk.directory.view(&sweep_id(request.sweep_id)?).await?;
-        let wanted = |record: &TrialRecord| states.is_empty() || states.contains(&record.trial.state);
-        let trials = after(view.trials, &listing, &request.page_token)?.filter(wanted);
-        let (page, next_page_token) =
-            page::of(&listing, "", request.page_size, trials, |record| record.trial.id.to_string())?;
+        let after = page::position(&listing, &request.page_token)?;
+        let after = after.and_then(|number| number.parse().ok()).unwrap_or(0);
+        let size = page::size(request.page_size);
+        // One more than the page has, to know whether there is a next one.
+        let selection = Selection { after, limit: size + 1, states };
+        let mut page = self.desk.directory.trials(&sweep_id(request.sweep_id)?, selection).await?;
+        let more = page.len() > size;
+        page.truncate(size);
+        let last = page.last().and_then(|record| record.trial.id.number()).filter(|_| more);
+        let next_page_token =
+            last.map(|number| page::token(&listing, &number.to_string())).unwrap_or_default();
         let trials = page.into_iter().map(|record| record.trial.into()).collect();
         Ok(Response::new(v1::ListTrialsResponse { trials, next_page_token }))
     }
@@ -65,14 +71,4 @@ impl TrialService for Services {
         let record = self.desk.directory.stop_trial(&id).await?;
         Ok(Response::new(v1::StopTrialResponse { trial: Some(record.trial.into()) }))
     }
-}
-
-/// The trials after a token's position, whatever their states are by now.
-fn after(
-    trials: Vec<TrialRecord>,
-    listing: &str,
-    token: &str,
-) -> crate::error::Result<impl Iterator<Item = TrialRecord>> {
-    let last = page::position(listing, token)?.and_then(|id| domain::TrialId::new(id).number());
-    Ok(trials.into_iter().filter(move |record| record.trial.id.number() > last))
 }

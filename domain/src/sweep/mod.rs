@@ -26,5 +26,5 @@ pub use constraint::{Expression, Operator};
 pub use parameter::{LARGEST_WHOLE, check_config, check_parameter};
 pub use parse::ConstraintError;
 pub use problem::{Problem, is_within};
-pub use record::{Sweep, SweepState};
+pub use record::{StateCounts, Sweep, SweepState};
 pub use spec::{Algorithm, Budget, Constraint, Distribution, Goal, Resources, SearchSpec, SweepSpec};

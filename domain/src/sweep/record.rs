@@ -1,8 +1,10 @@
 //! A sweep's record: what the coordinator keeps and people see.
 
 use super::SweepSpec;
+use crate::trial::TrialState;
 use crate::{SweepId, Timestamp, TrialId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// Where a sweep stands.
@@ -42,6 +44,44 @@ impl fmt::Display for SweepState {
     }
 }
 
+/// How many trials stand in each state.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct StateCounts(BTreeMap<TrialState, u32>);
+
+impl StateCounts {
+    /// One more in a state.
+    pub fn add(&mut self, state: TrialState) {
+        *self.0.entry(state).or_default() += 1;
+    }
+
+    /// One less in a state.
+    pub fn remove(&mut self, state: TrialState) {
+        if let Some(count) = self.0.get_mut(&state) {
+            *count = count.saturating_sub(1);
+        }
+        self.0.retain(|_, count| *count > 0);
+    }
+
+    /// The trials in a state.
+    pub fn of(&self, state: TrialState) -> u32 {
+        self.0.get(&state).copied().unwrap_or_default()
+    }
+
+    /// The states that have trials, in the order of a life, with their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = (TrialState, u32)> {
+        self.0.iter().map(|(state, count)| (*state, *count))
+    }
+}
+
+impl FromIterator<TrialState> for StateCounts {
+    fn from_iter<I: IntoIterator<Item = TrialState>>(states: I) -> Self {
+        let mut counts = Self::default();
+        states.into_iter().for_each(|state| counts.add(state));
+        counts
+    }
+}
+
 /// One sweep as the coordinator knows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sweep {
@@ -57,6 +97,9 @@ pub struct Sweep {
     pub proposed: u32,
     /// Trials the search may propose in all, if it is bounded.
     pub max_trials: Option<u32>,
+    /// How many of its trials stand in each state.
+    #[serde(default)]
+    pub counts: StateCounts,
     /// The best trial so far by the spec's metric and goal, and its value.
     pub best: Option<(TrialId, f64)>,
     /// What it cost so far, in US dollars.

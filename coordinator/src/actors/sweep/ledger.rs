@@ -13,18 +13,24 @@ use domain::sweep::SweepState;
 use domain::trial::{Digests, Failure, FailureClass, Trial, TrialState, TrialSummary};
 use domain::{Attempt, Timestamp, TrialId};
 use std::collections::{BTreeMap, BTreeSet};
+use tally::Tally;
 
-/// Trials that wait for a device at most, so that a device that frees up finds one.
-const QUEUE_AHEAD: usize = 8;
+mod tally;
+
+/// Trials that wait for a device at least, so that a device that frees up finds one. As many may wait as train, so
+/// that a large fleet fills in few rounds.
+const QUEUE_AHEAD: u32 = 8;
 
 /// Times that a trial may be lost, or fail through no fault of its own, between two checkpoints.
 const MOST_LOSSES: u32 = 3;
 
 /// What is to be done once a change is durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
     /// The trial wants a device.
     Enqueue(u32),
+    /// Its agent is to train it.
+    Assign(Box<Assignment>),
     /// Its agent is to end it.
     Stop(u32, Attempt, StopReason),
 }
@@ -49,14 +55,23 @@ impl Standing {
     }
 }
 
+/// What is to be written: the sweep's record or not, and which trials'.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Whether the sweep's record changed.
+    pub sweep: bool,
+    /// The trials that did.
+    pub trials: BTreeSet<u32>,
+}
+
 /// A sweep's records and search.
 pub struct Ledger {
     record: SweepRecord,
     trials: BTreeMap<u32, TrialRecord>,
+    tally: Tally,
     searcher: Searcher,
     exhausted: bool,
-    changed: BTreeSet<u32>,
-    sweep_changed: bool,
+    changes: Changes,
     effects: Vec<Effect>,
 }
 
@@ -66,13 +81,14 @@ impl Ledger {
         let mut searcher = Searcher::new(&record.sweep.spec).map_err(CoordinatorError::problems)?;
         searcher.fast_forward(record.sweep.proposed);
         let numbered = trials.into_iter().filter_map(|t| Some((t.trial.id.number()?, t)));
+        let trials: BTreeMap<_, _> = numbered.collect();
         Ok(Self {
+            tally: Tally::of(record.sweep.spec.search.goal, &trials),
             record,
-            trials: numbered.collect(),
+            trials,
             searcher,
             exhausted: false,
-            changed: BTreeSet::new(),
-            sweep_changed: false,
+            changes: Changes::default(),
             effects: Vec::new(),
         })
     }
@@ -111,14 +127,14 @@ impl Ledger {
         self.trials.get_mut(&number).ok_or_else(|| unknown(&self.record, number))
     }
 
-    /// Whether anything is to be written.
-    pub fn is_changed(&self) -> bool {
-        self.sweep_changed || !self.changed.is_empty()
+    /// What is to be written.
+    pub fn changes(&self) -> &Changes {
+        &self.changes
     }
 
-    /// Takes the changes since the last call: whether the sweep changed, and which trials did.
-    pub fn changes(&mut self) -> (bool, BTreeSet<u32>) {
-        (std::mem::take(&mut self.sweep_changed), std::mem::take(&mut self.changed))
+    /// All changes are durable; answers with what they were.
+    pub fn written(&mut self) -> Changes {
+        std::mem::take(&mut self.changes)
     }
 
     /// Takes what is to be done.
@@ -128,7 +144,8 @@ impl Ledger {
 
     /// Proposes as many trials as may wait.
     pub fn fill(&mut self, now: Timestamp) {
-        while self.record.stop.is_none() && self.waiting() < QUEUE_AHEAD {
+        let ahead = QUEUE_AHEAD.max(self.tally.holding());
+        while self.record.stop.is_none() && !self.exhausted && self.tally.count(TrialState::Queued) < ahead {
             match self.searcher.propose() {
                 Proposal::Trial(proposed) => self.enter(proposed, now),
                 Proposal::Wait => return,
@@ -140,17 +157,15 @@ impl Ledger {
         }
     }
 
-    fn waiting(&self) -> usize {
-        self.trials.values().filter(|t| t.trial.state == TrialState::Queued).count()
-    }
-
     fn enter(&mut self, proposed: Proposed, now: Timestamp) {
         let number = proposed.number;
         let id = TrialId::of(&self.record.sweep.id, number);
-        self.trials.insert(number, TrialRecord::new(id, proposed.config, proposed.parameters, now));
+        let record = TrialRecord::new(id, proposed.config, proposed.parameters, now);
+        self.tally.enter(number, &record);
+        self.trials.insert(number, record);
         self.record.sweep.proposed = number;
-        self.changed.insert(number);
-        self.sweep_changed = true;
+        self.changes.trials.insert(number);
+        self.changes.sweep = true;
         self.effects.push(Effect::Enqueue(number));
     }
 
@@ -167,8 +182,8 @@ impl Ledger {
         })
     }
 
-    /// A device was granted to a waiting trial; answers with its new assignment.
-    pub fn assign(&mut self, number: u32, placement: Placement) -> Result<Assignment> {
+    /// A device was granted to a waiting trial.
+    pub fn assign(&mut self, number: u32, placement: Placement) -> Result<()> {
         self.go(number, TrialState::Assigned)?;
         let needs = self.needs(number)?;
         let record = self.get_mut(number)?;
@@ -189,7 +204,8 @@ impl Ledger {
             predicted_peak_memory_bytes: needs.base_bytes + needs.own_bytes,
         };
         record.placement = Some(placement);
-        Ok(assignment)
+        self.effects.push(Effect::Assign(Box::new(assignment)));
+        Ok(())
     }
 
     /// Durable points of the current attempt.
@@ -255,7 +271,11 @@ impl Ledger {
                 "what it trains on changed between two attempts: it was {before:?}, it is {digests:?}; submit \
                  the sweep anew"
             );
-            return self.fail(number, Failure { class: FailureClass::User, message }, now);
+            self.fail(number, Failure { class: FailureClass::User, message }, now)?;
+            // Its agent trains already.
+            let attempt = self.get(number)?.trial.attempt;
+            self.effects.push(Effect::Stop(number, attempt, StopReason::Fenced));
+            return Ok(());
         }
         self.go(number, TrialState::Running)?;
         let trial = &mut self.get_mut(number)?.trial;
@@ -325,6 +345,12 @@ impl Ledger {
         record.placement = None;
         let value = feasible(record);
         self.searcher.ended(number, value);
+        self.tally_over(number)
+    }
+
+    fn tally_over(&mut self, number: u32) -> Result<()> {
+        let record = self.trials.get(&number).ok_or_else(|| unknown(&self.record, number))?;
+        self.tally.over(number, record);
         Ok(())
     }
 
@@ -332,9 +358,11 @@ impl Ledger {
     fn go(&mut self, number: u32, to: TrialState) -> Result<()> {
         let trial = &mut self.get_mut(number)?.trial;
         if trial.state != to {
-            trial.state = trial.state.transition(to)?;
+            let from = trial.state;
+            trial.state = from.transition(to)?;
+            self.tally.went(from, to);
         }
-        self.changed.insert(number);
+        self.changes.trials.insert(number);
         Ok(())
     }
 
@@ -358,7 +386,7 @@ impl Ledger {
             record.losses = 0;
         }
         let after = record.paths();
-        self.changed.insert(number);
+        self.changes.trials.insert(number);
         Ok(before.difference(&after).cloned().collect())
     }
 
@@ -378,9 +406,10 @@ impl Ledger {
         let price = record.placement.as_ref().map_or(0.0, |p| p.price_per_hour);
         let cost = record.earlier_cost_usd + seconds * price / 3600.0;
         if record.trial.cost_usd != Some(cost) {
-            record.trial.cost_usd = Some(cost);
+            let before = record.trial.cost_usd.replace(cost).unwrap_or_default();
             record.charged_at = Some(now);
-            self.changed.insert(number);
+            self.changes.trials.insert(number);
+            self.tally.charge(cost - before);
         }
         Ok(())
     }
@@ -420,37 +449,41 @@ impl Ledger {
         let reason = if cause == StopCause::Person { StopReason::Cancelled } else { StopReason::Search };
         let attempt = record.trial.attempt;
         self.effects.push(Effect::Stop(number, attempt, reason));
-        self.changed.insert(number);
+        self.changes.trials.insert(number);
         Ok(())
     }
 
     /// Notes what ends the sweep before its search is through.
     pub fn ended_early(&mut self, why: String) {
         self.record.sweep.ended_early = Some(why);
-        self.sweep_changed = true;
+        self.changes.sweep = true;
     }
 
     /// Proposes no more, and ends all that is under way.
     pub fn stop_all(&mut self, cause: StopCause, now: Timestamp) -> Result<()> {
         self.record.stop = Some(cause.after(self.record.stop));
-        self.sweep_changed = true;
-        let live: Vec<_> = self.live().collect();
+        self.changes.sweep = true;
+        let live: Vec<_> = self.tally.live().collect();
         live.into_iter().try_for_each(|number| self.stop_trial(number, cause, now))
     }
 
-    fn live(&self) -> impl Iterator<Item = u32> {
-        self.trials.iter().filter(|(_, t)| !t.trial.state.is_terminal()).map(|(n, _)| *n)
+    /// The numbers of the trials that are not over, in their order.
+    pub fn live(&self) -> impl Iterator<Item = u32> {
+        self.tally.live()
     }
 
     /// Brings the sweep's own record up to date, and ends it if nothing is left to do.
     pub fn settle(&mut self, now: Timestamp) {
-        let before = self.record.sweep.clone();
-        let best = self.best();
-        let over = (self.exhausted || self.record.stop.is_some()) && self.live().next().is_none();
-        let failure = self.failure();
+        let over = (self.exhausted || self.record.stop.is_some()) && self.tally.live().next().is_none();
+        let failure = if over { self.failure() } else { None };
+        let best =
+            self.tally.best().map(|(number, value)| (TrialId::of(&self.record.sweep.id, number), value));
+        let (cost_usd, counts) = (self.tally.cost_usd(), self.tally.counts());
         let sweep = &mut self.record.sweep;
-        sweep.best = best;
-        sweep.cost_usd = self.trials.values().filter_map(|t| t.trial.cost_usd).sum();
+        if (sweep.best != best) || (sweep.cost_usd, &sweep.counts) != (cost_usd, &counts) {
+            (sweep.best, sweep.cost_usd, sweep.counts) = (best, cost_usd, counts);
+            self.changes.sweep = true;
+        }
         if over && sweep.state == SweepState::Running {
             sweep.finished_at = Some(now);
             (sweep.state, sweep.failure) = match (self.record.stop, failure) {
@@ -458,28 +491,16 @@ impl Ledger {
                 (_, Some(failure)) => (SweepState::Failed, Some(failure)),
                 (_, None) => (SweepState::Completed, None),
             };
+            self.changes.sweep = true;
         }
-        self.sweep_changed |= self.record.sweep != before;
     }
 
     /// The first trial's failure, if every trial failed.
     fn failure(&self) -> Option<String> {
-        let all = self.trials.values().all(|t| t.trial.state == TrialState::Failed);
+        let all = self.tally.count(TrialState::Failed) as usize == self.trials.len();
         let first = &self.trials.values().next().filter(|_| all)?.trial;
         let why = first.failure.as_ref().map(|f| f.message.as_str()).unwrap_or_default();
         Some(format!("every trial failed; {}: {why}", first.id))
-    }
-
-    /// The best of the completed trials; while there is none, the best of those that were stopped.
-    fn best(&self) -> Option<(TrialId, f64)> {
-        let goal = self.record.sweep.spec.search.goal;
-        let of = |state: TrialState| {
-            let ended = self.trials.values().filter(move |t| t.trial.state == state);
-            let valued = ended.filter_map(|t| Some((t, t.value.filter(|v| !v.is_nan())?)));
-            valued.reduce(|best, next| if goal.better(next.1, best.1) { next } else { best })
-        };
-        let best = of(TrialState::Completed).or_else(|| of(TrialState::Stopped));
-        best.map(|(t, value)| (t.trial.id.clone(), value))
     }
 }
 

@@ -22,6 +22,7 @@ fn record(document: Value) -> SweepRecord {
         cost_usd: 0.0,
         failure: None,
         ended_early: None,
+        counts: Default::default(),
         created_at: NOW,
         finished_at: None,
     };
@@ -76,6 +77,7 @@ fn point(step: u64, loss: f64) -> MetricPoint {
 impl Ledger {
     fn run(&mut self, number: u32) {
         self.assign(number, placement()).unwrap();
+        self.effects.retain(|effect| !matches!(effect, Effect::Assign(_)));
         self.event(number, started("m"), NOW).unwrap();
     }
 
@@ -237,7 +239,9 @@ fn memory_is_predicted_from_the_models_shape() {
     let (small, large) = (ledger.needs(1).unwrap(), ledger.needs(2).unwrap());
     assert_eq!((small.base_bytes, large.base_bytes), (4 * shape.parameters(), 4 * shape.parameters()));
     assert!(0 < small.own_bytes && small.own_bytes < large.own_bytes, "rank 2 and 4");
-    let assignment = ledger.assign(1, placement()).unwrap();
+    ledger.effects();
+    ledger.assign(1, placement()).unwrap();
+    let [Effect::Assign(assignment)] = &ledger.effects()[..] else { panic!("it is assigned") };
     assert_eq!(assignment.predicted_peak_memory_bytes, small.base_bytes + small.own_bytes);
     let unknown = self::ledger().needs(1).unwrap();
     assert_eq!((unknown.base_bytes, unknown.own_bytes), (0, 0));
@@ -275,4 +279,34 @@ fn a_restarted_search_proposes_what_it_would_have_proposed() {
     }
     assert_eq!(parameters(&whole).len(), 40);
     assert_eq!(parameters(&whole), parameters(&restarted));
+}
+
+/// The tally of a ledger that went through it all is that of a ledger read back from its records.
+#[test]
+fn sums_that_are_kept_up_to_date_are_those_counted_anew() {
+    let mut document = document();
+    document["parameters"] = json!({"lora_rank": [1, 2, 3, 4, 5, 6]});
+    let mut ledger = Ledger::new(record(document), Vec::new()).unwrap();
+    ledger.fill(NOW);
+    for (number, seconds) in [(1, 1.0), (2, 2.0), (3, 4.0), (4, 8.0)] {
+        ledger.run(number);
+        ledger.charge(number, seconds, NOW).unwrap();
+    }
+    ledger.event(1, finished(Ending::Completed, Some(2.0)), NOW).unwrap();
+    ledger.event(2, finished(Ending::Completed, Some(2.0)), NOW).unwrap();
+    ledger.event(3, finished(Ending::Stopped, Some(1.0)), NOW).unwrap();
+    ledger.stop_trial(5, StopCause::Person, NOW).unwrap();
+    ledger.settle(NOW);
+    let sweep = &ledger.record().sweep;
+    assert_eq!(
+        sweep.best,
+        Some((TrialId::new("s/1"), 2.0)),
+        "of equals, the first; completed before stopped"
+    );
+    assert_eq!(sweep.cost_usd, 15.0);
+    let counts: Vec<_> = sweep.counts.iter().map(|(state, count)| (state.as_str(), count)).collect();
+    let expected = [("queued", 1), ("running", 1), ("completed", 2), ("stopped", 1), ("cancelled", 1)];
+    assert_eq!(counts, expected);
+    let records = ledger.trials().values().cloned().collect();
+    assert_eq!(ledger.tally, Ledger::new(ledger.record().clone(), records).unwrap().tally);
 }

@@ -1,0 +1,459 @@
+//! The sweep's actor. Commands and signals that wait together are applied together, written in one batch, and
+//! then answered: many small changes cost one write. While nothing can be written, questions are answered, and
+//! changes wait.
+
+use super::budget::spent;
+use super::ledger::{Changes, Effect, Ledger, Standing};
+use super::{Change, Command, Mutation, Query, Selection, Tools, View};
+use crate::actors::dispatcher::{Expected, Grant, Request};
+use crate::actors::message::{StopReason, ToAgent, TrialEvent};
+use crate::artifacts::Stored;
+use crate::error::Result;
+use crate::store::{Batch, Placement, StopCause, SweepRecord, TrialRecord};
+use crate::trouble::{RETRY, Storage};
+use actor::Scope;
+use domain::metric::MetricPoint;
+use domain::trial::TrialState;
+use domain::{Attempt, Timestamp, TrialId};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::time::{Instant, MissedTickBehavior};
+
+/// Commands, and signals, that are applied together at most.
+const GROUP: usize = 256;
+
+/// Changes that a watcher may lag behind before it gets a fresh picture.
+const CHANGES: usize = 256;
+
+/// What a sweep waits for beside commands.
+enum Signal {
+    /// A device for a trial's next attempt; `None`: the dispatcher is gone.
+    Granted(u32, Attempt, Option<Grant>),
+    /// The attempt's lease ended, after this device time; `None`: it was released before.
+    Lost(u32, Attempt, Option<f64>),
+}
+
+/// Says what came of a change, once that is durable.
+type Answer = Box<dyn FnOnce(&Ledger) + Send>;
+
+pub(super) struct RunningSweep {
+    ledger: Ledger,
+    tools: Tools,
+    changes: broadcast::Sender<Change>,
+    signals: FuturesUnordered<BoxFuture<'static, Signal>>,
+    scope: Scope,
+    /// Answers to what is applied and not yet written.
+    answers: Vec<Answer>,
+    /// When to try again to write what could not be written; changes wait until then.
+    retry_at: Option<Instant>,
+    /// The changes that wait.
+    waiting: Vec<Mutation>,
+}
+
+impl RunningSweep {
+    /// Takes up what the records say was under way.
+    pub(super) async fn restore(
+        record: SweepRecord,
+        trials: Vec<TrialRecord>,
+        tools: Tools,
+        scope: Scope,
+    ) -> Result<Self> {
+        let mut sweep = Self {
+            ledger: Ledger::new(record, trials)?,
+            tools,
+            changes: broadcast::channel(CHANGES).0,
+            signals: FuturesUnordered::new(),
+            scope,
+            answers: Vec::new(),
+            retry_at: None,
+            waiting: Vec::new(),
+        };
+        let numbers: Vec<_> = sweep.ledger.trials().keys().copied().collect();
+        for number in numbers {
+            sweep.restore_trial(number).await?;
+        }
+        sweep.write().await?;
+        sweep.tell().await?;
+        Ok(sweep)
+    }
+
+    async fn restore_trial(&mut self, number: u32) -> Result<()> {
+        let trial = &self.ledger.get(number)?.trial;
+        let curve = self.tools.history.curve(&trial.id, &trial.attempts).await?;
+        self.ledger.replay(number, &curve)?;
+        let record = self.ledger.get(number)?;
+        let trial = &record.trial;
+        match record.placement.clone() {
+            Some(Placement { agent, device, .. }) if trial.state.holds_device() => {
+                let (trial, attempt) = (trial.id.clone(), trial.attempt);
+                let needs = self.ledger.needs(number)?;
+                let charged_at = self.ledger.reopen_account(number)?;
+                let expected = Expected { trial, attempt, agent, device, needs, charged_at };
+                let lost = self.tools.dispatcher.expect(expected).await?;
+                self.await_loss(number, attempt, lost);
+            }
+            _ if trial.state == TrialState::Queued => self.enqueue(number).await?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>) {
+        let mut tick = tokio::time::interval(self.tools.tick);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let scope = self.scope.clone();
+        let mut commands = Vec::with_capacity(GROUP);
+        while self.retry_at.is_some() || !self.ledger.record().sweep.state.is_terminal() {
+            let can_write = self.retry_at.is_none();
+            let done = tokio::select! {
+                () = scope.cancelled() => return,
+                count = inbox.recv_many(&mut commands, GROUP), if self.waiting.len() < super::CAPACITY => match count {
+                    0 => return,
+                    _ => self.hear_all(&mut commands).await,
+                },
+                Some(signal) = self.signals.next(), if can_write => self.signalled(signal).await,
+                _ = tick.tick(), if can_write => self.look_at_budget().await,
+                () = until(self.retry_at), if !can_write => self.retry().await,
+            };
+            let done = match done {
+                Ok(()) if self.retry_at.is_none() && self.has_news() => self.save().await,
+                done => done,
+            };
+            if let Err(error) = done {
+                tracing::error!(sweep = %self.ledger.record().sweep.id, %error, "the sweep cannot go on");
+                self.scope.cancel();
+            }
+        }
+        let sweep = &self.ledger.record().sweep;
+        tracing::info!(sweep = %sweep.id, state = %sweep.state, "the sweep is over");
+    }
+
+    async fn hear_all(&mut self, commands: &mut Vec<Command>) -> Result<()> {
+        for command in commands.drain(..) {
+            match command {
+                Command::Query(query) => self.answer(query),
+                Command::Mutation(mutation) if self.retry_at.is_some() => self.waiting.push(mutation),
+                Command::Mutation(mutation) => self.apply(mutation).await,
+            }
+        }
+        Ok(())
+    }
+
+    /// Tries again to write; then come the changes that waited.
+    async fn retry(&mut self) -> Result<()> {
+        self.retry_at = None;
+        self.save().await?;
+        if self.retry_at.is_none() {
+            for mutation in std::mem::take(&mut self.waiting) {
+                self.apply(mutation).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whoever asked and is gone since does not need the answer.
+    fn answer(&self, query: Query) {
+        match query {
+            Query::Sweep(reply) => drop(reply.send(self.ledger.record().sweep.clone())),
+            Query::View(reply) => drop(reply.send(self.view())),
+            Query::Watch(reply) => drop(reply.send((self.view(), self.changes.subscribe()))),
+            Query::Trial(number, reply) => drop(reply.send(self.ledger.get(number).cloned())),
+            Query::Trials(selection, reply) => drop(reply.send(self.select(&selection))),
+            Query::Standing(number, attempt, reply) => drop(reply.send(self.standing(number, attempt))),
+        }
+    }
+
+    fn view(&self) -> View {
+        let trials = self.ledger.trials().values().cloned().collect();
+        View { sweep: self.ledger.record().sweep.clone(), trials }
+    }
+
+    fn select(&self, selection: &Selection) -> Vec<TrialRecord> {
+        let after = self.ledger.trials().range(selection.after.saturating_add(1)..);
+        let wanted = after.map(|(_, record)| record).filter(|record| selection.wants(record));
+        wanted.take(selection.limit).cloned().collect()
+    }
+
+    /// Applies a change; its answer waits until it is durable.
+    async fn apply(&mut self, mutation: Mutation) {
+        let answer: Answer = match mutation {
+            Mutation::Metrics(number, attempt, points, reply) => {
+                let done = self.metrics(number, attempt, &points);
+                Box::new(move |_| drop(reply.send(done)))
+            }
+            Mutation::Event(number, attempt, event, reply) => {
+                let done = self.event(number, attempt, *event).await;
+                Box::new(move |_| drop(reply.send(done)))
+            }
+            Mutation::Checkpoint(number, attempt, step, stored, reply) => {
+                let done = self.checkpoint(number, attempt, step, stored);
+                Box::new(move |_| drop(reply.send(done)))
+            }
+            Mutation::StopTrial(number, reply) => {
+                let done = self.stop_trial(number).await;
+                Box::new(move |ledger| drop(reply.send(done.and_then(|()| ledger.get(number).cloned()))))
+            }
+            Mutation::Cancel(reply) => {
+                let done = self.cancel().await;
+                Box::new(move |ledger| drop(reply.send(done.map(|()| ledger.record().sweep.clone()))))
+            }
+        };
+        self.answers.push(answer);
+    }
+
+    fn now(&self) -> Timestamp {
+        self.tools.clock.now()
+    }
+
+    fn standing(&self, number: u32, attempt: Attempt) -> Result<Standing> {
+        Standing::of(&self.ledger.get(number)?.trial, attempt)
+    }
+
+    fn metrics(&mut self, number: u32, attempt: Attempt, points: &[MetricPoint]) -> Result<()> {
+        if self.standing(number, attempt)? == Standing::Over {
+            return Ok(());
+        }
+        self.ledger.metrics(number, points)?;
+        if self.changes.receiver_count() > 0 {
+            // Of a batch, watchers hear the newest point, and each one that trials are compared by.
+            let trial = self.ledger.get(number)?.trial.id.clone();
+            let compared = &self.ledger.record().sweep.spec.search.metric;
+            let last = points.len().saturating_sub(1);
+            let told = points.iter().enumerate().filter(|(i, p)| *i == last || p.get(compared).is_some());
+            for (_, point) in told {
+                self.publish(Change::Progress(trial.clone(), attempt, point.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    async fn event(&mut self, number: u32, attempt: Attempt, event: TrialEvent) -> Result<()> {
+        if self.standing(number, attempt)? == Standing::Over {
+            return Ok(());
+        }
+        let trial = self.ledger.get(number)?.trial.id.clone();
+        tracing::info!(%trial, %attempt, event = event.name(), "the agent reports");
+        if !matches!(event, TrialEvent::Started { .. }) {
+            let leaving = event == TrialEvent::Released;
+            let seconds = self.tools.dispatcher.release(trial, attempt, leaving).await?;
+            self.ledger.close_account(number, seconds, self.now())?;
+        }
+        self.ledger.event(number, event, self.now())
+    }
+
+    fn checkpoint(
+        &mut self,
+        number: u32,
+        attempt: Attempt,
+        step: u64,
+        stored: Stored,
+    ) -> Result<Vec<String>> {
+        match self.standing(number, attempt)? {
+            Standing::Over => self.ledger.unused(number, stored),
+            Standing::Current => self.ledger.checkpoint(number, step, stored),
+        }
+    }
+
+    async fn stop_trial(&mut self, number: u32) -> Result<()> {
+        self.ledger.stop_trial(number, StopCause::Person, self.now())?;
+        self.abandon(vec![self.ledger.get(number)?.trial.id.clone()]).await
+    }
+
+    async fn cancel(&mut self) -> Result<()> {
+        self.ledger.stop_all(StopCause::Person, self.now())?;
+        self.abandon(self.held()).await
+    }
+
+    /// The trials that hold a device.
+    fn held(&self) -> Vec<TrialId> {
+        let live = self.ledger.live().filter_map(|number| self.ledger.get(number).ok());
+        live.filter(|t| t.placement.is_some()).map(|t| t.trial.id.clone()).collect()
+    }
+
+    /// Ends those of these stopped trials whose agents are away: those may never come back to be told.
+    async fn abandon(&mut self, stopped: Vec<TrialId>) -> Result<()> {
+        let now = self.now();
+        for (trial, seconds) in self.tools.dispatcher.abandon(stopped).await? {
+            let Some(number) = trial.number() else { continue };
+            self.ledger.close_account(number, seconds, now)?;
+            self.ledger.lost(number, "its agent is away", now)?;
+        }
+        Ok(())
+    }
+
+    /// Takes a signal, and those that have come with it.
+    async fn signalled(&mut self, first: Signal) -> Result<()> {
+        let mut next = Some(first);
+        for _ in 0..GROUP {
+            match next {
+                Some(Signal::Granted(number, attempt, Some(grant))) => {
+                    self.granted(number, attempt, grant).await?;
+                }
+                Some(Signal::Lost(number, attempt, Some(seconds))) => self.lost(number, attempt, seconds)?,
+                Some(Signal::Granted(_, _, None) | Signal::Lost(_, _, None)) => {}
+                None => break,
+            }
+            next = self.signals.next().now_or_never().flatten();
+        }
+        // The last of a full group was taken, and has not been heard.
+        self.signals.extend(
+            next.map(|signal| -> BoxFuture<'static, Signal> { Box::pin(std::future::ready(signal)) }),
+        );
+        Ok(())
+    }
+
+    async fn granted(&mut self, number: u32, attempt: Attempt, grant: Grant) -> Result<()> {
+        let trial = &self.ledger.get(number)?.trial;
+        let id = trial.id.clone();
+        if trial.state != TrialState::Queued || trial.attempt.next() != attempt {
+            self.tools.dispatcher.release(id, attempt, false).await?;
+            return Ok(());
+        }
+        let Grant { agent, device, price_per_hour, lost } = grant;
+        tracing::info!(trial = %id, %attempt, %agent, %device, "assigning");
+        self.ledger.assign(number, Placement { agent, device, price_per_hour })?;
+        self.await_loss(number, attempt, lost);
+        Ok(())
+    }
+
+    fn lost(&mut self, number: u32, attempt: Attempt, seconds: f64) -> Result<()> {
+        if !matches!(self.standing(number, attempt), Ok(Standing::Current)) {
+            return Ok(());
+        }
+        self.ledger.close_account(number, seconds, self.now())?;
+        self.ledger.lost(number, "its agent was not heard from for a whole lease", self.now())
+    }
+
+    /// Charges what runs, and ends the sweep if its budget is spent.
+    async fn look_at_budget(&mut self) -> Result<()> {
+        let now = self.now();
+        for (trial, seconds) in self.tools.dispatcher.used(self.held()).await? {
+            if let Some(number) = trial.number() {
+                self.ledger.charge(number, seconds, now)?;
+            }
+        }
+        self.ledger.settle(now);
+        let record = self.ledger.record();
+        let (sweep, budget) = (&record.sweep, &record.sweep.spec.budget);
+        let elapsed = now.since(sweep.created_at).as_secs_f64();
+        if let Some(spent) = spent(budget, sweep.cost_usd, elapsed)
+            && record.stop.is_none()
+        {
+            tracing::info!(sweep = %sweep.id, cost_usd = sweep.cost_usd, elapsed, spent);
+            self.ledger.ended_early(spent);
+            self.ledger.stop_all(StopCause::Budget, now)?;
+        }
+        Ok(())
+    }
+
+    /// Writes what changed, then tells of it. What the disk refuses is tried again later, and told of then.
+    ///
+    /// # Errors
+    /// Another coordinator leads, or a defect: what this one knows is not what is durable.
+    async fn save(&mut self) -> Result<()> {
+        match self.write().await {
+            Ok(()) => self.tell().await,
+            Err(error) if error.is_storage() => {
+                self.tools.trouble.failed(Storage::Registry, &error);
+                self.retry_at = Some(Instant::now() + RETRY);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn has_news(&self) -> bool {
+        *self.ledger.changes() != Changes::default() || !self.answers.is_empty()
+    }
+
+    /// Proposes what may wait, and writes every change in one batch.
+    async fn write(&mut self) -> Result<()> {
+        let now = self.now();
+        self.ledger.fill(now);
+        self.ledger.settle(now);
+        let changes = self.ledger.changes();
+        let mut batch = Batch::default();
+        for number in &changes.trials {
+            batch.trial(self.ledger.get(*number)?);
+        }
+        if changes.sweep {
+            batch.sweep(self.ledger.record());
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        self.tools.store.commit(batch).await?;
+        self.tools.trouble.succeeded(Storage::Registry);
+        Ok(())
+    }
+
+    /// Tells whoever asked, whoever watches, dispatcher and agents of what is durable now.
+    async fn tell(&mut self) -> Result<()> {
+        let changes = self.ledger.written();
+        if self.changes.receiver_count() > 0 {
+            for number in &changes.trials {
+                self.publish(Change::Trial(Box::new(self.ledger.get(*number)?.trial.clone())));
+            }
+            if changes.sweep || !changes.trials.is_empty() {
+                self.publish(Change::Sweep(Box::new(self.ledger.record().sweep.clone())));
+            }
+        }
+        for effect in self.ledger.effects() {
+            self.perform(effect).await?;
+        }
+        for answer in self.answers.drain(..) {
+            answer(&self.ledger);
+        }
+        Ok(())
+    }
+
+    fn publish(&self, change: Change) {
+        // Nobody may be watching.
+        let _ = self.changes.send(change);
+    }
+
+    async fn perform(&mut self, effect: Effect) -> Result<()> {
+        let dispatcher = self.tools.dispatcher.clone();
+        match effect {
+            Effect::Enqueue(number) => self.enqueue(number).await?,
+            Effect::Assign(assignment) => {
+                let (trial, attempt) = (assignment.trial.clone(), assignment.attempt);
+                dispatcher.send(trial, attempt, ToAgent::Assign(assignment)).await?;
+            }
+            Effect::Stop(number, attempt, reason) => {
+                let trial = self.ledger.get(number)?.trial.id.clone();
+                let stop = ToAgent::Stop(trial.clone(), attempt, reason);
+                dispatcher.send(trial.clone(), attempt, stop).await?;
+                if reason == StopReason::Fenced {
+                    dispatcher.release(trial, attempt, false).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn enqueue(&mut self, number: u32) -> Result<()> {
+        let needs = self.ledger.needs(number)?;
+        let trial = &self.ledger.get(number)?.trial;
+        let (granted, grant) = oneshot::channel();
+        let attempt = trial.attempt.next();
+        let request =
+            Request { trial: trial.id.clone(), attempt, created_at: trial.created_at, needs, granted };
+        self.tools.dispatcher.enqueue(request).await?;
+        self.signals.push(Box::pin(async move { Signal::Granted(number, attempt, grant.await.ok()) }));
+        Ok(())
+    }
+
+    fn await_loss(&self, number: u32, attempt: Attempt, lost: oneshot::Receiver<f64>) {
+        self.signals.push(Box::pin(async move { Signal::Lost(number, attempt, lost.await.ok()) }));
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
