@@ -7,6 +7,7 @@
 //! | [`sweeps`], [`trials`], [`adapters`], [`agents`] | verbs that read and end what a server keeps |
 //! | [`plan`] | what a sweep needs, before anything runs |
 //! | [`up`], [`submit`] | this machine as a server; a sweep for one |
+//! | [`fsck`] | whether a data directory is sound |
 //! | [`train`] | one fine-tuning run without a server |
 //! | [`bench`] | how fast parts of it are on this machine |
 //! | [`client`], [`embedded`] | the way to a server, or one in this process |
@@ -27,6 +28,7 @@ mod client;
 mod embedded;
 mod failure;
 mod forecast;
+mod fsck;
 mod interrupt;
 mod output;
 mod plan;
@@ -88,6 +90,7 @@ enum Verb {
     Adapters(adapters::Verb),
     #[command(subcommand)]
     Agents(agents::Verb),
+    Fsck(fsck::Args),
     /// Prints a completion script for a shell.
     #[command(
         after_help = "Example:\n  lorafleet completions bash > ~/.local/share/bash-completion/completions/lorafleet"
@@ -126,6 +129,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Trials(verb) => block_on(trials::run(verb)),
         Verb::Adapters(verb) => block_on(adapters::run(verb)),
         Verb::Agents(verb) => block_on(agents::run(verb)),
+        Verb::Fsck(args) => fsck::run(args),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "lorafleet", &mut script);

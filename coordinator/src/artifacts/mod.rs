@@ -17,11 +17,14 @@
 //! | `upload.rs` | [`Upload`]: bytes in, checked, all or nothing |
 //! | `names.rs` | which names are allowed, and where they lie |
 //! | `cleanup.rs` | what an upload that never finished left behind |
+//! | `inspect.rs` | whether what lies there is what the manifests say |
 
 mod cleanup;
+mod inspect;
 mod names;
 mod upload;
 
+pub use inspect::{Inspected, inspect};
 pub use upload::Upload;
 
 use bytes::Bytes;
