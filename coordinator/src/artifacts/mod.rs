@@ -249,7 +249,9 @@ impl Artifacts {
     /// The store failed; calling again goes on.
     pub async fn delete(&self, path: &str) -> Result<(), ArtifactError> {
         let part = names::parse_part(path)?;
+        domain::crash::point("artifacts/before-delete");
         self.delete_object(part.clone().join(MANIFEST)).await?;
+        domain::crash::point("artifacts/manifest-deleted");
         let mut objects = self.store.list(Some(&part));
         while let Some(object) = objects.next().await {
             match object {

@@ -13,6 +13,7 @@ mod inspect;
 pub use inspect::{Inspected, inspect};
 
 use crate::Assignment;
+use domain::crash;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -152,6 +153,7 @@ impl Spool {
         entry.acknowledge(assignment, sequence)?;
         let done = entry.over && entry.pending.is_empty();
         if done && let Some(entry) = files.remove(assignment) {
+            crash::point("spool/before-removal");
             std::fs::remove_file(entry.path)?;
         }
         drop(files);
@@ -274,7 +276,12 @@ impl Entry {
         record.extend(crc32fast::hash(&body).to_le_bytes());
         record.extend(body);
         self.file.seek(SeekFrom::Start(self.end))?;
-        self.file.write_all(&record)?;
+        let (first, rest) = record.split_at(HEAD / 2);
+        crash::point("spool/before-write");
+        self.file.write_all(first)?;
+        crash::point("spool/half-written");
+        self.file.write_all(rest)?;
+        crash::point("spool/after-write");
         self.note(kind, sequence, payload.len());
         Ok(())
     }
