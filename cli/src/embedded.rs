@@ -3,7 +3,10 @@
 
 use crate::Failure;
 use crate::client::ENDPOINT_FILE;
+use coordinator::CoordinatorError;
+use coordinator::history::HistoryError;
 use domain::SystemClock;
+use registry::RegistryError;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,7 +40,7 @@ impl Embedded {
             heartbeat: Duration::from_secs(2),
             lease: Duration::from_secs(10),
         };
-        let server = coordinator::start(options, scope.clone()).await.map_err(Failure::failed)?;
+        let server = coordinator::start(options, scope.clone()).await.map_err(refused)?;
         let endpoint_file = data_dir.join(ENDPOINT_FILE);
         std::fs::write(&endpoint_file, format!("http://{}\n", server.address))
             .map_err(|e| Failure::failed(format!("{}: {e}", endpoint_file.display())))?;
@@ -54,7 +57,10 @@ impl Embedded {
             devices: vec![gpu_agent::DeviceOptions { price_per_hour, ..gpu_agent::devices::cpu() }],
             clock: Arc::new(SystemClock::new()),
         };
-        gpu_agent::start(options, scope.clone()).await.map_err(Failure::failed)?;
+        gpu_agent::start(options, scope.clone()).await.map_err(|error| match error {
+            gpu_agent::AgentError::InUse { .. } => Failure::invalid(error),
+            _ => Failure::failed(error),
+        })?;
         self.agent = Some(scope);
         Ok(())
     }
@@ -87,5 +93,16 @@ impl Embedded {
         if let Err(error) = std::fs::remove_file(&self.endpoint_file) {
             tracing::warn!(%error, file = %self.endpoint_file.display(), "left behind");
         }
+    }
+}
+
+/// A data directory that is somebody else's now, or of a later version, is a wrong argument; all else is a failure.
+fn refused(error: CoordinatorError) -> Failure {
+    match error {
+        CoordinatorError::Registry(
+            RegistryError::InUse { .. } | RegistryError::Newer { .. } | RegistryError::Foreign { .. },
+        )
+        | CoordinatorError::History(HistoryError::Newer { .. }) => Failure::invalid(error),
+        _ => Failure::failed(error),
     }
 }

@@ -7,6 +7,7 @@
 //! | [`sweeps`], [`trials`], [`adapters`], [`agents`] | verbs that read and end what a server keeps |
 //! | [`plan`] | what a sweep needs, before anything runs |
 //! | [`up`], [`submit`] | this machine as a server; a sweep for one |
+//! | [`fsck`] | whether a data directory is sound |
 //! | [`train`] | one fine-tuning run without a server |
 //! | [`bench`] | how fast parts of it are on this machine |
 //! | [`client`], [`embedded`] | the way to a server, or one in this process |
@@ -27,6 +28,7 @@ mod client;
 mod embedded;
 mod failure;
 mod forecast;
+mod fsck;
 mod interrupt;
 mod output;
 mod plan;
@@ -42,6 +44,7 @@ mod view;
 pub(crate) use failure::Failure;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 /// Finds the best LoRA fine-tuning configuration for a model, a data set and a budget.
@@ -88,6 +91,7 @@ enum Verb {
     Adapters(adapters::Verb),
     #[command(subcommand)]
     Agents(agents::Verb),
+    Fsck(fsck::Args),
     /// Prints a completion script for a shell.
     #[command(
         after_help = "Example:\n  lorafleet completions bash > ~/.local/share/bash-completion/completions/lorafleet"
@@ -103,7 +107,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter = tracing_subscriber::EnvFilter::try_from_env("LORAFLEET_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     match dispatch(cli.verb) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
@@ -126,6 +131,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Trials(verb) => block_on(trials::run(verb)),
         Verb::Adapters(verb) => block_on(adapters::run(verb)),
         Verb::Agents(verb) => block_on(agents::run(verb)),
+        Verb::Fsck(args) => fsck::run(args),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "lorafleet", &mut script);

@@ -7,6 +7,7 @@
 //! | [`store`] | typed records over the registry |
 //! | [`history`] | metric points |
 //! | [`artifacts`] | checkpoints |
+//! | [`fsck`] | whether a data directory is sound |
 //! | [`search`] | which trial next, and which to stop (pure) |
 //! | [`placement`] | which trial goes where (pure) |
 //! | [`trouble`] | what cannot be written now |
@@ -15,6 +16,7 @@
 pub mod actors;
 pub mod artifacts;
 pub mod error;
+pub mod fsck;
 pub mod grpc;
 pub mod history;
 pub mod placement;
@@ -79,6 +81,8 @@ pub async fn start(options: Options, scope: Scope) -> Result<Server> {
         listener.local_addr().map_err(|source| CoordinatorError::Listen { address: listen, source })?;
 
     let lock = DirectoryLock::acquire(&data_dir)?;
+    // Before anything in the directory changes.
+    History::refuse_newer(&data_dir.join("history"))?;
     let registry = Arc::new(SqliteRegistry::open(&data_dir.join("coordinator.db"))?);
     let store = Store::lead(registry, &format!("process {} at {address}", std::process::id())).await?;
     let history = History::open(&data_dir.join("history"))?;

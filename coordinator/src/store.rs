@@ -279,8 +279,7 @@ impl Batch {
     pub fn submission(&mut self, record: &SweepRecord) {
         self.sweep(record);
         self.put(request_key(&record.sweep.request_id), &record.sweep.id);
-        let age = u64::MAX - record.sweep.created_at.0;
-        self.put(format!("{NEWEST}{age:020}-{}", record.sweep.id), &record.sweep.id);
+        self.put(newest_key(&record.sweep), &record.sweep.id);
     }
 
     /// Whether there is nothing to write.
@@ -298,16 +297,22 @@ impl Batch {
 
 const NEWEST: &str = "newest/";
 
-fn sweep_key(id: &SweepId) -> String {
+pub(crate) fn sweep_key(id: &SweepId) -> String {
     format!("sweeps/{id}")
 }
 
-fn trial_key(sweep: &SweepId, number: u32) -> String {
+pub(crate) fn trial_key(sweep: &SweepId, number: u32) -> String {
     format!("trials/{sweep}/{number:010}")
 }
 
-fn request_key(request_id: &str) -> String {
+pub(crate) fn request_key(request_id: &str) -> String {
     format!("requests/{request_id}")
+}
+
+/// Counts down, so that a listing begins with the newest.
+pub(crate) fn newest_key(sweep: &Sweep) -> String {
+    let age = u64::MAX - sweep.created_at.0;
+    format!("{NEWEST}{age:020}-{}", sweep.id)
 }
 
 fn parse<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T> {

@@ -10,8 +10,10 @@
 //! | [`metric`] | metric names and what each number means (the only place where it is defined) |
 //! | [`rng`] | counter-based random numbers |
 //! | [`clock`] | the one source of time |
+//! | [`crash`] | places at which a test can end the process |
 
 pub mod clock;
+pub mod crash;
 pub mod fleet;
 pub mod footprint;
 pub mod ids;

@@ -61,6 +61,7 @@ impl Home {
         // Renamed into place, so that a crash leaves no half of a name.
         let draft = self.root.join("agent-id.new");
         std::fs::write(&draft, &id).map_err(io(&draft))?;
+        domain::crash::point("agent/named");
         std::fs::rename(&draft, &path).map_err(io(&path))?;
         Ok(AgentId::new(id))
     }

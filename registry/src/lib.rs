@@ -7,13 +7,16 @@
 //! | [`sqlite`] | [`SqliteRegistry`]: one file, one writer thread, group commit |
 //! | [`memory`] | [`MemoryRegistry`]: the model that says what the others must do |
 //! | [`lock`] | [`DirectoryLock`]: one process a data directory |
+//! | [`snapshot`] | [`Snapshot`]: all of a SQLite registry, read without changing a byte of it |
 
 pub mod lock;
 pub mod memory;
+pub mod snapshot;
 pub mod sqlite;
 
 pub use lock::DirectoryLock;
 pub use memory::MemoryRegistry;
+pub use snapshot::Snapshot;
 pub use sqlite::SqliteRegistry;
 
 use futures::future::BoxFuture;
@@ -72,6 +75,12 @@ pub enum RegistryError {
         found: i64,
         /// The latest one that this program knows.
         known: i64,
+    },
+    /// The file is another program's database.
+    #[error("`{}` is another program's database; choose another --data-dir", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
     },
     /// The store cannot be read or written; the message names the file. After a failed commit it is not
     /// known whether the batch will be there when the store is opened again.

@@ -16,7 +16,9 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_file_name(format!(".{name}.partial"));
     let mut file = File::create(&temporary).map_err(TrainError::io(&temporary))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(TrainError::io(&temporary))?;
+    domain::crash::point("file/before-rename");
     std::fs::rename(&temporary, path).map_err(TrainError::io(path))?;
+    domain::crash::point("file/after-rename");
     sync_directory(path.parent().unwrap_or(Path::new(".")))
 }
 

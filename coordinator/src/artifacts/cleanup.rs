@@ -3,31 +3,39 @@
 use super::{MANIFEST, names};
 use std::fs::DirEntry;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Removes parts without a manifest, and files that the store had begun beside finished ones. What cannot be
 /// removed is logged and stays.
 pub(super) fn remove_unfinished(root: &Path) {
-    let sweeps = entries(&root.join("sweeps"));
-    for trial in sweeps.iter().flat_map(|sweep| entries(&sweep.path())) {
-        let parts = entries(&trial.path());
-        for part in parts.iter().filter(|part| part.file_name().to_str().is_some_and(names::is_part)) {
-            remove_unfinished_of(&part.path());
+    for part in parts(root) {
+        if !part.join(MANIFEST).exists() {
+            removed(&part, std::fs::remove_dir_all(&part));
+            continue;
+        }
+        for entry in entries(&part).iter().filter(|entry| in_progress(entry)) {
+            removed(&entry.path(), std::fs::remove_file(entry.path()));
         }
     }
 }
 
-fn remove_unfinished_of(part: &Path) {
-    if !part.join(MANIFEST).exists() {
-        return removed(part, std::fs::remove_dir_all(part));
-    }
-    // The store writes to `<name>#<number>` and renames; our own names have no `#`.
-    for entry in entries(part).iter().filter(|entry| entry.file_name().to_string_lossy().contains('#')) {
-        removed(&entry.path(), std::fs::remove_file(entry.path()));
-    }
+/// The folders of a local store that are named as parts, in the order of their paths.
+pub(super) fn parts(root: &Path) -> Vec<PathBuf> {
+    let sweeps = entries(&root.join("sweeps"));
+    let trials = sweeps.iter().flat_map(|sweep| entries(&sweep.path()));
+    let parts = trials.flat_map(|trial| entries(&trial.path()));
+    let named = parts.filter(|part| part.file_name().to_str().is_some_and(names::is_part));
+    let mut parts: Vec<_> = named.map(|part| part.path()).collect();
+    parts.sort_unstable();
+    parts
 }
 
-fn entries(dir: &Path) -> Vec<DirEntry> {
+/// Whether the store had begun a file: it writes to `<name>#<number>` and renames; our own names have no `#`.
+pub(super) fn in_progress(entry: &DirEntry) -> bool {
+    entry.file_name().to_string_lossy().contains('#')
+}
+
+pub(super) fn entries(dir: &Path) -> Vec<DirEntry> {
     std::fs::read_dir(dir).map(|entries| entries.flatten().collect()).unwrap_or_default()
 }
 

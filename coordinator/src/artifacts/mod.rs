@@ -17,11 +17,14 @@
 //! | `upload.rs` | [`Upload`]: bytes in, checked, all or nothing |
 //! | `names.rs` | which names are allowed, and where they lie |
 //! | `cleanup.rs` | what an upload that never finished left behind |
+//! | `inspect.rs` | whether what lies there is what the manifests say |
 
 mod cleanup;
+mod inspect;
 mod names;
 mod upload;
 
+pub use inspect::{Inspected, inspect};
 pub use upload::Upload;
 
 use bytes::Bytes;
@@ -246,7 +249,9 @@ impl Artifacts {
     /// The store failed; calling again goes on.
     pub async fn delete(&self, path: &str) -> Result<(), ArtifactError> {
         let part = names::parse_part(path)?;
+        domain::crash::point("artifacts/before-delete");
         self.delete_object(part.clone().join(MANIFEST)).await?;
+        domain::crash::point("artifacts/manifest-deleted");
         let mut objects = self.store.list(Some(&part));
         while let Some(object) = objects.next().await {
             match object {

@@ -24,7 +24,8 @@ pub(super) fn part(
     Ok(ObjectPath::from_iter([ROOT, sweep.as_str(), &number.to_string(), &name]))
 }
 
-fn folder(part: Part) -> &'static str {
+/// What the names of such a part's folders begin with.
+pub(super) fn folder(part: Part) -> &'static str {
     match part {
         Part::Adapter => "adapter",
         Part::Resume => "resume",

@@ -2,7 +2,7 @@
 
 use super::{ArtifactError, Artifacts, FileSpec, MANIFEST, Manifest, ManifestFile, Part, Stored, names};
 use bytes::Bytes;
-use domain::{Attempt, TrialId};
+use domain::{Attempt, TrialId, crash};
 use object_store::path::Path as ObjectPath;
 use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
 use sha2::{Digest, Sha256};
@@ -170,9 +170,12 @@ impl Upload {
         }
         for plan in missing {
             for file in self.staged.iter_mut().filter(|file| file.part == plan.manifest.part) {
+                crash::point("artifacts/before-file");
                 file.upload.complete().await.map_err(ArtifactError::store(&file.object))?;
             }
+            crash::point("artifacts/before-manifest");
             plan.write_manifest(&*self.artifacts.store).await?;
+            crash::point("artifacts/after-manifest");
         }
         let of = |part| {
             self.parts.iter().find(|plan| plan.manifest.part == part).map(|plan| plan.path.to_string())

@@ -5,7 +5,7 @@ use crate::actors::sweep::Standing;
 use crate::artifacts::{Artifacts, FileSpec, Part};
 use crate::error::{CoordinatorError, Result};
 use bytes::Bytes;
-use domain::{Attempt, TrialId};
+use domain::{Attempt, TrialId, crash};
 use futures::{Stream, StreamExt, TryStreamExt};
 use proto::v1;
 use proto::v1::download_checkpoint_response::Piece as Down;
@@ -32,11 +32,13 @@ pub async fn upload(
         }
     }
     let stored = upload.finish().await.map_err(CoordinatorError::from)?;
+    crash::point("checkpoint/stored");
     let response = v1::UploadCheckpointResponse {
         adapter: stored.adapter.clone().unwrap_or_default(),
         resume: stored.resume.clone().unwrap_or_default(),
     };
     let unused = services.desk.directory.checkpoint(&trial, attempt, step, stored).await?;
+    crash::point("checkpoint/recorded");
     for path in unused {
         // The record points at it no more; what is left costs space and nothing else.
         if let Err(error) = services.artifacts.delete(&path).await {

@@ -20,7 +20,20 @@ impl Index {
 
     /// Whether there is a point.
     pub(super) fn contains(&self, trial: &TrialId, attempt: Attempt, step: u64) -> bool {
-        self.0.get(trial).and_then(|t| t.get(&attempt)).is_some_and(|points| points.contains_key(&step))
+        self.get(trial, attempt, step).is_some()
+    }
+
+    /// A point.
+    pub(super) fn get(&self, trial: &TrialId, attempt: Attempt, step: u64) -> Option<&MetricPoint> {
+        self.0.get(trial)?.get(&attempt)?.get(&step)
+    }
+
+    /// The trials that have points, each with its newest attempt.
+    pub(super) fn trials(&self) -> BTreeMap<TrialId, Attempt> {
+        let newest = |(trial, attempts): (&TrialId, &BTreeMap<Attempt, _>)| {
+            Some((trial.clone(), *attempts.last_key_value()?.0))
+        };
+        self.0.iter().filter_map(newest).collect()
     }
 
     /// See [`super::History::curve`].

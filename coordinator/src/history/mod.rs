@@ -7,15 +7,20 @@
 //! | `segment.rs` | the bytes of a segment: header, frames, what a torn tail is |
 //! | `recovery.rs` | reading them all back when the history is opened |
 //! | `writer.rs` | the group commit: one thread, one frame and one fsync for everything that waits |
+//! | `inspect.rs` | the same reading for a look at what lies there, without a change |
 //! | `index.rs` | the points in memory, and the rule that makes one curve of several attempts |
 //!
 //! All points are also held in memory, at some 50 bytes a value: a trial of 500 steps with 7 metrics takes
 //! about 200 kB.
 
 mod index;
+mod inspect;
 mod recovery;
 mod segment;
 mod writer;
+
+pub use inspect::{Inspection, inspect};
+pub use recovery::Torn;
 
 use domain::metric::MetricPoint;
 use domain::{Attempt, TrialId};
@@ -94,10 +99,19 @@ impl History {
         Self::open_on(dir, Box::new(writer::RealDisk))
     }
 
+    /// Refuses a directory of which a later version wrote a part.
+    ///
+    /// # Errors
+    /// It did, or the directory cannot be read. Damage is no error here.
+    pub fn refuse_newer(dir: &Path) -> Result<(), HistoryError> {
+        recovery::refuse_newer(dir)
+    }
+
     fn open_on(dir: &Path, disk: Box<dyn writer::Disk>) -> Result<Self, HistoryError> {
         std::fs::create_dir_all(dir).map_err(HistoryError::io(dir))?;
         let mut index = Index::default();
-        let end = recovery::read_all(dir, |record| index.insert(record))?;
+        let (end, torn) = recovery::read_all(dir, |record| index.insert(record))?;
+        recovery::mend(dir, end, &torn)?;
         let index = Arc::new(RwLock::new(index));
         let (inbox, appends) = mpsc::channel(WAITING);
         let mut writer = writer::Writer::new(dir, end, disk, index.clone());

@@ -15,10 +15,26 @@ pub(super) struct End {
     pub(super) length: u64,
 }
 
-/// Hands on every record of a directory's segments, in the order in which they were written. Afterwards the
-/// last segment has no torn tail, and all that was read is on disk.
-pub(super) fn read_all(dir: &Path, mut each: impl FnMut(Record)) -> Result<End, HistoryError> {
-    let last = remove_stillborn(dir, last_number(dir)?)?;
+/// The rest of a write that never was acknowledged, at the end of the last segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Torn {
+    /// The segment's file.
+    pub path: PathBuf,
+    /// Its whole bytes, which stay; 0 if not even its header is whole, so that the file goes.
+    pub whole: u64,
+    /// Bytes behind them.
+    pub bytes: u64,
+}
+
+/// Hands on every record of a directory's segments, in the order in which they were written. Nothing is changed.
+/// Answers with where the segments end, and what is torn there.
+pub(super) fn read_all(dir: &Path, mut each: impl FnMut(Record)) -> Result<(End, Vec<Torn>), HistoryError> {
+    let mut torn = Vec::new();
+    let mut last = last_number(dir)?;
+    if let Some(stillborn) = stillborn(dir, last)? {
+        torn.push(stillborn);
+        last -= 1;
+    }
     let mut end = End { number: last, length: 0 };
     for number in 1..=last {
         let path = segment::path(dir, number);
@@ -28,17 +44,55 @@ pub(super) fn read_all(dir: &Path, mut each: impl FnMut(Record)) -> Result<End, 
             let acknowledged = acknowledged_before(&segment::path(dir, number + 1))?;
             read_acknowledged(&path, &bytes, acknowledged, &mut each)?;
         } else {
-            end.length = read_last(&path, &bytes, &mut each)? as u64;
-            cut(&path, end.length, bytes.len() as u64).map_err(HistoryError::io(&path))?;
+            let whole = read_last(&path, &bytes, &mut each)?;
+            end.length = whole as u64;
+            if whole < bytes.len() {
+                torn.push(Torn { path, whole: end.length, bytes: (bytes.len() - whole) as u64 });
+            }
         }
     }
-    Ok(end)
+    Ok((end, torn))
+}
+
+/// Cuts off what [`read_all`] found torn, and brings the last segment to the disk: the process that wrote the last
+/// of it may have died before its fsync.
+pub(super) fn mend(dir: &Path, end: End, torn: &[Torn]) -> Result<(), HistoryError> {
+    for Torn { path, whole, bytes } in torn {
+        tracing::warn!(file = %path.display(), bytes, "cut off a write of metrics that never finished");
+        let cut = match whole {
+            0 => std::fs::remove_file(path),
+            _ => OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(*whole)),
+        };
+        cut.map_err(HistoryError::io(path))?;
+    }
+    if end.number == 0 {
+        return Ok(());
+    }
+    let path = segment::path(dir, end.number);
+    let synced = OpenOptions::new().write(true).open(&path).and_then(|file| file.sync_all());
+    synced.map_err(HistoryError::io(&path))
+}
+
+/// Refuses a directory of which a later version wrote a part, before anything in it is read or changed.
+pub(super) fn refuse_newer(dir: &Path) -> Result<(), HistoryError> {
+    for number in 1..=last_number(dir)? {
+        match acknowledged_before(&segment::path(dir, number)) {
+            Err(newer @ HistoryError::Newer { .. }) => return Err(newer),
+            // What is damaged or missing is told when it is read.
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The highest number of a segment in a directory; 0 if there is none. Other files are none of ours.
 fn last_number(dir: &Path) -> Result<u64, HistoryError> {
     let mut last = 0;
-    for entry in std::fs::read_dir(dir).map_err(HistoryError::io(dir))? {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
+        entries => entries.map_err(HistoryError::io(dir))?,
+    };
+    for entry in entries {
         let name = entry.map_err(HistoryError::io(dir))?.file_name();
         let number =
             name.to_str().and_then(|n| n.strip_prefix("segment-")?.strip_suffix(".log")?.parse().ok());
@@ -47,20 +101,17 @@ fn last_number(dir: &Path) -> Result<u64, HistoryError> {
     Ok(last)
 }
 
-/// Removes the last segment if its maker died before its header was on disk; nothing in it was acknowledged.
-/// Returns the number of the last that stays.
-fn remove_stillborn(dir: &Path, last: u64) -> Result<u64, HistoryError> {
+/// The last segment, if its maker died before its header was on disk; nothing in it was acknowledged.
+fn stillborn(dir: &Path, last: u64) -> Result<Option<Torn>, HistoryError> {
     if last == 0 {
-        return Ok(0);
+        return Ok(None);
     }
     let path = segment::path(dir, last);
     let bytes = std::fs::read(&path).map_err(HistoryError::io(&path))?;
     if segment::read_header(&bytes) != Err(Headless::Damaged) || segment::holds_whole_frame(&bytes) {
-        return Ok(last);
+        return Ok(None);
     }
-    tracing::warn!(file = %path.display(), bytes = bytes.len(), "removed a metric segment without a header");
-    std::fs::remove_file(&path).map_err(HistoryError::io(&path))?;
-    Ok(last - 1)
+    Ok(Some(Torn { path, whole: 0, bytes: bytes.len() as u64 }))
 }
 
 fn header(path: &Path, bytes: &[u8]) -> Result<u64, HistoryError> {
@@ -113,17 +164,6 @@ fn read_frames(path: &Path, bytes: &[u8], each: &mut impl FnMut(Record)) -> Resu
         at += FRAME_HEAD + payload.len();
     }
     Ok(at)
-}
-
-/// Cuts a file of `found` bytes to its `whole` ones and brings these to the disk: the process that wrote the
-/// last of them may have died before its fsync.
-fn cut(path: &Path, whole: u64, found: u64) -> std::io::Result<()> {
-    let file = OpenOptions::new().write(true).open(path)?;
-    if whole < found {
-        tracing::warn!(file = %path.display(), bytes = found - whole, "cut off a write that never finished");
-        file.set_len(whole)?;
-    }
-    file.sync_all()
 }
 
 fn missing(path: &Path, error: std::io::Error) -> HistoryError {

@@ -4,6 +4,7 @@ use super::HistoryError;
 use super::index::Index;
 use super::recovery::End;
 use super::segment::{self, HEADER, Record};
+use domain::crash;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -57,7 +58,10 @@ impl Disk for RealDisk {
 
 impl SegmentFile for File {
     fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.write_all(bytes)
+        let (first, rest) = bytes.split_at(bytes.len() / 2);
+        self.write_all(first)?;
+        crash::point("history/half-written");
+        self.write_all(rest)
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -130,7 +134,12 @@ impl Writer {
             None => self.begin_segment()?,
         };
         let path = segment::path(&self.dir, self.end.number);
-        file.append(&frame).and_then(|()| file.sync()).map_err(HistoryError::io(&path))?;
+        let write = file.append(&frame).and_then(|()| {
+            crash::point("history/before-sync");
+            file.sync()
+        });
+        write.map_err(HistoryError::io(&path))?;
+        crash::point("history/after-sync");
         self.end.length += frame.len() as u64;
         self.file = Some(file);
         Ok(())
@@ -141,8 +150,10 @@ impl Writer {
         let number = self.end.number + 1;
         let path = segment::path(&self.dir, number);
         let mut file = self.disk.create(&path).map_err(HistoryError::io(&path))?;
+        crash::point("history/segment-made");
         let header = segment::header(self.end.length);
         file.append(&header).and_then(|()| file.sync()).map_err(HistoryError::io(&path))?;
+        crash::point("history/segment-begun");
         self.disk.sync_dir(&self.dir).map_err(HistoryError::io(&self.dir))?;
         self.end = End { number, length: HEADER as u64 };
         Ok(file)

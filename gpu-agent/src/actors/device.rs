@@ -349,6 +349,7 @@ impl Actor {
             tokio::time::sleep(pause).await;
             spool.acknowledged(&assignment, before).await;
             let result = transfers.upload(&assignment, &checkpoint).await;
+            domain::crash::point("agent/uploaded");
             Transferred::Up(assignment, checkpoint, result)
         }));
     }

@@ -205,6 +205,7 @@ impl<B: Backend> Pack<B> {
         let Some((_, base)) = &self.base else { return };
         let mut runs: Vec<_> = self.members.iter_mut().map(|member| &mut member.run).collect();
         let packed = runs.len() > 1;
+        domain::crash::point("engine/step");
         match self.backend.step_pack(base, &mut runs) {
             Ok(stepped) => {
                 for (mut member, stepped) in std::mem::take(&mut self.members).into_iter().zip(stepped) {

@@ -11,7 +11,7 @@
 //! | `writer.rs` | the group commit |
 //! | `schema.rs` | opening, the tables and their versions |
 
-mod schema;
+pub(crate) mod schema;
 mod writer;
 
 use crate::{Entries, Fence, Registry, RegistryError, Result, Write, lower_bound};
@@ -158,6 +158,6 @@ fn list(connection: &Connection, from: &str, prefix: &str, limit: usize) -> rusq
 }
 
 /// An error of SQLite with the file that it is about.
-fn storage(path: &Path, error: &rusqlite::Error) -> RegistryError {
+pub(crate) fn storage(path: &Path, error: &rusqlite::Error) -> RegistryError {
     RegistryError::Storage(format!("`{}`: {error}", path.display()))
 }

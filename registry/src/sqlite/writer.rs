@@ -42,7 +42,9 @@ fn run_group(
     let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let outcomes =
         group.iter().map(|command| command.run(&mut transaction, path)).collect::<rusqlite::Result<_>>()?;
+    domain::crash::point("registry/before-commit");
     transaction.commit()?;
+    domain::crash::point("registry/after-commit");
     Ok(outcomes)
 }
 

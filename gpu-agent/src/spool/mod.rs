@@ -8,7 +8,12 @@
 //! only once everything before it is acknowledged, so that what a dead machine takes along lies behind the
 //! checkpoint from which the trial goes on.
 
+mod inspect;
+
+pub use inspect::{Inspected, inspect};
+
 use crate::Assignment;
+use domain::crash;
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -148,6 +153,7 @@ impl Spool {
         entry.acknowledge(assignment, sequence)?;
         let done = entry.over && entry.pending.is_empty();
         if done && let Some(entry) = files.remove(assignment) {
+            crash::point("spool/before-removal");
             std::fs::remove_file(entry.path)?;
         }
         drop(files);
@@ -270,7 +276,12 @@ impl Entry {
         record.extend(crc32fast::hash(&body).to_le_bytes());
         record.extend(body);
         self.file.seek(SeekFrom::Start(self.end))?;
-        self.file.write_all(&record)?;
+        let (first, rest) = record.split_at(HEAD / 2);
+        crash::point("spool/before-write");
+        self.file.write_all(first)?;
+        crash::point("spool/half-written");
+        self.file.write_all(rest)?;
+        crash::point("spool/after-write");
         self.note(kind, sequence, payload.len());
         Ok(())
     }
@@ -321,104 +332,4 @@ fn record(bytes: &[u8]) -> Option<(u8, u64, &[u8])> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn say(spool: &Spool, assignment: &Assignment, last: bool) -> u64 {
-        spool.append(assignment, last, |n| format!("message {n}").into_bytes()).unwrap()
-    }
-
-    /// Numbers of all that would be sent now, in order.
-    fn unsent(spool: &Spool, window: u64) -> Vec<u64> {
-        let mut sent = BTreeMap::new();
-        let mut numbers = Vec::new();
-        while let Some(message) = spool.next(&sent, window).unwrap() {
-            assert_eq!(message.payload, format!("message {}", message.sequence).into_bytes());
-            sent.insert(message.assignment, message.sequence);
-            numbers.push(message.sequence);
-        }
-        numbers
-    }
-
-    #[test]
-    fn what_is_not_acknowledged_survives() {
-        let dir = tempfile::tempdir().unwrap();
-        let trial = Assignment::new("s/1", 3);
-        let spool = Spool::open(dir.path()).unwrap();
-        for _ in 0..4 {
-            say(&spool, &trial, false);
-        }
-        assert!(!spool.acknowledge(&trial, 2).unwrap());
-        drop(spool);
-
-        let spool = Spool::open(dir.path()).unwrap();
-        assert_eq!(spool.assignments(), vec![trial.clone()]);
-        assert_eq!(unsent(&spool, 99), vec![3, 4]);
-        assert_eq!(unsent(&spool, 1), vec![3], "no further than the window");
-        assert_eq!(say(&spool, &trial, true), 5);
-        assert!(spool.unfinished().is_empty());
-        assert!(spool.append(&trial, false, |_| Vec::new()).is_err(), "nothing comes behind the last");
-        assert!(!spool.acknowledge(&trial, 4).unwrap());
-        assert!(spool.acknowledge(&trial, 5).unwrap());
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-
-    #[test]
-    fn a_torn_end_is_cut_off() {
-        let dir = tempfile::tempdir().unwrap();
-        let trial = Assignment::new("s/1", 1);
-        let path = dir.path().join(trial.file_name());
-        let spool = Spool::open(dir.path()).unwrap();
-        for _ in 0..3 {
-            say(&spool, &trial, false);
-        }
-        drop(spool);
-        let whole = std::fs::read(&path).unwrap();
-        let name = HEAD + trial.trial.as_str().len();
-        let each = HEAD + "message 1".len();
-        for cut in 0..=whole.len() {
-            std::fs::write(&path, &whole[..cut]).unwrap();
-            let spool = Spool::open(dir.path()).unwrap();
-            let kept = cut.saturating_sub(name) / each;
-            assert_eq!(unsent(&spool, 99), (1..=kept as u64).collect::<Vec<_>>(), "cut at {cut}");
-            assert_eq!(path.exists(), cut >= name);
-            if cut >= name {
-                assert_eq!(say(&spool, &trial, false), kept as u64 + 1, "and it goes on");
-            }
-        }
-        let mut damaged = whole.clone();
-        damaged[name + each + HEAD] ^= 1;
-        std::fs::write(&path, &damaged).unwrap();
-        assert_eq!(unsent(&Spool::open(dir.path()).unwrap(), 99), vec![1]);
-    }
-
-    #[test]
-    fn a_file_of_acknowledged_messages_stays_small() {
-        let dir = tempfile::tempdir().unwrap();
-        let trial = Assignment::new("s/1", 1);
-        let spool = Spool::open(dir.path()).unwrap();
-        for _ in 0..100 {
-            let sequence = spool.append(&trial, false, |_| vec![7; 10_000]).unwrap();
-            spool.acknowledge(&trial, sequence).unwrap();
-        }
-        assert!(std::fs::metadata(dir.path().join(trial.file_name())).unwrap().len() < 2 * COMPACT_BYTES);
-        drop(spool);
-        let spool = Spool::open(dir.path()).unwrap();
-        assert_eq!(say(&spool, &trial, false), 101, "the numbers go on");
-    }
-
-    #[tokio::test]
-    async fn waiting_for_an_acknowledgement() {
-        let dir = tempfile::tempdir().unwrap();
-        let trial = Assignment::new("s/1", 1);
-        let spool = Spool::open(dir.path()).unwrap();
-        spool.drained().await;
-        let sequence = say(&spool, &trial, true);
-        let (other, waited) = (spool.clone(), trial.clone());
-        let wait = async move { other.acknowledged(&waited, sequence).await };
-        let acknowledge = async { spool.acknowledge(&trial, sequence).unwrap() };
-        let ((), done) = tokio::join!(wait, acknowledge);
-        assert!(done);
-        spool.drained().await;
-    }
-}
+mod tests;

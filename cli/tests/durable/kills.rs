@@ -1,0 +1,100 @@
+//! SIGKILL at drawn moments. `LORAFLEET_SEED=n` replays one seed.
+
+use crate::common::Sandbox;
+use crate::server::{Server, Trial, expect_sound, finish, sweep, the_sweep, up};
+use domain::rng;
+use std::collections::BTreeMap;
+
+/// Steps of a trial: enough that a kill falls in the middle.
+const STEPS: u32 = 90;
+
+/// Seeds that are tried.
+fn seeds() -> Vec<u64> {
+    if let Ok(seed) = std::env::var("LORAFLEET_SEED") {
+        return vec![seed.parse().expect("LORAFLEET_SEED is a number")];
+    }
+    (1..=if std::env::var_os("LORAFLEET_FULL").is_some() { 50 } else { 5 }).collect()
+}
+
+const GRID: &str =
+    "search: { algorithm: grid }\nparameters: { lora_rank: [2, 4], learning_rate: [1.0e-3, 5.0e-3] }\n";
+const HALVING: &str =
+    "search: { algorithm: asha, max_trials: 5, min_steps: 18, reduction_factor: 3, seed: 2 }
+parameters: { lora_rank: [2, 4], learning_rate: { log_uniform: [3.0e-4, 1.0e-2] } }
+";
+
+/// Kills the server once its sweep has made `steps` more steps than now, or is over.
+fn kill_after(sandbox: &Sandbox, server: Server, id: &str, steps: u64) -> bool {
+    let state = || {
+        let sweep = sandbox.json(&["get", id]);
+        let trials = sweep["trials"].as_array().unwrap();
+        let made = trials.iter().map(|trial| trial["step"].as_u64().unwrap()).sum::<u64>();
+        (made, sweep["state"] == "running")
+    };
+    let (start, mut running) = state();
+    let mut made = start;
+    while running && made < start + steps {
+        (made, running) = state();
+    }
+    server.signal("-KILL");
+    running
+}
+
+/// A sweep under two to four kills. Answers with its results, and how many kills hit it while it ran.
+fn killed(seed: u64, rest: &str) -> (BTreeMap<String, Trial>, u32) {
+    let key = rng::key(seed, "kills");
+    let sandbox = Sandbox::new(&sweep(STEPS, rest));
+    let mut hits = 0;
+    for kill in 0..2 + rng::bits(key, 0) % 3 {
+        let server = up(&sandbox, None).unwrap_or_else(|said| panic!("seed {seed}: {said}"));
+        let id = the_sweep(&sandbox).unwrap();
+        // Far enough apart that every trial has a new checkpoint: a trial that is lost three times without is given up.
+        let steps = 24 + rng::bits(key, 1 + kill) % 48;
+        hits += u32::from(kill_after(&sandbox, server, &id, steps));
+        expect_sound(&sandbox, &format!("seed {seed}, kill {kill}"));
+    }
+    (finish(&sandbox, &format!("seed {seed}")), hits)
+}
+
+fn uninterrupted(rest: &str) -> BTreeMap<String, Trial> {
+    finish(&Sandbox::new(&sweep(STEPS, rest)), "without a kill")
+}
+
+#[test]
+fn a_grid_that_is_killed_at_drawn_moments_is_the_uninterrupted_one() {
+    let expected = uninterrupted(GRID);
+    assert!(
+        expected.len() == 4 && expected.values().all(|trial| trial.state == "completed"),
+        "{expected:#?}"
+    );
+    for seed in seeds() {
+        println!("LORAFLEET_SEED={seed}");
+        let (found, hits) = killed(seed, GRID);
+        assert_eq!(found, expected, "LORAFLEET_SEED={seed} replays it");
+        assert!(hits >= 2, "{hits} kills hit a running sweep; its trials are too short for this machine");
+    }
+}
+
+/// Which trials successive halving ends depends on who reports first; what each of them trained does not.
+#[test]
+fn successive_halving_that_is_killed_at_drawn_moments_trains_the_same_trials() {
+    let expected = uninterrupted(HALVING);
+    for seed in seeds() {
+        println!("LORAFLEET_SEED={seed}");
+        let (found, hits) = killed(seed, HALVING);
+        assert!(hits >= 2, "{hits} kills hit a running sweep; its trials are too short for this machine");
+        assert_eq!(
+            found.keys().collect::<Vec<_>>(),
+            expected.keys().collect::<Vec<_>>(),
+            "LORAFLEET_SEED={seed}"
+        );
+        for (number, trial) in &found {
+            let other = &expected[number];
+            let shared = trial.curve.len().min(other.curve.len());
+            assert!(shared > 18, "every trial comes to the first rung: {trial:?}");
+            assert!(["completed", "stopped"].contains(&trial.state.as_str()), "{trial:?}");
+            assert_eq!(trial.parameters, other.parameters, "trial {number}, LORAFLEET_SEED={seed}");
+            assert_eq!(trial.curve[..shared], other.curve[..shared], "trial {number}, LORAFLEET_SEED={seed}");
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! Checkpoints against their manifests and the records that point at them.
+
+use super::Findings;
+use super::records::Records;
+use crate::artifacts::{self, Inspected};
+use crate::error::Result;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// `readable`: whether the records are all there, so that what none points at is garbage.
+pub(super) fn check(root: &Path, records: &Records, readable: bool, findings: &mut Findings) -> Result<()> {
+    let parts = artifacts::inspect(root)?;
+    let (mut files, mut bytes) = (0, 0);
+    let mut present = BTreeSet::new();
+    let mut pointed_at = BTreeSet::new();
+    for record in records.trials.values() {
+        pointed_at.extend(record.paths());
+    }
+    for part in &parts {
+        match part {
+            Inspected::Unfinished { path } => {
+                findings
+                    .note(path, "the rest of an upload that never finished; it is removed at the next start");
+            }
+            Inspected::Whole { path, files: of_part, bytes: length, problems } => {
+                files += of_part;
+                bytes += length;
+                present.insert(path.clone());
+                problems.iter().for_each(|problem| findings.problem(path, problem));
+                if readable && !pointed_at.contains(path) {
+                    let kept =
+                        "no record points at it: an older checkpoint whose deletion was cut off; it stays";
+                    findings.note(path, format!("{kept}, and takes {length} bytes"));
+                }
+            }
+        }
+    }
+    for record in records.trials.values() {
+        for path in record.paths().difference(&present) {
+            findings.problem(&record.trial.id, format!("it points at `{path}`, which is not there"));
+        }
+    }
+    findings.checked("checkpoint parts", present.len());
+    findings.checked("checkpoint files", files);
+    findings.checked("checkpoint bytes", usize::try_from(bytes).unwrap_or(usize::MAX));
+    Ok(())
+}

@@ -1,0 +1,205 @@
+//! Sweeps and trials, each by itself and against the others.
+
+use super::Findings;
+use crate::store::{self, SweepRecord, TrialRecord};
+use domain::trial::TrialState;
+use domain::{SweepId, Timestamp};
+use registry::Entries;
+use serde::de::DeserializeOwned;
+use std::collections::BTreeMap;
+
+/// Every record of a store.
+#[derive(Debug, Default)]
+pub(super) struct Records {
+    pub(super) sweeps: BTreeMap<SweepId, SweepRecord>,
+    pub(super) trials: BTreeMap<(SweepId, u32), TrialRecord>,
+    /// By key, the sweep that it leads to.
+    requests: BTreeMap<String, SweepId>,
+    newest: BTreeMap<String, SweepId>,
+}
+
+impl Records {
+    /// Reads every entry; what cannot be read, or lies under another key than its own, is a problem.
+    pub(super) fn read(entries: &Entries, findings: &mut Findings) -> Self {
+        let mut records = Self::default();
+        for (key, value) in entries {
+            match key.split_once('/').map_or("", |(folder, _)| folder) {
+                "sweeps" => {
+                    if let Some(record) = parse::<SweepRecord>(key, value, findings) {
+                        let id = record.sweep.id.clone();
+                        expect_key(key, &store::sweep_key(&id), findings);
+                        records.sweeps.insert(id, record);
+                    }
+                }
+                "trials" => {
+                    let Some(record) = parse::<TrialRecord>(key, value, findings) else { continue };
+                    match (record.trial.id.sweep(), record.trial.id.number()) {
+                        (Some(sweep), Some(number)) => {
+                            expect_key(key, &store::trial_key(&sweep, number), findings);
+                            records.trials.insert((sweep, number), record);
+                        }
+                        _ => findings.problem(key, format!("`{}` is no trial's id", record.trial.id)),
+                    }
+                }
+                "requests" => {
+                    records.requests.extend(parse(key, value, findings).map(|id| (key.clone(), id)))
+                }
+                "newest" => records.newest.extend(parse(key, value, findings).map(|id| (key.clone(), id))),
+                _ => findings.note(key, "a record of a kind that this version does not know"),
+            }
+        }
+        findings.checked("sweeps", records.sweeps.len());
+        findings.checked("trials", records.trials.len());
+        records
+    }
+
+    /// The trials of a sweep, by number.
+    fn of<'a>(&'a self, sweep: &SweepId) -> impl Iterator<Item = (u32, &'a TrialRecord)> {
+        let range = (sweep.clone(), 0)..=(sweep.clone(), u32::MAX);
+        self.trials.range(range).map(|((_, number), record)| (*number, record))
+    }
+
+    /// Checks what must hold of and between them.
+    pub(super) fn check(&self, findings: &mut Findings) {
+        for record in self.sweeps.values() {
+            self.check_sweep(record, findings);
+        }
+        for (folder, index) in [("requests", &self.requests), ("newest", &self.newest)] {
+            for (key, id) in index {
+                let key_of = |record: &SweepRecord| match folder {
+                    "requests" => store::request_key(&record.sweep.request_id),
+                    _ => store::newest_key(&record.sweep),
+                };
+                match self.sweeps.get(id) {
+                    None => {
+                        findings.problem(key, format!("leads to the sweep {id}, of which there is no record"))
+                    }
+                    Some(record) => expect_key(key, &key_of(record), findings),
+                }
+            }
+        }
+        for ((sweep, _), record) in &self.trials {
+            let known = self.sweeps.contains_key(sweep);
+            findings.expect(known, &record.trial.id, || format!("there is no record of its sweep {sweep}"));
+            check_trial(record, findings);
+        }
+    }
+
+    fn check_sweep(&self, record: &SweepRecord, findings: &mut Findings) {
+        let sweep = &record.sweep;
+        let id = &sweep.id;
+        let at = |key: String, index: &BTreeMap<String, SweepId>, findings: &mut Findings| {
+            findings.expect(index.get(&key) == Some(id), id, || format!("`{key}` does not lead to it"));
+        };
+        at(store::request_key(&sweep.request_id), &self.requests, findings);
+        at(store::newest_key(sweep), &self.newest, findings);
+        let numbers: Vec<_> = self.of(id).map(|(number, _)| number).collect();
+        let whole = numbers.iter().copied().eq(1..=sweep.proposed);
+        findings.expect(whole, id, || {
+            let missing: Vec<_> = (1..=sweep.proposed).filter(|n| !numbers.contains(n)).collect();
+            format!(
+                "it has proposed {} trials, and there are records of {}; missing: {missing:?}",
+                sweep.proposed,
+                numbers.len()
+            )
+        });
+        let within = sweep.max_trials.is_none_or(|most| sweep.proposed <= most);
+        findings.expect(within, id, || format!("more trials than its search has: {:?}", sweep.max_trials));
+        over(id, sweep.state.as_str(), sweep.state.is_terminal(), sweep.finished_at, findings);
+        if sweep.state.is_terminal() {
+            for (_, live) in self.of(id).filter(|(_, record)| !record.trial.state.is_terminal()) {
+                let (trial, state) = (&live.trial.id, live.trial.state);
+                findings.problem(trial, format!("is {state}, and its sweep is {}", sweep.state));
+            }
+        }
+        if let Some((best, _)) = &sweep.best {
+            let there = best.number().is_some_and(|number| self.trials.contains_key(&(id.clone(), number)));
+            findings.expect(there, id, || format!("its best trial is {best}, of which there is no record"));
+        }
+    }
+}
+
+fn parse<T: DeserializeOwned>(key: &str, value: &[u8], findings: &mut Findings) -> Option<T> {
+    serde_json::from_slice(value)
+        .inspect_err(|error| findings.problem(key, format!("the record cannot be read: {error}")))
+        .ok()
+}
+
+fn expect_key(key: &str, expected: &str, findings: &mut Findings) {
+    findings.expect(key == expected, key, || {
+        format!("the record lies under this key, and belongs to `{expected}`")
+    });
+}
+
+fn over(
+    place: impl ToString,
+    state: &str,
+    terminal: bool,
+    finished: Option<Timestamp>,
+    findings: &mut Findings,
+) {
+    findings.expect(terminal == finished.is_some(), place, || match terminal {
+        true => format!("is {state}, and it is not said when it ended"),
+        false => format!("is {state}, and has an end"),
+    });
+}
+
+fn check_trial(record: &TrialRecord, findings: &mut Findings) {
+    let trial = &record.trial;
+    let (id, state) = (&trial.id, trial.state);
+    over(id, state.as_str(), state.is_terminal(), trial.finished_at, findings);
+    let placed = record.placement.is_some();
+    findings.expect(placed == state.holds_device(), id, || match placed {
+        true => format!("is {state}, and still has a device"),
+        false => format!("is {state}, and has no device"),
+    });
+    findings.expect(trial.attempts.is_sorted_by(|a, b| a.0 < b.0), id, || {
+        format!("its attempts do not grow: {:?}", trial.attempts)
+    });
+    let newest = trial.attempts.last().map_or(0, |(attempt, _)| attempt.0);
+    findings.expect(newest == trial.attempt.0, id, || {
+        format!("its attempt is {}, and the last that is listed {newest}", trial.attempt)
+    });
+    check_steps(record, findings);
+    let failed = matches!(state, TrialState::Failed | TrialState::Diverged);
+    findings.expect(!failed || trial.failure.is_some(), id, || format!("is {state}, and it is not said why"));
+    if state == TrialState::Completed {
+        let total = trial.total_steps;
+        findings.expect(total == Some(trial.step), id, || {
+            format!("is completed at step {} of {total:?}", trial.step)
+        });
+        findings.expect(trial.adapter.is_some(), id, || "is completed, and has no adapter".into());
+        let steps = trial.summary.as_ref().map(|summary| summary.steps);
+        findings
+            .expect(steps == total, id, || format!("is completed, and its summary counts {steps:?} steps"));
+    }
+}
+
+/// Start steps, checkpoints and the paths that name them.
+fn check_steps(record: &TrialRecord, findings: &mut Findings) {
+    let trial = &record.trial;
+    let id = &trial.id;
+    let resumable = record.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
+    for (attempt, start) in &trial.attempts {
+        findings.expect(*start <= resumable, id, || {
+            format!(
+                "attempt {attempt} starts from step {start}, and its newest checkpoint is of step {resumable}"
+            )
+        });
+    }
+    if let Some((_, start)) = trial.attempts.last() {
+        let step = trial.step;
+        findings
+            .expect(step >= *start, id, || format!("is at step {step}, before its attempt's start {start}"));
+    }
+    let seen = trial.resume.as_ref().map(|(path, step)| (path.as_str(), *step));
+    let kept = record.checkpoint.as_ref().map(|checkpoint| (checkpoint.resume.as_str(), checkpoint.step));
+    findings.expect(seen == kept, id, || {
+        format!("it shows the resume state {seen:?}, and goes on from {kept:?}")
+    });
+    let checkpoint = record.checkpoint.iter().flat_map(|c| [(&c.adapter, c.step), (&c.resume, c.step)]);
+    for (path, step) in checkpoint.chain(trial.adapter.iter().map(|path| (path, record.adapter_step))) {
+        let own = path.starts_with(&format!("sweeps/{id}/")) && path.ends_with(&format!("-s{step}"));
+        findings.expect(own, id, || format!("it points at `{path}` as its checkpoint of step {step}"));
+    }
+}

@@ -1,0 +1,181 @@
+//! A coordinator and an agent in processes of their own, each killed alone with SIGKILL. This program is also those
+//! processes: [`role`] is what they run.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use actor::Scope;
+use domain::{Clock, SystemClock};
+use proto::v1;
+use proto::v1::sweep_service_client::SweepServiceClient;
+use proto::v1::trial_service_client::TrialServiceClient;
+use serde_json::json;
+use std::collections::{BTreeMap, HashMap};
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+use v1::watch_sweep_response::Event;
+
+const ROLE: &str = "LORAFLEET_TEST_ROLE";
+const DIR: &str = "LORAFLEET_TEST_DIR";
+const ADDRESS: &str = "LORAFLEET_TEST_ADDRESS";
+
+/// What the two processes run; nothing when the tests are run.
+#[test]
+fn role() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let (dir, address) = (std::env::var(DIR).unwrap(), std::env::var(ADDRESS).unwrap());
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let scope = Scope::new();
+        let (data_dir, heartbeat, lease) = (dir.into(), Duration::from_millis(100), Duration::from_secs(5));
+        let address = if role == "coordinator" {
+            let listen = address.parse().unwrap();
+            let options = coordinator::Options { data_dir, listen, clock, heartbeat, lease };
+            coordinator::start(options, scope.clone()).await.unwrap().address.to_string()
+        } else {
+            let endpoint = format!("http://{address}");
+            let devices = vec![gpu_agent::devices::cpu()];
+            let options = gpu_agent::Options { endpoint, data_dir, devices, clock };
+            gpu_agent::start(options, scope.clone()).await.unwrap();
+            address
+        };
+        println!("ready {address}");
+        scope.cancelled().await;
+    });
+}
+
+/// One of the two processes. It is killed when it is dropped.
+struct Process {
+    child: Child,
+    address: String,
+}
+
+impl Process {
+    fn start(role: &str, dir: &Path, address: &str) -> Self {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "role", "--nocapture"]).stdout(Stdio::piped());
+        command.env(ROLE, role).env(DIR, dir.join(role)).env(ADDRESS, address);
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let ready =
+            lines.find_map(|line| line.unwrap().split_once("ready ").map(|(_, address)| address.to_string()));
+        Self { child, address: ready.expect("the process starts") }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// The end of a trial: its state, its attempts, and its losses to the last bit.
+#[derive(Debug, PartialEq)]
+struct Trial {
+    attempts: u32,
+    state: v1::TrialState,
+    losses: Vec<(u64, Option<u64>)>,
+}
+
+fn document() -> serde_json::Value {
+    let quickstart = tests::root().join("config/quickstart");
+    json!({
+        "name": "two",
+        "pretrained_model_id": quickstart.join("base"),
+        "dataset_name": quickstart.join("instruct.jsonl"),
+        "eval_size": 2, "batch_size": 1, "max_sequence_length": 32, "max_steps": 80, "save_steps": 4,
+        "search": { "algorithm": "grid" },
+        "parameters": { "lora_rank": [2, 4] },
+    })
+}
+
+async fn submit(endpoint: &str) -> String {
+    let spec = Some(proto::convert::to_struct(document().as_object().unwrap()));
+    let request_id = "6f1c0c0e-9a43-4d0e-8c3a-52d1b6f4a001".into();
+    let request = v1::SubmitSweepRequest { request_id, spec, base_models: HashMap::new() };
+    let mut client = SweepServiceClient::connect(endpoint.to_string()).await.unwrap();
+    client.submit_sweep(request).await.unwrap().into_inner().sweep.unwrap().id
+}
+
+/// Watches until a trial has come to a step, or the sweep is over.
+async fn until(endpoint: &str, sweep_id: &str, step: u64) {
+    let mut client = SweepServiceClient::connect(endpoint.to_string()).await.unwrap();
+    let request = v1::WatchSweepRequest { sweep_id: sweep_id.into() };
+    let mut watched = client.watch_sweep(request).await.unwrap().into_inner();
+    while let Some(change) = watched.message().await.unwrap() {
+        match change.event {
+            Some(Event::Progress(progress)) if progress.point.as_ref().is_some_and(|p| p.step >= step) => {
+                return;
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(step, u64::MAX, "the sweep was over before the kill");
+}
+
+async fn results(endpoint: &str, sweep_id: &str) -> BTreeMap<String, Trial> {
+    let mut client = TrialServiceClient::connect(endpoint.to_string()).await.unwrap();
+    let request = v1::ListTrialsRequest { sweep_id: sweep_id.into(), ..v1::ListTrialsRequest::default() };
+    let mut results = BTreeMap::new();
+    for trial in client.list_trials(request).await.unwrap().into_inner().trials {
+        let request = v1::GetTrialMetricsRequest { trial_id: trial.id.clone() };
+        let mut answers = client.get_trial_metrics(request).await.unwrap().into_inner();
+        let mut losses = Vec::new();
+        while let Some(answer) = answers.message().await.unwrap() {
+            losses.extend(answer.points.iter().map(|point| {
+                let loss = point.values.iter().find(|v| v.name == domain::metric::LOSS);
+                (point.step, loss.map(|loss| loss.value.to_bits()))
+            }));
+        }
+        assert!(losses.iter().map(|(step, _)| *step).eq(0..=80), "{}: {losses:?}", trial.id);
+        let number = trial.id.rsplit_once('/').unwrap().1.to_string();
+        results.insert(number, Trial { attempts: trial.attempt, state: trial.state(), losses });
+    }
+    results
+}
+
+/// Trains the sweep; each kill is of one process, once a trial has come to a step.
+async fn train(kills: &[(&str, u64)]) -> BTreeMap<String, Trial> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut coordinator = Process::start("coordinator", dir.path(), "127.0.0.1:0");
+    let address = coordinator.address.clone();
+    let mut agent = Process::start("agent", dir.path(), &address);
+    let endpoint = format!("http://{address}");
+    let sweep_id = submit(&endpoint).await;
+    for (role, step) in kills {
+        until(&endpoint, &sweep_id, *step).await;
+        let killed = if *role == "agent" { &mut agent } else { &mut coordinator };
+        killed.child.kill().unwrap();
+        killed.child.wait().unwrap();
+        *killed = Process::start(role, dir.path(), &address);
+    }
+    until(&endpoint, &sweep_id, u64::MAX).await;
+    let results = results(&endpoint, &sweep_id).await;
+    drop((agent, coordinator));
+    let found = coordinator::fsck::check(&dir.path().join("coordinator")).unwrap();
+    assert!(found.problems.is_empty(), "{kills:?}: {:#?}", found.problems);
+    results
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn either_process_can_be_killed_alone() {
+    let uninterrupted = train(&[]).await;
+    let completed = |trial: &Trial| trial.state == v1::TrialState::Completed && trial.attempts == 1;
+    assert!(uninterrupted.len() == 2 && uninterrupted.values().all(completed), "{uninterrupted:?}");
+
+    // Without a coordinator the agent trains on: no step is made twice, so that there is no second attempt.
+    assert_eq!(train(&[("coordinator", 10), ("coordinator", 40)]).await, uninterrupted);
+
+    // Without its agent a trial goes on from its last checkpoint, to the same losses.
+    let found = train(&[("agent", 10), ("agent", 40), ("coordinator", 60)]).await;
+    for (number, trial) in &found {
+        assert_eq!(
+            (trial.state, &trial.losses),
+            (uninterrupted[number].state, &uninterrupted[number].losses)
+        );
+        assert!(trial.attempts > 1, "an agent was killed while it trained trial {number}");
+    }
+}
