@@ -77,8 +77,9 @@ impl Server {
     /// Bytes of all files in its data directory.
     pub(super) fn bytes(&self) -> u64 {
         fn below(dir: &Path) -> u64 {
-            let entries =
-                std::fs::read_dir(dir).map(|entries| entries.flatten().collect()).unwrap_or(Vec::new());
+            let entries = std::fs::read_dir(dir)
+                .map(|entries| entries.flatten().collect::<Vec<_>>())
+                .unwrap_or_default();
             let size = |entry: &std::fs::DirEntry| match entry.metadata() {
                 Ok(metadata) if metadata.is_dir() => below(&entry.path()),
                 Ok(metadata) => metadata.len(),
