@@ -81,6 +81,12 @@ enum Verb {
     /// Ends a sweep and its trials; adapters that they uploaded stay.
     #[command(after_help = "Example:\n  lorafleet cancel quickstart-3fa2")]
     Cancel(sweeps::SweepArgs),
+    /// Holds a sweep: what trains is checkpointed, and nothing trains until it is resumed.
+    #[command(after_help = "Example:\n  lorafleet pause quickstart-3fa2")]
+    Pause(sweeps::SweepArgs),
+    /// Goes on with a paused sweep from its checkpoints.
+    #[command(after_help = "Example:\n  lorafleet resume quickstart-3fa2")]
+    Resume(sweeps::SweepArgs),
     Report(sweeps::ReportArgs),
     #[command(subcommand)]
     Trials(trials::Verb),
@@ -122,6 +128,8 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Get(args) => block_on(sweeps::run_get(args)),
         Verb::Watch(args) => block_on(sweeps::run_watch(args)),
         Verb::Cancel(args) => block_on(sweeps::run_cancel(args)),
+        Verb::Pause(args) => block_on(sweeps::run_pause(args)),
+        Verb::Resume(args) => block_on(sweeps::run_resume(args)),
         Verb::Report(args) => block_on(sweeps::run_report(args)),
         Verb::Trials(verb) => block_on(trials::run(verb)),
         Verb::Adapters(verb) => block_on(adapters::run(verb)),

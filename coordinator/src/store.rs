@@ -71,9 +71,24 @@ pub struct SweepRecord {
     pub sweep: Sweep,
     /// Set once it proposes no more and its trials are told to end.
     pub stop: Option<StopCause>,
+    /// When it was paused, while it is.
+    #[serde(default)]
+    pub paused_at: Option<Timestamp>,
+    /// Milliseconds since its submission in which it was paused or over: they are no part of its wall clock.
+    #[serde(default)]
+    pub idle_ms: u64,
     /// Shapes of base models, by the name that trials give them: what memory is predicted from.
     #[serde(default)]
     pub base_models: BTreeMap<String, ModelShape>,
+}
+
+impl SweepRecord {
+    /// Seconds since the submission, without those in which it was paused or over.
+    pub fn active_seconds(&self, now: Timestamp) -> f64 {
+        let until = self.paused_at.or(self.sweep.finished_at).unwrap_or(now);
+        let active = until.since(self.sweep.created_at).as_millis() as u64;
+        active.saturating_sub(self.idle_ms) as f64 / 1e3
+    }
 }
 
 /// A trial, and what only the coordinator needs to know of it.
@@ -85,6 +100,9 @@ pub struct TrialRecord {
     pub placement: Option<Placement>,
     /// Set once it was told to end.
     pub stop: Option<StopCause>,
+    /// Whether its agent was asked to give it back to the queue.
+    #[serde(default)]
+    pub release: bool,
     /// The newest checkpoint that it can go on from.
     pub checkpoint: Option<Checkpoint>,
     /// The step at which the newest adapter was taken.
@@ -133,6 +151,7 @@ impl TrialRecord {
             trial,
             placement: None,
             stop: None,
+            release: false,
             checkpoint: None,
             adapter_step: 0,
             value: None,

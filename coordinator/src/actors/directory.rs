@@ -2,7 +2,7 @@
 //! also answers for those that are over, from the store.
 
 use super::message::TrialEvent;
-use super::sweep::{Change, Standing, SweepHandle, Tools, View};
+use super::sweep::{Change, Operation, Standing, SweepHandle, Tools, View};
 use crate::artifacts::Stored;
 use crate::error::{CoordinatorError, Result};
 use crate::search::Searcher;
@@ -43,7 +43,7 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Takes up every running sweep of the store, then starts the directory. It ends with `scope`.
+    /// Takes up every unfinished sweep of the store, then starts the directory. It ends with `scope`.
     ///
     /// # Errors
     /// The records of a sweep cannot be read.
@@ -53,7 +53,7 @@ impl Directory {
         let mut state =
             State { tools, running: HashMap::new(), mailbox: mailbox.clone(), scope: scope.clone() };
         for record in store.sweeps().await? {
-            if record.sweep.state == SweepState::Running {
+            if !record.sweep.state.is_terminal() {
                 let trials = store.trials(&record.sweep.id).await?;
                 tracing::info!(sweep = %record.sweep.id, trials = trials.len(), "going on with a sweep");
                 state.run_sweep(record, trials).await?;
@@ -194,6 +194,20 @@ impl Directory {
         Err(over("sweep", id, state.is_terminal(), state.as_str()))
     }
 
+    /// Does what a person asks of a sweep.
+    ///
+    /// # Errors
+    /// It is over, or there is none of that id.
+    pub async fn operate(&self, id: &SweepId, operation: Operation) -> Result<View> {
+        if let Some(sweep) = self.find(id).await?
+            && let Ok(view) = sweep.operate(operation).await
+        {
+            return view;
+        }
+        let state = self.view(id).await?.sweep.state;
+        Err(over("sweep", id, state.is_terminal(), state.as_str()))
+    }
+
     /// The sweep is not running: a message about one of its trials can only be a repetition.
     async fn repetition(&self, id: &TrialId, attempt: Attempt) -> Result<()> {
         match self.standing(id, attempt).await? {
@@ -275,7 +289,7 @@ impl State {
             finished_at: None,
         };
         tracing::info!(sweep = %sweep.id, ?max_trials, "a new sweep");
-        let record = SweepRecord { sweep, stop: None, base_models };
+        let record = SweepRecord { sweep, stop: None, paused_at: None, idle_ms: 0, base_models };
         let mut batch = Batch::default();
         batch.submission(&record);
         store.commit(batch).await?;

@@ -173,10 +173,10 @@ impl Dispatcher {
         self.0.tell(Command::Send(trial, attempt, message)).await
     }
 
-    /// The device is free of the trial. `leaving`: the agent gives its trials back, so it gets none until it
-    /// connects anew. Answers with the device time used, as [`Lost`] does; 0 if the lease ended before.
-    pub async fn release(&self, trial: TrialId, attempt: Attempt, leaving: bool) -> Result<f64, Gone> {
-        self.0.ask(|reply| Command::Release(trial, attempt, leaving, reply)).await
+    /// The device is free of the trial. `given_back`: the agent did so; unless it was asked to, it leaves, and gets
+    /// no more until it connects anew. Answers with the device time used, as [`Lost`] does; 0 if the lease ended before.
+    pub async fn release(&self, trial: TrialId, attempt: Attempt, given_back: bool) -> Result<f64, Gone> {
+        self.0.ask(|reply| Command::Release(trial, attempt, given_back, reply)).await
     }
 
     /// The device time that each held trial of these used since it was assigned, as [`Lost`] has it.
@@ -274,8 +274,8 @@ impl State {
                 let _ = reply.send(answer);
             }
             Command::Send(trial, attempt, message) => self.send(&trial, attempt, message),
-            Command::Release(trial, attempt, leaving, reply) => {
-                let _ = reply.send(self.release(&trial, attempt, leaving));
+            Command::Release(trial, attempt, given_back, reply) => {
+                let _ = reply.send(self.release(&trial, attempt, given_back));
             }
             Command::Used(trials, reply) => {
                 let _ = reply.send(self.used(trials));
@@ -390,11 +390,12 @@ impl State {
         }
     }
 
-    fn release(&mut self, trial: &TrialId, attempt: Attempt, leaving: bool) -> f64 {
+    fn release(&mut self, trial: &TrialId, attempt: Attempt, given_back: bool) -> f64 {
         if self.held.get(trial).is_none_or(|held| held.attempt != attempt) {
             return 0.0;
         }
         let Some((seconds, held)) = self.end(trial) else { return 0.0 };
+        let leaving = given_back && held.stop != Some(StopReason::Release);
         if let Some(entry) = self.agents.get_mut(&held.place.0).filter(|_| leaving) {
             entry.leaving = true;
         }

@@ -2,7 +2,7 @@
 
 use super::{Answers, Services, page, sweep_id};
 use crate::actors::directory::Submission;
-use crate::actors::sweep::{Change, View};
+use crate::actors::sweep::{Change, Operation, View};
 use crate::error::{CoordinatorError, Result};
 use crate::report;
 use domain::SweepId;
@@ -66,6 +66,24 @@ impl SweepService for Services {
         let id = sweep_id(request.into_inner().sweep_id)?;
         let view = self.desk.directory.cancel(&id).await?;
         Ok(Response::new(v1::CancelSweepResponse { sweep: Some(wire(&view)) }))
+    }
+
+    async fn pause_sweep(
+        &self,
+        request: Request<v1::PauseSweepRequest>,
+    ) -> std::result::Result<Response<v1::PauseSweepResponse>, Status> {
+        let id = sweep_id(request.into_inner().sweep_id)?;
+        let view = self.desk.directory.operate(&id, Operation::Pause).await?;
+        Ok(Response::new(v1::PauseSweepResponse { sweep: Some(wire(&view)) }))
+    }
+
+    async fn resume_sweep(
+        &self,
+        request: Request<v1::ResumeSweepRequest>,
+    ) -> std::result::Result<Response<v1::ResumeSweepResponse>, Status> {
+        let id = sweep_id(request.into_inner().sweep_id)?;
+        let view = self.desk.directory.operate(&id, Operation::Resume).await?;
+        Ok(Response::new(v1::ResumeSweepResponse { sweep: Some(wire(&view)) }))
     }
 
     type WatchSweepStream = Answers<v1::WatchSweepResponse>;

@@ -1,6 +1,8 @@
 //! What happens to a sweep's records, without I/O: each method applies one happening, marks what it changed and
 //! says what is to be done about it. The actor writes the changes, then does what was said.
 
+mod operations;
+
 use crate::actors::message::{Assignment, Ending, StopReason, TrialEvent};
 use crate::artifacts::Stored;
 use crate::error::{CoordinatorError, Result};
@@ -27,6 +29,8 @@ pub enum Effect {
     Enqueue(u32),
     /// Its agent is to end it.
     Stop(u32, Attempt, StopReason),
+    /// No waiting trial wants a device any more.
+    Withdraw,
 }
 
 /// Whether a message about an attempt still counts.
@@ -128,7 +132,7 @@ impl Ledger {
 
     /// Proposes as many trials as may wait.
     pub fn fill(&mut self, now: Timestamp) {
-        while self.record.stop.is_none() && self.waiting() < QUEUE_AHEAD {
+        while self.proposes() && self.waiting() < QUEUE_AHEAD {
             match self.searcher.propose() {
                 Proposal::Trial(proposed) => self.enter(proposed, now),
                 Proposal::Wait => return,
@@ -298,10 +302,13 @@ impl Ledger {
 
     fn requeue(&mut self, number: u32, now: Timestamp) -> Result<()> {
         self.go(number, TrialState::Queued)?;
+        let paused = self.is_paused();
         let record = self.get_mut(number)?;
         record.placement = None;
+        record.release = false;
         match record.stop {
             Some(cause) => self.end(number, ended_by(cause), now),
+            None if paused => Ok(()),
             None => {
                 self.effects.push(Effect::Enqueue(number));
                 Ok(())
@@ -323,6 +330,7 @@ impl Ledger {
         let record = self.get_mut(number)?;
         record.trial.finished_at = Some(now);
         record.placement = None;
+        record.release = false;
         let value = feasible(record);
         self.searcher.ended(number, value);
         Ok(())
@@ -417,9 +425,8 @@ impl Ledger {
         let record = self.get_mut(number)?;
         let cause = cause.after(record.stop);
         record.stop = Some(cause);
-        let reason = if cause == StopCause::Person { StopReason::Cancelled } else { StopReason::Search };
         let attempt = record.trial.attempt;
-        self.effects.push(Effect::Stop(number, attempt, reason));
+        self.effects.push(Effect::Stop(number, attempt, reason(cause)));
         self.changed.insert(number);
         Ok(())
     }
@@ -451,7 +458,7 @@ impl Ledger {
         let sweep = &mut self.record.sweep;
         sweep.best = best;
         sweep.cost_usd = self.trials.values().filter_map(|t| t.trial.cost_usd).sum();
-        if over && sweep.state == SweepState::Running {
+        if over && !sweep.state.is_terminal() {
             sweep.finished_at = Some(now);
             (sweep.state, sweep.failure) = match (self.record.stop, failure) {
                 (Some(StopCause::Person), _) => (SweepState::Cancelled, None),
@@ -493,6 +500,11 @@ fn ended_by(cause: StopCause) -> TrialState {
         StopCause::Person => TrialState::Cancelled,
         StopCause::Search | StopCause::Budget => TrialState::Stopped,
     }
+}
+
+/// What the agent is told of why a trial ends.
+fn reason(cause: StopCause) -> StopReason {
+    if cause == StopCause::Person { StopReason::Cancelled } else { StopReason::Search }
 }
 
 /// What the search is told of a trial that is over.

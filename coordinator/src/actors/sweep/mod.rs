@@ -75,6 +75,16 @@ enum Command {
     Checkpoint(u32, Attempt, u64, Stored, Reply<Result<Vec<String>>>),
     StopTrial(u32, Reply<Result<TrialRecord>>),
     Cancel(Reply<Result<View>>),
+    Operate(Operation, Reply<Result<View>>),
+}
+
+/// What a person asks of a sweep beside ending it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Operation {
+    /// Propose and train nothing until it is resumed.
+    Pause,
+    /// Go on.
+    Resume,
 }
 
 /// Speaks to a running sweep. Every call answers [`Gone`] once the sweep is over; its records then lie in the
@@ -102,7 +112,8 @@ impl SweepHandle {
             ledger: Ledger::new(record, trials)?,
             tools,
             changes: broadcast::channel(CHANGES).0,
-            signals: FuturesUnordered::new(),
+            requests: FuturesUnordered::new(),
+            losses: FuturesUnordered::new(),
             scope: scope.clone(),
         };
         sweep.restore().await?;
@@ -171,6 +182,11 @@ impl SweepHandle {
     pub async fn cancel(&self) -> std::result::Result<Result<View>, Gone> {
         self.0.ask(Command::Cancel).await
     }
+
+    /// Does what a person asks; durable when it returns.
+    pub async fn operate(&self, operation: Operation) -> std::result::Result<Result<View>, Gone> {
+        self.0.ask(|reply| Command::Operate(operation, reply)).await
+    }
 }
 
 /// What a sweep waits for beside commands.
@@ -185,7 +201,10 @@ struct RunningSweep {
     ledger: Ledger,
     tools: Tools,
     changes: broadcast::Sender<Change>,
-    signals: FuturesUnordered<BoxFuture<'static, Signal>>,
+    /// Trials that want a device. Dropping one withdraws it.
+    requests: FuturesUnordered<BoxFuture<'static, Signal>>,
+    /// Trials that hold one.
+    losses: FuturesUnordered<BoxFuture<'static, Signal>>,
     scope: Scope,
 }
 
@@ -199,14 +218,21 @@ impl RunningSweep {
             self.ledger.replay(number, &curve)?;
             match record.placement {
                 Some(Placement { agent, device, .. }) if trial.state.holds_device() => {
-                    let (trial, attempt) = (trial.id.clone(), trial.attempt);
+                    let (id, attempt) = (trial.id.clone(), trial.attempt);
                     let needs = self.ledger.needs(number)?;
                     let charged_at = self.ledger.reopen_account(number)?;
+                    let trial = id.clone();
                     let expected = Expected { trial, attempt, agent, device, needs, charged_at };
                     let lost = self.tools.dispatcher.expect(expected).await?;
                     self.await_loss(number, attempt, lost);
+                    if let Some(reason) = self.ledger.pending_stop(number)? {
+                        let stop = ToAgent::Stop(id.clone(), attempt, reason);
+                        self.tools.dispatcher.send(id, attempt, stop).await?;
+                    }
                 }
-                _ if trial.state == TrialState::Queued => self.enqueue(number).await?,
+                _ if trial.state == TrialState::Queued && !self.ledger.is_paused() => {
+                    self.enqueue(number).await?
+                }
                 _ => {}
             }
         }
@@ -227,7 +253,8 @@ impl RunningSweep {
                     }
                     None => return,
                 },
-                Some(signal) = self.signals.next() => self.hear(signal).await,
+                Some(signal) = self.requests.next() => self.hear(signal).await,
+                Some(signal) = self.losses.next() => self.hear(signal).await,
                 _ = tick.tick() => self.look_at_budget().await,
             };
             if let Err(error) = done {
@@ -265,6 +292,9 @@ impl RunningSweep {
             }
             Command::Cancel(reply) => {
                 let _ = reply.send(self.cancel().await);
+            }
+            Command::Operate(operation, reply) => {
+                let _ = reply.send(self.operate(operation).await);
             }
         }
     }
@@ -305,8 +335,8 @@ impl RunningSweep {
         let trial = self.ledger.get(number)?.trial.id.clone();
         tracing::info!(%trial, %attempt, event = event.name(), "the agent reports");
         if !matches!(event, TrialEvent::Started { .. }) {
-            let leaving = event == TrialEvent::Released;
-            let seconds = self.tools.dispatcher.release(trial.clone(), attempt, leaving).await?;
+            let given_back = event == TrialEvent::Released;
+            let seconds = self.tools.dispatcher.release(trial.clone(), attempt, given_back).await?;
             self.ledger.close_account(number, seconds, self.now())?;
         }
         self.ledger.event(number, event, self.now())?;
@@ -345,6 +375,16 @@ impl RunningSweep {
     async fn cancel(&mut self) -> Result<View> {
         self.ledger.stop_all(StopCause::Person, self.now())?;
         self.abandon(self.held()).await?;
+        self.save().await?;
+        Ok(self.view())
+    }
+
+    async fn operate(&mut self, operation: Operation) -> Result<View> {
+        let now = self.now();
+        match operation {
+            Operation::Pause => self.ledger.pause(now)?,
+            Operation::Resume => self.ledger.resume(now)?,
+        }
         self.save().await?;
         Ok(self.view())
     }
@@ -410,7 +450,7 @@ impl RunningSweep {
         self.ledger.settle(now);
         let record = self.ledger.record();
         let (sweep, budget) = (&record.sweep, &record.sweep.spec.budget);
-        let elapsed = now.since(sweep.created_at).as_secs_f64();
+        let elapsed = record.active_seconds(now);
         if let Some(spent) = spent(budget, sweep.cost_usd, elapsed)
             && record.stop.is_none()
         {
@@ -461,6 +501,7 @@ impl RunningSweep {
     async fn perform(&mut self, effect: Effect) -> Result<()> {
         match effect {
             Effect::Enqueue(number) => self.enqueue(number).await,
+            Effect::Withdraw => self.withdraw().await,
             Effect::Stop(number, attempt, reason) => {
                 let trial = self.ledger.get(number)?.trial.id.clone();
                 let stop = ToAgent::Stop(trial.clone(), attempt, reason);
@@ -477,12 +518,23 @@ impl RunningSweep {
         let request =
             Request { trial: trial.id.clone(), attempt, created_at: trial.created_at, needs, granted };
         self.tools.dispatcher.enqueue(request).await?;
-        self.signals.push(Box::pin(async move { Signal::Granted(number, attempt, grant.await.ok()) }));
+        self.requests.push(Box::pin(async move { Signal::Granted(number, attempt, grant.await.ok()) }));
+        Ok(())
+    }
+
+    /// Takes every waiting trial back from the dispatcher.
+    async fn withdraw(&mut self) -> Result<()> {
+        self.requests.clear();
+        let waiting = self.ledger.trials().values().filter(|t| t.trial.state == TrialState::Queued);
+        for trial in waiting.map(|t| &t.trial) {
+            // A device may have been granted just before.
+            self.tools.dispatcher.release(trial.id.clone(), trial.attempt.next(), false).await?;
+        }
         Ok(())
     }
 
     fn await_loss(&self, number: u32, attempt: Attempt, lost: oneshot::Receiver<f64>) {
-        self.signals.push(Box::pin(async move { Signal::Lost(number, attempt, lost.await.ok()) }));
+        self.losses.push(Box::pin(async move { Signal::Lost(number, attempt, lost.await.ok()) }));
     }
 }
 

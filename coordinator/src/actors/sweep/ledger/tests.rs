@@ -1,5 +1,7 @@
 //! What happens to records, happening by happening.
 
+mod operations;
+
 use super::*;
 use domain::footprint::ModelShape;
 use domain::sweep::{Sweep, SweepSpec};
@@ -25,7 +27,7 @@ fn record(document: Value) -> SweepRecord {
         created_at: NOW,
         finished_at: None,
     };
-    SweepRecord { sweep, stop: None, base_models: BTreeMap::new() }
+    SweepRecord { sweep, stop: None, paused_at: None, idle_ms: 0, base_models: BTreeMap::new() }
 }
 
 fn document() -> Value {

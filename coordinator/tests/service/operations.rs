@@ -1,0 +1,112 @@
+//! What a person asks of a sweep: to hold it and to go on.
+
+use crate::agent::{FakeAgent, hello};
+use crate::fixture::{Fixture, LONG, grid};
+use proto::v1::session_response::Message as Hear;
+use proto::v1::trial_event::Event;
+use proto::v1::{self, StopReason, SweepState, TrialState};
+use tonic::{Code, Status};
+
+impl Fixture {
+    async fn pause(&self, id: &str) -> Result<SweepState, Status> {
+        let request = v1::PauseSweepRequest { sweep_id: id.into() };
+        Ok(self.sweeps().pause_sweep(request).await?.into_inner().sweep.unwrap().state())
+    }
+
+    async fn resume(&self, id: &str) -> Result<SweepState, Status> {
+        let request = v1::ResumeSweepRequest { sweep_id: id.into() };
+        Ok(self.sweeps().resume_sweep(request).await?.into_inner().sweep.unwrap().state())
+    }
+
+    /// Trials that agents hold.
+    async fn held(&self) -> Vec<String> {
+        let agents = self.fleet().list_agents(v1::ListAgentsRequest::default()).await.unwrap();
+        agents.into_inner().agents.into_iter().flat_map(|a| a.trial_ids).collect()
+    }
+}
+
+impl FakeAgent {
+    /// Does what a stop with the reason `Release` asks.
+    async fn give_back(&mut self, assign: &v1::Assign, step: u64) {
+        let stop = self.stopped().await;
+        assert_eq!((stop.trial_id.as_str(), stop.reason()), (assign.trial_id.as_str(), StopReason::Release));
+        self.upload(assign, step).await.unwrap();
+        self.drop_holding(assign);
+        self.event(assign, Event::Released(v1::Released { reason: "asked".into() })).await;
+        self.acknowledged().await;
+    }
+}
+
+#[tokio::test]
+async fn a_paused_sweep_gives_its_devices_back_and_goes_on_from_its_checkpoints() {
+    let fixture = Fixture::start(LONG).await;
+    let sweep = fixture.submit(&grid(&[2, 4, 8])).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let first = agent.assigned().await;
+    agent.start(&first).await;
+    assert_eq!(fixture.pause(&sweep.id).await.unwrap(), SweepState::Paused);
+    assert_eq!(fixture.pause(&sweep.id).await.unwrap(), SweepState::Paused, "again changes nothing");
+    agent.give_back(&first, 2).await;
+    assert_eq!(fixture.trial(&first.trial_id).await.state(), TrialState::Queued);
+    let _idle = FakeAgent::connect(&fixture, hello("b", 1, vec![])).await;
+    assert_eq!(fixture.held().await, [""; 0], "nothing waits for a device");
+    // Another sweep may have them.
+    let other = fixture.submit(&grid(&[2])).await;
+    assert_eq!(agent.assigned().await.trial_id, format!("{}/1", other.id));
+    assert_eq!(fixture.resume(&sweep.id).await.unwrap(), SweepState::Running);
+    assert_eq!(fixture.resume(&sweep.id).await.unwrap(), SweepState::Running);
+    let mut held = fixture.held().await;
+    held.sort();
+    assert_eq!(held.len(), 2, "{held:?}");
+    assert!(held.contains(&first.trial_id));
+}
+
+/// An agent that was asked to give a trial back does not leave.
+#[tokio::test]
+async fn a_pause_outlives_the_coordinator_and_the_agent_stays() {
+    let mut fixture = Fixture::start(LONG).await;
+    let sweep = fixture.submit(&grid(&[2])).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let first = agent.assigned().await;
+    agent.start(&first).await;
+    fixture.pause(&sweep.id).await.unwrap();
+    fixture.restart().await;
+    assert_eq!(fixture.sweep(&sweep.id).await.state(), SweepState::Paused);
+    let held = vec![crate::holding(&first, 2)];
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, held)).await;
+    agent.give_back(&first, 2).await;
+    fixture.restart().await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    fixture.resume(&sweep.id).await.unwrap();
+    let second = agent.assigned().await;
+    assert_eq!((second.attempt, second.resume_step), (2, Some(2)));
+    fixture.pause(&sweep.id).await.unwrap();
+    agent.give_back(&second, 4).await;
+    fixture.resume(&sweep.id).await.unwrap();
+    let third = agent.assigned().await;
+    assert_eq!((third.attempt, third.resume_step), (3, Some(4)), "the agent did not leave");
+    agent.train(&third, 1.0).await;
+    assert_eq!(fixture.watch(&sweep.id).await.end().await.state(), SweepState::Completed);
+    for refused in [fixture.pause(&sweep.id).await, fixture.resume(&sweep.id).await] {
+        assert_eq!(refused.unwrap_err().code(), Code::FailedPrecondition);
+    }
+    assert_eq!(fixture.pause("none").await.unwrap_err().code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_paused_sweep_can_be_cancelled() {
+    let fixture = Fixture::start(LONG).await;
+    let sweep = fixture.submit(&grid(&[2, 4])).await;
+    fixture.pause(&sweep.id).await.unwrap();
+    let request = v1::CancelSweepRequest { sweep_id: sweep.id.clone() };
+    let cancelled = fixture.sweeps().cancel_sweep(request).await.unwrap().into_inner().sweep.unwrap();
+    assert_eq!(cancelled.state(), SweepState::Cancelled);
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let next = fixture.submit(&grid(&[2])).await;
+    loop {
+        if let Hear::Assign(assign) = agent.hear().await.unwrap() {
+            assert_eq!(assign.trial_id, format!("{}/1", next.id));
+            break;
+        }
+    }
+}
