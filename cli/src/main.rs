@@ -6,7 +6,7 @@
 //! | [`run`] | the main job; [`board`], [`forecast`] and [`progress`] show it live |
 //! | [`sweeps`], [`trials`], [`adapters`], [`agents`] | verbs that read and end what a server keeps |
 //! | [`plan`] | what a sweep needs, before anything runs |
-//! | [`up`], [`submit`] | this machine as a server; a sweep for one |
+//! | [`up`], [`submit`], [`extend`] | this machine as a server; a sweep for one; more of it |
 //! | [`train`] | one fine-tuning run without a server |
 //! | [`bench`] | how fast parts of it are on this machine |
 //! | [`client`], [`embedded`] | the way to a server, or one in this process |
@@ -25,6 +25,7 @@ mod bench;
 mod board;
 mod client;
 mod embedded;
+mod extend;
 mod failure;
 mod forecast;
 mod interrupt;
@@ -87,6 +88,7 @@ enum Verb {
     /// Goes on with a paused sweep from its checkpoints.
     #[command(after_help = "Example:\n  lorafleet resume quickstart-3fa2")]
     Resume(sweeps::SweepArgs),
+    Extend(extend::Args),
     Report(sweeps::ReportArgs),
     #[command(subcommand)]
     Trials(trials::Verb),
@@ -130,6 +132,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Cancel(args) => block_on(sweeps::run_cancel(args)),
         Verb::Pause(args) => block_on(sweeps::run_pause(args)),
         Verb::Resume(args) => block_on(sweeps::run_resume(args)),
+        Verb::Extend(args) => block_on(extend::run(args)),
         Verb::Report(args) => block_on(sweeps::run_report(args)),
         Verb::Trials(verb) => block_on(trials::run(verb)),
         Verb::Adapters(verb) => block_on(adapters::run(verb)),

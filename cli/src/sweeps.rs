@@ -130,11 +130,11 @@ pub(crate) async fn run_cancel(args: SweepArgs) -> Result<(), Failure> {
     show(&sweep, &args.output)
 }
 
-fn show(sweep: &v1::Sweep, output: &OutputArgs) -> Result<(), Failure> {
+pub(crate) fn show(sweep: &v1::Sweep, output: &OutputArgs) -> Result<(), Failure> {
     output::print(output.format, &view::sweep(sweep), || view::sweep_table(std::slice::from_ref(sweep)))
 }
 
-fn named(sweep: Option<v1::Sweep>) -> Result<v1::Sweep, Failure> {
+pub(crate) fn named(sweep: Option<v1::Sweep>) -> Result<v1::Sweep, Failure> {
     sweep.ok_or_else(|| Failure::failed("the server's answer names no sweep"))
 }
 
@@ -185,7 +185,7 @@ pub(crate) async fn list(
 }
 
 /// One sweep.
-async fn get(connection: &Connection, sweep_id: &str) -> Result<v1::Sweep, Failure> {
+pub(crate) async fn get(connection: &Connection, sweep_id: &str) -> Result<v1::Sweep, Failure> {
     let request = v1::GetSweepRequest { sweep_id: sweep_id.to_string() };
     named(connection.sweeps().get_sweep(request).await?.into_inner().sweep)
 }

@@ -1,4 +1,4 @@
-//! Verbs about trials: `trials list|get|metrics|stop`.
+//! Verbs about trials: `trials list|get|metrics|stop|retry`.
 
 use crate::client::{Connection, ServerArgs};
 use crate::output::{self, OutputArgs};
@@ -51,6 +51,18 @@ pub(crate) enum Verb {
         #[command(flatten)]
         rest: Rest,
     },
+    /// Puts a failed, diverged, stopped or cancelled trial back into the queue.
+    ///
+    /// It goes on from its last checkpoint, and the search does not end it early any more. Its sweep runs again if it
+    /// was over.
+    #[command(after_help = "Example:\n  lorafleet trials retry quickstart-3fa2/7")]
+    Retry {
+        /// The trial's id, SWEEP_ID/NUMBER.
+        #[arg(value_name = "TRIAL_ID")]
+        trial: String,
+        #[command(flatten)]
+        rest: Rest,
+    },
 }
 
 /// What all of them take.
@@ -68,7 +80,8 @@ pub(crate) async fn run(verb: Verb) -> Result<(), Failure> {
         Verb::List { rest, .. }
         | Verb::Get { rest, .. }
         | Verb::Metrics { rest, .. }
-        | Verb::Stop { rest, .. } => rest,
+        | Verb::Stop { rest, .. }
+        | Verb::Retry { rest, .. } => rest,
     };
     let format = rest.output.format;
     let (document, table) = Connection::with(&rest.server, async |c| answer(&verb, c).await).await?;
@@ -93,6 +106,12 @@ async fn answer(verb: &Verb, connection: &Connection) -> Result<(Value, String),
         Verb::Stop { trial, .. } => {
             let request = v1::StopTrialRequest { trial_id: trial.clone() };
             let answer = connection.trials().stop_trial(request).await?.into_inner();
+            let trial = view::trial(answer.trial.unwrap_or_default())?;
+            Ok((view::trial_document(&trial), view::trial_table(&[trial])))
+        }
+        Verb::Retry { trial, .. } => {
+            let request = v1::RetryTrialRequest { trial_id: trial.clone() };
+            let answer = connection.trials().retry_trial(request).await?.into_inner();
             let trial = view::trial(answer.trial.unwrap_or_default())?;
             Ok((view::trial_document(&trial), view::trial_table(&[trial])))
         }

@@ -10,7 +10,7 @@
 
 use crate::error::{CoordinatorError, Result};
 use domain::footprint::ModelShape;
-use domain::sweep::Sweep;
+use domain::sweep::{Sweep, SweepSpec};
 use domain::trial::{Trial, TrialConfig, TrialState};
 use domain::{AgentId, Attempt, DeviceId, SweepId, Timestamp, TrialId};
 use registry::{Fence, Registry, Write};
@@ -40,6 +40,15 @@ impl StopCause {
     pub fn after(self, before: Option<StopCause>) -> Self {
         if before == Some(Self::Person) { Self::Person } else { self }
     }
+}
+
+/// A sweep's spec as it was from a trial number on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Revision {
+    /// The first trial that it may have proposed.
+    pub from: u32,
+    /// The spec.
+    pub spec: SweepSpec,
 }
 
 /// Where a trial trains.
@@ -77,12 +86,31 @@ pub struct SweepRecord {
     /// Milliseconds since its submission in which it was paused or over: they are no part of its wall clock.
     #[serde(default)]
     pub idle_ms: u64,
+    /// Every spec it has had, if it was extended; the last is the sweep's.
+    #[serde(default)]
+    pub revisions: Vec<Revision>,
+    /// Request ids of its extensions: the same one again is the same extension.
+    #[serde(default)]
+    pub extensions: Vec<String>,
     /// Shapes of base models, by the name that trials give them: what memory is predicted from.
     #[serde(default)]
     pub base_models: BTreeMap<String, ModelShape>,
 }
 
 impl SweepRecord {
+    /// A sweep that was just submitted.
+    pub fn new(sweep: Sweep, base_models: BTreeMap<String, ModelShape>) -> Self {
+        Self {
+            sweep,
+            stop: None,
+            paused_at: None,
+            idle_ms: 0,
+            revisions: Vec::new(),
+            extensions: Vec::new(),
+            base_models,
+        }
+    }
+
     /// Seconds since the submission, without those in which it was paused or over.
     pub fn active_seconds(&self, now: Timestamp) -> f64 {
         let until = self.paused_at.or(self.sweep.finished_at).unwrap_or(now);
@@ -103,6 +131,9 @@ pub struct TrialRecord {
     /// Whether its agent was asked to give it back to the queue.
     #[serde(default)]
     pub release: bool,
+    /// Whether a person tried it again: the search does not end it early any more.
+    #[serde(default)]
+    pub retried: bool,
     /// The newest checkpoint that it can go on from.
     pub checkpoint: Option<Checkpoint>,
     /// The step at which the newest adapter was taken.
@@ -152,6 +183,7 @@ impl TrialRecord {
             placement: None,
             stop: None,
             release: false,
+            retried: false,
             checkpoint: None,
             adapter_step: 0,
             value: None,

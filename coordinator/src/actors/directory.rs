@@ -32,7 +32,9 @@ pub struct Submission {
 enum Command {
     Submit(Submission, Reply<Result<View>>),
     Find(SweepId, Reply<Option<SweepHandle>>),
-    Ended(SweepId),
+    Reopen(SweepId, Operation, Reply<Result<View>>),
+    /// The sweep's actor of that number ended.
+    Ended(SweepId, u64),
 }
 
 /// Speaks to the directory, and through it to the sweeps.
@@ -50,13 +52,18 @@ impl Directory {
     pub async fn start(tools: Tools, scope: &Scope) -> Result<Self> {
         let (mailbox, inbox) = actor::mailbox(CAPACITY);
         let store = tools.store.clone();
-        let mut state =
-            State { tools, running: HashMap::new(), mailbox: mailbox.clone(), scope: scope.clone() };
+        let mut state = State {
+            tools,
+            running: HashMap::new(),
+            started: 0,
+            mailbox: mailbox.clone(),
+            scope: scope.clone(),
+        };
         for record in store.sweeps().await? {
             if !record.sweep.state.is_terminal() {
                 let trials = store.trials(&record.sweep.id).await?;
                 tracing::info!(sweep = %record.sweep.id, trials = trials.len(), "going on with a sweep");
-                state.run_sweep(record, trials).await?;
+                state.run_sweep(record, trials, None).await?;
             }
         }
         scope.spawn("directory", async move { state.run(inbox).await });
@@ -200,9 +207,12 @@ impl Directory {
     /// It is over, or there is none of that id.
     pub async fn operate(&self, id: &SweepId, operation: Operation) -> Result<View> {
         if let Some(sweep) = self.find(id).await?
-            && let Ok(view) = sweep.operate(operation).await
+            && let Ok(view) = sweep.operate(operation.clone()).await
         {
             return view;
+        }
+        if operation.reopens() {
+            return self.mailbox.ask(|reply| Command::Reopen(id.clone(), operation, reply)).await?;
         }
         let state = self.view(id).await?.sweep.state;
         Err(over("sweep", id, state.is_terminal(), state.as_str()))
@@ -232,7 +242,9 @@ fn over(kind: &'static str, id: impl ToString, terminal: bool, state: &'static s
 
 struct State {
     tools: Tools,
-    running: HashMap<SweepId, SweepHandle>,
+    /// Each with the number of its actor: a sweep that is over may run again.
+    running: HashMap<SweepId, (u64, SweepHandle)>,
+    started: u64,
     mailbox: Mailbox<Command>,
     scope: Scope,
 }
@@ -251,10 +263,15 @@ impl State {
                     let _ = reply.send(self.submit(submission).await);
                 }
                 Some(Command::Find(id, reply)) => {
-                    let _ = reply.send(self.running.get(&id).cloned());
+                    let _ = reply.send(self.running.get(&id).map(|(_, sweep)| sweep.clone()));
                 }
-                Some(Command::Ended(id)) => {
-                    self.running.remove(&id);
+                Some(Command::Reopen(id, operation, reply)) => {
+                    let _ = reply.send(self.reopen(&id, operation).await);
+                }
+                Some(Command::Ended(id, number)) => {
+                    if self.running.get(&id).is_some_and(|(current, _)| *current == number) {
+                        self.running.remove(&id);
+                    }
                 }
                 None => return,
             }
@@ -289,16 +306,16 @@ impl State {
             finished_at: None,
         };
         tracing::info!(sweep = %sweep.id, ?max_trials, "a new sweep");
-        let record = SweepRecord { sweep, stop: None, paused_at: None, idle_ms: 0, base_models };
+        let record = SweepRecord::new(sweep, base_models);
         let mut batch = Batch::default();
         batch.submission(&record);
         store.commit(batch).await?;
-        let handle = self.run_sweep(record, Vec::new()).await?;
+        let handle = self.run_sweep(record, Vec::new(), None).await?;
         Ok(handle.view().await?)
     }
 
     async fn existing(&self, id: &SweepId) -> Result<View> {
-        if let Some(sweep) = self.running.get(id)
+        if let Some((_, sweep)) = self.running.get(id)
             && let Ok(view) = sweep.view().await
         {
             return Ok(view);
@@ -306,6 +323,21 @@ impl State {
         let store = &self.tools.store;
         let record = store.sweep(id).await?.ok_or_else(|| CoordinatorError::not_found("sweep", id))?;
         Ok(View { sweep: record.sweep, trials: store.trials(id).await? })
+    }
+
+    /// Runs a sweep again that was over.
+    async fn reopen(&mut self, id: &SweepId, operation: Operation) -> Result<View> {
+        // Another request may have come before this one.
+        if let Some((_, sweep)) = self.running.get(id)
+            && let Ok(view) = sweep.operate(operation.clone()).await
+        {
+            return view;
+        }
+        let store = &self.tools.store;
+        let record = store.sweep(id).await?.ok_or_else(|| CoordinatorError::not_found("sweep", id))?;
+        let trials = store.trials(id).await?;
+        self.run_sweep(record, trials, Some(operation)).await?;
+        self.existing(id).await
     }
 
     /// `<name>-<4 hex digits>` that no sweep has.
@@ -319,17 +351,25 @@ impl State {
         }
     }
 
-    async fn run_sweep(&mut self, record: SweepRecord, trials: Vec<TrialRecord>) -> Result<SweepHandle> {
+    async fn run_sweep(
+        &mut self,
+        record: SweepRecord,
+        trials: Vec<TrialRecord>,
+        again: Option<Operation>,
+    ) -> Result<SweepHandle> {
+        self.started += 1;
+        let number = self.started;
         let id = record.sweep.id.clone();
         let directory = self.mailbox.clone();
-        let ended = |id| -> futures::future::BoxFuture<'static, ()> {
+        let ended = move |id| -> futures::future::BoxFuture<'static, ()> {
             Box::pin(async move {
                 // A directory that is gone holds no sweep.
-                let _ = directory.tell(Command::Ended(id)).await;
+                let _ = directory.tell(Command::Ended(id, number)).await;
             })
         };
-        let handle = SweepHandle::start(record, trials, self.tools.clone(), &self.scope, ended).await?;
-        self.running.insert(id, handle.clone());
+        let handle =
+            SweepHandle::start(record, trials, again, self.tools.clone(), &self.scope, ended).await?;
+        self.running.insert(id, (number, handle.clone()));
         Ok(handle)
     }
 }

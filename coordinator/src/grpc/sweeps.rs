@@ -86,6 +86,19 @@ impl SweepService for Services {
         Ok(Response::new(v1::ResumeSweepResponse { sweep: Some(wire(&view)) }))
     }
 
+    async fn extend_sweep(
+        &self,
+        request: Request<v1::ExtendSweepRequest>,
+    ) -> std::result::Result<Response<v1::ExtendSweepResponse>, Status> {
+        let request = request.into_inner();
+        let id = sweep_id(request.sweep_id)?;
+        let request_id = request_id(&request.request_id)?;
+        let document = convert::from_struct(convert::required("spec", request.spec)?);
+        let spec = SweepSpec::from_document(&document).map_err(CoordinatorError::problems)?;
+        let view = self.desk.directory.operate(&id, Operation::Extend(request_id, Box::new(spec))).await?;
+        Ok(Response::new(v1::ExtendSweepResponse { sweep: Some(wire(&view)) }))
+    }
+
     type WatchSweepStream = Answers<v1::WatchSweepResponse>;
 
     async fn watch_sweep(

@@ -1,6 +1,8 @@
 //! `TrialService`.
 
 use super::{Answers, Services, page, sweep_id, trial_id};
+use crate::actors::sweep::Operation;
+use crate::error::CoordinatorError;
 use crate::store::TrialRecord;
 use domain::trial::TrialState;
 use proto::v1;
@@ -64,6 +66,20 @@ impl TrialService for Services {
         let id = trial_id(request.into_inner().trial_id)?;
         let record = self.desk.directory.stop_trial(&id).await?;
         Ok(Response::new(v1::StopTrialResponse { trial: Some(record.trial.into()) }))
+    }
+
+    async fn retry_trial(
+        &self,
+        request: Request<v1::RetryTrialRequest>,
+    ) -> Result<Response<v1::RetryTrialResponse>, Status> {
+        let id = trial_id(request.into_inner().trial_id)?;
+        let unknown = || CoordinatorError::not_found("trial", &id);
+        let (sweep, number) = id.sweep().zip(id.number()).ok_or_else(unknown)?;
+        // A trial of a sweep that is not there is no trial.
+        self.desk.directory.trial(&id).await?;
+        let view = self.desk.directory.operate(&sweep, Operation::Retry(number)).await?;
+        let record = view.trials.into_iter().find(|record| record.trial.id == id).ok_or_else(unknown)?;
+        Ok(Response::new(v1::RetryTrialResponse { trial: Some(record.trial.into()) }))
     }
 }
 

@@ -110,3 +110,68 @@ async fn a_paused_sweep_can_be_cancelled() {
         }
     }
 }
+
+#[tokio::test]
+async fn an_extended_sweep_runs_again() {
+    let mut fixture = Fixture::start(LONG).await;
+    let sweep = fixture.submit(&grid(&[2])).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let first = agent.assigned().await;
+    agent.train(&first, 2.0).await;
+    assert_eq!(fixture.watch(&sweep.id).await.end().await.state(), SweepState::Completed);
+    let request = |document: &serde_json::Value, request_id: &str| v1::ExtendSweepRequest {
+        sweep_id: sweep.id.clone(),
+        request_id: request_id.into(),
+        spec: Some(proto::convert::to_struct(document.as_object().unwrap())),
+    };
+    let (one, other) = ("6f1c0c0e-9a43-4d0e-8c3a-52d1b6f4a001", "6f1c0c0e-9a43-4d0e-8c3a-52d1b6f4a002");
+    let mut wrong = grid(&[2, 4]);
+    wrong["max_steps"] = 7.into();
+    let refused = fixture.sweeps().extend_sweep(request(&wrong, one)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().starts_with("spec.max_steps: cannot change"), "{refused:?}");
+    for _ in 0..2 {
+        let extended = fixture.sweeps().extend_sweep(request(&grid(&[2, 4]), one)).await;
+        let extended = extended.unwrap().into_inner().sweep.unwrap();
+        assert_eq!((extended.state(), extended.max_trials), (SweepState::Running, Some(2)));
+    }
+    let second = agent.assigned().await;
+    assert_eq!(second.trial_id, format!("{}/2", sweep.id));
+    agent.train(&second, 1.0).await;
+    let over = fixture.watch(&sweep.id).await.end().await;
+    assert_eq!((over.state(), over.best_value), (SweepState::Completed, Some(1.0)));
+    fixture.restart().await;
+    let again = fixture.sweeps().extend_sweep(request(&grid(&[2, 4]), one)).await.unwrap().into_inner();
+    assert_eq!(again.sweep, Some(over), "the same request changes nothing");
+    let extended = fixture.sweeps().extend_sweep(request(&grid(&[2, 4, 8]), other)).await.unwrap();
+    assert_eq!(extended.into_inner().sweep.unwrap().state(), SweepState::Running);
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    assert_eq!(agent.assigned().await.trial_id, format!("{}/3", sweep.id));
+}
+
+#[tokio::test]
+async fn a_failed_trial_is_tried_again() {
+    let fixture = Fixture::start(LONG).await;
+    let sweep = fixture.submit(&grid(&[2])).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let first = agent.assigned().await;
+    agent.start(&first).await;
+    agent.upload(&first, 3).await.unwrap();
+    let class = v1::FailureClass::User.into();
+    agent.event(&first, Event::Failed(v1::Failure { class, message: "no".into() })).await;
+    assert_eq!(fixture.watch(&sweep.id).await.end().await.state(), SweepState::Failed);
+    let retry = |id: &str| {
+        let request = v1::RetryTrialRequest { trial_id: id.into() };
+        let mut trials = fixture.trials();
+        async move { trials.retry_trial(request).await.map(|r| r.into_inner().trial.unwrap()) }
+    };
+    let trial = retry(&first.trial_id).await.unwrap();
+    assert_eq!((trial.state(), trial.failure), (TrialState::Queued, None));
+    let second = agent.assigned().await;
+    assert_eq!((second.attempt, second.resume_step), (2, Some(3)));
+    agent.train(&second, 1.0).await;
+    assert_eq!(fixture.watch(&sweep.id).await.end().await.state(), SweepState::Completed);
+    assert_eq!(retry(&first.trial_id).await.unwrap_err().code(), Code::FailedPrecondition);
+    assert_eq!(retry(&format!("{}/9", sweep.id)).await.unwrap_err().code(), Code::NotFound);
+    assert_eq!(retry("none/1").await.unwrap_err().code(), Code::NotFound);
+}

@@ -1,6 +1,7 @@
 //! What happens to a sweep's records, without I/O: each method applies one happening, marks what it changed and
 //! says what is to be done about it. The actor writes the changes, then does what was said.
 
+mod extension;
 mod operations;
 
 use crate::actors::message::{Assignment, Ending, StopReason, TrialEvent};
@@ -67,8 +68,7 @@ pub struct Ledger {
 impl Ledger {
     /// A sweep as its records have it, with the search brought to where it was.
     pub fn new(record: SweepRecord, trials: Vec<TrialRecord>) -> Result<Self> {
-        let mut searcher = Searcher::new(&record.sweep.spec).map_err(CoordinatorError::problems)?;
-        searcher.fast_forward(record.sweep.proposed);
+        let searcher = operations::searcher(&record)?;
         let numbered = trials.into_iter().filter_map(|t| Some((t.trial.id.number()?, t)));
         Ok(Self {
             record,
@@ -84,12 +84,15 @@ impl Ledger {
     /// Brings a trial to where its durable curve stands, and tells the search what it knew.
     pub fn replay(&mut self, number: u32, curve: &[MetricPoint]) -> Result<()> {
         let record = self.get_mut(number)?;
+        // The last word of a trial that is over is its summary's.
+        let last = (record.value, record.trial.eval_loss);
         if !curve.is_empty() {
             record.trial.step = 0;
         }
         self.take_points(number, curve)?;
-        let record = self.get(number)?;
+        let record = self.get_mut(number)?;
         if record.trial.state.is_terminal() {
+            (record.value, record.trial.eval_loss) = last;
             let value = feasible(record);
             self.searcher.ended(number, value);
         }
@@ -199,7 +202,8 @@ impl Ledger {
     /// Durable points of the current attempt.
     pub fn metrics(&mut self, number: u32, points: &[MetricPoint]) -> Result<()> {
         let verdict = self.take_points(number, points)?;
-        if verdict == Verdict::Stop && self.get(number)?.stop.is_none() {
+        let record = self.get(number)?;
+        if verdict == Verdict::Stop && record.stop.is_none() && !record.retried {
             self.stop(number, StopCause::Search)?;
         }
         Ok(())
@@ -416,7 +420,10 @@ impl Ledger {
             state if state.is_terminal() => {
                 Err(CoordinatorError::Over { kind: "trial", id: trial.id.to_string(), state: state.as_str() })
             }
-            TrialState::Queued => self.end(number, ended_by(cause), now),
+            TrialState::Queued => {
+                self.get_mut(number)?.stop = Some(cause);
+                self.end(number, ended_by(cause), now)
+            }
             _ => self.stop(number, cause),
         }
     }

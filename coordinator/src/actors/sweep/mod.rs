@@ -13,7 +13,7 @@ use crate::history::History;
 use crate::store::{Batch, Placement, StopCause, Store, SweepRecord, TrialRecord};
 use actor::{Gone, Mailbox, Reply, Scope};
 use domain::metric::MetricPoint;
-use domain::sweep::{Budget, Sweep};
+use domain::sweep::{Budget, Sweep, SweepSpec};
 use domain::trial::{Trial, TrialState};
 use domain::{Attempt, Clock, SweepId, Timestamp, TrialId};
 use futures::future::BoxFuture;
@@ -85,6 +85,17 @@ pub enum Operation {
     Pause,
     /// Go on.
     Resume,
+    /// More trials, more budget, another space: the extension's request id, and the whole spec.
+    Extend(String, Box<SweepSpec>),
+    /// Try a trial again, by its number.
+    Retry(u32),
+}
+
+impl Operation {
+    /// Whether it makes a sweep that is over run again.
+    pub fn reopens(&self) -> bool {
+        matches!(self, Self::Extend(..) | Self::Retry(_))
+    }
 }
 
 /// Speaks to a running sweep. Every call answers [`Gone`] once the sweep is over; its records then lie in the
@@ -93,13 +104,15 @@ pub enum Operation {
 pub struct SweepHandle(Mailbox<Command>);
 
 impl SweepHandle {
-    /// Starts a sweep from its records, new or after a restart. `ended` is called when it is over.
+    /// Starts a sweep from its records, new, after a restart, or to run again by an operation. `ended` is called
+    /// when it is over.
     ///
     /// # Errors
-    /// Its records or metrics cannot be read, or the first changes cannot be written.
+    /// Its records or metrics cannot be read, the operation is refused, or the first changes cannot be written.
     pub async fn start<F>(
         record: SweepRecord,
         trials: Vec<TrialRecord>,
+        again: Option<Operation>,
         tools: Tools,
         scope: &Scope,
         ended: F,
@@ -117,6 +130,9 @@ impl SweepHandle {
             scope: scope.clone(),
         };
         sweep.restore().await?;
+        if let Some(operation) = again {
+            sweep.apply(operation)?;
+        }
         sweep.save().await?;
         let (mailbox, inbox) = actor::mailbox(CAPACITY);
         scope.spawn("sweep", async move {
@@ -380,13 +396,19 @@ impl RunningSweep {
     }
 
     async fn operate(&mut self, operation: Operation) -> Result<View> {
-        let now = self.now();
-        match operation {
-            Operation::Pause => self.ledger.pause(now)?,
-            Operation::Resume => self.ledger.resume(now)?,
-        }
+        self.apply(operation)?;
         self.save().await?;
         Ok(self.view())
+    }
+
+    fn apply(&mut self, operation: Operation) -> Result<()> {
+        let now = self.now();
+        match operation {
+            Operation::Pause => self.ledger.pause(now),
+            Operation::Resume => self.ledger.resume(now),
+            Operation::Extend(request_id, spec) => self.ledger.extend(&request_id, *spec, now),
+            Operation::Retry(number) => self.ledger.retry(number, now),
+        }
     }
 
     /// The trials that hold a device.

@@ -27,7 +27,7 @@ fn record(document: Value) -> SweepRecord {
         created_at: NOW,
         finished_at: None,
     };
-    SweepRecord { sweep, stop: None, paused_at: None, idle_ms: 0, base_models: BTreeMap::new() }
+    SweepRecord::new(sweep, BTreeMap::new())
 }
 
 fn document() -> Value {
