@@ -89,6 +89,7 @@ enum Verb {
     #[command(after_help = "Example:\n  lorafleet resume quickstart-3fa2")]
     Resume(sweeps::SweepArgs),
     Extend(extend::Args),
+    Delete(sweeps::DeleteArgs),
     Report(sweeps::ReportArgs),
     #[command(subcommand)]
     Trials(trials::Verb),
@@ -132,6 +133,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Cancel(args) => block_on(sweeps::run_cancel(args)),
         Verb::Pause(args) => block_on(sweeps::run_pause(args)),
         Verb::Resume(args) => block_on(sweeps::run_resume(args)),
+        Verb::Delete(args) => block_on(sweeps::run_delete(args)),
         Verb::Extend(args) => block_on(extend::run(args)),
         Verb::Report(args) => block_on(sweeps::run_report(args)),
         Verb::Trials(verb) => block_on(trials::run(verb)),

@@ -60,6 +60,24 @@ pub(crate) struct SweepArgs {
     pub(crate) output: OutputArgs,
 }
 
+/// Deletes a sweep that is over, with its trials, metrics and checkpoints.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  lorafleet delete quickstart-3fa2\n  lorafleet delete quickstart-3fa2 --force"
+)]
+pub(crate) struct DeleteArgs {
+    /// The sweep's id, as `lorafleet list` shows it.
+    #[arg(value_name = "SWEEP_ID")]
+    sweep: String,
+    /// Cancels it first, and waits for its end.
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
 /// Writes a sweep's report, one self-contained HTML file.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -151,6 +169,16 @@ pub(crate) async fn run_pause(args: SweepArgs) -> Result<(), Failure> {
 pub(crate) async fn run_resume(args: SweepArgs) -> Result<(), Failure> {
     let sweep = Connection::with(&args.server, async |c| resume(c, &args.sweep).await).await?;
     show(&sweep, &args.output)
+}
+
+/// `lorafleet delete`.
+pub(crate) async fn run_delete(args: DeleteArgs) -> Result<(), Failure> {
+    let request = v1::DeleteSweepRequest { sweep_id: args.sweep, force: args.force };
+    let answer =
+        Connection::with(&args.server, async |c| Ok(c.sweeps().delete_sweep(request).await?.into_inner()))
+            .await?;
+    let document = json!({ "sweep": answer.sweep_id, "deleted_at": view::wire_time(answer.deleted_at) });
+    output::print(args.output.format, &document, || format!("deleted {}", answer.sweep_id))
 }
 
 /// `lorafleet report`.

@@ -85,6 +85,7 @@ pub async fn start(options: Options, scope: Scope) -> Result<Server> {
     let tools = Tools {
         store,
         history: history.clone(),
+        artifacts: artifacts.clone(),
         dispatcher: dispatcher.clone(),
         clock: clock.clone(),
         tick: heartbeat,

@@ -6,6 +6,7 @@
 //! | `sweeps/<sweep>` | a [`SweepRecord`] |
 //! | `trials/<sweep>/<number, ten digits>` | a [`TrialRecord`] |
 //! | `requests/<request id>` | the id of the sweep that the request made |
+//! | `deleted/<sweep>` | the [`Tombstone`] of a deleted sweep: its id is never given again |
 //! | `newest/<time, descending>-<sweep>` | the sweep's id, so that a listing begins with the newest |
 
 use crate::error::{CoordinatorError, Result};
@@ -49,6 +50,17 @@ pub struct Revision {
     pub from: u32,
     /// The spec.
     pub spec: SweepSpec,
+}
+
+/// What stays of a deleted sweep.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// The sweep.
+    pub sweep: SweepId,
+    /// When its records were removed.
+    pub deleted_at: Timestamp,
+    /// When its last checkpoint was removed.
+    pub completed_at: Option<Timestamp>,
 }
 
 /// Where a trial trains.
@@ -235,6 +247,34 @@ impl Store {
         self.read_all("sweeps/").await
     }
 
+    /// What stays of a deleted sweep.
+    pub async fn tombstone(&self, id: &SweepId) -> Result<Option<Tombstone>> {
+        self.read(&tombstone_key(id)).await
+    }
+
+    /// Every deleted sweep.
+    pub async fn tombstones(&self) -> Result<Vec<Tombstone>> {
+        self.read_all(TOMBSTONES).await
+    }
+
+    /// The keys of everything that is kept of a sweep's trials.
+    pub async fn keys_of(&self, sweep: &SweepId) -> Result<Vec<String>> {
+        let mut keys = Vec::new();
+        for prefix in [format!("trials/{sweep}/"), format!("{LOGS}{sweep}/")] {
+            let mut after: Option<String> = None;
+            loop {
+                let page = self.registry.list(&prefix, after.as_deref(), PAGE).await?;
+                let full = page.len() == PAGE;
+                keys.extend(page.into_iter().map(|(key, _)| key));
+                if !full {
+                    break;
+                }
+                after = keys.last().cloned();
+            }
+        }
+        Ok(keys)
+    }
+
     /// The sweep that a request made.
     pub async fn request(&self, request_id: &str) -> Result<Option<SweepId>> {
         self.read(&request_key(request_id)).await
@@ -305,8 +345,18 @@ impl Batch {
     pub fn submission(&mut self, record: &SweepRecord) {
         self.sweep(record);
         self.put(request_key(&record.sweep.request_id), &record.sweep.id);
-        let age = u64::MAX - record.sweep.created_at.0;
-        self.put(format!("{NEWEST}{age:020}-{}", record.sweep.id), &record.sweep.id);
+        self.put(newest_key(&record.sweep), &record.sweep.id);
+    }
+
+    /// Removes a sweep with these keys of its trials. Its request stays: the same one again does not begin it anew.
+    pub fn remove(&mut self, sweep: &Sweep, keys: Vec<String>) {
+        let own = [sweep_key(&sweep.id), newest_key(sweep)];
+        self.writes.extend(own.into_iter().chain(keys).map(Write::Delete));
+    }
+
+    /// Sets what stays of a deleted sweep.
+    pub fn tombstone(&mut self, tombstone: &Tombstone) {
+        self.put(tombstone_key(&tombstone.sweep), tombstone);
     }
 
     fn put<T: Serialize>(&mut self, key: String, value: &T) {
@@ -318,6 +368,17 @@ impl Batch {
 }
 
 const NEWEST: &str = "newest/";
+const TOMBSTONES: &str = "deleted/";
+const LOGS: &str = "logs/";
+
+fn newest_key(sweep: &Sweep) -> String {
+    let age = u64::MAX - sweep.created_at.0;
+    format!("{NEWEST}{age:020}-{}", sweep.id)
+}
+
+fn tombstone_key(id: &SweepId) -> String {
+    format!("{TOMBSTONES}{id}")
+}
 
 fn sweep_key(id: &SweepId) -> String {
     format!("sweeps/{id}")

@@ -1,18 +1,19 @@
 //! Which sweeps run. The directory's actor serialises submissions and knows the running sweeps; its handle
 //! also answers for those that are over, from the store.
 
+use super::deletion;
 use super::message::TrialEvent;
 use super::sweep::{Change, Operation, Standing, SweepHandle, Tools, View};
 use crate::artifacts::Stored;
 use crate::error::{CoordinatorError, Result};
 use crate::search::Searcher;
-use crate::store::{Batch, Store, SweepRecord, TrialRecord};
+use crate::store::{Batch, Store, SweepRecord, Tombstone, TrialRecord};
 use actor::{Gone, Mailbox, Reply, Scope};
 use domain::footprint::ModelShape;
 use domain::metric::MetricPoint;
 use domain::sweep::{Sweep, SweepSpec, SweepState};
 use domain::{Attempt, SweepId, TrialId};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use tokio::sync::{broadcast, mpsc};
 
 /// Commands that may wait.
@@ -33,6 +34,7 @@ enum Command {
     Submit(Submission, Reply<Result<View>>),
     Find(SweepId, Reply<Option<SweepHandle>>),
     Reopen(SweepId, Operation, Reply<Result<View>>),
+    Delete(SweepId, Reply<Result<Tombstone>>),
     /// The sweep's actor of that number ended.
     Ended(SweepId, u64),
 }
@@ -66,6 +68,10 @@ impl Directory {
                 state.run_sweep(record, trials, None).await?;
             }
         }
+        let deleted = store.tombstones().await?;
+        let ids: HashSet<_> = deleted.iter().map(|tombstone| &tombstone.sweep).collect();
+        state.tools.history.forget(|sweep| ids.contains(sweep));
+        deleted.into_iter().for_each(|tombstone| state.remove_artifacts(tombstone, None));
         scope.spawn("directory", async move { state.run(inbox).await });
         Ok(Self { mailbox, store })
     }
@@ -218,6 +224,26 @@ impl Directory {
         Err(over("sweep", id, state.is_terminal(), state.as_str()))
     }
 
+    /// Deletes a sweep that is over, its trials, metrics and checkpoints; `force` ends it first. Everything is gone
+    /// when it returns; whatever happens meanwhile, the next start goes on with it.
+    ///
+    /// # Errors
+    /// It is not over, or there is none of that id.
+    pub async fn delete(&self, id: &SweepId, force: bool) -> Result<Tombstone> {
+        while force && let Ok((_, Some(mut changes))) = self.watch(id).await {
+            match self.cancel(id).await {
+                Ok(_) | Err(CoordinatorError::Over { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            while let Ok(change) = changes.recv().await {
+                if matches!(&change, Change::Sweep(sweep, _) if sweep.state.is_terminal()) {
+                    break;
+                }
+            }
+        }
+        self.mailbox.ask(|reply| Command::Delete(id.clone(), reply)).await?
+    }
+
     /// The sweep is not running: a message about one of its trials can only be a repetition.
     async fn repetition(&self, id: &TrialId, attempt: Attempt) -> Result<()> {
         match self.standing(id, attempt).await? {
@@ -268,6 +294,7 @@ impl State {
                 Some(Command::Reopen(id, operation, reply)) => {
                     let _ = reply.send(self.reopen(&id, operation).await);
                 }
+                Some(Command::Delete(id, reply)) => self.delete(&id, reply).await,
                 Some(Command::Ended(id, number)) => {
                     if self.running.get(&id).is_some_and(|(current, _)| *current == number) {
                         self.running.remove(&id);
@@ -340,12 +367,41 @@ impl State {
         self.existing(id).await
     }
 
-    /// `<name>-<4 hex digits>` that no sweep has.
+    /// Answers once nothing is left of the sweep.
+    async fn delete(&self, id: &SweepId, reply: Reply<Result<Tombstone>>) {
+        match deletion::remove_records(&self.tools, id).await {
+            Ok(tombstone) => self.remove_artifacts(tombstone, Some(reply)),
+            Err(error) => {
+                let _ = reply.send(Err(error));
+            }
+        }
+    }
+
+    /// Removes a deleted sweep's checkpoints, while the directory goes on.
+    fn remove_artifacts(&self, tombstone: Tombstone, reply: Option<Reply<Result<Tombstone>>>) {
+        let (tools, scope) = (self.tools.clone(), self.scope.clone());
+        self.scope.spawn("deletion", async move {
+            let sweep = tombstone.sweep.clone();
+            let done = tokio::select! {
+                () = scope.cancelled() => return,
+                done = deletion::remove_artifacts(&tools, tombstone) => done,
+            };
+            if let Err(error) = &done {
+                tracing::error!(%sweep, %error, "cannot delete its checkpoints; the next start goes on");
+            }
+            if let Some(reply) = reply {
+                let _ = reply.send(done);
+            }
+        });
+    }
+
+    /// `<name>-<4 hex digits>` that no sweep has or had.
     async fn new_id(&self, name: &str) -> Result<SweepId> {
         loop {
             let [a, b, ..] = uuid::Uuid::new_v4().into_bytes();
             let id = SweepId::new(format!("{name}-{a:02x}{b:02x}"));
-            if self.tools.store.sweep(&id).await?.is_none() {
+            let store = &self.tools.store;
+            if store.sweep(&id).await?.is_none() && store.tombstone(&id).await?.is_none() {
                 return Ok(id);
             }
         }

@@ -99,6 +99,19 @@ impl SweepService for Services {
         Ok(Response::new(v1::ExtendSweepResponse { sweep: Some(wire(&view)) }))
     }
 
+    async fn delete_sweep(
+        &self,
+        request: Request<v1::DeleteSweepRequest>,
+    ) -> std::result::Result<Response<v1::DeleteSweepResponse>, Status> {
+        let request = request.into_inner();
+        let id = sweep_id(request.sweep_id)?;
+        let tombstone = self.desk.directory.delete(&id, request.force).await?;
+        Ok(Response::new(v1::DeleteSweepResponse {
+            sweep_id: id.to_string(),
+            deleted_at: Some(convert::timestamp(tombstone.deleted_at)),
+        }))
+    }
+
     type WatchSweepStream = Answers<v1::WatchSweepResponse>;
 
     async fn watch_sweep(

@@ -166,7 +166,7 @@ async fn a_failed_trial_is_tried_again() {
         async move { trials.retry_trial(request).await.map(|r| r.into_inner().trial.unwrap()) }
     };
     let trial = retry(&first.trial_id).await.unwrap();
-    assert_eq!((trial.state(), trial.failure), (TrialState::Queued, None));
+    assert_eq!((trial.failure, trial.finished_at), (None, None));
     let second = agent.assigned().await;
     assert_eq!((second.attempt, second.resume_step), (2, Some(3)));
     agent.train(&second, 1.0).await;
@@ -174,4 +174,90 @@ async fn a_failed_trial_is_tried_again() {
     assert_eq!(retry(&first.trial_id).await.unwrap_err().code(), Code::FailedPrecondition);
     assert_eq!(retry(&format!("{}/9", sweep.id)).await.unwrap_err().code(), Code::NotFound);
     assert_eq!(retry("none/1").await.unwrap_err().code(), Code::NotFound);
+}
+
+/// Files of checkpoints below a data directory.
+fn artifacts(fixture: &Fixture) -> usize {
+    fn files(dir: &std::path::Path) -> usize {
+        let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
+        entries.flatten().map(|e| if e.path().is_dir() { files(&e.path()) } else { 1 }).sum()
+    }
+    files(&fixture.dir().join("artifacts"))
+}
+
+#[tokio::test]
+async fn a_deleted_sweep_is_gone_with_all_that_was_its() {
+    let mut fixture = Fixture::start(LONG).await;
+    let request_id = "6f1c0c0e-9a43-4d0e-8c3a-52d1b6f4a001";
+    let sweep = fixture.submit_as(request_id, &grid(&[2, 4])).await.unwrap();
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let first = agent.assigned().await;
+    agent.start(&first).await;
+    agent.points(&first, &[(1, 3.0)]).await;
+    agent.upload(&first, 1).await.unwrap();
+    let sweeps = fixture.sweeps();
+    let delete = |force| {
+        let request = v1::DeleteSweepRequest { sweep_id: sweep.id.clone(), force };
+        let mut sweeps = sweeps.clone();
+        async move { sweeps.delete_sweep(request).await.map(|r| r.into_inner()) }
+    };
+    let refused = delete(false).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(refused.message().contains("--force"), "{refused:?}");
+    let trains = async {
+        assert_eq!(agent.stopped().await.reason(), StopReason::Cancelled);
+        agent.upload(&first, 2).await.unwrap();
+        agent.finish(&first, v1::Ending::Stopped, Some(2.0)).await;
+    };
+    let (deleted, ()) = tokio::join!(delete(true), trains);
+    let deleted = deleted.unwrap();
+    assert_eq!(artifacts(&fixture), 0);
+    assert_eq!(delete(false).await.unwrap(), deleted, "again changes nothing");
+    // What its agent still says is refused, and what it uploads does not stay.
+    assert_eq!(agent.upload(&first, 3).await.unwrap_err().code(), Code::NotFound);
+    for restart in [false, true] {
+        if restart {
+            fixture.restart().await;
+        }
+        let get = v1::GetSweepRequest { sweep_id: sweep.id.clone() };
+        assert_eq!(fixture.sweeps().get_sweep(get).await.unwrap_err().code(), Code::NotFound);
+        let get = v1::GetTrialRequest { trial_id: first.trial_id.clone() };
+        assert_eq!(fixture.trials().get_trial(get).await.unwrap_err().code(), Code::NotFound);
+        let list = fixture.sweeps().list_sweeps(v1::ListSweepsRequest::default()).await.unwrap();
+        assert_eq!(list.into_inner().sweeps, []);
+        let again = fixture.submit_as(request_id, &grid(&[2, 4])).await.unwrap_err();
+        assert_eq!(again.code(), Code::NotFound, "a late repetition does not begin it anew");
+        assert_eq!(artifacts(&fixture), 0);
+    }
+}
+
+/// A coordinator that was killed between the two halves of a deletion leaves a tombstone and files.
+#[tokio::test]
+async fn an_interrupted_deletion_goes_on_at_the_next_start() {
+    let mut fixture = Fixture::start(LONG).await;
+    let left = fixture.dir().join("artifacts/sweeps/gone-00ff/1/adapter-a1-s1");
+    let stays = fixture.dir().join("artifacts/sweeps/gone-00ff1/1/adapter-a1-s1");
+    fixture
+        .stop_and(|dir| {
+            for part in [&left, &stays] {
+                std::fs::create_dir_all(part).unwrap();
+                std::fs::write(part.join("manifest.json"), "{}").unwrap();
+                std::fs::write(part.join("adapter_model.safetensors"), "x").unwrap();
+            }
+            let registry = registry::SqliteRegistry::open(&dir.join("coordinator.db")).unwrap();
+            let tombstone = br#"{"sweep":"gone-00ff","deleted_at":1,"completed_at":null}"#.to_vec();
+            async move {
+                use registry::{Registry, Write};
+                let fence = registry.lead("test").await.unwrap();
+                registry
+                    .commit(fence, vec![Write::Put("deleted/gone-00ff".into(), tombstone)])
+                    .await
+                    .unwrap();
+            }
+        })
+        .await;
+    // The answer comes when the deletion is complete.
+    let request = v1::DeleteSweepRequest { sweep_id: "gone-00ff".into(), force: false };
+    fixture.sweeps().delete_sweep(request).await.unwrap();
+    assert!(!left.join("manifest.json").exists() && stays.join("manifest.json").exists());
 }

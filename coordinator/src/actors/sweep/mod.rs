@@ -7,7 +7,7 @@ pub use ledger::Standing;
 
 use super::dispatcher::{Dispatcher, Expected, Grant, Request};
 use super::message::{StopReason, ToAgent, TrialEvent};
-use crate::artifacts::Stored;
+use crate::artifacts::{Artifacts, Stored};
 use crate::error::Result;
 use crate::history::History;
 use crate::store::{Batch, Placement, StopCause, Store, SweepRecord, TrialRecord};
@@ -37,6 +37,8 @@ pub struct Tools {
     pub store: Store,
     /// Metric history.
     pub history: History,
+    /// Checkpoints.
+    pub artifacts: Artifacts,
     /// Devices.
     pub dispatcher: Dispatcher,
     /// The hour.
