@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `sweeps/<sweep>` | a [`SweepRecord`] |
 //! | `trials/<sweep>/<number, ten digits>` | a [`TrialRecord`] |
+//! | `logs/<sweep>/<number, ten digits>/<entry, ten digits>` | a [`LogEntry`] of a trial |
 //! | `requests/<request id>` | the id of the sweep that the request made |
 //! | `deleted/<sweep>` | the [`Tombstone`] of a deleted sweep: its id is never given again |
 //! | `newest/<time, descending>-<sweep>` | the sweep's id, so that a listing begins with the newest |
@@ -61,6 +62,22 @@ pub struct Tombstone {
     pub deleted_at: Timestamp,
     /// When its last checkpoint was removed.
     pub completed_at: Option<Timestamp>,
+}
+
+/// Something that happened to a trial.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEntry {
+    /// When.
+    pub time: Timestamp,
+    /// What: `proposed`, `assigned`, `started`, `checkpoint`, `told_to_release`, `told_to_stop`, `queued`,
+    /// `queued_again`, or the state in which it ended.
+    pub event: String,
+    /// The assignment that was current then; 0 before the first.
+    pub attempt: Attempt,
+    /// The last step whose metrics were durable then.
+    pub step: u64,
+    /// More about it, for people.
+    pub message: String,
 }
 
 /// Where a trial trains.
@@ -159,6 +176,9 @@ pub struct TrialRecord {
     pub charged_at: Option<Timestamp>,
     /// Times that it was lost or failed through no fault of its own since its last checkpoint.
     pub losses: u32,
+    /// Entries of its log.
+    #[serde(default)]
+    pub logged: u32,
 }
 
 impl TrialRecord {
@@ -202,6 +222,7 @@ impl TrialRecord {
             earlier_cost_usd: 0.0,
             charged_at: None,
             losses: 0,
+            logged: 0,
         }
     }
 
@@ -275,6 +296,25 @@ impl Store {
         Ok(keys)
     }
 
+    /// A trial's log from an entry on (the first is 0), in the order in which things happened.
+    pub async fn log(&self, trial: &TrialId, from: u32) -> Result<Vec<LogEntry>> {
+        let (Some(sweep), Some(number)) = (trial.sweep(), trial.number()) else { return Ok(Vec::new()) };
+        let prefix = format!("{LOGS}{sweep}/{number:010}/");
+        let mut after = from.checked_sub(1).map(|last| format!("{prefix}{last:010}"));
+        let mut entries = Vec::new();
+        loop {
+            let page = self.registry.list(&prefix, after.as_deref(), PAGE).await?;
+            let full = page.len() == PAGE;
+            for (key, value) in &page {
+                entries.push(parse(key, value)?);
+            }
+            match page.into_iter().next_back() {
+                Some((last, _)) if full => after = Some(last),
+                _ => return Ok(entries),
+            }
+        }
+    }
+
     /// The sweep that a request made.
     pub async fn request(&self, request_id: &str) -> Result<Option<SweepId>> {
         self.read(&request_key(request_id)).await
@@ -339,6 +379,11 @@ impl Batch {
             (Some(sweep), Some(number)) => self.put(trial_key(&sweep, number), record),
             _ => self.error = Some(CoordinatorError::not_found("trial", &record.trial.id)),
         }
+    }
+
+    /// Sets entry `entry` of a trial's log; the first is 0.
+    pub fn log(&mut self, sweep: &SweepId, number: u32, entry: u32, what: &LogEntry) {
+        self.put(format!("{LOGS}{sweep}/{number:010}/{entry:010}"), what);
     }
 
     /// Enters a new sweep: its record, its request and its place in the listing.

@@ -261,3 +261,61 @@ async fn an_interrupted_deletion_goes_on_at_the_next_start() {
     fixture.sweeps().delete_sweep(request).await.unwrap();
     assert!(!left.join("manifest.json").exists() && stays.join("manifest.json").exists());
 }
+
+/// The events of a trial's log, each with its message.
+async fn log(fixture: &Fixture, id: &str, follow: bool) -> Vec<(String, u32, String)> {
+    let request = v1::GetTrialLogRequest { trial_id: id.into(), follow };
+    let mut stream = fixture.trials().get_trial_log(request).await.unwrap().into_inner();
+    let mut log = Vec::new();
+    while let Some(entry) = stream.message().await.unwrap() {
+        assert!(entry.time.is_some());
+        log.push((entry.event, entry.attempt, entry.message));
+    }
+    log
+}
+
+#[tokio::test]
+async fn a_trials_log_tells_its_life_over_restarts() {
+    let mut fixture = Fixture::start(LONG).await;
+    let sweep = fixture.submit(&grid(&[2])).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let first = agent.assigned().await;
+    agent.start(&first).await;
+    fixture.pause(&sweep.id).await.unwrap();
+    agent.give_back(&first, 2).await;
+    drop(agent);
+    fixture.restart().await;
+    fixture.resume(&sweep.id).await.unwrap();
+    let mut agent = FakeAgent::connect(&fixture, hello("b", 1, vec![])).await;
+    let second = agent.assigned().await;
+    let failure = |class: v1::FailureClass, message: &str| {
+        Event::Failed(v1::Failure { class: class.into(), message: message.into() })
+    };
+    agent.event(&second, failure(v1::FailureClass::Infrastructure, "disk full")).await;
+    agent.drop_holding(&second);
+    let third = agent.assigned().await;
+    agent.start(&third).await;
+    let following = log(&fixture, &first.trial_id, true);
+    let ends = async {
+        agent.event(&third, failure(v1::FailureClass::User, "no such column")).await;
+        fixture.watch(&sweep.id).await.end().await
+    };
+    let (followed, _) = tokio::join!(following, ends);
+    let want = [
+        ("proposed", 0, "the search proposed it"),
+        ("assigned", 1, "to a, cpu, as attempt 1 from step 0"),
+        ("started", 1, "6 steps in all"),
+        ("told_to_release", 1, "its sweep is paused"),
+        ("checkpoint", 1, "of step 2 is stored"),
+        ("queued", 1, "its agent gave it back"),
+        ("assigned", 2, "to b, cpu, as attempt 2 from step 2"),
+        ("queued", 2, "disk full"),
+        ("assigned", 3, "to b, cpu, as attempt 3 from step 2"),
+        ("started", 3, "6 steps in all"),
+        ("failed", 3, "user: no such column"),
+    ];
+    let want = want.map(|(event, attempt, message)| (event.to_string(), attempt, message.to_string()));
+    assert_eq!(followed, want);
+    fixture.restart().await;
+    assert_eq!(log(&fixture, &first.trial_id, false).await, want);
+}

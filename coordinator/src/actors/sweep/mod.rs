@@ -2,6 +2,7 @@
 //! hears of it. The actor ends with the sweep.
 
 mod ledger;
+mod log;
 
 pub use ledger::Standing;
 
@@ -19,6 +20,8 @@ use domain::{Attempt, Clock, SweepId, Timestamp, TrialId};
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use ledger::{Effect, Ledger};
+use log::Told;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot};
@@ -127,6 +130,8 @@ impl SweepHandle {
             ledger: Ledger::new(record, trials)?,
             tools,
             changes: broadcast::channel(CHANGES).0,
+            told: BTreeMap::new(),
+            why: BTreeMap::new(),
             requests: FuturesUnordered::new(),
             losses: FuturesUnordered::new(),
             scope: scope.clone(),
@@ -219,6 +224,10 @@ struct RunningSweep {
     ledger: Ledger,
     tools: Tools,
     changes: broadcast::Sender<Change>,
+    /// What each trial's log has told.
+    told: BTreeMap<u32, Told>,
+    /// Why trials went back into the queue since the last change was written.
+    why: BTreeMap<u32, String>,
     /// Trials that want a device. Dropping one withdraws it.
     requests: FuturesUnordered<BoxFuture<'static, Signal>>,
     /// Trials that hold one.
@@ -231,6 +240,7 @@ impl RunningSweep {
     async fn restore(&mut self) -> Result<()> {
         let trials: Vec<_> = self.ledger.trials().iter().map(|(n, t)| (*n, t.clone())).collect();
         for (number, record) in trials {
+            self.told.insert(number, Told::of(&record));
             let trial = &record.trial;
             let curve = self.tools.history.curve(&trial.id, &trial.attempts).await?;
             self.ledger.replay(number, &curve)?;
@@ -357,6 +367,9 @@ impl RunningSweep {
             let seconds = self.tools.dispatcher.release(trial.clone(), attempt, given_back).await?;
             self.ledger.close_account(number, seconds, self.now())?;
         }
+        if let TrialEvent::Failed(failure) = &event {
+            self.why.insert(number, failure.message.clone());
+        }
         self.ledger.event(number, event, self.now())?;
         self.save().await?;
         if self.ledger.get(number)?.trial.state.is_terminal() {
@@ -459,7 +472,9 @@ impl RunningSweep {
             return Ok(());
         }
         self.ledger.close_account(number, seconds, self.now())?;
-        self.ledger.lost(number, "its agent was not heard from for a whole lease", self.now())?;
+        let why = "its agent was not heard from for a whole lease";
+        self.why.insert(number, why.into());
+        self.ledger.lost(number, why, self.now())?;
         self.save().await
     }
 
@@ -494,6 +509,13 @@ impl RunningSweep {
         let (sweep_changed, trials) = self.ledger.changes();
         let mut batch = Batch::default();
         for number in &trials {
+            let told = self.told.entry(*number).or_default();
+            let why = self.why.remove(number);
+            let news = told.news(self.ledger.get(*number)?, why.as_deref(), now);
+            let first = self.ledger.logged(*number, news.len())?;
+            for (entry, what) in (first..).zip(&news) {
+                batch.log(&self.ledger.record().sweep.id, *number, entry, what);
+            }
             batch.trial(self.ledger.get(*number)?);
         }
         if sweep_changed {

@@ -158,6 +158,14 @@ impl Ledger {
         Ok(())
     }
 
+    /// Counts new entries of a trial's log; answers with the number of the first of them.
+    pub fn logged(&mut self, number: u32, entries: usize) -> Result<u32> {
+        let record = self.get_mut(number)?;
+        let first = record.logged;
+        record.logged += u32::try_from(entries).unwrap_or(u32::MAX);
+        Ok(first)
+    }
+
     fn refuse_over(&self) -> Result<()> {
         let sweep = &self.record.sweep;
         match sweep.state.is_terminal() {
