@@ -81,7 +81,8 @@ pub async fn start(options: Options, scope: Scope) -> Result<Server> {
     let history = History::open(&data_dir.join("history"))?;
     let artifacts = Artifacts::local(&data_dir.join("artifacts"))?;
 
-    let dispatcher = Dispatcher::start(clock.clone(), Terms { heartbeat, lease }, &scope);
+    let drained = store.drained().await?;
+    let dispatcher = Dispatcher::start(clock.clone(), Terms { heartbeat, lease }, drained, &scope);
     let tools = Tools {
         store,
         history: history.clone(),

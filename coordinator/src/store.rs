@@ -8,6 +8,7 @@
 //! | `logs/<sweep>/<number, ten digits>/<entry, ten digits>` | a [`LogEntry`] of a trial |
 //! | `requests/<request id>` | the id of the sweep that the request made |
 //! | `deleted/<sweep>` | the [`Tombstone`] of a deleted sweep: its id is never given again |
+//! | `drains/<agent>` | the id of an agent that is drained |
 //! | `newest/<time, descending>-<sweep>` | the sweep's id, so that a listing begins with the newest |
 
 use crate::error::{CoordinatorError, Result};
@@ -273,6 +274,11 @@ impl Store {
         self.read(&tombstone_key(id)).await
     }
 
+    /// Agents that are drained.
+    pub async fn drained(&self) -> Result<BTreeSet<AgentId>> {
+        Ok(self.read_all(DRAINS).await?.into_iter().collect())
+    }
+
     /// Every deleted sweep.
     pub async fn tombstones(&self) -> Result<Vec<Tombstone>> {
         self.read_all(TOMBSTONES).await
@@ -399,6 +405,15 @@ impl Batch {
         self.writes.extend(own.into_iter().chain(keys).map(Write::Delete));
     }
 
+    /// Sets whether an agent is drained.
+    pub fn drain(&mut self, agent: &AgentId, drained: bool) {
+        let key = format!("{DRAINS}{agent}");
+        match drained {
+            true => self.put(key, agent),
+            false => self.writes.push(Write::Delete(key)),
+        }
+    }
+
     /// Sets what stays of a deleted sweep.
     pub fn tombstone(&mut self, tombstone: &Tombstone) {
         self.put(tombstone_key(&tombstone.sweep), tombstone);
@@ -415,6 +430,7 @@ impl Batch {
 const NEWEST: &str = "newest/";
 const TOMBSTONES: &str = "deleted/";
 const LOGS: &str = "logs/";
+const DRAINS: &str = "drains/";
 
 fn newest_key(sweep: &Sweep) -> String {
     let age = u64::MAX - sweep.created_at.0;

@@ -319,3 +319,38 @@ async fn a_trials_log_tells_its_life_over_restarts() {
     fixture.restart().await;
     assert_eq!(log(&fixture, &first.trial_id, false).await, want);
 }
+
+#[tokio::test]
+async fn a_drained_agent_gives_its_trials_back_and_gets_none_over_restarts() {
+    let mut fixture = Fixture::start(LONG).await;
+    fixture.submit(&grid(&[2])).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let first = agent.assigned().await;
+    agent.start(&first).await;
+    let drain = |mut fleet: proto::v1::fleet_service_client::FleetServiceClient<_>, id: &str, undo| {
+        let request = v1::DrainAgentRequest { agent_id: id.into(), undo };
+        async move { fleet.drain_agent(request).await.map(|r| r.into_inner().agent.unwrap()) }
+    };
+    let unknown = drain(fixture.fleet(), "none", false).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+    for _ in 0..2 {
+        assert!(drain(fixture.fleet(), "a", false).await.unwrap().drained);
+    }
+    agent.give_back(&first, 2).await;
+    let mut other = FakeAgent::connect(&fixture, hello("b", 1, vec![])).await;
+    let second = other.assigned().await;
+    assert_eq!((second.attempt, second.resume_step), (2, Some(2)));
+    // What an agent holds that was drained while it was away, it is asked for when it comes.
+    drain(fixture.fleet(), "b", false).await.unwrap();
+    drop(other);
+    fixture.restart().await;
+    let held = vec![crate::holding(&second, 2)];
+    let mut other = FakeAgent::connect(&fixture, hello("b", 1, held)).await;
+    other.give_back(&second, 4).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    assert_eq!(fixture.held().await, [""; 0], "both are drained");
+    let get = v1::GetAgentRequest { agent_id: "a".into() };
+    assert!(fixture.fleet().get_agent(get).await.unwrap().into_inner().agent.unwrap().drained);
+    assert!(!drain(fixture.fleet(), "a", true).await.unwrap().drained);
+    assert_eq!(agent.assigned().await.resume_step, Some(4));
+}
