@@ -1,4 +1,4 @@
-//! Verbs about agents: `agents list`.
+//! Verbs about agents: `agents list|get|drain`.
 
 use crate::Failure;
 use crate::client::{Connection, ServerArgs};
@@ -7,7 +7,7 @@ use clap::Subcommand;
 use proto::v1;
 use serde_json::{Value, json};
 
-/// Reads the fleet.
+/// Reads the fleet, and takes agents out of use.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Example:\n  lorafleet agents list --endpoint http://10.0.0.5:7401")]
 pub(crate) enum Verb {
@@ -19,14 +19,68 @@ pub(crate) enum Verb {
         #[command(flatten)]
         output: OutputArgs,
     },
+    /// Shows one agent whole.
+    #[command(after_help = "Example:\n  lorafleet agents get gpu-7 -o yaml")]
+    Get {
+        /// The agent's id, as `lorafleet agents list` shows it.
+        #[arg(value_name = "AGENT_ID")]
+        agent: String,
+        #[command(flatten)]
+        server: ServerArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Takes an agent out of use: it gets no more trials, and those that it trains go on elsewhere.
+    ///
+    /// They are checkpointed first. It stays out of use, over restarts too, until --undo.
+    #[command(
+        after_help = "Examples:\n  lorafleet agents drain gpu-7\n  lorafleet agents drain gpu-7 --undo"
+    )]
+    Drain {
+        /// The agent's id, as `lorafleet agents list` shows it.
+        #[arg(value_name = "AGENT_ID")]
+        agent: String,
+        /// Puts it into use again.
+        #[arg(long)]
+        undo: bool,
+        #[command(flatten)]
+        server: ServerArgs,
+        #[command(flatten)]
+        output: OutputArgs,
+    },
 }
 
 /// `lorafleet agents …`.
 pub(crate) async fn run(verb: Verb) -> Result<(), Failure> {
-    let Verb::List { server, output } = verb;
-    let agents = Connection::with(&server, list).await?;
-    let document = Value::Array(agents.iter().map(document).collect());
-    output::print(output.format, &document, || table(&agents))
+    match verb {
+        Verb::List { server, output } => {
+            let agents = Connection::with(&server, list).await?;
+            let document = Value::Array(agents.iter().map(document).collect());
+            output::print(output.format, &document, || table(&agents))
+        }
+        Verb::Get { agent, server, output } => {
+            let request = v1::GetAgentRequest { agent_id: agent };
+            let agent = Connection::with(&server, async |c| {
+                named(c.fleet().get_agent(request).await?.into_inner().agent)
+            });
+            show(&agent.await?, &output)
+        }
+        Verb::Drain { agent, undo, server, output } => {
+            let request = v1::DrainAgentRequest { agent_id: agent, undo };
+            let agent = Connection::with(&server, async |c| {
+                named(c.fleet().drain_agent(request).await?.into_inner().agent)
+            });
+            show(&agent.await?, &output)
+        }
+    }
+}
+
+fn named(agent: Option<v1::Agent>) -> Result<v1::Agent, Failure> {
+    agent.ok_or_else(|| Failure::failed("the server's answer names no agent"))
+}
+
+fn show(agent: &v1::Agent, output: &OutputArgs) -> Result<(), Failure> {
+    output::print(output.format, &document(agent), || table(std::slice::from_ref(agent)))
 }
 
 /// All agents, page after page.
@@ -59,9 +113,20 @@ fn document(agent: &v1::Agent) -> Value {
         "version": agent.version,
         "hostname": agent.hostname,
         "connected": agent.connected,
+        "last_seen": crate::view::wire_time(agent.last_seen),
+        "drained": agent.drained,
         "trials": agent.trial_ids,
         "devices": agent.devices.iter().map(device).collect::<Vec<_>>(),
     })
+}
+
+/// Where an agent stands, in a word.
+fn state(agent: &v1::Agent) -> &'static str {
+    match (agent.connected, agent.drained) {
+        (false, _) => "gone",
+        (true, true) => "drained",
+        (true, false) => "connected",
+    }
 }
 
 fn table(agents: &[v1::Agent]) -> String {
@@ -71,7 +136,7 @@ fn table(agents: &[v1::Agent]) -> String {
             rows.push(vec![
                 agent.id.clone(),
                 agent.hostname.clone(),
-                if agent.connected { "connected" } else { "gone" }.to_string(),
+                state(agent).to_string(),
                 device.id.clone(),
                 device.accelerator.clone(),
                 output::bytes(device.memory_bytes),

@@ -125,9 +125,13 @@ impl Board {
 
     /// Whether the sweep is over.
     pub(crate) fn is_over(&self) -> bool {
-        self.sweep
-            .as_ref()
-            .is_some_and(|s| !matches!(s.state(), v1::SweepState::Running | v1::SweepState::Unspecified))
+        use v1::SweepState::{Paused, Running, Unspecified};
+        self.sweep.as_ref().is_some_and(|s| !matches!(s.state(), Running | Paused | Unspecified))
+    }
+
+    /// Whether a person holds it.
+    fn is_paused(&self) -> bool {
+        self.sweep.as_ref().is_some_and(|s| s.state() == v1::SweepState::Paused)
     }
 
     /// Trials that train now.
@@ -173,7 +177,9 @@ impl Board {
             let running = if running { " (running)" } else { "" };
             parts.push(format!("best trial {number} at {value:.4}{running}"));
         }
-        if self.training_since.is_none() && !self.is_over() && !self.older.is_empty() {
+        if self.is_paused() {
+            parts.push("paused".into());
+        } else if self.training_since.is_none() && !self.is_over() && !self.older.is_empty() {
             parts.push(format!("waits behind {}", self.older.join(", ")));
         }
         parts.push(format!("{} elapsed", output::duration(elapsed_seconds)));
@@ -213,7 +219,7 @@ impl Board {
     fn seconds_left(&self, now: f64) -> Option<f64> {
         let spec = self.spec.as_ref()?;
         let max = self.sweep.as_ref()?.max_trials? as usize;
-        if self.is_over() {
+        if self.is_over() || self.is_paused() {
             return None;
         }
         let known: Option<Vec<_>> = self.trials.iter().map(|(n, t)| Some((*n, t, total_steps(t)?))).collect();

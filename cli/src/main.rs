@@ -6,7 +6,7 @@
 //! | [`run`] | the main job; [`board`], [`forecast`] and [`progress`] show it live |
 //! | [`sweeps`], [`trials`], [`adapters`], [`agents`] | verbs that read and end what a server keeps |
 //! | [`plan`] | what a sweep needs, before anything runs |
-//! | [`up`], [`submit`] | this machine as a server; a sweep for one |
+//! | [`up`], [`submit`], [`extend`] | this machine as a server; a sweep for one; more of it |
 //! | [`fsck`] | whether a data directory is sound |
 //! | [`train`] | one fine-tuning run without a server |
 //! | [`bench`] | how fast parts of it are on this machine |
@@ -26,6 +26,7 @@ mod bench;
 mod board;
 mod client;
 mod embedded;
+mod extend;
 mod failure;
 mod forecast;
 mod fsck;
@@ -84,6 +85,14 @@ enum Verb {
     /// Ends a sweep and its trials; adapters that they uploaded stay.
     #[command(after_help = "Example:\n  lorafleet cancel quickstart-3fa2")]
     Cancel(sweeps::SweepArgs),
+    /// Holds a sweep: what trains is checkpointed, and nothing trains until it is resumed.
+    #[command(after_help = "Example:\n  lorafleet pause quickstart-3fa2")]
+    Pause(sweeps::SweepArgs),
+    /// Goes on with a paused sweep from its checkpoints.
+    #[command(after_help = "Example:\n  lorafleet resume quickstart-3fa2")]
+    Resume(sweeps::SweepArgs),
+    Extend(extend::Args),
+    Delete(sweeps::DeleteArgs),
     Report(sweeps::ReportArgs),
     #[command(subcommand)]
     Trials(trials::Verb),
@@ -127,6 +136,10 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Get(args) => block_on(sweeps::run_get(args)),
         Verb::Watch(args) => block_on(sweeps::run_watch(args)),
         Verb::Cancel(args) => block_on(sweeps::run_cancel(args)),
+        Verb::Pause(args) => block_on(sweeps::run_pause(args)),
+        Verb::Resume(args) => block_on(sweeps::run_resume(args)),
+        Verb::Delete(args) => block_on(sweeps::run_delete(args)),
+        Verb::Extend(args) => block_on(extend::run(args)),
         Verb::Report(args) => block_on(sweeps::run_report(args)),
         Verb::Trials(verb) => block_on(trials::run(verb)),
         Verb::Adapters(verb) => block_on(adapters::run(verb)),

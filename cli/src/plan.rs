@@ -43,6 +43,12 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 
 /// Reads a sweep file with `--set KEY=VALUE` overrides.
 pub(crate) fn load(file: &std::path::Path, set: &[String]) -> Result<sweep_file::Loaded, Failure> {
+    let cwd = std::env::current_dir().map_err(Failure::failed)?;
+    sweep_file::load(file, &overrides(set)?, &cwd).map_err(Failure::invalid)
+}
+
+/// The keys and values of `--set KEY=VALUE`.
+pub(crate) fn overrides(set: &[String]) -> Result<Vec<(String, String)>, Failure> {
     let mut overrides = Vec::new();
     for pair in set {
         let (key, value) = pair.split_once('=').ok_or_else(|| {
@@ -52,8 +58,7 @@ pub(crate) fn load(file: &std::path::Path, set: &[String]) -> Result<sweep_file:
         })?;
         overrides.push((key.trim().to_string(), value.trim().to_string()));
     }
-    let cwd = std::env::current_dir().map_err(Failure::failed)?;
-    sweep_file::load(file, &overrides, &cwd).map_err(Failure::invalid)
+    Ok(overrides)
 }
 
 /// A trial to come, and what its model and data say about it.

@@ -217,16 +217,22 @@ async fn unfinished(
     if args.server.endpoint.is_some() && !args.new {
         return Ok(None);
     }
-    let running = sweeps::list(connection, vec![v1::SweepState::Running]).await?;
+    let states = vec![v1::SweepState::Running, v1::SweepState::Paused];
+    let running = sweeps::list(connection, states).await?;
     let wanted = json!(loaded.document);
     for sweep in running {
         let document = sweep.spec.clone().map(proto::convert::from_struct).map(Value::Object);
         if sweep.name != loaded.spec.name || document != Some(normal(&wanted)) {
+            if sweep.state() == v1::SweepState::Paused {
+                continue;
+            }
             say!("also going on with the unfinished sweep {} (lorafleet cancel ends it)", sweep.id);
         } else if args.new {
             sweeps::cancel(connection, &sweep.id).await?;
             say!("cancelled the unfinished {}", sweep.id);
         } else {
+            // Of a sweep that runs it changes nothing.
+            sweeps::resume(connection, &sweep.id).await?;
             return Ok(Some(sweep.id));
         }
     }

@@ -1,4 +1,4 @@
-//! Verbs about sweeps: `list`, `get`, `watch`, `cancel`, `report`.
+//! Verbs about sweeps: `list`, `get`, `watch`, `pause`, `resume`, `cancel`, `report`.
 
 use crate::client::{Connection, ServerArgs};
 use crate::output::{self, Format, OutputArgs};
@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 pub(crate) enum State {
     /// Proposes and trains trials.
     Running,
+    /// Held by a person.
+    Paused,
     /// All its trials are over.
     Completed,
     /// Ended by a person.
@@ -25,6 +27,7 @@ impl From<State> for v1::SweepState {
     fn from(state: State) -> Self {
         match state {
             State::Running => Self::Running,
+            State::Paused => Self::Paused,
             State::Completed => Self::Completed,
             State::Cancelled => Self::Cancelled,
             State::Failed => Self::Failed,
@@ -55,6 +58,24 @@ pub(crate) struct SweepArgs {
     pub(crate) server: ServerArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+}
+
+/// Deletes a sweep that is over, with its trials, metrics and checkpoints.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  lorafleet delete quickstart-3fa2\n  lorafleet delete quickstart-3fa2 --force"
+)]
+pub(crate) struct DeleteArgs {
+    /// The sweep's id, as `lorafleet list` shows it.
+    #[arg(value_name = "SWEEP_ID")]
+    sweep: String,
+    /// Cancels it first, and waits for its end.
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// Writes a sweep's report, one self-contained HTML file.
@@ -100,7 +121,8 @@ pub(crate) async fn run_get(args: SweepArgs) -> Result<(), Failure> {
 /// `lorafleet watch`: follows a sweep to its end.
 pub(crate) async fn run_watch(args: SweepArgs) -> Result<(), Failure> {
     let (board, trials) = Connection::with(&args.server, async |connection| {
-        if connection.trains_nothing() && get(connection, &args.sweep).await?.state() == v1::SweepState::Running {
+        let unfinished = [v1::SweepState::Running, v1::SweepState::Paused];
+        if connection.trains_nothing() && unfinished.contains(&get(connection, &args.sweep).await?.state()) {
             return Err(Failure::failed(format!(
                 "nobody trains {} now; `lorafleet up --data-dir {}`, or the `lorafleet run` that began it, goes on \
                  with it",
@@ -123,9 +145,40 @@ pub(crate) async fn run_watch(args: SweepArgs) -> Result<(), Failure> {
 /// `lorafleet cancel`: ends a sweep and its trials.
 pub(crate) async fn run_cancel(args: SweepArgs) -> Result<(), Failure> {
     let sweep = Connection::with(&args.server, async |c| cancel(c, &args.sweep).await).await?;
-    output::print(args.output.format, &view::sweep(&sweep), || {
-        view::sweep_table(std::slice::from_ref(&sweep))
-    })
+    show(&sweep, &args.output)
+}
+
+pub(crate) fn show(sweep: &v1::Sweep, output: &OutputArgs) -> Result<(), Failure> {
+    output::print(output.format, &view::sweep(sweep), || view::sweep_table(std::slice::from_ref(sweep)))
+}
+
+pub(crate) fn named(sweep: Option<v1::Sweep>) -> Result<v1::Sweep, Failure> {
+    sweep.ok_or_else(|| Failure::failed("the server's answer names no sweep"))
+}
+
+/// `lorafleet pause`: what trains is checkpointed and waits.
+pub(crate) async fn run_pause(args: SweepArgs) -> Result<(), Failure> {
+    let request = v1::PauseSweepRequest { sweep_id: args.sweep };
+    let sweep = Connection::with(&args.server, async |c| {
+        named(c.sweeps().pause_sweep(request).await?.into_inner().sweep)
+    });
+    show(&sweep.await?, &args.output)
+}
+
+/// `lorafleet resume`: goes on from the checkpoints.
+pub(crate) async fn run_resume(args: SweepArgs) -> Result<(), Failure> {
+    let sweep = Connection::with(&args.server, async |c| resume(c, &args.sweep).await).await?;
+    show(&sweep, &args.output)
+}
+
+/// `lorafleet delete`.
+pub(crate) async fn run_delete(args: DeleteArgs) -> Result<(), Failure> {
+    let request = v1::DeleteSweepRequest { sweep_id: args.sweep, force: args.force };
+    let answer =
+        Connection::with(&args.server, async |c| Ok(c.sweeps().delete_sweep(request).await?.into_inner()))
+            .await?;
+    let document = json!({ "sweep": answer.sweep_id, "deleted_at": view::wire_time(answer.deleted_at) });
+    output::print(args.output.format, &document, || format!("deleted {}", answer.sweep_id))
 }
 
 /// `lorafleet report`.
@@ -160,17 +213,21 @@ pub(crate) async fn list(
 }
 
 /// One sweep.
-async fn get(connection: &Connection, sweep_id: &str) -> Result<v1::Sweep, Failure> {
+pub(crate) async fn get(connection: &Connection, sweep_id: &str) -> Result<v1::Sweep, Failure> {
     let request = v1::GetSweepRequest { sweep_id: sweep_id.to_string() };
-    let answer = connection.sweeps().get_sweep(request).await?.into_inner();
-    answer.sweep.ok_or_else(|| Failure::failed("the server's answer names no sweep"))
+    named(connection.sweeps().get_sweep(request).await?.into_inner().sweep)
 }
 
 /// Ends a sweep.
 pub(crate) async fn cancel(connection: &Connection, sweep_id: &str) -> Result<v1::Sweep, Failure> {
     let request = v1::CancelSweepRequest { sweep_id: sweep_id.to_string() };
-    let answer = connection.sweeps().cancel_sweep(request).await?.into_inner();
-    answer.sweep.ok_or_else(|| Failure::failed("the server's answer names no sweep"))
+    named(connection.sweeps().cancel_sweep(request).await?.into_inner().sweep)
+}
+
+/// Goes on with a paused sweep.
+pub(crate) async fn resume(connection: &Connection, sweep_id: &str) -> Result<v1::Sweep, Failure> {
+    let request = v1::ResumeSweepRequest { sweep_id: sweep_id.to_string() };
+    named(connection.sweeps().resume_sweep(request).await?.into_inner().sweep)
 }
 
 /// Fetches a sweep's report and writes it to `file`, or to `reports/` in the data directory.

@@ -1,7 +1,7 @@
-//! Verbs about trials: `trials list|get|metrics|stop`.
+//! Verbs about trials: `trials list|get|metrics|logs|stop|retry`.
 
 use crate::client::{Connection, ServerArgs};
-use crate::output::{self, OutputArgs};
+use crate::output::{self, Format, OutputArgs};
 use crate::{Failure, view};
 use clap::Subcommand;
 use domain::metric::{self, MetricPoint};
@@ -42,9 +42,35 @@ pub(crate) enum Verb {
         #[command(flatten)]
         rest: Rest,
     },
+    /// Prints what happened to a trial: when it was assigned to whom, checkpointed, lost, stopped, and why it ended.
+    #[command(
+        after_help = "Examples:\n  lorafleet trials logs quickstart-3fa2/7\n  lorafleet trials logs -f quickstart-3fa2/7"
+    )]
+    Logs {
+        /// The trial's id, SWEEP_ID/NUMBER.
+        #[arg(value_name = "TRIAL_ID")]
+        trial: String,
+        /// Goes on until the trial is over; with -o json or yaml the document comes then.
+        #[arg(short = 'f', long)]
+        follow: bool,
+        #[command(flatten)]
+        rest: Rest,
+    },
     /// Ends one trial; its newest adapter stays.
     #[command(after_help = "Example:\n  lorafleet trials stop quickstart-3fa2/7")]
     Stop {
+        /// The trial's id, SWEEP_ID/NUMBER.
+        #[arg(value_name = "TRIAL_ID")]
+        trial: String,
+        #[command(flatten)]
+        rest: Rest,
+    },
+    /// Puts a failed, diverged, stopped or cancelled trial back into the queue.
+    ///
+    /// It goes on from its last checkpoint, and the search does not end it early any more. Its sweep runs again if it
+    /// was over.
+    #[command(after_help = "Example:\n  lorafleet trials retry quickstart-3fa2/7")]
+    Retry {
         /// The trial's id, SWEEP_ID/NUMBER.
         #[arg(value_name = "TRIAL_ID")]
         trial: String,
@@ -68,10 +94,15 @@ pub(crate) async fn run(verb: Verb) -> Result<(), Failure> {
         Verb::List { rest, .. }
         | Verb::Get { rest, .. }
         | Verb::Metrics { rest, .. }
-        | Verb::Stop { rest, .. } => rest,
+        | Verb::Logs { rest, .. }
+        | Verb::Stop { rest, .. }
+        | Verb::Retry { rest, .. } => rest,
     };
     let format = rest.output.format;
     let (document, table) = Connection::with(&rest.server, async |c| answer(&verb, c).await).await?;
+    if format == Format::Table && table.is_empty() {
+        return Ok(());
+    }
     output::print(format, &document, || table)
 }
 
@@ -90,9 +121,18 @@ async fn answer(verb: &Verb, connection: &Connection) -> Result<(Value, String),
             Ok((document, text))
         }
         Verb::Metrics { trial, .. } => curve(connection, trial).await,
+        Verb::Logs { trial, follow, rest } => {
+            log(connection, trial, *follow, rest.output.format == Format::Table).await
+        }
         Verb::Stop { trial, .. } => {
             let request = v1::StopTrialRequest { trial_id: trial.clone() };
             let answer = connection.trials().stop_trial(request).await?.into_inner();
+            let trial = view::trial(answer.trial.unwrap_or_default())?;
+            Ok((view::trial_document(&trial), view::trial_table(&[trial])))
+        }
+        Verb::Retry { trial, .. } => {
+            let request = v1::RetryTrialRequest { trial_id: trial.clone() };
+            let answer = connection.trials().retry_trial(request).await?.into_inner();
             let trial = view::trial(answer.trial.unwrap_or_default())?;
             Ok((view::trial_document(&trial), view::trial_table(&[trial])))
         }
@@ -143,6 +183,42 @@ fn one(document: &Value) -> String {
     let mut rows = Vec::new();
     lines("", document, &mut rows);
     output::table(&["key", "value"], &rows, &[])
+}
+
+/// A trial's log. What is followed for people is printed as it comes, and nothing is left for the end.
+async fn log(
+    connection: &Connection,
+    trial_id: &str,
+    follow: bool,
+    people: bool,
+) -> Result<(Value, String), Failure> {
+    let request = v1::GetTrialLogRequest { trial_id: trial_id.to_string(), follow };
+    let mut stream = connection.trials().get_trial_log(request).await?.into_inner();
+    let (mut document, mut text) = (Vec::new(), String::new());
+    while let Some(entry) = stream.message().await? {
+        let time = view::wire_time(entry.time);
+        let line = format!(
+            "{}  attempt {}  step {:>6}  {:<15} {}",
+            time.as_str().unwrap_or_default(),
+            entry.attempt,
+            entry.step,
+            entry.event,
+            entry.message
+        );
+        if follow && people {
+            output::to_stdout(&line)?;
+        } else {
+            text += &format!("{}\n", line.trim_end());
+        }
+        document.push(json!({
+            "time": time,
+            "event": entry.event,
+            "attempt": entry.attempt,
+            "step": entry.step,
+            "message": entry.message,
+        }));
+    }
+    Ok((Value::Array(document), text))
 }
 
 async fn curve(connection: &Connection, trial_id: &str) -> Result<(Value, String), Failure> {

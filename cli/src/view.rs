@@ -13,7 +13,7 @@ pub(crate) fn time(time: Timestamp) -> String {
         .map_or_else(|| NONE.to_string(), |t| t.format("%Y-%m-%dT%H:%M:%SZ").to_string())
 }
 
-fn wire_time(t: Option<prost_types::Timestamp>) -> Value {
+pub(crate) fn wire_time(t: Option<prost_types::Timestamp>) -> Value {
     t.map_or(Value::Null, |t| json!(time(proto::convert::from_timestamp(t))))
 }
 

@@ -145,6 +145,32 @@ pub fn parse_only(text: &str, name: &Path) -> Result<Loaded, SpecError> {
     read(text, name, dir, &[], Path::new(""), Missing::Ignore)
 }
 
+/// Applies `--set key=value` overrides to a document that is there already, such as a submitted sweep's. Local paths
+/// in them are relative to `cwd`.
+///
+/// # Errors
+/// What is wrong with the overrides; the document as a whole is not checked.
+pub fn change(
+    mut document: Map<String, Value>,
+    sets: &[(String, String)],
+    cwd: &Path,
+) -> Result<Map<String, Value>, SpecError> {
+    let mut places = Places { file: PathBuf::new(), positions: Positions::default(), overrides: Vec::new() };
+    let mut problems = Vec::new();
+    for (key, text) in sets {
+        match overrides::apply(&mut document, key, text) {
+            Ok(path) => places.overrides.push((path, key.clone())),
+            Err(problem) => {
+                places.overrides.push((key.clone(), key.clone()));
+                problems.push(problem);
+            }
+        }
+    }
+    // Paths that stand there already are absolute.
+    problems.extend(paths::resolve(&mut document, &|_| cwd.to_path_buf(), Missing::Ignore));
+    if problems.is_empty() { Ok(document) } else { Err(located(problems, &places)) }
+}
+
 fn read(
     text: &str,
     name: &Path,

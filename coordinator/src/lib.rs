@@ -88,12 +88,14 @@ pub async fn start(options: Options, scope: Scope) -> Result<Server> {
     let history = History::open(&data_dir.join("history"))?;
     let artifacts = Artifacts::local(&data_dir.join("artifacts"))?;
 
-    let dispatcher = Dispatcher::start(clock.clone(), Terms { heartbeat, lease }, &scope);
+    let drained = store.drained().await?;
+    let dispatcher = Dispatcher::start(clock.clone(), Terms { heartbeat, lease }, drained, &scope);
     let trouble = Trouble::new(clock.clone());
     let tools = Tools {
         trouble: trouble.clone(),
         store,
         history: history.clone(),
+        artifacts: artifacts.clone(),
         dispatcher: dispatcher.clone(),
         clock: clock.clone(),
         tick: heartbeat,

@@ -5,13 +5,16 @@
 //! |---|---|
 //! | `sweeps/<sweep>` | a [`SweepRecord`] |
 //! | `trials/<sweep>/<number, ten digits>` | a [`TrialRecord`] |
+//! | `logs/<sweep>/<number, ten digits>/<entry, ten digits>` | a [`LogEntry`] of a trial |
 //! | `requests/<request id>` | the id of the sweep that the request made |
+//! | `deleted/<sweep>` | the [`Tombstone`] of a deleted sweep: its id is never given again |
+//! | `drains/<agent>` | the id of an agent that is drained |
 //! | `newest/<time, descending>-<sweep>` | the sweep's id, so that a listing begins with the newest |
 
 use crate::actors::sweep::Selection;
 use crate::error::{CoordinatorError, Result};
 use domain::footprint::ModelShape;
-use domain::sweep::Sweep;
+use domain::sweep::{Sweep, SweepSpec};
 use domain::trial::{Trial, TrialConfig, TrialState};
 use domain::{AgentId, Attempt, DeviceId, SweepId, Timestamp, TrialId};
 use registry::{Fence, Registry, Write};
@@ -43,6 +46,42 @@ impl StopCause {
     }
 }
 
+/// A sweep's spec as it was from a trial number on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Revision {
+    /// The first trial that it may have proposed.
+    pub from: u32,
+    /// The spec.
+    pub spec: SweepSpec,
+}
+
+/// What stays of a deleted sweep.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// The sweep.
+    pub sweep: SweepId,
+    /// When its records were removed.
+    pub deleted_at: Timestamp,
+    /// When its last checkpoint was removed.
+    pub completed_at: Option<Timestamp>,
+}
+
+/// Something that happened to a trial.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEntry {
+    /// When.
+    pub time: Timestamp,
+    /// What: `proposed`, `assigned`, `started`, `checkpoint`, `told_to_release`, `told_to_stop`, `queued`,
+    /// `queued_again`, or the state in which it ended.
+    pub event: String,
+    /// The assignment that was current then; 0 before the first.
+    pub attempt: Attempt,
+    /// The last step whose metrics were durable then.
+    pub step: u64,
+    /// More about it, for people.
+    pub message: String,
+}
+
 /// Where a trial trains.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Placement {
@@ -72,9 +111,43 @@ pub struct SweepRecord {
     pub sweep: Sweep,
     /// Set once it proposes no more and its trials are told to end.
     pub stop: Option<StopCause>,
+    /// When it was paused, while it is.
+    #[serde(default)]
+    pub paused_at: Option<Timestamp>,
+    /// Milliseconds since its submission in which it was paused or over: they are no part of its wall clock.
+    #[serde(default)]
+    pub idle_ms: u64,
+    /// Every spec it has had, if it was extended; the last is the sweep's.
+    #[serde(default)]
+    pub revisions: Vec<Revision>,
+    /// Request ids of its extensions: the same one again is the same extension.
+    #[serde(default)]
+    pub extensions: Vec<String>,
     /// Shapes of base models, by the name that trials give them: what memory is predicted from.
     #[serde(default)]
     pub base_models: BTreeMap<String, ModelShape>,
+}
+
+impl SweepRecord {
+    /// A sweep that was just submitted.
+    pub fn new(sweep: Sweep, base_models: BTreeMap<String, ModelShape>) -> Self {
+        Self {
+            sweep,
+            stop: None,
+            paused_at: None,
+            idle_ms: 0,
+            revisions: Vec::new(),
+            extensions: Vec::new(),
+            base_models,
+        }
+    }
+
+    /// Seconds since the submission, without those in which it was paused or over.
+    pub fn active_seconds(&self, now: Timestamp) -> f64 {
+        let until = self.paused_at.or(self.sweep.finished_at).unwrap_or(now);
+        let active = until.since(self.sweep.created_at).as_millis() as u64;
+        active.saturating_sub(self.idle_ms) as f64 / 1e3
+    }
 }
 
 /// A trial, and what only the coordinator needs to know of it.
@@ -86,6 +159,12 @@ pub struct TrialRecord {
     pub placement: Option<Placement>,
     /// Set once it was told to end.
     pub stop: Option<StopCause>,
+    /// Whether its agent was asked to give it back to the queue.
+    #[serde(default)]
+    pub release: bool,
+    /// Whether a person tried it again: the search does not end it early any more.
+    #[serde(default)]
+    pub retried: bool,
     /// The newest checkpoint that it can go on from.
     pub checkpoint: Option<Checkpoint>,
     /// The step at which the newest adapter was taken.
@@ -99,6 +178,9 @@ pub struct TrialRecord {
     pub charged_at: Option<Timestamp>,
     /// Times that it was lost or failed through no fault of its own since its last checkpoint.
     pub losses: u32,
+    /// Entries of its log.
+    #[serde(default)]
+    pub logged: u32,
 }
 
 impl TrialRecord {
@@ -134,12 +216,15 @@ impl TrialRecord {
             trial,
             placement: None,
             stop: None,
+            release: false,
+            retried: false,
             checkpoint: None,
             adapter_step: 0,
             value: None,
             earlier_cost_usd: 0.0,
             charged_at: None,
             losses: 0,
+            logged: 0,
         }
     }
 
@@ -183,6 +268,58 @@ impl Store {
     /// Every sweep.
     pub async fn sweeps(&self) -> Result<Vec<SweepRecord>> {
         self.read_all("sweeps/").await
+    }
+
+    /// What stays of a deleted sweep.
+    pub async fn tombstone(&self, id: &SweepId) -> Result<Option<Tombstone>> {
+        self.read(&tombstone_key(id)).await
+    }
+
+    /// Agents that are drained.
+    pub async fn drained(&self) -> Result<BTreeSet<AgentId>> {
+        Ok(self.read_all(DRAINS).await?.into_iter().collect())
+    }
+
+    /// Every deleted sweep.
+    pub async fn tombstones(&self) -> Result<Vec<Tombstone>> {
+        self.read_all(TOMBSTONES).await
+    }
+
+    /// The keys of everything that is kept of a sweep's trials.
+    pub async fn keys_of(&self, sweep: &SweepId) -> Result<Vec<String>> {
+        let mut keys = Vec::new();
+        for prefix in [format!("trials/{sweep}/"), format!("{LOGS}{sweep}/")] {
+            let mut after: Option<String> = None;
+            loop {
+                let page = self.registry.list(&prefix, after.as_deref(), PAGE).await?;
+                let full = page.len() == PAGE;
+                keys.extend(page.into_iter().map(|(key, _)| key));
+                if !full {
+                    break;
+                }
+                after = keys.last().cloned();
+            }
+        }
+        Ok(keys)
+    }
+
+    /// A trial's log from an entry on (the first is 0), in the order in which things happened.
+    pub async fn log(&self, trial: &TrialId, from: u32) -> Result<Vec<LogEntry>> {
+        let (Some(sweep), Some(number)) = (trial.sweep(), trial.number()) else { return Ok(Vec::new()) };
+        let prefix = format!("{LOGS}{sweep}/{number:010}/");
+        let mut after = from.checked_sub(1).map(|last| format!("{prefix}{last:010}"));
+        let mut entries = Vec::new();
+        loop {
+            let page = self.registry.list(&prefix, after.as_deref(), PAGE).await?;
+            let full = page.len() == PAGE;
+            for (key, value) in &page {
+                entries.push(parse(key, value)?);
+            }
+            match page.into_iter().next_back() {
+                Some((last, _)) if full => after = Some(last),
+                _ => return Ok(entries),
+            }
+        }
     }
 
     /// The sweep that a request made.
@@ -275,6 +412,11 @@ impl Batch {
         }
     }
 
+    /// Sets entry `entry` of a trial's log; the first is 0.
+    pub fn log(&mut self, sweep: &SweepId, number: u32, entry: u32, what: &LogEntry) {
+        self.put(format!("{LOGS}{sweep}/{number:010}/{entry:010}"), what);
+    }
+
     /// Enters a new sweep: its record, its request and its place in the listing.
     pub fn submission(&mut self, record: &SweepRecord) {
         self.sweep(record);
@@ -287,6 +429,26 @@ impl Batch {
         self.writes.is_empty() && self.error.is_none()
     }
 
+    /// Removes a sweep with these keys of its trials. Its request stays: the same one again does not begin it anew.
+    pub fn remove(&mut self, sweep: &Sweep, keys: Vec<String>) {
+        let own = [sweep_key(&sweep.id), newest_key(sweep)];
+        self.writes.extend(own.into_iter().chain(keys).map(Write::Delete));
+    }
+
+    /// Sets whether an agent is drained.
+    pub fn drain(&mut self, agent: &AgentId, drained: bool) {
+        let key = format!("{DRAINS}{agent}");
+        match drained {
+            true => self.put(key, agent),
+            false => self.writes.push(Write::Delete(key)),
+        }
+    }
+
+    /// Sets what stays of a deleted sweep.
+    pub fn tombstone(&mut self, tombstone: &Tombstone) {
+        self.put(tombstone_key(&tombstone.sweep), tombstone);
+    }
+
     fn put<T: Serialize>(&mut self, key: String, value: &T) {
         match serde_json::to_vec(value) {
             Ok(bytes) => self.writes.push(Write::Put(key, bytes)),
@@ -296,6 +458,13 @@ impl Batch {
 }
 
 const NEWEST: &str = "newest/";
+const TOMBSTONES: &str = "deleted/";
+const LOGS: &str = "logs/";
+const DRAINS: &str = "drains/";
+
+fn tombstone_key(id: &SweepId) -> String {
+    format!("{TOMBSTONES}{id}")
+}
 
 pub(crate) fn sweep_key(id: &SweepId) -> String {
     format!("sweeps/{id}")

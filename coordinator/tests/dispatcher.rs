@@ -8,7 +8,7 @@ use coordinator::actors::message::{Outbox, Outgoing, StopReason, ToAgent};
 use coordinator::placement::Waiting;
 use domain::fleet::{Agent, Device, Holding};
 use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -39,7 +39,11 @@ struct Bench {
 fn bench() -> Bench {
     let (scope, clock) = (Scope::new(), Arc::new(Paused(Instant::now())));
     let terms = Terms { heartbeat: LEASE / 4, lease: LEASE };
-    Bench { dispatcher: Dispatcher::start(clock.clone(), terms, &scope), clock, _scope: scope }
+    Bench {
+        dispatcher: Dispatcher::start(clock.clone(), terms, BTreeSet::new(), &scope),
+        clock,
+        _scope: scope,
+    }
 }
 
 fn trial(number: u32) -> TrialId {

@@ -370,6 +370,7 @@ impl From<SweepState> for v1::SweepState {
     fn from(state: SweepState) -> Self {
         match state {
             SweepState::Running => Self::Running,
+            SweepState::Paused => Self::Paused,
             SweepState::Completed => Self::Completed,
             SweepState::Cancelled => Self::Cancelled,
             SweepState::Failed => Self::Failed,
@@ -383,6 +384,7 @@ impl TryFrom<v1::SweepState> for SweepState {
     fn try_from(state: v1::SweepState) -> Result<Self, ConvertError> {
         Ok(match state {
             v1::SweepState::Running => Self::Running,
+            v1::SweepState::Paused => Self::Paused,
             v1::SweepState::Completed => Self::Completed,
             v1::SweepState::Cancelled => Self::Cancelled,
             v1::SweepState::Failed => Self::Failed,

@@ -1,18 +1,19 @@
 //! Which sweeps run. The directory's actor serialises submissions and knows the running sweeps; its handle
 //! also answers for those that are over, from the store.
 
+use super::deletion;
 use super::message::TrialEvent;
-use super::sweep::{Change, Selection, Standing, SweepHandle, Tools, View};
+use super::sweep::{Change, Operation, Selection, Standing, SweepHandle, Tools, View};
 use crate::artifacts::Stored;
 use crate::error::{CoordinatorError, Result};
 use crate::search::Searcher;
-use crate::store::{Batch, Store, SweepRecord, TrialRecord};
+use crate::store::{Batch, Store, SweepRecord, Tombstone, TrialRecord};
 use actor::{Gone, Mailbox, Reply, Scope};
 use domain::footprint::ModelShape;
 use domain::metric::MetricPoint;
 use domain::sweep::{StateCounts, Sweep, SweepSpec, SweepState};
 use domain::{Attempt, SweepId, TrialId};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use tokio::sync::{broadcast, mpsc, watch};
 
@@ -32,11 +33,14 @@ pub struct Submission {
 
 enum Command {
     Submit(Submission, Reply<Result<Sweep>>),
-    Ended(SweepId),
+    Reopen(SweepId, Operation, Reply<Result<Sweep>>),
+    Delete(SweepId, Reply<Result<Tombstone>>),
+    /// The sweep's actor of that number ended.
+    Ended(SweepId, u64),
 }
 
-/// The sweeps that run.
-type Running = Arc<HashMap<SweepId, SweepHandle>>;
+/// The sweeps that run, each with the number of its actor: a sweep that is over may run again.
+type Running = Arc<HashMap<SweepId, (u64, SweepHandle)>>;
 
 /// Speaks to the directory, and through it to the sweeps.
 #[derive(Clone)]
@@ -47,7 +51,7 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Takes up every running sweep of the store, then starts the directory. It ends with `scope`.
+    /// Takes up every unfinished sweep of the store, then starts the directory. It ends with `scope`.
     ///
     /// # Errors
     /// The records of a sweep cannot be read.
@@ -55,14 +59,19 @@ impl Directory {
         let (mailbox, inbox) = actor::mailbox(CAPACITY);
         let store = tools.store.clone();
         let (publish, running) = watch::channel(Running::default());
-        let mut state = State { tools, running: publish, mailbox: mailbox.clone(), scope: scope.clone() };
+        let mut state =
+            State { tools, running: publish, started: 0, mailbox: mailbox.clone(), scope: scope.clone() };
         for record in store.sweeps().await? {
-            if record.sweep.state == SweepState::Running {
+            if !record.sweep.state.is_terminal() {
                 let trials = store.trials(&record.sweep.id).await?;
                 tracing::info!(sweep = %record.sweep.id, trials = trials.len(), "going on with a sweep");
-                state.run_sweep(record, trials).await?;
+                state.run_sweep(record, trials, None).await?;
             }
         }
+        let deleted = store.tombstones().await?;
+        let ids: HashSet<_> = deleted.iter().map(|tombstone| &tombstone.sweep).collect();
+        state.tools.history.forget(|sweep| ids.contains(sweep));
+        deleted.into_iter().for_each(|tombstone| state.remove_artifacts(tombstone, None));
         scope.spawn("directory", async move { state.run(inbox).await });
         Ok(Self { mailbox, running, store })
     }
@@ -123,6 +132,11 @@ impl Directory {
             return Ok((view, Some(changes)));
         }
         Ok((self.view(id).await?, None))
+    }
+
+    /// Every change of a sweep from now on; `None` if it does not run.
+    pub async fn subscribe(&self, id: &SweepId) -> Option<broadcast::Receiver<Change>> {
+        self.find(id)?.subscribe().await.ok()
     }
 
     /// A trial as it stands.
@@ -228,6 +242,43 @@ impl Directory {
         Err(over("sweep", id, state.is_terminal(), state.as_str()))
     }
 
+    /// Does what a person asks of a sweep.
+    ///
+    /// # Errors
+    /// It is over, or there is none of that id.
+    pub async fn operate(&self, id: &SweepId, operation: Operation) -> Result<Sweep> {
+        if let Some(sweep) = self.find(id)
+            && let Ok(done) = sweep.operate(operation.clone()).await
+        {
+            return done;
+        }
+        if operation.reopens() {
+            return self.mailbox.ask(|reply| Command::Reopen(id.clone(), operation, reply)).await?;
+        }
+        let state = self.sweep(id).await?.state;
+        Err(over("sweep", id, state.is_terminal(), state.as_str()))
+    }
+
+    /// Deletes a sweep that is over, its trials, metrics and checkpoints; `force` ends it first. Everything is gone
+    /// when it returns; whatever happens meanwhile, the next start goes on with it.
+    ///
+    /// # Errors
+    /// It is not over, or there is none of that id.
+    pub async fn delete(&self, id: &SweepId, force: bool) -> Result<Tombstone> {
+        while force && let Some(mut changes) = self.subscribe(id).await {
+            match self.cancel(id).await {
+                Ok(_) | Err(CoordinatorError::Over { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            while let Ok(change) = changes.recv().await {
+                if matches!(&change, Change::Sweep(sweep) if sweep.state.is_terminal()) {
+                    break;
+                }
+            }
+        }
+        self.mailbox.ask(|reply| Command::Delete(id.clone(), reply)).await?
+    }
+
     /// The sweep is not running: a message about one of its trials can only be a repetition.
     async fn repetition(&self, id: &TrialId, attempt: Attempt) -> Result<()> {
         match self.standing(id, attempt).await? {
@@ -237,7 +288,7 @@ impl Directory {
     }
 
     fn find(&self, id: &SweepId) -> Option<SweepHandle> {
-        self.running.borrow().get(id).cloned()
+        self.running.borrow().get(id).map(|(_, sweep)| sweep.clone())
     }
 }
 
@@ -253,6 +304,8 @@ fn over(kind: &'static str, id: impl ToString, terminal: bool, state: &'static s
 struct State {
     tools: Tools,
     running: watch::Sender<Running>,
+    /// Actors started so far.
+    started: u64,
     mailbox: Mailbox<Command>,
     scope: Scope,
 }
@@ -270,8 +323,14 @@ impl State {
                 Some(Command::Submit(submission, reply)) => {
                     let _ = reply.send(self.submit(submission).await);
                 }
-                Some(Command::Ended(id)) => {
-                    self.running.send_modify(|running| drop(Arc::make_mut(running).remove(&id)));
+                Some(Command::Reopen(id, operation, reply)) => {
+                    let _ = reply.send(self.reopen(&id, operation).await);
+                }
+                Some(Command::Delete(id, reply)) => self.delete(&id, reply).await,
+                Some(Command::Ended(id, number)) => {
+                    if self.running.borrow().get(&id).is_some_and(|(current, _)| *current == number) {
+                        self.running.send_modify(|running| drop(Arc::make_mut(running).remove(&id)));
+                    }
                 }
                 None => return,
             }
@@ -301,17 +360,16 @@ impl State {
             finished_at: None,
         };
         tracing::info!(sweep = %sweep.id, ?max_trials, "a new sweep");
-        let record = SweepRecord { sweep, stop: None, base_models };
+        let record = SweepRecord::new(sweep, base_models);
         let mut batch = Batch::default();
         batch.submission(&record);
         store.commit(batch).await?;
-        let handle = self.run_sweep(record, Vec::new()).await?;
+        let handle = self.run_sweep(record, Vec::new(), None).await?;
         Ok(handle.sweep().await?)
     }
 
     async fn existing(&mut self, id: &SweepId) -> Result<Sweep> {
-        let found = self.running.borrow().get(id).cloned();
-        if let Some(sweep) = found
+        if let Some(sweep) = self.find(id)
             && let Ok(sweep) = sweep.sweep().await
         {
             return Ok(sweep);
@@ -319,36 +377,93 @@ impl State {
         let store = self.tools.store.clone();
         let record = store.sweep(id).await?.ok_or_else(|| CoordinatorError::not_found("sweep", id))?;
         let sweep = record.sweep.clone();
-        if sweep.state == SweepState::Running {
+        if !sweep.state.is_terminal() {
             // The submission was written although the disk said that it had failed.
             let trials = store.trials(id).await?;
-            self.run_sweep(record, trials).await?;
+            self.run_sweep(record, trials, None).await?;
         }
         Ok(sweep)
     }
 
-    /// `<name>-<4 hex digits>` that no sweep has.
+    fn find(&self, id: &SweepId) -> Option<SweepHandle> {
+        self.running.borrow().get(id).map(|(_, sweep)| sweep.clone())
+    }
+
+    /// Runs a sweep again that was over.
+    async fn reopen(&mut self, id: &SweepId, operation: Operation) -> Result<Sweep> {
+        // Another request may have come before this one.
+        if let Some(sweep) = self.find(id)
+            && let Ok(done) = sweep.operate(operation.clone()).await
+        {
+            return done;
+        }
+        let store = &self.tools.store;
+        let record = store.sweep(id).await?.ok_or_else(|| CoordinatorError::not_found("sweep", id))?;
+        let trials = store.trials(id).await?;
+        self.run_sweep(record, trials, Some(operation)).await?;
+        self.existing(id).await
+    }
+
+    /// Answers once nothing is left of the sweep.
+    async fn delete(&self, id: &SweepId, reply: Reply<Result<Tombstone>>) {
+        match deletion::remove_records(&self.tools, id).await {
+            Ok(tombstone) => self.remove_artifacts(tombstone, Some(reply)),
+            Err(error) => {
+                let _ = reply.send(Err(error));
+            }
+        }
+    }
+
+    /// Removes a deleted sweep's checkpoints, while the directory goes on.
+    fn remove_artifacts(&self, tombstone: Tombstone, reply: Option<Reply<Result<Tombstone>>>) {
+        let (tools, scope) = (self.tools.clone(), self.scope.clone());
+        self.scope.spawn("deletion", async move {
+            let sweep = tombstone.sweep.clone();
+            let done = tokio::select! {
+                () = scope.cancelled() => return,
+                done = deletion::remove_artifacts(&tools, tombstone) => done,
+            };
+            if let Err(error) = &done {
+                tracing::error!(%sweep, %error, "cannot delete its checkpoints; the next start goes on");
+            }
+            if let Some(reply) = reply {
+                let _ = reply.send(done);
+            }
+        });
+    }
+
+    /// `<name>-<4 hex digits>` that no sweep has or had.
     async fn new_id(&self, name: &str) -> Result<SweepId> {
         loop {
             let [a, b, ..] = uuid::Uuid::new_v4().into_bytes();
             let id = SweepId::new(format!("{name}-{a:02x}{b:02x}"));
-            if self.tools.store.sweep(&id).await?.is_none() {
+            let store = &self.tools.store;
+            if store.sweep(&id).await?.is_none() && store.tombstone(&id).await?.is_none() {
                 return Ok(id);
             }
         }
     }
 
-    async fn run_sweep(&mut self, record: SweepRecord, trials: Vec<TrialRecord>) -> Result<SweepHandle> {
+    async fn run_sweep(
+        &mut self,
+        record: SweepRecord,
+        trials: Vec<TrialRecord>,
+        again: Option<Operation>,
+    ) -> Result<SweepHandle> {
+        self.started += 1;
+        let number = self.started;
         let id = record.sweep.id.clone();
         let directory = self.mailbox.clone();
-        let ended = |id| -> futures::future::BoxFuture<'static, ()> {
+        let ended = move |id| -> futures::future::BoxFuture<'static, ()> {
             Box::pin(async move {
                 // A directory that is gone holds no sweep.
-                let _ = directory.tell(Command::Ended(id)).await;
+                let _ = directory.tell(Command::Ended(id, number)).await;
             })
         };
-        let handle = SweepHandle::start(record, trials, self.tools.clone(), &self.scope, ended).await?;
-        self.running.send_modify(|running| drop(Arc::make_mut(running).insert(id, handle.clone())));
+        let handle =
+            SweepHandle::start(record, trials, again, self.tools.clone(), &self.scope, ended).await?;
+        let entry = (number, handle.clone());
+        self.running.send_modify(|running| drop(Arc::make_mut(running).insert(id, entry)));
         Ok(handle)
     }
 }

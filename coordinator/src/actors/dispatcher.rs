@@ -8,7 +8,7 @@ use crate::placement::{self, Slot, Waiting};
 use actor::{Gone, Mailbox, Reply, Scope};
 use domain::fleet::{Agent, Device, Holding};
 use domain::{AgentId, Attempt, Clock, DeviceId, Timestamp, TrialId};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -74,6 +74,8 @@ pub struct AgentView {
     pub connected: bool,
     /// When it was last heard from.
     pub last_seen: Timestamp,
+    /// Whether a person drained it: it gets no trials.
+    pub drained: bool,
     /// Trials it holds.
     pub trials: Vec<TrialId>,
 }
@@ -104,6 +106,7 @@ enum Command {
     Used(Vec<TrialId>, Reply<Vec<(TrialId, f64)>>),
     Abandon(Vec<TrialId>, Reply<Vec<(TrialId, f64)>>),
     Agents(Reply<Vec<AgentView>>),
+    Drain(AgentId, bool, Reply<Option<AgentView>>),
 }
 
 /// Speaks to the dispatcher.
@@ -111,13 +114,15 @@ enum Command {
 pub struct Dispatcher(Mailbox<Command>);
 
 impl Dispatcher {
-    /// Starts the dispatcher. It ends with `scope`; assignments live on in the sweeps' records.
-    pub fn start(clock: Arc<dyn Clock>, terms: Terms, scope: &Scope) -> Self {
+    /// Starts the dispatcher, which gives nothing to `drained` agents. It ends with `scope`; assignments live on in
+    /// the sweeps' records.
+    pub fn start(clock: Arc<dyn Clock>, terms: Terms, drained: BTreeSet<AgentId>, scope: &Scope) -> Self {
         let (mailbox, inbox) = actor::mailbox(CAPACITY);
         let state = State {
             clock,
             terms,
             agents: BTreeMap::new(),
+            drained,
             queue: Vec::new(),
             held: BTreeMap::new(),
             meters: HashMap::new(),
@@ -174,10 +179,10 @@ impl Dispatcher {
         self.0.tell(Command::Send(trial, attempt, message)).await
     }
 
-    /// The device is free of the trial. `leaving`: the agent gives its trials back, so it gets none until it
-    /// connects anew. Answers with the device time used, as [`Lost`] does; 0 if the lease ended before.
-    pub async fn release(&self, trial: TrialId, attempt: Attempt, leaving: bool) -> Result<f64, Gone> {
-        self.0.ask(|reply| Command::Release(trial, attempt, leaving, reply)).await
+    /// The device is free of the trial. `given_back`: the agent did so; unless it was asked to, it leaves, and gets
+    /// no more until it connects anew. Answers with the device time used, as [`Lost`] does; 0 if the lease ended before.
+    pub async fn release(&self, trial: TrialId, attempt: Attempt, given_back: bool) -> Result<f64, Gone> {
+        self.0.ask(|reply| Command::Release(trial, attempt, given_back, reply)).await
     }
 
     /// The device time that each held trial of these used since it was assigned, as [`Lost`] has it.
@@ -195,6 +200,12 @@ impl Dispatcher {
     pub async fn agents(&self) -> Result<Vec<AgentView>, Gone> {
         self.0.ask(Command::Agents).await
     }
+
+    /// Gives an agent no more trials and takes back what it holds, or ends that. `None`: no such agent connected since
+    /// this coordinator started.
+    pub async fn drain(&self, agent: AgentId, drained: bool) -> Result<Option<AgentView>, Gone> {
+        self.0.ask(|reply| Command::Drain(agent, drained, reply)).await
+    }
 }
 
 /// A device of an agent.
@@ -204,6 +215,7 @@ struct State {
     clock: Arc<dyn Clock>,
     terms: Terms,
     agents: BTreeMap<AgentId, Entry>,
+    drained: BTreeSet<AgentId>,
     queue: Vec<Request>,
     held: BTreeMap<TrialId, Held>,
     meters: HashMap<Place, Meter>,
@@ -283,8 +295,8 @@ impl State {
                 let _ = reply.send(answer);
             }
             Command::Send(trial, attempt, message) => self.send(&trial, attempt, message),
-            Command::Release(trial, attempt, leaving, reply) => {
-                let _ = reply.send(self.release(&trial, attempt, leaving));
+            Command::Release(trial, attempt, given_back, reply) => {
+                let _ = reply.send(self.release(&trial, attempt, given_back));
             }
             Command::Used(trials, reply) => {
                 let _ = reply.send(self.used(trials));
@@ -294,6 +306,9 @@ impl State {
             }
             Command::Agents(reply) => {
                 let _ = reply.send(self.views());
+            }
+            Command::Drain(agent, drained, reply) => {
+                let _ = reply.send(self.drain(agent, drained));
             }
         }
     }
@@ -318,7 +333,32 @@ impl State {
                 self.reach(&id, ToAgent::Stop(holding.trial.clone(), holding.attempt, reason));
             }
         }
+        self.take_back(&id);
         session
+    }
+
+    fn drain(&mut self, agent: AgentId, drained: bool) -> Option<AgentView> {
+        if drained {
+            self.drained.insert(agent.clone());
+            self.take_back(&agent);
+        } else {
+            self.drained.remove(&agent);
+        }
+        self.views().into_iter().find(|view| view.agent.id == agent)
+    }
+
+    /// Asks an agent that is drained to give back what it holds and was not told to end.
+    fn take_back(&mut self, agent: &AgentId) {
+        if !self.drained.contains(agent) {
+            return;
+        }
+        let held = self.held.iter_mut().filter(|(_, held)| held.place.0 == *agent && held.stop.is_none());
+        let mut stops = Vec::new();
+        for (trial, held) in held {
+            held.stop = Some(StopReason::Release);
+            stops.push(ToAgent::Stop(trial.clone(), held.attempt, StopReason::Release));
+        }
+        stops.into_iter().for_each(|stop| self.reach(agent, stop));
     }
 
     fn heartbeat(
@@ -389,6 +429,8 @@ impl State {
         }
         let agent = held.place.0.clone();
         self.reach(&agent, message);
+        // It may have been drained since the device was granted.
+        self.take_back(&agent);
     }
 
     fn reach(&mut self, agent: &AgentId, message: ToAgent) {
@@ -402,11 +444,12 @@ impl State {
         }
     }
 
-    fn release(&mut self, trial: &TrialId, attempt: Attempt, leaving: bool) -> f64 {
+    fn release(&mut self, trial: &TrialId, attempt: Attempt, given_back: bool) -> f64 {
         if self.held.get(trial).is_none_or(|held| held.attempt != attempt) {
             return 0.0;
         }
         let Some((seconds, held)) = self.end(trial) else { return 0.0 };
+        let leaving = given_back && held.stop != Some(StopReason::Release);
         if let Some(entry) = self.agents.get_mut(&held.place.0).filter(|_| leaving) {
             entry.leaving = true;
         }
@@ -464,6 +507,7 @@ impl State {
             agent: entry.agent.clone(),
             connected: entry.session.is_some(),
             last_seen: entry.last_seen,
+            drained: self.drained.contains(id),
             trials: holds(id),
         };
         self.agents.iter().map(view).collect()
@@ -498,13 +542,15 @@ impl State {
         }
     }
 
-    /// The devices of agents that can be reached and do not leave.
+    /// The devices of agents that can be reached, do not leave and are not drained.
     fn slots(&self) -> Vec<(Place, Slot)> {
         let mut held: HashMap<&Place, Vec<&Waiting>> = HashMap::new();
         for trial in self.held.values() {
             held.entry(&trial.place).or_default().push(&trial.needs);
         }
-        let open = self.agents.values().filter(|entry| entry.session.is_some() && !entry.leaving);
+        let open = self.agents.values().filter(|entry| {
+            entry.session.is_some() && !entry.leaving && !self.drained.contains(&entry.agent.id)
+        });
         let devices =
             open.flat_map(|entry| entry.agent.devices.iter().map(|device| (&entry.agent.id, device)));
         let slot = |(agent, device): (&AgentId, &Device)| {

@@ -126,6 +126,8 @@ pub enum StopReason {
     Search,
     /// A person ended it.
     Cancelled,
+    /// It is to wait: checkpoint it and give it back.
+    Release,
     /// The assignment is not current.
     Fenced,
 }

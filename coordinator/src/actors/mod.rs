@@ -12,6 +12,7 @@
 //! the caller left behind, or through an agent's [`message::Outbox`], which never waits.
 
 pub mod agent_session;
+mod deletion;
 pub mod directory;
 pub mod dispatcher;
 pub mod message;

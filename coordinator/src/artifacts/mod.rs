@@ -28,7 +28,7 @@ pub use inspect::{Inspected, inspect};
 pub use upload::Upload;
 
 use bytes::Bytes;
-use domain::TrialId;
+use domain::{SweepId, TrialId};
 use futures::stream::{BoxStream, StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
@@ -259,6 +259,27 @@ impl Artifacts {
                 Err(object_store::Error::NotFound { .. }) => {}
                 Err(error) => return Err(ArtifactError::store(path)(error)),
             }
+        }
+        Ok(())
+    }
+
+    /// Removes everything of a sweep: first the manifests, so that no part is there any more, then the rest.
+    ///
+    /// # Errors
+    /// The store failed; calling again goes on.
+    pub async fn delete_sweep(&self, sweep: &SweepId) -> Result<(), ArtifactError> {
+        let prefix = names::sweep(sweep)?;
+        let failed = || ArtifactError::store(&prefix);
+        let mut objects: Vec<_> = self
+            .store
+            .list(Some(&prefix))
+            .map_ok(|object| object.location)
+            .try_collect()
+            .await
+            .map_err(failed())?;
+        objects.sort_by_key(|object| object.filename() != Some(MANIFEST));
+        for object in objects {
+            self.delete_object(object).await?;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Which names are allowed, and where they lie.
 
 use super::{ArtifactError, FileSpec, MANIFEST, Part};
-use domain::{Attempt, TrialId};
+use domain::{Attempt, SweepId, TrialId};
 use object_store::path::Path as ObjectPath;
 use std::collections::BTreeSet;
 
@@ -22,6 +22,14 @@ pub(super) fn part(
     }
     let name = format!("{}-a{attempt}-s{step}", folder(part));
     Ok(ObjectPath::from_iter([ROOT, sweep.as_str(), &number.to_string(), &name]))
+}
+
+/// The path of everything of a sweep.
+pub(super) fn sweep(sweep: &SweepId) -> Result<ObjectPath, ArtifactError> {
+    if sweep.as_str().is_empty() {
+        return Err(ArtifactError::Path(ROOT.into()));
+    }
+    Ok(ObjectPath::from_iter([ROOT, sweep.as_str()]))
 }
 
 /// What the names of such a part's folders begin with.

@@ -146,6 +146,7 @@ fn stop_reason(reason: StopReason) -> v1::StopReason {
     match reason {
         StopReason::Search => v1::StopReason::Search,
         StopReason::Cancelled => v1::StopReason::Cancelled,
+        StopReason::Release => v1::StopReason::Release,
         StopReason::Fenced => v1::StopReason::Fenced,
     }
 }

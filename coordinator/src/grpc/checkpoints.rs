@@ -37,16 +37,28 @@ pub async fn upload(
         adapter: stored.adapter.clone().unwrap_or_default(),
         resume: stored.resume.clone().unwrap_or_default(),
     };
-    let unused = services.desk.directory.checkpoint(&trial, attempt, step, stored).await?;
+    let paths: Vec<_> = [&stored.adapter, &stored.resume].into_iter().flatten().cloned().collect();
+    let unused = match services.desk.directory.checkpoint(&trial, attempt, step, stored).await {
+        // Its sweep was deleted while it was uploaded.
+        Err(error @ CoordinatorError::NotFound { .. }) => {
+            delete(services, &trial, paths).await;
+            return Err(error.into());
+        }
+        unused => unused?,
+    };
     crash::point("checkpoint/recorded");
+    delete(services, &trial, unused).await;
+    tracing::info!(%trial, %attempt, step, "checkpoint stored");
+    Ok(response)
+}
+
+/// Removes what no record points at; what is left costs space and nothing else.
+async fn delete(services: &Services, trial: &TrialId, unused: Vec<String>) {
     for path in unused {
-        // The record points at it no more; what is left costs space and nothing else.
         if let Err(error) = services.artifacts.delete(&path).await {
             tracing::warn!(%trial, path, %error, "an old checkpoint could not be deleted");
         }
     }
-    tracing::info!(%trial, %attempt, step, "checkpoint stored");
-    Ok(response)
 }
 
 /// Streams the newest complete checkpoint of a trial to the agent that holds it.

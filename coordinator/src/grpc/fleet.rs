@@ -3,6 +3,8 @@
 use super::{Services, page};
 use crate::CoordinatorError;
 use crate::actors::dispatcher::AgentView;
+use crate::store::Batch;
+use domain::AgentId;
 use domain::metric::DEFINITIONS;
 use proto::convert;
 use proto::v1;
@@ -38,6 +40,36 @@ impl FleetService for Services {
         let agents = page.into_iter().map(wire).collect();
         Ok(Response::new(v1::ListAgentsResponse { agents, next_page_token }))
     }
+
+    async fn get_agent(
+        &self,
+        request: Request<v1::GetAgentRequest>,
+    ) -> Result<Response<v1::GetAgentResponse>, Status> {
+        let view = self.agent(&AgentId::new(request.into_inner().agent_id)).await?;
+        Ok(Response::new(v1::GetAgentResponse { agent: Some(wire(view)) }))
+    }
+
+    async fn drain_agent(
+        &self,
+        request: Request<v1::DrainAgentRequest>,
+    ) -> Result<Response<v1::DrainAgentResponse>, Status> {
+        let v1::DrainAgentRequest { agent_id, undo } = request.into_inner();
+        let id = AgentId::new(agent_id);
+        self.agent(&id).await?;
+        let mut batch = Batch::default();
+        batch.drain(&id, !undo);
+        self.desk.directory.store().commit(batch).await?;
+        let view = self.desk.dispatcher.drain(id, !undo).await.map_err(CoordinatorError::from)?;
+        Ok(Response::new(v1::DrainAgentResponse { agent: view.map(wire) }))
+    }
+}
+
+impl Services {
+    async fn agent(&self, id: &AgentId) -> crate::error::Result<AgentView> {
+        let agents = self.desk.dispatcher.agents().await?;
+        let found = agents.into_iter().find(|view| view.agent.id == *id);
+        found.ok_or_else(|| CoordinatorError::not_found("agent", id))
+    }
 }
 
 fn wire(view: AgentView) -> v1::Agent {
@@ -47,6 +79,7 @@ fn wire(view: AgentView) -> v1::Agent {
         hostname: view.agent.hostname,
         devices: view.agent.devices.into_iter().map(Into::into).collect(),
         connected: view.connected,
+        drained: view.drained,
         last_seen: Some(convert::timestamp(view.last_seen)),
         trial_ids: view.trials.iter().map(ToString::to_string).collect(),
     }

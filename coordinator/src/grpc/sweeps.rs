@@ -2,7 +2,7 @@
 
 use super::{Answers, Services, page, sweep_id};
 use crate::actors::directory::Submission;
-use crate::actors::sweep::{Change, View};
+use crate::actors::sweep::{Change, Operation, View};
 use crate::error::{CoordinatorError, Result};
 use crate::report;
 use domain::SweepId;
@@ -65,6 +65,50 @@ impl SweepService for Services {
         let id = sweep_id(request.into_inner().sweep_id)?;
         let sweep = self.desk.directory.cancel(&id).await?;
         Ok(Response::new(v1::CancelSweepResponse { sweep: Some(convert::sweep(&sweep)) }))
+    }
+
+    async fn pause_sweep(
+        &self,
+        request: Request<v1::PauseSweepRequest>,
+    ) -> std::result::Result<Response<v1::PauseSweepResponse>, Status> {
+        let id = sweep_id(request.into_inner().sweep_id)?;
+        let sweep = self.desk.directory.operate(&id, Operation::Pause).await?;
+        Ok(Response::new(v1::PauseSweepResponse { sweep: Some(convert::sweep(&sweep)) }))
+    }
+
+    async fn resume_sweep(
+        &self,
+        request: Request<v1::ResumeSweepRequest>,
+    ) -> std::result::Result<Response<v1::ResumeSweepResponse>, Status> {
+        let id = sweep_id(request.into_inner().sweep_id)?;
+        let sweep = self.desk.directory.operate(&id, Operation::Resume).await?;
+        Ok(Response::new(v1::ResumeSweepResponse { sweep: Some(convert::sweep(&sweep)) }))
+    }
+
+    async fn extend_sweep(
+        &self,
+        request: Request<v1::ExtendSweepRequest>,
+    ) -> std::result::Result<Response<v1::ExtendSweepResponse>, Status> {
+        let request = request.into_inner();
+        let id = sweep_id(request.sweep_id)?;
+        let request_id = request_id(&request.request_id)?;
+        let document = convert::from_struct(convert::required("spec", request.spec)?);
+        let spec = SweepSpec::from_document(&document).map_err(CoordinatorError::problems)?;
+        let sweep = self.desk.directory.operate(&id, Operation::Extend(request_id, Box::new(spec))).await?;
+        Ok(Response::new(v1::ExtendSweepResponse { sweep: Some(convert::sweep(&sweep)) }))
+    }
+
+    async fn delete_sweep(
+        &self,
+        request: Request<v1::DeleteSweepRequest>,
+    ) -> std::result::Result<Response<v1::DeleteSweepResponse>, Status> {
+        let request = request.into_inner();
+        let id = sweep_id(request.sweep_id)?;
+        let tombstone = self.desk.directory.delete(&id, request.force).await?;
+        Ok(Response::new(v1::DeleteSweepResponse {
+            sweep_id: id.to_string(),
+            deleted_at: Some(convert::timestamp(tombstone.deleted_at)),
+        }))
     }
 
     type WatchSweepStream = Answers<v1::WatchSweepResponse>;

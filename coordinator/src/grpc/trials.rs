@@ -1,14 +1,22 @@
 //! `TrialService`.
 
 use super::{Answers, Services, page, sweep_id, trial_id};
-use crate::actors::sweep::Selection;
+use crate::actors::sweep::{Change, Operation, Selection};
+use crate::error::CoordinatorError;
+use crate::store::LogEntry;
+use domain::TrialId;
 use domain::trial::TrialState;
-use proto::v1;
 use proto::v1::trial_service_server::TrialService;
+use proto::{convert, v1};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 /// Points of a message.
 const POINTS: usize = 1000;
+
+/// Entries of a log that may wait for a slow reader.
+const LOG_BUFFER: usize = 16;
 
 #[tonic::async_trait]
 impl TrialService for Services {
@@ -63,6 +71,31 @@ impl TrialService for Services {
         Ok(Response::new(Box::pin(futures::stream::iter(pieces))))
     }
 
+    type GetTrialLogStream = Answers<v1::GetTrialLogResponse>;
+
+    async fn get_trial_log(
+        &self,
+        request: Request<v1::GetTrialLogRequest>,
+    ) -> Result<Response<Self::GetTrialLogStream>, Status> {
+        let request = request.into_inner();
+        let id = trial_id(request.trial_id)?;
+        self.desk.directory.trial(&id).await?;
+        let (entries, stream) = mpsc::channel(LOG_BUFFER);
+        let services = self.clone();
+        self.scope.spawn("trial log", async move {
+            let over = tokio::select! {
+                () = services.scope.cancelled() => Err(Status::unavailable("shutting down")),
+                () = entries.closed() => return,
+                over = services.log(&id, request.follow, &entries) => over.map_err(Status::from),
+            };
+            if let Err(status) = over {
+                // A reader that is gone does not ask why.
+                let _ = entries.try_send(Err(status));
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
     async fn stop_trial(
         &self,
         request: Request<v1::StopTrialRequest>,
@@ -70,5 +103,61 @@ impl TrialService for Services {
         let id = trial_id(request.into_inner().trial_id)?;
         let record = self.desk.directory.stop_trial(&id).await?;
         Ok(Response::new(v1::StopTrialResponse { trial: Some(record.trial.into()) }))
+    }
+
+    async fn retry_trial(
+        &self,
+        request: Request<v1::RetryTrialRequest>,
+    ) -> Result<Response<v1::RetryTrialResponse>, Status> {
+        let id = trial_id(request.into_inner().trial_id)?;
+        let unknown = || CoordinatorError::not_found("trial", &id);
+        let (sweep, number) = id.sweep().zip(id.number()).ok_or_else(unknown)?;
+        // A trial of a sweep that is not there is no trial.
+        self.desk.directory.trial(&id).await?;
+        self.desk.directory.operate(&sweep, Operation::Retry(number)).await?;
+        let record = self.desk.directory.trial(&id).await?;
+        Ok(Response::new(v1::RetryTrialResponse { trial: Some(record.trial.into()) }))
+    }
+}
+
+type Entries = mpsc::Sender<Result<v1::GetTrialLogResponse, Status>>;
+
+impl Services {
+    /// Sends a trial's log, and what is added to it until the trial is over if it is to be followed.
+    async fn log(&self, id: &TrialId, follow: bool, entries: &Entries) -> crate::error::Result<()> {
+        let mut next = 0;
+        let unknown = || CoordinatorError::not_found("trial", id);
+        loop {
+            // Before the log is read: what is added later shows as a change.
+            let changes = self.desk.directory.subscribe(&id.sweep().ok_or_else(unknown)?).await;
+            let record = self.desk.directory.trial(id).await?;
+            for entry in self.desk.directory.store().log(id, next).await? {
+                next += 1;
+                if entries.send(Ok(wire(entry))).await.is_err() {
+                    return Ok(());
+                }
+            }
+            let Some(mut changes) = changes.filter(|_| follow && !record.trial.state.is_terminal()) else {
+                return Ok(());
+            };
+            // Until the trial changes, or changes were missed.
+            loop {
+                match changes.recv().await {
+                    Ok(Change::Trial(trial)) if trial.id == *id => break,
+                    Ok(_) => {}
+                    Err(_) => break,
+                }
+            }
+        }
+    }
+}
+
+fn wire(entry: LogEntry) -> v1::GetTrialLogResponse {
+    v1::GetTrialLogResponse {
+        time: Some(convert::timestamp(entry.time)),
+        event: entry.event,
+        attempt: entry.attempt.0,
+        step: entry.step,
+        message: entry.message,
     }
 }

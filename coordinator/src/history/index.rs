@@ -2,7 +2,7 @@
 
 use super::segment::Record;
 use domain::metric::MetricPoint;
-use domain::{Attempt, TrialId};
+use domain::{Attempt, SweepId, TrialId};
 use std::collections::{BTreeMap, HashMap};
 
 /// Points by trial, attempt and step.
@@ -16,6 +16,11 @@ impl Index {
         for point in record.points {
             points.entry(point.step).or_insert(point);
         }
+    }
+
+    /// Drops the points of sweeps.
+    pub(super) fn forget(&mut self, gone: impl Fn(&SweepId) -> bool) {
+        self.0.retain(|trial, _| trial.sweep().is_none_or(|sweep| !gone(&sweep)));
     }
 
     /// Whether there is a point.

@@ -23,7 +23,7 @@ pub use inspect::{Inspection, inspect};
 pub use recovery::Torn;
 
 use domain::metric::MetricPoint;
-use domain::{Attempt, TrialId};
+use domain::{Attempt, SweepId, TrialId};
 use index::Index;
 use segment::Record;
 use std::path::{Path, PathBuf};
@@ -137,6 +137,12 @@ impl History {
         let inbox = self.0.inbox.as_ref().ok_or(HistoryError::Closed)?;
         inbox.send(append).await.map_err(|_| HistoryError::Closed)?;
         answer.await.map_err(|_| HistoryError::Closed)?
+    }
+
+    /// Drops the points of sweeps from memory. The segments keep their bytes: whoever opens the history again calls
+    /// this again.
+    pub fn forget(&self, gone: impl Fn(&SweepId) -> bool) {
+        self.0.index.write().unwrap_or_else(PoisonError::into_inner).forget(gone);
     }
 
     /// The trial's curve: gap-free, one point a step, in the order of steps. `attempts` are the trial's

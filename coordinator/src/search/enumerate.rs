@@ -81,11 +81,12 @@ fn too_many(what: String) -> Vec<Problem> {
     vec![Problem::new("parameters", format!("{what}; at most {MOST} trials can be listed"), remedy)]
 }
 
-/// Refuses a list that repeats a configuration or is longer than `max_trials`; leaves out what a constraint
-/// rejects.
+/// Refuses a list that repeats a configuration or comes to more than `max_trials`; leaves out what a constraint
+/// rejects, and what was proposed already.
 pub(super) fn checked(
     space: &Space,
     assignments: Vec<Assignment>,
+    proposed: &HashSet<String>,
     max_trials: Option<u32>,
 ) -> Result<Source, Vec<Problem>> {
     let mut seen: HashMap<String, usize> = HashMap::new();
@@ -104,9 +105,11 @@ pub(super) fn checked(
     if candidates.is_empty() {
         return Err(nothing_meets_the_constraints());
     }
-    if let Some(most) = max_trials.filter(|most| candidates.len() > *most as usize) {
-        let problem = format!("{most} would drop some of the {} combinations", candidates.len());
-        let remedy = format!("set it to {} or remove it, or use the random algorithm", candidates.len());
+    candidates.retain(|candidate| !proposed.contains(&candidate.identity));
+    let all = proposed.len() + candidates.len();
+    if let Some(most) = max_trials.filter(|most| all > *most as usize) {
+        let problem = format!("{most} would drop some of the {all} combinations");
+        let remedy = format!("set it to {all} or remove it, or use the random algorithm");
         return Err(vec![Problem::new("search.max_trials", problem, remedy)]);
     }
     Ok(Source::List { candidates, rejected })

@@ -40,6 +40,25 @@ impl Halving {
         }
     }
 
+    /// Adds the rungs that a changed spec has more.
+    pub(super) fn extend(&mut self, changed: Self) {
+        for rung in changed.rungs {
+            if self.rungs.iter().all(|known| known.step != rung.step) {
+                self.rungs.push(rung);
+            }
+        }
+        self.rungs.sort_by_key(|rung| rung.step);
+    }
+
+    /// The trial is under way again: it counts as worst nowhere any more.
+    pub(super) fn again(&mut self, number: u32) {
+        for rung in &mut self.rungs {
+            if rung.seen.get(&number).is_some_and(|(value, _)| value.is_nan()) {
+                rung.seen.remove(&number);
+            }
+        }
+    }
+
     pub(super) fn report(&mut self, number: u32, step: u64, value: f64) -> Verdict {
         let (goal, factor) = (self.goal, self.reduction_factor);
         let Some(rung) = self.rungs.iter_mut().find(|rung| rung.step == step) else {

@@ -23,6 +23,10 @@ pub struct Searcher {
     halving: Option<Halving>,
     proposed: u32,
     running: BTreeSet<u32>,
+    /// The configurations proposed so far.
+    seen: HashSet<String>,
+    /// Trials that were proposed before the space was last changed.
+    before: u32,
     max_trials: Option<u32>,
     max_concurrent: u32,
 }
@@ -30,10 +34,10 @@ pub struct Searcher {
 /// Where trials come from.
 #[derive(Debug)]
 enum Source {
-    /// All of them, known beforehand.
+    /// All that come after those proposed `before`.
     List { candidates: Vec<Candidate>, rejected: u32 },
     /// Drawn one by one; what was drawn is not drawn again. A small space is known in full beside it.
-    Draws { seed: u64, seen: HashSet<String>, few: Option<Vec<Candidate>> },
+    Draws { seed: u64, few: Option<Vec<Candidate>> },
 }
 
 /// What `propose` says.
@@ -76,18 +80,8 @@ impl Searcher {
     /// constraints that nothing meets.
     pub fn new(spec: &SweepSpec) -> Result<Self, Vec<Problem>> {
         let space = Space::new(spec)?;
-        let limit = spec.search.max_trials;
-        let source = match spec.search.algorithm {
-            Algorithm::Grid => enumerate::checked(&space, enumerate::grid(&space)?, limit)?,
-            Algorithm::OneFactorAtATime => enumerate::checked(&space, enumerate::one_factor(&space)?, limit)?,
-            Algorithm::Random | Algorithm::Asha => {
-                Source::Draws { seed: spec.search.seed, seen: HashSet::new(), few: enumerate::few(&space) }
-            }
-        };
-        let max_trials = match &source {
-            Source::Draws { few: Some(few), .. } => limit.min(u32::try_from(few.len()).ok()),
-            _ => limit,
-        };
+        let seen = HashSet::new();
+        let (source, max_trials) = source(spec, &space, &seen)?;
         let halving = (spec.search.algorithm == Algorithm::Asha).then(|| Halving::new(spec));
         let searcher = Self {
             space,
@@ -95,16 +89,34 @@ impl Searcher {
             halving,
             proposed: 0,
             running: BTreeSet::new(),
+            seen,
+            before: 0,
             max_trials,
             max_concurrent: spec.search.max_concurrent_trials.unwrap_or(u32::MAX),
         };
         searcher.candidate(1).map(|_| searcher).ok_or_else(nothing_meets_the_constraints)
     }
 
+    /// Goes on under a changed spec: with more trials, or in another space. What was proposed stays, and is not
+    /// proposed again.
+    ///
+    /// # Errors
+    /// As [`Searcher::new`]; nothing changes then.
+    pub fn extend(&mut self, spec: &SweepSpec) -> Result<(), Vec<Problem>> {
+        let space = Space::new(spec)?;
+        let (source, max_trials) = source(spec, &space, &self.seen)?;
+        if let (Some(halving), Algorithm::Asha) = (&mut self.halving, spec.search.algorithm) {
+            halving.extend(Halving::new(spec));
+        }
+        (self.space, self.source, self.max_trials) = (space, source, max_trials);
+        self.before = self.proposed;
+        Ok(())
+    }
+
     /// Trials in all, if that is bounded. Draws from a large space may end sooner, when nothing new is found.
     pub fn size(&self) -> Option<u32> {
         match &self.source {
-            Source::List { candidates, .. } => u32::try_from(candidates.len()).ok(),
+            Source::List { candidates, .. } => u32::try_from(self.before as usize + candidates.len()).ok(),
             Source::Draws { .. } => self.max_trials,
         }
     }
@@ -160,27 +172,55 @@ impl Searcher {
         }
     }
 
+    /// A trial that was over is under way again: it may come to a value after all.
+    pub fn again(&mut self, number: u32) {
+        self.running.insert(number);
+        if let Some(halving) = self.halving.as_mut() {
+            halving.again(number);
+        }
+    }
+
     fn candidate(&self, number: u32) -> Option<Candidate> {
         match &self.source {
-            Source::List { candidates, .. } => candidates.get(number as usize - 1).cloned(),
+            Source::List { candidates, .. } => candidates.get((number - self.before) as usize - 1).cloned(),
             Source::Draws { .. } if self.max_trials.is_some_and(|most| number > most) => None,
-            Source::Draws { seed, seen, few } => draw::next(&self.space, *seed, number, seen)
-                .or_else(|| few.as_ref()?.iter().find(|c| !seen.contains(&c.identity)).cloned()),
+            Source::Draws { seed, few } => draw::next(&self.space, *seed, number, &self.seen)
+                .or_else(|| few.as_ref()?.iter().find(|c| !self.seen.contains(&c.identity)).cloned()),
         }
     }
 
     fn take(&mut self, number: u32, candidate: &Candidate) {
         self.proposed = number;
         self.running.insert(number);
-        if let Source::Draws { seen, .. } = &mut self.source {
-            seen.insert(candidate.identity.clone());
-        }
+        self.seen.insert(candidate.identity.clone());
     }
 
     fn proposal(&self, number: u32, candidate: Candidate) -> Proposed {
         let parameters = self.space.chosen(&candidate);
         Proposed { number, parameters, config: candidate.config }
     }
+}
+
+/// Where the trials come from that were not proposed yet, and how many there may be in all.
+fn source(
+    spec: &SweepSpec,
+    space: &Space,
+    seen: &HashSet<String>,
+) -> Result<(Source, Option<u32>), Vec<Problem>> {
+    let limit = spec.search.max_trials;
+    let list = match spec.search.algorithm {
+        Algorithm::Grid => enumerate::grid(space)?,
+        Algorithm::OneFactorAtATime => enumerate::one_factor(space)?,
+        Algorithm::Random | Algorithm::Asha => {
+            let few = enumerate::few(space);
+            let fresh = few.as_ref().map(|few| few.iter().filter(|c| !seen.contains(&c.identity)).count());
+            let all = fresh.and_then(|fresh| u32::try_from(seen.len() + fresh).ok());
+            // A small space may hold fewer than the limit.
+            let most = all.map_or(limit, |all| limit.min(Some(all)));
+            return Ok((Source::Draws { seed: spec.search.seed, few }, most));
+        }
+    };
+    Ok((enumerate::checked(space, list, seen, limit)?, limit))
 }
 
 fn nothing_meets_the_constraints() -> Vec<Problem> {

@@ -45,6 +45,17 @@ impl Fixture {
         (self.scope, self.channel) = serve(&self.dir, self.lease).await;
     }
 
+    /// Ends the coordinator, does something to its directory, and starts another on it.
+    pub async fn stop_and<F: Future<Output = ()>>(&mut self, work: impl FnOnce(std::path::PathBuf) -> F) {
+        assert!(self.scope.finish(PATIENCE).await, "the coordinator did not end in time");
+        work(self.dir().to_path_buf()).await;
+        (self.scope, self.channel) = serve(&self.dir, self.lease).await;
+    }
+
+    pub fn dir(&self) -> &std::path::Path {
+        self.dir.path()
+    }
+
     pub fn sweeps(&self) -> SweepServiceClient<Channel> {
         SweepServiceClient::new(self.channel.clone())
     }

@@ -6,6 +6,7 @@ mod agent;
 mod devices;
 mod fixture;
 mod listings;
+mod operations;
 
 use agent::{FakeAgent, hello, holding};
 use fixture::{Fixture, LONG, SHORT, grid, halving};

@@ -13,6 +13,8 @@ use std::fmt;
 pub enum SweepState {
     /// Proposes and trains trials.
     Running,
+    /// Held by a person: proposes and trains nothing until it is resumed.
+    Paused,
     /// All its trials are over.
     Completed,
     /// Ended by a person.
@@ -24,13 +26,14 @@ pub enum SweepState {
 impl SweepState {
     /// Whether the sweep is over.
     pub fn is_terminal(self) -> bool {
-        self != SweepState::Running
+        !matches!(self, SweepState::Running | SweepState::Paused)
     }
 
     /// The state's name in records, tables and `-o json`.
     pub fn as_str(self) -> &'static str {
         match self {
             SweepState::Running => "running",
+            SweepState::Paused => "paused",
             SweepState::Completed => "completed",
             SweepState::Cancelled => "cancelled",
             SweepState::Failed => "failed",

@@ -57,13 +57,15 @@ impl TrialState {
             // Back to the queue when the agent is lost or hands the trial over.
             Assigned => &[Running, Queued, Failed, Cancelled],
             Running => &[Completed, Stopped, Diverged, Failed, Cancelled, Queued],
-            Completed | Stopped | Diverged | Failed | Cancelled => &[],
+            Completed => &[],
+            // A person tries it again, or a raised budget lets it go on.
+            Stopped | Diverged | Failed | Cancelled => &[Queued],
         }
     }
 
     /// Whether the trial is over.
     pub fn is_terminal(self) -> bool {
-        self.successors().is_empty()
+        !matches!(self, TrialState::Queued | TrialState::Assigned | TrialState::Running)
     }
 
     /// Whether a device holds the trial.
@@ -114,12 +116,12 @@ mod tests {
     }
 
     #[test]
-    fn terminal_states_stay() {
+    fn terminal_states_stay_unless_they_are_tried_again() {
         for from in TrialState::ALL {
             for to in TrialState::ALL {
                 let allowed = from.transition(to).is_ok();
                 assert_eq!(allowed, from.successors().contains(&to), "{from} -> {to}");
-                assert!(!(allowed && from.is_terminal()), "{from} is terminal");
+                assert!(!allowed || !from.is_terminal() || to == TrialState::Queued, "{from} is terminal");
             }
         }
     }

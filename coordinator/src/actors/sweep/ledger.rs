@@ -1,6 +1,9 @@
 //! What happens to a sweep's records, without I/O: each method applies one happening, marks what it changed and
 //! says what is to be done about it. The actor writes the changes, then does what was said.
 
+mod extension;
+mod operations;
+
 use crate::actors::message::{Assignment, Ending, StopReason, TrialEvent};
 use crate::artifacts::Stored;
 use crate::error::{CoordinatorError, Result};
@@ -33,6 +36,8 @@ pub enum Effect {
     Assign(Box<Assignment>),
     /// Its agent is to end it.
     Stop(u32, Attempt, StopReason),
+    /// No waiting trial wants a device any more.
+    Withdraw,
 }
 
 /// Whether a message about an attempt still counts.
@@ -78,8 +83,7 @@ pub struct Ledger {
 impl Ledger {
     /// A sweep as its records have it, with the search brought to where it was.
     pub fn new(record: SweepRecord, trials: Vec<TrialRecord>) -> Result<Self> {
-        let mut searcher = Searcher::new(&record.sweep.spec).map_err(CoordinatorError::problems)?;
-        searcher.fast_forward(record.sweep.proposed);
+        let searcher = operations::searcher(&record)?;
         let numbered = trials.into_iter().filter_map(|t| Some((t.trial.id.number()?, t)));
         let trials: BTreeMap<_, _> = numbered.collect();
         Ok(Self {
@@ -96,12 +100,15 @@ impl Ledger {
     /// Brings a trial to where its durable curve stands, and tells the search what it knew.
     pub fn replay(&mut self, number: u32, curve: &[MetricPoint]) -> Result<()> {
         let record = self.get_mut(number)?;
+        // The last word of a trial that is over is its summary's.
+        let last = (record.value, record.trial.eval_loss);
         if !curve.is_empty() {
             record.trial.step = 0;
         }
         self.take_points(number, curve)?;
-        let record = self.get(number)?;
+        let record = self.get_mut(number)?;
         if record.trial.state.is_terminal() {
+            (record.value, record.trial.eval_loss) = last;
             let value = feasible(record);
             self.searcher.ended(number, value);
         }
@@ -145,7 +152,7 @@ impl Ledger {
     /// Proposes as many trials as may wait.
     pub fn fill(&mut self, now: Timestamp) {
         let ahead = QUEUE_AHEAD.max(self.tally.holding());
-        while self.record.stop.is_none() && !self.exhausted && self.tally.count(TrialState::Queued) < ahead {
+        while self.proposes() && self.tally.count(TrialState::Queued) < ahead {
             match self.searcher.propose() {
                 Proposal::Trial(proposed) => self.enter(proposed, now),
                 Proposal::Wait => return,
@@ -211,7 +218,8 @@ impl Ledger {
     /// Durable points of the current attempt.
     pub fn metrics(&mut self, number: u32, points: &[MetricPoint]) -> Result<()> {
         let verdict = self.take_points(number, points)?;
-        if verdict == Verdict::Stop && self.get(number)?.stop.is_none() {
+        let record = self.get(number)?;
+        if verdict == Verdict::Stop && record.stop.is_none() && !record.retried {
             self.stop(number, StopCause::Search)?;
         }
         Ok(())
@@ -318,10 +326,13 @@ impl Ledger {
 
     fn requeue(&mut self, number: u32, now: Timestamp) -> Result<()> {
         self.go(number, TrialState::Queued)?;
+        let paused = self.is_paused();
         let record = self.get_mut(number)?;
         record.placement = None;
+        record.release = false;
         match record.stop {
             Some(cause) => self.end(number, ended_by(cause), now),
+            None if paused => Ok(()),
             None => {
                 self.effects.push(Effect::Enqueue(number));
                 Ok(())
@@ -343,6 +354,7 @@ impl Ledger {
         let record = self.get_mut(number)?;
         record.trial.finished_at = Some(now);
         record.placement = None;
+        record.release = false;
         let value = feasible(record);
         self.searcher.ended(number, value);
         self.tally_over(number)
@@ -437,7 +449,10 @@ impl Ledger {
             state if state.is_terminal() => {
                 Err(CoordinatorError::Over { kind: "trial", id: trial.id.to_string(), state: state.as_str() })
             }
-            TrialState::Queued => self.end(number, ended_by(cause), now),
+            TrialState::Queued => {
+                self.get_mut(number)?.stop = Some(cause);
+                self.end(number, ended_by(cause), now)
+            }
             _ => self.stop(number, cause),
         }
     }
@@ -446,9 +461,8 @@ impl Ledger {
         let record = self.get_mut(number)?;
         let cause = cause.after(record.stop);
         record.stop = Some(cause);
-        let reason = if cause == StopCause::Person { StopReason::Cancelled } else { StopReason::Search };
         let attempt = record.trial.attempt;
-        self.effects.push(Effect::Stop(number, attempt, reason));
+        self.effects.push(Effect::Stop(number, attempt, reason(cause)));
         self.changes.trials.insert(number);
         Ok(())
     }
@@ -484,7 +498,7 @@ impl Ledger {
             (sweep.best, sweep.cost_usd, sweep.counts) = (best, cost_usd, counts);
             self.changes.sweep = true;
         }
-        if over && sweep.state == SweepState::Running {
+        if over && !sweep.state.is_terminal() {
             sweep.finished_at = Some(now);
             (sweep.state, sweep.failure) = match (self.record.stop, failure) {
                 (Some(StopCause::Person), _) => (SweepState::Cancelled, None),
@@ -514,6 +528,11 @@ fn ended_by(cause: StopCause) -> TrialState {
         StopCause::Person => TrialState::Cancelled,
         StopCause::Search | StopCause::Budget => TrialState::Stopped,
     }
+}
+
+/// What the agent is told of why a trial ends.
+fn reason(cause: StopCause) -> StopReason {
+    if cause == StopCause::Person { StopReason::Cancelled } else { StopReason::Search }
 }
 
 /// What the search is told of a trial that is over.

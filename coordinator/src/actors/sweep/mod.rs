@@ -5,25 +5,27 @@
 //! |---|---|
 //! | `mod.rs` | the handle: what may be asked |
 //! | `running.rs` | the actor: what came together is written together, then answered |
+//! | `log.rs` | what a change of a trial's record tells people |
 //! | `budget.rs` | which part of a budget is spent |
 //! | `ledger.rs` | what happens to the records, without I/O |
 
 mod budget;
 mod ledger;
+mod log;
 mod running;
 
 pub use ledger::Standing;
 
 use super::dispatcher::Dispatcher;
 use super::message::TrialEvent;
-use crate::artifacts::Stored;
+use crate::artifacts::{Artifacts, Stored};
 use crate::error::Result;
 use crate::history::History;
 use crate::store::{Store, SweepRecord, TrialRecord};
 use crate::trouble::Trouble;
 use actor::{Gone, Mailbox, Reply, Scope};
 use domain::metric::MetricPoint;
-use domain::sweep::Sweep;
+use domain::sweep::{Sweep, SweepSpec};
 use domain::trial::{Trial, TrialState};
 use domain::{Attempt, Clock, SweepId, TrialId};
 use futures::future::BoxFuture;
@@ -41,6 +43,8 @@ pub struct Tools {
     pub store: Store,
     /// Metric history.
     pub history: History,
+    /// Checkpoints.
+    pub artifacts: Artifacts,
     /// Devices.
     pub dispatcher: Dispatcher,
     /// What cannot be written, for people to see.
@@ -100,6 +104,7 @@ enum Query {
     Sweep(Reply<Sweep>),
     View(Reply<View>),
     Watch(Reply<(View, broadcast::Receiver<Change>)>),
+    Subscribe(Reply<broadcast::Receiver<Change>>),
     Trial(u32, Reply<Result<TrialRecord>>),
     Trials(Selection, Reply<Vec<TrialRecord>>),
     Standing(u32, Attempt, Reply<Result<Standing>>),
@@ -112,6 +117,27 @@ enum Mutation {
     Checkpoint(u32, Attempt, u64, Stored, Reply<Result<Vec<String>>>),
     StopTrial(u32, Reply<Result<TrialRecord>>),
     Cancel(Reply<Result<Sweep>>),
+    Operate(Operation, Reply<Result<Sweep>>),
+}
+
+/// What a person asks of a sweep beside ending it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Operation {
+    /// Propose and train nothing until it is resumed.
+    Pause,
+    /// Go on.
+    Resume,
+    /// More trials, more budget, another space: the extension's request id, and the whole spec.
+    Extend(String, Box<SweepSpec>),
+    /// Try a trial again, by its number.
+    Retry(u32),
+}
+
+impl Operation {
+    /// Whether it makes a sweep that is over run again.
+    pub fn reopens(&self) -> bool {
+        matches!(self, Self::Extend(..) | Self::Retry(_))
+    }
 }
 
 /// Speaks to a running sweep. Every call answers [`Gone`] once the sweep is over; its records then lie in the
@@ -120,13 +146,15 @@ enum Mutation {
 pub struct SweepHandle(Mailbox<Command>);
 
 impl SweepHandle {
-    /// Starts a sweep from its records, new or after a restart. `ended` is called when it is over.
+    /// Starts a sweep from its records, new, after a restart, or to run again by an operation. `ended` is called
+    /// when it is over.
     ///
     /// # Errors
-    /// Its records or metrics cannot be read, or the first changes cannot be written.
+    /// Its records or metrics cannot be read, the operation is refused, or the first changes cannot be written.
     pub async fn start<F>(
         record: SweepRecord,
         trials: Vec<TrialRecord>,
+        again: Option<Operation>,
         tools: Tools,
         scope: &Scope,
         ended: F,
@@ -135,7 +163,7 @@ impl SweepHandle {
         F: FnOnce(SweepId) -> BoxFuture<'static, ()> + Send + 'static,
     {
         let id = record.sweep.id.clone();
-        let sweep = running::RunningSweep::restore(record, trials, tools, scope.clone()).await?;
+        let sweep = running::RunningSweep::restore(record, trials, again, tools, scope.clone()).await?;
         let (mailbox, inbox) = actor::mailbox(CAPACITY);
         scope.spawn("sweep", async move {
             sweep.run(inbox).await;
@@ -218,6 +246,16 @@ impl SweepHandle {
     /// Ends the sweep for a person.
     pub async fn cancel(&self) -> std::result::Result<Result<Sweep>, Gone> {
         self.mutate(Mutation::Cancel).await
+    }
+
+    /// Does what a person asks; durable when it returns.
+    pub async fn operate(&self, operation: Operation) -> std::result::Result<Result<Sweep>, Gone> {
+        self.mutate(|reply| Mutation::Operate(operation, reply)).await
+    }
+
+    /// Every change from now on.
+    pub async fn subscribe(&self) -> std::result::Result<broadcast::Receiver<Change>, Gone> {
+        self.query(Query::Subscribe).await
     }
 
     async fn query<T>(&self, query: impl FnOnce(Reply<T>) -> Query) -> std::result::Result<T, Gone> {

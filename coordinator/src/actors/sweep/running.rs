@@ -4,12 +4,13 @@
 
 use super::budget::spent;
 use super::ledger::{Changes, Effect, Ledger, Standing};
-use super::{Change, Command, Mutation, Query, Selection, Tools, View};
+use super::log::Told;
+use super::{Change, Command, Mutation, Operation, Query, Selection, Tools, View};
 use crate::actors::dispatcher::{Expected, Grant, Request};
 use crate::actors::message::{StopReason, ToAgent, TrialEvent};
 use crate::artifacts::Stored;
 use crate::error::Result;
-use crate::store::{Batch, Placement, StopCause, SweepRecord, TrialRecord};
+use crate::store::{Batch, LogEntry, Placement, StopCause, SweepRecord, TrialRecord};
 use crate::trouble::{RETRY, Storage};
 use actor::Scope;
 use domain::metric::MetricPoint;
@@ -18,6 +19,7 @@ use domain::{Attempt, Timestamp, TrialId};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
+use std::collections::BTreeMap;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -42,7 +44,16 @@ pub(super) struct RunningSweep {
     ledger: Ledger,
     tools: Tools,
     changes: broadcast::Sender<Change>,
-    signals: FuturesUnordered<BoxFuture<'static, Signal>>,
+    /// What each trial's log has told.
+    told: BTreeMap<u32, Told>,
+    /// Why trials went back into the queue since their logs were told.
+    why: BTreeMap<u32, String>,
+    /// Entries of trials' logs that are not yet written: the trial, the entry's number, the entry.
+    entries: Vec<(u32, u32, LogEntry)>,
+    /// Trials that want a device. Dropping one withdraws it.
+    requests: FuturesUnordered<BoxFuture<'static, Signal>>,
+    /// Trials that hold one.
+    losses: FuturesUnordered<BoxFuture<'static, Signal>>,
     scope: Scope,
     /// Answers to what is applied and not yet written.
     answers: Vec<Answer>,
@@ -53,10 +64,11 @@ pub(super) struct RunningSweep {
 }
 
 impl RunningSweep {
-    /// Takes up what the records say was under way.
+    /// Takes up what the records say was under way. A sweep that was over runs again for an operation.
     pub(super) async fn restore(
         record: SweepRecord,
         trials: Vec<TrialRecord>,
+        again: Option<Operation>,
         tools: Tools,
         scope: Scope,
     ) -> Result<Self> {
@@ -64,7 +76,11 @@ impl RunningSweep {
             ledger: Ledger::new(record, trials)?,
             tools,
             changes: broadcast::channel(CHANGES).0,
-            signals: FuturesUnordered::new(),
+            told: BTreeMap::new(),
+            why: BTreeMap::new(),
+            entries: Vec::new(),
+            requests: FuturesUnordered::new(),
+            losses: FuturesUnordered::new(),
             scope,
             answers: Vec::new(),
             retry_at: None,
@@ -74,27 +90,39 @@ impl RunningSweep {
         for number in numbers {
             sweep.restore_trial(number).await?;
         }
+        if let Some(operation) = again {
+            sweep.operate(operation)?;
+        }
         sweep.write().await?;
         sweep.tell().await?;
         Ok(sweep)
     }
 
     async fn restore_trial(&mut self, number: u32) -> Result<()> {
-        let trial = &self.ledger.get(number)?.trial;
+        let record = self.ledger.get(number)?;
+        self.told.insert(number, Told::of(record));
+        let trial = &record.trial;
         let curve = self.tools.history.curve(&trial.id, &trial.attempts).await?;
         self.ledger.replay(number, &curve)?;
         let record = self.ledger.get(number)?;
         let trial = &record.trial;
         match record.placement.clone() {
             Some(Placement { agent, device, .. }) if trial.state.holds_device() => {
-                let (trial, attempt) = (trial.id.clone(), trial.attempt);
+                let (id, attempt) = (trial.id.clone(), trial.attempt);
                 let needs = self.ledger.needs(number)?;
                 let charged_at = self.ledger.reopen_account(number)?;
+                let trial = id.clone();
                 let expected = Expected { trial, attempt, agent, device, needs, charged_at };
                 let lost = self.tools.dispatcher.expect(expected).await?;
                 self.await_loss(number, attempt, lost);
+                if let Some(reason) = self.ledger.pending_stop(number)? {
+                    let stop = ToAgent::Stop(id.clone(), attempt, reason);
+                    self.tools.dispatcher.send(id, attempt, stop).await?;
+                }
             }
-            _ if trial.state == TrialState::Queued => self.enqueue(number).await?,
+            _ if trial.state == TrialState::Queued && !self.ledger.is_paused() => {
+                self.enqueue(number).await?
+            }
             _ => {}
         }
         Ok(())
@@ -113,7 +141,8 @@ impl RunningSweep {
                     0 => return,
                     _ => self.hear_all(&mut commands).await,
                 },
-                Some(signal) = self.signals.next(), if can_write => self.signalled(signal).await,
+                Some(signal) = self.requests.next(), if can_write => self.signalled(signal).await,
+                Some(signal) = self.losses.next(), if can_write => self.signalled(signal).await,
                 _ = tick.tick(), if can_write => self.look_at_budget().await,
                 () = until(self.retry_at), if !can_write => self.retry().await,
             };
@@ -159,6 +188,7 @@ impl RunningSweep {
             Query::Sweep(reply) => drop(reply.send(self.ledger.record().sweep.clone())),
             Query::View(reply) => drop(reply.send(self.view())),
             Query::Watch(reply) => drop(reply.send((self.view(), self.changes.subscribe()))),
+            Query::Subscribe(reply) => drop(reply.send(self.changes.subscribe())),
             Query::Trial(number, reply) => drop(reply.send(self.ledger.get(number).cloned())),
             Query::Trials(selection, reply) => drop(reply.send(self.select(&selection))),
             Query::Standing(number, attempt, reply) => drop(reply.send(self.standing(number, attempt))),
@@ -194,6 +224,10 @@ impl RunningSweep {
             Mutation::StopTrial(number, reply) => {
                 let done = self.stop_trial(number).await;
                 Box::new(move |ledger| drop(reply.send(done.and_then(|()| ledger.get(number).cloned()))))
+            }
+            Mutation::Operate(operation, reply) => {
+                let done = self.operate(operation);
+                Box::new(move |ledger| drop(reply.send(done.map(|()| ledger.record().sweep.clone()))))
             }
             Mutation::Cancel(reply) => {
                 let done = self.cancel().await;
@@ -236,9 +270,12 @@ impl RunningSweep {
         let trial = self.ledger.get(number)?.trial.id.clone();
         tracing::info!(%trial, %attempt, event = event.name(), "the agent reports");
         if !matches!(event, TrialEvent::Started { .. }) {
-            let leaving = event == TrialEvent::Released;
-            let seconds = self.tools.dispatcher.release(trial, attempt, leaving).await?;
+            let given_back = event == TrialEvent::Released;
+            let seconds = self.tools.dispatcher.release(trial, attempt, given_back).await?;
             self.ledger.close_account(number, seconds, self.now())?;
+        }
+        if let TrialEvent::Failed(failure) = &event {
+            self.why.insert(number, failure.message.clone());
         }
         self.ledger.event(number, event, self.now())
     }
@@ -266,6 +303,16 @@ impl RunningSweep {
         self.abandon(self.held()).await
     }
 
+    fn operate(&mut self, operation: Operation) -> Result<()> {
+        let now = self.now();
+        match operation {
+            Operation::Pause => self.ledger.pause(now),
+            Operation::Resume => self.ledger.resume(now),
+            Operation::Extend(request_id, spec) => self.ledger.extend(&request_id, *spec, now),
+            Operation::Retry(number) => self.ledger.retry(number, now),
+        }
+    }
+
     /// The trials that hold a device.
     fn held(&self) -> Vec<TrialId> {
         let live = self.ledger.live().filter_map(|number| self.ledger.get(number).ok());
@@ -285,22 +332,20 @@ impl RunningSweep {
 
     /// Takes a signal, and those that have come with it.
     async fn signalled(&mut self, first: Signal) -> Result<()> {
-        let mut next = Some(first);
-        for _ in 0..GROUP {
-            match next {
-                Some(Signal::Granted(number, attempt, Some(grant))) => {
-                    self.granted(number, attempt, grant).await?;
-                }
-                Some(Signal::Lost(number, attempt, Some(seconds))) => self.lost(number, attempt, seconds)?,
-                Some(Signal::Granted(_, _, None) | Signal::Lost(_, _, None)) => {}
-                None => break,
+        let (mut next, mut heard) = (Some(first), 0);
+        while let Some(signal) = next {
+            match signal {
+                Signal::Granted(number, attempt, Some(grant)) => self.granted(number, attempt, grant).await?,
+                Signal::Lost(number, attempt, Some(seconds)) => self.lost(number, attempt, seconds)?,
+                Signal::Granted(_, _, None) | Signal::Lost(_, _, None) => {}
             }
-            next = self.signals.next().now_or_never().flatten();
+            heard += 1;
+            if heard == GROUP {
+                break;
+            }
+            next = self.requests.next().now_or_never().flatten();
+            next = next.or_else(|| self.losses.next().now_or_never().flatten());
         }
-        // The last of a full group was taken, and has not been heard.
-        self.signals.extend(
-            next.map(|signal| -> BoxFuture<'static, Signal> { Box::pin(std::future::ready(signal)) }),
-        );
         Ok(())
     }
 
@@ -323,7 +368,9 @@ impl RunningSweep {
             return Ok(());
         }
         self.ledger.close_account(number, seconds, self.now())?;
-        self.ledger.lost(number, "its agent was not heard from for a whole lease", self.now())
+        let why = "its agent was not heard from for a whole lease";
+        self.why.insert(number, why.into());
+        self.ledger.lost(number, why, self.now())
     }
 
     /// Charges what runs, and ends the sweep if its budget is spent.
@@ -337,7 +384,7 @@ impl RunningSweep {
         self.ledger.settle(now);
         let record = self.ledger.record();
         let (sweep, budget) = (&record.sweep, &record.sweep.spec.budget);
-        let elapsed = now.since(sweep.created_at).as_secs_f64();
+        let elapsed = record.active_seconds(now);
         if let Some(spent) = spent(budget, sweep.cost_usd, elapsed)
             && record.stop.is_none()
         {
@@ -373,18 +420,28 @@ impl RunningSweep {
         let now = self.now();
         self.ledger.fill(now);
         self.ledger.settle(now);
-        let changes = self.ledger.changes();
+        let trials = self.ledger.changes().trials.clone();
         let mut batch = Batch::default();
-        for number in &changes.trials {
-            batch.trial(self.ledger.get(*number)?);
+        for number in trials {
+            let why = self.why.remove(&number);
+            let told = self.told.entry(number).or_default();
+            let news = told.news(self.ledger.get(number)?, why.as_deref(), now);
+            let first = self.ledger.logged(number, news.len())?;
+            self.entries.extend((first..).zip(news).map(|(entry, what)| (number, entry, what)));
+            batch.trial(self.ledger.get(number)?);
         }
-        if changes.sweep {
-            batch.sweep(self.ledger.record());
+        let record = self.ledger.record();
+        for (number, entry, what) in &self.entries {
+            batch.log(&record.sweep.id, *number, *entry, what);
+        }
+        if self.ledger.changes().sweep {
+            batch.sweep(record);
         }
         if batch.is_empty() {
             return Ok(());
         }
         self.tools.store.commit(batch).await?;
+        self.entries.clear();
         self.tools.trouble.succeeded(Storage::Registry);
         Ok(())
     }
@@ -418,6 +475,7 @@ impl RunningSweep {
         let dispatcher = self.tools.dispatcher.clone();
         match effect {
             Effect::Enqueue(number) => self.enqueue(number).await?,
+            Effect::Withdraw => self.withdraw().await?,
             Effect::Assign(assignment) => {
                 let (trial, attempt) = (assignment.trial.clone(), assignment.attempt);
                 dispatcher.send(trial, attempt, ToAgent::Assign(assignment)).await?;
@@ -442,12 +500,23 @@ impl RunningSweep {
         let request =
             Request { trial: trial.id.clone(), attempt, created_at: trial.created_at, needs, granted };
         self.tools.dispatcher.enqueue(request).await?;
-        self.signals.push(Box::pin(async move { Signal::Granted(number, attempt, grant.await.ok()) }));
+        self.requests.push(Box::pin(async move { Signal::Granted(number, attempt, grant.await.ok()) }));
+        Ok(())
+    }
+
+    /// Takes every waiting trial back from the dispatcher.
+    async fn withdraw(&mut self) -> Result<()> {
+        self.requests.clear();
+        let waiting = self.ledger.trials().values().filter(|t| t.trial.state == TrialState::Queued);
+        for trial in waiting.map(|t| &t.trial) {
+            // A device may have been granted just before.
+            self.tools.dispatcher.release(trial.id.clone(), trial.attempt.next(), false).await?;
+        }
         Ok(())
     }
 
     fn await_loss(&self, number: u32, attempt: Attempt, lost: oneshot::Receiver<f64>) {
-        self.signals.push(Box::pin(async move { Signal::Lost(number, attempt, lost.await.ok()) }));
+        self.losses.push(Box::pin(async move { Signal::Lost(number, attempt, lost.await.ok()) }));
     }
 }
 

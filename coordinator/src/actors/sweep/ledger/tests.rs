@@ -1,5 +1,7 @@
 //! What happens to records, happening by happening.
 
+mod operations;
+
 use super::*;
 use domain::footprint::ModelShape;
 use domain::sweep::{Sweep, SweepSpec};
@@ -26,7 +28,7 @@ fn record(document: Value) -> SweepRecord {
         created_at: NOW,
         finished_at: None,
     };
-    SweepRecord { sweep, stop: None, base_models: BTreeMap::new() }
+    SweepRecord::new(sweep, BTreeMap::new())
 }
 
 fn document() -> Value {
@@ -75,6 +77,13 @@ fn point(step: u64, loss: f64) -> MetricPoint {
 }
 
 impl Ledger {
+    /// The assignment that its agent is told.
+    fn assigned(&mut self, number: u32) -> Assignment {
+        self.assign(number, placement()).unwrap();
+        let Some(Effect::Assign(assignment)) = self.effects().pop() else { panic!("it is assigned") };
+        *assignment
+    }
+
     fn run(&mut self, number: u32) {
         self.assign(number, placement()).unwrap();
         self.effects.retain(|effect| !matches!(effect, Effect::Assign(_)));
@@ -239,9 +248,7 @@ fn memory_is_predicted_from_the_models_shape() {
     let (small, large) = (ledger.needs(1).unwrap(), ledger.needs(2).unwrap());
     assert_eq!((small.base_bytes, large.base_bytes), (4 * shape.parameters(), 4 * shape.parameters()));
     assert!(0 < small.own_bytes && small.own_bytes < large.own_bytes, "rank 2 and 4");
-    ledger.effects();
-    ledger.assign(1, placement()).unwrap();
-    let [Effect::Assign(assignment)] = &ledger.effects()[..] else { panic!("it is assigned") };
+    let assignment = ledger.assigned(1);
     assert_eq!(assignment.predicted_peak_memory_bytes, small.base_bytes + small.own_bytes);
     let unknown = self::ledger().needs(1).unwrap();
     assert_eq!((unknown.base_bytes, unknown.own_bytes), (0, 0));

@@ -1,0 +1,42 @@
+//! Deleting a sweep. One transaction removes its records and leaves a tombstone; then its checkpoints go. What was
+//! interrupted goes on at the next start, by the tombstone.
+
+use super::sweep::Tools;
+use crate::error::{CoordinatorError, Result};
+use crate::store::{Batch, Tombstone};
+use domain::SweepId;
+
+/// Removes a sweep's records and metrics, if it is over. Answers with the tombstone that stands in their place; one
+/// that stands there already stays.
+pub(super) async fn remove_records(tools: &Tools, id: &SweepId) -> Result<Tombstone> {
+    let store = &tools.store;
+    if let Some(tombstone) = store.tombstone(id).await? {
+        return Ok(tombstone);
+    }
+    let record = store.sweep(id).await?.ok_or_else(|| CoordinatorError::not_found("sweep", id))?;
+    if !record.sweep.state.is_terminal() {
+        let state = "not over; cancel it first, or delete it with --force";
+        return Err(CoordinatorError::Over { kind: "sweep", id: id.to_string(), state });
+    }
+    let tombstone = Tombstone { sweep: id.clone(), deleted_at: tools.clock.now(), completed_at: None };
+    let mut batch = Batch::default();
+    batch.remove(&record.sweep, store.keys_of(id).await?);
+    batch.tombstone(&tombstone);
+    store.commit(batch).await?;
+    tools.history.forget(|sweep| sweep == id);
+    tracing::info!(sweep = %id, "deleted its records");
+    Ok(tombstone)
+}
+
+/// Removes a deleted sweep's checkpoints, and notes in the tombstone that nothing is left.
+pub(super) async fn remove_artifacts(tools: &Tools, mut tombstone: Tombstone) -> Result<Tombstone> {
+    if tombstone.completed_at.is_none() {
+        tools.artifacts.delete_sweep(&tombstone.sweep).await?;
+        tombstone.completed_at = Some(tools.clock.now());
+        let mut batch = Batch::default();
+        batch.tombstone(&tombstone);
+        tools.store.commit(batch).await?;
+        tracing::info!(sweep = %tombstone.sweep, "deleted its checkpoints");
+    }
+    Ok(tombstone)
+}

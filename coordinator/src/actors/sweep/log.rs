@@ -1,0 +1,100 @@
+//! What happened to a trial, told by what a change of its record shows. It is written in one batch with the change.
+
+use crate::store::{LogEntry, StopCause, TrialRecord};
+use domain::trial::TrialState;
+use domain::{Attempt, Timestamp};
+
+/// What a log has told of a trial so far.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Told {
+    state: Option<TrialState>,
+    attempt: Attempt,
+    checkpoint: Option<u64>,
+    stop: Option<StopCause>,
+    release: bool,
+}
+
+impl Told {
+    /// All that a record shows.
+    pub(super) fn of(record: &TrialRecord) -> Self {
+        Self {
+            state: Some(record.trial.state),
+            attempt: record.trial.attempt,
+            checkpoint: record.checkpoint.as_ref().map(|c| c.step),
+            stop: record.stop,
+            release: record.release,
+        }
+    }
+
+    /// What a record shows that was not told yet, in the order of a life. `why` says what put the trial back into
+    /// the queue, if anything did.
+    pub(super) fn news(&mut self, record: &TrialRecord, why: Option<&str>, now: Timestamp) -> Vec<LogEntry> {
+        let before = std::mem::replace(self, Self::of(record));
+        let trial = &record.trial;
+        let step = trial.step;
+        let mut news = Vec::new();
+        let mut tell = |what: &str, message: String| {
+            news.push(LogEntry { time: now, event: what.into(), attempt: trial.attempt, step, message });
+        };
+        if before.state.is_none() {
+            tell("proposed", "the search proposed it".into());
+        }
+        if trial.attempt != before.attempt
+            && let Some(place) = &record.placement
+        {
+            let from = trial.attempts.last().map_or(0, |(_, step)| *step);
+            let (agent, device) = (&place.agent, &place.device);
+            tell("assigned", format!("to {agent}, {device}, as attempt {} from step {from}", trial.attempt));
+        }
+        if trial.state == TrialState::Running && before.state != Some(TrialState::Running) {
+            tell(
+                "started",
+                trial.total_steps.map_or_else(String::new, |total| format!("{total} steps in all")),
+            );
+        }
+        if self.checkpoint != before.checkpoint
+            && let Some(step) = self.checkpoint
+        {
+            tell("checkpoint", format!("of step {step} is stored"));
+        }
+        if record.release && !before.release {
+            tell("told_to_release", "its sweep is paused".into());
+        }
+        if record.stop != before.stop
+            && let Some(cause) = record.stop
+            && !trial.state.is_terminal()
+        {
+            tell("told_to_stop", by(cause).into());
+        }
+        if before.state != Some(trial.state) {
+            match trial.state {
+                TrialState::Queued if before.state.is_some_and(TrialState::is_terminal) => {
+                    tell("queued_again", "a person, or a raised budget, lets it go on".into());
+                }
+                TrialState::Queued if before.state.is_some() => {
+                    tell("queued", why.unwrap_or("its agent gave it back").into());
+                }
+                state if state.is_terminal() => {
+                    let failure = trial.failure.as_ref();
+                    let class = |c| serde_json::to_value(c).ok().and_then(|v| v.as_str().map(String::from));
+                    let failure =
+                        failure.map(|f| format!("{}: {}", class(f.class).unwrap_or_default(), f.message));
+                    let by =
+                        record.stop.filter(|_| state != TrialState::Completed).map(|c| by(c).to_string());
+                    let end = failure.or(by).unwrap_or_else(|| format!("at step {step}"));
+                    tell(state.as_str(), end);
+                }
+                _ => {}
+            }
+        }
+        news
+    }
+}
+
+fn by(cause: StopCause) -> &'static str {
+    match cause {
+        StopCause::Search => "by the search",
+        StopCause::Budget => "by the sweep's budget",
+        StopCause::Person => "by a person",
+    }
+}
