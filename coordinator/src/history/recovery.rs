@@ -76,10 +76,9 @@ pub(super) fn mend(dir: &Path, end: End, torn: &[Torn]) -> Result<(), HistoryErr
 /// Refuses a directory of which a later version wrote a part, before anything in it is read or changed.
 pub(super) fn refuse_newer(dir: &Path) -> Result<(), HistoryError> {
     for number in 1..=last_number(dir)? {
-        match acknowledged_before(&segment::path(dir, number)) {
-            Err(newer @ HistoryError::Newer { .. }) => return Err(newer),
-            // What is damaged or missing is told when it is read.
-            _ => {}
+        // What is damaged or missing is told when it is read.
+        if let Err(newer @ HistoryError::Newer { .. }) = acknowledged_before(&segment::path(dir, number)) {
+            return Err(newer);
         }
     }
     Ok(())
