@@ -306,7 +306,7 @@ impl Store {
     /// A trial's log from an entry on (the first is 0), in the order in which things happened.
     pub async fn log(&self, trial: &TrialId, from: u32) -> Result<Vec<LogEntry>> {
         let (Some(sweep), Some(number)) = (trial.sweep(), trial.number()) else { return Ok(Vec::new()) };
-        let prefix = format!("{LOGS}{sweep}/{number:010}/");
+        let prefix = log_prefix(&sweep, number);
         let mut after = from.checked_sub(1).map(|last| format!("{prefix}{last:010}"));
         let mut entries = Vec::new();
         loop {
@@ -414,7 +414,7 @@ impl Batch {
 
     /// Sets entry `entry` of a trial's log; the first is 0.
     pub fn log(&mut self, sweep: &SweepId, number: u32, entry: u32, what: &LogEntry) {
-        self.put(format!("{LOGS}{sweep}/{number:010}/{entry:010}"), what);
+        self.put(format!("{}{entry:010}", log_prefix(sweep, number)), what);
     }
 
     /// Enters a new sweep: its record, its request and its place in the listing.
@@ -462,7 +462,12 @@ const TOMBSTONES: &str = "deleted/";
 const LOGS: &str = "logs/";
 const DRAINS: &str = "drains/";
 
-fn tombstone_key(id: &SweepId) -> String {
+/// What the keys of a trial's log begin with.
+pub(crate) fn log_prefix(sweep: &SweepId, number: u32) -> String {
+    format!("{LOGS}{sweep}/{number:010}/")
+}
+
+pub(crate) fn tombstone_key(id: &SweepId) -> String {
     format!("{TOMBSTONES}{id}")
 }
 

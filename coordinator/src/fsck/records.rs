@@ -1,9 +1,10 @@
 //! Sweeps and trials, each by itself and against the others.
 
 use super::Findings;
-use crate::store::{self, SweepRecord, TrialRecord};
+use crate::store::{self, LogEntry, SweepRecord, Tombstone, TrialRecord};
 use domain::trial::TrialState;
-use domain::{SweepId, Timestamp};
+use domain::sweep::StateCounts;
+use domain::{AgentId, SweepId, Timestamp};
 use registry::Entries;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -16,6 +17,9 @@ pub(super) struct Records {
     /// By key, the sweep that it leads to.
     requests: BTreeMap<String, SweepId>,
     newest: BTreeMap<String, SweepId>,
+    /// How many entries each trial's log has, by the prefix of their keys.
+    logs: BTreeMap<String, u32>,
+    deleted: BTreeMap<SweepId, Tombstone>,
 }
 
 impl Records {
@@ -45,12 +49,33 @@ impl Records {
                     records.requests.extend(parse(key, value, findings).map(|id| (key.clone(), id)))
                 }
                 "newest" => records.newest.extend(parse(key, value, findings).map(|id| (key.clone(), id))),
+                "logs" => records.read_log_entry(key, value, findings),
+                "deleted" => {
+                    if let Some(tombstone) = parse::<Tombstone>(key, value, findings) {
+                        expect_key(key, &store::tombstone_key(&tombstone.sweep), findings);
+                        records.deleted.insert(tombstone.sweep.clone(), tombstone);
+                    }
+                }
+                "drains" => drop(parse::<AgentId>(key, value, findings)),
                 _ => findings.note(key, "a record of a kind that this version does not know"),
             }
         }
         findings.checked("sweeps", records.sweeps.len());
         findings.checked("trials", records.trials.len());
+        let entries = records.logs.values().map(|count| *count as usize).sum();
+        findings.checked("log entries", entries);
         records
+    }
+
+    /// Entries come in the order of their numbers.
+    fn read_log_entry(&mut self, key: &str, value: &[u8], findings: &mut Findings) {
+        parse::<LogEntry>(key, value, findings);
+        let Some((trial, _)) = key.rsplit_once('/') else {
+            return findings.problem(key, "is no log entry's key");
+        };
+        let count = self.logs.entry(trial.to_string()).or_default();
+        expect_key(key, &format!("{trial}/{count:010}"), findings);
+        *count += 1;
     }
 
     /// The trials of a sweep, by number.
@@ -71,6 +96,8 @@ impl Records {
                     _ => store::newest_key(&record.sweep),
                 };
                 match self.sweeps.get(id) {
+                    // The same submission again must not begin it anew.
+                    None if folder == "requests" && self.deleted.contains_key(id) => {}
                     None => {
                         findings.problem(key, format!("leads to the sweep {id}, of which there is no record"))
                     }
@@ -82,6 +109,25 @@ impl Records {
             let known = self.sweeps.contains_key(sweep);
             findings.expect(known, &record.trial.id, || format!("there is no record of its sweep {sweep}"));
             check_trial(record, findings);
+            let kept = record.trial.id.number().map_or(0, |number| {
+                self.logs.get(store::log_prefix(sweep, number).trim_end_matches('/')).copied().unwrap_or_default()
+            });
+            findings.expect(kept == record.logged, &record.trial.id, || {
+                format!("its log has {kept} entries, and its record counts {}", record.logged)
+            });
+        }
+        for prefix in self.logs.keys() {
+            let trial = prefix.trim_start_matches("logs/").rsplit_once('/');
+            let trial = trial.and_then(|(sweep, number)| Some((SweepId::new(sweep), number.parse().ok()?)));
+            let known = trial.is_some_and(|trial| self.trials.contains_key(&trial));
+            findings.expect(known, prefix, || "is the log of a trial of which there is no record".into());
+        }
+        for (sweep, tombstone) in &self.deleted {
+            let gone = !self.sweeps.contains_key(sweep);
+            findings.expect(gone, sweep, || "is deleted, and has a record".into());
+            if tombstone.completed_at.is_none() {
+                findings.note(sweep, "is deleted, and its checkpoints are not yet; the next start goes on with it");
+            }
         }
     }
 
@@ -102,6 +148,10 @@ impl Records {
                 sweep.proposed,
                 numbers.len()
             )
+        });
+        let counted: StateCounts = self.of(id).map(|(_, record)| record.trial.state).collect();
+        findings.expect(counted == sweep.counts, id, || {
+            format!("it counts its trials as {:?}, and they are {counted:?}", sweep.counts)
         });
         let within = sweep.max_trials.is_none_or(|most| sweep.proposed <= most);
         findings.expect(within, id, || format!("more trials than its search has: {:?}", sweep.max_trials));
