@@ -69,6 +69,9 @@ pub enum CoordinatorError {
         /// The attempt that the message carries.
         attempt: Attempt,
     },
+    /// The disk refuses, so that nothing can be changed now.
+    #[error("nothing can be written at the moment, so nothing was changed: {0}; make room, then ask again")]
+    Trouble(String),
     /// A trial cannot go where a message would send it.
     #[error(transparent)]
     Transition(#[from] IllegalTransition),
@@ -94,7 +97,8 @@ impl CoordinatorError {
     pub fn is_storage(&self) -> bool {
         matches!(
             self,
-            Self::Registry(RegistryError::Storage(_))
+            Self::Trouble(_)
+                | Self::Registry(RegistryError::Storage(_))
                 | Self::History(HistoryError::Io { .. })
                 | Self::Artifact(ArtifactError::Store { .. })
         )
@@ -121,7 +125,8 @@ impl From<CoordinatorError> for RpcError {
             CoordinatorError::Registry(RegistryError::Fenced { .. }) | CoordinatorError::Gone(_) => {
                 Self::Unavailable(text)
             }
-            CoordinatorError::Listen { .. }
+            CoordinatorError::Trouble(_)
+            | CoordinatorError::Listen { .. }
             | CoordinatorError::Registry(_)
             | CoordinatorError::History(_)
             | CoordinatorError::Corrupt { .. }

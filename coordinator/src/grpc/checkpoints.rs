@@ -2,8 +2,9 @@
 
 use super::{Answers, Services};
 use crate::actors::sweep::Standing;
-use crate::artifacts::{Artifacts, FileSpec, Part};
+use crate::artifacts::{ArtifactError, Artifacts, FileSpec, Part};
 use crate::error::{CoordinatorError, Result};
+use crate::trouble::Storage;
 use bytes::Bytes;
 use domain::{Attempt, TrialId, crash};
 use futures::{Stream, StreamExt, TryStreamExt};
@@ -27,11 +28,11 @@ pub async fn upload(
     let mut upload = begun.map_err(CoordinatorError::from)?;
     while let Some(message) = pieces.message().await? {
         match message.piece {
-            Some(Up::Data(data)) => upload.write(data).await.map_err(CoordinatorError::from)?,
+            Some(Up::Data(data)) => told(services, upload.write(data).await)?,
             _ => return Err(CoordinatorError::invalid("piece", "must be data after the header").into()),
         }
     }
-    let stored = upload.finish().await.map_err(CoordinatorError::from)?;
+    let stored = told(services, upload.finish().await)?;
     crash::point("checkpoint/stored");
     let response = v1::UploadCheckpointResponse {
         adapter: stored.adapter.clone().unwrap_or_default(),
@@ -59,6 +60,16 @@ async fn delete(services: &Services, trial: &TrialId, unused: Vec<String>) {
             tracing::warn!(%trial, path, %error, "an old checkpoint could not be deleted");
         }
     }
+}
+
+/// What came of a write, which people are told of if the disk refused it.
+fn told<T>(services: &Services, done: std::result::Result<T, ArtifactError>) -> Result<T> {
+    let done = done.map_err(CoordinatorError::from);
+    match &done {
+        Err(error) if error.is_storage() => services.desk.trouble.failed(Storage::Artifacts, error),
+        _ => services.desk.trouble.succeeded(Storage::Artifacts),
+    }
+    done
 }
 
 /// Streams the newest complete checkpoint of a trial to the agent that holds it.

@@ -26,6 +26,7 @@ impl FleetService for Services {
             version: env!("CARGO_PKG_VERSION").into(),
             data_dir: self.data_dir.display().to_string(),
             metrics: metrics.collect(),
+            trouble: self.desk.trouble.now(),
         }))
     }
 
@@ -53,6 +54,7 @@ impl FleetService for Services {
         &self,
         request: Request<v1::DrainAgentRequest>,
     ) -> Result<Response<v1::DrainAgentResponse>, Status> {
+        self.writable()?;
         let v1::DrainAgentRequest { agent_id, undo } = request.into_inner();
         let id = AgentId::new(agent_id);
         self.agent(&id).await?;

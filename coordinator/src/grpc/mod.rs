@@ -105,6 +105,16 @@ pub enum ServeError {
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
+impl Services {
+    /// Refuses a person's change while it could not be written: better a clear word now than a long silence.
+    fn writable(&self) -> Result<()> {
+        match self.desk.trouble.now() {
+            Some(why) => Err(CoordinatorError::Trouble(why)),
+            None => Ok(()),
+        }
+    }
+}
+
 fn sweep_id(id: String) -> Result<SweepId> {
     if id.is_empty() {
         return Err(CoordinatorError::invalid("sweep_id", "is missing"));

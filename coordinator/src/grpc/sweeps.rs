@@ -26,6 +26,7 @@ impl SweepService for Services {
         &self,
         request: Request<v1::SubmitSweepRequest>,
     ) -> std::result::Result<Response<v1::SubmitSweepResponse>, Status> {
+        self.writable()?;
         let request = request.into_inner();
         let request_id = request_id(&request.request_id)?;
         let document = convert::from_struct(convert::required("spec", request.spec)?);
@@ -62,6 +63,7 @@ impl SweepService for Services {
         &self,
         request: Request<v1::CancelSweepRequest>,
     ) -> std::result::Result<Response<v1::CancelSweepResponse>, Status> {
+        self.writable()?;
         let id = sweep_id(request.into_inner().sweep_id)?;
         let sweep = self.desk.directory.cancel(&id).await?;
         Ok(Response::new(v1::CancelSweepResponse { sweep: Some(convert::sweep(&sweep)) }))
@@ -71,6 +73,7 @@ impl SweepService for Services {
         &self,
         request: Request<v1::PauseSweepRequest>,
     ) -> std::result::Result<Response<v1::PauseSweepResponse>, Status> {
+        self.writable()?;
         let id = sweep_id(request.into_inner().sweep_id)?;
         let sweep = self.desk.directory.operate(&id, Operation::Pause).await?;
         Ok(Response::new(v1::PauseSweepResponse { sweep: Some(convert::sweep(&sweep)) }))
@@ -80,6 +83,7 @@ impl SweepService for Services {
         &self,
         request: Request<v1::ResumeSweepRequest>,
     ) -> std::result::Result<Response<v1::ResumeSweepResponse>, Status> {
+        self.writable()?;
         let id = sweep_id(request.into_inner().sweep_id)?;
         let sweep = self.desk.directory.operate(&id, Operation::Resume).await?;
         Ok(Response::new(v1::ResumeSweepResponse { sweep: Some(convert::sweep(&sweep)) }))
@@ -89,6 +93,7 @@ impl SweepService for Services {
         &self,
         request: Request<v1::ExtendSweepRequest>,
     ) -> std::result::Result<Response<v1::ExtendSweepResponse>, Status> {
+        self.writable()?;
         let request = request.into_inner();
         let id = sweep_id(request.sweep_id)?;
         let request_id = request_id(&request.request_id)?;
@@ -102,6 +107,7 @@ impl SweepService for Services {
         &self,
         request: Request<v1::DeleteSweepRequest>,
     ) -> std::result::Result<Response<v1::DeleteSweepResponse>, Status> {
+        self.writable()?;
         let request = request.into_inner();
         let id = sweep_id(request.sweep_id)?;
         let tombstone = self.desk.directory.delete(&id, request.force).await?;

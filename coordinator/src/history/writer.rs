@@ -78,13 +78,15 @@ pub(super) struct Writer {
     end: End,
     /// The last segment, if it can be written on: this process made it and no write to it has failed.
     file: Option<Box<dyn SegmentFile>>,
+    /// If this process made the last segment: how much of the one before is acknowledged.
+    before: Option<u64>,
     /// Bytes after which a new segment is begun.
     roll: u64,
 }
 
 impl Writer {
     pub(super) fn new(dir: &Path, end: End, disk: Box<dyn Disk>, index: Arc<RwLock<Index>>) -> Self {
-        Self { dir: dir.to_path_buf(), disk, index, end, file: None, roll: ROLL }
+        Self { dir: dir.to_path_buf(), disk, index, end, file: None, before: None, roll: ROLL }
     }
 
     /// Serves appends until every sender is gone.
@@ -147,15 +149,22 @@ impl Writer {
 
     /// Makes the next segment, durably. After an error the next call makes it anew.
     fn begin_segment(&mut self) -> Result<Box<dyn SegmentFile>, HistoryError> {
-        let number = self.end.number + 1;
+        // One of this process in which nothing came to be acknowledged gives way, so that a disk that stays full
+        // does not fill a directory with beginnings.
+        let empty = self.before.filter(|_| self.end.length == HEADER as u64);
+        let (number, before) = match empty {
+            Some(before) => (self.end.number, before),
+            None => (self.end.number + 1, self.end.length),
+        };
         let path = segment::path(&self.dir, number);
         let mut file = self.disk.create(&path).map_err(HistoryError::io(&path))?;
         crash::point("history/segment-made");
-        let header = segment::header(self.end.length);
+        let header = segment::header(before);
         file.append(&header).and_then(|()| file.sync()).map_err(HistoryError::io(&path))?;
         crash::point("history/segment-begun");
         self.disk.sync_dir(&self.dir).map_err(HistoryError::io(&self.dir))?;
         self.end = End { number, length: HEADER as u64 };
+        self.before = Some(before);
         Ok(file)
     }
 }

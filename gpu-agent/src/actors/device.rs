@@ -1,6 +1,9 @@
 //! A device: its engine and the trials it holds. It turns what happens to a trial into words for the
 //! coordinator, in this order: metrics are spooled as they come; a checkpoint is uploaded once everything
 //! spooled before it is acknowledged; a trial's last word is spooled once its last checkpoint is uploaded.
+//!
+//! While the spool cannot be written (a full disk), nothing more is heard of the engine, so that it comes to a
+//! halt; what it had said is said as soon as there is room.
 
 use crate::engine::host::Host;
 use crate::engine::{self, Admission, Checkpoint, Ending, Event, Happening, How};
@@ -24,6 +27,8 @@ use tokio::sync::{mpsc, watch};
 const EVENTS: usize = 64;
 /// Commands that may wait.
 const MAILBOX: usize = 64;
+/// The pause between two tries to write to the spool.
+const SPOOL_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause between two tries of a transfer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -86,6 +91,9 @@ impl Device {
         let (status, seen) = watch::channel(Status::default());
         let actor = Actor {
             outgoing: VecDeque::new(),
+            arrived: VecDeque::new(),
+            unsaid: VecDeque::new(),
+            retry_at: None,
             held: BTreeMap::new(),
             resident_base: None,
             transfers_under_way: FuturesUnordered::new(),
@@ -126,6 +134,11 @@ struct Held {
 
 struct Actor {
     outgoing: VecDeque<engine::Command>,
+    /// What the engine said and was not looked at yet.
+    arrived: VecDeque<Event>,
+    /// What the spool did not take, in order, and when it is asked again.
+    unsaid: VecDeque<(Assignment, Saying)>,
+    retry_at: Option<tokio::time::Instant>,
     held: BTreeMap<Assignment, Held>,
     resident_base: Option<String>,
     transfers_under_way: FuturesUnordered<BoxFuture<'static, Transferred>>,
@@ -152,12 +165,17 @@ impl Actor {
                     Some(Command::Stop(assignment, how)) => self.stop(&assignment, how, "the coordinator asked for it"),
                     None => open = false,
                 },
-                count = host.events.recv_many(&mut batch, EVENTS) => {
+                count = host.events.recv_many(&mut batch, EVENTS), if self.unsaid.is_empty() => {
                     if count == 0 {
                         tracing::error!("the engine's thread has ended");
                         break;
                     }
-                    self.events(&mut batch);
+                    self.arrived.extend(batch.drain(..));
+                    self.events();
+                }
+                () = until(self.retry_at), if !self.unsaid.is_empty() => {
+                    self.say_again();
+                    self.events();
                 }
                 permit = host.commands.reserve(), if !self.outgoing.is_empty() => {
                     if let (Ok(permit), Some(command)) = (permit, self.outgoing.pop_front()) {
@@ -247,36 +265,36 @@ impl Actor {
     fn forget(&mut self, assignment: &Assignment) {
         tracing::info!(trial = %assignment, "dropped: the assignment is not current");
         self.held.remove(assignment);
+        self.unsaid.retain(|(other, _)| other != assignment);
         self.spool.forget(assignment);
         self.home.remove_work_dir(assignment);
     }
 
-    fn events(&mut self, batch: &mut Vec<Event>) {
-        let mut points: Option<(Assignment, Vec<_>)> = None;
-        for event in batch.drain(..) {
+    /// Looks at what the engine said, as long as the spool takes what is to be said of it.
+    fn events(&mut self) {
+        while self.unsaid.is_empty()
+            && let Some(event) = self.arrived.pop_front()
+        {
             match event {
-                Event::Trial(assignment, Happening::Points(mut more)) => match &mut points {
-                    Some((same, points)) if *same == assignment => points.append(&mut more),
-                    _ => {
-                        self.say_points(points.take());
-                        points = Some((assignment, more));
+                Event::Trial(assignment, Happening::Points(mut points)) => {
+                    while let Some(Event::Trial(next, Happening::Points(more))) = self.arrived.front_mut()
+                        && *next == assignment
+                    {
+                        points.append(more);
+                        self.arrived.pop_front();
                     }
-                },
-                Event::Trial(assignment, happening) => {
-                    self.say_points(points.take());
-                    self.happened(&assignment, happening);
+                    self.say_points(&assignment, points);
                 }
+                Event::Trial(assignment, happening) => self.happened(&assignment, happening),
                 Event::BaseResident(base) => self.resident_base = base,
             }
         }
-        self.say_points(points);
     }
 
-    fn say_points(&mut self, points: Option<(Assignment, Vec<domain::metric::MetricPoint>)>) {
-        let Some((assignment, points)) = points else { return };
-        let Some(held) = self.held.get_mut(&assignment) else { return };
+    fn say_points(&mut self, assignment: &Assignment, points: Vec<domain::metric::MetricPoint>) {
+        let Some(held) = self.held.get_mut(assignment) else { return };
         held.step = points.last().map_or(held.step, |point| point.step);
-        self.say(&assignment, Saying::Points(points));
+        self.say(assignment, Saying::Points(points));
     }
 
     fn happened(&mut self, assignment: &Assignment, happening: Happening) {
@@ -327,12 +345,30 @@ impl Actor {
     }
 
     fn say(&mut self, assignment: &Assignment, saying: Saying) {
-        let last = saying.is_last();
-        let encode = |sequence| saying.request(assignment, sequence).encode_to_vec();
-        if let Err(error) = self.spool.append(assignment, last, encode) {
+        self.unsaid.push_back((assignment.clone(), saying));
+        if self.unsaid.len() == 1 {
+            self.say_again();
+        }
+    }
+
+    /// Says what waits, up to the first that the disk refuses.
+    fn say_again(&mut self) {
+        while let Some((assignment, saying)) = self.unsaid.front() {
+            let encode = |sequence| saying.clone().request(assignment, sequence).encode_to_vec();
+            let Err(error) = self.spool.append(assignment, saying.is_last(), encode) else {
+                self.unsaid.pop_front();
+                continue;
+            };
+            let assignment = assignment.clone();
+            if error.raw_os_error().is_some() {
+                tracing::error!(trial = %assignment, %error, "the spool cannot be written; training waits");
+                self.retry_at = Some(tokio::time::Instant::now() + SPOOL_PAUSE);
+                return;
+            }
             // Not held any more, its lease ends and it goes on elsewhere from its last checkpoint.
-            tracing::error!(trial = %assignment, %error, "the spool cannot be written; the trial is dropped");
-            self.stop(assignment, How::Drop, "");
+            tracing::error!(trial = %assignment, %error, "it cannot be spooled; the trial is dropped");
+            self.unsaid.pop_front();
+            self.stop(&assignment, How::Drop, "");
         }
     }
 
@@ -412,8 +448,8 @@ impl Actor {
         match result {
             Ok(checkpoint) => self.admit(*assign, Some(checkpoint)),
             Err(TransferError::Fenced(_)) => self.stop(&assignment, How::Drop, ""),
-            Err(TransferError::Later(why)) => {
-                tracing::warn!(trial = %assignment, why, "a download failed; trying again");
+            Err(error @ (TransferError::Later(_) | TransferError::Io { .. })) => {
+                tracing::warn!(trial = %assignment, %error, "a download failed; trying again");
                 self.download(assign, held.failures + 1);
             }
             Err(error) => self.fail(&assignment, format!("the checkpoint to go on from: {error}")),

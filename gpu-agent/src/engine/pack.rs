@@ -61,6 +61,22 @@ struct Member<R> {
     saved: Option<u64>,
 }
 
+/// The pause between two tries to write checkpoints that the disk refused.
+const SAVE_PAUSE: Duration = Duration::from_secs(1);
+
+/// What is to become of a trial once its checkpoint is written.
+enum Then {
+    GoOn,
+    Finish(Ending, String),
+    Release,
+}
+
+/// A trial that stands still because the disk refused its checkpoint.
+struct Unsaved<R> {
+    member: Member<R>,
+    then: Then,
+}
+
 /// Trials that share a base.
 pub struct Pack<B: Backend> {
     backend: B,
@@ -75,6 +91,9 @@ pub struct Pack<B: Backend> {
     /// Bytes that the first in line holds beside the base, if it waits for as many to be free.
     wanted_bytes: u64,
     stops: Vec<(Assignment, How)>,
+    unsaved: Vec<Unsaved<B::Run>>,
+    /// When, on the monotonic clock, the disk is asked again.
+    save_again_at: Duration,
 }
 
 impl<B: Backend> Pack<B> {
@@ -90,6 +109,8 @@ impl<B: Backend> Pack<B> {
             waiting: VecDeque::new(),
             wanted_bytes: 0,
             stops: Vec::new(),
+            unsaved: Vec::new(),
+            save_again_at: Duration::ZERO,
         }
     }
 }
@@ -107,15 +128,22 @@ impl<B: Backend> Engine for Pack<B> {
         for (assignment, how) in std::mem::take(&mut self.stops) {
             self.carry_out(&assignment, how, emit);
         }
+        self.save_again(emit);
         if let Some(admission) = self.next_admission() {
             self.join(admission, emit);
         } else if !self.members.is_empty() {
             self.train(emit);
+        } else if !self.unsaved.is_empty() {
+            // Nothing to do but to wait for room on the disk, not too long to hear of a stop.
+            std::thread::sleep(SAVE_PAUSE / 10);
         }
     }
 
     fn is_idle(&self) -> bool {
-        self.members.is_empty() && self.waiting.is_empty() && self.stops.is_empty()
+        self.members.is_empty()
+            && self.waiting.is_empty()
+            && self.stops.is_empty()
+            && self.unsaved.is_empty()
     }
 }
 
@@ -126,13 +154,14 @@ impl<B: Backend> Pack<B> {
         let base = &self.waiting.front()?.config.pretrained_model_id;
         let resident = self.base.as_ref().is_some_and(|(name, _)| name == base);
         let joins = resident && self.wanted_bytes <= self.free_bytes();
-        if joins || self.members.is_empty() { self.waiting.pop_front() } else { None }
+        let alone = self.members.is_empty() && self.unsaved.is_empty();
+        if joins || alone { self.waiting.pop_front() } else { None }
     }
 
     /// Bytes that are left beside the base and its trials.
     fn free_bytes(&self) -> u64 {
-        let held =
-            self.members.iter().map(|member| member.own_bytes).fold(self.base_bytes, u64::saturating_add);
+        let members = self.members.iter().chain(self.unsaved.iter().map(|unsaved| &unsaved.member));
+        let held = members.map(|member| member.own_bytes).fold(self.base_bytes, u64::saturating_add);
         self.memory_bytes.saturating_sub(held)
     }
 
@@ -150,7 +179,7 @@ impl<B: Backend> Pack<B> {
         let mut run = self.backend.start(base, &admission)?;
         let own_bytes = self.backend.own_bytes(base, &run).unwrap_or_default();
         if own_bytes > self.free_bytes() {
-            if self.members.is_empty() {
+            if self.members.is_empty() && self.unsaved.is_empty() {
                 return Err(does_not_fit(self.base_bytes, own_bytes, self.memory_bytes));
             }
             // It starts again when there is room.
@@ -222,7 +251,7 @@ impl<B: Backend> Pack<B> {
         }
     }
 
-    fn after_step(&mut self, mut member: Member<B::Run>, stepped: Stepped, emit: &mut dyn FnMut(Event)) {
+    fn after_step(&mut self, member: Member<B::Run>, stepped: Stepped, emit: &mut dyn FnMut(Event)) {
         let assignment = member.admission.assignment.clone();
         if let Some(point) = stepped.point {
             emit(Event::Trial(assignment.clone(), Happening::Points(vec![point])));
@@ -233,12 +262,44 @@ impl<B: Backend> Pack<B> {
         if self.backend.step(&member.run) >= self.backend.total_steps(&member.run) {
             return self.finish(member, Ending::Completed, String::new(), emit);
         }
-        if stepped.checkpoint_due
-            && let Err(failure) = self.checkpoint(&mut member, emit)
-        {
-            return emit(Event::Trial(assignment, Happening::Failed(failure)));
+        if stepped.checkpoint_due {
+            self.checkpoint_then(member, Then::GoOn, emit);
+        } else {
+            self.members.push(member);
         }
-        self.members.push(member);
+    }
+
+    /// Checkpoints a trial, then does with it what was to be done. A disk that refuses is asked again later; until
+    /// then the trial stands still.
+    fn checkpoint_then(&mut self, mut member: Member<B::Run>, then: Then, emit: &mut dyn FnMut(Event)) {
+        let saved = self.checkpoint(&mut member, emit);
+        let assignment = member.admission.assignment.clone();
+        if let Err(failure) = &saved
+            && failure.class == FailureClass::Infrastructure
+        {
+            tracing::error!(trial = %assignment, why = failure.message, "no checkpoint can be written; it waits");
+            self.unsaved.push(Unsaved { member, then });
+            self.save_again_at = self.clock.monotonic() + SAVE_PAUSE;
+            return;
+        }
+        let last = match (saved, then) {
+            (Ok(()), Then::GoOn) => return self.members.push(member),
+            (Ok(()), Then::Finish(ending, message)) => self.summary(&mut member).map_or_else(
+                Happening::Failed,
+                |summary| Happening::Finished { ending, summary: Box::new(summary), message },
+            ),
+            (Ok(()), Then::Release) => Happening::Released,
+            (Err(failure), _) => Happening::Failed(failure),
+        };
+        emit(Event::Trial(assignment, last));
+    }
+
+    fn save_again(&mut self, emit: &mut dyn FnMut(Event)) {
+        if !self.unsaved.is_empty() && self.clock.monotonic() >= self.save_again_at {
+            for Unsaved { member, then } in std::mem::take(&mut self.unsaved) {
+                self.checkpoint_then(member, then, emit);
+            }
+        }
     }
 
     fn checkpoint(
@@ -260,17 +321,12 @@ impl<B: Backend> Pack<B> {
 
     fn finish(
         &mut self,
-        mut member: Member<B::Run>,
+        member: Member<B::Run>,
         ending: Ending,
         message: String,
         emit: &mut dyn FnMut(Event),
     ) {
-        let finished = self
-            .checkpoint(&mut member, emit)
-            .and_then(|()| self.summary(&mut member))
-            .map(|summary| Happening::Finished { ending, summary: Box::new(summary), message });
-        let last = finished.unwrap_or_else(Happening::Failed);
-        emit(Event::Trial(member.admission.assignment, last));
+        self.checkpoint_then(member, Then::Finish(ending, message), emit);
     }
 
     fn summary(&mut self, member: &mut Member<B::Run>) -> Result<TrialSummary, Failure> {
@@ -287,6 +343,13 @@ impl<B: Backend> Pack<B> {
         if let Some(i) = self.members.iter().position(|m| m.admission.assignment == *assignment) {
             let member = self.members.remove(i);
             self.end_member(member, how, emit);
+        } else if let Some(i) = self.unsaved.iter().position(|u| u.member.admission.assignment == *assignment) {
+            let Unsaved { member, then } = self.unsaved.remove(i);
+            match then {
+                // It has come to its end, and only its last checkpoint is missing.
+                Then::Finish(..) if how != How::Drop => self.unsaved.push(Unsaved { member, then }),
+                _ => self.end_member(member, how, emit),
+            }
         } else if let Some(i) = self.waiting.iter().position(|a| a.assignment == *assignment)
             && let Some(admission) = self.waiting.remove(i)
         {
@@ -294,14 +357,10 @@ impl<B: Backend> Pack<B> {
         }
     }
 
-    fn end_member(&mut self, mut member: Member<B::Run>, how: How, emit: &mut dyn FnMut(Event)) {
+    fn end_member(&mut self, member: Member<B::Run>, how: How, emit: &mut dyn FnMut(Event)) {
         match how {
             How::Stop => self.finish(member, Ending::Stopped, String::new(), emit),
-            How::Release => {
-                let saved = self.checkpoint(&mut member, emit);
-                let last = saved.map_or_else(Happening::Failed, |()| Happening::Released);
-                emit(Event::Trial(member.admission.assignment, last));
-            }
+            How::Release => self.checkpoint_then(member, Then::Release, emit),
             How::Drop => forget(&member.admission),
         }
     }

@@ -255,16 +255,20 @@ impl Entry {
         let offset = self.end + HEAD as u64;
         self.end = offset + bytes as u64;
         if kind == ACKNOWLEDGED {
-            self.acknowledged = self.acknowledged.max(sequence);
-            while self.pending.front().is_some_and(|place| place.sequence <= sequence) {
-                self.pending.pop_front();
-            }
+            self.take_acknowledgement(sequence);
         } else if kind != NAME {
             self.pending.push_back(Place { sequence, offset, bytes });
             self.over |= kind == LAST;
         }
         if kind != NAME {
             self.last_sequence = self.last_sequence.max(sequence);
+        }
+    }
+
+    fn take_acknowledgement(&mut self, sequence: u64) {
+        self.acknowledged = self.acknowledged.max(sequence);
+        while self.pending.front().is_some_and(|place| place.sequence <= sequence) {
+            self.pending.pop_front();
         }
     }
 
@@ -307,12 +311,18 @@ impl Entry {
         if sequence <= self.acknowledged {
             return Ok(());
         }
-        self.write(ACKNOWLEDGED, sequence, &[])?;
+        if let Err(error) = self.write(ACKNOWLEDGED, sequence, &[]) {
+            // A full disk is no reason to stop listening: what is not noted is sent again after a restart, and
+            // dropped by the coordinator.
+            tracing::warn!(path = %self.path.display(), %error, "an acknowledgement could not be noted");
+            self.take_acknowledgement(sequence);
+        }
         if self.pending.is_empty() && self.end > COMPACT_BYTES {
-            self.file.set_len(0)?;
+            // Over the old records, which takes no new space; what is left behind them is torn, and cut off.
             self.end = 0;
             self.write(NAME, u64::from(assignment.attempt.0), assignment.trial.as_str().as_bytes())?;
             self.write(ACKNOWLEDGED, sequence, &[])?;
+            self.file.set_len(self.end)?;
         }
         Ok(())
     }

@@ -418,10 +418,10 @@ impl Ledger {
         let price = record.placement.as_ref().map_or(0.0, |p| p.price_per_hour);
         let cost = record.earlier_cost_usd + seconds * price / 3600.0;
         if record.trial.cost_usd != Some(cost) {
-            let before = record.trial.cost_usd.replace(cost).unwrap_or_default();
+            let before = record.trial.cost_usd.replace(cost);
             record.charged_at = Some(now);
             self.changes.trials.insert(number);
-            self.tally.charge(cost - before);
+            self.tally.charge(before, Some(cost));
         }
         Ok(())
     }

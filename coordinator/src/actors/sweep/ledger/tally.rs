@@ -6,13 +6,21 @@ use domain::sweep::{Goal, StateCounts};
 use domain::trial::TrialState;
 use std::collections::{BTreeMap, BTreeSet};
 
+/// In a dollar. Costs are summed as whole numbers, so that the sum does not depend on the order in which it came
+/// about; nine million dollars fit.
+const PICODOLLARS: f64 = 1e12;
+
+fn picodollars(usd: Option<f64>) -> i64 {
+    (usd.unwrap_or_default() * PICODOLLARS).round() as i64
+}
+
 /// Sums, counts and bests over a sweep's trials.
 #[derive(Debug, PartialEq)]
 pub(super) struct Tally {
     goal: Goal,
     counts: StateCounts,
     live: BTreeSet<u32>,
-    cost_usd: f64,
+    cost_picodollars: i64,
     /// The best of the completed trials, and of those that were stopped: number and value.
     completed: Option<(u32, f64)>,
     stopped: Option<(u32, f64)>,
@@ -24,7 +32,7 @@ impl Tally {
             goal,
             counts: StateCounts::default(),
             live: BTreeSet::new(),
-            cost_usd: 0.0,
+            cost_picodollars: 0,
             completed: None,
             stopped: None,
         };
@@ -37,7 +45,7 @@ impl Tally {
     /// A trial that was not there before, in whatever state.
     pub(super) fn enter(&mut self, number: u32, record: &TrialRecord) {
         self.counts.add(record.trial.state);
-        self.cost_usd += record.trial.cost_usd.unwrap_or_default();
+        self.cost_picodollars += picodollars(record.trial.cost_usd);
         if record.trial.state.is_terminal() {
             self.rank(number, record);
         } else {
@@ -50,8 +58,9 @@ impl Tally {
         self.counts.add(to);
     }
 
-    pub(super) fn charge(&mut self, more_usd: f64) {
-        self.cost_usd += more_usd;
+    /// A trial's cost went from one value to another.
+    pub(super) fn charge(&mut self, from_usd: Option<f64>, to_usd: Option<f64>) {
+        self.cost_picodollars += picodollars(to_usd) - picodollars(from_usd);
     }
 
     /// A trial has come to its end.
@@ -92,7 +101,7 @@ impl Tally {
     }
 
     pub(super) fn cost_usd(&self) -> f64 {
-        self.cost_usd
+        self.cost_picodollars as f64 / PICODOLLARS
     }
 
     /// The best of the completed trials; while there is none, the best of those that were stopped.
