@@ -4,6 +4,7 @@
 use crate::Failure;
 use crate::embedded::{self, Embedded};
 use crate::interrupt::Requests;
+use crate::output::say;
 use proto::v1::adapter_service_client::AdapterServiceClient;
 use proto::v1::fleet_service_client::FleetServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
@@ -96,11 +97,21 @@ impl Connection {
         let mut requests = Requests::new()?;
         let connection = Self::open(args).await?;
         let result = tokio::select! {
-            result = work(&connection) => result,
+            result = connection.after_trouble(work(&connection)) => result,
             () = requests.next() => Err(Failure::interrupted("interrupted")),
         };
         connection.close(&mut requests).await;
         result
+    }
+
+    /// Works after saying what the server cannot write at the moment, if anything.
+    async fn after_trouble<T>(&self, work: impl Future<Output = T>) -> T {
+        let info = self.fleet().get_server_info(proto::v1::GetServerInfoRequest {}).await;
+        // A server that does not answer this says so to the verb itself.
+        if let Some(trouble) = info.ok().and_then(|info| info.into_inner().trouble) {
+            say!("the server cannot write at the moment, and goes on when it can: {trouble}");
+        }
+        work.await
     }
 
     /// Stops the embedded server, if there is one: its trials are checkpointed. A request to stop ends the
@@ -182,7 +193,9 @@ async fn connect(endpoint: &str) -> Result<Channel, Failure> {
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
         let violations = status.get_details_bad_request().map(|b| b.field_violations).unwrap_or_default();
+        let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
         match status.code() {
+            Code::Unavailable if reason == proto::status::STORAGE_REASON => Failure::failed(status.message()),
             Code::InvalidArgument if !violations.is_empty() => {
                 let lines: Vec<_> =
                     violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();

@@ -9,18 +9,21 @@ use std::process::{Command, Output};
 /// A sweep file and a data directory of one test.
 pub struct Sandbox {
     pub dir: tempfile::TempDir,
+    /// The server to talk to, if it is not the data directory's.
+    pub endpoint: Option<String>,
 }
 
 impl Sandbox {
     pub fn new(sweep: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("sweep.yaml"), sweep).unwrap();
-        Self { dir }
+        Self { dir, endpoint: None }
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lorafleet"));
         command.args(args).current_dir(self.dir.path()).env_remove("LORAFLEET_ENDPOINT");
+        command.envs(self.endpoint.as_ref().map(|endpoint| ("LORAFLEET_ENDPOINT", endpoint)));
         command
     }
 

@@ -5,6 +5,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod full;
 mod kills;
 mod points;
 mod refusals;

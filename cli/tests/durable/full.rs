@@ -1,0 +1,134 @@
+//! A disk that is full for a while: a real file system of a few megabytes, in a mount namespace of the server's own.
+
+use crate::common::Sandbox;
+use crate::server::{results, sweep, watched_to_its_end};
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, Output, Stdio};
+
+/// Mounts a small disk at the data directory, serves it, and checks it when the server has ended.
+const SCRIPT: &str = "mkdir lorafleet-data && mount -t tmpfs -o size=24m tmpfs lorafleet-data || exit 77
+\"$0\" up --listen 127.0.0.1:0 &
+echo $! > pid
+wait $!
+\"$0\" fsck lorafleet-data";
+
+/// The ways to a namespace of one's own: as root, and as a user where the system allows that.
+const WAYS: [&str; 2] = ["-m", "-rm"];
+
+/// Whether this machine lets a test mount a file system.
+fn way() -> Option<&'static str> {
+    let dir = tempfile::tempdir().unwrap();
+    let mounts = |way: &&str| {
+        let mut command = Command::new("unshare");
+        let mount = command.args([way, "mount", "-t", "tmpfs", "tmpfs"]).arg(dir.path());
+        mount.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
+    };
+    WAYS.into_iter().find(|way| mounts(way))
+}
+
+/// The shell that holds the disk, the server below it, and the disk as others see it.
+struct Server {
+    shell: Child,
+    pid: String,
+    disk: std::path::PathBuf,
+    endpoint: String,
+}
+
+impl Server {
+    fn start(sandbox: &Sandbox, way: &str) -> Self {
+        let mut command = Command::new("unshare");
+        command.args([way, "sh", "-c", SCRIPT, env!("CARGO_BIN_EXE_lorafleet")]);
+        command.current_dir(sandbox.path()).env_remove("LORAFLEET_ENDPOINT");
+        let mut shell = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut stderr = BufReader::new(shell.stderr.take().unwrap());
+        let mut line = String::new();
+        while !line.contains(" · serving ") {
+            line.clear();
+            assert_ne!(stderr.read_line(&mut line).unwrap(), 0, "the server does not start");
+        }
+        let endpoint = line.split_whitespace().find(|word| word.starts_with("http://")).unwrap().to_string();
+        // What it says later is not looked at, but must go somewhere.
+        std::thread::spawn(move || std::io::copy(&mut stderr, &mut std::io::sink()));
+        let pid = std::fs::read_to_string(sandbox.path().join("pid")).unwrap().trim().to_string();
+        let below = sandbox.path().join("lorafleet-data");
+        let disk = format!("/proc/{pid}/root{}", below.display()).into();
+        Self { shell, pid, disk, endpoint }
+    }
+
+    /// Takes all the room that is left.
+    fn fill(&self) {
+        let mut filler = std::fs::File::create(self.disk.join("filler")).unwrap();
+        while filler.write_all(&[1; 4096]).is_ok() {}
+    }
+
+    fn make_room(&self) {
+        std::fs::remove_file(self.disk.join("filler")).unwrap();
+    }
+
+    /// Ends it, and answers with what fsck says of the disk.
+    fn stop(mut self) -> (Option<i32>, String) {
+        assert!(Command::new("kill").args(["-TERM", &self.pid]).status().unwrap().success());
+        let mut said = String::new();
+        self.shell.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+        (self.shell.wait().unwrap().code(), said)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Over already unless the test failed.
+        let _ = Command::new("kill").args(["-KILL", &self.pid]).stderr(Stdio::null()).status();
+        let _ = self.shell.wait();
+    }
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_disk_that_was_full_for_a_while_lost_nothing() {
+    let Some(way) = way() else {
+        eprintln!("SKIPPED: this machine lets no test mount a file system (unshare -m, unshare -rm)");
+        return;
+    };
+    let small = sweep(120, "search: { algorithm: grid }\nparameters: { lora_rank: [2, 4] }\n");
+    let mut sandbox = Sandbox::new(&small);
+    let server = Server::start(&sandbox, way);
+    sandbox.endpoint = Some(server.endpoint.clone());
+    let submitted = sandbox.lorafleet(&["submit", "sweep.yaml"]);
+    assert!(submitted.status.success(), "{}", said(&submitted));
+    let id = String::from_utf8(submitted.stdout).unwrap().trim().to_string();
+    let steps = || -> Vec<u64> {
+        let trials: Value = sandbox.json(&["trials", "list", &id]);
+        trials.as_array().unwrap().iter().map(|trial| trial["step"].as_u64().unwrap()).collect()
+    };
+    while steps().iter().sum::<u64>() < 10 {}
+
+    server.fill();
+    let told = loop {
+        let listed = sandbox.lorafleet(&["list", "-o", "json"]);
+        assert!(listed.status.success(), "what is there can be read: {}", said(&listed));
+        if said(&listed).contains("cannot write at the moment") {
+            break said(&listed);
+        }
+        let state = sandbox.json(&["get", &id])["state"].clone();
+        assert_eq!(state, "running", "the sweep was over before the disk was full");
+    };
+    assert!(told.contains("lorafleet-data") && told.contains("No space left"), "{told}");
+    let refused = sandbox.lorafleet(&["cancel", &id]);
+    assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
+    assert!(said(&refused).contains("nothing was changed"), "{}", said(&refused));
+
+    server.make_room();
+    assert!(watched_to_its_end(&sandbox, &id));
+    let interrupted = results(&sandbox, &id);
+    let (code, findings) = server.stop();
+    assert_eq!(code, Some(0), "{findings}");
+
+    // And nothing is other than without it.
+    let quiet = Sandbox::new(&small);
+    let run = quiet.json(&["run", "sweep.yaml"]);
+    assert_eq!(interrupted, results(&quiet, run["sweep"]["id"].as_str().unwrap()));
+}
