@@ -21,6 +21,7 @@ impl Sandbox {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lorafleet"));
         command.args(args).current_dir(self.dir.path()).env_remove("LORAFLEET_ENDPOINT");
+        command.env_remove("LORAFLEET_DATA_DIR").env("XDG_CONFIG_HOME", self.dir.path().join("config"));
         command
     }
 
