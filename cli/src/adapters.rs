@@ -2,11 +2,14 @@
 
 use crate::Failure;
 use crate::client::{Connection, ServerArgs};
+use crate::listing::ListingArgs;
 use crate::output::{self, OutputArgs};
+use crate::{trials, view};
 use clap::Subcommand;
 use domain::trial::Trial;
 use proto::v1;
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -17,11 +20,15 @@ use std::path::{Path, PathBuf};
   lorafleet adapters pull quickstart-3fa2 --top 3 --to ./adapters")]
 pub(crate) enum Verb {
     /// Lists a sweep's adapters, best first.
-    #[command(after_help = "Example:\n  lorafleet adapters list quickstart-3fa2")]
+    #[command(after_help = "Examples:
+  lorafleet adapters list quickstart-3fa2
+  lorafleet adapters list quickstart-3fa2 --filter 'lora_rank<=8' --sort bytes --limit 3")]
     List {
         /// The sweep's id.
         #[arg(value_name = "SWEEP_ID")]
         sweep: String,
+        #[command(flatten)]
+        listing: ListingArgs,
         #[command(flatten)]
         server: ServerArgs,
         #[command(flatten)]
@@ -53,8 +60,8 @@ Each adapter is a directory that PeftModel.from_pretrained reads.")]
 /// `lorafleet adapters …`.
 pub(crate) async fn run(verb: Verb) -> Result<(), Failure> {
     match verb {
-        Verb::List { sweep, server, output } => {
-            let adapters = Connection::with(&server, async |c| list(c, &sweep).await).await?;
+        Verb::List { sweep, listing, server, output } => {
+            let adapters = Connection::with(&server, async |c| chosen(c, &sweep, &listing).await).await?;
             let document = Value::Array(adapters.iter().map(document).collect());
             output::print(output.format, &document, || table(&adapters))
         }
@@ -91,6 +98,27 @@ fn table(adapters: &[v1::Adapter]) -> String {
     };
     let rows: Vec<_> = adapters.iter().map(row).collect();
     output::table(&["trial", "step", "eval/loss", "size", "path"], &rows, &["size", "step"])
+}
+
+/// A sweep's adapters as a listing asks for them. They are sorted and filtered by what is known of their trials too.
+async fn chosen(
+    connection: &Connection,
+    sweep_id: &str,
+    listing: &ListingArgs,
+) -> Result<Vec<v1::Adapter>, Failure> {
+    let adapters = list(connection, sweep_id).await?;
+    let mut trials = HashMap::new();
+    if !listing.is_plain() {
+        let known = trials::list(connection, sweep_id).await?;
+        trials.extend(known.iter().map(|trial| (trial.id.to_string(), view::trial_document(trial))));
+    }
+    listing.apply(adapters, |adapter| {
+        let mut known = trials.get(&adapter.trial_id).cloned().unwrap_or_else(|| json!({}));
+        if let (Some(known), Value::Object(own)) = (known.as_object_mut(), document(adapter)) {
+            known.extend(own);
+        }
+        known
+    })
 }
 
 /// A sweep's adapters, best first, page after page.
@@ -140,7 +168,7 @@ async fn pull(connection: &Connection, id: &str, top: usize, to: &Path) -> Resul
 
 /// Fetches one adapter's files into a directory. A file appears under its name once it is whole and its
 /// checksum is right.
-async fn fetch(connection: &Connection, trial_id: &str, dir: &Path) -> Result<(), Failure> {
+pub(crate) async fn fetch(connection: &Connection, trial_id: &str, dir: &Path) -> Result<(), Failure> {
     let at = |path: &Path, e: std::io::Error| Failure::failed(format!("{}: {e}", path.display()));
     std::fs::create_dir_all(dir).map_err(|e| at(dir, e))?;
     let request = v1::DownloadAdapterRequest { trial_id: trial_id.to_string() };

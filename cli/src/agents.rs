@@ -2,18 +2,29 @@
 
 use crate::Failure;
 use crate::client::{Connection, ServerArgs};
+use crate::listing::ListingArgs;
 use crate::output::{self, OutputArgs};
 use clap::Subcommand;
 use proto::v1;
 use serde_json::{Value, json};
+
+/// Where an agent may stand.
+const STATES: [&str; 3] = ["connected", "drained", "gone"];
 
 /// Reads the fleet, and takes agents out of use.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Example:\n  lorafleet agents list --endpoint http://10.0.0.5:7401")]
 pub(crate) enum Verb {
     /// Lists agents, their devices and what they train.
-    #[command(after_help = "Example:\n  lorafleet agents list --endpoint http://10.0.0.5:7401")]
+    #[command(after_help = "Examples:
+  lorafleet agents list --endpoint http://10.0.0.5:7401
+  lorafleet agents list --state drained --sort hostname")]
     List {
+        /// Only agents in this state. May be given several times.
+        #[arg(long, value_parser = STATES)]
+        state: Vec<String>,
+        #[command(flatten)]
+        listing: ListingArgs,
         #[command(flatten)]
         server: ServerArgs,
         #[command(flatten)]
@@ -53,8 +64,10 @@ pub(crate) enum Verb {
 /// `lorafleet agents …`.
 pub(crate) async fn run(verb: Verb) -> Result<(), Failure> {
     match verb {
-        Verb::List { server, output } => {
-            let agents = Connection::with(&server, list).await?;
+        Verb::List { state: states, listing, server, output } => {
+            let mut agents = Connection::with(&server, list).await?;
+            agents.retain(|agent| states.is_empty() || states.iter().any(|s| s == state(agent)));
+            let agents = listing.apply(agents, document)?;
             let document = Value::Array(agents.iter().map(document).collect());
             output::print(output.format, &document, || table(&agents))
         }
@@ -112,6 +125,7 @@ fn document(agent: &v1::Agent) -> Value {
         "id": agent.id,
         "version": agent.version,
         "hostname": agent.hostname,
+        "state": state(agent),
         "connected": agent.connected,
         "last_seen": crate::view::wire_time(agent.last_seen),
         "drained": agent.drained,
@@ -123,9 +137,9 @@ fn document(agent: &v1::Agent) -> Value {
 /// Where an agent stands, in a word.
 fn state(agent: &v1::Agent) -> &'static str {
     match (agent.connected, agent.drained) {
-        (false, _) => "gone",
-        (true, true) => "drained",
-        (true, false) => "connected",
+        (true, false) => STATES[0],
+        (true, true) => STATES[1],
+        (false, _) => STATES[2],
     }
 }
 

@@ -1,10 +1,10 @@
 //! The way to a server: the one named by `--endpoint`, the one that serves the data directory, or one started
 //! in this process for as long as the command runs.
 
-use crate::Failure;
 use crate::embedded::{self, Embedded};
 use crate::interrupt::Requests;
 use crate::output::say;
+use crate::{Failure, context};
 use proto::v1::adapter_service_client::AdapterServiceClient;
 use proto::v1::fleet_service_client::FleetServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
@@ -18,19 +18,38 @@ use tonic_types::StatusExt;
 /// Which server a command talks to.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ServerArgs {
-    /// A server's address, such as http://10.0.0.5:7401. Without it, the data directory's own server.
+    /// A server's address, such as http://10.0.0.5:7401. Without it, the context in use, or the data directory's own
+    /// server.
     #[arg(long, env = "LORAFLEET_ENDPOINT", value_name = "URL")]
-    pub(crate) endpoint: Option<String>,
-    /// Where sweeps, metrics and adapters are kept when no endpoint is given.
-    #[arg(
-        long,
-        alias = "data_dir",
-        env = "LORAFLEET_DATA_DIR",
-        default_value = "./lorafleet-data",
-        value_name = "DIR"
-    )]
-    pub(crate) data_dir: PathBuf,
+    endpoint: Option<String>,
+    /// Where sweeps, metrics and adapters are kept when no endpoint is given: ./lorafleet-data unless given. Goes before
+    /// the context in use.
+    #[arg(long, alias = "data_dir", env = "LORAFLEET_DATA_DIR", value_name = "DIR")]
+    data_dir: Option<PathBuf>,
 }
+
+impl ServerArgs {
+    /// The server that is named, by an argument, the environment or the context in use. `None`: the data directory's
+    /// own.
+    ///
+    /// # Errors
+    /// The contexts cannot be read.
+    pub(crate) fn endpoint(&self) -> Result<Option<String>, Failure> {
+        match (&self.endpoint, &self.data_dir) {
+            (Some(endpoint), _) => Ok(Some(endpoint.clone())),
+            (None, Some(_)) => Ok(None),
+            (None, None) => context::endpoint(),
+        }
+    }
+
+    /// The data directory.
+    pub(crate) fn data_dir(&self) -> &Path {
+        self.data_dir.as_deref().unwrap_or(Path::new(DATA_DIR))
+    }
+}
+
+/// The data directory unless another is named.
+pub(crate) const DATA_DIR: &str = "./lorafleet-data";
 
 /// The file in a data directory that says where its server listens, while it does.
 pub(crate) const ENDPOINT_FILE: &str = "endpoint";
@@ -45,19 +64,29 @@ impl Connection {
     /// Connects to the server that the arguments name. With no endpoint and nobody serving the data
     /// directory, a coordinator is started on it in this process, without an agent.
     pub(crate) async fn open(args: &ServerArgs) -> Result<Self, Failure> {
-        if let Some(endpoint) = &args.endpoint {
+        let data_dir = args.data_dir();
+        if let Some(endpoint) = &args.endpoint()? {
             return Ok(Self { channel: connect(endpoint).await?, embedded: None });
         }
-        if let Some(channel) = serving(&args.data_dir).await {
+        if let Some(channel) = serving(data_dir).await {
             return Ok(Self { channel, embedded: None });
         }
-        if !args.data_dir.is_dir() {
+        if !data_dir.is_dir() {
             return Err(Failure::unreachable(format!(
                 "there is no data directory {}; name one with --data-dir, or a server with --endpoint",
-                args.data_dir.display()
+                data_dir.display()
             )));
         }
-        Self::to_embedded(Embedded::coordinator(&args.data_dir, embedded::FREE_PORT).await?).await
+        Self::to_embedded(Embedded::coordinator(data_dir, embedded::FREE_PORT).await?).await
+    }
+
+    /// Connects again to a server that was gone, if it is there; none is started in this process.
+    pub(crate) async fn again(args: &ServerArgs) -> Option<Self> {
+        let channel = match &args.endpoint().ok()? {
+            Some(endpoint) => connect(endpoint).await.ok(),
+            None => serving(args.data_dir()).await,
+        };
+        Some(Self { channel: channel?, embedded: None })
     }
 
     /// A connection to a server in this process, which is stopped if there is none to be had.
@@ -176,18 +205,20 @@ pub(crate) async fn serving(data_dir: &Path) -> Option<Channel> {
     same.then_some(channel)
 }
 
-async fn connect(endpoint: &str) -> Result<Channel, Failure> {
+/// A server's address as it is connected to.
+///
+/// # Errors
+/// It is none.
+pub(crate) fn check_endpoint(endpoint: &str) -> Result<Endpoint, Failure> {
     let url = if endpoint.contains("://") { endpoint.to_string() } else { format!("http://{endpoint}") };
     Endpoint::from_shared(url)
-        .map_err(|e| Failure::invalid(format!("--endpoint {endpoint}: {e}; write http://HOST:PORT")))?
-        .connect_timeout(Duration::from_secs(5))
-        .connect()
-        .await
-        .map_err(|_| {
-            Failure::unreachable(format!(
-                "no server answers at {endpoint}; is it running, and the port right?"
-            ))
-        })
+        .map_err(|e| Failure::invalid(format!("--endpoint {endpoint}: {e}; write http://HOST:PORT")))
+}
+
+async fn connect(endpoint: &str) -> Result<Channel, Failure> {
+    check_endpoint(endpoint)?.connect_timeout(Duration::from_secs(5)).connect().await.map_err(|_| {
+        Failure::unreachable(format!("no server answers at {endpoint}; is it running, and the port right?"))
+    })
 }
 
 impl From<Status> for Failure {

@@ -3,13 +3,15 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`run`] | the main job; [`board`], [`forecast`] and [`progress`] show it live |
+//! | [`run`] | the main job; [`follow`], [`board`], [`forecast`] and [`progress`] show it live |
 //! | [`sweeps`], [`trials`], [`adapters`], [`agents`] | verbs that read and end what a server keeps |
+//! | [`listing`], [`export`] | how listings are sorted, filtered and cut; a sweep as files |
 //! | [`plan`] | what a sweep needs, before anything runs |
 //! | [`up`], [`submit`], [`extend`] | this machine as a server; a sweep for one; more of it |
 //! | [`fsck`] | whether a data directory is sound |
 //! | [`train`] | one fine-tuning run without a server |
 //! | [`bench`] | how fast parts of it are on this machine |
+//! | [`context`] | servers by name |
 //! | [`client`], [`embedded`] | the way to a server, or one in this process |
 //! | [`interrupt`] | Ctrl-C and SIGTERM |
 //! | [`output`], [`view`], [`failure`] | tables, JSON, YAML; how records look; exit codes |
@@ -25,12 +27,16 @@ mod agents;
 mod bench;
 mod board;
 mod client;
+mod context;
 mod embedded;
+mod export;
 mod extend;
 mod failure;
+mod follow;
 mod forecast;
 mod fsck;
 mod interrupt;
+mod listing;
 mod output;
 mod plan;
 mod progress;
@@ -79,9 +85,7 @@ enum Verb {
     /// Shows one sweep and its trials.
     #[command(after_help = "Example:\n  lorafleet get quickstart-3fa2 -o yaml")]
     Get(sweeps::SweepArgs),
-    /// Follows a sweep to its end.
-    #[command(after_help = "Example:\n  lorafleet watch quickstart-3fa2 --endpoint http://10.0.0.5:7401")]
-    Watch(sweeps::SweepArgs),
+    Watch(sweeps::WatchArgs),
     /// Ends a sweep and its trials; adapters that they uploaded stay.
     #[command(after_help = "Example:\n  lorafleet cancel quickstart-3fa2")]
     Cancel(sweeps::SweepArgs),
@@ -94,6 +98,7 @@ enum Verb {
     Extend(extend::Args),
     Delete(sweeps::DeleteArgs),
     Report(sweeps::ReportArgs),
+    Export(export::Args),
     #[command(subcommand)]
     Trials(trials::Verb),
     #[command(subcommand)]
@@ -101,6 +106,8 @@ enum Verb {
     #[command(subcommand)]
     Agents(agents::Verb),
     Fsck(fsck::Args),
+    #[command(subcommand)]
+    Context(context::Verb),
     /// Prints a completion script for a shell.
     #[command(
         after_help = "Example:\n  lorafleet completions bash > ~/.local/share/bash-completion/completions/lorafleet"
@@ -141,10 +148,12 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Delete(args) => block_on(sweeps::run_delete(args)),
         Verb::Extend(args) => block_on(extend::run(args)),
         Verb::Report(args) => block_on(sweeps::run_report(args)),
+        Verb::Export(args) => block_on(export::run(args)),
         Verb::Trials(verb) => block_on(trials::run(verb)),
         Verb::Adapters(verb) => block_on(adapters::run(verb)),
         Verb::Agents(verb) => block_on(agents::run(verb)),
         Verb::Fsck(args) => fsck::run(args),
+        Verb::Context(verb) => context::run(verb),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "lorafleet", &mut script);

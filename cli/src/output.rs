@@ -67,7 +67,8 @@ pub(crate) fn print(format: Format, document: &Value, table: impl FnOnce() -> St
     to_stdout(&text)
 }
 
-fn yaml(document: &Value) -> Result<String, Failure> {
+/// A document as YAML.
+pub(crate) fn yaml(document: &Value) -> Result<String, Failure> {
     let owned = to_yaml(document);
     let mut text = String::new();
     YamlEmitter::new(&mut text).dump(&(&owned).into()).map_err(|e| Failure::failed(format!("{e:?}")))?;

@@ -3,10 +3,10 @@
 use crate::board::Board;
 use crate::client::{self, Connection, ServerArgs};
 use crate::embedded::{self, Embedded};
+use crate::follow::Follow;
 use crate::interrupt::Requests;
 use crate::output::{self, Format, OutputArgs, say};
 use crate::plan::Planned;
-use crate::progress::Progress;
 use crate::submit::submit;
 use crate::{Failure, plan, sweeps, view};
 use config::sweep_file;
@@ -18,8 +18,8 @@ use std::cell::OnceCell;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Time between two looks at the clock while a sweep is followed.
-const TICK: Duration = Duration::from_secs(1);
+/// How long a server that is gone is looked for.
+const RECONNECT_FOR: Duration = Duration::from_secs(600);
 
 /// The accelerator that a CPU is.
 const CPU: &str = "CPU";
@@ -64,7 +64,8 @@ pub(crate) struct Args {
 /// Runs the verb.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let loaded = load(&args)?;
-    let endpoint = args.server.endpoint.as_deref();
+    let endpoint = args.server.endpoint()?;
+    let endpoint = endpoint.as_deref();
     // A server's models and data lie on its machines: what is wrong with them, only it can say.
     let mut planned = Vec::new();
     if endpoint.is_none() {
@@ -150,7 +151,7 @@ fn announce(args: &Args, loaded: &sweep_file::Loaded, planned: &[plan::Planned])
         env!("CARGO_PKG_VERSION"),
         loaded.spec.name,
         algorithm.as_str().unwrap_or_default(),
-        args.server.data_dir.display(),
+        args.server.data_dir().display(),
     );
     let readings = plan::readings(planned);
     readings.iter().take(MOST_READINGS).for_each(|reading| say!("{reading}"));
@@ -174,7 +175,7 @@ fn check_accelerators(loaded: &sweep_file::Loaded) -> Result<(), Failure> {
 }
 
 async fn embedded(args: &Args) -> Result<Connection, Failure> {
-    let data_dir = &args.server.data_dir;
+    let data_dir = args.server.data_dir();
     client::refuse_in_use(data_dir).await?;
     let mut embedded = Embedded::coordinator(data_dir, embedded::FREE_PORT).await?;
     if let Err(failure) = embedded.start_agent(data_dir, args.price_per_hour).await {
@@ -204,8 +205,12 @@ async fn drive(
         }
     };
     let id = sweep_id.get_or_init(|| id);
-    let board = watch(connection, id, args.output.format != Format::Table).await?;
-    finish(args, connection, id, &board).await
+    let quiet = args.output.format != Format::Table;
+    // A coordinator in this process does not come back.
+    let reconnect_for = if args.server.endpoint()?.is_some() { RECONNECT_FOR } else { Duration::ZERO };
+    let follow = Follow { server: &args.server, sweep: id, quiet, reconnect_for };
+    let followed = follow.to_the_end(connection).await?;
+    finish(args, followed.connection.as_ref().unwrap_or(connection), id, &followed.board).await
 }
 
 /// The unfinished sweep of the same document, unless `--new` asks to cancel it.
@@ -214,7 +219,7 @@ async fn unfinished(
     loaded: &sweep_file::Loaded,
     connection: &Connection,
 ) -> Result<Option<String>, Failure> {
-    if args.server.endpoint.is_some() && !args.new {
+    if args.server.endpoint()?.is_some() && !args.new {
         return Ok(None);
     }
     let states = vec![v1::SweepState::Running, v1::SweepState::Paused];
@@ -246,48 +251,10 @@ fn normal(document: &Value) -> Value {
     proto::convert::from_struct(proto::convert::to_struct(&object)).remove("d").unwrap_or_default()
 }
 
-/// Follows a sweep to its end.
-pub(crate) async fn watch(connection: &Connection, sweep_id: &str, quiet: bool) -> Result<Board, Failure> {
-    let request = v1::WatchSweepRequest { sweep_id: sweep_id.to_string() };
-    let mut stream = connection.sweeps().watch_sweep(request).await?.into_inner();
-    let mut board = Board::new(older(connection, sweep_id).await?);
-    let mut progress = Progress::new(quiet);
-    let mut tick = tokio::time::interval(TICK);
-    // The server ends the stream once the sweep is over and every trial was told.
-    loop {
-        tokio::select! {
-            message = stream.message() => {
-                let Some(message) = message? else { break };
-                let change = board.apply(message, progress.elapsed())?;
-                progress.show(&board, &change);
-            }
-            _ = tick.tick() => progress.tick(&board),
-        }
-    }
-    let elapsed = progress.elapsed();
-    progress.finish();
-    if !board.is_over() {
-        return Err(Failure::unreachable(
-            "the server ended the stream before the sweep was over; watch again",
-        ));
-    }
-    if !quiet {
-        say!("{}", board.sweep_line(elapsed));
-    }
-    Ok(board)
-}
-
-/// Unfinished sweeps that were submitted before a sweep: devices go to the trials that wait longest.
-async fn older(connection: &Connection, sweep_id: &str) -> Result<Vec<String>, Failure> {
-    let running = sweeps::list(connection, vec![v1::SweepState::Running]).await?;
-    // Newest first.
-    Ok(running.into_iter().map(|s| s.id).skip_while(|id| id != sweep_id).skip(1).collect())
-}
-
 async fn finish(args: &Args, connection: &Connection, sweep_id: &str, board: &Board) -> Result<(), Failure> {
     // The stream's records may be a change behind; the listing is the last word.
     let trials = crate::trials::list(connection, sweep_id).await?;
-    let report = sweeps::save_report(connection, sweep_id, None, &args.server.data_dir).await?;
+    let report = sweeps::save_report(connection, sweep_id, None, args.server.data_dir()).await?;
     let best = board.best().and_then(|b| trials.iter().find(|t| t.id == b.id));
     let adapter = match best {
         Some(trial) => crate::adapters::locate(connection, trial).await?,

@@ -31,7 +31,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let loaded = plan::load(&args.file, &args.set)?;
     // A server elsewhere has models and data of its own; this machine's can be checked here.
-    let planned = match args.server.endpoint {
+    let planned = match args.server.endpoint()? {
         Some(_) => Vec::new(),
         None => plan::check(&loaded)?,
     };
@@ -39,7 +39,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         if connection.trains_nothing() {
             return Err(Failure::unreachable(format!(
                 "nobody serves {}; start `lorafleet up --data-dir {0}` in another terminal, or use `lorafleet run`",
-                args.server.data_dir.display()
+                args.server.data_dir().display()
             )));
         }
         submit(&loaded, &planned, connection).await

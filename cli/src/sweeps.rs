@@ -1,12 +1,15 @@
 //! Verbs about sweeps: `list`, `get`, `watch`, `pause`, `resume`, `cancel`, `report`.
 
 use crate::client::{Connection, ServerArgs};
+use crate::follow::{self, Follow};
+use crate::listing::ListingArgs;
 use crate::output::{self, Format, OutputArgs};
-use crate::{Failure, run, trials, view};
+use crate::{Failure, trials, view};
 use clap::ValueEnum;
 use proto::v1;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where a sweep stands, for filters.
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -37,11 +40,16 @@ impl From<State> for v1::SweepState {
 
 /// Lists sweeps, newest first.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:\n  lorafleet list\n  lorafleet list --state running -o json")]
+#[command(after_help = "Examples:
+  lorafleet list
+  lorafleet list --state running -o json
+  lorafleet list --sort -cost_usd --limit 5")]
 pub(crate) struct ListArgs {
     /// Only sweeps in this state. May be given several times.
     #[arg(long, value_enum)]
     state: Vec<State>,
+    #[command(flatten)]
+    listing: ListingArgs,
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
@@ -58,6 +66,24 @@ pub(crate) struct SweepArgs {
     pub(crate) server: ServerArgs,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
+}
+
+/// Follows a sweep to its end, over restarts of its server.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  lorafleet watch quickstart-3fa2 --endpoint http://10.0.0.5:7401
+  lorafleet watch quickstart-3fa2 --reconnect-for 0")]
+pub(crate) struct WatchArgs {
+    /// The sweep's id, as `lorafleet list` shows it.
+    #[arg(value_name = "SWEEP_ID")]
+    sweep: String,
+    /// How long a server that is gone is looked for: 10m, 1h30m or seconds.
+    #[arg(long, alias = "reconnect_for", value_name = "TIME", default_value = "10m", value_parser = follow::duration)]
+    reconnect_for: Duration,
+    #[command(flatten)]
+    server: ServerArgs,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 /// Deletes a sweep that is over, with its trials, metrics and checkpoints.
@@ -100,6 +126,7 @@ pub(crate) struct ReportArgs {
 pub(crate) async fn run_list(args: ListArgs) -> Result<(), Failure> {
     let states = args.state.iter().map(|s| v1::SweepState::from(*s)).collect();
     let sweeps = Connection::with(&args.server, async |c| list(c, states).await).await?;
+    let sweeps = args.listing.apply(sweeps, view::sweep)?;
     let document = Value::Array(sweeps.iter().map(view::sweep).collect());
     output::print(args.output.format, &document, || view::sweep_table(&sweeps))
 }
@@ -119,7 +146,7 @@ pub(crate) async fn run_get(args: SweepArgs) -> Result<(), Failure> {
 }
 
 /// `lorafleet watch`: follows a sweep to its end.
-pub(crate) async fn run_watch(args: SweepArgs) -> Result<(), Failure> {
+pub(crate) async fn run_watch(args: WatchArgs) -> Result<(), Failure> {
     let (board, trials) = Connection::with(&args.server, async |connection| {
         let unfinished = [v1::SweepState::Running, v1::SweepState::Paused];
         if connection.trains_nothing() && unfinished.contains(&get(connection, &args.sweep).await?.state()) {
@@ -127,11 +154,19 @@ pub(crate) async fn run_watch(args: SweepArgs) -> Result<(), Failure> {
                 "nobody trains {} now; `lorafleet up --data-dir {}`, or the `lorafleet run` that began it, goes on \
                  with it",
                 args.sweep,
-                args.server.data_dir.display()
+                args.server.data_dir().display()
             )));
         }
-        let board = run::watch(connection, &args.sweep, args.output.format != Format::Table).await?;
-        Ok((board, trials::list(connection, &args.sweep).await?))
+        let follow = Follow {
+            server: &args.server,
+            sweep: &args.sweep,
+            quiet: args.output.format != Format::Table,
+            reconnect_for: args.reconnect_for,
+        };
+        let followed = follow.to_the_end(connection).await?;
+        let connection = followed.connection.as_ref().unwrap_or(connection);
+        let trials = trials::list(connection, &args.sweep).await?;
+        Ok((followed.board, trials))
     })
     .await?;
     let document = json!({
@@ -184,7 +219,7 @@ pub(crate) async fn run_delete(args: DeleteArgs) -> Result<(), Failure> {
 /// `lorafleet report`.
 pub(crate) async fn run_report(args: ReportArgs) -> Result<(), Failure> {
     let path = Connection::with(&args.server, async |connection| {
-        save_report(connection, &args.sweep, args.file.as_deref(), &args.server.data_dir).await
+        save_report(connection, &args.sweep, args.file.as_deref(), args.server.data_dir()).await
     })
     .await?;
     let document = json!({ "sweep": args.sweep, "report": path });

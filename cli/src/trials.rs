@@ -1,11 +1,12 @@
 //! Verbs about trials: `trials list|get|metrics|logs|stop|retry`.
 
 use crate::client::{Connection, ServerArgs};
+use crate::listing::ListingArgs;
 use crate::output::{self, Format, OutputArgs};
 use crate::{Failure, view};
 use clap::Subcommand;
 use domain::metric::{self, MetricPoint};
-use domain::trial::Trial;
+use domain::trial::{Trial, TrialState};
 use proto::v1;
 use serde_json::{Map, Value, json};
 
@@ -16,11 +17,19 @@ use serde_json::{Map, Value, json};
   lorafleet trials get quickstart-3fa2/7 -o yaml")]
 pub(crate) enum Verb {
     /// Lists a sweep's trials.
-    #[command(after_help = "Example:\n  lorafleet trials list quickstart-3fa2 -o json")]
+    #[command(after_help = "Examples:
+  lorafleet trials list quickstart-3fa2 -o json
+  lorafleet trials list quickstart-3fa2 --state completed --sort eval_loss --limit 5
+  lorafleet trials list quickstart-3fa2 --filter 'lora_rank>=8' --filter 'eval_loss<2'")]
     List {
         /// The sweep's id.
         #[arg(value_name = "SWEEP_ID")]
         sweep: String,
+        /// Only trials in this state. May be given several times.
+        #[arg(long, value_parser = TrialState::ALL.map(TrialState::as_str))]
+        state: Vec<String>,
+        #[command(flatten)]
+        listing: ListingArgs,
         #[command(flatten)]
         rest: Rest,
     },
@@ -109,8 +118,10 @@ pub(crate) async fn run(verb: Verb) -> Result<(), Failure> {
 /// What a verb is answered, for programs and for people.
 async fn answer(verb: &Verb, connection: &Connection) -> Result<(Value, String), Failure> {
     match verb {
-        Verb::List { sweep, .. } => {
-            let trials = list(connection, sweep).await?;
+        Verb::List { sweep, state, listing, .. } => {
+            let mut trials = list(connection, sweep).await?;
+            trials.retain(|trial| state.is_empty() || state.iter().any(|s| s == trial.state.as_str()));
+            let trials = listing.apply(trials, view::trial_document)?;
             let document = trials.iter().map(view::trial_document).collect();
             Ok((Value::Array(document), view::trial_table(&trials)))
         }
@@ -221,7 +232,8 @@ async fn log(
     Ok((Value::Array(document), text))
 }
 
-async fn curve(connection: &Connection, trial_id: &str) -> Result<(Value, String), Failure> {
+/// A trial's whole curve.
+pub(crate) async fn points(connection: &Connection, trial_id: &str) -> Result<Vec<MetricPoint>, Failure> {
     let request = v1::GetTrialMetricsRequest { trial_id: trial_id.to_string() };
     let mut stream = connection.trials().get_trial_metrics(request).await?.into_inner();
     let mut points = Vec::new();
@@ -230,6 +242,11 @@ async fn curve(connection: &Connection, trial_id: &str) -> Result<(Value, String
             points.push(MetricPoint::try_from(point).map_err(Failure::failed)?);
         }
     }
+    Ok(points)
+}
+
+async fn curve(connection: &Connection, trial_id: &str) -> Result<(Value, String), Failure> {
+    let points = points(connection, trial_id).await?;
     let mut names: Vec<&str> = Vec::new();
     for (name, _) in points.iter().flat_map(|p| &p.values) {
         if !names.contains(&name.as_str()) {

@@ -144,3 +144,99 @@ fn a_device_that_this_machine_will_never_have_is_refused() {
     }
     assert!(!sandbox.path().join("lorafleet-data").exists(), "nothing was started");
 }
+
+/// A server that is killed and started again is followed on, from its new address.
+#[test]
+fn a_watch_survives_its_servers_restart() {
+    let sandbox = Sandbox::new(&sweep());
+    let server = up(&sandbox);
+    let id = sandbox.json(&["submit", "sweep.yaml"])["id"].as_str().unwrap().to_string();
+    let mut watch = sandbox.command(&["watch", &id, "-o", "json"]);
+    let mut watch = watch.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(watch.stderr.take().unwrap());
+    until(&sandbox, &id, |trial| trial["step"].as_u64() >= Some(5));
+    server.signal("-KILL");
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert!(line.contains("the server is gone"), "{line:?}");
+    let _server = up(&sandbox);
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut said, &mut rest).unwrap();
+    assert_eq!(rest, "the server is back; going on\n");
+    let output = watch.wait_with_output().unwrap();
+    assert!(output.status.success(), "{:?}", output.status);
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(document["sweep"]["state"], "completed");
+}
+
+/// The verbs that hold, extend, retry and delete, on a real server with a real agent.
+#[test]
+fn a_sweep_is_paused_resumed_extended_tried_again_and_deleted() {
+    let sandbox = Sandbox::new(&sweep());
+    let _server = up(&sandbox);
+    let id = sandbox.json(&["submit", "sweep.yaml"])["id"].as_str().unwrap().to_string();
+    until(&sandbox, &id, |trial| trial["step"].as_u64() >= Some(10));
+    assert_eq!(sandbox.json(&["pause", &id])["state"], "paused");
+    let trials = || sandbox.json(&["trials", "list", &id]).as_array().unwrap().clone();
+    while !trials().iter().all(|trial| trial["state"] == "queued") {}
+    let paused_at: Vec<_> = trials().iter().map(|trial| trial["resume"][1].clone()).collect();
+    assert!(paused_at.iter().all(|step| step.as_u64() >= Some(5)), "{paused_at:?}");
+    assert_eq!(sandbox.json(&["resume", &id])["state"], "running");
+    let refused = sandbox.lorafleet(&["delete", &id]);
+    assert_eq!(refused.status.code(), Some(2), "{}", message(&refused));
+    assert!(message(&refused).contains("--force"), "{}", message(&refused));
+    sandbox.json(&["trials", "stop", &format!("{id}/2")]);
+    let refused = sandbox.lorafleet(&["extend", &id, "--set", "max_steps=9"]);
+    assert_eq!(refused.status.code(), Some(2), "{}", message(&refused));
+    assert!(message(&refused).contains("spec.max_steps"), "{}", message(&refused));
+    let extended = sandbox.json(&["extend", &id, "--set", "parameters.lora_rank=[2, 4, 8]"]);
+    assert_eq!(extended["max_trials"], 3);
+    let after = sandbox.json(&["watch", &id]);
+    let states: Vec<_> = after["trials"].as_array().unwrap().iter().map(|t| &t["state"]).collect();
+    assert_eq!(states, ["completed", "cancelled", "completed"]);
+    sandbox.json(&["trials", "retry", &format!("{id}/2")]);
+    let after = sandbox.json(&["watch", &id]);
+    assert_eq!(after["trials"][1]["state"], "completed", "{after:#}");
+    // Every attempt began where the one before left its checkpoint, and the curve has no gap.
+    for (trial, paused_at) in after["trials"].as_array().unwrap().iter().zip(&paused_at) {
+        assert_eq!(&trial["attempts"][1][1], paused_at, "{trial:#}");
+        let curve = sandbox.json(&["trials", "metrics", trial["id"].as_str().unwrap()]);
+        assert_eq!(curve.as_array().unwrap().len(), 241);
+    }
+    let log = sandbox.json(&["trials", "logs", &format!("{id}/2")]);
+    let events: Vec<_> = log.as_array().unwrap().iter().map(|e| e["event"].as_str().unwrap()).collect();
+    for event in
+        ["proposed", "assigned", "told_to_release", "told_to_stop", "cancelled", "queued_again", "completed"]
+    {
+        assert!(events.contains(&event), "{events:?} lacks {event}");
+    }
+    let best = ["trials", "list", &id, "--filter", "lora_rank>=4", "--sort", "-lora_rank", "--limit", "1"];
+    assert_eq!(sandbox.json(&best)[0]["parameters"]["lora_rank"], 8);
+    let adapters = sandbox.json(&["adapters", "list", &id, "--filter", "lora_rank<4"]);
+    assert_eq!(adapters[0]["trial"], format!("{id}/1"));
+    // A server that has a name is found by it, from any directory.
+    let endpoint = std::fs::read_to_string(sandbox.path().join("lorafleet-data/endpoint")).unwrap();
+    for args in [&["context", "add", "lab", endpoint.trim()][..], &["context", "use", "lab"]] {
+        let done = sandbox.lorafleet(args);
+        assert!(done.status.success(), "{}", message(&done));
+    }
+    assert_eq!(sandbox.json(&["context", "list"])[0]["current"], true);
+    let elsewhere = sandbox.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let mut export = sandbox.command(&["export", &id, "--to", "out", "--adapters"]);
+    let exported = export.current_dir(&elsewhere).output().unwrap();
+    assert!(exported.status.success(), "{}", message(&exported));
+    let mut again = sandbox.command(&["export", &id, "--to", "out"]);
+    let again = again.current_dir(&elsewhere).output().unwrap();
+    assert_eq!(again.status.code(), Some(2), "{}", message(&again));
+    let read = |name: &str| std::fs::read_to_string(elsewhere.join("out").join(name)).unwrap();
+    assert_eq!(read("trials.csv").lines().count(), 1 + 3);
+    assert_eq!(read("metrics.csv").lines().count(), 1 + 3 * 241);
+    assert!(read("report.html").contains("</html>") && read("spec.yaml").contains("lora_rank"));
+    let trials: Value = serde_json::from_str(&read("trials.json")).unwrap();
+    assert_eq!(trials, after["trials"]);
+    assert!(elsewhere.join("out/adapters/3/adapter_model.safetensors").exists());
+    assert_eq!(sandbox.json(&["delete", &id])["sweep"].as_str(), Some(id.as_str()));
+    let gone = sandbox.lorafleet(&["get", &id]);
+    assert_eq!(gone.status.code(), Some(2), "{}", message(&gone));
+}

@@ -24,6 +24,7 @@ impl Sandbox {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lorafleet"));
         command.args(args).current_dir(self.dir.path()).env_remove("LORAFLEET_ENDPOINT");
         command.envs(self.endpoint.as_ref().map(|endpoint| ("LORAFLEET_ENDPOINT", endpoint)));
+        command.env_remove("LORAFLEET_DATA_DIR").env("XDG_CONFIG_HOME", self.dir.path().join("config"));
         command
     }
 

@@ -140,10 +140,7 @@ impl<B: Backend> Engine for Pack<B> {
     }
 
     fn is_idle(&self) -> bool {
-        self.members.is_empty()
-            && self.waiting.is_empty()
-            && self.stops.is_empty()
-            && self.unsaved.is_empty()
+        self.members.is_empty() && self.waiting.is_empty() && self.stops.is_empty() && self.unsaved.is_empty()
     }
 }
 
@@ -284,10 +281,13 @@ impl<B: Backend> Pack<B> {
         }
         let last = match (saved, then) {
             (Ok(()), Then::GoOn) => return self.members.push(member),
-            (Ok(()), Then::Finish(ending, message)) => self.summary(&mut member).map_or_else(
-                Happening::Failed,
-                |summary| Happening::Finished { ending, summary: Box::new(summary), message },
-            ),
+            (Ok(()), Then::Finish(ending, message)) => {
+                self.summary(&mut member).map_or_else(Happening::Failed, |summary| Happening::Finished {
+                    ending,
+                    summary: Box::new(summary),
+                    message,
+                })
+            }
             (Ok(()), Then::Release) => Happening::Released,
             (Err(failure), _) => Happening::Failed(failure),
         };
@@ -343,7 +343,8 @@ impl<B: Backend> Pack<B> {
         if let Some(i) = self.members.iter().position(|m| m.admission.assignment == *assignment) {
             let member = self.members.remove(i);
             self.end_member(member, how, emit);
-        } else if let Some(i) = self.unsaved.iter().position(|u| u.member.admission.assignment == *assignment) {
+        } else if let Some(i) = self.unsaved.iter().position(|u| u.member.admission.assignment == *assignment)
+        {
             let Unsaved { member, then } = self.unsaved.remove(i);
             match then {
                 // It has come to its end, and only its last checkpoint is missing.

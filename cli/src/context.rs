@@ -1,0 +1,101 @@
+//! `lorafleet context`: servers by name.
+
+use crate::Failure;
+use crate::output::{self, OutputArgs};
+use clap::Subcommand;
+use config::contexts::{self, Contexts};
+use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// Names servers, and chooses the one that verbs talk to.
+///
+/// --endpoint, LORAFLEET_ENDPOINT, --data-dir and LORAFLEET_DATA_DIR go before the context in use.
+#[derive(Debug, Subcommand)]
+#[command(after_help = "Examples:
+  lorafleet context add lab http://10.0.0.5:7401
+  lorafleet context use lab")]
+pub(crate) enum Verb {
+    /// Lists the contexts; a star stands at the one in use.
+    #[command(after_help = "Example:\n  lorafleet context list -o json")]
+    List {
+        #[command(flatten)]
+        output: OutputArgs,
+    },
+    /// Uses a context from now on; without a name, none.
+    #[command(after_help = "Examples:\n  lorafleet context use lab\n  lorafleet context use")]
+    Use {
+        /// The context's name.
+        name: Option<String>,
+    },
+    /// Adds a context, or gives one another address.
+    #[command(after_help = "Example:\n  lorafleet context add lab http://10.0.0.5:7401")]
+    Add {
+        /// The context's name.
+        name: String,
+        /// The server's address.
+        #[arg(value_name = "URL")]
+        endpoint: String,
+    },
+    /// Removes a context.
+    #[command(after_help = "Example:\n  lorafleet context remove lab")]
+    Remove {
+        /// The context's name.
+        name: String,
+    },
+}
+
+/// The server of the context in use, if there is one.
+///
+/// # Errors
+/// The file cannot be read.
+pub(crate) fn endpoint() -> Result<Option<String>, Failure> {
+    let Some(path) = contexts::path() else { return Ok(None) };
+    let contexts = Contexts::read(&path).map_err(Failure::invalid)?;
+    Ok(contexts.endpoint().map(String::from))
+}
+
+/// `lorafleet context …`.
+pub(crate) fn run(verb: Verb) -> Result<(), Failure> {
+    let path = path()?;
+    let mut contexts = Contexts::read(&path).map_err(Failure::invalid)?;
+    let known = |contexts: &Contexts, name: &str| match contexts.endpoints.contains_key(name) {
+        true => Ok(()),
+        false => Err(Failure::invalid(format!(
+            "there is no context {name}; `lorafleet context list` shows them, `lorafleet context add` makes one"
+        ))),
+    };
+    match verb {
+        Verb::List { output } => return list(&contexts, &output),
+        Verb::Use { name } => {
+            name.iter().try_for_each(|name| known(&contexts, name))?;
+            contexts.current = name;
+        }
+        Verb::Add { name, endpoint } => {
+            crate::client::check_endpoint(&endpoint)?;
+            contexts.endpoints.insert(name, endpoint);
+        }
+        Verb::Remove { name } => {
+            known(&contexts, &name)?;
+            contexts.endpoints.remove(&name);
+            contexts.current = contexts.current.filter(|current| *current != name);
+        }
+    }
+    contexts.write(&path).map_err(Failure::failed)
+}
+
+fn path() -> Result<PathBuf, Failure> {
+    contexts::path().ok_or_else(|| Failure::invalid("neither XDG_CONFIG_HOME nor HOME is set; set one"))
+}
+
+fn list(contexts: &Contexts, output: &OutputArgs) -> Result<(), Failure> {
+    let current = |name: &String| contexts.current.as_ref() == Some(name);
+    let entries = || contexts.endpoints.iter();
+    let document =
+        entries().map(|(name, url)| json!({ "name": name, "endpoint": url, "current": current(name) }));
+    output::print(output.format, &Value::Array(document.collect()), || {
+        let star = |name| if current(name) { "*" } else { "" };
+        let rows: Vec<_> =
+            entries().map(|(name, url)| vec![star(name).to_string(), name.clone(), url.clone()]).collect();
+        output::table(&["", "context", "endpoint"], &rows, &[])
+    })
+}

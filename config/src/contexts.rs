@@ -1,0 +1,172 @@
+//! Named servers: `contexts.yaml` in the user's configuration directory.
+//!
+//! ```yaml
+//! current: "lab"
+//! contexts:
+//!   "lab":
+//!     endpoint: "http://10.0.0.5:7401"
+//! ```
+
+use crate::yaml;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Servers by name, and the one that is used unless another is named.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Contexts {
+    /// The name of the one in use.
+    pub current: Option<String>,
+    /// Each one's address, by its name.
+    pub endpoints: BTreeMap<String, String>,
+}
+
+/// Why the file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ContextsError {
+    /// The file cannot be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It does not say what it should.
+    #[error("{}: {problem}; mend or remove the file", path.display())]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// Where the file lies: in `$XDG_CONFIG_HOME`, else in `~/.config`; `None` without a home.
+pub fn path() -> Option<PathBuf> {
+    let given = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let config = given("XDG_CONFIG_HOME").or_else(|| Some(given("HOME")?.join(".config")))?;
+    Some(config.join("lorafleet/contexts.yaml"))
+}
+
+impl Contexts {
+    /// Reads the file; one that is not there names no servers.
+    ///
+    /// # Errors
+    /// It cannot be read, or does not say what it should.
+    pub fn read(path: &Path) -> Result<Self, ContextsError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(source) => return Err(ContextsError::Io { path: path.into(), source }),
+        };
+        Self::parse(&text).map_err(|problem| ContextsError::Invalid { path: path.into(), problem })
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let parsed = yaml::parse(text).map_err(|(at, problem)| format!("line {}: {problem}", at.line))?;
+        if let Some(problem) = parsed.problems.first() {
+            return Err(problem.to_string());
+        }
+        let text_of = |value: &Value, key: &str| {
+            value.as_str().map(String::from).ok_or_else(|| format!("{key}: must be a text"))
+        };
+        let mut contexts = Self::default();
+        let Value::Object(document) = parsed.value else {
+            return if parsed.value.is_null() { Ok(contexts) } else { Err("must be a mapping".into()) };
+        };
+        if let Some(current) = document.get("current").filter(|v| !v.is_null()) {
+            contexts.current = Some(text_of(current, "current")?);
+        }
+        let entries = document.get("contexts").filter(|v| !v.is_null());
+        if entries.is_some_and(|entries| !entries.is_object()) {
+            return Err("contexts: must be a mapping of names".into());
+        }
+        for (name, entry) in entries.and_then(Value::as_object).into_iter().flatten() {
+            let endpoint = entry.get("endpoint").unwrap_or(&Value::Null);
+            let endpoint = text_of(endpoint, &format!("contexts.{name}.endpoint"))?;
+            contexts.endpoints.insert(name.clone(), endpoint);
+        }
+        match &contexts.current {
+            Some(current) if !contexts.endpoints.contains_key(current) => {
+                Err(format!("current: there is no context {current}"))
+            }
+            _ => Ok(contexts),
+        }
+    }
+
+    /// Writes the file, whole or not at all.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, path: &Path) -> Result<(), ContextsError> {
+        let write = || -> std::io::Result<()> {
+            let dir = path.parent().unwrap_or(Path::new("."));
+            std::fs::create_dir_all(dir)?;
+            let draft = dir.join(format!(".contexts.yaml.{}", std::process::id()));
+            let mut file = std::fs::File::create(&draft)?;
+            file.write_all(self.text().as_bytes()).and_then(|()| file.sync_all())?;
+            std::fs::rename(&draft, path)
+        };
+        write().map_err(|source| ContextsError::Io { path: path.into(), source })
+    }
+
+    fn text(&self) -> String {
+        // A JSON text is a YAML text in double quotes.
+        let quoted = |text: &str| Value::from(text).to_string();
+        let current = self.current.as_ref().map_or_else(|| "null".into(), |name| quoted(name));
+        let mut text = format!("current: {current}\ncontexts:\n");
+        for (name, endpoint) in &self.endpoints {
+            text += &format!("  {}:\n    endpoint: {}\n", quoted(name), quoted(endpoint));
+        }
+        text
+    }
+
+    /// The address of the one in use.
+    pub fn endpoint(&self) -> Option<&str> {
+        self.endpoints.get(self.current.as_ref()?).map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/contexts.yaml");
+        assert_eq!(Contexts::read(&path).unwrap(), Contexts::default());
+        let endpoints = [("a: b", "http://x:1"), ("lab", "http://\"y\":2")];
+        let endpoints = endpoints.map(|(name, endpoint)| (name.to_string(), endpoint.to_string())).into();
+        let mut contexts = Contexts { current: None, endpoints };
+        for current in [None, Some("lab".to_string())] {
+            contexts.current = current;
+            contexts.write(&path).unwrap();
+            assert_eq!(Contexts::read(&path).unwrap(), contexts);
+        }
+        assert_eq!(contexts.endpoint(), Some("http://\"y\":2"));
+        Contexts::default().write(&path).unwrap();
+        assert_eq!(Contexts::read(&path).unwrap(), Contexts::default());
+    }
+
+    #[test]
+    fn a_file_that_says_something_else_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = &dir.path().join("contexts.yaml");
+        for (text, want) in [
+            ("[1]", "must be a mapping"),
+            ("current: x", "there is no context x"),
+            ("current: 1", "current: must be a text"),
+            ("contexts: []", "contexts: must be a mapping"),
+            ("contexts: {a: {}}", "contexts.a.endpoint: must be a text"),
+            ("a: [", "line"),
+        ] {
+            std::fs::write(path, text).unwrap();
+            let error = Contexts::read(path).unwrap_err().to_string();
+            assert!(error.contains(want) && error.contains("contexts.yaml"), "{error}");
+        }
+    }
+}
