@@ -47,6 +47,9 @@ impl ListingArgs {
     /// # Errors
     /// A condition cannot be read, or no item has such a key.
     pub(crate) fn apply<T>(&self, items: Vec<T>, document: impl Fn(&T) -> Value) -> Result<Vec<T>, Failure> {
+        if self.is_plain() {
+            return Ok(items.into_iter().take(self.limit.unwrap_or(usize::MAX)).collect());
+        }
         let mut known: Vec<(Value, T)> = items.into_iter().map(|item| (document(&item), item)).collect();
         for condition in &self.filter {
             let (key, holds, wanted) = parse(condition)?;

@@ -118,12 +118,17 @@ pub(crate) async fn run(verb: Verb) -> Result<(), Failure> {
 /// What a verb is answered, for programs and for people.
 async fn answer(verb: &Verb, connection: &Connection) -> Result<(Value, String), Failure> {
     match verb {
-        Verb::List { sweep, state, listing, .. } => {
-            let mut trials = list(connection, sweep).await?;
+        Verb::List { sweep, state, listing, rest } => {
+            // A table as it comes shows nothing that needs the whole of a trial.
+            let is_table = rest.output.format == Format::Table;
+            let whole = !is_table || !listing.is_plain();
+            let mut trials = pages(connection, sweep, whole).await?;
             trials.retain(|trial| state.is_empty() || state.iter().any(|s| s == trial.state.as_str()));
             let trials = listing.apply(trials, view::trial_document)?;
-            let document = trials.iter().map(view::trial_document).collect();
-            Ok((Value::Array(document), view::trial_table(&trials)))
+            if is_table {
+                return Ok((Value::Null, view::trial_table(&trials)));
+            }
+            Ok((trials.iter().map(view::trial_document).collect(), String::new()))
         }
         Verb::Get { trial, .. } => {
             let trial = get(connection, trial).await?;
@@ -152,17 +157,23 @@ async fn answer(verb: &Verb, connection: &Connection) -> Result<(Value, String),
 
 /// All trials of a sweep in the order of their numbers, page after page.
 pub(crate) async fn list(connection: &Connection, sweep_id: &str) -> Result<Vec<Trial>, Failure> {
+    pages(connection, sweep_id, true).await
+}
+
+/// [`list`], on demand without the configurations, which are most of the bytes.
+async fn pages(connection: &Connection, sweep_id: &str, whole: bool) -> Result<Vec<Trial>, Failure> {
     let mut request = v1::ListTrialsRequest {
         sweep_id: sweep_id.to_string(),
         page_size: 1000,
         page_token: String::new(),
         states: Vec::new(),
+        without_config: !whole,
     };
     let mut trials = Vec::new();
     loop {
         let page = connection.trials().list_trials(request.clone()).await?.into_inner();
         for trial in page.trials {
-            trials.push(view::trial(trial)?);
+            trials.push(if whole { view::trial(trial)? } else { view::trial_of_unknown_config(trial)? });
         }
         if page.next_page_token.is_empty() {
             return Ok(trials);

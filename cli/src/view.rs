@@ -85,6 +85,12 @@ pub(crate) fn trial(trial: v1::Trial) -> Result<Trial, Failure> {
     Trial::try_from(trial).map_err(|e| Failure::failed(format!("the server's answer cannot be read: {e}")))
 }
 
+/// A trial that came without its configuration, for tables.
+pub(crate) fn trial_of_unknown_config(trial: v1::Trial) -> Result<Trial, Failure> {
+    proto::convert::trial_of_unknown_config(trial)
+        .map_err(|e| Failure::failed(format!("the server's answer cannot be read: {e}")))
+}
+
 /// A trial's document: the domain's record, times in RFC 3339.
 pub(crate) fn trial_document(trial: &Trial) -> Value {
     let mut value = serde_json::to_value(trial).unwrap_or_default();

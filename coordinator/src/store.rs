@@ -351,23 +351,29 @@ impl Store {
         let prefix = format!("trials/{sweep}/");
         let mut after = trial_key(sweep, selection.after);
         let mut wanted = Vec::new();
-        loop {
-            let page = self.registry.list(&prefix, Some(&after), PAGE).await?;
-            let whole = page.len() == PAGE;
+        while wanted.len() < selection.limit {
+            // Without a filter every record that is read is wanted.
+            let asked = match selection.states.is_empty() {
+                true => PAGE.min(selection.limit - wanted.len()),
+                false => PAGE,
+            };
+            let page = self.registry.list(&prefix, Some(&after), asked).await?;
+            let whole = page.len() == asked;
             for (key, value) in page {
                 let record: TrialRecord = parse(&key, &value)?;
                 if selection.wants(&record) {
                     wanted.push(record);
                 }
                 if wanted.len() >= selection.limit {
-                    return Ok(wanted);
+                    break;
                 }
                 after = key;
             }
             if !whole {
-                return Ok(wanted);
+                break;
             }
         }
+        Ok(wanted)
     }
 
     async fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {

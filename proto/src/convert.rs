@@ -306,64 +306,72 @@ impl From<v1::TrialSummary> for TrialSummary {
 impl From<Trial> for v1::Trial {
     fn from(t: Trial) -> Self {
         let config = Some(document(&t.config_in_force()));
-        let (resume, resume_step) = t.resume.unzip();
-        Self {
-            sweep_id: t.id.sweep().map(|s| s.to_string()).unwrap_or_default(),
-            number: t.id.number().unwrap_or_default(),
-            id: t.id.to_string(),
-            config,
-            parameters: Some(document(&t.parameters)),
-            state: v1::TrialState::from(t.state).into(),
-            attempt: t.attempt.0,
-            step: t.step,
-            total_steps: t.total_steps,
-            agent_id: t.agent,
-            adapter: t.adapter,
-            resume,
-            resume_step,
-            attempts: t
-                .attempts
-                .iter()
-                .map(|(a, step)| v1::AttemptStart { attempt: a.0, step: *step })
-                .collect(),
-            eval_loss: t.eval_loss,
-            cost_usd: t.cost_usd,
-            summary: t.summary.map(Into::into),
-            failure: t.failure.map(Into::into),
-            digests: t.digests.map(Into::into),
-            created_at: Some(timestamp(t.created_at)),
-            started_at: t.started_at.map(timestamp),
-            finished_at: t.finished_at.map(timestamp),
-        }
+        Self { config, ..trial_without_config(t) }
+    }
+}
+
+/// A trial on the wire, its `config` left out.
+pub fn trial_without_config(t: Trial) -> v1::Trial {
+    let (resume, resume_step) = t.resume.unzip();
+    v1::Trial {
+        sweep_id: t.id.sweep().map(|s| s.to_string()).unwrap_or_default(),
+        number: t.id.number().unwrap_or_default(),
+        id: t.id.to_string(),
+        config: None,
+        parameters: Some(document(&t.parameters)),
+        state: v1::TrialState::from(t.state).into(),
+        attempt: t.attempt.0,
+        step: t.step,
+        total_steps: t.total_steps,
+        agent_id: t.agent,
+        adapter: t.adapter,
+        resume,
+        resume_step,
+        attempts: t.attempts.iter().map(|(a, step)| v1::AttemptStart { attempt: a.0, step: *step }).collect(),
+        eval_loss: t.eval_loss,
+        cost_usd: t.cost_usd,
+        summary: t.summary.map(Into::into),
+        failure: t.failure.map(Into::into),
+        digests: t.digests.map(Into::into),
+        created_at: Some(timestamp(t.created_at)),
+        started_at: t.started_at.map(timestamp),
+        finished_at: t.finished_at.map(timestamp),
     }
 }
 
 impl TryFrom<v1::Trial> for Trial {
     type Error = ConvertError;
 
-    fn try_from(t: v1::Trial) -> Result<Self, ConvertError> {
-        Ok(Self {
-            state: t.state().try_into()?,
-            id: TrialId::new(t.id),
-            config: from_document::<TrialConfig>("config", t.config)?,
-            parameters: from_document("parameters", t.parameters)?,
-            attempt: Attempt(t.attempt),
-            step: t.step,
-            total_steps: t.total_steps,
-            agent: t.agent_id,
-            adapter: t.adapter,
-            resume: t.resume.zip(t.resume_step),
-            attempts: t.attempts.iter().map(|a| (Attempt(a.attempt), a.step)).collect(),
-            eval_loss: t.eval_loss,
-            cost_usd: t.cost_usd,
-            summary: t.summary.map(Into::into),
-            failure: t.failure.map(TryInto::try_into).transpose()?,
-            digests: t.digests.map(Into::into),
-            created_at: from_timestamp(required("created_at", t.created_at)?),
-            started_at: t.started_at.map(from_timestamp),
-            finished_at: t.finished_at.map(from_timestamp),
-        })
+    fn try_from(mut t: v1::Trial) -> Result<Self, ConvertError> {
+        let config = from_document::<TrialConfig>("config", t.config.take())?;
+        Ok(Self { config, ..trial_of_unknown_config(t)? })
     }
+}
+
+/// A trial whose `config` was left out: the one that it has here is no more than the defaults. For tables that show
+/// none of it.
+pub fn trial_of_unknown_config(t: v1::Trial) -> Result<Trial, ConvertError> {
+    Ok(Trial {
+        state: t.state().try_into()?,
+        id: TrialId::new(t.id),
+        config: TrialConfig::default(),
+        parameters: from_document("parameters", t.parameters)?,
+        attempt: Attempt(t.attempt),
+        step: t.step,
+        total_steps: t.total_steps,
+        agent: t.agent_id,
+        adapter: t.adapter,
+        resume: t.resume.zip(t.resume_step),
+        attempts: t.attempts.iter().map(|a| (Attempt(a.attempt), a.step)).collect(),
+        eval_loss: t.eval_loss,
+        cost_usd: t.cost_usd,
+        summary: t.summary.map(Into::into),
+        failure: t.failure.map(TryInto::try_into).transpose()?,
+        digests: t.digests.map(Into::into),
+        created_at: from_timestamp(required("created_at", t.created_at)?),
+        started_at: t.started_at.map(from_timestamp),
+        finished_at: t.finished_at.map(from_timestamp),
+    })
 }
 
 impl From<SweepState> for v1::SweepState {

@@ -47,7 +47,11 @@ impl TrialService for Services {
         let last = page.last().and_then(|record| record.trial.id.number()).filter(|_| more);
         let next_page_token =
             last.map(|number| page::token(&listing, &number.to_string())).unwrap_or_default();
-        let trials = page.into_iter().map(|record| record.trial.into()).collect();
+        let trials = page.into_iter().map(|record| match request.without_config {
+            true => convert::trial_without_config(record.trial),
+            false => record.trial.into(),
+        });
+        let trials = trials.collect();
         Ok(Response::new(v1::ListTrialsResponse { trials, next_page_token }))
     }
 

@@ -38,6 +38,7 @@ async fn listings_come_page_by_page() {
         page_size: 2,
         page_token: token.into(),
         states: states.iter().map(|s| (*s).into()).collect(),
+        without_config: false,
     };
     let list = |request| async { fixture.trials().list_trials(request).await.map(|r| r.into_inner()) };
     let first = list(request("", &[])).await.unwrap();

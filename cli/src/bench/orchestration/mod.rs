@@ -65,8 +65,9 @@ async fn measure(args: &Args) -> Result<Value, Failure> {
     say!("{} trials that do nothing, on {} simulated agents", args.trials, args.agents);
     let trials = sweep(args, &connection, "trials", args.trials, 1).await?;
     let after_trials = server.usage()?;
-    let list = server.time(&["trials", "list", &trials.sweep, "-o", "json"])?;
-    let get = server.time(&["list"])?;
+    let trials_list = server.time(&["trials", "list", &trials.sweep])?;
+    let trials_list_json = server.time(&["trials", "list", &trials.sweep, "-o", "json"])?;
+    let list = server.time(&["list"])?;
     let running = args.agents * args.pack;
     let reports = if args.reports == 0 {
         Value::Null
@@ -81,8 +82,9 @@ async fn measure(args: &Args) -> Result<Value, Failure> {
         "pack": args.pack,
         "trials": trials.document(),
         "reports": reports,
-        "trials_list_seconds": list,
-        "list_seconds": get,
+        "list_seconds": list,
+        "trials_list_seconds": trials_list,
+        "trials_list_json_seconds": trials_list_json,
         "coordinator": { "after_trials": after_trials, "at_end": server.usage()? },
         "data_directory_bytes": server.bytes(),
     }))
