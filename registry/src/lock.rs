@@ -3,7 +3,7 @@
 
 use crate::{RegistryError, Result};
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::Path;
 
 /// The lock file's name within the directory.
@@ -26,13 +26,11 @@ impl DirectoryLock {
         let path = dir.join(FILE);
         let failed = |error| RegistryError::Storage(format!("`{}`: {error}", path.display()));
         std::fs::create_dir_all(dir).map_err(failed)?;
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(failed)?;
+        let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+        // On a disk that nobody can write to, the lock still keeps others out; whoever wants to write hears of it
+        // from what it writes first.
+        let read_only = opened.as_ref().is_err_and(|e| e.kind() == ErrorKind::ReadOnlyFilesystem);
+        let mut file = if read_only { File::open(&path) } else { opened }.map_err(failed)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -40,7 +38,9 @@ impl DirectoryLock {
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        record_holder(&mut file).map_err(failed)?;
+        if !read_only {
+            record_holder(&mut file).map_err(failed)?;
+        }
         Ok(Self { _file: file })
     }
 }

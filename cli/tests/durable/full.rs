@@ -1,4 +1,5 @@
-//! A disk that is full for a while: a real file system of a few megabytes, in a mount namespace of the server's own.
+//! A disk that is full for a while, or read-only: a real file system of a few megabytes, in a mount namespace of its
+//! own.
 
 use crate::common::Sandbox;
 use crate::server::{results, sweep, watched_to_its_end};
@@ -24,7 +25,11 @@ fn way() -> Option<&'static str> {
         let mount = command.args([way, "mount", "-t", "tmpfs", "tmpfs"]).arg(dir.path());
         mount.stderr(Stdio::null()).status().is_ok_and(|status| status.success())
     };
-    WAYS.into_iter().find(|way| mounts(way))
+    let way = WAYS.into_iter().find(|way| mounts(way));
+    if way.is_none() {
+        eprintln!("SKIPPED: this machine lets no test mount a file system (unshare -m, unshare -rm)");
+    }
+    way
 }
 
 /// The shell that holds the disk, the server below it, and the disk as others see it.
@@ -89,10 +94,7 @@ fn said(output: &Output) -> String {
 
 #[test]
 fn a_disk_that_was_full_for_a_while_lost_nothing() {
-    let Some(way) = way() else {
-        eprintln!("SKIPPED: this machine lets no test mount a file system (unshare -m, unshare -rm)");
-        return;
-    };
+    let Some(way) = way() else { return };
     let small = sweep(120, "search: { algorithm: grid }\nparameters: { lora_rank: [2, 4] }\n");
     let mut sandbox = Sandbox::new(&small);
     let server = Server::start(&sandbox, way);
@@ -131,4 +133,33 @@ fn a_disk_that_was_full_for_a_while_lost_nothing() {
     let quiet = Sandbox::new(&small);
     let run = quiet.json(&["run", "sweep.yaml"]);
     assert_eq!(interrupted, results(&quiet, run["sweep"]["id"].as_str().unwrap()));
+}
+
+/// Runs a sweep on a disk, makes the disk read-only, then checks it, reads it and serves it.
+const READ_ONLY: &str = "mkdir lorafleet-data && mount -t tmpfs -o size=24m tmpfs lorafleet-data || exit 77
+\"$0\" run sweep.yaml 2> /dev/null > /dev/null || exit 78
+mount -o remount,ro lorafleet-data || exit 79
+for verb in 'fsck lorafleet-data' 'list' 'up --listen 127.0.0.1:0'; do
+    \"$0\" $verb 2>&1 > /dev/null
+    echo \"exit code $?\"
+done";
+
+#[test]
+fn a_disk_that_nobody_can_write_to_can_be_checked_and_is_refused_by_name() {
+    let Some(way) = way() else { return };
+    let sandbox = Sandbox::new(&sweep(6, "search: { algorithm: grid }\nparameters: { lora_rank: [2] }\n"));
+    let mut command = Command::new("unshare");
+    command.args([way, "sh", "-c", READ_ONLY, env!("CARGO_BIN_EXE_lorafleet")]).current_dir(sandbox.path());
+    let output = command.env_remove("LORAFLEET_ENDPOINT").env_remove("LORAFLEET_DATA_DIR").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let parts: Vec<_> = text.split("exit code ").collect();
+    assert_eq!(parts[0], "", "a read-only directory that is sound: {text}");
+    assert!(parts[1].starts_with('0'), "{text}");
+    for part in &parts[2..] {
+        assert!(part.starts_with('1'), "{text}");
+    }
+    for part in &parts[1..3] {
+        assert!(part.contains("lorafleet-data") && part.contains("ead"), "the file is named: {text}");
+    }
 }
