@@ -2,8 +2,8 @@
 
 use super::Findings;
 use crate::store::{self, LogEntry, SweepRecord, Tombstone, TrialRecord};
-use domain::trial::TrialState;
 use domain::sweep::StateCounts;
+use domain::trial::TrialState;
 use domain::{AgentId, SweepId, Timestamp};
 use registry::Entries;
 use serde::de::DeserializeOwned;
@@ -110,7 +110,10 @@ impl Records {
             findings.expect(known, &record.trial.id, || format!("there is no record of its sweep {sweep}"));
             check_trial(record, findings);
             let kept = record.trial.id.number().map_or(0, |number| {
-                self.logs.get(store::log_prefix(sweep, number).trim_end_matches('/')).copied().unwrap_or_default()
+                self.logs
+                    .get(store::log_prefix(sweep, number).trim_end_matches('/'))
+                    .copied()
+                    .unwrap_or_default()
             });
             findings.expect(kept == record.logged, &record.trial.id, || {
                 format!("its log has {kept} entries, and its record counts {}", record.logged)
@@ -126,7 +129,10 @@ impl Records {
             let gone = !self.sweeps.contains_key(sweep);
             findings.expect(gone, sweep, || "is deleted, and has a record".into());
             if tombstone.completed_at.is_none() {
-                findings.note(sweep, "is deleted, and its checkpoints are not yet; the next start goes on with it");
+                findings.note(
+                    sweep,
+                    "is deleted, and its checkpoints are not yet; the next start goes on with it",
+                );
             }
         }
     }
