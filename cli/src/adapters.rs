@@ -1,4 +1,10 @@
-//! Verbs about adapters: `adapters list|pull`.
+//! Verbs about adapters: `adapters list|pull|merge`.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `merge.rs` | a base and an adapter as one model |
+
+mod merge;
 
 use crate::Failure;
 use crate::client::{Connection, ServerArgs};
@@ -13,11 +19,12 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Lists and fetches adapters in PEFT's format.
+/// Lists, fetches and merges adapters in PEFT's format.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Examples:
   lorafleet adapters list quickstart-3fa2
-  lorafleet adapters pull quickstart-3fa2 --top 3 --to ./adapters")]
+  lorafleet adapters pull quickstart-3fa2 --top 3 --to ./adapters
+  lorafleet adapters merge quickstart-3fa2/7 --to ./model")]
 pub(crate) enum Verb {
     /// Lists a sweep's adapters, best first.
     #[command(after_help = "Examples:
@@ -55,6 +62,7 @@ Each adapter is a directory that PeftModel.from_pretrained reads.")]
         #[command(flatten)]
         output: OutputArgs,
     },
+    Merge(merge::Args),
 }
 
 /// `lorafleet adapters …`.
@@ -72,6 +80,7 @@ pub(crate) async fn run(verb: Verb) -> Result<(), Failure> {
                 pulled.iter().map(|p| format!("{}\n", p.display())).collect()
             })
         }
+        Verb::Merge(args) => merge::run(args).await,
     }
 }
 

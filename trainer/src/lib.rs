@@ -13,6 +13,7 @@
 //! | [`run`] | a fine-tuning run: from files to metrics and checkpoints |
 //! | [`preflight`] | what can be checked before anything is trained |
 //! | [`adapter_file`], [`files`] | adapters in PEFT's format; whole files and digests |
+//! | [`merge`] | base and adapter as one model |
 //! | [`memory`] | how many bytes of tensors a pass holds |
 //! | [`rng`] | counter-based random numbers (`domain::rng`) |
 //!
@@ -25,6 +26,7 @@ pub mod error;
 pub mod files;
 pub mod lora;
 pub mod memory;
+pub mod merge;
 pub mod model;
 pub mod ops;
 pub mod optim;

@@ -4,5 +4,5 @@ mod config;
 mod weights;
 
 pub use config::{LlamaConfig, RopeScaling};
-pub(crate) use weights::weight_files;
-pub use weights::{Base, Layer, Linear};
+pub(crate) use weights::mapped;
+pub use weights::{Base, Layer, Linear, digest};

@@ -2,6 +2,7 @@
 
 use super::LlamaConfig;
 use crate::error::{Result, TrainError};
+use crate::files;
 use crate::lora::ModuleSpec;
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
@@ -192,9 +193,13 @@ impl Base {
     }
 }
 
-/// A model directory's configuration and its weights, mapped, after every file was found whole.
+/// A model directory's configuration and its weights.
 fn open(dir: &Path) -> Result<(LlamaConfig, MmapedSafetensors)> {
-    let config = LlamaConfig::load(dir)?;
+    Ok((LlamaConfig::load(dir)?, mapped(dir)?))
+}
+
+/// A model directory's weights, mapped, after every file was found whole.
+pub(crate) fn mapped(dir: &Path) -> Result<MmapedSafetensors> {
     let files = weight_files(dir)?;
     for file in &files {
         check_complete(file)?;
@@ -202,9 +207,18 @@ fn open(dir: &Path) -> Result<(LlamaConfig, MmapedSafetensors)> {
     // SAFETY: the files are mapped read-only and were found whole just above. Memory safety then rests on
     // nobody truncating a model file while it is loaded, the contract of every memory-mapped checkpoint.
     #[allow(unsafe_code, reason = "mapping avoids a second copy of the weights while they load")]
-    let tensors = unsafe { MmapedSafetensors::multi(&files) }
-        .map_err(|e| TrainError::model(dir, e.to_string(), "download the checkpoint again"))?;
-    Ok((config, tensors))
+    unsafe { MmapedSafetensors::multi(&files) }
+        .map_err(|e| TrainError::model(dir, e.to_string(), "download the checkpoint again"))
+}
+
+/// Digest of a model directory's configuration and weights.
+///
+/// # Errors
+/// A file is missing or cannot be read.
+pub fn digest(dir: &Path) -> Result<String> {
+    let mut paths = vec![dir.join("config.json")];
+    paths.extend(weight_files(dir)?);
+    files::digest_files(paths.iter().map(PathBuf::as_path))
 }
 
 /// Finds a tensor in the headers with the shape that the configuration asks for.
@@ -223,7 +237,7 @@ fn check_tensor(dir: &Path, tensors: &MmapedSafetensors, name: &str, shape: &[us
 }
 
 /// The checkpoint's files: one, or the shards that its index names.
-pub(crate) fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
+fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
     let single = dir.join("model.safetensors");
     if single.is_file() {
         return Ok(vec![single]);

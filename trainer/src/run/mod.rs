@@ -20,7 +20,7 @@ use crate::data::Dataset;
 use crate::error::{Result, TrainError};
 use crate::files;
 use crate::lora::{Adapter, ModuleSpec};
-use crate::model::{Base, weight_files};
+use crate::model::{self, Base};
 use crate::optim::{AdamW, AdamWConfig};
 use crate::pack::{self, Outcome, Row};
 use crate::preflight;
@@ -64,9 +64,7 @@ impl Loaded {
     pub fn load(dir: &Path, device: &Device) -> Result<Self> {
         let base = Base::load(dir, device)?;
         let tokenizer = preflight::tokenizer(dir, &base.config)?;
-        let mut paths = vec![dir.join("config.json")];
-        paths.extend(weight_files(dir)?);
-        let digest = files::digest_files(paths.iter().map(PathBuf::as_path))?;
+        let digest = model::digest(dir)?;
         Ok(Self { base, tokenizer, digest, dir: dir.into(), alone: Mutex::default() })
     }
 
