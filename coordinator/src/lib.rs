@@ -87,6 +87,7 @@ pub async fn start(options: Options, scope: Scope) -> Result<Server> {
     let store = Store::lead(registry, &format!("process {} at {address}", std::process::id())).await?;
     let history = History::open(&data_dir.join("history"))?;
     let artifacts = Artifacts::local(&data_dir.join("artifacts"))?;
+    remove_unused(&store, &artifacts).await;
 
     let drained = store.drained().await?;
     let dispatcher = Dispatcher::start(clock.clone(), Terms { heartbeat, lease }, drained, &scope);
@@ -113,4 +114,16 @@ pub async fn start(options: Options, scope: Scope) -> Result<Server> {
         scope.cancel();
     });
     Ok(Server { address })
+}
+
+/// Removes checkpoints that no record points at: a deletion was cut off, or a coordinator ended between an upload and
+/// its record. Before anything is uploaded, so that none of them is about to be recorded.
+async fn remove_unused(store: &Store, artifacts: &Artifacts) {
+    let removed = match store.paths().await {
+        Ok(used) => artifacts.delete_all_but(&used).await.map_err(CoordinatorError::from),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = removed {
+        tracing::warn!(%error, "checkpoints that nothing points at were not removed");
+    }
 }

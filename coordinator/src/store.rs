@@ -72,7 +72,7 @@ pub struct LogEntry {
     /// When.
     pub time: Timestamp,
     /// What: `proposed`, `assigned`, `started`, `checkpoint`, `told_to_release`, `told_to_stop`, `queued`,
-    /// `queued_again`, or the state in which it ended.
+    /// `queued_again`, `adapter_removed`, or the state in which it ended.
     pub event: String,
     /// The assignment that was current then; 0 before the first.
     pub attempt: Attempt,
@@ -167,6 +167,9 @@ pub struct TrialRecord {
     pub retried: bool,
     /// The newest checkpoint that it can go on from.
     pub checkpoint: Option<Checkpoint>,
+    /// While it is not over, an older one at which the sweep's metric was better than at the newest.
+    #[serde(default)]
+    pub best_checkpoint: Option<Checkpoint>,
     /// The step at which the newest adapter was taken.
     pub adapter_step: u64,
     /// The last value of the sweep's metric.
@@ -219,6 +222,7 @@ impl TrialRecord {
             release: false,
             retried: false,
             checkpoint: None,
+            best_checkpoint: None,
             adapter_step: 0,
             value: None,
             earlier_cost_usd: 0.0,
@@ -230,8 +234,19 @@ impl TrialRecord {
 
     /// The object-store paths that it points at.
     pub fn paths(&self) -> BTreeSet<String> {
-        let checkpoint = self.checkpoint.iter().flat_map(|c| [&c.adapter, &c.resume]);
-        checkpoint.chain(&self.trial.adapter).cloned().collect()
+        let checkpoints = self.checkpoint.iter().chain(&self.best_checkpoint);
+        let paths = checkpoints.flat_map(|c| [&c.adapter, &c.resume]);
+        paths.chain(&self.trial.adapter).cloned().collect()
+    }
+
+    /// Whether it came to an end of its own: it made all its steps, or the search ended it. Of such trials a sweep
+    /// may keep the best adapters alone; the others that are over were cut off, and keep what they can go on from.
+    pub fn has_result(&self) -> bool {
+        match self.trial.state {
+            TrialState::Completed => true,
+            TrialState::Stopped => self.stop != Some(StopCause::Budget),
+            _ => false,
+        }
     }
 }
 
@@ -340,6 +355,13 @@ impl Store {
         self.read_all(&format!("trials/{sweep}/")).await
     }
 
+    /// The object-store paths that any trial's record points at.
+    pub async fn paths(&self) -> Result<BTreeSet<String>> {
+        let mut paths = BTreeSet::new();
+        self.each("trials/", |record: TrialRecord| paths.extend(record.paths())).await?;
+        Ok(paths)
+    }
+
     /// Ids of sweeps, newest first, at most `limit`; each with the position after which to go on.
     pub async fn newest(&self, after: Option<&str>, limit: usize) -> Result<Vec<(String, SweepId)>> {
         let rows = self.registry.list(NEWEST, after, limit).await?;
@@ -383,15 +405,20 @@ impl Store {
 
     async fn read_all<T: DeserializeOwned>(&self, prefix: &str) -> Result<Vec<T>> {
         let mut all = Vec::new();
+        self.each(prefix, |value| all.push(value)).await?;
+        Ok(all)
+    }
+
+    async fn each<T: DeserializeOwned>(&self, prefix: &str, mut take: impl FnMut(T)) -> Result<()> {
         let mut after: Option<String> = None;
         loop {
             let page = self.registry.list(prefix, after.as_deref(), PAGE).await?;
             for (key, value) in &page {
-                all.push(parse(key, value)?);
+                take(parse(key, value)?);
             }
             match page.into_iter().nth(PAGE - 1) {
                 Some((last, _)) => after = Some(last),
-                None => return Ok(all),
+                None => return Ok(()),
             }
         }
     }

@@ -54,6 +54,7 @@ fn spec() -> SweepSpec {
         constraints: Vec::new(),
         budget: Default::default(),
         resources: Default::default(),
+        keep_adapters: None,
     }
 }
 

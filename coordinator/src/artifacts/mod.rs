@@ -34,6 +34,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -258,6 +259,40 @@ impl Artifacts {
                 Ok(object) => self.delete_object(object.location).await?,
                 Err(object_store::Error::NotFound { .. }) => {}
                 Err(error) => return Err(ArtifactError::store(path)(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// [`Artifacts::delete`] of parts that a trial's record no longer points at. What cannot be removed is logged, and
+    /// goes at the next start.
+    pub async fn discard(&self, trial: &TrialId, paths: impl IntoIterator<Item = String>) {
+        for path in paths {
+            if let Err(error) = self.delete(&path).await {
+                tracing::warn!(%trial, path, %error, "a checkpoint that nothing needs could not be deleted");
+            }
+        }
+    }
+
+    /// Removes every part whose path is not among these. Nothing may be uploaded meanwhile: a part is stored before a
+    /// record points at it.
+    ///
+    /// # Errors
+    /// The store failed; calling again goes on.
+    pub async fn delete_all_but(&self, used: &BTreeSet<String>) -> Result<(), ArtifactError> {
+        let root = names::root();
+        let objects: Vec<_> = self
+            .store
+            .list(Some(&root))
+            .map_ok(|object| object.location)
+            .try_collect()
+            .await
+            .map_err(ArtifactError::store(&root))?;
+        for manifest in objects.iter().filter(|object| object.filename() == Some(MANIFEST)) {
+            let Some((part, _)) = manifest.as_ref().rsplit_once('/') else { continue };
+            if names::parse_part(part).is_ok() && !used.contains(part) {
+                self.delete(part).await?;
+                tracing::info!(part, "removed a checkpoint that no record points at");
             }
         }
         Ok(())

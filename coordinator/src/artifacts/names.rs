@@ -24,6 +24,11 @@ pub(super) fn part(
     Ok(ObjectPath::from_iter([ROOT, sweep.as_str(), &number.to_string(), &name]))
 }
 
+/// The path of everything.
+pub(super) fn root() -> ObjectPath {
+    ObjectPath::from(ROOT)
+}
+
 /// The path of everything of a sweep.
 pub(super) fn sweep(sweep: &SweepId) -> Result<ObjectPath, ArtifactError> {
     if sweep.as_str().is_empty() {

@@ -28,9 +28,9 @@ pub(super) fn check(root: &Path, records: &Records, readable: bool, findings: &m
                 present.insert(path.clone());
                 problems.iter().for_each(|problem| findings.problem(path, problem));
                 if readable && !pointed_at.contains(path) {
-                    let kept =
-                        "no record points at it: an older checkpoint whose deletion was cut off; it stays";
-                    findings.note(path, format!("{kept}, and takes {length} bytes"));
+                    let unused = "no record points at it, a checkpoint whose upload or deletion was cut off";
+                    findings
+                        .note(path, format!("{unused}: {length} bytes that are removed at the next start"));
                 }
             }
         }

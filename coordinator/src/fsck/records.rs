@@ -108,7 +108,8 @@ impl Records {
         for ((sweep, _), record) in &self.trials {
             let known = self.sweeps.contains_key(sweep);
             findings.expect(known, &record.trial.id, || format!("there is no record of its sweep {sweep}"));
-            check_trial(record, findings);
+            let keeps = self.sweeps.get(sweep).and_then(|sweep| sweep.sweep.spec.keep_adapters);
+            check_trial(record, keeps.is_none(), findings);
             let kept = record.trial.id.number().map_or(0, |number| {
                 self.logs
                     .get(store::log_prefix(sweep, number).trim_end_matches('/'))
@@ -168,6 +169,11 @@ impl Records {
                 findings.problem(trial, format!("is {state}, and its sweep is {}", sweep.state));
             }
         }
+        let kept = self.of(id).filter(|(_, record)| record.has_result() && record.trial.adapter.is_some());
+        let (kept, most) = (kept.count(), sweep.spec.keep_adapters);
+        findings.expect(most.is_none_or(|most| kept <= most as usize), id, || {
+            format!("it has {kept} adapters, and keeps {} at most", most.unwrap_or_default())
+        });
         if let Some((best, _)) = &sweep.best {
             let there = best.number().is_some_and(|number| self.trials.contains_key(&(id.clone(), number)));
             findings.expect(there, id, || format!("its best trial is {best}, of which there is no record"));
@@ -200,7 +206,8 @@ fn over(
     });
 }
 
-fn check_trial(record: &TrialRecord, findings: &mut Findings) {
+/// `keeps_all`: whether its sweep keeps every adapter.
+fn check_trial(record: &TrialRecord, keeps_all: bool, findings: &mut Findings) {
     let trial = &record.trial;
     let (id, state) = (&trial.id, trial.state);
     over(id, state.as_str(), state.is_terminal(), trial.finished_at, findings);
@@ -224,7 +231,8 @@ fn check_trial(record: &TrialRecord, findings: &mut Findings) {
         findings.expect(total == Some(trial.step), id, || {
             format!("is completed at step {} of {total:?}", trial.step)
         });
-        findings.expect(trial.adapter.is_some(), id, || "is completed, and has no adapter".into());
+        let kept = trial.adapter.is_some() || !keeps_all;
+        findings.expect(kept, id, || "is completed, and has no adapter".into());
         let steps = trial.summary.as_ref().map(|summary| summary.steps);
         findings
             .expect(steps == total, id, || format!("is completed, and its summary counts {steps:?} steps"));
@@ -235,8 +243,10 @@ fn check_trial(record: &TrialRecord, findings: &mut Findings) {
 fn check_steps(record: &TrialRecord, findings: &mut Findings) {
     let trial = &record.trial;
     let id = &trial.id;
-    let resumable = record.checkpoint.as_ref().map_or(0, |checkpoint| checkpoint.step);
-    for (attempt, start) in &trial.attempts {
+    // A checkpoint that nothing goes on from any more is gone, and earlier attempts' may be: a trial that has lost its
+    // own begins anew when it is tried again.
+    let resumable = record.checkpoint.as_ref().map_or(record.adapter_step, |checkpoint| checkpoint.step);
+    if let Some((attempt, start)) = trial.attempts.last() {
         findings.expect(*start <= resumable, id, || {
             format!(
                 "attempt {attempt} starts from step {start}, and its newest checkpoint is of step {resumable}"
@@ -253,8 +263,9 @@ fn check_steps(record: &TrialRecord, findings: &mut Findings) {
     findings.expect(seen == kept, id, || {
         format!("it shows the resume state {seen:?}, and goes on from {kept:?}")
     });
-    let checkpoint = record.checkpoint.iter().flat_map(|c| [(&c.adapter, c.step), (&c.resume, c.step)]);
-    for (path, step) in checkpoint.chain(trial.adapter.iter().map(|path| (path, record.adapter_step))) {
+    let checkpoints = record.checkpoint.iter().chain(&record.best_checkpoint);
+    let checkpoints = checkpoints.flat_map(|c| [(&c.adapter, c.step), (&c.resume, c.step)]);
+    for (path, step) in checkpoints.chain(trial.adapter.iter().map(|path| (path, record.adapter_step))) {
         let own = path.starts_with(&format!("sweeps/{id}/")) && path.ends_with(&format!("-s{step}"));
         findings.expect(own, id, || format!("it points at `{path}` as its checkpoint of step {step}"));
     }

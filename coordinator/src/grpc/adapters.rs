@@ -1,6 +1,7 @@
 //! `AdapterService`.
 
 use super::{Answers, Services, checkpoints, page, sweep_id, trial_id};
+use crate::artifacts::ArtifactError;
 use crate::error::{CoordinatorError, Result};
 use crate::store::TrialRecord;
 use domain::sweep::Goal;
@@ -58,7 +59,12 @@ impl AdapterService for Services {
 impl Services {
     async fn adapter(&self, record: TrialRecord) -> Result<Option<v1::Adapter>> {
         let Some(path) = record.trial.adapter else { return Ok(None) };
-        let files = self.artifacts.files(&path).await?;
+        let files = match self.artifacts.files(&path).await {
+            Ok(files) => files,
+            // The sweep let go of it since.
+            Err(ArtifactError::NotFound(_)) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
         Ok(Some(v1::Adapter {
             trial_id: record.trial.id.to_string(),
             step: record.adapter_step,

@@ -42,24 +42,15 @@ pub async fn upload(
     let unused = match services.desk.directory.checkpoint(&trial, attempt, step, stored).await {
         // Its sweep was deleted while it was uploaded.
         Err(error @ CoordinatorError::NotFound { .. }) => {
-            delete(services, &trial, paths).await;
+            services.artifacts.discard(&trial, paths).await;
             return Err(error.into());
         }
         unused => unused?,
     };
     crash::point("checkpoint/recorded");
-    delete(services, &trial, unused).await;
+    services.artifacts.discard(&trial, unused).await;
     tracing::info!(%trial, %attempt, step, "checkpoint stored");
     Ok(response)
-}
-
-/// Removes what no record points at; what is left costs space and nothing else.
-async fn delete(services: &Services, trial: &TrialId, unused: Vec<String>) {
-    for path in unused {
-        if let Err(error) = services.artifacts.delete(&path).await {
-            tracing::warn!(%trial, path, %error, "an old checkpoint could not be deleted");
-        }
-    }
 }
 
 /// What came of a write, which people are told of if the disk refused it.

@@ -224,6 +224,7 @@ fn search_rows(sweep: &Sweep) -> Vec<(&'static str, String)> {
         spec.budget.max_wall_clock_seconds.map(|s| format!("{} s", numbers::number(s))),
     );
     let accelerators = spec.resources.accelerators.join(", ");
+    given("keep_adapters", spec.keep_adapters.map(|n| n.to_string()));
     given("resources.accelerators", Some(accelerators).filter(|a| !a.is_empty()));
     rows
 }

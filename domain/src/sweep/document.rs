@@ -13,7 +13,8 @@ use crate::trial::{PARAMETER_NAMES, TrialConfig};
 use serde_json::{Map, Value, json};
 
 /// Keys at the document's root beside the parameters' names.
-const SECTIONS: &[&str] = &["name", "search", "parameters", "constraints", "budget", "resources"];
+const SECTIONS: &[&str] =
+    &["name", "search", "parameters", "constraints", "budget", "resources", "keep_adapters"];
 pub(super) const SEARCH: &[&str] = &[
     "algorithm",
     "max_trials",
@@ -50,6 +51,7 @@ impl SweepSpec {
             constraints: reader.constraints(document),
             budget: reader.budget(document),
             resources: reader.resources(document),
+            keep_adapters: reader.count(document, "", "keep_adapters", 1),
         };
         let mut problems = reader.problems;
         // A part that is wrong in itself is not wrong again for what it lacks.
@@ -78,6 +80,7 @@ impl SweepSpec {
         });
         document.insert("budget".into(), without_nulls(budget));
         document.insert("resources".into(), json!(self.resources));
+        document.extend(self.keep_adapters.map(|most| ("keep_adapters".into(), json!(most))));
         if let Value::Object(base) = without_nulls(json!(self.base)) {
             let searched = |name: &str| self.parameters.iter().any(|(n, _)| n == name);
             document.extend(base.into_iter().filter(|(name, _)| !searched(name)));
@@ -149,11 +152,7 @@ impl Reader {
     fn search(&mut self, document: &Map<String, Value>) -> SearchSpec {
         let search = self.section(document, "search", SEARCH);
         let default = SearchSpec::default();
-        let count = |reader: &mut Self, key: &str, from: u64| {
-            reader
-                .whole(&search, "search", key, from, u64::from(u32::MAX))
-                .and_then(|n| u32::try_from(n).ok())
-        };
+        let count = |reader: &mut Self, key: &str, from: u64| reader.count(&search, "search", key, from);
         SearchSpec {
             algorithm: self.one_of(&search, "search", "algorithm", ALGORITHMS).unwrap_or_default(),
             max_trials: count(self, "max_trials", 1),
@@ -213,6 +212,12 @@ impl Reader {
             self.problem(join(section, key), problem, format!("give one of at most {to}"));
         }
         whole.map(|x| x as u64)
+    }
+
+    /// [`Reader::whole`] of what is counted.
+    fn count(&mut self, object: &Map<String, Value>, section: &str, key: &str, from: u64) -> Option<u32> {
+        let whole = self.whole(object, section, key, from, u64::from(u32::MAX));
+        whole.and_then(|n| u32::try_from(n).ok())
     }
 
     fn parameters(&mut self, document: &Map<String, Value>) -> Vec<(String, Distribution)> {

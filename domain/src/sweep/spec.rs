@@ -166,4 +166,7 @@ pub struct SweepSpec {
     pub budget: Budget,
     /// Where trials may run.
     pub resources: Resources,
+    /// How many adapters are kept of trials that are over: those of the best. All of them unless given; from 1.
+    #[serde(default)]
+    pub keep_adapters: Option<u32>,
 }

@@ -3,13 +3,14 @@
 
 mod extension;
 mod operations;
+mod retention;
+mod tally;
 
 use crate::actors::message::{Assignment, Ending, StopReason, TrialEvent};
-use crate::artifacts::Stored;
 use crate::error::{CoordinatorError, Result};
 use crate::placement::Waiting;
 use crate::search::{Proposal, Proposed, Searcher, Verdict};
-use crate::store::{Checkpoint, Placement, StopCause, SweepRecord, TrialRecord};
+use crate::store::{Placement, StopCause, SweepRecord, TrialRecord};
 use domain::footprint::PeakBytes;
 use domain::metric::{EVAL_LOSS, MetricPoint};
 use domain::sweep::SweepState;
@@ -17,8 +18,6 @@ use domain::trial::{Digests, Failure, FailureClass, Trial, TrialState, TrialSumm
 use domain::{Attempt, Timestamp, TrialId};
 use std::collections::{BTreeMap, BTreeSet};
 use tally::Tally;
-
-mod tally;
 
 /// Trials that wait for a device at least, so that a device that frees up finds one. As many may wait as train, so
 /// that a large fleet fills in few rounds.
@@ -38,6 +37,8 @@ pub enum Effect {
     Stop(u32, Attempt, StopReason),
     /// No waiting trial wants a device any more.
     Withdraw,
+    /// Nothing points at these paths of the trial's any more.
+    Remove(u32, BTreeSet<String>),
 }
 
 /// Whether a message about an attempt still counts.
@@ -87,7 +88,7 @@ impl Ledger {
         let numbered = trials.into_iter().filter_map(|t| Some((t.trial.id.number()?, t)));
         let trials: BTreeMap<_, _> = numbered.collect();
         Ok(Self {
-            tally: Tally::of(record.sweep.spec.search.goal, &trials),
+            tally: Tally::of(&record.sweep.spec, &trials),
             record,
             trials,
             searcher,
@@ -357,13 +358,7 @@ impl Ledger {
         record.release = false;
         let value = feasible(record);
         self.searcher.ended(number, value);
-        self.tally_over(number)
-    }
-
-    fn tally_over(&mut self, number: u32) -> Result<()> {
-        let record = self.trials.get(&number).ok_or_else(|| unknown(&self.record, number))?;
-        self.tally.over(number, record);
-        Ok(())
+        self.retain(number)
     }
 
     /// Moves a trial along the table of states; staying is no move.
@@ -376,40 +371,6 @@ impl Ledger {
         }
         self.changes.trials.insert(number);
         Ok(())
-    }
-
-    /// A checkpoint of the current attempt is in the object store. Answers with the paths that nothing points
-    /// at any more.
-    pub fn checkpoint(&mut self, number: u32, step: u64, stored: Stored) -> Result<Vec<String>> {
-        let record = self.get_mut(number)?;
-        // An attempt starts from the newest checkpoint, so what is older than that is an upload whose answer
-        // was lost and which was overtaken.
-        if record.checkpoint.as_ref().is_some_and(|newest| step < newest.step) {
-            return self.unused(number, stored);
-        }
-        let before = record.paths();
-        if let Some(adapter) = &stored.adapter {
-            record.trial.adapter = Some(adapter.clone());
-            record.adapter_step = step;
-        }
-        if let (Some(adapter), Some(resume)) = (stored.adapter, stored.resume) {
-            record.trial.resume = Some((resume.clone(), step));
-            record.checkpoint = Some(Checkpoint { step, adapter, resume });
-            record.losses = 0;
-        }
-        let after = record.paths();
-        self.changes.trials.insert(number);
-        Ok(before.difference(&after).cloned().collect())
-    }
-
-    /// The paths of a stored checkpoint that the trial's record does not point at.
-    pub fn unused(&self, number: u32, stored: Stored) -> Result<Vec<String>> {
-        let used = self.get(number)?.paths();
-        Ok([stored.adapter, stored.resume]
-            .into_iter()
-            .flatten()
-            .filter(|path| !used.contains(path))
-            .collect())
     }
 
     /// What the current assignment has cost so far: device seconds × share × price.

@@ -10,6 +10,7 @@ pub(super) struct Told {
     state: Option<TrialState>,
     attempt: Attempt,
     checkpoint: Option<u64>,
+    adapter: bool,
     stop: Option<StopCause>,
     release: bool,
 }
@@ -21,6 +22,7 @@ impl Told {
             state: Some(record.trial.state),
             attempt: record.trial.attempt,
             checkpoint: record.checkpoint.as_ref().map(|c| c.step),
+            adapter: record.trial.adapter.is_some(),
             stop: record.stop,
             release: record.release,
         }
@@ -86,6 +88,9 @@ impl Told {
                 }
                 _ => {}
             }
+        }
+        if before.adapter && !self.adapter {
+            tell("adapter_removed", "the sweep keeps those of better trials".into());
         }
         news
     }

@@ -218,7 +218,7 @@ impl RunningSweep {
                 Box::new(move |_| drop(reply.send(done)))
             }
             Mutation::Checkpoint(number, attempt, step, stored, reply) => {
-                let done = self.checkpoint(number, attempt, step, stored);
+                let done = self.checkpoint(number, attempt, step, stored).await;
                 Box::new(move |_| drop(reply.send(done)))
             }
             Mutation::StopTrial(number, reply) => {
@@ -280,7 +280,7 @@ impl RunningSweep {
         self.ledger.event(number, event, self.now())
     }
 
-    fn checkpoint(
+    async fn checkpoint(
         &mut self,
         number: u32,
         attempt: Attempt,
@@ -289,7 +289,11 @@ impl RunningSweep {
     ) -> Result<Vec<String>> {
         match self.standing(number, attempt)? {
             Standing::Over => self.ledger.unused(number, stored),
-            Standing::Current => self.ledger.checkpoint(number, step, stored),
+            Standing::Current => {
+                let trial = &self.ledger.get(number)?.trial;
+                let curve = self.tools.history.curve(&trial.id, &trial.attempts).await?;
+                self.ledger.checkpoint(number, step, stored, &curve)
+            }
         }
     }
 
@@ -487,6 +491,15 @@ impl RunningSweep {
                 if reason == StopReason::Fenced {
                     dispatcher.release(trial, attempt, false).await?;
                 }
+            }
+            Effect::Remove(number, paths) => {
+                let trial = self.ledger.get(number)?.trial.id.clone();
+                let artifacts = self.tools.artifacts.clone();
+                // Few files, so that a server that ends waits for it; what a crash leaves goes at the next start.
+                self.scope.spawn("retention", async move {
+                    domain::crash::point("retention/recorded");
+                    artifacts.discard(&trial, paths).await;
+                });
             }
         }
         Ok(())

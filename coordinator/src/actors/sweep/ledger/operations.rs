@@ -165,7 +165,7 @@ impl Ledger {
 
     /// Counts anew: a trial that is over no more may have been the best.
     fn recount(&mut self) {
-        self.tally = Tally::of(self.record.sweep.spec.search.goal, &self.trials);
+        self.tally = Tally::of(&self.record.sweep.spec, &self.trials);
     }
 
     /// Counts new entries of a trial's log; answers with the number of the first of them.

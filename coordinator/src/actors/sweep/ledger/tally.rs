@@ -2,8 +2,9 @@
 //! sweep of ten trials and in one of a hundred thousand.
 
 use crate::store::TrialRecord;
-use domain::sweep::{Goal, StateCounts};
+use domain::sweep::{Goal, StateCounts, SweepSpec};
 use domain::trial::TrialState;
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// In a dollar. Costs are summed as whole numbers, so that the sum does not depend on the order in which it came
@@ -24,17 +25,63 @@ pub(super) struct Tally {
     /// The best of the completed trials, and of those that were stopped: number and value.
     completed: Option<(u32, f64)>,
     stopped: Option<(u32, f64)>,
+    /// How many adapters are kept of trials with a result; `None`: all.
+    most_kept: Option<usize>,
+    /// Those trials, best first.
+    kept: BTreeSet<Rank>,
 }
 
+/// A trial's place among those whose adapters are kept: by its value, the best first, a trial without one last. Of
+/// equals the earlier trial.
+#[derive(Debug, Clone, Copy)]
+struct Rank {
+    /// The smaller the better; NaN without a value.
+    loss: f64,
+    number: u32,
+}
+
+impl Rank {
+    fn of(goal: Goal, number: u32, value: Option<f64>) -> Self {
+        let loss = value.filter(|value| !value.is_nan()).map(|value| match goal {
+            Goal::Minimize => value,
+            Goal::Maximize => -value,
+        });
+        // 0 and -0 are equals.
+        Self { loss: loss.map_or(f64::NAN, |loss| loss + 0.0), number }
+    }
+}
+
+impl Ord for Rank {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.loss.total_cmp(&other.loss).then(self.number.cmp(&other.number))
+    }
+}
+
+impl PartialOrd for Rank {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Rank {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Rank {}
+
 impl Tally {
-    pub(super) fn of(goal: Goal, trials: &BTreeMap<u32, TrialRecord>) -> Self {
+    pub(super) fn of(spec: &SweepSpec, trials: &BTreeMap<u32, TrialRecord>) -> Self {
         let mut tally = Self {
-            goal,
+            goal: spec.search.goal,
             counts: StateCounts::default(),
             live: BTreeSet::new(),
             cost_picodollars: 0,
             completed: None,
             stopped: None,
+            most_kept: spec.keep_adapters.map(|most| most as usize),
+            kept: BTreeSet::new(),
         };
         for (number, record) in trials {
             tally.enter(*number, record);
@@ -48,6 +95,7 @@ impl Tally {
         self.cost_picodollars += picodollars(record.trial.cost_usd);
         if record.trial.state.is_terminal() {
             self.rank(number, record);
+            self.keep(number, record);
         } else {
             self.live.insert(number);
         }
@@ -63,10 +111,28 @@ impl Tally {
         self.cost_picodollars += picodollars(to_usd) - picodollars(from_usd);
     }
 
-    /// A trial has come to its end.
-    pub(super) fn over(&mut self, number: u32, record: &TrialRecord) {
+    /// A trial has come to its end. Answers with the trial, itself or another, whose adapter is to go for it.
+    pub(super) fn over(&mut self, number: u32, record: &TrialRecord) -> Option<u32> {
         self.live.remove(&number);
         self.rank(number, record);
+        self.keep(number, record)
+    }
+
+    /// Takes a trial among those whose adapters are kept; if there are too many then, the worst leaves. The sweep's
+    /// best trial, which comes before stopped ones with better values, never does.
+    fn keep(&mut self, number: u32, record: &TrialRecord) -> Option<u32> {
+        let most = self.most_kept?;
+        if !record.has_result() || record.trial.adapter.is_none() {
+            return None;
+        }
+        self.kept.insert(Rank::of(self.goal, number, record.value));
+        if self.kept.len() <= most {
+            return None;
+        }
+        let best = self.best().map(|(number, _)| number);
+        let worst = self.kept.iter().rev().find(|rank| Some(rank.number) != best).copied()?;
+        self.kept.remove(&worst);
+        Some(worst.number)
     }
 
     fn rank(&mut self, number: u32, record: &TrialRecord) {

@@ -1,8 +1,10 @@
 //! What happens to records, happening by happening.
 
 mod operations;
+mod retention;
 
 use super::*;
+use crate::artifacts::Stored;
 use domain::footprint::ModelShape;
 use domain::sweep::{Sweep, SweepSpec};
 use domain::trial::Digests;
@@ -167,7 +169,7 @@ fn losses_count_between_checkpoints() {
         ledger.run(1);
         assert_eq!(ledger.get(1).unwrap().trial.attempt, Attempt(attempt));
         if attempt == 2 {
-            ledger.checkpoint(1, 3, stored("c")).unwrap();
+            ledger.checkpoint(1, 3, stored("c"), &[]).unwrap();
         }
         ledger.lost(1, "silence", NOW).unwrap();
         assert_eq!(ledger.state(1), TrialState::Queued, "{attempt}");
@@ -186,10 +188,10 @@ fn an_overtaken_checkpoint_never_replaces_a_newer_one() {
     let mut ledger = ledger();
     ledger.run(1);
     let none: [&str; 0] = [];
-    assert_eq!(ledger.checkpoint(1, 2, stored("two")).unwrap(), none);
-    assert_eq!(ledger.checkpoint(1, 2, stored("two")).unwrap(), none, "a repetition");
-    assert_eq!(ledger.checkpoint(1, 4, stored("four")).unwrap(), ["two-adapter", "two-resume"]);
-    assert_eq!(ledger.checkpoint(1, 3, stored("three")).unwrap(), ["three-adapter", "three-resume"]);
+    assert_eq!(ledger.checkpoint(1, 2, stored("two"), &[]).unwrap(), none);
+    assert_eq!(ledger.checkpoint(1, 2, stored("two"), &[]).unwrap(), none, "a repetition");
+    assert_eq!(ledger.checkpoint(1, 4, stored("four"), &[]).unwrap(), ["two-adapter", "two-resume"]);
+    assert_eq!(ledger.checkpoint(1, 3, stored("three"), &[]).unwrap(), ["three-adapter", "three-resume"]);
     let record = ledger.get(1).unwrap();
     assert_eq!(record.checkpoint.as_ref().map(|c| c.step), Some(4));
     assert_eq!(record.trial.adapter.as_deref(), Some("four-adapter"));

@@ -6,7 +6,7 @@ use super::*;
 fn a_paused_sweep_holds_everything_and_goes_on_where_it_was() {
     let mut ledger = ledger();
     ledger.run(1);
-    ledger.checkpoint(1, 3, stored("c")).unwrap();
+    ledger.checkpoint(1, 3, stored("c"), &[]).unwrap();
     ledger.pause(NOW).unwrap();
     let release = Effect::Stop(1, Attempt(1), StopReason::Release);
     assert_eq!(ledger.effects(), [Effect::Withdraw, release]);
@@ -222,7 +222,7 @@ fn a_raised_budget_goes_on_with_what_the_spent_one_ended() {
     let mut ledger = Ledger::new(record(document.clone()), Vec::new()).unwrap();
     ledger.fill(NOW);
     ledger.run(1);
-    ledger.checkpoint(1, 3, stored("c")).unwrap();
+    ledger.checkpoint(1, 3, stored("c"), &[]).unwrap();
     ledger.charge(1, 12.0, NOW).unwrap();
     ledger.settle(NOW);
     ledger.ended_early("spent".into());
@@ -257,7 +257,7 @@ fn a_trial_is_tried_again_from_its_checkpoint() {
     let check = |what: &str, end: &dyn Fn(&mut Ledger), sweep: SweepState| {
         let mut ledger = ledger();
         ledger.run(1);
-        ledger.checkpoint(1, 3, stored("c")).unwrap();
+        ledger.checkpoint(1, 3, stored("c"), &[]).unwrap();
         end(&mut ledger);
         ledger.settle(NOW);
         assert!(ledger.state(1).is_terminal(), "{what}");
