@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use coordinator::artifacts::{ArtifactError, Artifacts, FileSpec, Part, Stored};
-use domain::{Attempt, TrialId};
+use domain::{Attempt, SweepId, TrialId};
 use futures::TryStreamExt;
 use object_store::memory::InMemory;
 use sha2::{Digest, Sha256};
@@ -205,6 +205,35 @@ async fn deleting_takes_one_part() {
         assert!(is_absent(&artifacts, RESUME).await);
         assert_eq!(artifacts.files(ADAPTER).await.unwrap().len(), 2);
         artifacts.delete(RESUME).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn deleting_a_sweep_takes_no_other() {
+    each(|artifacts| async move {
+        send(&artifacts, &checkpoint(), 1_000_000).await.unwrap();
+        artifacts.delete_sweep(&SweepId::new("quick-start-00f")).await.unwrap();
+        assert_eq!(artifacts.files(ADAPTER).await.unwrap().len(), 2);
+        artifacts.delete_sweep(&SweepId::new("quick-start-00ff")).await.unwrap();
+        assert!(is_absent(&artifacts, ADAPTER).await && is_absent(&artifacts, RESUME).await);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn only_parts_that_are_used_stay() {
+    each(|artifacts| async move {
+        send(&artifacts, &checkpoint(), 1_000_000).await.unwrap();
+        let both = [ADAPTER, RESUME].map(String::from).into();
+        artifacts.delete_all_but(&both).await.unwrap();
+        assert_eq!(artifacts.files(RESUME).await.unwrap().len(), 3);
+        artifacts.delete_all_but(&[ADAPTER.to_string()].into()).await.unwrap();
+        assert!(is_absent(&artifacts, RESUME).await);
+        assert_eq!(artifacts.files(ADAPTER).await.unwrap().len(), 2);
+        artifacts.delete_all_but(&[].into()).await.unwrap();
+        assert!(is_absent(&artifacts, ADAPTER).await);
+        artifacts.delete_all_but(&[].into()).await.unwrap();
     })
     .await;
 }

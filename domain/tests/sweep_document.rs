@@ -293,6 +293,19 @@ fn budget_and_resources() {
 }
 
 #[test]
+fn kept_adapters() {
+    assert_eq!(spec(json!({})).keep_adapters, None);
+    let three = spec(json!({ "keep_adapters": 3 }));
+    assert_eq!((three.keep_adapters, &three.to_document()["keep_adapters"]), (Some(3), &json!(3)));
+    for (wrong, told) in [(json!(0), "0"), (json!(1.5), "1.5"), (json!("all"), "\"all\"")] {
+        let problem = format!(
+            "keep_adapters: must be a whole number from 1, not {told}; give one of at most 4294967295"
+        );
+        check(json!({ "keep_adapters": wrong }), &[&problem]);
+    }
+}
+
+#[test]
 fn constraints() {
     check(json!({ "constraints": ["lora_rank <= 8"] }), &[]);
     check(

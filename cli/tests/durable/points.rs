@@ -29,7 +29,18 @@ fn points() -> BTreeSet<String> {
 }
 
 fn small() -> Sandbox {
-    Sandbox::new(&sweep(12, "search: { algorithm: grid }\nparameters: { lora_rank: [2, 4] }\n"))
+    Sandbox::new(&sweep(
+        12,
+        "search: { algorithm: grid }\nparameters: { lora_rank: [2, 4] }\nkeep_adapters: 1\n",
+    ))
+}
+
+/// Expects the one adapter that the sweep keeps, and no leavings.
+#[track_caller]
+fn expect_one_adapter(sandbox: &Sandbox, when: &str) {
+    let found = sandbox.json(&["fsck", "lorafleet-data"]);
+    assert_eq!(found["checked"]["checkpoint_parts"], 1, "{when}: {found:#}");
+    assert_eq!(found["notes"], serde_json::json!([]), "{when}");
 }
 
 /// Runs with a point armed. Whether the process came to it.
@@ -54,6 +65,7 @@ fn check(point: &str, times: &[u32], uninterrupted: &BTreeMap<String, Trial>) {
             expect_sound(&sandbox, &armed);
         }
         assert_eq!(&finish(&sandbox, &armed), uninterrupted, "{armed}");
+        expect_one_adapter(&sandbox, &armed);
         reached
     };
     let reached = times.iter().filter(|hit| crashed(**hit)).count();

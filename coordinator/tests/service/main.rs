@@ -7,6 +7,7 @@ mod devices;
 mod fixture;
 mod listings;
 mod operations;
+mod retention;
 
 use agent::{FakeAgent, hello, holding};
 use fixture::{Fixture, LONG, SHORT, grid, halving};

@@ -117,9 +117,9 @@ pub struct Trial {
     pub total_steps: Option<u64>,
     /// The agent that trains or trained it.
     pub agent: Option<String>,
-    /// Object-store path of the newest adapter.
+    /// Object-store path of the newest adapter, unless its sweep keeps better ones alone.
     pub adapter: Option<String>,
-    /// Object-store path of the newest resume state, and the step it was taken at.
+    /// Object-store path of the newest resume state, and the step it was taken at, while it may go on from one.
     pub resume: Option<(String, u64)>,
     /// Step at which each attempt started, in order: `(attempt, step)`.
     pub attempts: Vec<(Attempt, u64)>,

@@ -1,0 +1,160 @@
+//! Which adapters and checkpoints are kept, and that nothing else lies in the object store.
+
+use crate::agent::{FakeAgent, hello};
+use crate::fixture::{Fixture, LONG, grid};
+use proto::v1::trial_event::Event;
+use proto::v1::{self, Ending, SweepState};
+use std::path::Path;
+use tonic::Code;
+
+impl Fixture {
+    /// The numbers of the trials whose adapters are listed, best first.
+    async fn adapters_of(&self, sweep: &str) -> Vec<String> {
+        let request = v1::ListAdaptersRequest { sweep_id: sweep.into(), ..Default::default() };
+        let adapters = self.adapters().list_adapters(request).await.unwrap().into_inner().adapters;
+        adapters.into_iter().map(|a| a.trial_id.rsplit_once('/').unwrap().1.to_string()).collect()
+    }
+
+    /// What lies in the object store, as paths below a sweep, and how sound the directory is once nobody uses it.
+    async fn at_rest(&mut self, sweep: &str) -> Vec<String> {
+        let mut found = Vec::new();
+        let parts = |dir: &Path, found: &mut Vec<String>| {
+            for trial in std::fs::read_dir(dir.join("artifacts/sweeps").join(sweep)).unwrap().flatten() {
+                for part in std::fs::read_dir(trial.path()).unwrap().flatten() {
+                    let (trial, part) = (trial.file_name(), part.file_name());
+                    found.push(format!("{}/{}", trial.to_str().unwrap(), part.to_str().unwrap()));
+                }
+            }
+        };
+        self.stop_and(|dir| {
+            let findings = coordinator::fsck::check(&dir).unwrap();
+            assert_eq!((findings.problems, findings.notes), (vec![], vec![]));
+            parts(&dir, &mut found);
+            async {}
+        })
+        .await;
+        found.sort();
+        found
+    }
+}
+
+#[tokio::test]
+async fn a_sweep_keeps_the_adapters_of_its_best_trials() {
+    let mut fixture = Fixture::start(LONG).await;
+    let mut document = grid(&[1, 2, 4, 8]);
+    document["keep_adapters"] = 2.into();
+    let sweep = fixture.submit(&document).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    for (number, loss) in [(1, 3.0), (2, 1.0), (3, 2.0)] {
+        let assign = agent.assigned().await;
+        assert_eq!(assign.trial_id, format!("{}/{number}", sweep.id));
+        agent.train(&assign, loss).await;
+        agent.acknowledged().await;
+    }
+    assert_eq!(fixture.adapters_of(&sweep.id).await, ["2", "3"]);
+    // One that failed keeps what it can go on from.
+    let failing = agent.assigned().await;
+    agent.start(&failing).await;
+    agent.points(&failing, &[(1, 3.0), (2, 2.0), (3, 1.5)]).await;
+    agent.upload(&failing, 3).await.unwrap();
+    let class = v1::FailureClass::User.into();
+    agent.event(&failing, Event::Failed(v1::Failure { class, message: "no".into() })).await;
+    assert_eq!(fixture.watch(&sweep.id).await.end().await.state(), SweepState::Completed);
+    agent.drop_holding(&failing);
+    let kept = ["2/adapter-a1-s6", "3/adapter-a1-s6", "4/adapter-a1-s3", "4/resume-a1-s3"];
+    assert_eq!(fixture.at_rest(&sweep.id).await, kept);
+    assert_eq!(fixture.adapters_of(&sweep.id).await, ["2", "4", "3"]);
+    let removed = format!("{}/1", sweep.id);
+    let first = fixture.trial(&removed).await;
+    assert_eq!((first.adapter, first.resume, first.resume_step), (None, None, None));
+    let log = crate::operations::log(&fixture, &removed, false).await;
+    let last = ("adapter_removed".to_string(), 1, "the sweep keeps those of better trials".to_string());
+    assert_eq!(log.last(), Some(&last));
+    let download = v1::DownloadAdapterRequest { trial_id: removed };
+    assert_eq!(fixture.adapters().download_adapter(download).await.unwrap_err().code(), Code::NotFound);
+    // It goes on, and pushes another out.
+    let request = v1::RetryTrialRequest { trial_id: failing.trial_id.clone() };
+    fixture.trials().retry_trial(request).await.unwrap();
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let again = agent.assigned().await;
+    assert_eq!(again.resume_step, Some(3));
+    agent.train(&again, 0.5).await;
+    assert_eq!(fixture.watch(&sweep.id).await.end().await.state(), SweepState::Completed);
+    assert_eq!(fixture.adapters_of(&sweep.id).await, ["4", "2"]);
+    assert_eq!(fixture.at_rest(&sweep.id).await, ["2/adapter-a1-s6", "4/adapter-a2-s6"]);
+}
+
+#[tokio::test]
+async fn a_stopped_trial_without_its_adapter_begins_anew() {
+    let mut fixture = Fixture::start(LONG).await;
+    let mut document = crate::fixture::halving();
+    document["keep_adapters"] = 1.into();
+    let sweep = fixture.submit(&document).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 2, vec![])).await;
+    let (good, weak) = (agent.assigned().await, agent.assigned().await);
+    agent.start(&good).await;
+    agent.start(&weak).await;
+    agent.points(&good, &[(1, 1.0)]).await;
+    if agent.points(&weak, &[(1, 2.0)]).await.is_none() {
+        agent.stopped().await;
+    }
+    agent.upload(&weak, 1).await.unwrap();
+    agent.finish(&weak, Ending::Stopped, Some(2.0)).await;
+    agent.acknowledged().await;
+    agent.points(&good, &[(2, 0.9), (3, 0.8), (4, 0.7), (5, 0.6), (6, 0.5)]).await;
+    agent.upload(&good, 6).await.unwrap();
+    agent.finish(&good, Ending::Completed, Some(0.5)).await;
+    assert_eq!(fixture.watch(&sweep.id).await.end().await.state(), SweepState::Completed);
+    let number = good.trial_id.rsplit_once('/').unwrap().1;
+    assert_eq!(fixture.at_rest(&sweep.id).await, [format!("{number}/adapter-a1-s6")]);
+    let request = v1::RetryTrialRequest { trial_id: weak.trial_id.clone() };
+    fixture.trials().retry_trial(request).await.unwrap();
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let again = agent.assigned().await;
+    assert_eq!((again.attempt, again.resume_step), (2, None));
+    agent.train(&again, 3.0).await;
+    assert_eq!(fixture.watch(&sweep.id).await.end().await.state(), SweepState::Completed);
+    assert_eq!(fixture.adapters_of(&sweep.id).await, [number]);
+    fixture.at_rest(&sweep.id).await;
+}
+
+/// A coordinator that is killed between an upload and its record, or between a record and a deletion, leaves parts
+/// that no record points at.
+#[tokio::test]
+async fn parts_that_no_record_points_at_are_removed_at_the_next_start() {
+    let mut fixture = Fixture::start(LONG).await;
+    let sweep = fixture.submit(&grid(&[2])).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let assign = agent.assigned().await;
+    agent.start(&assign).await;
+    agent.points(&assign, &[(1, 3.0), (2, 1.0), (3, 2.0), (4, 2.0)]).await;
+    for step in [1, 2, 3, 4] {
+        agent.upload(&assign, step).await.unwrap();
+    }
+    let kept = ["1/adapter-a1-s2", "1/adapter-a1-s4", "1/resume-a1-s2", "1/resume-a1-s4"];
+    let id = sweep.id.clone();
+    fixture
+        .stop_and(|dir| async move {
+            let sweeps = dir.join("artifacts/sweeps");
+            let from = sweeps.join(&id).join("1/adapter-a1-s4");
+            for to in [
+                format!("{id}/1/adapter-a1-s1"),
+                format!("{id}/7/adapter-a2-s9"),
+                "gone/1/adapter-a1-s4".into(),
+            ] {
+                std::fs::create_dir_all(sweeps.join(&to)).unwrap();
+                for file in std::fs::read_dir(&from).unwrap().flatten() {
+                    std::fs::copy(file.path(), sweeps.join(&to).join(file.file_name())).unwrap();
+                }
+            }
+            let notes = coordinator::fsck::check(&dir).unwrap().notes;
+            let told = notes.iter().filter(|note| note.what.contains("removed at the next start"));
+            assert_eq!(told.count(), 3, "{notes:?}");
+        })
+        .await;
+    assert_eq!(fixture.at_rest(&sweep.id).await, kept, "the best and the newest of a trial that trains");
+    assert!(!fixture.dir().join("artifacts/sweeps/gone/1/adapter-a1-s4").exists());
+    let held = vec![crate::holding(&assign, 4)];
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, held)).await;
+    assert_eq!(agent.download(&assign).await.unwrap().0, 4);
+}
