@@ -92,7 +92,8 @@ pub fn the_sweep(sandbox: &Sandbox) -> Option<String> {
 
 /// Whether the sweep came to its end while it was watched.
 pub fn watched_to_its_end(sandbox: &Sandbox, id: &str) -> bool {
-    sandbox.lorafleet(&["watch", id, "-o", "json"]).status.success()
+    // A server that crashes here does not come back.
+    sandbox.lorafleet(&["watch", id, "--reconnect-for", "0", "-o", "json"]).status.success()
 }
 
 /// Expects that nothing in the data directory is wrong.
