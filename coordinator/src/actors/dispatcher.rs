@@ -343,6 +343,7 @@ impl State {
             self.take_back(&agent);
         } else {
             self.drained.remove(&agent);
+            self.may_place = true;
         }
         self.views().into_iter().find(|view| view.agent.id == agent)
     }
