@@ -142,6 +142,7 @@ fn artifact(error: &ArtifactError) -> RpcError {
         | ArtifactError::Name(_)
         | ArtifactError::Duplicate(_)
         | ArtifactError::Empty
+        | ArtifactError::TooMany(_)
         | ArtifactError::Exists(_) => RpcError::Invalid(vec![("header".into(), text)]),
         ArtifactError::Checksum { .. } | ArtifactError::Short { .. } | ArtifactError::Long => {
             RpcError::DataLoss(text)

@@ -58,9 +58,11 @@ impl TrialId {
         self.0.rsplit_once('/').map(|(sweep, _)| SweepId::new(sweep))
     }
 
-    /// The trial's number within its sweep, if the id has the form `<sweep>/<number>`.
+    /// The trial's number within its sweep, if the id has the form `<sweep>/<number>`. A number has one form, so
+    /// that a trial has one id.
     pub fn number(&self) -> Option<u32> {
-        self.0.rsplit_once('/').and_then(|(_, number)| number.parse().ok())
+        let (_, text) = self.0.rsplit_once('/')?;
+        text.parse().ok().filter(|number: &u32| number.to_string() == text)
     }
 }
 

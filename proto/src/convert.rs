@@ -1,5 +1,6 @@
 //! Wire ↔ domain. Going out cannot fail; coming in names the field that is wrong.
 
+use crate::limits::{self, cut};
 use crate::v1;
 use domain::fleet::{Agent, Device, Holding};
 use domain::footprint::ModelShape;
@@ -103,6 +104,17 @@ pub fn from_struct(document: prost_types::Struct) -> Map<String, Value> {
     document.fields.into_iter().map(|(k, v)| (k, from_value(v))).collect()
 }
 
+/// A sweep's document as JSON.
+pub fn sweep_document(spec: Option<prost_types::Struct>) -> Result<Map<String, Value>, ConvertError> {
+    let spec = required("spec", spec)?;
+    let (bytes, most) = (prost::Message::encoded_len(&spec), limits::SPEC_BYTES);
+    if bytes > most {
+        let problem = format!("has {bytes} bytes, above {most}; name fewer values, or give ranges");
+        return Err(ConvertError::new("spec", problem));
+    }
+    Ok(from_struct(spec))
+}
+
 /// A protobuf document as a domain type with the same keys.
 pub fn from_document<T: serde::de::DeserializeOwned>(
     field: &'static str,
@@ -152,7 +164,8 @@ pub fn timestamp(time: Timestamp) -> prost_types::Timestamp {
 
 /// A wall-clock time from the wire; times before 1970 become 1970.
 pub fn from_timestamp(time: prost_types::Timestamp) -> Timestamp {
-    Timestamp(time.seconds.max(0) as u64 * 1000 + (time.nanos.max(0) / 1_000_000) as u64)
+    let seconds = (time.seconds.max(0) as u64).saturating_mul(1000);
+    Timestamp(seconds.saturating_add((time.nanos.max(0) / 1_000_000) as u64))
 }
 
 impl From<TrialState> for v1::TrialState {
@@ -211,7 +224,7 @@ impl TryFrom<v1::Failure> for Failure {
             v1::FailureClass::Infrastructure => FailureClass::Infrastructure,
             v1::FailureClass::Unspecified => return Err(ConvertError::new("class", "is unspecified")),
         };
-        Ok(Self { class, message: failure.message })
+        Ok(Self { class, message: cut(failure.message, limits::TEXT_BYTES) })
     }
 }
 
@@ -223,7 +236,13 @@ impl From<Digests> for v1::Digests {
 
 impl From<v1::Digests> for Digests {
     fn from(d: v1::Digests) -> Self {
-        Self { base_model: d.base_model, dataset: d.dataset, tokenizer: d.tokenizer, spec: d.spec }
+        let short = |digest| cut(digest, limits::NAME_BYTES);
+        Self {
+            base_model: short(d.base_model),
+            dataset: short(d.dataset),
+            tokenizer: short(d.tokenizer),
+            spec: short(d.spec),
+        }
     }
 }
 
@@ -241,6 +260,13 @@ impl TryFrom<v1::MetricPoint> for MetricPoint {
     type Error = ConvertError;
 
     fn try_from(point: v1::MetricPoint) -> Result<Self, ConvertError> {
+        let (count, most) = (point.values.len(), limits::METRICS);
+        if count > most {
+            return Err(ConvertError::new("values", format!("are {count}, above {most}")));
+        }
+        if let Some(value) = point.values.iter().find(|v| v.name.len() > limits::NAME_BYTES) {
+            return Err(too_long("values.name", &value.name));
+        }
         Ok(Self {
             step: point.step,
             time: from_timestamp(required("time", point.time)?),
@@ -278,6 +304,7 @@ impl From<TrialSummary> for v1::TrialSummary {
 
 impl From<v1::TrialSummary> for TrialSummary {
     fn from(s: v1::TrialSummary) -> Self {
+        let text = |text: Option<String>| text.map(|text| cut(text, limits::TEXT_BYTES));
         Self {
             steps: s.steps,
             loss: s.loss,
@@ -293,12 +320,13 @@ impl From<v1::TrialSummary> for TrialSummary {
             samples_per_second: s.samples_per_second,
             tokens_per_second: s.tokens_per_second,
             throughput: if s.packed { Throughput::Packed } else { Throughput::Solo },
-            device_seconds: s.device_seconds,
+            // A record is JSON, which has no other numbers.
+            device_seconds: if s.device_seconds.is_finite() { s.device_seconds } else { 0.0 },
             truncated_rows: s.truncated_rows,
             skipped_rows: s.skipped_rows,
-            sample_prompt: s.sample_prompt,
-            sample_before: s.sample_before,
-            sample_after: s.sample_after,
+            sample_prompt: text(s.sample_prompt),
+            sample_before: text(s.sample_before),
+            sample_after: text(s.sample_after),
         }
     }
 }
@@ -443,12 +471,13 @@ impl TryFrom<v1::Device> for Device {
         if d.max_pack_size == 0 {
             return Err(ConvertError::new("max_pack_size", "must be at least 1"));
         }
-        if !(d.price_per_hour.is_finite() && d.price_per_hour >= 0.0) {
-            return Err(ConvertError::new("price_per_hour", "must be 0 or more"));
+        if !(0.0..=limits::PRICE_PER_HOUR).contains(&d.price_per_hour) {
+            let problem = format!("must be 0 to {}", limits::PRICE_PER_HOUR);
+            return Err(ConvertError::new("price_per_hour", problem));
         }
         Ok(Self {
             id: DeviceId::new(named("id", d.id)?),
-            accelerator: d.accelerator,
+            accelerator: cut(d.accelerator, limits::NAME_BYTES),
             memory_bytes: d.memory_bytes,
             max_pack_size: d.max_pack_size,
             price_per_hour: d.price_per_hour,
@@ -461,10 +490,14 @@ impl TryFrom<v1::Agent> for Agent {
     type Error = ConvertError;
 
     fn try_from(a: v1::Agent) -> Result<Self, ConvertError> {
+        let (count, most) = (a.devices.len(), limits::DEVICES);
+        if count > most {
+            return Err(ConvertError::new("devices", format!("are {count}, above {most}")));
+        }
         Ok(Self {
             id: AgentId::new(named("id", a.id)?),
-            version: a.version,
-            hostname: a.hostname,
+            version: cut(a.version, limits::NAME_BYTES),
+            hostname: cut(a.hostname, limits::NAME_BYTES),
             devices: a.devices.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
         })
     }
@@ -482,115 +515,23 @@ impl From<v1::Holding> for Holding {
     }
 }
 
+/// A name that is there, is no longer than a name, and stays on its line in logs and tables.
 fn named(field: &'static str, id: String) -> Result<String, ConvertError> {
-    if id.is_empty() { Err(ConvertError::new(field, "is missing")) } else { Ok(id) }
+    if id.is_empty() {
+        return Err(ConvertError::new(field, "is missing"));
+    }
+    if id.len() > limits::NAME_BYTES {
+        return Err(too_long(field, &id));
+    }
+    if id.contains(char::is_control) {
+        return Err(ConvertError::new(field, format!("has a control character: {id:?}")));
+    }
+    Ok(id)
+}
+
+fn too_long(field: &'static str, name: &str) -> ConvertError {
+    ConvertError::new(field, format!("has {} bytes, above {}", name.len(), limits::NAME_BYTES))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    #[test]
-    fn a_trial_travels_unchanged() {
-        let trial = Trial {
-            id: TrialId::new("quickstart-0a1b/7"),
-            config: TrialConfig { learning_rate: 3.7e-4, max_steps: Some(40), ..TrialConfig::default() },
-            parameters: [("learning_rate".into(), json!(3.7e-4)), ("lora_rank".into(), json!(8))].into(),
-            state: TrialState::Stopped,
-            attempt: Attempt(2),
-            step: 20,
-            total_steps: Some(40),
-            agent: Some("a".into()),
-            adapter: Some("x/adapter".into()),
-            resume: Some(("x/resume".into(), 20)),
-            attempts: vec![(Attempt(1), 0), (Attempt(2), 10)],
-            eval_loss: Some(1.5),
-            cost_usd: Some(0.0),
-            summary: Some(TrialSummary {
-                steps: 20,
-                throughput: Throughput::Packed,
-                ..TrialSummary::default()
-            }),
-            failure: Some(Failure { class: FailureClass::OutOfMemory, message: "m".into() }),
-            digests: Some(Digests {
-                base_model: "b".into(),
-                dataset: "d".into(),
-                tokenizer: "t".into(),
-                spec: "s".into(),
-            }),
-            created_at: Timestamp(1_700_000_000_123),
-            started_at: Some(Timestamp(1)),
-            finished_at: None,
-        };
-        let wire = v1::Trial::from(trial.clone());
-        assert_eq!((wire.sweep_id.as_str(), wire.number), ("quickstart-0a1b", 7));
-        // But for the configuration, in which the values in force are written out.
-        let shown = Trial { config: trial.config.in_force(Some(40)), ..trial };
-        assert_eq!(shown.config.lora_alpha, Some(32.0));
-        assert_eq!(Trial::try_from(wire).unwrap(), shown);
-        assert_eq!(Trial::try_from(v1::Trial::from(shown.clone())).unwrap(), shown);
-    }
-
-    #[test]
-    fn documents_keep_their_values() {
-        for value in [
-            json!({"a": 1, "b": -3, "c": 0.25, "d": [true, null, "x"], "e": {"f": 1e-5}}),
-            json!({"big": 9_007_199_254_740_992_u64}),
-        ] {
-            let object = value.as_object().unwrap();
-            assert_eq!(&from_struct(to_struct(object)), object);
-        }
-    }
-
-    #[test]
-    fn a_sweep_goes_out_with_its_counts() {
-        let document = json!({
-            "name": "s", "pretrained_model_id": "/m", "dataset_name": "/d.jsonl",
-            "search": {"algorithm": "grid"}, "parameters": {"lora_rank": [2, 4]},
-        });
-        let spec = domain::sweep::SweepSpec::from_document(document.as_object().unwrap()).unwrap();
-        let record = Sweep {
-            id: domain::SweepId::new("s-0a1b"),
-            spec: spec.clone(),
-            state: SweepState::Running,
-            request_id: "r".into(),
-            proposed: 2,
-            max_trials: Some(2),
-            counts: [TrialState::Completed, TrialState::Running, TrialState::Running].into_iter().collect(),
-            best: Some((TrialId::new("s-0a1b/1"), 0.5)),
-            cost_usd: 0.25,
-            failure: None,
-            ended_early: Some("max_wall_clock of 4 s is spent".into()),
-            created_at: Timestamp(1500),
-            finished_at: None,
-        };
-        let wire = sweep(&record);
-        let counts: Vec<_> = wire.counts.iter().map(|c| (c.state(), c.trials)).collect();
-        assert_eq!(counts, [(v1::TrialState::Running, 2), (v1::TrialState::Completed, 1)]);
-        assert_eq!((wire.best_trial_id.as_deref(), wire.best_value), (Some("s-0a1b/1"), Some(0.5)));
-        assert_eq!(wire.ended_early, record.ended_early);
-        let document = from_struct(wire.spec.unwrap());
-        assert_eq!(domain::sweep::SweepSpec::from_document(&document).unwrap(), spec);
-    }
-
-    #[test]
-    fn devices_are_checked() {
-        let good = v1::Device { id: "cpu".into(), max_pack_size: 1, ..v1::Device::default() };
-        assert_eq!(v1::Device::from(Device::try_from(good.clone()).unwrap()), good);
-        for (device, want) in [
-            (v1::Device { id: String::new(), ..good.clone() }, "id: is missing"),
-            (v1::Device { max_pack_size: 0, ..good.clone() }, "max_pack_size: must be at least 1"),
-            (v1::Device { price_per_hour: -1.0, ..good.clone() }, "price_per_hour: must be 0 or more"),
-            (v1::Device { price_per_hour: f64::NAN, ..good }, "price_per_hour: must be 0 or more"),
-        ] {
-            assert_eq!(Device::try_from(device).unwrap_err().to_string(), want);
-        }
-    }
-
-    #[test]
-    fn what_is_missing_is_named() {
-        let error = Trial::try_from(v1::Trial { state: 1, ..v1::Trial::default() }).unwrap_err();
-        assert_eq!(error.to_string(), "config: is missing");
-    }
-}
+mod tests;

@@ -3,6 +3,7 @@
 //! modules of coordinator, agent and command line.
 
 pub mod convert;
+pub mod limits;
 pub mod status;
 
 /// Generated from `proto/lorafleet/v1/*.proto`.

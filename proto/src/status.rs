@@ -1,6 +1,7 @@
 //! The one mapping from errors to gRPC statuses, with google.rpc details that a program can read.
 
 use crate::convert::ConvertError;
+use crate::limits::{NAME_BYTES, REFUSAL_BYTES, cut};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -31,6 +32,42 @@ pub enum RpcError {
     Internal(String),
 }
 
+impl RpcError {
+    /// The same with no more words than fit the headers that carry them.
+    fn shortened(self) -> Self {
+        let short = |text| cut(text, REFUSAL_BYTES);
+        // A message says again what its details say.
+        let id = |text| cut(text, NAME_BYTES);
+        match self {
+            Self::Invalid(fields) => Self::Invalid(first_of(fields)),
+            Self::NotFound(kind, text) => Self::NotFound(kind, id(text)),
+            Self::Precondition(kind, text, why) => Self::Precondition(kind, id(text), short(why)),
+            Self::Fenced(why) => Self::Fenced(short(why)),
+            Self::DataLoss(why) => Self::DataLoss(short(why)),
+            Self::Unavailable(why) => Self::Unavailable(short(why)),
+            Self::Storage(why) => Self::Storage(short(why)),
+            Self::Internal(why) => Self::Internal(short(why)),
+        }
+    }
+}
+
+/// As many problems as a refusal can say, and how many more there are.
+fn first_of(fields: Vec<(String, String)>) -> Vec<(String, String)> {
+    let (mut said, mut bytes, all) = (Vec::new(), 0, fields.len());
+    for (field, problem) in fields {
+        let (field, problem) = (cut(field, NAME_BYTES), cut(problem, REFUSAL_BYTES / 2));
+        // With what the encoding adds to each.
+        bytes += field.len() + problem.len() + 10;
+        if bytes > REFUSAL_BYTES {
+            let more = format!("{} more problems; mend these first", all - said.len());
+            said.push((field, more));
+            break;
+        }
+        said.push((field, problem));
+    }
+    said
+}
+
 impl From<RpcError> for Status {
     fn from(error: RpcError) -> Self {
         let info = |reason: &str| {
@@ -38,7 +75,7 @@ impl From<RpcError> for Status {
             details.set_error_info(reason, ERROR_DOMAIN, std::collections::HashMap::new());
             details
         };
-        match error {
+        match error.shortened() {
             RpcError::Invalid(fields) => {
                 let text: Vec<_> =
                     fields.iter().map(|(field, problem)| format!("{field}: {problem}")).collect();
@@ -106,5 +143,26 @@ mod tests {
         }
         let details = Status::from(invalid).get_error_details();
         assert_eq!(details.bad_request().unwrap().field_violations[0].field, "spec.lora_rank");
+    }
+
+    /// Headers hold what a refusal says, whatever a caller's words were: some 16 kB with the text in percent-encoding.
+    #[test]
+    fn refusals_fit_their_headers() {
+        let long = || "é".repeat(1 << 20);
+        let many = (0..1000).map(|i| (format!("spec.key{i}"), "is unknown; remove it".to_string())).collect();
+        for (error, violations) in [
+            (RpcError::Invalid(vec![(long(), long()), (long(), long())]), 2),
+            (RpcError::Invalid(many), 50),
+            (RpcError::NotFound("sweep", long()), 0),
+            (RpcError::Precondition("trial", long(), long()), 0),
+            (RpcError::Fenced(long()), 0),
+            (RpcError::Internal(long()), 0),
+        ] {
+            let status = Status::from(error);
+            let bytes = 3 * status.message().len() + status.details().len() * 4 / 3;
+            assert!(bytes < 15_000, "{bytes} bytes of {:?}", status.code());
+            let said = status.get_error_details().bad_request().map_or(0, |b| b.field_violations.len());
+            assert_eq!(said, violations);
+        }
     }
 }

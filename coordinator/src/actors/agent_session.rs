@@ -38,8 +38,9 @@ pub struct Desk {
     pub lease: Duration,
 }
 
-/// Messages of one agent that may wait before its stream is not read on.
-const MOST_WAITING: usize = 4096;
+/// Messages of one agent, each with its points and their values, that may wait before its stream is not read on: some
+/// tens of MB.
+const MOST_WAITING: usize = 1 << 18;
 
 /// Serves a stream from `Hello` to its end: the agent closes it, falls silent for a lease, opens another, says
 /// what it must not, or `scope` is cancelled.
@@ -206,12 +207,27 @@ enum Body {
     Event(Box<TrialEvent>),
 }
 
+impl Body {
+    /// How much it holds: itself, its points and their values.
+    fn weight(&self) -> usize {
+        match self {
+            Self::Metrics(points) => weight(points),
+            Self::Event(_) => 1,
+        }
+    }
+}
+
+/// That of a message with these points.
+fn weight(points: &[MetricPoint]) -> usize {
+    1 + points.iter().map(|point| 1 + point.values.len()).sum::<usize>()
+}
+
 /// The messages that wait for an earlier one of their trial. A lane is there while one of its messages is being
 /// taken.
 #[derive(Default)]
 struct Lanes {
     lanes: HashMap<TrialId, VecDeque<Numbered<Body>>>,
-    /// Messages that wait, those taken together counted each.
+    /// The weight of what waits.
     waiting: usize,
 }
 
@@ -222,7 +238,7 @@ impl Lanes {
             self.lanes.insert(message.trial.clone(), VecDeque::new());
             return Some(message);
         };
-        self.waiting += 1;
+        self.waiting += message.body.weight();
         lane.push_back(message);
         None
     }
@@ -234,15 +250,15 @@ impl Lanes {
             self.lanes.remove(&taken.trial);
             return None;
         };
-        self.waiting -= 1;
+        self.waiting -= first.body.weight();
         while let Body::Metrics(points) = &mut first.body
             && let Some(Numbered { attempt, sequence, body: Body::Metrics(more), .. }) = lane.front_mut()
             && *attempt == first.attempt
         {
+            self.waiting -= weight(more);
             points.append(more);
             first.sequence = *sequence;
             lane.pop_front();
-            self.waiting -= 1;
         }
         Some(first)
     }
@@ -293,7 +309,7 @@ mod tests {
         for message in waiting {
             assert!(lanes.add(message).is_none());
         }
-        assert_eq!(lanes.waiting, 6);
+        assert_eq!(lanes.waiting, 5 * 2 + 1, "a message and its point, five times, and an event");
         let out = drain(&mut lanes, "s/1");
         assert_eq!(out, [(1, 3, Some(2)), (1, 4, None), (1, 5, Some(1)), (2, 2, Some(2))]);
         assert_eq!(drain(&mut lanes, "s/2"), []);

@@ -55,6 +55,9 @@ pub enum ArtifactError {
     /// A path is not one of a checkpoint's part.
     #[error("`{0}` is no checkpoint's path")]
     Path(String),
+    /// More files were announced than a checkpoint may have.
+    #[error("{0} files are too many for a checkpoint: at most {MOST_FILES}", MOST_FILES = names::MOST_FILES)]
+    TooMany(usize),
     /// No files were announced.
     #[error("a checkpoint needs at least one file")]
     Empty,

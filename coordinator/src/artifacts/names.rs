@@ -8,6 +8,9 @@ use std::collections::BTreeSet;
 /// The first element of every path.
 const ROOT: &str = "sweeps";
 
+/// Files of a checkpoint. Each is open until the last is whole.
+pub(super) const MOST_FILES: usize = 64;
+
 /// The path of a trial's part. The sweep's id is one element of it, whatever characters it has.
 pub(super) fn part(
     trial: &TrialId,
@@ -71,6 +74,9 @@ pub(super) fn parse_part(path: &str) -> Result<ObjectPath, ArtifactError> {
 
 /// Refuses names that could lie elsewhere or hide: paths, `..`, the manifest, hidden files, what stores escape.
 pub(super) fn check(files: &[FileSpec]) -> Result<(), ArtifactError> {
+    if files.len() > MOST_FILES {
+        return Err(ArtifactError::TooMany(files.len()));
+    }
     let mut seen = BTreeSet::new();
     for FileSpec { part, name, .. } in files {
         let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));

@@ -9,6 +9,7 @@ use domain::SweepId;
 use domain::footprint::ModelShape;
 use domain::sweep::{SweepSpec, SweepState};
 use proto::convert::{self, ConvertError};
+use proto::limits;
 use proto::v1::sweep_service_server::SweepService;
 use proto::v1::watch_sweep_response::Event;
 use proto::v1::{self};
@@ -29,8 +30,11 @@ impl SweepService for Services {
         self.writable()?;
         let request = request.into_inner();
         let request_id = request_id(&request.request_id)?;
-        let document = convert::from_struct(convert::required("spec", request.spec)?);
-        let spec = SweepSpec::from_document(&document).map_err(CoordinatorError::problems)?;
+        let spec = sweep_spec(request.spec)?;
+        let (count, most) = (request.base_models.len(), limits::BASE_MODELS);
+        if count > most {
+            return Err(CoordinatorError::invalid("base_models", format!("are {count}, above {most}")).into());
+        }
         let shape = |(name, shape)| Ok::<_, ConvertError>((name, ModelShape::try_from(shape)?));
         let base_models =
             request.base_models.into_iter().map(shape).collect::<std::result::Result<_, _>>()?;
@@ -97,8 +101,7 @@ impl SweepService for Services {
         let request = request.into_inner();
         let id = sweep_id(request.sweep_id)?;
         let request_id = request_id(&request.request_id)?;
-        let document = convert::from_struct(convert::required("spec", request.spec)?);
-        let spec = SweepSpec::from_document(&document).map_err(CoordinatorError::problems)?;
+        let spec = sweep_spec(request.spec)?;
         let sweep = self.desk.directory.operate(&id, Operation::Extend(request_id, Box::new(spec))).await?;
         Ok(Response::new(v1::ExtendSweepResponse { sweep: Some(convert::sweep(&sweep)) }))
     }
@@ -156,6 +159,12 @@ impl SweepService for Services {
             .collect();
         Ok(Response::new(Box::pin(futures::stream::iter(chunks))))
     }
+}
+
+fn sweep_spec(spec: Option<prost_types::Struct>) -> Result<SweepSpec> {
+    let document =
+        convert::sweep_document(spec).map_err(|e| CoordinatorError::invalid(e.field, e.problem))?;
+    SweepSpec::from_document(&document).map_err(CoordinatorError::problems)
 }
 
 /// A caller's UUID in its one spelling: hyphenated, in lower case.

@@ -2,7 +2,7 @@
 
 use actor::Scope;
 use coordinator::{Options, Server};
-use domain::SystemClock;
+use domain::{Clock, SystemClock};
 use proto::convert;
 use proto::v1;
 use proto::v1::adapter_service_client::AdapterServiceClient;
@@ -28,28 +28,34 @@ pub const SHORT: Duration = Duration::from_millis(400);
 pub struct Fixture {
     dir: TempDir,
     lease: Duration,
+    clock: Arc<dyn Clock>,
     scope: Scope,
     pub channel: Channel,
 }
 
 impl Fixture {
     pub async fn start(lease: Duration) -> Self {
+        Self::start_at(lease, Arc::new(SystemClock::new())).await
+    }
+
+    /// A coordinator with a clock of the test's own.
+    pub async fn start_at(lease: Duration, clock: Arc<dyn Clock>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (scope, channel) = serve(&dir, lease).await;
-        Self { dir, lease, scope, channel }
+        let (scope, channel) = serve(&dir, lease, clock.clone()).await;
+        Self { dir, lease, clock, scope, channel }
     }
 
     /// Ends the coordinator and starts another on the same directory.
     pub async fn restart(&mut self) {
         assert!(self.scope.finish(PATIENCE).await, "the coordinator did not end in time");
-        (self.scope, self.channel) = serve(&self.dir, self.lease).await;
+        (self.scope, self.channel) = serve(&self.dir, self.lease, self.clock.clone()).await;
     }
 
     /// Ends the coordinator, does something to its directory, and starts another on it.
     pub async fn stop_and<F: Future<Output = ()>>(&mut self, work: impl FnOnce(std::path::PathBuf) -> F) {
         assert!(self.scope.finish(PATIENCE).await, "the coordinator did not end in time");
         work(self.dir().to_path_buf()).await;
-        (self.scope, self.channel) = serve(&self.dir, self.lease).await;
+        (self.scope, self.channel) = serve(&self.dir, self.lease, self.clock.clone()).await;
     }
 
     pub fn dir(&self) -> &std::path::Path {
@@ -113,12 +119,12 @@ impl Fixture {
     }
 }
 
-async fn serve(dir: &TempDir, lease: Duration) -> (Scope, Channel) {
+async fn serve(dir: &TempDir, lease: Duration, clock: Arc<dyn Clock>) -> (Scope, Channel) {
     let scope = Scope::new();
     let options = Options {
         data_dir: dir.path().to_path_buf(),
         listen: "127.0.0.1:0".parse().unwrap(),
-        clock: Arc::new(SystemClock::new()),
+        clock,
         heartbeat: lease / 4,
         lease,
     };

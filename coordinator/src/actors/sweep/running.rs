@@ -20,6 +20,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::collections::BTreeMap;
+use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -57,6 +58,9 @@ pub(super) struct RunningSweep {
     scope: Scope,
     /// Answers to what is applied and not yet written.
     answers: Vec<Answer>,
+    /// The sweep's wall clock in seconds, and the monotonic time at which it stood there: in between, the hour may
+    /// jump.
+    active_at: (f64, Duration),
     /// When to try again to write what could not be written; changes wait until then.
     retry_at: Option<Instant>,
     /// The changes that wait.
@@ -72,7 +76,9 @@ impl RunningSweep {
         tools: Tools,
         scope: Scope,
     ) -> Result<Self> {
+        let active_at = (record.active_seconds(tools.clock.now()), tools.clock.monotonic());
         let mut sweep = Self {
+            active_at,
             ledger: Ledger::new(record, trials)?,
             tools,
             changes: broadcast::channel(CHANGES).0,
@@ -309,11 +315,22 @@ impl RunningSweep {
 
     fn operate(&mut self, operation: Operation) -> Result<()> {
         let now = self.now();
-        match operation {
+        let done = match operation {
             Operation::Pause => self.ledger.pause(now),
             Operation::Resume => self.ledger.resume(now),
             Operation::Extend(request_id, spec) => self.ledger.extend(&request_id, *spec, now),
             Operation::Retry(number) => self.ledger.retry(number, now),
+        };
+        self.active_at = (self.ledger.record().active_seconds(now), self.tools.clock.monotonic());
+        done
+    }
+
+    /// Seconds on the sweep's wall clock, which stands still while it is paused.
+    fn active_seconds(&self) -> f64 {
+        let (active, at) = self.active_at;
+        match self.ledger.is_paused() {
+            true => active,
+            false => active + self.tools.clock.monotonic().saturating_sub(at).as_secs_f64(),
         }
     }
 
@@ -388,7 +405,7 @@ impl RunningSweep {
         self.ledger.settle(now);
         let record = self.ledger.record();
         let (sweep, budget) = (&record.sweep, &record.sweep.spec.budget);
-        let elapsed = record.active_seconds(now);
+        let elapsed = self.active_seconds();
         if let Some(spent) = spent(budget, sweep.cost_usd, elapsed)
             && record.stop.is_none()
         {

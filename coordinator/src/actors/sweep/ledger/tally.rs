@@ -141,7 +141,8 @@ impl Tally {
             TrialState::Stopped => &mut self.stopped,
             _ => return,
         };
-        let Some(value) = record.value.filter(|value| !value.is_nan()) else { return };
+        // A record is JSON, which has no other numbers.
+        let Some(value) = record.value.filter(|value| value.is_finite()) else { return };
         let goal = self.goal;
         // Of equals, the earlier trial, in whatever order they end.
         if best.is_none_or(|(other, than)| goal.better(value, than) || (value == than && number < other)) {

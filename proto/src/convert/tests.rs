@@ -1,0 +1,103 @@
+use super::*;
+use serde_json::json;
+
+#[test]
+fn a_trial_travels_unchanged() {
+    let trial = Trial {
+        id: TrialId::new("quickstart-0a1b/7"),
+        config: TrialConfig { learning_rate: 3.7e-4, max_steps: Some(40), ..TrialConfig::default() },
+        parameters: [("learning_rate".into(), json!(3.7e-4)), ("lora_rank".into(), json!(8))].into(),
+        state: TrialState::Stopped,
+        attempt: Attempt(2),
+        step: 20,
+        total_steps: Some(40),
+        agent: Some("a".into()),
+        adapter: Some("x/adapter".into()),
+        resume: Some(("x/resume".into(), 20)),
+        attempts: vec![(Attempt(1), 0), (Attempt(2), 10)],
+        eval_loss: Some(1.5),
+        cost_usd: Some(0.0),
+        summary: Some(TrialSummary { steps: 20, throughput: Throughput::Packed, ..TrialSummary::default() }),
+        failure: Some(Failure { class: FailureClass::OutOfMemory, message: "m".into() }),
+        digests: Some(Digests {
+            base_model: "b".into(),
+            dataset: "d".into(),
+            tokenizer: "t".into(),
+            spec: "s".into(),
+        }),
+        created_at: Timestamp(1_700_000_000_123),
+        started_at: Some(Timestamp(1)),
+        finished_at: None,
+    };
+    let wire = v1::Trial::from(trial.clone());
+    assert_eq!((wire.sweep_id.as_str(), wire.number), ("quickstart-0a1b", 7));
+    // But for the configuration, in which the values in force are written out.
+    let shown = Trial { config: trial.config.in_force(Some(40)), ..trial };
+    assert_eq!(shown.config.lora_alpha, Some(32.0));
+    assert_eq!(Trial::try_from(wire).unwrap(), shown);
+    assert_eq!(Trial::try_from(v1::Trial::from(shown.clone())).unwrap(), shown);
+}
+
+#[test]
+fn documents_keep_their_values() {
+    for value in [
+        json!({"a": 1, "b": -3, "c": 0.25, "d": [true, null, "x"], "e": {"f": 1e-5}}),
+        json!({"big": 9_007_199_254_740_992_u64}),
+    ] {
+        let object = value.as_object().unwrap();
+        assert_eq!(&from_struct(to_struct(object)), object);
+    }
+}
+
+#[test]
+fn a_sweep_goes_out_with_its_counts() {
+    let document = json!({
+        "name": "s", "pretrained_model_id": "/m", "dataset_name": "/d.jsonl",
+        "search": {"algorithm": "grid"}, "parameters": {"lora_rank": [2, 4]},
+    });
+    let spec = domain::sweep::SweepSpec::from_document(document.as_object().unwrap()).unwrap();
+    let record = Sweep {
+        id: domain::SweepId::new("s-0a1b"),
+        spec: spec.clone(),
+        state: SweepState::Running,
+        request_id: "r".into(),
+        proposed: 2,
+        max_trials: Some(2),
+        counts: [TrialState::Completed, TrialState::Running, TrialState::Running].into_iter().collect(),
+        best: Some((TrialId::new("s-0a1b/1"), 0.5)),
+        cost_usd: 0.25,
+        failure: None,
+        ended_early: Some("max_wall_clock of 4 s is spent".into()),
+        created_at: Timestamp(1500),
+        finished_at: None,
+    };
+    let wire = sweep(&record);
+    let counts: Vec<_> = wire.counts.iter().map(|c| (c.state(), c.trials)).collect();
+    assert_eq!(counts, [(v1::TrialState::Running, 2), (v1::TrialState::Completed, 1)]);
+    assert_eq!((wire.best_trial_id.as_deref(), wire.best_value), (Some("s-0a1b/1"), Some(0.5)));
+    assert_eq!(wire.ended_early, record.ended_early);
+    let document = from_struct(wire.spec.unwrap());
+    assert_eq!(domain::sweep::SweepSpec::from_document(&document).unwrap(), spec);
+}
+
+#[test]
+fn devices_are_checked() {
+    let good = v1::Device { id: "cpu".into(), max_pack_size: 1, ..v1::Device::default() };
+    assert_eq!(v1::Device::from(Device::try_from(good.clone()).unwrap()), good);
+    for (device, want) in [
+        (v1::Device { id: String::new(), ..good.clone() }, "id: is missing"),
+        (v1::Device { max_pack_size: 0, ..good.clone() }, "max_pack_size: must be at least 1"),
+        (v1::Device { price_per_hour: -1.0, ..good.clone() }, "price_per_hour: must be 0 to 1000000"),
+        (v1::Device { price_per_hour: f64::NAN, ..good.clone() }, "price_per_hour: must be 0 to 1000000"),
+        (v1::Device { id: "a\nb".into(), ..good.clone() }, "id: has a control character: \"a\\nb\""),
+        (v1::Device { id: "a".repeat(201), ..good }, "id: has 201 bytes, above 200"),
+    ] {
+        assert_eq!(Device::try_from(device).unwrap_err().to_string(), want);
+    }
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let error = Trial::try_from(v1::Trial { state: 1, ..v1::Trial::default() }).unwrap_err();
+    assert_eq!(error.to_string(), "config: is missing");
+}
