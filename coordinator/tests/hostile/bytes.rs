@@ -155,6 +155,7 @@ fn seeds(sweep: &str, assign: &v1::Assign) -> Vec<Vec<u8>> {
             page_size: 1,
             page_token: "0".into(),
             states: vec![1],
+            without_config: false,
         }
         .encode_to_vec(),
         v1::ListSweepsRequest { page_size: 1, page_token: "00".into(), states: vec![1] }.encode_to_vec(),

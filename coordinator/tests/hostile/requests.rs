@@ -63,7 +63,8 @@ async fn ask_all(fixture: &Fixture, id: &str) -> Vec<(&'static str, Option<Statu
             sweep_id: sweep_id(),
             page_size,
             page_token: page_token.clone(),
-            states: vec![]
+            states: vec![],
+            without_config: false
         }),
         trials.get_trial_metrics(v1::GetTrialMetricsRequest { trial_id: trial_id() }),
         trials.get_trial_log(v1::GetTrialLogRequest { trial_id: trial_id(), follow: true }),
@@ -123,8 +124,13 @@ async fn a_page_token_that_no_listing_gave_is_refused() {
             page_size: 1,
         };
         check_refusal("adapters", &fixture.adapters().list_adapters(request).await.unwrap_err());
-        let request =
-            v1::ListTrialsRequest { sweep_id: sweep_id.clone(), page_token, page_size: 1, states: vec![] };
+        let request = v1::ListTrialsRequest {
+            sweep_id: sweep_id.clone(),
+            page_token,
+            page_size: 1,
+            states: vec![],
+            without_config: false,
+        };
         check_refusal("trials", &trials.list_trials(request).await.unwrap_err());
     }
     let other = v1::ListSweepsRequest { page_token: good, ..v1::ListSweepsRequest::default() };
