@@ -2,12 +2,27 @@
 
 use super::*;
 use crate::engine::simulated::{Simulated, SimulatedRun};
-use domain::SystemClock;
+use domain::Timestamp;
 use domain::trial::TrialConfig;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A device on which two trials fit, and a disk that refuses trials of seed 13.
-struct Small(Simulated);
+/// A device on which two trials fit, and a disk that refuses trials of seed 13 so many times.
+struct Small(Simulated, u32);
+
+/// Each look at it is a second later.
+#[derive(Default)]
+struct Ticking(AtomicU64);
+
+impl Clock for Ticking {
+    fn now(&self) -> Timestamp {
+        Timestamp(0)
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::from_secs(self.0.fetch_add(1, Ordering::Relaxed))
+    }
+}
 
 impl Backend for Small {
     type Base = ();
@@ -45,7 +60,8 @@ impl Backend for Small {
         self.0.step_pack(base, runs)
     }
     fn save(&mut self, run: &SimulatedRun, dirs: &CheckpointDirs) -> Result<(), Failure> {
-        if self.0.digests(run).spec.ends_with(":13") {
+        if self.0.digests(run).spec.ends_with(":13") && self.1 > 0 {
+            self.1 -= 1;
             return Err(Failure { class: FailureClass::Infrastructure, message: "disk".into() });
         }
         self.0.save(run, dirs)
@@ -56,9 +72,9 @@ impl Backend for Small {
 }
 
 fn pack() -> Pack<Small> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let clock: Arc<dyn Clock> = Arc::new(Ticking::default());
     let simulated = Simulated { step_time: Duration::ZERO, clock: clock.clone() };
-    Pack::new(Small(simulated), 10_000_000_000, clock)
+    Pack::new(Small(simulated, 2), 10_000_000_000, clock)
 }
 
 fn admission(dir: &Path, name: &str, base: &str, seed: u64) -> Admission {
@@ -86,13 +102,30 @@ fn run(pack: &mut Pack<Small>) -> Vec<String> {
 }
 
 #[test]
-fn one_too_many_goes_and_a_failing_disk_is_its_own_affair() {
+fn one_too_many_goes_and_a_full_disk_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();
     let mut pack = pack();
     for (name, seed) in [("one", 13), ("two", 1), ("three", 1)] {
         pack.admit(admission(dir.path(), name, "a", seed));
     }
-    assert_eq!(run(&mut pack), ["base a", "three too many", "one disk", "two Completed"]);
+    // The other does not wait for it.
+    assert_eq!(run(&mut pack), ["base a", "three too many", "two Completed", "one Completed"]);
+}
+
+#[test]
+fn what_waits_for_the_disk_can_be_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pack = pack();
+    pack.backend.1 = u32::MAX;
+    pack.admit(admission(dir.path(), "one", "a", 13));
+    while pack.unsaved.is_empty() {
+        pack.step(&mut |_| {});
+    }
+    pack.stop(&Assignment::new("one", 1), How::Stop);
+    pack.step(&mut |event| panic!("its last checkpoint is still missing: {event:?}"));
+    assert!(!pack.is_idle());
+    pack.stop(&Assignment::new("one", 1), How::Drop);
+    assert_eq!(run(&mut pack), Vec::<String>::new());
 }
 
 #[test]
