@@ -14,6 +14,7 @@
 //! | [`preflight`] | what can be checked before anything is trained |
 //! | [`adapter_file`], [`files`] | adapters in PEFT's format; whole files and digests |
 //! | [`merge`] | base and adapter as one model |
+//! | [`quant`], [`weight`] | NF4; a frozen matrix in the numbers that it is held in |
 //! | [`memory`] | how many bytes of tensors a pass holds |
 //! | [`rng`] | counter-based random numbers (`domain::rng`) |
 //!
@@ -32,9 +33,11 @@ pub mod ops;
 pub mod optim;
 pub mod pack;
 pub mod preflight;
+pub mod quant;
 pub mod run;
 pub mod schedule;
 pub mod tokenizer;
+pub mod weight;
 
 pub use candle_core::{Device, Tensor};
 pub use domain::rng;
