@@ -46,6 +46,10 @@ pub(crate) struct Args {
     /// run is ready to train.
     #[arg(long, alias = "overwrite_output_dir", conflicts_with = "resume")]
     overwrite_output_dir: bool,
+    /// Bytes of tensors that the run may hold, such as 8GB or 6GiB: by it gradient_checkpointing `auto` chooses its
+    /// layers. Seven eighths of the machine's memory unless given.
+    #[arg(long, alias = "memory_limit", value_name = "BYTES", value_parser = crate::output::parse_bytes)]
+    memory_limit: Option<u64>,
     #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
@@ -58,6 +62,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let interrupted = interrupt::flag()?;
     let config = &args.parameters.0;
     let plan = preflight::preflight(config).map_err(unusable)?;
+    let memory = args.memory_limit.unwrap_or_else(|| gpu_agent::devices::cpu().memory_bytes);
+    fits(&plan, memory)?;
     let (output, checkpoint) = if args.resume {
         let (output, checkpoint) = Output::resumed(&args.output_dir)?;
         (output, Some(checkpoint))
@@ -65,12 +71,14 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         (Output::fresh(&args.output_dir, args.overwrite_output_dir)?, None)
     };
     let device = Device::Cpu;
-    let loaded = Loaded::load(Path::new(&config.pretrained_model_id), &device).map_err(unusable)?;
+    let base = config.base_model();
+    let loaded = Loaded::load(Path::new(&base.model), base.precision, &device).map_err(unusable)?;
     let mut run = match &checkpoint {
         None => Run::new(&loaded, config.clone()),
         Some(dir) => Run::resume(&loaded, config.clone(), dir, dir),
     }
     .map_err(unusable)?;
+    run.fit(&loaded, memory);
     output.prepare(checkpoint.is_some())?;
     announce(&plan, &run, checkpoint.as_deref());
     let metrics = args.metrics.as_deref().map(|path| Metrics::open(path, run.step())).transpose()?;
@@ -131,9 +139,27 @@ fn announce(plan: &preflight::Preflight, run: &Run, checkpoint: Option<&Path>) {
         plan.total_parameters
     );
     say!("{}", crate::plan::reading(config, plan));
+    let layers = run.recomputed_layers();
+    if layers > 0 {
+        say!("{layers} of {} layers are computed again in the backward pass", plan.shape.num_hidden_layers);
+    }
     if let Some(dir) = checkpoint {
         say!("going on from {} after step {} of {}", dir.display(), run.step(), run.total_steps());
     }
+}
+
+/// Refuses a run that would not fit, before its base is loaded.
+fn fits(plan: &preflight::Preflight, memory: u64) -> Result<(), Failure> {
+    if plan.least_memory_bytes <= memory {
+        return Ok(());
+    }
+    let bytes = crate::output::bytes;
+    Err(Failure::invalid(format!(
+        "the run does not fit: it needs {}, and may hold {}; lower batch_size or max_sequence_length, set \
+         gradient_checkpointing to auto, or use precision_mode 4bit",
+        bytes(plan.least_memory_bytes),
+        bytes(memory)
+    )))
 }
 
 /// Something that was given cannot be used; only a failed tensor operation is no fault of the input.

@@ -338,9 +338,11 @@ fn unusable_input_is_named_and_nothing_starts() {
         (
             "precision",
             nothing,
-            &["--precision_mode=float16"],
-            &["precision_mode", "float16", "CPU", "float32"],
+            &["--precision_mode=8bit"],
+            &["precision_mode", "8bit", "float32, bfloat16, float16 or 4bit"],
         ),
+        ("no memory", nothing, &["--memory-limit=1kB"], &["does not fit", "1.0 kB", "4bit"]),
+        ("memory", nothing, &["--memory-limit=lots"], &["--memory-limit", "8GB"]),
         ("batch 0", nothing, &["--batch-size=0"], &["batch_size", "must be a whole number from 1, not 0"]),
         ("dropout 1", nothing, &["--lora-dropout=1"], &["lora_dropout", "below 1"]),
         ("rate below 0", nothing, &["--learning-rate=-1"], &["learning_rate", "-1", "above 0"]),

@@ -1,7 +1,7 @@
 //! What a trial takes, from its model's shape alone, before anything runs: parameters, adapter size, memory,
 //! floating-point operations. Bytes are bytes, GB is 10⁹ of them; a multiply-add is two operations.
 
-use crate::trial::{TargetModules, TrialConfig};
+use crate::trial::{ComputeDtype, Precision, PrecisionMode, TargetModules, TrialConfig};
 use serde::{Deserialize, Serialize};
 
 /// The shape of a Llama, as its `config.json` gives it.
@@ -100,8 +100,16 @@ impl ModelShape {
 /// Elements of the block of logits that the CPU engine makes at a time.
 const LOGITS_BLOCK: u64 = 8 << 20;
 
-/// Most bytes of tensors that a solo trial in float32 holds on a CPU, by what holds them. The terms follow the
-/// engine's passes (`trainer::pack`), and a test there holds them against what it counts.
+/// Bytes of a matrix of `elements` in NF4: two elements a byte, and for each 64 of them a magnitude, in float32 or
+/// with double quantisation in 8 bits, which then need a float32 for each 256 and one for all.
+pub fn nf4_bytes(elements: u64, double_quant: bool) -> u64 {
+    let blocks = elements.div_ceil(64);
+    let magnitudes = if double_quant { blocks + 4 * blocks.div_ceil(256) + 4 } else { 4 * blocks };
+    elements.div_ceil(2) + magnitudes
+}
+
+/// Most bytes of tensors that a solo trial holds on a CPU, by what holds them. The terms follow the engine's passes
+/// (`trainer::pack`), and a test there holds them against what it counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeakBytes {
     /// The frozen base.
@@ -110,9 +118,10 @@ pub struct PeakBytes {
     /// moments): 4 × (1 + 1 + 2 + 3) bytes a parameter.
     pub adapter: u64,
     /// What every layer keeps for its backward: per token the input, the middle, queries, keys, values,
-    /// attention's output, gate and up.
+    /// attention's output, gate and up; of a layer that is computed again, the input alone.
     pub activations: u64,
-    /// The larger of two moments: a block of logits with the states around it, or the last layer's backward.
+    /// The larger of two moments: a block of logits with the states around it, or a layer's backward, with all
+    /// that the layer would have kept if it is computed again.
     pub working: u64,
 }
 
@@ -128,33 +137,82 @@ impl PeakBytes {
     }
 }
 
+/// What a trial's peak depends on beside its model's shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// How the base is held.
+    pub precision: Precision,
+    /// Trainable parameters.
+    pub trainable_parameters: u64,
+    /// Tokens of the largest micro-batch.
+    pub tokens: u64,
+}
+
 impl ModelShape {
-    /// The peak of a solo trial in float32 on a CPU whose largest micro-batch has `tokens` tokens.
-    pub fn cpu_peak_bytes(&self, trainable_parameters: u64, tokens: u64) -> PeakBytes {
-        let (hidden, inter) = (self.hidden_size, self.intermediate_size);
+    /// Bytes of the frozen base: its linear layers in the precision's numbers, embedding and head in those or, with
+    /// 4 bits, in `compute_dtype`'s, norms in float32.
+    pub fn base_bytes(&self, precision: Precision) -> u64 {
+        let dense = |mode| if mode == PrecisionMode::Float32 { 4 } else { 2 };
+        let (linears, table): (u64, u64) = match precision.mode {
+            PrecisionMode::FourBit => {
+                let bytes = |l: &Linear| nf4_bytes(l.in_features * l.out_features, precision.double_quant);
+                let layer: u64 = self.linears().iter().map(bytes).sum();
+                let float32 = precision.compute_dtype.is_none_or(|dtype| dtype == ComputeDtype::Float32);
+                (layer * self.num_hidden_layers, if float32 { 4 } else { 2 })
+            }
+            mode => (self.linear_parameters() * dense(mode), dense(mode)),
+        };
+        let tables = if self.tie_word_embeddings { 1 } else { 2 };
+        let norms = (2 * self.num_hidden_layers + 1) * self.hidden_size;
+        linears + table * tables * self.vocab_size * self.hidden_size + 4 * norms
+    }
+
+    /// The peak of a solo trial on a CPU, where `recomputed` of the layers are computed again.
+    pub fn cpu_peak_bytes(&self, load: &Load, recomputed: u64) -> PeakBytes {
+        let (hidden, inter, tokens) = (self.hidden_size, self.intermediate_size, load.tokens);
         let query = self.num_attention_heads * self.head_dim;
         let key_value = self.num_key_value_heads * self.head_dim;
         let layer = 2 * hidden + 2 * query + 2 * key_value + 2 * inter;
+        let recomputed = recomputed.min(self.num_hidden_layers);
+        let kept = self.num_hidden_layers - recomputed;
         let block = (LOGITS_BLOCK / self.vocab_size.max(1)).max(1).min(tokens);
         let loss = tokens * hidden + block * (self.vocab_size + 2 * hidden);
-        let backward = tokens * (hidden + 2 * inter);
+        // The layers that keep all come last, so that they are gone when the first is computed again.
+        let again = if kept == 0 { layer - hidden } else { 0 };
+        let backward = tokens * (again + hidden + 2 * inter);
         PeakBytes {
-            weights: 4 * self.parameters(),
-            adapter: 28 * trainable_parameters,
-            activations: 4 * tokens * self.num_hidden_layers * layer,
+            weights: self.base_bytes(load.precision),
+            adapter: 28 * load.trainable_parameters,
+            activations: 4 * tokens * (kept * layer + recomputed * hidden),
             working: 4 * loss.max(backward),
         }
     }
 
-    /// [`ModelShape::cpu_peak_bytes`] of a trial whose data nobody has read yet, at most: every row as long as
-    /// `max_sequence_length`, an adapter on every linear layer, and on an untied head unless the targets are
-    /// `all-linear`, which leaves it out.
-    pub fn cpu_peak_bytes_at_most(&self, config: &TrialConfig) -> PeakBytes {
+    /// How many layers must be computed again for the peak to stay within `budget` bytes: the fewest. `None` if it
+    /// does not with all of them.
+    pub fn recomputed_layers(&self, load: &Load, budget: u64) -> Option<u64> {
+        (0..=self.num_hidden_layers).find(|layers| self.cpu_peak_bytes(load, *layers).total() <= budget)
+    }
+
+    /// What a trial takes whose data nobody has read yet, at most: every row as long as `max_sequence_length`, an
+    /// adapter on every linear layer, and on an untied head unless the targets are `all-linear`, which leaves it
+    /// out.
+    pub fn load_at_most(&self, config: &TrialConfig) -> Load {
         let head = config.target_modules != TargetModules::default();
         let is_target = |name: &str| head || name != Self::HEAD;
-        let trainable = self.trainable_parameters(u64::from(config.lora_rank), is_target);
-        let tokens = u64::from(config.batch_size) * u64::from(config.max_sequence_length);
-        self.cpu_peak_bytes(trainable, tokens)
+        Load {
+            precision: config.base_model().precision,
+            trainable_parameters: self.trainable_parameters(u64::from(config.lora_rank), is_target),
+            tokens: u64::from(config.batch_size) * u64::from(config.max_sequence_length),
+        }
+    }
+
+    /// The most and the least that such a trial takes: with the fewest layers computed again that its
+    /// `gradient_checkpointing` allows, and with the most.
+    pub fn cpu_peak_bytes_at_most(&self, config: &TrialConfig) -> [PeakBytes; 2] {
+        let load = self.load_at_most(config);
+        let layers = config.gradient_checkpointing.recomputed_layers(self.num_hidden_layers);
+        layers.map(|layers| self.cpu_peak_bytes(&load, layers))
     }
 }
 
@@ -219,6 +277,39 @@ mod tests {
         assert!((26.0..28.5).contains(&giga), "{giga}");
     }
 
+    /// The design's floors at 7B: 13.48 GB in float16, 3.87 in NF4 with embedding and head in 16 bits, 4.127 bits
+    /// a quantised parameter.
+    #[test]
+    fn bytes_of_the_base() {
+        let compute_dtype = Some(ComputeDtype::Float16);
+        for (mode, double_quant, gigabytes) in [
+            (PrecisionMode::Float32, false, 26.95),
+            (PrecisionMode::Float16, false, 13.48),
+            (PrecisionMode::FourBit, true, 3.87),
+            (PrecisionMode::FourBit, false, 4.17),
+        ] {
+            let bytes =
+                OPEN_LLAMA_7B.base_bytes(Precision { mode, compute_dtype, double_quant }) as f64 / 1e9;
+            assert!((bytes - gigabytes).abs() < 0.01, "{mode:?}: {bytes}");
+        }
+        let bits = nf4_bytes(4096 * 11_008, true) as f64 * 8.0 / (4096.0 * 11_008.0);
+        assert!((bits - 4.127).abs() < 0.0005, "{bits}");
+    }
+
+    #[test]
+    fn as_few_layers_are_computed_again_as_fit() {
+        let load = Load { precision: Precision::default(), trainable_parameters: 1000, tokens: 1024 };
+        let shape = OPEN_LLAMA_7B;
+        let peak = |layers| shape.cpu_peak_bytes(&load, layers).total();
+        for layers in 0..=32 {
+            // The last layer is the first that the backward pass asks for: to compute it again saves nothing.
+            assert_eq!(shape.recomputed_layers(&load, peak(layers)), Some(layers.min(31)));
+            assert!(layers == 0 || layers == 32 || peak(layers) < peak(layers - 1), "{layers} saves bytes");
+        }
+        assert_eq!(shape.recomputed_layers(&load, peak(32) - 1), None);
+        assert_eq!(shape.recomputed_layers(&load, u64::MAX), Some(0));
+    }
+
     #[test]
     fn targets_are_counted_by_name() {
         let attention = OPEN_LLAMA_7B.trainable_parameters(8, |name| matches!(name, "q_proj" | "v_proj"));
@@ -228,7 +319,7 @@ mod tests {
         assert_eq!(head(ModelShape { tie_word_embeddings: true, ..OPEN_LLAMA_7B }), 0);
         let adapter = |target_modules| {
             let config = TrialConfig { lora_rank: 8, target_modules, ..TrialConfig::default() };
-            OPEN_LLAMA_7B.cpu_peak_bytes_at_most(&config).adapter
+            OPEN_LLAMA_7B.cpu_peak_bytes_at_most(&config)[0].adapter
         };
         let (all, named) = (TargetModules::default(), TargetModules::Names(vec!["lm_head".into()]));
         assert_eq!(adapter(all), 28 * 19_988_480);

@@ -4,7 +4,7 @@
 
 use domain::SystemClock;
 use domain::metric;
-use domain::trial::{Digests, EvalSplit, FailureClass, TrialConfig, TrialSummary};
+use domain::trial::{Digests, EvalSplit, FailureClass, GradientCheckpointing, TrialConfig, TrialSummary};
 use gpu_agent::Assignment;
 use gpu_agent::engine::candle::Candle;
 use gpu_agent::engine::pack::Pack;
@@ -169,9 +169,18 @@ fn a_trial_runs_on_a_device_that_it_is_predicted_to_fit() {
     let whole = bench.admit("whole", &config, None);
     let whole = bench.run(&whole, None);
     let predicted = whole.summary(Ending::Completed).predicted_peak_memory_bytes.unwrap();
-    // The base alone is 1 MB: the first is refused before it is loaded, the second when its data is known.
-    for (memory, fits) in [(500_000, false), (predicted - 1, false), (predicted, true)] {
+    // The base alone is 1 MB: the first is refused before it is loaded, the second when its data is known. One that
+    // may compute layers again fits where it would not otherwise.
+    let (auto, off) = (GradientCheckpointing::Auto, GradientCheckpointing::Off);
+    for (memory, gradient_checkpointing, fits) in [
+        (500_000, auto, false),
+        (1_500_000, auto, false),
+        (predicted - 1, off, false),
+        (predicted - 1, auto, true),
+        (predicted, off, true),
+    ] {
         let mut bench = Bench::with_memory(memory);
+        let config = TrialConfig { gradient_checkpointing, ..config.clone() };
         let trial = bench.admit("trial", &config, None);
         match bench.run(&trial, None).last {
             Some(Happening::Finished { ending: Ending::Completed, summary, .. }) => {

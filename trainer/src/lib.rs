@@ -7,7 +7,7 @@
 //! | [`ops`] | the operations of a step, each with its backward |
 //! | [`lora`] | adapters: initialisation, dropout, low-rank products |
 //! | [`pack`] | a step of a pack, evaluation, generation |
-//! | [`optim`], [`schedule`] | AdamW with clipping; the learning rate's course |
+//! | [`optim`], [`schedule`], [`scaler`] | AdamW with clipping; the learning rate's course; float16's loss scaler |
 //! | [`tokenizer`] | text to token ids and back |
 //! | [`data`] | data files to rows, the held-out split, the order of batches |
 //! | [`run`] | a fine-tuning run: from files to metrics and checkpoints |
@@ -35,6 +35,7 @@ pub mod pack;
 pub mod preflight;
 pub mod quant;
 pub mod run;
+pub mod scaler;
 pub mod schedule;
 pub mod tokenizer;
 pub mod weight;

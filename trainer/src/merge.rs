@@ -11,6 +11,7 @@ use crate::lora::LoraMatrix;
 use crate::model::{Base, mapped};
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
+use domain::trial::Precision;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -145,7 +146,7 @@ impl Merge<'_> {
     }
 
     fn write(&self, dir: &Path, stop: &mut dyn FnMut() -> bool) -> Result<Option<Merged>> {
-        let mut outline = Base::outline(self.base)?;
+        let mut outline = Base::outline(self.base, Precision::default())?;
         let tied = std::mem::take(&mut outline.config.tie_word_embeddings);
         let targets = adapter_file::PeftConfig::load(self.adapter)?.target_modules;
         let modules = resolve_targets(&outline, &targets)?;

@@ -62,32 +62,33 @@ impl AdamW {
         matrices.map(|m| memory::bytes(&m.first) + memory::bytes(&m.second)).sum()
     }
 
-    /// The global L2 norm of the mean gradient: that of the accumulated sums divided by `targets`.
+    /// The global L2 norm of the mean gradient: that of the accumulated sums divided by `divisor`, the number of
+    /// targets times the loss's scale.
     ///
     /// # Errors
     /// A tensor operation fails.
-    pub fn grad_norm(adapter: &Adapter, targets: u64) -> Result<f64> {
+    pub fn grad_norm(adapter: &Adapter, divisor: f64) -> Result<f64> {
         let mut squares = 0.0;
         for module in &adapter.modules {
             for gradient in [&module.grad_a, &module.grad_b].into_iter().flatten() {
                 squares += ops::sum_of_squares(gradient)?;
             }
         }
-        Ok(squares.sqrt() / targets as f64)
+        Ok(squares.sqrt() / divisor)
     }
 
-    /// One step with the accumulated gradients, divided by `targets` and clipped: `norm` is what
+    /// One step with the accumulated gradients, divided by `divisor` and clipped: `norm` is what
     /// [`AdamW::grad_norm`] said. The gradients are forgotten.
     ///
     /// # Errors
     /// A tensor operation fails.
-    pub fn step(&mut self, adapter: &mut Adapter, learning_rate: f64, targets: u64, norm: f64) -> Result<()> {
+    pub fn step(&mut self, adapter: &mut Adapter, learning_rate: f64, divisor: f64, norm: f64) -> Result<()> {
         let c = self.config;
         // torch's clip_grad_norm_: factor min(1, max / (norm + 1e-6)).
         let clip = if c.max_grad_norm > 0.0 { (c.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
         self.step += 1;
         let step = AdamWStep {
-            factor: clip / targets as f64,
+            factor: clip / divisor,
             beta1: c.beta1,
             beta2: c.beta2,
             correction2: (1.0 - c.beta2.powf(self.step as f64)).sqrt(),

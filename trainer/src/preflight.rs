@@ -7,7 +7,8 @@ use crate::error::{Result, TrainError};
 use crate::lora::ModuleSpec;
 use crate::model::{Base, LlamaConfig};
 use crate::tokenizer::Tokenizer;
-use domain::trial::{PARAMETER_NAMES, PrecisionMode, TrialConfig};
+use domain::footprint::Load;
+use domain::trial::{PARAMETER_NAMES, TrialConfig};
 use std::path::Path;
 
 /// What a run will be.
@@ -33,8 +34,10 @@ pub struct Preflight {
     pub total_parameters: u64,
     /// Tokens of the largest micro-batch that there can be.
     pub batch_tokens: u64,
-    /// Most bytes of tensors that the run will hold, alone on a CPU.
+    /// Most bytes of tensors that the run will hold, alone on a CPU with room for it.
     pub peak_memory_bytes: u64,
+    /// The same with as little as its `gradient_checkpointing` allows it to keep.
+    pub least_memory_bytes: u64,
 }
 
 /// Tokens of the largest micro-batch that there can be: that of the longest rows.
@@ -52,7 +55,7 @@ pub fn preflight(config: &TrialConfig) -> Result<Preflight> {
     check_values(config)?;
     let dir = Path::new(&config.pretrained_model_id);
     model_directory(dir)?;
-    let base = Base::outline(dir)?;
+    let base = Base::outline(dir, config.base_model().precision)?;
     let modules = check(config, &base)?;
     let tokenizer = tokenizer(dir, &base.config)?;
     let data = data(config, tokenizer.as_ref(), &base.config)?;
@@ -63,10 +66,13 @@ pub fn preflight(config: &TrialConfig) -> Result<Preflight> {
     let width: usize = modules.iter().map(|m| m.in_features + m.out_features).sum();
     let trainable_parameters = width as u64 * u64::from(config.lora_rank);
     let batch_tokens = batch_tokens(&data, config.batch_size);
-    let peak = base.config.shape().cpu_peak_bytes(trainable_parameters, batch_tokens);
+    let load = Load { precision: base.precision, trainable_parameters, tokens: batch_tokens };
+    let [few, many] = config.gradient_checkpointing.recomputed_layers(base.config.num_hidden_layers as u64);
+    let peak = |layers| base.config.shape().cpu_peak_bytes(&load, layers).total();
     Ok(Preflight {
         batch_tokens,
-        peak_memory_bytes: peak.total(),
+        peak_memory_bytes: peak(few),
+        least_memory_bytes: peak(many),
         rows,
         eval_rows: data.eval.len() as u64,
         truncated_rows: data.truncated_rows,
@@ -129,13 +135,10 @@ pub fn data(config: &TrialConfig, tokenizer: Option<&Tokenizer>, shape: &LlamaCo
 /// A parameter is out of its range or above what the model has.
 pub fn check(config: &TrialConfig, base: &Base) -> Result<Vec<ModuleSpec>> {
     check_values(config)?;
-    if base.device().is_cpu() && config.precision_mode != PrecisionMode::Float32 {
-        let mode = serde_json::to_value(config.precision_mode).unwrap_or_default();
-        return Err(TrainError::parameter(
-            "precision_mode",
-            format!("is {mode}, which cannot be trained on a CPU"),
-            "set precision_mode to float32",
-        ));
+    let asked = config.base_model().precision;
+    if asked != base.precision {
+        let problem = format!("asks for a base in {asked}, but it is loaded in {}", base.precision);
+        return Err(TrainError::parameter("precision_mode", problem, "load the base in these numbers"));
     }
     let modules = adapter_file::resolve_targets(base, &config.target_modules)?;
     let width = |m: &ModuleSpec| m.in_features.min(m.out_features);

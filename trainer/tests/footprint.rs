@@ -3,7 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use candle_core::Device;
-use domain::footprint::ModelShape;
+use domain::footprint::{Load, ModelShape};
+use domain::trial::{Precision, PrecisionMode};
 use trainer::lora::Adapter;
 use trainer::model::{Base, LlamaConfig, RopeScaling};
 use trainer::optim::{AdamW, AdamWConfig};
@@ -12,6 +13,17 @@ use trainer::pack::{self, Member, Row};
 #[test]
 fn the_peak_is_predicted() {
     // (hidden, intermediate, layers, heads, key-value heads, vocab, head tied or adapted, rank, rows, length)
+    let four_bit = Precision { mode: PrecisionMode::FourBit, compute_dtype: None, double_quant: true };
+    let half = Precision { mode: PrecisionMode::Bfloat16, ..Precision::default() };
+    let full = Precision::default();
+    for (precision, recomputed) in [(full, 0), (full, 1), (full, 9), (half, 0), (four_bit, 0), (four_bit, 3)]
+    {
+        check(precision, recomputed);
+    }
+}
+
+/// Shapes of every kind with the base in such numbers and so many layers computed again.
+fn check(precision: Precision, recomputed: usize) {
     for (hidden, inter, layers, heads, kv, vocab, (tied, adapted), rank, rows, length) in [
         (64, 172, 5, 8, 4, 512, (true, false), 4, 4, 64),
         (64, 172, 5, 8, 4, 512, (true, false), 16, 8, 32),
@@ -36,7 +48,8 @@ fn the_peak_is_predicted() {
             tie_word_embeddings: tied,
         };
         let shape = config.shape();
-        let base = Base::random(config, &Device::Cpu).unwrap();
+        let base = Base::random(config, precision, &Device::Cpu).unwrap();
+        assert_eq!(base.bytes(), shape.base_bytes(precision));
         let head = adapted.then(|| base.head_module());
         let modules: Vec<_> = base.linear_modules().into_iter().chain(head).collect();
         let mut adapter = Adapter::new(&modules, rank, 2.0 * rank as f64, 0.0, 1, &Device::Cpu).unwrap();
@@ -50,12 +63,14 @@ fn the_peak_is_predicted() {
         let counted_by_shape =
             shape.trainable_parameters(rank as u64, |name| adapted || name != ModelShape::HEAD);
         assert_eq!(trainable, counted_by_shape);
-        let member = Member { adapter: &mut adapter, rows: &rows, dropout_counter: 1 };
+        let member = Member { recomputed_layers: recomputed, ..Member::new(&mut adapter, &rows, 1) };
         let outcome = pack::forward_backward(&base, &mut [member]).unwrap()[0];
         // A run also holds the state that a divergence falls back to: its adapter and moments.
         let counted = outcome.peak_bytes + moments + 4 * trainable + moments;
-        let predicted = shape.cpu_peak_bytes(trainable, tokens).total();
+        let load = Load { precision, trainable_parameters: trainable, tokens };
+        let predicted = shape.cpu_peak_bytes(&load, recomputed as u64).total();
         let ratio = predicted as f64 / counted as f64;
-        assert!((0.99..1.03).contains(&ratio), "hidden {hidden}, vocab {vocab}: {predicted} for {counted}");
+        let what = format!("hidden {hidden}, vocab {vocab}, {precision}, {recomputed} layers again");
+        assert!((0.99..1.03).contains(&ratio), "{what}: {predicted} for {counted}");
     }
 }

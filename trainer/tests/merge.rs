@@ -6,6 +6,7 @@ mod common;
 
 use candle_core::{DType, Tensor};
 use common::{CPU, json_file, write_tiny_model, write_tokenizer};
+use domain::trial::Precision;
 use domain::trial::TargetModules;
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
@@ -94,12 +95,12 @@ fn check(name: &str, write: impl Fn(&Path), targets: &TargetModules, shard_bytes
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     write(&dir.join("base"));
-    let base = untied(Base::load(&dir.join("base"), &CPU).unwrap());
+    let base = untied(Base::load(&dir.join("base"), Precision::default(), &CPU).unwrap());
     let adapter = write_adapter(&dir.join("adapter"), &base, targets);
     let merged = merge(dir, shard_bytes, false).unwrap().unwrap();
     assert_eq!(merged.layers, adapter.modules.len(), "{name}");
     let to = dir.join("models/merged");
-    let result = Base::load(&to, &CPU).unwrap();
+    let result = Base::load(&to, Precision::default(), &CPU).unwrap();
     let ids: Vec<u32> = (0..12).map(|i| (7 * i + 3) % 40).collect();
     let want = pack::logits(&base, Some(&adapter), &ids).unwrap();
     let got = pack::logits(&result, None, &ids).unwrap();
@@ -177,7 +178,7 @@ fn an_index_names_the_file_of_every_tensor() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     write_tiny(&dir.join("base"), false);
-    let base = Base::load(&dir.join("base"), &CPU).unwrap();
+    let base = Base::load(&dir.join("base"), Precision::default(), &CPU).unwrap();
     write_adapter(&dir.join("adapter"), &base, &TargetModules::default());
     let merged = merge(dir, 4000, false).unwrap().unwrap();
     let to = dir.join("models/merged");
@@ -253,7 +254,7 @@ fn what_cannot_be_merged_is_named_and_nothing_is_written() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
         write_tiny(&dir.join("base"), false);
-        let base = Base::load(&dir.join("base"), &CPU).unwrap();
+        let base = Base::load(&dir.join("base"), Precision::default(), &CPU).unwrap();
         write_adapter(&dir.join("adapter"), &base, &names(&["q_proj", "lm_head"]));
         change(dir);
         let files = || std::fs::read_dir(dir.join("models")).map_or(0, Iterator::count);
@@ -281,7 +282,7 @@ fn an_interrupted_merge_leaves_what_was() {
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path();
     write_tiny(&dir.join("base"), false);
-    let base = Base::load(&dir.join("base"), &CPU).unwrap();
+    let base = Base::load(&dir.join("base"), Precision::default(), &CPU).unwrap();
     write_adapter(&dir.join("adapter"), &base, &TargetModules::default());
     fill(&dir.join("models/merged/config.json"));
     // What a killed one left is in nobody's way.

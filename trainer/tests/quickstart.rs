@@ -11,6 +11,7 @@ mod stories;
 mod world;
 
 use domain::SystemClock;
+use domain::trial::Precision;
 use domain::trial::{EvalSplit, LrSchedulerType, TrialConfig};
 use std::path::PathBuf;
 use trainer::model::Base;
@@ -54,7 +55,7 @@ fn the_base_is_small_and_whole() {
     let bytes: u64 =
         std::fs::read_dir(quickstart("base")).unwrap().map(|f| f.unwrap().metadata().unwrap().len()).sum();
     assert!(bytes <= 2_000_000, "{bytes} bytes");
-    let base = Base::load(&quickstart("base"), &Device::Cpu).unwrap();
+    let base = Base::load(&quickstart("base"), Precision::default(), &Device::Cpu).unwrap();
     let tokenizer = Tokenizer::load(&quickstart("base")).unwrap();
     assert!(tokenizer.vocab_size() <= base.config.vocab_size);
     assert!(tokenizer.eos().is_some());
@@ -68,7 +69,7 @@ fn the_base_is_small_and_whole() {
 
 #[test]
 fn the_base_tells_stories() {
-    let base = Base::load(&quickstart("base"), &Device::Cpu).unwrap();
+    let base = Base::load(&quickstart("base"), Precision::default(), &Device::Cpu).unwrap();
     let tokenizer = Tokenizer::load(&quickstart("base")).unwrap();
     let prompt = tokenizer.encode("One day, Tom went for a walk.").unwrap().ids;
     let said = pack::generate(&base, None, &prompt, 40, tokenizer.eos()).unwrap();
@@ -94,7 +95,7 @@ fn fine_tuning_makes_it_answer() {
         max_steps: Some(60),
         ..TrialConfig::default()
     };
-    let loaded = Loaded::load(&quickstart("base"), &Device::Cpu).unwrap();
+    let loaded = Loaded::load(&quickstart("base"), Precision::default(), &Device::Cpu).unwrap();
     let mut run = Run::new(&loaded, config).unwrap();
     let clock = SystemClock::new();
     let base = run.base_eval(&loaded).unwrap().unwrap();

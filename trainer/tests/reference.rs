@@ -3,28 +3,20 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use candle_core::{Device, Tensor};
+mod common;
+
+use candle_core::Tensor;
+use common::{CPU, shared};
+use domain::trial::{Precision, PrecisionMode};
 use serde_json::Value;
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use trainer::lora::{Adapter, LoraMatrix};
 use trainer::model::{Base, LlamaConfig};
 use trainer::optim::{AdamW, AdamWConfig};
 use trainer::pack::{self, Member, Outcome, Row};
-
-const CPU: Device = Device::Cpu;
-
-/// A path under the folder of reference figures, if they are on this machine.
-fn shared(path: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("LORAFLEET_SHARED")
-        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
-    let path = root.join(path);
-    if !path.exists() {
-        println!("not checked: {} is not on this machine", path.display());
-        return None;
-    }
-    Some(path)
-}
+use trainer::quant::Nf4;
+use trainer::weight::Weight;
 
 fn json(path: PathBuf) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
@@ -92,13 +84,34 @@ fn check_probe(base: &Base, adapter: Option<&Adapter>, probe: &Value, want: &Ten
     }
 }
 
+#[derive(Clone, Copy)]
 struct Run {
     name: &'static str,
+    precision: Precision,
     labels: &'static str,
     accumulation: usize,
     /// Whether micro-batch means are averaged (transformers before 4.46) rather than tokens.
     mean_of_means: bool,
     max_grad_norm: f64,
+}
+
+/// A 4-bit base with the reference's nested codes, of which bitsandbytes takes some for their neighbours, and with
+/// what its CPU kernel makes of awkward rows.
+fn as_bitsandbytes_has_it(base: &mut Base, gqa: &Path) {
+    let theirs = candle_core::safetensors::load(gqa.join("base_nf4_dq.safetensors"), &CPU).unwrap();
+    for linear in base.layers.iter_mut().flat_map(|layer| &mut layer.linears) {
+        let Weight::Nf4(matrix) = &mut linear.weight else { continue };
+        if let (codes, Some(_)) = matrix.parts().unwrap() {
+            let of = |part: &str| theirs[&format!("{}.{part}", linear.path)].flatten_all().unwrap();
+            let absmax: Vec<f32> = of("nested_absmax").to_vec1().unwrap();
+            let offset = of("offset").to_vec1::<f32>().unwrap()[0];
+            let nested = (of("absmax_u8").to_vec1().unwrap(), absmax, offset);
+            *matrix = Nf4::from_parts(matrix.dims(), codes, Some(nested), Vec::new()).unwrap();
+        }
+        if let Some(dense) = common::bitsandbytes_on_a_cpu(matrix) {
+            linear.weight = dense.into();
+        }
+    }
 }
 
 /// Trains 50 steps as the reference did and holds each against its log, the end against its files.
@@ -107,7 +120,8 @@ fn check_run(run: &Run) {
         return;
     };
     let (batches, log) = (json(batches), json(gqa.join(run.name).join("log.json")));
-    let base = Base::load(&gqa.join("base"), &CPU).unwrap();
+    let mut base = Base::load(&gqa.join("base"), run.precision, &CPU).unwrap();
+    as_bitsandbytes_has_it(&mut base, &gqa);
     let mut adapter = adapter(&base, gqa.join("adapter_init"));
     let config = AdamWConfig {
         beta1: 0.9,
@@ -128,7 +142,7 @@ fn check_run(run: &Run) {
         let mut scaled: Vec<(Tensor, Tensor)> = Vec::new();
         for micro in 0..run.accumulation {
             let batch = rows(&batches["micro_batches"][step * run.accumulation + micro], run.labels);
-            let mut members = [Member { adapter: &mut adapter, rows: &batch, dropout_counter: 0 }];
+            let mut members = [Member::new(&mut adapter, &batch, 0)];
             let outcome = pack::forward_backward(&base, &mut members).unwrap()[0];
             outcomes.push(outcome);
             if run.mean_of_means {
@@ -150,9 +164,9 @@ fn check_run(run: &Run) {
         let targets: u64 = outcomes.iter().map(|o| o.targets).sum();
         let mean = |o: &Outcome| o.nll / o.targets as f64;
         let (loss, divisor) = if run.mean_of_means {
-            (outcomes.iter().map(mean).sum::<f64>() / run.accumulation as f64, 1)
+            (outcomes.iter().map(mean).sum::<f64>() / run.accumulation as f64, 1.0)
         } else {
-            (outcomes.iter().map(|o| o.nll).sum::<f64>() / targets as f64, targets)
+            (outcomes.iter().map(|o| o.nll).sum::<f64>() / targets as f64, targets as f64)
         };
         let norm = AdamW::grad_norm(&adapter, divisor).unwrap();
         if step == 0
@@ -181,14 +195,14 @@ fn check_run(run: &Run) {
     }
 }
 
-fn check_gradients(adapter: &Adapter, want: &HashMap<String, Tensor>, targets: u64) {
+fn check_gradients(adapter: &Adapter, want: &HashMap<String, Tensor>, targets: f64) {
     let find = |path: &str, part: &str| {
         let key = want.keys().find(|k| k.contains(&format!("{path}.lora_{part}")));
         want[key.unwrap_or_else(|| panic!("the reference has no gradient of {path}.lora_{part}"))].clone()
     };
     for module in &adapter.modules {
         for (part, gradient) in [("A", &module.grad_a), ("B", &module.grad_b)] {
-            let got = (gradient.as_ref().unwrap() / targets as f64).unwrap();
+            let got = (gradient.as_ref().unwrap() / targets).unwrap();
             let want = find(&module.path, part);
             let error = frobenius(&(&got - &want).unwrap());
             assert!(error <= 1e-4 * frobenius(&want) + 1e-7, "{} {part}: off by {error}", module.path);
@@ -200,6 +214,7 @@ fn check_gradients(adapter: &Adapter, want: &HashMap<String, Tensor>, targets: u
 fn fifty_steps_are_pefts() {
     let run = Run {
         name: "lora_full",
+        precision: Precision::default(),
         labels: "labels",
         accumulation: 1,
         mean_of_means: false,
@@ -210,6 +225,10 @@ fn fifty_steps_are_pefts() {
     check_run(&Run { name: "lora_accum2_token", accumulation: 2, ..run });
     check_run(&Run { name: "lora_accum2_mean", accumulation: 2, mean_of_means: true, ..run });
     check_run(&Run { name: "lora_clip_mixed", max_grad_norm: 2.5, ..run });
+    for (name, double_quant) in [("qlora_sq", false), ("qlora_dq", true)] {
+        let precision = Precision { mode: PrecisionMode::FourBit, compute_dtype: None, double_quant };
+        check_run(&Run { name, precision, ..run });
+    }
 }
 
 #[test]
@@ -221,7 +240,7 @@ fn rope_variants_are_transformers() {
     for name in ["rope_base_longprobe", "rope_500k", "rope_llama3"] {
         let dir = gqa.join(name);
         let config = LlamaConfig::load(&dir).unwrap();
-        let mut base = Base::load(&gqa.join("base"), &CPU).unwrap();
+        let mut base = Base::load(&gqa.join("base"), Precision::default(), &CPU).unwrap();
         base.inverse_frequencies = config.inverse_frequencies();
         base.config = config;
         let want = candle_core::safetensors::load(dir.join("probe_logits.safetensors"), &CPU).unwrap();
@@ -252,7 +271,7 @@ fn stories_rows() -> Option<Vec<Row>> {
 #[test]
 fn the_pretrained_base_has_transformers_loss() {
     let (Some(dir), Some(rows)) = (shared("data/models/stories260K-hf"), stories_rows()) else { return };
-    let base = Base::load(&dir, &CPU).unwrap();
+    let base = Base::load(&dir, Precision::default(), &CPU).unwrap();
     let outcome = pack::evaluate(&base, None, &rows[450..]).unwrap();
     assert_eq!(outcome.targets, 11_237);
     let loss = outcome.nll / outcome.targets as f64;
@@ -266,7 +285,7 @@ fn steps_on_real_text_are_pefts() {
     let (Some(dir), Some(rows)) = (shared("data/models/stories260K-hf"), stories_rows()) else { return };
     let Some(reference) = shared("reference/stories260k") else { return };
     let full = std::env::var_os("LORAFLEET_FULL").is_some();
-    let base = Base::load(&dir, &CPU).unwrap();
+    let base = Base::load(&dir, Precision::default(), &CPU).unwrap();
     for (name, init, peak) in [("r4_lr1e-3", "init_r4", 1e-3), ("r16_lr1e-3", "init_r16", 1e-3)] {
         let want = json(reference.join(format!("{name}.json")));
         let mut adapter = adapter(&base, reference.join(init));
@@ -281,14 +300,14 @@ fn steps_on_real_text_are_pefts() {
         };
         for step in 0..if full { 200 } else { 20 } {
             let batch: Vec<Row> = (0..4).map(|j| rows[(4 * step + j) % 450].clone()).collect();
-            let mut members = [Member { adapter: &mut adapter, rows: &batch, dropout_counter: 0 }];
+            let mut members = [Member::new(&mut adapter, &batch, 0)];
             let outcome = pack::forward_backward(&base, &mut members).unwrap()[0];
-            let norm = AdamW::grad_norm(&adapter, outcome.targets).unwrap();
+            let norm = AdamW::grad_norm(&adapter, outcome.targets as f64).unwrap();
             let loss = outcome.nll / outcome.targets as f64;
             close(&format!("{name} step {step} loss"), loss, want["loss"][step].as_f64().unwrap(), 1e-4);
             close(&format!("{name} step {step} norm"), norm, want["grad_norm"][step].as_f64().unwrap(), 1e-3);
             let learning_rate = schedule.learning_rate(step as u64);
-            optimizer.step(&mut adapter, learning_rate, outcome.targets, norm).unwrap();
+            optimizer.step(&mut adapter, learning_rate, outcome.targets as f64, norm).unwrap();
         }
         if full {
             let outcome = pack::evaluate(&base, Some(&adapter), &rows[450..]).unwrap();

@@ -7,13 +7,13 @@ mod common;
 use common::{CPU, flat, json_file, shared, tiny_run};
 use domain::SystemClock;
 use domain::metric::REPORTED;
-use domain::trial::{LrSchedulerType, Throughput, TrialConfig};
+use domain::trial::{GradientCheckpointing, LrSchedulerType, PrecisionMode, Throughput, TrialConfig};
 use std::collections::HashMap;
 use std::path::Path;
 use trainer::run::{Loaded, Run, Stepped, step_pack};
 
 fn load(config: &TrialConfig) -> Loaded {
-    Loaded::load(Path::new(&config.pretrained_model_id), &CPU).unwrap()
+    Loaded::load(Path::new(&config.pretrained_model_id), config.base_model().precision, &CPU).unwrap()
 }
 
 fn steps(loaded: &Loaded, run: &mut Run, count: u64) -> Vec<Stepped> {
@@ -164,8 +164,16 @@ fn runs_on_real_text_are_the_references() {
 
 #[test]
 fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() {
+    for mode in
+        [PrecisionMode::Float32, PrecisionMode::Bfloat16, PrecisionMode::Float16, PrecisionMode::FourBit]
+    {
+        check_resume(mode);
+    }
+}
+
+fn check_resume(precision_mode: PrecisionMode) {
     let dir = tempfile::tempdir().unwrap();
-    let config = tiny_run(dir.path());
+    let config = TrialConfig { precision_mode, ..tiny_run(dir.path()) };
     let loaded = load(&config);
     let mut whole = Run::new(&loaded, config.clone()).unwrap();
     let all = steps(&loaded, &mut whole, 20);
@@ -174,8 +182,10 @@ fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() {
     let mut first = Run::new(&loaded, config.clone()).unwrap();
     steps(&loaded, &mut first, 7);
     first.save(&adapter, &resume).unwrap();
+    // What is computed twice may change on the way: it changes no number.
+    let config = TrialConfig { gradient_checkpointing: GradientCheckpointing::On, ..config };
     let mut second = Run::resume(&load(&config), config, &adapter, &resume).unwrap();
-    assert_eq!(second.step(), 7);
+    assert_eq!((second.step(), second.recomputed_layers()), (7, 2));
     let rest = steps(&loaded, &mut second, 13);
 
     assert!(whole.is_done() && second.is_done());
@@ -195,4 +205,55 @@ fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() {
     assert_eq!((a.steps, a.loss, a.eval_loss), (b.steps, b.loss, b.eval_loss));
     assert_eq!(a.throughput, Throughput::Solo);
     assert_eq!(a.trainable_parameters, 4 * 2 * (32 + 24 + 24 + 32 + 40 + 40 + 40));
+}
+
+/// A step whose gradients overflow is left out, and the next one tries with half the scale.
+#[test]
+fn an_overflow_in_float16_costs_a_step_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = TrialConfig { precision_mode: PrecisionMode::Float16, ..tiny_run(dir.path()) };
+    let loaded = load(&config);
+    let (adapter, resume) = (dir.path().join("adapter"), dir.path().join("resume"));
+    let mut run = Run::new(&loaded, config.clone()).unwrap();
+    steps(&loaded, &mut run, 3);
+    run.save(&adapter, &resume).unwrap();
+    // As if the scale had grown until the gradients overflow.
+    let file = resume.join("resume.json");
+    let mut saved = json_file(&file);
+    assert_eq!(saved["loss_scaler"]["scale"], 65_536.0);
+    saved["loss_scaler"]["scale"] = serde_json::json!(2f32.powi(127));
+    std::fs::write(&file, saved.to_string()).unwrap();
+    let mut run = Run::resume(&loaded, config, &adapter, &resume).unwrap();
+    let before = flat(run.adapter());
+    let mut left_out = 0;
+    while flat(run.adapter()) == before {
+        assert_eq!(steps(&loaded, &mut run, 1)[0].diverged, None);
+        left_out += 1;
+        assert!(left_out < 15, "it goes on once the scale is small enough");
+    }
+    assert!(left_out > 1 && run.step() == 3 + left_out, "steps count as steps: {left_out}");
+    assert!(flat(run.adapter()).iter().all(|x| x.is_finite()));
+}
+
+/// Where memory is short, layers are computed again, as few as that takes.
+#[test]
+fn a_run_fits_itself_to_the_memory_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = tiny_run(dir.path());
+    let loaded = load(&config);
+    let run = || Run::new(&loaded, config.clone()).unwrap();
+    let whole = run().fit(&loaded, u64::MAX).total();
+    // (bytes, layers computed again)
+    for (memory, layers) in [(whole, 0), (whole - 1, 1), (1, 2)] {
+        let mut run = run();
+        let held = run.fit(&loaded, memory).total();
+        assert_eq!(run.recomputed_layers(), layers, "{memory} of {whole}");
+        assert!(layers == 0 || held < whole);
+        steps(&loaded, &mut run, 2);
+        let counted = run.summary(&loaded).unwrap().peak_memory_bytes.unwrap();
+        assert!(counted as f64 <= 1.01 * held as f64, "{layers} layers: {counted} counted, {held} predicted");
+    }
+    let never = TrialConfig { gradient_checkpointing: GradientCheckpointing::Off, ..config.clone() };
+    let mut never = Run::new(&loaded, never).unwrap();
+    assert_eq!((never.fit(&loaded, 1).total(), never.recomputed_layers()), (whole, 0));
 }

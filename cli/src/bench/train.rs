@@ -1,7 +1,7 @@
 //! `lorafleet bench train`: training steps on random weights and random full-length rows, timed one by one.
 
 use crate::Failure;
-use domain::trial::TrialConfig;
+use domain::trial::{GradientCheckpointing, PrecisionMode, TrialConfig};
 use domain::{Clock, SystemClock, rng};
 use serde_json::{Value, json};
 use trainer::data::Dataset;
@@ -47,6 +47,15 @@ pub(crate) struct Args {
     /// The adapters' rank.
     #[arg(long, default_value_t = 16)]
     rank: u32,
+    /// The frozen base's numbers: float32, bfloat16, float16 or 4bit.
+    #[arg(long, default_value = "float32", value_parser = parameter::<PrecisionMode>)]
+    precision_mode: PrecisionMode,
+    /// With 4bit, quantise the blocks' magnitudes too.
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
+    double_quant: bool,
+    /// Compute each layer again in the backward pass instead of keeping what it needs.
+    #[arg(long)]
+    gradient_checkpointing: bool,
     /// Trials that share the base and step together.
     #[arg(long, default_value_t = 1)]
     trials: u64,
@@ -71,7 +80,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         TrainError::Parameter { .. } => Failure::invalid(error),
         _ => Failure::failed(error),
     };
-    let loaded = Loaded::in_memory(Base::random(shape, &Device::Cpu).map_err(failed)?);
+    let precision = config(args, 0).base_model().precision;
+    let loaded = Loaded::in_memory(Base::random(shape, precision, &Device::Cpu).map_err(failed)?);
     let trial = |number| Run::with_data(&loaded, config(args, number), rows(args, number));
     let mut runs = (0..args.trials).map(trial).collect::<Result<Vec<_>, _>>().map_err(failed)?;
     let clock = SystemClock::new();
@@ -143,8 +153,19 @@ fn shape(args: &Args) -> Result<LlamaConfig, Failure> {
     })
 }
 
+/// A value under the name that it has in sweep files.
+fn parameter<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(json!(text)).map_err(|error| error.to_string())
+}
+
 fn config(args: &Args, number: u64) -> TrialConfig {
     TrialConfig {
+        precision_mode: args.precision_mode,
+        double_quant: args.double_quant,
+        gradient_checkpointing: match args.gradient_checkpointing {
+            true => GradientCheckpointing::On,
+            false => GradientCheckpointing::Off,
+        },
         lora_rank: args.rank,
         batch_size: args.batch,
         max_sequence_length: args.seq,
@@ -180,8 +201,7 @@ fn document(
     let tokens = samples * f64::from(args.seq);
     let trainable = runs.iter().map(|run| run.adapter().parameters()).max().unwrap_or_default();
     let flops = tokens * shape.flops_per_token(trainable, u64::from(args.seq));
-    let predicted = (args.trials == 1)
-        .then(|| shape.cpu_peak_bytes(trainable, u64::from(args.batch) * u64::from(args.seq)).total());
+    let predicted = (args.trials == 1).then(|| runs[0].predicted_peak_bytes(loaded).total());
     json!({
         "benchmark": "train",
         "hidden": args.hidden,
@@ -195,7 +215,10 @@ fn document(
         "rank": args.rank,
         "trials": args.trials,
         "device": "cpu",
-        "precision_mode": "float32",
+        "precision_mode": args.precision_mode,
+        "double_quant": args.double_quant,
+        "gradient_checkpointing": args.gradient_checkpointing,
+        "base_bytes": loaded.base.bytes(),
         "threads": trainer::threads(),
         "warmup": args.warmup,
         "steps": args.steps,

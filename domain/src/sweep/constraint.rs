@@ -116,7 +116,7 @@ impl Expression {
                 Some(Kind::Whole | Kind::Number) => Sort::Number,
                 Some(Kind::Text) => Sort::Text,
                 Some(Kind::Flag) => Sort::Flag,
-                Some(Kind::Modules) | None => return Err(format!("{name} cannot stand in a constraint")),
+                Some(Kind::Mixed) | None => return Err(format!("{name} cannot stand in a constraint")),
             },
             Expression::Negate(inner) => inner.expect(Sort::Number)?,
             Expression::Binary(operator, left, right) => match operator {

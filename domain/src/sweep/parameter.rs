@@ -15,7 +15,8 @@ pub(super) enum Kind {
     Number,
     Text,
     Flag,
-    Modules,
+    /// Values of several sorts.
+    Mixed,
 }
 
 /// One parameter's rule.
@@ -69,23 +70,21 @@ const RULES: &[Rule] = &[
     rule("skip_bad_rows", Kind::Flag, TRUE_OR_FALSE, |_| true),
     rule("shuffle", Kind::Flag, TRUE_OR_FALSE, |_| true),
     rule("precision_mode", Kind::Text, "float32, bfloat16, float16 or 4bit", |_| true),
+    rule("compute_dtype", Kind::Text, "float32, bfloat16 or float16", |_| true),
+    rule("double_quant", Kind::Flag, TRUE_OR_FALSE, |_| true),
+    rule("gradient_checkpointing", Kind::Mixed, "true, false or auto", |_| true),
     rule("lora_rank", Kind::Whole, FROM_1, |c| c.lora_rank >= 1),
     rule("lora_alpha", Kind::Number, "a number above 0", |c| c.lora_alpha.is_none_or(above_0)),
     rule("lora_dropout", Kind::Number, "a number from 0 to below 1", |c| {
         (0.0..1.0).contains(&c.lora_dropout)
     }),
-    rule(
-        "target_modules",
-        Kind::Modules,
-        "all-linear, a regular expression or a list of module names",
-        |c| {
-            use crate::trial::TargetModules::{Names, Pattern};
-            match &c.target_modules {
-                Names(names) => !names.is_empty() && names.iter().all(|n| !n.is_empty()),
-                Pattern(pattern) => !pattern.is_empty(),
-            }
-        },
-    ),
+    rule("target_modules", Kind::Mixed, "all-linear, a regular expression or a list of module names", |c| {
+        use crate::trial::TargetModules::{Names, Pattern};
+        match &c.target_modules {
+            Names(names) => !names.is_empty() && names.iter().all(|n| !n.is_empty()),
+            Pattern(pattern) => !pattern.is_empty(),
+        }
+    }),
     rule("init_adapter", Kind::Text, "an adapter's directory", |c| {
         c.init_adapter.as_ref().is_none_or(|a| !a.is_empty())
     }),

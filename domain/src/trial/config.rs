@@ -2,6 +2,7 @@
 //! Vertex/PEFT/Hugging Face world. It serialises to one flat JSON object whose keys are the sweep file's.
 
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// What a trial trains for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -27,6 +28,120 @@ pub enum PrecisionMode {
     /// NF4 base weights (QLoRA).
     #[serde(rename = "4bit")]
     FourBit,
+}
+
+/// The numbers of what 4-bit bases leave unquantised: embedding and head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ComputeDtype {
+    /// 32-bit floating point.
+    Float32,
+    /// bfloat16.
+    Bfloat16,
+    /// IEEE half precision.
+    Float16,
+}
+
+/// How a frozen base is held: what two trials must agree on to share one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Precision {
+    /// The numbers of its matrices.
+    pub mode: PrecisionMode,
+    /// With 4 bits, those of embedding and head; else `None`.
+    pub compute_dtype: Option<ComputeDtype>,
+    /// With 4 bits, whether magnitudes are quantised too; else false.
+    pub double_quant: bool,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.mode {
+            PrecisionMode::Float32 => write!(f, "float32"),
+            PrecisionMode::Bfloat16 => write!(f, "bfloat16"),
+            PrecisionMode::Float16 => write!(f, "float16"),
+            PrecisionMode::FourBit => {
+                let rest = match self.compute_dtype.unwrap_or(ComputeDtype::Float32) {
+                    ComputeDtype::Float32 => "float32",
+                    ComputeDtype::Bfloat16 => "bfloat16",
+                    ComputeDtype::Float16 => "float16",
+                };
+                write!(f, "4bit {rest}{}", if self.double_quant { " double_quant" } else { "" })
+            }
+        }
+    }
+}
+
+/// A frozen base: a model, and how it is held.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct BaseModel {
+    /// `pretrained_model_id`.
+    pub model: String,
+    /// How its weights are held.
+    pub precision: Precision,
+}
+
+/// The model, and in brackets its numbers unless they are float32. Two bases are the same if this is.
+impl fmt::Display for BaseModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.precision.mode {
+            PrecisionMode::Float32 => write!(f, "{}", self.model),
+            _ => write!(f, "{} [{}]", self.model, self.precision),
+        }
+    }
+}
+
+/// Which layers keep their input alone and are computed again in the backward pass (transformers'
+/// `gradient_checkpointing`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum GradientCheckpointing {
+    /// As many as it takes to fit the device's free memory: none, if all fits.
+    #[default]
+    Auto,
+    /// All.
+    On,
+    /// None.
+    Off,
+}
+
+impl GradientCheckpointing {
+    /// The fewest of a model's `layers` that it may have computed again, and the most.
+    pub fn recomputed_layers(self, layers: u64) -> [u64; 2] {
+        match self {
+            Self::Auto => [0, layers],
+            Self::On => [layers; 2],
+            Self::Off => [0; 2],
+        }
+    }
+}
+
+/// `true`, `false` or `"auto"`.
+impl Serialize for GradientCheckpointing {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::On => serializer.serialize_bool(true),
+            Self::Off => serializer.serialize_bool(false),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for GradientCheckpointing {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Value {
+            Flag(bool),
+            Text(String),
+        }
+        match Value::deserialize(deserializer)? {
+            Value::Flag(true) => Ok(Self::On),
+            Value::Flag(false) => Ok(Self::Off),
+            Value::Text(text) if text == "auto" => Ok(Self::Auto),
+            Value::Text(text) => {
+                Err(serde::de::Error::custom(format!("{text:?} is not true, false or auto")))
+            }
+        }
+    }
 }
 
 /// The learning rate's course over the steps, as transformers' `get_scheduler` defines it.
@@ -128,6 +243,13 @@ trial_config! {
     shuffle: bool = true;
     /// The frozen base's numbers.
     precision_mode: PrecisionMode = PrecisionMode::default();
+    /// With `4bit`, the numbers of embedding and head: float32 on a CPU unless given.
+    compute_dtype: Option<ComputeDtype> = None;
+    /// With `4bit`, quantise the blocks' magnitudes too.
+    double_quant: bool = true;
+    /// Keep only each layer's input and compute the rest again in the backward pass: slower, less memory. `auto`
+    /// does so for as many layers as it takes to fit the device.
+    gradient_checkpointing: GradientCheckpointing = GradientCheckpointing::Auto;
     /// The adapter's rank `r`.
     lora_rank: u32 = 16;
     /// The adapter's `lora_alpha`; its output is scaled by `lora_alpha / lora_rank`. Default: 2 × rank.
@@ -183,6 +305,18 @@ impl TrialConfig {
     /// `lora_alpha` in force: 2 × rank unless given.
     pub fn lora_alpha_in_force(&self) -> f64 {
         self.lora_alpha.unwrap_or(2.0 * f64::from(self.lora_rank))
+    }
+
+    /// The frozen base that it trains on.
+    pub fn base_model(&self) -> BaseModel {
+        let mode = self.precision_mode;
+        let quantized = mode == PrecisionMode::FourBit;
+        let precision = Precision {
+            mode,
+            compute_dtype: quantized.then(|| self.compute_dtype.unwrap_or(ComputeDtype::Float32)),
+            double_quant: quantized && self.double_quant,
+        };
+        BaseModel { model: self.pretrained_model_id.clone(), precision }
     }
 
     /// Optimizer steps of the whole run on `training_rows` rows.

@@ -3,7 +3,7 @@
 use super::pack::{Backend, Stepped};
 use super::{Admission, CheckpointDirs};
 use domain::Clock;
-use domain::trial::{Digests, Failure, FailureClass, TrialSummary};
+use domain::trial::{BaseModel, Digests, Failure, FailureClass, TrialSummary};
 use std::path::Path;
 use std::sync::Arc;
 use trainer::model::Base;
@@ -39,17 +39,17 @@ impl Backend for Candle {
     type Base = Loaded;
     type Run = Run;
 
-    fn base_bytes(&mut self, base: &str) -> Result<Option<u64>, Failure> {
-        let outline = Base::outline(Path::new(base)).map_err(failure)?;
+    fn base_bytes(&mut self, base: &BaseModel) -> Result<Option<u64>, Failure> {
+        let outline = Base::outline(Path::new(&base.model), base.precision).map_err(failure)?;
         Ok(Some(outline.bytes()))
     }
 
-    fn own_bytes(&self, base: &Loaded, run: &Run) -> Option<u64> {
-        Some(run.predicted_peak_bytes(base).own())
+    fn fit(&self, base: &Loaded, run: &mut Run, memory_bytes: u64) -> Option<u64> {
+        Some(run.fit(base, memory_bytes).own())
     }
 
-    fn load(&mut self, base: &str) -> Result<Loaded, Failure> {
-        Loaded::load(Path::new(base), &self.device).map_err(failure)
+    fn load(&mut self, base: &BaseModel) -> Result<Loaded, Failure> {
+        Loaded::load(Path::new(&base.model), base.precision, &self.device).map_err(failure)
     }
 
     fn start(&mut self, base: &Loaded, admission: &Admission) -> Result<Run, Failure> {

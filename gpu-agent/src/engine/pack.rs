@@ -5,7 +5,7 @@ use super::{Admission, Checkpoint, CheckpointDirs, Ending, Engine, Event, Happen
 use crate::Assignment;
 use domain::Clock;
 use domain::metric::{self, MetricPoint};
-use domain::trial::{Digests, Failure, FailureClass, Throughput, TrialSummary};
+use domain::trial::{BaseModel, Digests, Failure, FailureClass, Throughput, TrialSummary};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,11 +29,12 @@ pub trait Backend {
     type Run;
 
     /// Bytes that a base will take, before it is loaded; `None` if nothing predicts it.
-    fn base_bytes(&mut self, base: &str) -> Result<Option<u64>, Failure>;
-    /// Most bytes that a run will hold beside the base; `None` if nothing predicts it.
-    fn own_bytes(&self, base: &Self::Base, run: &Self::Run) -> Option<u64>;
-    /// Loads a base by the name that trials give it.
-    fn load(&mut self, base: &str) -> Result<Self::Base, Failure>;
+    fn base_bytes(&mut self, base: &BaseModel) -> Result<Option<u64>, Failure>;
+    /// Lets a run spend time for memory until it fits a device of `memory_bytes`, if it may and can. Returns the most
+    /// bytes that it will hold beside the base; `None` if nothing predicts it.
+    fn fit(&self, base: &Self::Base, run: &mut Self::Run, memory_bytes: u64) -> Option<u64>;
+    /// Loads a base as trials name it.
+    fn load(&mut self, base: &BaseModel) -> Result<Self::Base, Failure>;
     /// Starts a run, or goes on from the admission's checkpoint.
     fn start(&mut self, base: &Self::Base, admission: &Admission) -> Result<Self::Run, Failure>;
     /// What it is trained on.
@@ -83,7 +84,7 @@ pub struct Pack<B: Backend> {
     clock: Arc<dyn Clock>,
     /// Bytes that base and trials may take together.
     memory_bytes: u64,
-    base: Option<(String, B::Base)>,
+    base: Option<(BaseModel, B::Base)>,
     /// What [`Backend::base_bytes`] said of that base.
     base_bytes: u64,
     members: Vec<Member<B::Run>>,
@@ -148,8 +149,8 @@ impl<B: Backend> Pack<B> {
     /// The first trial in line, if its base is in memory and it fits beside the others, or if there are none.
     /// Strictly in order, so that a trial of another base, or a large one, is not passed by for ever.
     fn next_admission(&mut self) -> Option<Admission> {
-        let base = &self.waiting.front()?.config.pretrained_model_id;
-        let resident = self.base.as_ref().is_some_and(|(name, _)| name == base);
+        let base = self.waiting.front()?.config.base_model();
+        let resident = self.base.as_ref().is_some_and(|(resident, _)| *resident == base);
         let joins = resident && self.wanted_bytes <= self.free_bytes();
         let alone = self.members.is_empty() && self.unsaved.is_empty();
         if joins || alone { self.waiting.pop_front() } else { None }
@@ -171,10 +172,10 @@ impl<B: Backend> Pack<B> {
 
     fn try_join(&mut self, admission: Admission, emit: &mut dyn FnMut(Event)) -> Result<(), Failure> {
         let since = self.clock.monotonic();
-        self.make_resident(&admission.config.pretrained_model_id, emit)?;
+        self.make_resident(admission.config.base_model(), emit)?;
         let Some((_, base)) = &self.base else { return Ok(()) };
         let mut run = self.backend.start(base, &admission)?;
-        let own_bytes = self.backend.own_bytes(base, &run).unwrap_or_default();
+        let own_bytes = self.backend.fit(base, &mut run, self.memory_bytes).unwrap_or_default();
         if own_bytes > self.free_bytes() {
             if self.members.is_empty() && self.unsaved.is_empty() {
                 return Err(does_not_fit(self.base_bytes, own_bytes, self.memory_bytes));
@@ -209,21 +210,22 @@ impl<B: Backend> Pack<B> {
         Ok(())
     }
 
-    fn make_resident(&mut self, name: &str, emit: &mut dyn FnMut(Event)) -> Result<(), Failure> {
-        if self.base.as_ref().is_some_and(|(resident, _)| resident == name) {
+    fn make_resident(&mut self, base: BaseModel, emit: &mut dyn FnMut(Event)) -> Result<(), Failure> {
+        if self.base.as_ref().is_some_and(|(resident, _)| *resident == base) {
             return Ok(());
         }
         // The old base goes first: the device need not hold two.
         if self.base.take().is_some() {
             emit(Event::BaseResident(None));
         }
-        let bytes = self.backend.base_bytes(name)?.unwrap_or_default();
+        let bytes = self.backend.base_bytes(&base)?.unwrap_or_default();
         if bytes > self.memory_bytes {
             return Err(does_not_fit(bytes, 0, self.memory_bytes));
         }
-        self.base = Some((name.to_string(), self.backend.load(name)?));
+        let loaded = self.backend.load(&base)?;
+        emit(Event::BaseResident(Some(base.to_string())));
+        self.base = Some((base, loaded));
         self.base_bytes = bytes;
-        emit(Event::BaseResident(Some(name.to_string())));
         Ok(())
     }
 

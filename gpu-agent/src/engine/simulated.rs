@@ -8,7 +8,7 @@ use super::pack::{Backend, Stepped};
 use super::{Admission, CheckpointDirs};
 use domain::Clock;
 use domain::metric::{self, MetricPoint};
-use domain::trial::{Digests, Failure, FailureClass, TrialConfig, TrialSummary};
+use domain::trial::{BaseModel, Digests, Failure, FailureClass, TrialConfig, TrialSummary};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,15 +67,15 @@ impl Backend for Simulated {
     type Base = ();
     type Run = SimulatedRun;
 
-    fn base_bytes(&mut self, _: &str) -> Result<Option<u64>, Failure> {
+    fn base_bytes(&mut self, _: &BaseModel) -> Result<Option<u64>, Failure> {
         Ok(None)
     }
 
-    fn own_bytes(&self, (): &(), _: &SimulatedRun) -> Option<u64> {
+    fn fit(&self, (): &(), _: &mut SimulatedRun, _: u64) -> Option<u64> {
         None
     }
 
-    fn load(&mut self, _: &str) -> Result<(), Failure> {
+    fn load(&mut self, _: &BaseModel) -> Result<(), Failure> {
         Ok(())
     }
 

@@ -156,7 +156,7 @@ fn save(path: &Path, tensors: &BTreeMap<String, Tensor>) -> Outcome<()> {
 
 /// What the saved base says to a few of the instruction set's prompts.
 fn show(dir: &Path, rows: &[String]) -> Outcome<()> {
-    let base = Base::load(dir, &Device::Cpu)?;
+    let base = Base::load(dir, domain::trial::Precision::default(), &Device::Cpu)?;
     let tokenizer = tokenizers::Tokenizer::from_file(dir.join("tokenizer.json"))?;
     for row in rows.iter().take(8) {
         let Some((question, _)) = row.split_once("### Assistant:") else { continue };

@@ -4,8 +4,10 @@ use super::LlamaConfig;
 use crate::error::{Result, TrainError};
 use crate::files;
 use crate::lora::ModuleSpec;
+use crate::weight::{Numbers, Weight};
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
+use domain::trial::Precision;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -15,13 +17,13 @@ pub struct Linear {
     /// Its path in the model, such as `model.layers.0.self_attn.q_proj`.
     pub path: String,
     /// `[out_features, in_features]`.
-    pub weight: Tensor,
+    pub weight: Weight,
 }
 
 impl Linear {
     fn spec(&self) -> ModuleSpec {
-        let shape = self.weight.dims();
-        ModuleSpec { path: self.path.clone(), in_features: shape[1], out_features: shape[0] }
+        let [out_features, in_features] = self.weight.dims();
+        ModuleSpec { path: self.path.clone(), in_features, out_features }
     }
 }
 
@@ -55,7 +57,9 @@ const HEAD_PATH: &str = "lm_head";
 pub struct Base {
     /// Its shape.
     pub config: LlamaConfig,
-    /// `[vocab, hidden]`.
+    /// How its weights are held.
+    pub precision: Precision,
+    /// `[vocab, hidden]`, in the precision's numbers.
     pub embedding: Tensor,
     /// Its layers.
     pub layers: Vec<Layer>,
@@ -69,15 +73,16 @@ pub struct Base {
 
 impl Base {
     /// Loads a model directory in Hugging Face's layout: `config.json`, and `model.safetensors` or
-    /// `model.safetensors.index.json` with its shards.
+    /// `model.safetensors.index.json` with its shards. Tensor by tensor, each is brought into the precision's
+    /// numbers before the next is read.
     ///
     /// # Errors
     /// A file is missing or cut off, or a tensor is missing or has another shape than the configuration says.
-    pub fn load(dir: &Path, device: &Device) -> Result<Self> {
+    pub fn load(dir: &Path, precision: Precision, device: &Device) -> Result<Self> {
         let (config, tensors) = open(dir)?;
-        Self::assemble(config, |name, shape| {
+        Self::assemble(config, precision, |name, shape, held| {
             check_tensor(dir, &tensors, name, shape)?;
-            Ok(tensors.load(name, device)?.to_dtype(DType::F32)?)
+            held.hold(&tensors.load(name, device)?)
         })
     }
 
@@ -86,12 +91,11 @@ impl Base {
     ///
     /// # Errors
     /// Those of [`Base::load`].
-    pub fn outline(dir: &Path) -> Result<Self> {
+    pub fn outline(dir: &Path, precision: Precision) -> Result<Self> {
         let (config, tensors) = open(dir)?;
-        let zero = Tensor::zeros((), DType::F32, &Device::Cpu)?;
-        Self::assemble(config, |name, shape| {
+        Self::assemble(config, precision, |name, shape, held| {
             check_tensor(dir, &tensors, name, shape)?;
-            Ok(zero.broadcast_as(shape)?)
+            held.outline(shape)
         })
     }
 
@@ -99,9 +103,9 @@ impl Base {
     ///
     /// # Errors
     /// The device runs out of memory.
-    pub fn random(config: LlamaConfig, device: &Device) -> Result<Self> {
-        Self::assemble(config, |name, shape| {
-            Ok(if name.ends_with("norm.weight") {
+    pub fn random(config: LlamaConfig, precision: Precision, device: &Device) -> Result<Self> {
+        Self::assemble(config, precision, |name, shape, held| {
+            held.hold(&if name.ends_with("norm.weight") {
                 Tensor::ones(shape, DType::F32, device)?
             } else {
                 Tensor::randn(0f32, 0.02, shape, device)?
@@ -111,9 +115,11 @@ impl Base {
 
     fn assemble(
         config: LlamaConfig,
-        mut tensor: impl FnMut(&str, &[usize]) -> Result<Tensor>,
+        precision: Precision,
+        mut read: impl FnMut(&str, &[usize], Numbers) -> Result<Weight>,
     ) -> Result<Self> {
         let c = &config;
+        let (table, linear) = (Numbers::of_tables(precision), Numbers::of_linears(precision));
         let (hidden, inter) = (c.hidden_size, c.intermediate_size);
         let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
         let shapes = [
@@ -125,38 +131,39 @@ impl Base {
             [inter, hidden],
             [hidden, inter],
         ];
-        let embedding = tensor("model.embed_tokens.weight", &[c.vocab_size, hidden])?;
+        let embedding = read("model.embed_tokens.weight", &[c.vocab_size, hidden], table)?.dense()?;
         let mut layers = Vec::with_capacity(c.num_hidden_layers);
         for i in 0..c.num_hidden_layers {
             let mut linears = Vec::with_capacity(7);
             for (path, shape) in LINEAR_PATHS.iter().zip(&shapes) {
                 let path = format!("model.layers.{i}.{path}");
-                let weight = tensor(&format!("{path}.weight"), shape)?;
+                let weight = read(&format!("{path}.weight"), shape, linear)?;
                 linears.push(Linear { path, weight });
             }
             let linears: [Linear; 7] = match linears.try_into() {
                 Ok(linears) => linears,
                 Err(_) => unreachable!("seven paths make seven linears"),
             };
+            let mut norm = |name: &str| {
+                read(&format!("model.layers.{i}.{name}.weight"), &[hidden], Numbers::Float32)?.dense()
+            };
+            let input_norm = norm("input_layernorm")?;
             layers.push(Layer {
-                input_norm: tensor(&format!("model.layers.{i}.input_layernorm.weight"), &[hidden])?,
-                post_attention_norm: tensor(
-                    &format!("model.layers.{i}.post_attention_layernorm.weight"),
-                    &[hidden],
-                )?,
+                input_norm,
+                post_attention_norm: norm("post_attention_layernorm")?,
                 linears,
             });
         }
-        let norm = tensor("model.norm.weight", &[hidden])?;
+        let norm = read("model.norm.weight", &[hidden], Numbers::Float32)?.dense()?;
         let head = Linear {
             path: HEAD_PATH.into(),
             weight: match c.tie_word_embeddings {
-                true => embedding.clone(),
-                false => tensor("lm_head.weight", &[c.vocab_size, hidden])?,
+                true => Weight::Dense(embedding.clone()),
+                false => read("lm_head.weight", &[c.vocab_size, hidden], table)?,
             },
         };
         let inverse_frequencies = config.inverse_frequencies();
-        Ok(Self { config, embedding, layers, norm, head, inverse_frequencies })
+        Ok(Self { config, precision, embedding, layers, norm, head, inverse_frequencies })
     }
 
     /// The device that holds the weights.
@@ -176,20 +183,23 @@ impl Base {
 
     /// Parameters of the base; a tied head counts once.
     pub fn parameters(&self) -> u64 {
-        self.tensors().map(|t| t.elem_count() as u64).sum()
+        let (weights, tensors) = self.parts();
+        let matrices: usize = weights.map(Weight::elem_count).sum();
+        (matrices + tensors.map(Tensor::elem_count).sum::<usize>()) as u64
     }
 
     /// Bytes of its weights.
     pub fn bytes(&self) -> u64 {
-        self.tensors().map(crate::memory::bytes).sum()
+        let (weights, tensors) = self.parts();
+        weights.map(Weight::bytes).sum::<u64>() + tensors.map(crate::memory::bytes).sum::<u64>()
     }
 
-    /// Its weights, each once.
-    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+    /// Its matrices and its other tensors, each once.
+    fn parts(&self) -> (impl Iterator<Item = &Weight>, impl Iterator<Item = &Tensor>) {
         let linears = self.layers.iter().flat_map(|l| l.linears.iter().map(|l| &l.weight));
-        let norms = self.layers.iter().flat_map(|l| [&l.input_norm, &l.post_attention_norm]);
         let head = (!self.config.tie_word_embeddings).then_some(&self.head.weight);
-        linears.chain(norms).chain([&self.embedding, &self.norm]).chain(head)
+        let norms = self.layers.iter().flat_map(|l| [&l.input_norm, &l.post_attention_norm]);
+        (linears.chain(head), norms.chain([&self.embedding, &self.norm]))
     }
 }
 

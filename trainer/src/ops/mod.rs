@@ -14,6 +14,7 @@ mod tests;
 
 use crate::error::Result;
 use crate::model::Base;
+use crate::weight::Weight;
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
 
@@ -29,6 +30,17 @@ pub fn add_rows(into: Tensor, start: usize, x: &Tensor) -> Result<Tensor> {
     } else {
         plain::add_rows(&into, start, x)
     }
+}
+
+/// `x` with `rows` of its rows, from `start` on, multiplied by `factor`.
+pub fn scale_rows(x: Tensor, start: usize, rows: usize, factor: f32) -> Result<Tensor> {
+    let part = x.narrow(0, start, rows)?;
+    if cpu::has(&x) {
+        cpu::update(&part, |values| values.iter_mut().for_each(|value| *value *= factor))?;
+        return Ok(x);
+    }
+    let scaled = (&part * f64::from(factor))?;
+    Ok(x.slice_assign(&[start..start + rows, 0..x.dims2()?.1], &scaled)?)
 }
 
 /// `x` with its i-th element multiplied by `factor(i)`.
@@ -185,17 +197,21 @@ pub fn attention_backward(
     }
 }
 
-/// A frozen linear layer: `x` `[tokens, in]` · `weight`ᵀ, `weight` `[out, in]`.
-pub fn linear(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    if cpu::has(x) { cpu::frozen::product(x, weight, true, None) } else { Ok(x.matmul(&weight.t()?)?) }
+/// A frozen linear layer: `x` `[tokens, in]` · `weight`ᵀ, `weight` `[out, in]`. Weights in fewer bits are brought to
+/// float32 a few rows at a time.
+pub fn linear(x: &Tensor, weight: &Weight) -> Result<Tensor> {
+    if cpu::has(x) {
+        return cpu::frozen::product(x, weight, true, None);
+    }
+    Ok(x.matmul(&weight.to_float32()?.t()?)?)
 }
 
 /// The gradient of [`linear`] by `x`: `dy` `[tokens, out]` · `weight`, added to `into` if there is one.
-pub fn linear_backward(dy: &Tensor, weight: &Tensor, into: Option<Tensor>) -> Result<Tensor> {
+pub fn linear_backward(dy: &Tensor, weight: &Weight, into: Option<Tensor>) -> Result<Tensor> {
     if cpu::has(dy) {
         return cpu::frozen::product(dy, weight, false, into);
     }
-    let dx = dy.matmul(weight)?;
+    let dx = dy.matmul(&weight.to_float32()?)?;
     into.map_or(Ok(dx.clone()), |into| Ok(into.add(&dx)?))
 }
 
@@ -288,12 +304,13 @@ pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
     Ok(f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?))
 }
 
-/// The rows of `x` `[_, width]` that `rows` names, in that order.
+/// The rows of `x` `[_, width]` that `rows` names, in that order and in float32.
 pub fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     if cpu::has(x) {
         return cpu::elementwise::gather(x, rows);
     }
-    Ok(x.index_select(&Tensor::from_slice(rows, rows.len(), x.device())?, 0)?)
+    let rows = Tensor::from_slice(rows, rows.len(), x.device())?;
+    Ok(x.index_select(&rows, 0)?.to_dtype(DType::F32)?)
 }
 
 /// The gradient of [`gather`]: `dy`'s rows at their places among `tokens` rows, zeros elsewhere. No row is

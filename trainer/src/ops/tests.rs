@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::rng;
+use crate::weight::Numbers;
 use candle_core::Device;
 
 const CPU: Device = Device::Cpu;
@@ -80,17 +81,29 @@ fn frozen_products_are_the_matrix_products() {
     // Empty, single, narrower than a thread's share, and wide enough for several threads.
     for (tokens, inputs, outputs) in [(0, 4, 3), (1, 8, 5), (7, 24, 40), (65, 172, 130), (200, 96, 519)] {
         let what = |name: &str| format!("{name} {tokens}x{inputs}x{outputs}");
-        let (x, w) = (random((tokens, inputs), 1), random((outputs, inputs), 2));
-        let plain = x.matmul(&w.t().unwrap()).unwrap();
-        check(&what("linear"), &linear(&x, &w).unwrap(), &plain);
+        let (x, drawn) = (random((tokens, inputs), 1), random((outputs, inputs), 2));
         let (dy, into) = (random((tokens, outputs), 3), random((tokens, inputs), 4));
-        let plain = dy.matmul(&w).unwrap();
-        check(&what("linear_backward"), &linear_backward(&dy, &w, None).unwrap(), &plain);
-        let plain = plain.add(&into).unwrap();
-        let fused = linear_backward(&dy, &w, Some(copy(&into))).unwrap();
-        check(&what("linear_backward, added"), &fused, &plain);
-        assert!(linear(&x, &random((outputs, inputs + 1), 5)).is_err());
-        assert!(linear_backward(&dy, &w, Some(random((tokens, inputs + 1), 6))).is_err());
+        for numbers in [
+            Numbers::Float32,
+            Numbers::Bfloat16,
+            Numbers::Float16,
+            Numbers::Nf4 { double_quant: false },
+            Numbers::Nf4 { double_quant: true },
+        ] {
+            let what = |name: &str| format!("{} in {numbers:?}", what(name));
+            let weight = numbers.hold(&drawn).unwrap();
+            let w = weight.to_float32().unwrap();
+            let plain = x.matmul(&w.t().unwrap()).unwrap();
+            check(&what("linear"), &linear(&x, &weight).unwrap(), &plain);
+            let plain = dy.matmul(&w).unwrap();
+            check(&what("linear_backward"), &linear_backward(&dy, &weight, None).unwrap(), &plain);
+            let plain = plain.add(&into).unwrap();
+            let fused = linear_backward(&dy, &weight, Some(copy(&into))).unwrap();
+            check(&what("linear_backward, added"), &fused, &plain);
+            let wider = numbers.hold(&random((outputs, inputs + 1), 5)).unwrap();
+            assert!(linear(&x, &wider).is_err());
+            assert!(linear_backward(&dy, &weight, Some(random((tokens, inputs + 1), 6))).is_err());
+        }
     }
 }
 

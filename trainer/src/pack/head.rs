@@ -10,6 +10,7 @@ use crate::model::Base;
 use crate::ops;
 use candle_core::{DType, Tensor};
 use std::borrow::Borrow;
+use std::ops::Range;
 
 /// Logits that exist at a time, as a number of elements: 32 MiB.
 const LOGITS: usize = 8 << 20;
@@ -59,11 +60,13 @@ pub(super) fn nll<A: Borrow<Adapter>>(
     Ok(nll)
 }
 
-/// [`nll`], and the gradient of the sum by `hidden`; adds the gradients of the adapters of the head.
+/// [`nll`], and the gradient of the sum by `hidden`; adds the gradients of the adapters of the head. `scales` are
+/// ranges of the targets and what the gradients of each are multiplied by.
 pub(super) fn nll_backward(
     base: &Base,
     hidden: &Tensor,
     targets: &[u32],
+    scales: &[(Range<usize>, f32)],
     segments: &mut [Segment<&mut Adapter>],
 ) -> Result<(Vec<f32>, Tensor)> {
     let (eps, mut nll) = (base.config.rms_norm_eps, Vec::with_capacity(targets.len()));
@@ -72,8 +75,14 @@ pub(super) fn nll_backward(
         let x = hidden.narrow(0, first, targets.len())?;
         let normed = ops::rms_norm(&x, &base.norm, eps)?;
         let logits = linear(&base.head, number(base), &normed, first, segments)?;
-        let (rows, d_logits) = ops::nll_and_gradient(logits, targets)?;
+        let (rows, mut d_logits) = ops::nll_and_gradient(logits, targets)?;
         nll.extend(rows);
+        for (range, scale) in scales.iter().filter(|(_, scale)| *scale != 1.0) {
+            let (start, end) = (range.start.max(first), range.end.min(first + targets.len()));
+            if start < end {
+                d_logits = ops::scale_rows(d_logits, start - first, end - start, *scale)?;
+            }
+        }
         let d_normed = linear_backward(&base.head, number(base), &normed, first, &d_logits, None, segments)?;
         gradients.push(ops::add_rms_norm_backward(x.zeros_like()?, &x, &base.norm, eps, &d_normed)?);
     }

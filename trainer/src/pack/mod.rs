@@ -14,7 +14,7 @@ use crate::lora::{Adapter, DropoutCounter};
 use crate::model::Base;
 use crate::ops;
 use candle_core::Tensor;
-use pass::{Pass, Segment};
+use pass::{Kept, Pass, Segment};
 use tokens::Tokens;
 
 /// One row of text: its tokens, and which of them are predicted.
@@ -42,6 +42,18 @@ pub struct Member<'a> {
     pub rows: &'a [Row],
     /// The micro-batch's running number in the run: names its dropout masks.
     pub dropout_counter: DropoutCounter,
+    /// Layers to compute again in the backward pass, from the first on. A pack goes by its most demanding member;
+    /// the numbers are the same either way.
+    pub recomputed_layers: usize,
+    /// What the gradients are multiplied by from the loss on, so that they do not vanish in float16.
+    pub loss_scale: f32,
+}
+
+impl<'a> Member<'a> {
+    /// A trial that computes no layer again and scales no loss.
+    pub fn new(adapter: &'a mut Adapter, rows: &'a [Row], dropout_counter: DropoutCounter) -> Self {
+        Self { adapter, rows, dropout_counter, recomputed_layers: 0, loss_scale: 1.0 }
+    }
 }
 
 /// What a trial gets out of a pass.
@@ -80,7 +92,7 @@ fn outcomes(base: &Base, tokens: &Tokens, nll: &[f32], adapters: &[u64], peak: u
 }
 
 /// One micro-batch of every trial of a pack. Adds to each adapter the gradient of the trial's *summed*
-/// negative log-likelihood: the caller divides by the optimizer step's number of targets, over all its
+/// negative log-likelihood, times its `loss_scale`: the caller divides by the optimizer step's number of targets, over all its
 /// micro-batches, when it steps.
 ///
 /// # Errors
@@ -93,6 +105,9 @@ pub fn forward_backward(base: &Base, members: &mut [Member]) -> Result<Vec<Outco
         return Ok(outcomes(base, &tokens, &[], &adapters, resident));
     }
     let pass = Pass::new(base, &tokens, resident)?;
+    let recomputed = members.iter().map(|m| m.recomputed_layers).max().unwrap_or(0);
+    let scales: Vec<_> =
+        members.iter().zip(&tokens.trials).map(|(m, (_, wanted))| (wanted.clone(), m.loss_scale)).collect();
     let mut segments: Vec<_> = members
         .iter_mut()
         .zip(&tokens.trials)
@@ -100,17 +115,23 @@ pub fn forward_backward(base: &Base, members: &mut [Member]) -> Result<Vec<Outco
             Segment::new(base, &mut *m.adapter, ids.clone(), wanted.clone(), Some(m.dropout_counter))
         })
         .collect();
-    let mut saved = Vec::with_capacity(base.layers.len());
-    let hidden = pass.hidden(&tokens.ids, &segments, |layer| saved.push(layer))?;
+    let mut kept = Vec::with_capacity(base.layers.len());
+    let hidden = pass.hidden(&tokens.ids, &segments, |saved| {
+        kept.push(if kept.len() < recomputed { Kept::Input(saved.into_input()) } else { Kept::All(saved) });
+    })?;
     let predicting = pass.meter.hold(ops::gather(&hidden, &tokens.predicting)?);
     drop(hidden);
     pass.meter.touch(head::working_bytes(base, &tokens.wanted));
-    let (nll, gradient) = head::nll_backward(base, &predicting, &tokens.wanted, &mut segments)?;
+    let (nll, gradient) = head::nll_backward(base, &predicting, &tokens.wanted, &scales, &mut segments)?;
     drop(predicting);
     let mut dx = Some(pass.meter.hold(ops::scatter(&gradient, &tokens.predicting, tokens.ids.len())?));
     drop(gradient);
-    for (index, saved) in saved.into_iter().enumerate().rev() {
+    for (index, kept) in kept.into_iter().enumerate().rev() {
         let Some(dy) = dx else { break };
+        let saved = match kept {
+            Kept::All(saved) => saved,
+            Kept::Input(input) => pass.again(index, input, &segments)?,
+        };
         dx = pass.layer_backward(index, saved, dy, &mut segments)?;
     }
     Ok(outcomes(base, &tokens, &nll, &adapters, pass.meter.peak()))

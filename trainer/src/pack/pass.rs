@@ -74,6 +74,21 @@ pub(super) struct Saved {
     up: Held,
 }
 
+impl Saved {
+    /// The layer's input, all else forgotten.
+    pub(super) fn into_input(self) -> Held {
+        self.input
+    }
+}
+
+/// What is kept of a layer's forward until its backward.
+pub(super) enum Kept {
+    /// All that the backward needs.
+    All(Saved),
+    /// The input, from which the rest is computed again.
+    Input(Held),
+}
+
 /// What is the same in all layers of a pass.
 pub(super) struct Pass<'a> {
     base: &'a Base,
@@ -137,9 +152,9 @@ impl<'a> Pass<'a> {
             |_, q: &Tensor, k: &Tensor, v: &Tensor| ops::attention(q, k, v, self.documents, self.heads);
         let mut x = self.hold(ops::gather(&self.base.embedding, ids)?);
         for index in 0..self.base.layers.len() {
-            let (output, saved) = self.layer(index, x, segments, &mut attend)?;
+            let saved = self.layer(index, x, segments, &mut attend)?;
+            x = self.output(index, &saved, segments)?;
             keep(saved);
-            x = output;
         }
         Ok(x)
     }
@@ -154,7 +169,8 @@ impl<'a> Pass<'a> {
         let mut attend = |index, q: &Tensor, k: &Tensor, v: &Tensor| cache.attend(index, q, k, v, self.heads);
         let mut x = self.hold(ops::gather(&self.base.embedding, ids)?);
         for index in 0..self.base.layers.len() {
-            x = self.layer(index, x, segments, &mut attend)?.0;
+            let saved = self.layer(index, x, segments, &mut attend)?;
+            x = self.output(index, &saved, segments)?;
         }
         Ok(x)
     }
@@ -163,13 +179,26 @@ impl<'a> Pass<'a> {
         self.meter.hold(tensor)
     }
 
+    /// A layer's forward once more, up to what its backward needs: its last product is not among that.
+    pub(super) fn again<A: Borrow<Adapter>>(
+        &self,
+        index: usize,
+        input: Held,
+        segments: &[Segment<A>],
+    ) -> Result<Saved> {
+        let mut attend =
+            |_, q: &Tensor, k: &Tensor, v: &Tensor| ops::attention(q, k, v, self.documents, self.heads);
+        self.layer(index, input, segments, &mut attend)
+    }
+
+    /// A layer but for its last product.
     fn layer<A: Borrow<Adapter>>(
         &self,
         index: usize,
         input: Held,
         segments: &[Segment<A>],
         attend: &mut impl FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor>,
-    ) -> Result<(Held, Saved)> {
+    ) -> Result<Saved> {
         let layer = &self.base.layers[index];
         let (eps, dim) = (self.base.config.rms_norm_eps, self.heads.dim);
         let number = |place: usize| index * layer.linears.len() + place;
@@ -186,9 +215,21 @@ impl<'a> Pass<'a> {
         let gate = self.hold(linear(GATE, &normed)?);
         let up = self.hold(linear(UP, &normed)?);
         drop(normed);
-        let activated = self.hold(ops::swiglu(&gate, &up)?);
-        let output = self.hold(ops::add(linear(DOWN, &activated)?, &middle)?);
-        Ok((output, Saved { input, q, k, v, attended, middle, gate, up }))
+        Ok(Saved { input, q, k, v, attended, middle, gate, up })
+    }
+
+    /// A layer's last product, and with it its output.
+    fn output<A: Borrow<Adapter>>(
+        &self,
+        index: usize,
+        saved: &Saved,
+        segments: &[Segment<A>],
+    ) -> Result<Held> {
+        let layer = &self.base.layers[index];
+        let number = index * layer.linears.len() + DOWN;
+        let activated = self.hold(ops::swiglu(&saved.gate, &saved.up)?);
+        let down = linear(&layer.linears[DOWN], number, &activated, 0, segments)?;
+        Ok(self.hold(ops::add(down, &saved.middle)?))
     }
 
     /// The gradient by the layer's input, given that by its output; adds the adapters' gradients. Nobody asks

@@ -24,10 +24,11 @@ use crate::model::{self, Base};
 use crate::optim::{AdamW, AdamWConfig};
 use crate::pack::{self, Outcome, Row};
 use crate::preflight;
+use crate::scaler::LossScaler;
 use crate::schedule::Schedule;
 use crate::tokenizer::Tokenizer;
 use candle_core::Device;
-use domain::trial::{Digests, TrialConfig};
+use domain::trial::{ComputeDtype, Digests, Precision, PrecisionMode, TrialConfig};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -61,8 +62,8 @@ impl Loaded {
     ///
     /// # Errors
     /// A file is missing, cut off or of another model; the tokenizer has more ids than the embedding rows.
-    pub fn load(dir: &Path, device: &Device) -> Result<Self> {
-        let base = Base::load(dir, device)?;
+    pub fn load(dir: &Path, precision: Precision, device: &Device) -> Result<Self> {
+        let base = Base::load(dir, precision, device)?;
         let tokenizer = preflight::tokenizer(dir, &base.config)?;
         let digest = model::digest(dir)?;
         Ok(Self { base, tokenizer, digest, dir: dir.into(), alone: Mutex::default() })
@@ -124,6 +125,8 @@ struct State {
     step: u64,
     adapter: Adapter,
     optimizer: AdamW,
+    /// In float16 alone.
+    scaler: Option<LossScaler>,
 }
 
 /// Counters that a checkpoint carries on.
@@ -159,6 +162,8 @@ pub struct Run {
     /// The state before the last step: the last whose loss is known to be finite.
     previous: Option<State>,
     diverged: Option<String>,
+    /// Layers that are computed again in the backward pass.
+    recomputed_layers: usize,
     progress: Progress,
     /// The counters at the last metric point: speeds are measured from there.
     at_last_point: Progress,
@@ -195,7 +200,8 @@ impl Run {
         };
         adapter.dropout = config.lora_dropout;
         let optimizer = AdamW::new(&adapter, optimizer_config(&config))?;
-        let state = State { step: 0, adapter, optimizer };
+        let scaler = loss_scaler(&config);
+        let state = State { step: 0, adapter, optimizer, scaler };
         Ok(Self::start(loaded, config, data, state, Progress::default()))
     }
 
@@ -221,6 +227,8 @@ impl Run {
             lora_dropout: config.lora_dropout,
             target_modules: adapter_file::written_targets(&loaded.base, &config.target_modules),
         };
+        let [recomputed_layers, _] =
+            config.gradient_checkpointing.recomputed_layers(loaded.base.layers.len() as u64);
         Self {
             config,
             written,
@@ -231,6 +239,7 @@ impl Run {
             state,
             previous: None,
             diverged: None,
+            recomputed_layers: recomputed_layers as usize,
             at_last_point: progress.clone(),
             progress,
         }
@@ -298,6 +307,13 @@ impl Run {
         }
         Ok(self.progress.eval_loss)
     }
+}
+
+/// The loss scaler that a run starts with, if its numbers need one.
+fn loss_scaler(config: &TrialConfig) -> Option<LossScaler> {
+    let precision = config.base_model().precision;
+    let half = precision.mode == PrecisionMode::Float16;
+    (half || precision.compute_dtype == Some(ComputeDtype::Float16)).then(LossScaler::default)
 }
 
 fn optimizer_config(config: &TrialConfig) -> AdamWConfig {

@@ -6,6 +6,7 @@ use crate::error::{Result, TrainError};
 use crate::files;
 use crate::optim::{AdamW, Moments};
 use crate::preflight;
+use crate::scaler::LossScaler;
 use candle_core::{Device, Tensor};
 use domain::trial::{Digests, TrialConfig};
 use serde::{Deserialize, Serialize};
@@ -19,12 +20,13 @@ const MOMENTS_FILE: &str = "resume.safetensors";
 const FORMAT: u32 = 1;
 
 /// Parameters that may differ between a checkpoint and the run that goes on from it: places (the digests
-/// guard what lies there), how often something is reported, and how long the run is.
-const MAY_CHANGE: [&str; 9] = [
+/// guard what lies there), how often something is reported, what is computed twice, and how long the run is.
+const MAY_CHANGE: [&str; 10] = [
     "pretrained_model_id",
     "dataset_name",
     "eval_dataset_name",
     "init_adapter",
+    "gradient_checkpointing",
     "logging_steps",
     "eval_steps",
     "save_steps",
@@ -44,6 +46,8 @@ struct Saved {
     digests: Digests,
     config: TrialConfig,
     progress: Progress,
+    #[serde(default)]
+    loss_scaler: Option<LossScaler>,
 }
 
 fn key(path: &str, part: usize, moment: &str) -> String {
@@ -59,7 +63,7 @@ impl Run {
     pub fn save(&self, adapter_dir: &Path, resume_dir: &Path) -> Result<()> {
         adapter_file::save(adapter_dir, &self.state.adapter, &self.written)?;
         std::fs::create_dir_all(resume_dir).map_err(TrainError::io(resume_dir))?;
-        let State { step, adapter, optimizer } = &self.state;
+        let State { step, adapter, optimizer, scaler } = &self.state;
         let mut tensors: BTreeMap<String, &Tensor> = BTreeMap::new();
         for (module, moments) in adapter.modules.iter().zip(&optimizer.moments) {
             for (part, moments) in moments.iter().enumerate() {
@@ -76,6 +80,7 @@ impl Run {
             digests: self.digests.clone(),
             config: self.config.clone(),
             progress: self.progress.clone(),
+            loss_scaler: *scaler,
         };
         let text = serde_json::to_string_pretty(&saved).unwrap_or_default();
         files::write_atomically(&resume_dir.join(RESUME_FILE), text.as_bytes())
@@ -119,7 +124,7 @@ impl Run {
         let moments = load_moments(&adapter, &resume_dir.join(MOMENTS_FILE), device)?;
         let config_of_optimizer = optimizer_config(&config);
         let optimizer = AdamW { config: config_of_optimizer, step: saved.optimizer_step, moments };
-        let state = State { step: saved.step, adapter, optimizer };
+        let state = State { step: saved.step, adapter, optimizer, scaler: saved.loss_scaler };
         let data = preflight::data(&config, loaded.tokenizer.as_ref(), &loaded.base.config)?;
         let run = Self::start(loaded, config, data, state, saved.progress);
         check_digests(&saved.digests, run.digests(), &path)?;

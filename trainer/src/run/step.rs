@@ -6,6 +6,7 @@ use crate::data;
 use crate::error::Result;
 use crate::optim::AdamW;
 use crate::pack::{self, Member, Outcome, Row};
+use crate::scaler::LossScaler;
 use domain::Clock;
 use domain::metric::{self, MetricPoint};
 use std::time::Duration;
@@ -73,7 +74,9 @@ fn accumulate(loaded: &Loaded, runs: &mut [&mut Run], work: &[Vec<Vec<Row>>]) ->
             let counter =
                 run.state.step * u64::from(run.config.gradient_accumulation_steps) + round as u64 + 1;
             owners.push(i);
-            members.push(Member { adapter: &mut run.state.adapter, rows, dropout_counter: counter });
+            let (recomputed_layers, loss_scale) = (run.recomputed_layers, run.loss_scale());
+            let member = Member::new(&mut run.state.adapter, rows, counter);
+            members.push(Member { recomputed_layers, loss_scale, ..member });
         }
         let outcomes = pack::forward_backward(&loaded.base, &mut members)?;
         owners.into_iter().zip(outcomes).for_each(|(i, outcome)| add(&mut sums[i], outcome));
@@ -93,6 +96,10 @@ fn note_memory(runs: &mut [&mut Run], sums: &[Outcome]) {
 }
 
 impl Run {
+    fn loss_scale(&self) -> f32 {
+        self.state.scaler.map_or(1.0, |scaler| scaler.scale())
+    }
+
     /// Bytes that the run holds while a pass goes on, its adapter aside: the optimizer's moments, and the
     /// state that it would fall back to.
     fn state_bytes(&self) -> u64 {
@@ -121,18 +128,29 @@ impl Run {
             self.state.step += 1;
             return Ok(Update { loss: None, grad_norm: 0.0, learning_rate });
         };
-        let grad_norm = AdamW::grad_norm(&self.state.adapter, sum.targets)?;
+        let divisor = sum.targets as f64 * f64::from(self.loss_scale());
+        let grad_norm = AdamW::grad_norm(&self.state.adapter, divisor)?;
         let step = self.state.step + 1;
         if !loss.is_finite() {
             self.give_up(format!("the loss of step {step} is {loss}"), true);
+        } else if let Some(scaler) = self.state.scaler.as_mut().filter(|_| !grad_norm.is_finite()) {
+            if scaler.overflowed() {
+                // The step is left out, the next one tries with half the scale.
+                self.state.adapter.zero_grad();
+                self.state.step = step;
+                self.progress.loss = Some(loss);
+            } else {
+                self.give_up(format!("the gradients of step {step} overflow float16 at any scale"), false);
+            }
         } else if !grad_norm.is_finite() {
             self.give_up(format!("the gradient norm of step {step} is {grad_norm}"), false);
         } else {
             // Without its gradients, which the update is about to use up.
             let mut before = self.state.clone();
             before.adapter.zero_grad();
-            let State { adapter, optimizer, .. } = &mut self.state;
-            optimizer.step(adapter, learning_rate, sum.targets, grad_norm)?;
+            let State { adapter, optimizer, scaler, .. } = &mut self.state;
+            optimizer.step(adapter, learning_rate, divisor, grad_norm)?;
+            scaler.iter_mut().for_each(LossScaler::stepped);
             self.state.step = step;
             self.previous = Some(before);
             self.progress.loss = Some(loss);

@@ -7,8 +7,8 @@ use crate::lora::Adapter;
 use crate::pack;
 use crate::preflight;
 use crate::tokenizer::Tokenizer;
-use domain::footprint::PeakBytes;
-use domain::trial::{Throughput, TrialSummary};
+use domain::footprint::{Load, PeakBytes};
+use domain::trial::{GradientCheckpointing, Throughput, TrialSummary};
 
 /// Tokens of a sample text.
 const SAMPLE_TOKENS: usize = 40;
@@ -51,8 +51,32 @@ impl Run {
 
     /// What the footprint model says that the run holds at its peak, alone on a CPU.
     pub fn predicted_peak_bytes(&self, loaded: &Loaded) -> PeakBytes {
-        let batch_tokens = preflight::batch_tokens(&self.data, self.config.batch_size);
-        loaded.base.config.shape().cpu_peak_bytes(self.state.adapter.parameters(), batch_tokens)
+        loaded.base.config.shape().cpu_peak_bytes(&self.load(loaded), self.recomputed_layers as u64)
+    }
+
+    /// Where `gradient_checkpointing` is `auto`, chooses the fewest layers to compute again with which the run,
+    /// alone with its base, stays within `memory_bytes`; all of them if it never does. Returns what it then holds
+    /// at its peak.
+    pub fn fit(&mut self, loaded: &Loaded, memory_bytes: u64) -> PeakBytes {
+        if self.config.gradient_checkpointing == GradientCheckpointing::Auto {
+            let shape = loaded.base.config.shape();
+            let fewest = shape.recomputed_layers(&self.load(loaded), memory_bytes);
+            self.recomputed_layers = fewest.unwrap_or(shape.num_hidden_layers) as usize;
+        }
+        self.predicted_peak_bytes(loaded)
+    }
+
+    /// Layers that are computed again in the backward pass.
+    pub fn recomputed_layers(&self) -> usize {
+        self.recomputed_layers
+    }
+
+    fn load(&self, loaded: &Loaded) -> Load {
+        Load {
+            precision: loaded.base.precision,
+            trainable_parameters: self.state.adapter.parameters(),
+            tokens: preflight::batch_tokens(&self.data, self.config.batch_size),
+        }
     }
 
     /// What the base and the adapter say to the sample prompt; nothing without prompt or tokenizer.

@@ -28,14 +28,14 @@ impl Backend for Small {
     type Base = ();
     type Run = SimulatedRun;
 
-    fn base_bytes(&mut self, base: &str) -> Result<Option<u64>, Failure> {
-        Ok((base == "huge").then_some(11_000_000_000).or(Some(4_000_000_000)))
+    fn base_bytes(&mut self, base: &BaseModel) -> Result<Option<u64>, Failure> {
+        Ok((base.model == "huge").then_some(11_000_000_000).or(Some(4_000_000_000)))
     }
     /// A GB for each row of its batches.
-    fn own_bytes(&self, (): &(), run: &SimulatedRun) -> Option<u64> {
+    fn fit(&self, (): &(), run: &mut SimulatedRun, _: u64) -> Option<u64> {
         Some(u64::from(run.config().batch_size) * 1_000_000_000)
     }
-    fn load(&mut self, base: &str) -> Result<(), Failure> {
+    fn load(&mut self, base: &BaseModel) -> Result<(), Failure> {
         self.0.load(base)
     }
     fn start(&mut self, base: &(), admission: &Admission) -> Result<SimulatedRun, Failure> {
