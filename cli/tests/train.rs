@@ -252,9 +252,9 @@ fn edit(path: &Path, from: &str, to: &str) {
 }
 
 /// An adapter directory whose configuration has a setting that is not supported.
-fn write_dora(dir: &Path) {
+fn write_qalora(dir: &Path) {
     let config = json!({ "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"],
-        "use_dora": true });
+        "use_qalora": true });
     std::fs::create_dir(dir.join("init")).unwrap();
     std::fs::write(dir.join("init/adapter_config.json"), config.to_string()).unwrap();
 }
@@ -351,10 +351,10 @@ fn unusable_input_is_named_and_nothing_starts() {
         ("unknown flag", nothing, &["--learning-rat=1"], &["--learning-rat", "--learning-rate"]),
         ("no init", nothing, &["--init-adapter=none"], &["none/adapter_config.json", "adapter directory"]),
         (
-            "DoRA",
-            write_dora,
+            "QALoRA",
+            write_qalora,
             &["--init-adapter=init"],
-            &["init/adapter_config.json", "use_dora", "plain LoRA"],
+            &["init/adapter_config.json", "use_qalora", "does not compute"],
         ),
         ("nothing to resume", nothing, &["--resume"], &["--resume", "out", "no checkpoint"]),
         (

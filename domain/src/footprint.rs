@@ -200,9 +200,15 @@ impl ModelShape {
     pub fn load_at_most(&self, config: &TrialConfig) -> Load {
         let head = config.target_modules != TargetModules::default();
         let is_target = |name: &str| head || name != Self::HEAD;
+        let ranks = config.rank_pattern.values().chain([&config.lora_rank]);
+        let rank = ranks.max().copied().unwrap_or_default();
+        // DoRA's magnitudes, one for each output.
+        let outputs: u64 =
+            self.linears().iter().map(|l| l.out_features).sum::<u64>() * self.num_hidden_layers;
+        let magnitudes = if config.use_dora { outputs + self.vocab_size } else { 0 };
         Load {
             precision: config.base_model().precision,
-            trainable_parameters: self.trainable_parameters(u64::from(config.lora_rank), is_target),
+            trainable_parameters: self.trainable_parameters(u64::from(rank), is_target) + magnitudes,
             tokens: u64::from(config.batch_size) * u64::from(config.max_sequence_length),
         }
     }

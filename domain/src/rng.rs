@@ -24,6 +24,13 @@ pub fn uniform(key: u64, index: u64) -> f64 {
     (bits(key, index) >> 11) as f64 / (1u64 << 53) as f64
 }
 
+/// The `index`-th number of a stream that is normal with mean 0 and standard deviation 1 (Box and Muller 1958).
+pub fn normal(key: u64, index: u64) -> f64 {
+    // 1 − u lies in (0, 1]: its logarithm is finite.
+    let radius = (-2.0 * (1.0 - uniform(key, 2 * index)).ln()).sqrt();
+    radius * (std::f64::consts::TAU * uniform(key, 2 * index + 1)).cos()
+}
+
 /// A permutation of `0..n`, drawn from the stream by Fisher and Yates' shuffle.
 pub fn permutation(key: u64, n: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..n).collect();

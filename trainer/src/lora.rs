@@ -1,8 +1,10 @@
 //! LoRA adapters: the trainable matrices, their initialisation, and the low-rank product with its backward.
 
 use crate::error::Result;
+use crate::model::Base;
 use crate::{memory, ops, rng};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
+use domain::trial::InitLoraWeights;
 
 /// A linear layer that can take an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,19 +17,97 @@ pub struct ModuleSpec {
     pub out_features: usize,
 }
 
-/// The adapter of one linear layer: `y += scaling · B · (A · dropout(x))`. All tensors are float32.
+/// A linear layer that gets an adapter, and which.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Target {
+    /// The layer.
+    pub module: ModuleSpec,
+    /// The adapter's rank.
+    pub rank: usize,
+    /// What its output is multiplied by.
+    pub scaling: f64,
+    /// Whether it has magnitudes.
+    pub use_dora: bool,
+}
+
+impl Target {
+    /// The parameters that it trains.
+    pub fn parameters(&self) -> u64 {
+        let ModuleSpec { in_features, out_features, .. } = self.module;
+        let magnitudes = if self.use_dora { out_features } else { 0 };
+        (self.rank * (in_features + out_features) + magnitudes) as u64
+    }
+
+    /// Adapters of one rank, scaled by `lora_alpha / rank`, on all of some layers.
+    pub fn all(modules: &[ModuleSpec], rank: usize, lora_alpha: f64) -> Vec<Self> {
+        let scaling = lora_alpha / rank as f64;
+        modules.iter().map(|m| Self { module: m.clone(), rank, scaling, use_dora: false }).collect()
+    }
+}
+
+/// The adapter of one linear layer: `y += scaling · B · (A · dropout(x))`, and with magnitudes (DoRA, Liu et al. 2024)
+/// each output then times `m / ‖its row of W + scaling · B · A‖`. All tensors are float32.
 #[derive(Debug, Clone)]
 pub struct LoraMatrix {
     /// The layer's path.
     pub path: String,
+    /// What its output is multiplied by.
+    pub scaling: f64,
     /// `[rank, in_features]`.
     pub a: Tensor,
     /// `[out_features, rank]`.
     pub b: Tensor,
+    /// `[out_features]`
+    pub magnitude: Option<Tensor>,
     /// Accumulated gradient of the summed loss by `a`.
     pub grad_a: Option<Tensor>,
     /// Accumulated gradient of the summed loss by `b`.
     pub grad_b: Option<Tensor>,
+    /// Accumulated gradient of the summed loss by `magnitude`.
+    pub grad_magnitude: Option<Tensor>,
+}
+
+/// A parameter that is trained: its name, its value, its accumulated gradient.
+pub type Trained<'a> = (&'static str, &'a mut Tensor, &'a mut Option<Tensor>);
+
+impl LoraMatrix {
+    /// The names of its parameters, as PEFT has them.
+    pub const PARAMETERS: [&'static str; 3] = ["lora_A", "lora_B", "lora_magnitude_vector"];
+
+    /// An adapter without gradients.
+    pub fn new(target: &Target, a: Tensor, b: Tensor, magnitude: Option<Tensor>) -> Self {
+        Self {
+            path: target.module.path.clone(),
+            scaling: target.scaling,
+            a,
+            b,
+            magnitude,
+            grad_a: None,
+            grad_b: None,
+            grad_magnitude: None,
+        }
+    }
+
+    /// Its parameters by name, in the order of [`LoraMatrix::PARAMETERS`].
+    pub fn parameters(&self) -> impl Iterator<Item = (&'static str, &Tensor)> {
+        Self::PARAMETERS.into_iter().zip([&self.a, &self.b].into_iter().chain(&self.magnitude))
+    }
+
+    /// The same with their gradients, to be changed.
+    pub fn trained(&mut self) -> impl Iterator<Item = Trained<'_>> {
+        let values = [&mut self.a, &mut self.b].into_iter().chain(&mut self.magnitude);
+        let gradients = [&mut self.grad_a, &mut self.grad_b, &mut self.grad_magnitude];
+        Self::PARAMETERS
+            .into_iter()
+            .zip(values)
+            .zip(gradients)
+            .map(|((name, value), grad)| (name, value, grad))
+    }
+
+    /// Its gradients so far.
+    pub fn gradients(&self) -> impl Iterator<Item = &Tensor> {
+        [&self.grad_a, &self.grad_b, &self.grad_magnitude].into_iter().flatten()
+    }
 }
 
 /// One trial's adapter.
@@ -35,8 +115,6 @@ pub struct LoraMatrix {
 pub struct Adapter {
     /// Its matrices in model order.
     pub modules: Vec<LoraMatrix>,
-    /// `lora_alpha / rank`.
-    pub scaling: f64,
     /// Probability of dropping an input element while training.
     pub dropout: f64,
     /// Seed of the dropout masks.
@@ -56,48 +134,48 @@ pub(crate) struct MaskPlace {
 }
 
 impl Adapter {
-    /// A fresh adapter as PEFT initialises it: A uniform in ±1/√in_features (Kaiming with a = √5), B zero.
-    /// The values depend on the seed and each module's path alone.
+    /// A fresh adapter as PEFT initialises it: B zero, A uniform in ±1/√in_features (Kaiming with a = √5) or normal
+    /// with a standard deviation of 1/rank, magnitudes those of the base's rows. The values depend on the seed and
+    /// each module's path alone.
     ///
     /// # Errors
     /// The device runs out of memory.
     pub fn new(
-        modules: &[ModuleSpec],
-        rank: usize,
-        lora_alpha: f64,
+        base: &Base,
+        targets: &[Target],
+        init: InitLoraWeights,
         dropout: f64,
         seed: u64,
-        device: &Device,
     ) -> Result<Self> {
-        let matrix = |module: &ModuleSpec| {
+        let matrix = |target: &Target| {
+            let (module, rank, device) = (&target.module, target.rank, base.device());
             let bound = 1.0 / (module.in_features as f64).sqrt();
             let key = rng::key(seed, &module.path);
-            let values: Vec<f32> = (0..(rank * module.in_features) as u64)
-                .map(|i| ((2.0 * rng::uniform(key, i) - 1.0) * bound) as f32)
-                .collect();
-            Ok(LoraMatrix {
-                path: module.path.clone(),
-                a: Tensor::from_vec(values, (rank, module.in_features), device)?,
-                b: Tensor::zeros((module.out_features, rank), DType::F32, device)?,
-                grad_a: None,
-                grad_b: None,
-            })
+            let value = |i: u64| match init {
+                InitLoraWeights::Default => (2.0 * rng::uniform(key, i) - 1.0) * bound,
+                InitLoraWeights::Gaussian => rng::normal(key, i) / rank as f64,
+            };
+            let a = (0..(rank * module.in_features) as u64).map(|i| value(i) as f32).collect();
+            let magnitude = match base.linear(&module.path) {
+                Some(linear) if target.use_dora => Some(linear.row_squares()?.sqrt()?),
+                _ => None,
+            };
+            let a = Tensor::from_vec::<_, f32>(a, (rank, module.in_features), device)?;
+            let b = Tensor::zeros((module.out_features, rank), DType::F32, device)?;
+            Ok(LoraMatrix::new(target, a, b, magnitude))
         };
-        let modules = modules.iter().map(matrix).collect::<Result<_>>()?;
-        Ok(Self { modules, scaling: lora_alpha / rank as f64, dropout, seed })
+        let modules = targets.iter().map(matrix).collect::<Result<_>>()?;
+        Ok(Self { modules, dropout, seed })
     }
 
     /// The number of trainable parameters.
     pub fn parameters(&self) -> u64 {
-        self.modules.iter().map(|m| (m.a.elem_count() + m.b.elem_count()) as u64).sum()
+        self.modules.iter().flat_map(LoraMatrix::parameters).map(|(_, value)| value.elem_count() as u64).sum()
     }
 
     /// Forgets the accumulated gradients.
     pub fn zero_grad(&mut self) {
-        for module in &mut self.modules {
-            module.grad_a = None;
-            module.grad_b = None;
-        }
+        self.modules.iter_mut().flat_map(LoraMatrix::trained).for_each(|(_, _, gradient)| *gradient = None);
     }
 
     /// The index of a layer's matrix.
@@ -133,7 +211,7 @@ impl Adapter {
             Some(mask) => ops::project(&mask.apply(x)?, &lora.a)?,
             None => ops::project(x, &lora.a)?,
         };
-        ops::add_product_transposed(y, start, &h, &lora.b, self.scaling)
+        ops::add_product_transposed(y, start, &h, &lora.b, lora.scaling)
     }
 
     /// Adds the module's gradients, for `x` `[tokens, in]` and the gradient `dy` `[tokens, out]` by what
@@ -149,8 +227,8 @@ impl Adapter {
     ) -> Result<Tensor> {
         let masked = self.mask(module, place).map(|mask| mask.apply(x)).transpose()?;
         let x = masked.as_ref().unwrap_or(x);
-        let scaling = self.scaling;
         let lora = &mut self.modules[module];
+        let scaling = lora.scaling;
         let h = ops::project(x, &lora.a)?;
         accumulate(&mut lora.grad_b, ops::outer(&h, dy, scaling)?.t()?.contiguous()?)?;
         let dh = ops::project_transposed(dy, &lora.b)?;
@@ -167,18 +245,61 @@ impl Adapter {
         start: usize,
         place: Option<MaskPlace>,
     ) -> Result<Tensor> {
-        let a = &self.modules[module].a;
+        let LoraMatrix { a, scaling, .. } = &self.modules[module];
         let Some(mask) = self.mask(module, place) else {
-            return ops::add_product(dx, start, dh, a, self.scaling);
+            return ops::add_product(dx, start, dh, a, *scaling);
         };
         let zeros = Tensor::zeros((dh.dims2()?.0, a.dims2()?.1), DType::F32, dx.device())?;
-        let part = ops::add_product(zeros, 0, dh, a, self.scaling)?;
+        let part = ops::add_product(zeros, 0, dh, a, *scaling)?;
         ops::add_rows(dx, start, &mask.apply(&part)?)
     }
 
     /// Bytes of its matrices and as much again for their gradients.
     pub fn bytes(&self) -> u64 {
-        self.modules.iter().map(|m| 2 * (memory::bytes(&m.a) + memory::bytes(&m.b))).sum()
+        2 * self
+            .modules
+            .iter()
+            .flat_map(LoraMatrix::parameters)
+            .map(|(_, value)| memory::bytes(value))
+            .sum::<u64>()
+    }
+}
+
+/// What magnitudes make of a layer's outputs in a pass.
+pub(crate) struct Columns {
+    /// `[out_features]`: what each output is multiplied by, m / norm.
+    pub(crate) factor: Tensor,
+    /// `[out_features]`: ‖row of W + scaling · B · A‖, which the gradient takes for a constant.
+    norm: Tensor,
+}
+
+impl Adapter {
+    /// What a module's magnitudes make of its outputs; `None` without any. The norms come from
+    /// ‖w + s·bA‖² = ‖w‖² + 2s·b·(A·w) + s²·b·(A·Aᵀ)·b, so that no matrix of the base's size is made.
+    pub(crate) fn columns(&self, base: &Base, module: usize) -> Result<Option<Columns>> {
+        let lora = &self.modules[module];
+        let (Some(magnitude), Some(linear)) = (&lora.magnitude, base.linear(&lora.path)) else {
+            return Ok(None);
+        };
+        let (a, b, s) = (&lora.a, &lora.b, lora.scaling);
+        let across = ops::linear(a, &linear.weight)?;
+        let across = (b.t()?.mul(&across)?.sum(0)? * (2.0 * s))?;
+        let within = (b.matmul(&a.matmul(&a.t()?)?)?.mul(b)?.sum(1)? * (s * s))?;
+        let norm = ((linear.row_squares()? + across)? + within)?.maximum(0f32)?.sqrt()?;
+        Ok(Some(Columns { factor: magnitude.div(&norm)?, norm }))
+    }
+
+    /// Adds the gradient by a module's magnitudes: `z` `[tokens, out]` are its outputs before them, `dy` the gradient
+    /// by those after.
+    pub(crate) fn magnitude_backward(
+        &mut self,
+        module: usize,
+        columns: &Columns,
+        z: &Tensor,
+        dy: &Tensor,
+    ) -> Result<()> {
+        let gradient = dy.mul(z)?.sum(0)?.div(&columns.norm)?;
+        accumulate(&mut self.modules[module].grad_magnitude, gradient)
     }
 }
 

@@ -148,10 +148,9 @@ impl Merge<'_> {
     fn write(&self, dir: &Path, stop: &mut dyn FnMut() -> bool) -> Result<Option<Merged>> {
         let mut outline = Base::outline(self.base, Precision::default())?;
         let tied = std::mem::take(&mut outline.config.tie_word_embeddings);
-        let targets = adapter_file::PeftConfig::load(self.adapter)?.target_modules;
-        let modules = resolve_targets(&outline, &targets)?;
-        let (_, adapter) = adapter_file::load(self.adapter, &modules, 0, &Device::Cpu)?;
-        let untie = tied && modules.contains(&outline.head_module());
+        let targets = resolve_targets(&outline, &adapter_file::PeftConfig::load(self.adapter)?)?;
+        let (_, adapter) = adapter_file::load(self.adapter, &targets, 0, &Device::Cpu)?;
+        let untie = tied && targets.iter().any(|target| target.module == outline.head_module());
         if untie {
             self.check_untied()?;
         }
@@ -172,7 +171,7 @@ impl Merge<'_> {
                 }
                 let mut tensor = tensors.load(source, &Device::Cpu)?;
                 if let Some(layer) = layers.get(name.as_str()) {
-                    tensor = sum(&tensor, layer, adapter.scaling)?;
+                    tensor = sum(&tensor, layer)?;
                 }
                 held.insert(name.clone(), tensor);
                 places.insert(name.clone(), file.clone());
@@ -257,9 +256,14 @@ fn shards(entries: Vec<Entry>, most: u64) -> Vec<Vec<Entry>> {
 }
 
 /// A layer's weight with its adapter in it, in the weight's own type.
-fn sum(weight: &Tensor, layer: &LoraMatrix, scaling: f64) -> Result<Tensor> {
-    let product = (layer.b.matmul(&layer.a)? * scaling)?;
-    Ok((weight.to_dtype(DType::F32)? + product)?.to_dtype(weight.dtype())?)
+fn sum(weight: &Tensor, layer: &LoraMatrix) -> Result<Tensor> {
+    let product = (layer.b.matmul(&layer.a)? * layer.scaling)?;
+    let mut sum = (weight.to_dtype(DType::F32)? + product)?;
+    if let Some(magnitude) = &layer.magnitude {
+        let norm = sum.sqr()?.sum(1)?.sqrt()?;
+        sum = sum.broadcast_mul(&magnitude.div(&norm)?.unsqueeze(1)?)?;
+    }
+    Ok(sum.to_dtype(weight.dtype())?)
 }
 
 fn remove(dir: &Path) -> Result<()> {

@@ -2,7 +2,7 @@
 //! own, with its own step count, clipping and loss normalisation.
 
 use crate::error::Result;
-use crate::lora::Adapter;
+use crate::lora::{Adapter, LoraMatrix};
 use crate::memory;
 use crate::ops::{self, AdamWStep};
 use candle_core::Tensor;
@@ -16,6 +16,8 @@ pub struct AdamWConfig {
     pub beta2: f64,
     /// Denominator offset.
     pub epsilon: f64,
+    /// What B's learning rate is, as a multiple of A's (LoRA+); 1 unless asked for.
+    pub loraplus_lr_ratio: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
     /// Global L2 norm to which gradients are clipped; 0 clips nothing.
@@ -38,8 +40,8 @@ pub struct AdamW {
     pub config: AdamWConfig,
     /// Steps made.
     pub step: u64,
-    /// Moments of A and B of each module, in the adapter's order.
-    pub moments: Vec<[Moments; 2]>,
+    /// Moments of the parameters of each module, in the adapter's order.
+    pub moments: Vec<Vec<Moments>>,
 }
 
 impl AdamW {
@@ -51,8 +53,8 @@ impl AdamW {
         let zeros = |t: &Tensor| -> Result<Moments> {
             Ok(Moments { first: t.zeros_like()?, second: t.zeros_like()? })
         };
-        let moments =
-            adapter.modules.iter().map(|m| Ok([zeros(&m.a)?, zeros(&m.b)?])).collect::<Result<_>>()?;
+        let of = |module: &LoraMatrix| module.parameters().map(|(_, value)| zeros(value)).collect();
+        let moments = adapter.modules.iter().map(of).collect::<Result<_>>()?;
         Ok(Self { config, step: 0, moments })
     }
 
@@ -70,7 +72,7 @@ impl AdamW {
     pub fn grad_norm(adapter: &Adapter, divisor: f64) -> Result<f64> {
         let mut squares = 0.0;
         for module in &adapter.modules {
-            for gradient in [&module.grad_a, &module.grad_b].into_iter().flatten() {
+            for gradient in module.gradients() {
                 squares += ops::sum_of_squares(gradient)?;
             }
         }
@@ -87,7 +89,8 @@ impl AdamW {
         // torch's clip_grad_norm_: factor min(1, max / (norm + 1e-6)).
         let clip = if c.max_grad_norm > 0.0 { (c.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
         self.step += 1;
-        let step = AdamWStep {
+        // LoRA+ moves B, and what has one dimension, by another rate than A.
+        let step = |learning_rate: f64| AdamWStep {
             factor: clip / divisor,
             beta1: c.beta1,
             beta2: c.beta2,
@@ -96,12 +99,13 @@ impl AdamW {
             decay: 1.0 - learning_rate * c.weight_decay,
             rate: learning_rate / (1.0 - c.beta1.powf(self.step as f64)),
         };
+        let (a, others) = (step(learning_rate), step(learning_rate * c.loraplus_lr_ratio));
         for (module, moments) in adapter.modules.iter_mut().zip(&mut self.moments) {
-            let pairs = [(&mut module.a, module.grad_a.take()), (&mut module.b, module.grad_b.take())];
-            for ((weight, gradient), moments) in pairs.into_iter().zip(moments) {
-                let Some(gradient) = gradient else { continue };
+            for ((name, weight, gradient), moments) in module.trained().zip(moments) {
+                let Some(gradient) = gradient.take() else { continue };
                 let Moments { first, second } = moments;
-                [*weight, *first, *second] = ops::adamw(weight, &gradient, first, second, &step)?;
+                let step = if name == LoraMatrix::PARAMETERS[0] { &a } else { &others };
+                [*weight, *first, *second] = ops::adamw(weight, &gradient, first, second, step)?;
             }
         }
         Ok(())

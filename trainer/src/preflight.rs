@@ -1,10 +1,10 @@
 //! Everything that can be found wrong with a run before it starts: values, the model's files and shapes, the
 //! tokenizer, the data. No weight is read.
 
-use crate::adapter_file;
+use crate::adapter_file::{self, PeftConfig};
 use crate::data::Dataset;
 use crate::error::{Result, TrainError};
-use crate::lora::ModuleSpec;
+use crate::lora::Target;
 use crate::model::{Base, LlamaConfig};
 use crate::tokenizer::Tokenizer;
 use domain::footprint::Load;
@@ -56,15 +56,14 @@ pub fn preflight(config: &TrialConfig) -> Result<Preflight> {
     let dir = Path::new(&config.pretrained_model_id);
     model_directory(dir)?;
     let base = Base::outline(dir, config.base_model().precision)?;
-    let modules = check(config, &base)?;
+    let targets = check(config, &base)?;
     let tokenizer = tokenizer(dir, &base.config)?;
     let data = data(config, tokenizer.as_ref(), &base.config)?;
     if let Some(dir) = &config.init_adapter {
-        adapter_file::load(Path::new(dir), &modules, config.seed, base.device())?;
+        adapter_file::load(Path::new(dir), &targets, config.seed, base.device())?;
     }
     let rows = data.train.len() as u64;
-    let width: usize = modules.iter().map(|m| m.in_features + m.out_features).sum();
-    let trainable_parameters = width as u64 * u64::from(config.lora_rank);
+    let trainable_parameters = targets.iter().map(Target::parameters).sum();
     let batch_tokens = batch_tokens(&data, config.batch_size);
     let load = Load { precision: base.precision, trainable_parameters, tokens: batch_tokens };
     let [few, many] = config.gradient_checkpointing.recomputed_layers(base.config.num_hidden_layers as u64);
@@ -78,7 +77,7 @@ pub fn preflight(config: &TrialConfig) -> Result<Preflight> {
         truncated_rows: data.truncated_rows,
         skipped_rows: data.skipped_rows,
         total_steps: config.total_steps(rows),
-        target_modules: modules.len() as u64,
+        target_modules: targets.len() as u64,
         trainable_parameters,
         total_parameters: base.parameters() + trainable_parameters,
         shape: base.config,
@@ -133,22 +132,27 @@ pub fn data(config: &TrialConfig, tokenizer: Option<&Tokenizer>, shape: &LlamaCo
 ///
 /// # Errors
 /// A parameter is out of its range or above what the model has.
-pub fn check(config: &TrialConfig, base: &Base) -> Result<Vec<ModuleSpec>> {
+pub fn check(config: &TrialConfig, base: &Base) -> Result<Vec<Target>> {
     check_values(config)?;
     let asked = config.base_model().precision;
     if asked != base.precision {
         let problem = format!("asks for a base in {asked}, but it is loaded in {}", base.precision);
         return Err(TrainError::parameter("precision_mode", problem, "load the base in these numbers"));
     }
-    let modules = adapter_file::resolve_targets(base, &config.target_modules)?;
-    let width = |m: &ModuleSpec| m.in_features.min(m.out_features);
-    match modules.iter().min_by_key(|m| width(m)) {
-        Some(narrow) if config.lora_rank as usize > width(narrow) => Err(TrainError::parameter(
-            "lora_rank",
-            format!("is {}, above the width {} of {}", config.lora_rank, width(narrow), narrow.path),
+    if config.use_dora && config.lora_dropout > 0.0 {
+        let problem =
+            format!("is {} with use_dora, which would need a second frozen product", config.lora_dropout);
+        return Err(TrainError::parameter("lora_dropout", problem, "set it to 0 for DoRA"));
+    }
+    let targets = adapter_file::resolve_targets(base, &PeftConfig::of(config))?;
+    let width = |t: &Target| t.module.in_features.min(t.module.out_features);
+    match targets.iter().filter(|t| t.rank > width(t)).min_by_key(|t| width(t)) {
+        Some(narrow) => Err(TrainError::parameter(
+            if narrow.rank == config.lora_rank as usize { "lora_rank" } else { "rank_pattern" },
+            format!("is {}, above the width {} of {}", narrow.rank, width(narrow), narrow.module.path),
             format!("set it to {} or less, or leave the layer out of target_modules", width(narrow)),
         )),
-        _ => Ok(modules),
+        None => Ok(targets),
     }
 }
 

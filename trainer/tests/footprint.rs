@@ -4,8 +4,8 @@
 
 use candle_core::Device;
 use domain::footprint::{Load, ModelShape};
-use domain::trial::{Precision, PrecisionMode};
-use trainer::lora::Adapter;
+use domain::trial::{InitLoraWeights, Precision, PrecisionMode};
+use trainer::lora::{Adapter, Target};
 use trainer::model::{Base, LlamaConfig, RopeScaling};
 use trainer::optim::{AdamW, AdamWConfig};
 use trainer::pack::{self, Member, Row};
@@ -52,9 +52,16 @@ fn check(precision: Precision, recomputed: usize) {
         assert_eq!(base.bytes(), shape.base_bytes(precision));
         let head = adapted.then(|| base.head_module());
         let modules: Vec<_> = base.linear_modules().into_iter().chain(head).collect();
-        let mut adapter = Adapter::new(&modules, rank, 2.0 * rank as f64, 0.0, 1, &Device::Cpu).unwrap();
-        let config =
-            AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
+        let targets = Target::all(&modules, rank, 2.0 * rank as f64);
+        let mut adapter = Adapter::new(&base, &targets, InitLoraWeights::Default, 0.0, 1).unwrap();
+        let config = AdamWConfig {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            loraplus_lr_ratio: 1.0,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+        };
         let moments = AdamW::new(&adapter, config).unwrap().bytes();
         let rows: Vec<_> =
             (0..rows).map(|r| Row::whole((0..length).map(|i| (i + r) % 300).collect())).collect();

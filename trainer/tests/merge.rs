@@ -6,8 +6,7 @@ mod common;
 
 use candle_core::{DType, Tensor};
 use common::{CPU, json_file, write_tiny_model, write_tokenizer};
-use domain::trial::Precision;
-use domain::trial::TargetModules;
+use domain::trial::{InitLoraWeights, Precision, TargetModules};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -23,9 +22,18 @@ fn names(names: &[&str]) -> TargetModules {
 
 /// Writes an adapter of a base whose matrices are all drawn, and gives it back.
 fn write_adapter(dir: &Path, base: &Base, targets: &TargetModules) -> Adapter {
-    let modules = resolve_targets(base, targets).unwrap();
-    let mut adapter = Adapter::new(&modules, 4, 6.0, 0.1, 1, &CPU).unwrap();
-    let drawn = Adapter::new(&modules, 4, 6.0, 0.0, 2, &CPU).unwrap();
+    let config = PeftConfig {
+        base_model_name_or_path: "base".into(),
+        r: 4,
+        lora_alpha: 6.0,
+        lora_dropout: 0.1,
+        target_modules: written_targets(base, targets),
+        ..PeftConfig::default()
+    };
+    let modules = resolve_targets(base, &config).unwrap();
+    let fresh =
+        |dropout, seed| Adapter::new(base, &modules, InitLoraWeights::Default, dropout, seed).unwrap();
+    let (mut adapter, drawn) = (fresh(0.1, 1), fresh(0.0, 2));
     for (module, other) in adapter.modules.iter_mut().zip(drawn.modules) {
         // Values of A, in another order, make a B of its own shape.
         let rows = module.b.dims()[0];
@@ -33,13 +41,6 @@ fn write_adapter(dir: &Path, base: &Base, targets: &TargetModules) -> Adapter {
         let values: Vec<f32> = values.into_iter().cycle().take(rows * 4).collect();
         module.b = Tensor::from_vec(values, (rows, 4), &CPU).unwrap();
     }
-    let config = PeftConfig {
-        base_model_name_or_path: "base".into(),
-        r: 4,
-        lora_alpha: 6.0,
-        lora_dropout: 0.1,
-        target_modules: written_targets(base, targets),
-    };
     adapter_file::save(dir, &adapter, &config).unwrap();
     adapter
 }
@@ -218,7 +219,11 @@ fn what_cannot_be_merged_is_named_and_nothing_is_written() {
         (|d| edit(&d.join("base/config.json"), "model_type", json!("gpt2")), false, "model_type is gpt2"),
         (|d| std::fs::remove_dir_all(d.join("adapter")).unwrap(), false, "name a PEFT adapter directory"),
         (|d| cut(&d.join("adapter/adapter_model.safetensors")), false, "copy the adapter directory again"),
-        (|d| edit(&d.join("adapter").join(CONFIG_FILE), "use_dora", json!(true)), false, "use_dora is true"),
+        (
+            |d| edit(&d.join("adapter").join(CONFIG_FILE), "use_qalora", json!(true)),
+            false,
+            "use_qalora is true",
+        ),
         (
             |d| edit(&d.join("adapter").join(CONFIG_FILE), "r", json!(8)),
             false,

@@ -6,8 +6,8 @@ mod common;
 
 use candle_core::Tensor;
 use common::{CPU, shared, tiny_base};
-use domain::trial::Precision;
-use trainer::lora::{Adapter, LoraMatrix};
+use domain::trial::{InitLoraWeights, Precision};
+use trainer::lora::{Adapter, LoraMatrix, Target};
 use trainer::model::Base;
 use trainer::pack::{self, Member, Outcome, Row};
 use trainer::rng;
@@ -15,7 +15,8 @@ use trainer::rng;
 /// An adapter on every linear layer and the head, whose A and B are both random: with B zero, A has no gradient.
 fn adapter(base: &Base, rank: usize, dropout: f64, seed: u64) -> Adapter {
     let modules = [base.linear_modules(), vec![base.head_module()]].concat();
-    let mut adapter = Adapter::new(&modules, rank, 2.0 * rank as f64, dropout, seed, &CPU).unwrap();
+    let targets = Target::all(&modules, rank, 2.0 * rank as f64);
+    let mut adapter = Adapter::new(base, &targets, InitLoraWeights::Default, dropout, seed).unwrap();
     for module in &mut adapter.modules {
         module.b = (random(&module.b, seed + 1, &module.path) * 0.1).unwrap();
     }
@@ -139,7 +140,7 @@ fn an_adapted_head_is_the_merged_one() {
     let change = adapter.modules[0].b.matmul(&adapter.modules[0].a).unwrap();
     let mut merged = tiny_base();
     let head = merged.head.weight.dense().unwrap();
-    merged.head.weight = (head + (change * adapter.scaling).unwrap()).unwrap().into();
+    merged.head.weight = (head + (change * adapter.modules[0].scaling).unwrap()).unwrap().into();
 
     let rows = rows(&base, 5, 3);
     let prompt = &rows[0].input_ids;

@@ -6,9 +6,9 @@ mod common;
 
 use candle_core::{DType, Tensor};
 use common::{CPU, write_tiny_model};
-use domain::trial::{ComputeDtype, Precision, PrecisionMode};
+use domain::trial::{ComputeDtype, InitLoraWeights, Precision, PrecisionMode};
 use std::path::Path;
-use trainer::lora::Adapter;
+use trainer::lora::{Adapter, Target};
 use trainer::model::Base;
 use trainer::pack::{self, Member, Outcome, Row};
 use trainer::weight::Weight;
@@ -20,7 +20,8 @@ fn rows() -> Vec<Row> {
 /// An adapter on every linear layer and the head, with dropout, whose B is not zero.
 fn adapter(base: &Base, seed: u64) -> Adapter {
     let modules = [base.linear_modules(), vec![base.head_module()]].concat();
-    let mut adapter = Adapter::new(&modules, 4, 8.0, 0.2, seed, &CPU).unwrap();
+    let targets = Target::all(&modules, 4, 8.0);
+    let mut adapter = Adapter::new(base, &targets, InitLoraWeights::Default, 0.2, seed).unwrap();
     for module in &mut adapter.modules {
         let source = module.a.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let values: Vec<f32> = source.iter().cycle().take(module.b.elem_count()).map(|x| x / 3.0).collect();

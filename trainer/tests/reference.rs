@@ -11,6 +11,7 @@ use domain::trial::{Precision, PrecisionMode};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use trainer::adapter_file::{self, PeftConfig, resolve_targets};
 use trainer::lora::{Adapter, LoraMatrix};
 use trainer::model::{Base, LlamaConfig};
 use trainer::optim::{AdamW, AdamWConfig};
@@ -28,21 +29,8 @@ fn numbers<T: serde::de::DeserializeOwned>(value: &Value) -> T {
 
 /// An adapter from a PEFT directory.
 fn adapter(base: &Base, dir: PathBuf) -> Adapter {
-    let config = json(dir.join("adapter_config.json"));
-    let tensors = candle_core::safetensors::load(dir.join("adapter_model.safetensors"), &CPU).unwrap();
-    let matrix = |path: String| LoraMatrix {
-        a: tensors[&format!("base_model.model.{path}.lora_A.weight")].clone(),
-        b: tensors[&format!("base_model.model.{path}.lora_B.weight")].clone(),
-        path,
-        grad_a: None,
-        grad_b: None,
-    };
-    Adapter {
-        modules: base.linear_modules().into_iter().map(|m| matrix(m.path)).collect(),
-        scaling: config["lora_alpha"].as_f64().unwrap() / config["r"].as_f64().unwrap(),
-        dropout: 0.0,
-        seed: 0,
-    }
+    let targets = resolve_targets(base, &PeftConfig::load(&dir).unwrap()).unwrap();
+    adapter_file::load(&dir, &targets, 0, &CPU).unwrap().1
 }
 
 /// A micro-batch of `batches.json`: padding dropped, `labels` or `labels_completion` as targets.
@@ -127,6 +115,7 @@ fn check_run(run: &Run) {
         beta1: 0.9,
         beta2: 0.999,
         epsilon: 1e-8,
+        loraplus_lr_ratio: 1.0,
         weight_decay: 0.01,
         max_grad_norm: run.max_grad_norm,
     };
@@ -188,7 +177,7 @@ fn check_run(run: &Run) {
     check_probe(&base, Some(&adapter), &batches["probe"], &want.unwrap()["logits"]);
     let reference = self::adapter(&base, gqa.join(run.name).join("adapter_final"));
     for (got, want) in adapter.modules.iter().zip(&reference.modules) {
-        let delta = |m: &LoraMatrix| (m.b.matmul(&m.a).unwrap() * reference.scaling).unwrap();
+        let delta = |m: &LoraMatrix| (m.b.matmul(&m.a).unwrap() * m.scaling).unwrap();
         let (got_delta, want_delta) = (delta(got), delta(want));
         let error = frobenius(&(&got_delta - &want_delta).unwrap()) / frobenius(&want_delta);
         assert!(error < 1e-3, "{} {}: ΔW differs by {error} relative", run.name, got.path);
@@ -289,8 +278,14 @@ fn steps_on_real_text_are_pefts() {
     for (name, init, peak) in [("r4_lr1e-3", "init_r4", 1e-3), ("r16_lr1e-3", "init_r16", 1e-3)] {
         let want = json(reference.join(format!("{name}.json")));
         let mut adapter = adapter(&base, reference.join(init));
-        let config =
-            AdamWConfig { beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.0, max_grad_norm: 1.0 };
+        let config = AdamWConfig {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            loraplus_lr_ratio: 1.0,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+        };
         let mut optimizer = AdamW::new(&adapter, config).unwrap();
         let schedule = trainer::schedule::Schedule {
             kind: domain::trial::LrSchedulerType::ConstantWithWarmup,

@@ -211,7 +211,8 @@ fn check_resume(precision_mode: PrecisionMode) {
 #[test]
 fn an_overflow_in_float16_costs_a_step_and_no_more() {
     let dir = tempfile::tempdir().unwrap();
-    let config = TrialConfig { precision_mode: PrecisionMode::Float16, ..tiny_run(dir.path()) };
+    let (precision_mode, max_steps) = (PrecisionMode::Float16, Some(60));
+    let config = TrialConfig { precision_mode, max_steps, ..tiny_run(dir.path()) };
     let loaded = load(&config);
     let (adapter, resume) = (dir.path().join("adapter"), dir.path().join("resume"));
     let mut run = Run::new(&loaded, config.clone()).unwrap();
@@ -221,15 +222,16 @@ fn an_overflow_in_float16_costs_a_step_and_no_more() {
     let file = resume.join("resume.json");
     let mut saved = json_file(&file);
     assert_eq!(saved["loss_scaler"]["scale"], 65_536.0);
-    saved["loss_scaler"]["scale"] = serde_json::json!(2f32.powi(127));
+    saved["loss_scaler"]["scale"] = serde_json::json!(2f32.powi(70));
     std::fs::write(&file, saved.to_string()).unwrap();
     let mut run = Run::resume(&loaded, config, &adapter, &resume).unwrap();
     let before = flat(run.adapter());
     let mut left_out = 0;
     while flat(run.adapter()) == before {
-        assert_eq!(steps(&loaded, &mut run, 1)[0].diverged, None);
+        let stepped = steps(&loaded, &mut run, 1).remove(0);
+        assert_eq!(stepped.diverged, None);
         left_out += 1;
-        assert!(left_out < 15, "it goes on once the scale is small enough");
+        assert!(left_out < 40, "it goes on once the scale is small enough");
     }
     assert!(left_out > 1 && run.step() == 3 + left_out, "steps count as steps: {left_out}");
     assert!(flat(run.adapter()).iter().all(|x| x.is_finite()));

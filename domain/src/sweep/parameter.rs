@@ -2,7 +2,7 @@
 
 use super::Problem;
 use super::problem::describe;
-use crate::trial::TrialConfig;
+use crate::trial::{TargetModules, TrialConfig};
 use serde_json::{Map, Number, Value};
 
 /// Largest whole number that a double holds exactly; documents travel as doubles.
@@ -49,6 +49,13 @@ const FROM_0: &str = "a whole number from 0";
 const FROM_1: &str = "a whole number from 1";
 const TRUE_OR_FALSE: &str = "true or false";
 
+fn names_something(modules: &TargetModules) -> bool {
+    match modules {
+        TargetModules::Names(names) => !names.is_empty() && names.iter().all(|n| !n.is_empty()),
+        TargetModules::Pattern(pattern) => !pattern.is_empty(),
+    }
+}
+
 const RULES: &[Rule] = &[
     rule("task", Kind::Text, "instruct-lora", |_| true),
     rule("pretrained_model_id", Kind::Text, "a model's directory", |c| !c.pretrained_model_id.is_empty()),
@@ -79,12 +86,23 @@ const RULES: &[Rule] = &[
         (0.0..1.0).contains(&c.lora_dropout)
     }),
     rule("target_modules", Kind::Mixed, "all-linear, a regular expression or a list of module names", |c| {
-        use crate::trial::TargetModules::{Names, Pattern};
-        match &c.target_modules {
-            Names(names) => !names.is_empty() && names.iter().all(|n| !n.is_empty()),
-            Pattern(pattern) => !pattern.is_empty(),
-        }
+        names_something(&c.target_modules)
     }),
+    rule("exclude_modules", Kind::Mixed, "a regular expression or a list of module names", |c| {
+        c.exclude_modules.as_ref().is_none_or(names_something)
+    }),
+    rule("layers_to_transform", Kind::Mixed, "a list of whole numbers from 0", |c| {
+        c.layers_to_transform.as_ref().is_none_or(|layers| !layers.is_empty())
+    }),
+    rule("rank_pattern", Kind::Mixed, "a map of paths to whole numbers from 1", |c| {
+        c.rank_pattern.iter().all(|(path, rank)| !path.is_empty() && *rank >= 1)
+    }),
+    rule("alpha_pattern", Kind::Mixed, "a map of paths to numbers above 0", |c| {
+        c.alpha_pattern.iter().all(|(path, alpha)| !path.is_empty() && above_0(*alpha))
+    }),
+    rule("use_rslora", Kind::Flag, TRUE_OR_FALSE, |_| true),
+    rule("use_dora", Kind::Flag, TRUE_OR_FALSE, |_| true),
+    rule("init_lora_weights", Kind::Text, "default or gaussian", |_| true),
     rule("init_adapter", Kind::Text, "an adapter's directory", |c| {
         c.init_adapter.as_ref().is_none_or(|a| !a.is_empty())
     }),
@@ -94,6 +112,7 @@ const RULES: &[Rule] = &[
     rule("max_sequence_length", Kind::Whole, "a whole number from 2", |c| c.max_sequence_length >= 2),
     // At a rate of 0 nothing is learnt, so that it is a slip.
     rule("learning_rate", Kind::Number, "a number above 0", |c| above_0(c.learning_rate)),
+    rule("loraplus_lr_ratio", Kind::Number, "a number above 0", |c| c.loraplus_lr_ratio.is_none_or(above_0)),
     rule("lr_scheduler_type", Kind::Text, "constant, constant_with_warmup, linear or cosine", |_| true),
     rule("warmup_steps", Kind::Whole, FROM_0, |_| true),
     rule("warmup_ratio", Kind::Number, "a number from 0 to 1", |c| (0.0..=1.0).contains(&c.warmup_ratio)),

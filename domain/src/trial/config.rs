@@ -2,6 +2,7 @@
 //! Vertex/PEFT/Hugging Face world. It serialises to one flat JSON object whose keys are the sweep file's.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 
 /// What a trial trains for.
@@ -181,6 +182,17 @@ impl Default for TargetModules {
     }
 }
 
+/// How an adapter's matrices begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InitLoraWeights {
+    /// A uniform in ±1/√in_features (Kaiming with a = √5), B zero.
+    #[default]
+    Default,
+    /// A normal with a standard deviation of 1/rank, B zero.
+    Gaussian,
+}
+
 /// How rows are held out when no evaluation file is named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -258,6 +270,20 @@ trial_config! {
     lora_dropout: f64 = 0.0;
     /// Which linear layers get an adapter.
     target_modules: TargetModules = TargetModules::default();
+    /// Which of them get none after all.
+    exclude_modules: Option<TargetModules> = None;
+    /// The decoder layers, by number from 0, that get adapters; all unless given.
+    layers_to_transform: Option<Vec<u32>> = None;
+    /// Other ranks, by the end of a layer's path or a regular expression for it.
+    rank_pattern: BTreeMap<String, u32> = BTreeMap::new();
+    /// Other values of `lora_alpha`, likewise.
+    alpha_pattern: BTreeMap<String, f64> = BTreeMap::new();
+    /// Scale by `lora_alpha / √lora_rank` instead (rsLoRA).
+    use_rslora: bool = false;
+    /// Train each output's magnitude apart from its direction (DoRA).
+    use_dora: bool = false;
+    /// How the matrices begin.
+    init_lora_weights: InitLoraWeights = InitLoraWeights::default();
     /// A PEFT adapter directory to start from instead of a fresh initialisation.
     init_adapter: Option<String> = None;
     /// Rows of a micro-batch.
@@ -268,6 +294,8 @@ trial_config! {
     max_sequence_length: u32 = 512;
     /// AdamW's peak learning rate.
     learning_rate: f64 = 2e-4;
+    /// What B's learning rate is, as a multiple of A's (LoRA+).
+    loraplus_lr_ratio: Option<f64> = None;
     /// The learning rate's course.
     lr_scheduler_type: LrSchedulerType = LrSchedulerType::default();
     /// Steps of linear warm-up; overrides `warmup_ratio` if above 0.
@@ -371,7 +399,9 @@ mod tests {
         let json = serde_json::to_value(TrialConfig::default()).unwrap();
         let keys: Vec<_> = json.as_object().unwrap().keys().map(String::as_str).collect();
         assert_eq!(keys, PARAMETER_NAMES);
-        assert!(json.as_object().unwrap().values().all(|v| !v.is_object()));
+        let flat =
+            |(key, value): (&String, &serde_json::Value)| key.ends_with("_pattern") || !value.is_object();
+        assert!(json.as_object().unwrap().iter().all(flat));
         let back: TrialConfig = serde_json::from_value(json).unwrap();
         assert_eq!(back, TrialConfig::default());
     }

@@ -5,8 +5,8 @@ mod record;
 mod state;
 
 pub use config::{
-    BaseModel, ComputeDtype, EvalSplit, GradientCheckpointing, LrSchedulerType, PARAMETER_MEANINGS,
-    PARAMETER_NAMES, Precision, PrecisionMode, TargetModules, Task, TrialConfig,
+    BaseModel, ComputeDtype, EvalSplit, GradientCheckpointing, InitLoraWeights, LrSchedulerType,
+    PARAMETER_MEANINGS, PARAMETER_NAMES, Precision, PrecisionMode, TargetModules, Task, TrialConfig,
 };
 pub use record::{Digests, Failure, FailureClass, Throughput, Trial, TrialSummary};
 pub use state::{IllegalTransition, TrialState};

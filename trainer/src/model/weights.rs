@@ -4,12 +4,14 @@ use super::LlamaConfig;
 use crate::error::{Result, TrainError};
 use crate::files;
 use crate::lora::ModuleSpec;
+use crate::ops;
 use crate::weight::{Numbers, Weight};
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
 use domain::trial::Precision;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// A linear layer without bias: `y = x · weightᵀ`.
 #[derive(Debug, Clone)]
@@ -18,9 +20,27 @@ pub struct Linear {
     pub path: String,
     /// `[out_features, in_features]`.
     pub weight: Weight,
+    row_squares: OnceLock<Tensor>,
 }
 
 impl Linear {
+    /// A layer of that path and weight.
+    pub fn new(path: String, weight: Weight) -> Self {
+        Self { path, weight, row_squares: OnceLock::new() }
+    }
+
+    /// The sum of the squares of each row of the weight, `[out_features]`, computed once.
+    ///
+    /// # Errors
+    /// The device runs out of memory.
+    pub fn row_squares(&self) -> Result<&Tensor> {
+        if let Some(squares) = self.row_squares.get() {
+            return Ok(squares);
+        }
+        let squares = ops::row_squares(&self.weight)?;
+        Ok(self.row_squares.get_or_init(|| squares))
+    }
+
     fn spec(&self) -> ModuleSpec {
         let [out_features, in_features] = self.weight.dims();
         ModuleSpec { path: self.path.clone(), in_features, out_features }
@@ -138,7 +158,7 @@ impl Base {
             for (path, shape) in LINEAR_PATHS.iter().zip(&shapes) {
                 let path = format!("model.layers.{i}.{path}");
                 let weight = read(&format!("{path}.weight"), shape, linear)?;
-                linears.push(Linear { path, weight });
+                linears.push(Linear::new(path, weight));
             }
             let linears: [Linear; 7] = match linears.try_into() {
                 Ok(linears) => linears,
@@ -155,13 +175,11 @@ impl Base {
             });
         }
         let norm = read("model.norm.weight", &[hidden], Numbers::Float32)?.dense()?;
-        let head = Linear {
-            path: HEAD_PATH.into(),
-            weight: match c.tie_word_embeddings {
-                true => Weight::Dense(embedding.clone()),
-                false => read("lm_head.weight", &[c.vocab_size, hidden], table)?,
-            },
+        let head = match c.tie_word_embeddings {
+            true => Weight::Dense(embedding.clone()),
+            false => read("lm_head.weight", &[c.vocab_size, hidden], table)?,
         };
+        let head = Linear::new(HEAD_PATH.into(), head);
         let inverse_frequencies = config.inverse_frequencies();
         Ok(Self { config, precision, embedding, layers, norm, head, inverse_frequencies })
     }
@@ -174,6 +192,12 @@ impl Base {
     /// The linear layers of all decoder layers, in model order: what `all-linear` means.
     pub fn linear_modules(&self) -> Vec<ModuleSpec> {
         self.layers.iter().flat_map(|layer| layer.linears.iter().map(Linear::spec)).collect()
+    }
+
+    /// The linear layer of a path, the head among them.
+    pub fn linear(&self, path: &str) -> Option<&Linear> {
+        let linears = self.layers.iter().flat_map(|layer| &layer.linears);
+        linears.chain([&self.head]).find(|linear| linear.path == path)
     }
 
     /// The output head. Where it is tied it is the embedding too and takes no adapter.

@@ -197,6 +197,31 @@ pub fn attention_backward(
     }
 }
 
+/// The sum of the squares of each row of a frozen matrix, `[rows]`.
+pub fn row_squares(weight: &Weight) -> Result<Tensor> {
+    match weight {
+        Weight::Dense(tensor) if !tensor.device().is_cpu() => {
+            Ok(tensor.to_dtype(DType::F32)?.sqr()?.sum(1)?)
+        }
+        _ => cpu::frozen::row_squares(weight),
+    }
+}
+
+/// `x` with `rows` of its rows, from `start` on, multiplied column by column by `factors` `[width]`.
+pub fn scale_columns(x: Tensor, start: usize, rows: usize, factors: &Tensor) -> Result<Tensor> {
+    let part = x.narrow(0, start, rows)?;
+    if cpu::has(&x) {
+        let width = x.dims2()?.1;
+        cpu::read([factors], |[factors]| {
+            let scale = |row: &mut [f32]| row.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+            cpu::update(&part, |values| values.chunks_exact_mut(width.max(1)).for_each(scale))
+        })?;
+        return Ok(x);
+    }
+    let scaled = part.broadcast_mul(factors)?;
+    Ok(x.slice_assign(&[start..start + rows, 0..x.dims2()?.1], &scaled)?)
+}
+
 /// A frozen linear layer: `x` `[tokens, in]` · `weight`ᵀ, `weight` `[out, in]`. Weights in fewer bits are brought to
 /// float32 a few rows at a time.
 pub fn linear(x: &Tensor, weight: &Weight) -> Result<Tensor> {

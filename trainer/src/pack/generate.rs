@@ -38,7 +38,7 @@ pub fn generate(
 fn read(base: &Base, adapter: Option<&Adapter>, ids: &[u32], cache: &mut Cache) -> Result<u32> {
     let tokens = Tokens::following(cache.length(), ids, base.config.vocab_size)?;
     let pass = Pass::new(base, &tokens, 0)?;
-    let segments = segments(base, adapter, ids.len(), 1);
+    let segments = segments(base, adapter, ids.len(), 1)?;
     let last = pass.continued(&tokens.ids, &segments, cache)?.narrow(0, ids.len() - 1, 1)?;
     Ok(head::logits(base, &last, &segments)?.squeeze(0)?.argmax(0)?.to_scalar()?)
 }

@@ -114,7 +114,7 @@ pub fn forward_backward(base: &Base, members: &mut [Member]) -> Result<Vec<Outco
         .map(|(m, (ids, wanted))| {
             Segment::new(base, &mut *m.adapter, ids.clone(), wanted.clone(), Some(m.dropout_counter))
         })
-        .collect();
+        .collect::<Result<_>>()?;
     let mut kept = Vec::with_capacity(base.layers.len());
     let hidden = pass.hidden(&tokens.ids, &segments, |saved| {
         kept.push(if kept.len() < recomputed { Kept::Input(saved.into_input()) } else { Kept::All(saved) });
@@ -147,7 +147,7 @@ pub fn evaluate(base: &Base, adapter: Option<&Adapter>, rows: &[Row]) -> Result<
     let pass = Pass::new(base, &tokens, base.bytes() + own)?;
     let mut nll = Vec::new();
     if !tokens.wanted.is_empty() {
-        let segments = segments(base, adapter, tokens.ids.len(), tokens.wanted.len());
+        let segments = segments(base, adapter, tokens.ids.len(), tokens.wanted.len())?;
         let hidden = pass.hidden(&tokens.ids, &segments, drop)?;
         let predicting = ops::gather(&hidden, &tokens.predicting)?;
         pass.meter.touch(head::working_bytes(base, &tokens.wanted));
@@ -163,7 +163,7 @@ pub fn evaluate(base: &Base, adapter: Option<&Adapter>, rows: &[Row]) -> Result<
 pub fn logits(base: &Base, adapter: Option<&Adapter>, input_ids: &[u32]) -> Result<Tensor> {
     let row = Row::whole(input_ids.to_vec());
     let tokens = Tokens::new([std::slice::from_ref(&row)].into_iter(), base.config.vocab_size)?;
-    let segments = segments(base, adapter, tokens.ids.len(), tokens.ids.len());
+    let segments = segments(base, adapter, tokens.ids.len(), tokens.ids.len())?;
     let hidden = Pass::new(base, &tokens, 0)?.hidden(&tokens.ids, &segments, drop)?;
     head::logits(base, &hidden, &segments)
 }
@@ -175,6 +175,6 @@ fn segments<'a>(
     adapter: Option<&'a Adapter>,
     tokens: usize,
     asked: usize,
-) -> Vec<Segment<&'a Adapter>> {
+) -> Result<Vec<Segment<&'a Adapter>>> {
     adapter.map(|adapter| Segment::new(base, adapter, 0..tokens, 0..asked, None)).into_iter().collect()
 }

@@ -2,7 +2,7 @@
 
 use super::tokens::Tokens;
 use crate::error::Result;
-use crate::lora::{Adapter, DropoutCounter, MaskPlace};
+use crate::lora::{Adapter, Columns, DropoutCounter, MaskPlace};
 use crate::memory::{Held, Meter};
 use crate::model::{Base, Linear};
 use crate::ops::{self, Heads, Rotary};
@@ -22,6 +22,8 @@ pub(super) struct Segment<A> {
     dropout: Option<DropoutCounter>,
     /// The adapter's matrix for each of the base's linear layers, in model order, the head last.
     modules: Vec<Option<usize>>,
+    /// What the matrices' magnitudes make of outputs, where there are any.
+    columns: Vec<Option<Columns>>,
 }
 
 /// A trial's share of a product's rows.
@@ -42,12 +44,15 @@ impl<A: Borrow<Adapter>> Segment<A> {
         tokens: Range<usize>,
         asked: Range<usize>,
         dropout: Option<DropoutCounter>,
-    ) -> Self {
+    ) -> Result<Self> {
         let matrices = adapter.borrow().modules.iter().enumerate();
         let places: HashMap<&str, usize> = matrices.map(|(i, m)| (m.path.as_str(), i)).collect();
         let linears = base.layers.iter().flat_map(|layer| &layer.linears).chain([&base.head]);
         let modules = linears.map(|linear| places.get(linear.path.as_str()).copied()).collect();
-        Self { adapter, tokens, asked, dropout, modules }
+        let columns =
+            (0..adapter.borrow().modules.len()).map(|module| adapter.borrow().columns(base, module));
+        let columns = columns.collect::<Result<_>>()?;
+        Ok(Self { adapter, tokens, asked, dropout, modules, columns })
     }
 
     /// The trial's share of `block`, some of the rows that go through linear layer `number`; none if its
@@ -275,7 +280,7 @@ impl<'a> Pass<'a> {
         let normed = self.hold(ops::rms_norm(&input, &layer.input_norm, eps)?);
         if index == 0 {
             for (place, dy) in [(Q, &dq), (K, &dk), (V, &dv)] {
-                adapters_backward(number(place), &normed, 0, dy, segments)?;
+                adapters_backward(&layer.linears[place], number(place), &normed, 0, dy, segments)?;
             }
             return Ok(None);
         }
@@ -303,6 +308,9 @@ pub(super) fn linear<A: Borrow<Adapter>>(
         let Some(share) = segment.share(number, block.clone()) else { continue };
         let x = x.narrow(0, share.start, share.rows)?;
         y = segment.adapter.borrow().forward(share.module, &x, y, share.start, share.mask)?;
+        if let Some(columns) = &segment.columns[share.module] {
+            y = ops::scale_columns(y, share.start, share.rows, &columns.factor)?;
+        }
     }
     Ok(y)
 }
@@ -318,8 +326,9 @@ pub(super) fn linear_backward(
     into: Option<Tensor>,
     segments: &mut [Segment<&mut Adapter>],
 ) -> Result<Tensor> {
-    let mut dx = ops::linear_backward(dy, &linear.weight, into)?;
-    for Narrow { segment, share, dh } in adapters_backward(number, x, first, dy, segments)? {
+    let (dz, narrow) = adapters_backward(linear, number, x, first, dy, segments)?;
+    let mut dx = ops::linear_backward(dz.as_ref().unwrap_or(dy), &linear.weight, into)?;
+    for Narrow { segment, share, dh } in narrow {
         let adapter = &segments[segment].adapter;
         dx = adapter.add_input_gradient(share.module, &dh, dx, share.start, share.mask)?;
     }
@@ -334,21 +343,35 @@ struct Narrow {
     dh: Tensor,
 }
 
-/// Adds the gradients of the trials' adapters of linear layer `number`, whose output has the gradient `dy`.
+/// Adds the gradients of the trials' adapters of linear layer `number`, whose output has the gradient `dy`. Where a
+/// trial has magnitudes, the gradient before them comes back too: it is what goes on through the frozen product.
 fn adapters_backward(
+    linear: &Linear,
     number: usize,
     x: &Tensor,
     first: usize,
     dy: &Tensor,
     segments: &mut [Segment<&mut Adapter>],
-) -> Result<Vec<Narrow>> {
+) -> Result<(Option<Tensor>, Vec<Narrow>)> {
+    let mut dz: Option<Tensor> = None;
     let mut narrow = Vec::with_capacity(segments.len());
+    let whole_dy = dy;
     let block = first..first + x.dims()[0];
     for (place, segment) in segments.iter_mut().enumerate() {
         let Some(share) = segment.share(number, block.clone()) else { continue };
-        let (x, dy) = (x.narrow(0, share.start, share.rows)?, dy.narrow(0, share.start, share.rows)?);
+        let (x, mut dy) = (x.narrow(0, share.start, share.rows)?, dy.narrow(0, share.start, share.rows)?);
+        if let Some(columns) = &segment.columns[share.module] {
+            // The outputs before the magnitudes were not kept.
+            let z = ops::linear(&x, &linear.weight)?;
+            let z = segment.adapter.forward(share.module, &x, z, 0, share.mask)?;
+            segment.adapter.magnitude_backward(share.module, columns, &z, &dy)?;
+            let whole = dz.take().map_or_else(|| whole_dy.copy(), Ok)?;
+            let whole = ops::scale_columns(whole, share.start, share.rows, &columns.factor)?;
+            dy = whole.narrow(0, share.start, share.rows)?;
+            dz = Some(whole);
+        }
         let dh = segment.adapter.backward(share.module, &x, &dy, share.mask)?;
         narrow.push(Narrow { segment: place, share, dh });
     }
-    Ok(narrow)
+    Ok((dz, narrow))
 }

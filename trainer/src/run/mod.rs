@@ -19,7 +19,7 @@ use crate::adapter_file::{self, PeftConfig};
 use crate::data::Dataset;
 use crate::error::{Result, TrainError};
 use crate::files;
-use crate::lora::{Adapter, ModuleSpec};
+use crate::lora::{Adapter, Target};
 use crate::model::{self, Base};
 use crate::optim::{AdamW, AdamWConfig};
 use crate::pack::{self, Outcome, Row};
@@ -186,16 +186,15 @@ impl Run {
     /// # Errors
     /// A parameter does not fit the model.
     pub fn with_data(loaded: &Loaded, config: TrialConfig, data: Dataset) -> Result<Self> {
-        let modules = preflight::check(&config, &loaded.base)?;
+        let targets = preflight::check(&config, &loaded.base)?;
         let mut adapter = match &config.init_adapter {
-            Some(dir) => initial_adapter(&config, Path::new(dir), &modules, loaded)?,
+            Some(dir) => initial_adapter(&config, Path::new(dir), &targets, loaded)?,
             None => Adapter::new(
-                &modules,
-                config.lora_rank as usize,
-                config.lora_alpha_in_force(),
+                &loaded.base,
+                &targets,
+                config.init_lora_weights,
                 config.lora_dropout,
                 config.seed,
-                loaded.base.device(),
             )?,
         };
         adapter.dropout = config.lora_dropout;
@@ -221,11 +220,8 @@ impl Run {
             spec: files::digest(&serde_json::to_vec(&config).unwrap_or_default()),
         };
         let written = PeftConfig {
-            base_model_name_or_path: config.pretrained_model_id.clone(),
-            r: config.lora_rank as usize,
-            lora_alpha: config.lora_alpha_in_force(),
-            lora_dropout: config.lora_dropout,
             target_modules: adapter_file::written_targets(&loaded.base, &config.target_modules),
+            ..PeftConfig::of(&config)
         };
         let [recomputed_layers, _] =
             config.gradient_checkpointing.recomputed_layers(loaded.base.layers.len() as u64);
@@ -321,18 +317,14 @@ fn optimizer_config(config: &TrialConfig) -> AdamWConfig {
         beta1: config.adam_beta1,
         beta2: config.adam_beta2,
         epsilon: config.adam_epsilon,
+        loraplus_lr_ratio: config.loraplus_lr_ratio.unwrap_or(1.0),
         weight_decay: config.weight_decay,
         max_grad_norm: config.max_grad_norm,
     }
 }
 
 /// The adapter that a run starts from; it must be of the shape that the configuration asks for.
-fn initial_adapter(
-    config: &TrialConfig,
-    dir: &Path,
-    modules: &[ModuleSpec],
-    loaded: &Loaded,
-) -> Result<Adapter> {
+fn initial_adapter(config: &TrialConfig, dir: &Path, targets: &[Target], loaded: &Loaded) -> Result<Adapter> {
     let written = PeftConfig::load(dir)?;
     let differs = |key, has: f64, asked: f64| {
         let problem = format!("is {asked}, but the adapter {} has {has}", dir.display());
@@ -344,5 +336,14 @@ fn initial_adapter(
     if written.lora_alpha != config.lora_alpha_in_force() {
         return Err(differs("lora_alpha", written.lora_alpha, config.lora_alpha_in_force()));
     }
-    Ok(adapter_file::load(dir, modules, config.seed, loaded.base.device())?.1)
+    for (key, has, asked) in [
+        ("use_rslora", written.use_rslora, config.use_rslora),
+        ("use_dora", written.use_dora, config.use_dora),
+    ] {
+        if has != asked {
+            let problem = format!("is {asked}, but for the adapter {} it is {has}", dir.display());
+            return Err(TrainError::parameter(key, problem, format!("set {key} to {has}")));
+        }
+    }
+    Ok(adapter_file::load(dir, targets, config.seed, loaded.base.device())?.1)
 }

@@ -4,6 +4,7 @@ use super::{Loaded, Progress, Run, State, optimizer_config};
 use crate::adapter_file::{self, WEIGHTS_FILE};
 use crate::error::{Result, TrainError};
 use crate::files;
+use crate::lora::{Adapter, LoraMatrix};
 use crate::optim::{AdamW, Moments};
 use crate::preflight;
 use crate::scaler::LossScaler;
@@ -50,8 +51,8 @@ struct Saved {
     loss_scaler: Option<LossScaler>,
 }
 
-fn key(path: &str, part: usize, moment: &str) -> String {
-    format!("{path}.lora_{}.{moment}", ["A", "B"][part])
+fn key(path: &str, parameter: &str, moment: &str) -> String {
+    format!("{path}.{parameter}.{moment}")
 }
 
 impl Run {
@@ -66,9 +67,9 @@ impl Run {
         let State { step, adapter, optimizer, scaler } = &self.state;
         let mut tensors: BTreeMap<String, &Tensor> = BTreeMap::new();
         for (module, moments) in adapter.modules.iter().zip(&optimizer.moments) {
-            for (part, moments) in moments.iter().enumerate() {
-                tensors.insert(key(&module.path, part, "exp_avg"), &moments.first);
-                tensors.insert(key(&module.path, part, "exp_avg_sq"), &moments.second);
+            for ((name, _), moments) in module.parameters().zip(moments) {
+                tensors.insert(key(&module.path, name, "exp_avg"), &moments.first);
+                tensors.insert(key(&module.path, name, "exp_avg_sq"), &moments.second);
             }
         }
         files::write_atomically(&resume_dir.join(MOMENTS_FILE), &adapter_file::serialize(tensors)?)?;
@@ -113,9 +114,9 @@ impl Run {
             return Err(broken(format!("has format {}, not {FORMAT}", saved.format)));
         }
         check_config(&saved.config, &config, &path)?;
-        let modules = preflight::check(&config, &loaded.base)?;
+        let targets = preflight::check(&config, &loaded.base)?;
         let device = loaded.base.device();
-        let (_, mut adapter) = adapter_file::load(adapter_dir, &modules, config.seed, device)?;
+        let (_, mut adapter) = adapter_file::load(adapter_dir, &targets, config.seed, device)?;
         adapter.dropout = config.lora_dropout;
         let weights = adapter_dir.join(WEIGHTS_FILE);
         if files::digest_files([weights.as_path()])? != saved.adapter {
@@ -132,7 +133,7 @@ impl Run {
     }
 }
 
-fn load_moments(adapter: &crate::lora::Adapter, path: &Path, device: &Device) -> Result<Vec<[Moments; 2]>> {
+fn load_moments(adapter: &Adapter, path: &Path, device: &Device) -> Result<Vec<Vec<Moments>>> {
     let remedy = "go on from another checkpoint, or start anew";
     let mut tensors: HashMap<String, Tensor> = candle_core::safetensors::load(path, device)
         .map_err(|e| TrainError::model(path, format!("cannot be read ({e})"), remedy))?;
@@ -140,13 +141,16 @@ fn load_moments(adapter: &crate::lora::Adapter, path: &Path, device: &Device) ->
         let found = tensors.remove(&key).filter(|t| t.dims() == like.dims());
         found.ok_or_else(|| TrainError::model(path, format!("lacks {key}, or has another shape"), remedy))
     };
-    let mut both = |module: &str, part: usize, like: &Tensor| -> Result<Moments> {
+    let mut both = |module: &str, parameter: &str, like: &Tensor| -> Result<Moments> {
         Ok(Moments {
-            first: take(key(module, part, "exp_avg"), like)?,
-            second: take(key(module, part, "exp_avg_sq"), like)?,
+            first: take(key(module, parameter, "exp_avg"), like)?,
+            second: take(key(module, parameter, "exp_avg_sq"), like)?,
         })
     };
-    adapter.modules.iter().map(|m| Ok([both(&m.path, 0, &m.a)?, both(&m.path, 1, &m.b)?])).collect()
+    let mut of = |module: &LoraMatrix| {
+        module.parameters().map(|(name, value)| both(&module.path, name, value)).collect()
+    };
+    adapter.modules.iter().map(&mut of).collect()
 }
 
 /// Refuses a configuration under which the run would not go on as it began, naming the parameter.

@@ -48,6 +48,22 @@ pub(in crate::ops) fn product(
     read([x], |[x]| with_matrix(w, |w| multiply(x, w)))
 }
 
+/// The sum of the squares of each row, in float64 until the end.
+pub(in crate::ops) fn row_squares(w: &Weight) -> Result<Tensor> {
+    let [rows, columns] = w.dims();
+    with_matrix(w, |matrix| {
+        let square = |row: usize| {
+            BUFFER.with_borrow_mut(|buffer| {
+                let values = panel(buffer, columns);
+                matrix.fill(row * columns, values);
+                values.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>() as f32
+            })
+        };
+        let squares: Vec<f32> = (0..rows).into_par_iter().map(square).collect();
+        Ok(Tensor::from_vec(squares, rows, &Device::Cpu)?)
+    })
+}
+
 /// A frozen matrix's numbers, row by row.
 #[derive(Clone, Copy)]
 enum Matrix<'a> {

@@ -1,0 +1,109 @@
+//! Adapters on disk in PEFT's format: `adapter_config.json` and `adapter_model.safetensors` (float32), which
+//! PEFT loads without missing or unexpected keys; and which layers a configuration means.
+
+mod config;
+mod targets;
+
+pub use config::PeftConfig;
+pub use targets::{resolve_targets, written_targets};
+
+use crate::error::{Result, TrainError};
+use crate::files;
+use crate::lora::{Adapter, LoraMatrix, Target};
+use candle_core::{DType, Device, Tensor};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+/// The configuration's file name.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// The weights' file name.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// PEFT's key of a parameter of the adapter of a layer. Magnitudes alone have no `.weight` behind their name.
+fn key(path: &str, parameter: &str) -> String {
+    let weight = if parameter == LoraMatrix::PARAMETERS[2] { "" } else { ".weight" };
+    format!("base_model.model.{path}.{parameter}{weight}")
+}
+
+/// Writes an adapter directory. Each file is whole or absent; the weights come first, so that a directory
+/// with a configuration is complete.
+///
+/// # Errors
+/// The system refuses a write.
+pub fn save(dir: &Path, adapter: &Adapter, config: &PeftConfig) -> Result<()> {
+    std::fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
+    files::write_atomically(&dir.join(WEIGHTS_FILE), &serialize(named(adapter))?)?;
+    let text = serde_json::to_string_pretty(&config.to_json()).unwrap_or_default();
+    files::write_atomically(&dir.join(CONFIG_FILE), text.as_bytes())
+}
+
+/// Tensors as a safetensors file, marked as torch's layout as PEFT marks its own.
+pub(crate) fn serialize(tensors: BTreeMap<String, &Tensor>) -> Result<Vec<u8>> {
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    Ok(safetensors::serialize(tensors, Some(metadata)).map_err(candle_core::Error::from)?)
+}
+
+/// Reads an adapter directory for the layers `targets` of a base. `seed` is that of its dropout masks.
+///
+/// # Errors
+/// A file is missing or broken, the adapter is of an unknown kind, or its layers or shapes are not those asked for.
+pub fn load(dir: &Path, targets: &[Target], seed: u64, device: &Device) -> Result<(PeftConfig, Adapter)> {
+    let config = PeftConfig::load(dir)?;
+    let path = dir.join(WEIGHTS_FILE);
+    let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).map_err(|e| {
+        TrainError::model(&path, format!("cannot be read ({e})"), "copy the adapter directory again")
+    })?;
+    let mut take = |target: &Target, parameter: &str, shape: &[usize]| -> Result<Tensor> {
+        let key = key(&target.module.path, parameter);
+        let tensor = tensors.remove(&key).ok_or_else(|| {
+            let remedy = "give target_modules and its kin as the adapter's adapter_config.json does";
+            TrainError::model(&path, format!("lacks {key}"), remedy)
+        })?;
+        if tensor.dims() != shape {
+            return Err(TrainError::model(
+                &path,
+                format!("{key} has shape {:?}, not {shape:?}", tensor.dims()),
+                "use an adapter that was trained on this base model",
+            ));
+        }
+        Ok(tensor.to_dtype(DType::F32)?.to_device(device)?)
+    };
+    let [lora_a, lora_b, magnitude] = LoraMatrix::PARAMETERS;
+    let matrix = |target: &Target| {
+        let (rank, module) = (target.rank, &target.module);
+        let a = take(target, lora_a, &[rank, module.in_features])?;
+        let b = take(target, lora_b, &[module.out_features, rank])?;
+        let magnitude =
+            target.use_dora.then(|| take(target, magnitude, &[module.out_features])).transpose()?;
+        Ok(LoraMatrix::new(target, a, b, magnitude))
+    };
+    let modules = targets.iter().map(matrix).collect::<Result<Vec<_>>>()?;
+    if modules.iter().any(|m| m.path == "lm_head") {
+        // PEFT writes the frozen head and embedding too where the head has an adapter.
+        tensors.remove("base_model.model.lm_head.base_layer.weight");
+        tensors.remove("base_model.model.model.embed_tokens.weight");
+    }
+    if let Some(key) = tensors.keys().min() {
+        return Err(TrainError::model(
+            &path,
+            format!("has {} tensors that no adapted layer uses, {key} first", tensors.len()),
+            "give target_modules and its kin as the adapter's adapter_config.json does",
+        ));
+    }
+    let dropout = config.lora_dropout;
+    Ok((config, Adapter { modules, dropout, seed }))
+}
+
+/// Bytes that the adapter's weights take on disk.
+///
+/// # Errors
+/// A tensor cannot be read from its device.
+pub fn size(adapter: &Adapter) -> Result<u64> {
+    Ok(serialize(named(adapter))?.len() as u64)
+}
+
+fn named(adapter: &Adapter) -> BTreeMap<String, &Tensor> {
+    let named = |m: &LoraMatrix, parameter, value| (key(&m.path, parameter), value);
+    let matrices = adapter.modules.iter().map(|m| m.parameters().map(move |(name, value)| (m, name, value)));
+    matrices.flatten().map(|(m, name, value)| named(m, name, value)).collect()
+}

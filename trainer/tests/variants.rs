@@ -1,0 +1,279 @@
+//! The variants of LoRA beside PEFT's own steps on a tiny model (`fixtures/variants/make.py` made them): the losses,
+//! the gradients, what is trained, the logits, the files.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::{CPU, json_file};
+use domain::trial::{InitLoraWeights, Precision, TargetModules, TrialConfig};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use trainer::adapter_file::{self, PeftConfig, WEIGHTS_FILE, resolve_targets};
+use trainer::lora::{Adapter, LoraMatrix};
+use trainer::merge::{Merge, SHARD_BYTES};
+use trainer::model::Base;
+use trainer::optim::{AdamW, AdamWConfig};
+use trainer::pack::{self, Member, Row};
+use trainer::{Tensor, preflight};
+
+fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/variants")
+}
+
+fn base() -> Base {
+    Base::load(&fixtures().join("base"), Precision::default(), &CPU).unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// The largest difference, relative to the largest number of `want`.
+fn off(got: &[f32], want: &[f32]) -> f32 {
+    assert_eq!(got.len(), want.len());
+    let largest = want.iter().fold(1e-30f32, |largest, x| largest.max(x.abs()));
+    got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest
+}
+
+fn batch(rows: &Value, step: usize) -> Vec<Row> {
+    let ids: Vec<Vec<u32>> = serde_json::from_value(rows[step].clone()).unwrap();
+    ids.into_iter().map(Row::whole).collect()
+}
+
+/// An adapter of PEFT's, what it says of itself, and what it is trained to.
+fn read(base: &Base, dir: &Path) -> (PeftConfig, Adapter) {
+    let targets = resolve_targets(base, &PeftConfig::load(dir).unwrap()).unwrap();
+    adapter_file::load(dir, &targets, 0, &CPU).unwrap()
+}
+
+fn check(name: &str) {
+    let (base, dir) = (base(), fixtures().join(name));
+    let (log, rows) = (json_file(&dir.join("log.json")), json_file(&fixtures().join("rows.json")));
+    let (config, mut adapter) = read(&base, &dir.join("init"));
+    let of = |key: &str| log[key].as_f64().unwrap();
+    let settings = AdamWConfig {
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        loraplus_lr_ratio: of("loraplus_lr_ratio"),
+        weight_decay: of("weight_decay"),
+        max_grad_norm: of("max_grad_norm"),
+    };
+    let mut optimizer = AdamW::new(&adapter, settings).unwrap();
+    let steps = log["steps"].as_array().unwrap();
+    for (step, want) in steps.iter().enumerate() {
+        let rows = batch(&rows, step);
+        let member = Member { recomputed_layers: step % 3, ..Member::new(&mut adapter, &rows, 0) };
+        let outcome = pack::forward_backward(&base, &mut [member]).unwrap()[0];
+        let targets = outcome.targets as f64;
+        let norm = AdamW::grad_norm(&adapter, targets).unwrap();
+        let close = |what: &str, got: f64| {
+            let want = want[what].as_f64().unwrap();
+            assert!((got - want).abs() < 1e-4 * want, "{name} step {step} {what}: {got}, PEFT {want}");
+        };
+        close("loss", outcome.nll / targets);
+        close("grad_norm", norm);
+        optimizer.step(&mut adapter, of("learning_rate"), targets, norm).unwrap();
+    }
+    let (_, want) = read(&base, &dir.join("final"));
+    for (got, want) in adapter.modules.iter().zip(&want.modules) {
+        assert_eq!((&got.path, got.scaling), (&want.path, want.scaling));
+        for ((parameter, got_value), (_, want_value)) in got.parameters().zip(want.parameters()) {
+            let off = off(&values(got_value), &values(want_value));
+            assert!(off < 1e-3, "{name} {} {parameter}: off by {off}", got.path);
+        }
+    }
+    let probe = &batch(&rows, steps.len())[0].input_ids;
+    let logits: Vec<Vec<f32>> = serde_json::from_value(log["logits"].clone()).unwrap();
+    let got = values(&pack::logits(&base, Some(&want), probe).unwrap());
+    let most = got.iter().zip(logits.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(most < 1e-4, "{name}: logits differ by {most}");
+
+    // Its files again: the same names, shapes and numbers, and a configuration that means the same.
+    let to = tempfile::tempdir().unwrap();
+    adapter_file::save(to.path(), &want, &config).unwrap();
+    let files = |dir: &Path| candle_core::safetensors::load(dir.join(WEIGHTS_FILE), &CPU).unwrap();
+    let (ours, theirs) = (files(to.path()), files(&dir.join("final")));
+    // PEFT adds the head's frozen weight where the head is adapted.
+    let theirs: BTreeMap<_, _> = theirs.into_iter().filter(|(key, _)| !key.contains("base_layer")).collect();
+    let keys: BTreeMap<_, _> = ours.iter().collect();
+    assert!(keys.keys().copied().eq(theirs.keys()), "{name}: {:?} and {:?}", keys.keys(), theirs.keys());
+    for (key, want) in &theirs {
+        assert_eq!((ours[key].dims(), values(&ours[key])), (want.dims(), values(want)), "{name} {key}");
+    }
+    let (again, read_back) = read(&base, to.path());
+    assert_eq!(again, config);
+    assert_eq!(read_back.parameters(), want.parameters());
+
+    // Merged, it is the same model.
+    let merged = tempfile::tempdir().unwrap();
+    let target = merged.path().join("merged");
+    let merge = Merge {
+        base: &fixtures().join("base"),
+        adapter: to.path(),
+        to: &target,
+        shard_bytes: SHARD_BYTES,
+        overwrite: false,
+    };
+    merge.run(&mut || false).unwrap();
+    let whole = Base::load(&target, Precision::default(), &CPU).unwrap();
+    let off = off(&values(&pack::logits(&whole, None, probe).unwrap()), &got);
+    assert!(off < 1e-5, "{name}: merged logits differ by {off}");
+    keep(name, to.path(), &logits);
+}
+
+/// Leaves what was written where `LORAFLEET_KEEP_ADAPTERS` says, for PEFT to load (`make.py --load`).
+fn keep(name: &str, from: &Path, logits: &[Vec<f32>]) {
+    let Some(dir) = std::env::var_os("LORAFLEET_KEEP_ADAPTERS") else { return };
+    let dir = PathBuf::from(dir).join(name);
+    std::fs::create_dir_all(&dir).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), dir.join(entry.file_name())).unwrap();
+    }
+    std::fs::write(dir.join("logits.json"), json!(logits).to_string()).unwrap();
+}
+
+#[test]
+fn variants_are_pefts() {
+    for name in ["rslora", "dora", "dora_head", "loraplus", "patterns", "one_layer"] {
+        check(name);
+    }
+}
+
+/// A fresh adapter of each kind, and what PEFT makes of the same numbers at the start.
+#[test]
+fn fresh_adapters_begin_as_the_base() {
+    let base = base();
+    let probe = [3, 1, 4, 1, 5, 9];
+    let alone = values(&pack::logits(&base, None, &probe).unwrap());
+    for (init, use_dora) in [
+        (InitLoraWeights::Default, false),
+        (InitLoraWeights::Gaussian, false),
+        (InitLoraWeights::Gaussian, true),
+    ] {
+        let config = PeftConfig { r: 8, use_dora, init_lora_weights: init, ..PeftConfig::default() };
+        let targets = resolve_targets(&base, &config).unwrap();
+        let adapter = Adapter::new(&base, &targets, init, 0.0, 5).unwrap();
+        let off = off(&values(&pack::logits(&base, Some(&adapter), &probe).unwrap()), &alone);
+        assert!(off < 1e-6, "{init:?} {use_dora}: {off}");
+        let a: Vec<f32> = adapter.modules.iter().flat_map(|m| values(&m.a)).collect();
+        let variance = a.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / a.len() as f64;
+        let want = match init {
+            // Uniform in ±1/√n has variance 1/(3n); the layers are 32 wide but for the last, which is 48.
+            InitLoraWeights::Default => {
+                (6.0 * 32.0 / (3.0 * 32.0) + 48.0 / (3.0 * 48.0)) / (6.0 * 32.0 + 48.0)
+            }
+            InitLoraWeights::Gaussian => 1.0 / 64.0,
+        };
+        assert!((variance / want - 1.0).abs() < 0.1, "{init:?}: variance {variance}, not {want}");
+        let count: u64 = targets.iter().map(trainer::lora::Target::parameters).sum();
+        assert_eq!(adapter.parameters(), count);
+    }
+}
+
+/// What each module gets: `layer kind: rank, scaling`; or what the message says.
+#[test]
+fn patterns_and_layers_are_pefts() {
+    let base = base();
+    let names = |names: &[&str]| TargetModules::Names(names.iter().map(ToString::to_string).collect());
+    let config = TrialConfig {
+        lora_rank: 4,
+        lora_alpha: Some(8.0),
+        target_modules: names(&["q_proj", "v_proj"]),
+        ..TrialConfig::default()
+    };
+    let check = |change: &dyn Fn(&mut TrialConfig), want: Result<&[&str], &str>| {
+        let mut config = config.clone();
+        change(&mut config);
+        let got = resolve_targets(&base, &PeftConfig::of(&config)).map_err(|e| e.to_string());
+        let show = |target: &trainer::lora::Target| {
+            let path: Vec<_> = target.module.path.split('.').collect();
+            format!("{} {}: {}, {}", path[2], path[4], target.rank, target.scaling)
+        };
+        let got = got.map(|targets| targets.iter().map(show).collect::<Vec<_>>());
+        let want = want.map(|list| list.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(got, want.map_err(ToString::to_string));
+    };
+    let ranks = |pairs: &[(&str, u32)]| pairs.iter().map(|(k, r)| (k.to_string(), *r)).collect();
+    check(&|_| (), Ok(&["0 q_proj: 4, 2", "0 v_proj: 4, 2", "1 q_proj: 4, 2", "1 v_proj: 4, 2"]));
+    check(&|c| c.exclude_modules = Some(names(&["v_proj"])), Ok(&["0 q_proj: 4, 2", "1 q_proj: 4, 2"]));
+    check(&|c| c.layers_to_transform = Some(vec![1]), Ok(&["1 q_proj: 4, 2", "1 v_proj: 4, 2"]));
+    check(
+        &|c| c.use_rslora = true,
+        Ok(&["0 q_proj: 4, 4", "0 v_proj: 4, 4", "1 q_proj: 4, 4", "1 v_proj: 4, 4"]),
+    );
+    check(
+        &|c| c.rank_pattern = ranks(&[("layers.0.self_attn.q_proj", 2), ("v_proj", 8)]),
+        Ok(&["0 q_proj: 2, 4", "0 v_proj: 8, 1", "1 q_proj: 4, 2", "1 v_proj: 8, 1"]),
+    );
+    check(
+        &|c| c.rank_pattern = ranks(&[("q_proj", 2), (".*0.*q_proj", 3)]),
+        Err(
+            "rank_pattern: \".*0.*q_proj\" and \"q_proj\" both match model.layers.0.self_attn.q_proj; let one of them \
+             leave it out",
+        ),
+    );
+    check(
+        &|c| c.rank_pattern = ranks(&[("o_proj", 2)]),
+        Err(
+            "rank_pattern: \"o_proj\" matches no adapted layer; write the end of a layer's path, such as q_proj",
+        ),
+    );
+    check(
+        &|c| c.exclude_modules = Some(names(&["w_proj"])),
+        Err(
+            "exclude_modules: \"w_proj\" matches no linear layer; name layers that the model has, or leave it out",
+        ),
+    );
+    check(
+        &|c| c.exclude_modules = Some(names(&["v_proj", "q_proj"])),
+        Err(
+            "target_modules: no linear layer is left to adapt; let exclude_modules and layers_to_transform leave one",
+        ),
+    );
+    check(
+        &|c| c.layers_to_transform = Some(vec![0, 2]),
+        Err("layers_to_transform: names layer 2, but the model has 2, counted from 0; name layers up to 1"),
+    );
+    check(
+        &|c| {
+            c.layers_to_transform = Some(vec![0]);
+            c.target_modules = TargetModules::Pattern(".*q_proj".into());
+        },
+        Err(
+            "layers_to_transform: does not go with a pattern in target_modules; give target_modules as a list, or \
+             write the layers into the pattern",
+        ),
+    );
+    let dora = TrialConfig { use_dora: true, lora_dropout: 0.1, ..config.clone() };
+    let message = preflight::check(&dora, &base).unwrap_err().to_string();
+    assert!(message.starts_with("lora_dropout: is 0.1 with use_dora"), "{message}");
+}
+
+/// A variant that is not computed is refused by name, never left out.
+#[test]
+fn unknown_variants_are_refused() {
+    let (base, dir) = (base(), tempfile::tempdir().unwrap());
+    let plain = json_file(&fixtures().join("rslora/final/adapter_config.json"));
+    for (key, value) in [
+        ("peft_type", json!("LOHA")),
+        ("bias", json!("all")),
+        ("modules_to_save", json!(["lm_head"])),
+        ("use_qalora", json!(true)),
+        ("init_lora_weights", json!("pissa")),
+        ("init_lora_weights", json!("olora")),
+        ("trainable_token_indices", json!([1])),
+        ("rank_pattern", json!([1])),
+        ("layers_to_transform", json!("all")),
+    ] {
+        let mut config = plain.clone();
+        config[key] = value;
+        std::fs::write(dir.path().join("adapter_config.json"), config.to_string()).unwrap();
+        let message = PeftConfig::load(dir.path()).unwrap_err().to_string();
+        assert!(message.contains("adapter_config.json") && message.contains(key), "{message}");
+    }
+    assert!(base.linear(LoraMatrix::PARAMETERS[0]).is_none());
+}
