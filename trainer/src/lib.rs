@@ -3,6 +3,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`checkpoint`] | a model directory's weights on disk: safetensors and torch's archives |
 //! | [`model`] | the frozen base: configuration and weights |
 //! | [`ops`] | the operations of a step, each with its backward |
 //! | [`lora`] | adapters: initialisation, dropout, low-rank products |
@@ -21,6 +22,7 @@
 //! backward needs is a struct that one can read.
 
 pub mod adapter_file;
+pub mod checkpoint;
 pub mod data;
 pub mod error;
 pub mod files;

@@ -13,7 +13,7 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use trainer::adapter_file::{CONFIG_FILE, PeftConfig};
 use trainer::merge::{Merge, SHARD_BYTES};
-use trainer::{TrainError, model};
+use trainer::{TrainError, checkpoint};
 
 /// Writes a model with an adapter in its weights: one that needs no PEFT.
 #[derive(Debug, clap::Args)]
@@ -90,7 +90,7 @@ fn directory(base: &str, named_by: &str) -> Result<PathBuf, Failure> {
 /// Refuses another base than the one that the trial was trained on.
 fn check_digest(trial: &Trial, base: &Path) -> Result<(), Failure> {
     let Some(digests) = &trial.digests else { return Ok(()) };
-    let found = model::digest(base).map_err(unusable)?;
+    let found = checkpoint::digest(base).map_err(unusable)?;
     if found == digests.base_model {
         return Ok(());
     }
