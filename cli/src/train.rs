@@ -8,6 +8,7 @@ mod progress;
 mod summary;
 
 use crate::Failure;
+use crate::download::Downloads;
 use crate::output::{OutputArgs, say};
 use checkpoints::Output;
 use domain::{Clock, SystemClock};
@@ -17,7 +18,7 @@ use progress::Progress;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use trainer::run::{Loaded, Run, step_pack};
-use trainer::{Device, TrainError, preflight};
+use trainer::{Device, TrainError, locate, preflight};
 
 /// Fine-tunes one model with LoRA in this process, without a coordinator.
 ///
@@ -55,8 +56,11 @@ pub(crate) struct Args {
 /// Runs the verb.
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let clock = SystemClock::new();
-    let interrupted = interrupt::flag()?;
     let config = &args.parameters.0;
+    preflight::check_values(config).map_err(unusable)?;
+    // Before Ctrl-C waits for a step to end: a download goes on where it was stopped.
+    Downloads::default().of(config, &str::to_string)?;
+    let interrupted = interrupt::flag()?;
     let plan = preflight::preflight(config).map_err(unusable)?;
     let (output, checkpoint) = if args.resume {
         let (output, checkpoint) = Output::resumed(&args.output_dir)?;
@@ -65,7 +69,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         (Output::fresh(&args.output_dir, args.overwrite_output_dir)?, None)
     };
     let device = Device::Cpu;
-    let loaded = Loaded::load(Path::new(&config.pretrained_model_id), &device).map_err(unusable)?;
+    let loaded = Loaded::load(&locate::model(&config.pretrained_model_id).map_err(unusable)?, &device)
+        .map_err(unusable)?;
     let mut run = match &checkpoint {
         None => Run::new(&loaded, config.clone()),
         Some(dir) => Run::resume(&loaded, config.clone(), dir, dir),

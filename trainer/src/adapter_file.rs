@@ -7,6 +7,7 @@ use crate::lora::{Adapter, LoraMatrix, ModuleSpec};
 use crate::model::Base;
 use candle_core::{DType, Device, Tensor};
 use domain::trial::TargetModules;
+use hub::Located;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
@@ -35,10 +36,15 @@ impl PeftConfig {
     /// The file's content, with the keys that PEFT 0.17 and later write.
     pub fn to_json(&self) -> Value {
         let whole = self.lora_alpha.fract() == 0.0 && self.lora_alpha.abs() < 1e15;
+        // PEFT keeps a hub's revision apart from the name.
+        let (base, revision) = match hub::locate(&self.base_model_name_or_path) {
+            Located::Repo(id) => (id.name().to_string(), id.named_revision().map(Into::into)),
+            Located::Path(_) => (self.base_model_name_or_path.clone(), None::<String>),
+        };
         json!({
             "alpha_pattern": {},
             "auto_mapping": null,
-            "base_model_name_or_path": self.base_model_name_or_path,
+            "base_model_name_or_path": base,
             "bias": "none",
             "corda_config": null,
             "eva_config": null,
@@ -60,7 +66,7 @@ impl PeftConfig {
             "qalora_group_size": 16,
             "r": self.r,
             "rank_pattern": {},
-            "revision": null,
+            "revision": revision,
             "target_modules": self.target_modules,
             "target_parameters": null,
             "task_type": "CAUSAL_LM",
@@ -93,8 +99,10 @@ impl PeftConfig {
         let targets = serde_json::from_value(value["target_modules"].clone()).map_err(|_| {
             TrainError::model(&path, "lacks target_modules", "restore the file from who trained the adapter")
         })?;
+        let base = value["base_model_name_or_path"].as_str().unwrap_or_default();
+        let revision = value["revision"].as_str().map(|revision| format!("@{revision}")).unwrap_or_default();
         Ok(Self {
-            base_model_name_or_path: value["base_model_name_or_path"].as_str().unwrap_or_default().into(),
+            base_model_name_or_path: format!("{base}{revision}"),
             r: number("r")? as usize,
             lora_alpha: number("lora_alpha")?,
             lora_dropout: value["lora_dropout"].as_f64().unwrap_or(0.0),

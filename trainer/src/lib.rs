@@ -15,6 +15,7 @@
 //! | [`preflight`] | what can be checked before anything is trained |
 //! | [`adapter_file`], [`files`] | adapters in PEFT's format; whole files and digests |
 //! | [`merge`] | base and adapter as one model |
+//! | [`locate`] | where on this machine a configuration's names lie |
 //! | [`memory`] | how many bytes of tensors a pass holds |
 //! | [`rng`] | counter-based random numbers (`domain::rng`) |
 //!
@@ -26,6 +27,7 @@ pub mod checkpoint;
 pub mod data;
 pub mod error;
 pub mod files;
+pub mod locate;
 pub mod lora;
 pub mod memory;
 pub mod merge;
