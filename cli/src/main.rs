@@ -28,6 +28,7 @@ mod bench;
 mod board;
 mod client;
 mod context;
+mod download;
 mod embedded;
 mod export;
 mod extend;

@@ -1,6 +1,7 @@
 //! `lorafleet plan`: what a sweep needs, before anything runs; and the check that `run` makes before it starts.
 
 use crate::Failure;
+use crate::download::Downloads;
 use crate::output::{self, OutputArgs};
 use config::sweep_file;
 use coordinator::search::{Proposal, Proposed, Searcher};
@@ -82,7 +83,7 @@ pub(crate) fn check(loaded: &sweep_file::Loaded) -> Result<Vec<Planned>, Failure
         Failure::invalid(lines.join("\n"))
     })?;
     let mut known: Vec<(TrialConfig, Preflight)> = Vec::new();
-    let mut planned = Vec::new();
+    let (mut planned, mut downloads) = (Vec::new(), Downloads::default());
     while planned.len() < MOST_TRIALS {
         // Each trial ends at once, so that no limit on concurrent trials holds the next one back.
         let Proposal::Trial(trial) = searcher.propose() else { break };
@@ -91,6 +92,7 @@ pub(crate) fn check(loaded: &sweep_file::Loaded) -> Result<Vec<Planned>, Failure
         let preflight = match known.iter().find(|(k, _)| *k == key) {
             Some((_, preflight)) => preflight.clone(),
             None => {
+                downloads.of(&trial.config, &|key| format!("{}: {key}", place(loaded, key)))?;
                 let found =
                     preflight(&trial.config).map_err(|error| explain(loaded, &trial.config, &error))?;
                 known.push((key, found.clone()));
@@ -146,27 +148,35 @@ fn what_reading_depends_on(config: &TrialConfig) -> TrialConfig {
     }
 }
 
+/// Where a sweep file sets a parameter.
+fn place(loaded: &sweep_file::Loaded, key: &str) -> String {
+    let searched = loaded.spec.parameters.iter().any(|(name, _)| name == key);
+    loaded.locate(&if searched { format!("parameters.{key}") } else { key.to_string() })
+}
+
 /// A trainer's error, with the place in the sweep file and the key that it comes from.
 fn explain(loaded: &sweep_file::Loaded, config: &TrialConfig, error: &TrainError) -> Failure {
-    let place = |key: &str| {
-        let searched = loaded.spec.parameters.iter().any(|(name, _)| name == key);
-        loaded.locate(&if searched { format!("parameters.{key}") } else { key.to_string() })
-    };
+    let place = |key: &str| place(loaded, key);
     let at = |key: &str| format!("{}: {key}: {error}", place(key));
     Failure::invalid(match error {
         TrainError::Parameter { key, .. } => format!("{}: {error}", place(key)),
         TrainError::Model { .. } => at("pretrained_model_id"),
         TrainError::Data { path, .. } => match &config.eval_dataset_name {
-            Some(name) if path.starts_with(name) || named(path, name) => at("eval_dataset_name"),
+            Some(name) if is_of(path, name) => at("eval_dataset_name"),
             _ => at("dataset_name"),
         },
         TrainError::Io { .. } | TrainError::Tensor(_) => error.to_string(),
     })
 }
 
-/// Whether a place in a file (`rows.jsonl:6`) is in the file of this name.
-fn named(place: &std::path::Path, file: &str) -> bool {
-    place.to_string_lossy().strip_prefix(file).is_some_and(|rest| rest.starts_with(':'))
+/// Whether a place in a file (`rows.jsonl:6`) is in the file or the folder that a parameter names.
+fn is_of(place: &std::path::Path, name: &str) -> bool {
+    let Ok(path) = trainer::locate::dataset("eval_dataset_name", name) else { return false };
+    let in_file = place
+        .to_string_lossy()
+        .strip_prefix(&*path.to_string_lossy())
+        .is_some_and(|rest| rest.starts_with(':'));
+    in_file || place.starts_with(&path)
 }
 
 fn document(planned: &Planned) -> Value {

@@ -8,6 +8,7 @@ mod progress;
 mod summary;
 
 use crate::Failure;
+use crate::download::Downloads;
 use crate::output::{OutputArgs, say};
 use checkpoints::Output;
 use domain::{Clock, SystemClock};
@@ -17,7 +18,7 @@ use progress::Progress;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use trainer::run::{Loaded, Run, step_pack};
-use trainer::{Device, TrainError, preflight};
+use trainer::{Device, TrainError, locate, preflight};
 
 /// Fine-tunes one model with LoRA in this process, without a coordinator.
 ///
@@ -59,8 +60,11 @@ pub(crate) struct Args {
 /// Runs the verb.
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let clock = SystemClock::new();
-    let interrupted = interrupt::flag()?;
     let config = &args.parameters.0;
+    preflight::check_values(config).map_err(unusable)?;
+    // Before Ctrl-C waits for a step to end: a download goes on where it was stopped.
+    Downloads::default().of(config, &str::to_string)?;
+    let interrupted = interrupt::flag()?;
     let plan = preflight::preflight(config).map_err(unusable)?;
     let memory = args.memory_limit.unwrap_or_else(|| gpu_agent::devices::cpu().memory_bytes);
     fits(&plan, memory)?;
@@ -72,7 +76,8 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     };
     let device = Device::Cpu;
     let base = config.base_model();
-    let loaded = Loaded::load(Path::new(&base.model), base.precision, &device).map_err(unusable)?;
+    let dir = locate::model(&base.model).map_err(unusable)?;
+    let loaded = Loaded::load(&dir, base.precision, &device).map_err(unusable)?;
     let mut run = match &checkpoint {
         None => Run::new(&loaded, config.clone()),
         Some(dir) => Run::resume(&loaded, config.clone(), dir, dir),

@@ -70,8 +70,14 @@ fn a_trials_adapter_becomes_a_model() {
     refused(&[trial, "--to", "new", "--model", "gone"], "gone");
     refused(&[trial, "--to", "new", "--model", "model"], "model is not the base that");
     std::fs::rename(sandbox.path().join("base"), sandbox.path().join("moved")).unwrap();
-    refused(&[trial, "--to", "new"], "is no directory of this machine; say with --model where it is");
-    refused(&["adapter", "--to", "new"], "is no directory of this machine; say with --model where it is");
+    refused(
+        &[trial, "--to", "new"],
+        "is no directory of this machine and not in the hub's cache; say with --model where it is",
+    );
+    refused(
+        &["adapter", "--to", "new"],
+        "is no directory of this machine and not in the hub's cache; say with --model where it is",
+    );
     assert!(!sandbox.path().join("new").exists());
     sandbox.json(&["adapters", "merge", trial, "--model", "moved", "--to", "new"]);
     assert_eq!(weights(&sandbox, "new"), weights(&sandbox, "model"));

@@ -1,7 +1,7 @@
 //! Which values are local paths, and what they resolve to.
 //!
 //! A value of a path parameter is local if it begins with `/`, `./`, `../` or `~`, ends as a data file does, or
-//! exists beside the file; else it is an id of the Hugging Face hub (`name` or `organisation/name`) and stays.
+//! exists beside the file; else it is an id of the Hugging Face hub (`name` or `organisation/name`, with `@revision` or without) and stays.
 
 use domain::sweep::Problem;
 use serde_json::{Map, Value};
@@ -92,7 +92,9 @@ impl Resolver<'_> {
 fn is_local(text: &str) -> bool {
     let begins = ["/", "./", "../", "~"].iter().any(|prefix| text.starts_with(prefix));
     let is_file = [".jsonl", ".json", ".parquet"].iter().any(|suffix| text.ends_with(suffix));
-    begins || is_file || text == "." || text == ".." || text.matches('/').count() > 1
+    // A revision may have slashes of its own (`refs/pr/1`).
+    let name = text.split_once('@').map_or(text, |(name, _)| name);
+    begins || is_file || text == "." || text == ".." || name.matches('/').count() > 1
 }
 
 /// `~` and `~/…` in the home directory.

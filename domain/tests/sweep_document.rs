@@ -51,7 +51,9 @@ fn keys() {
     );
     check(
         json!({ "pretrained_model_id": "" }),
-        &["pretrained_model_id: must be a model's directory, not \"\"; give another value"],
+        &[
+            "pretrained_model_id: must be a model's directory or its id on the hub, not \"\"; give another value",
+        ],
     );
 }
 

@@ -137,7 +137,8 @@ pub async fn start(options: Options, scope: Scope) -> Result<Agent, AgentError> 
     let engines: Engines = Arc::new(move |device| {
         let (clock, memory) = (clock.clone(), device.memory_bytes);
         Box::new(move || {
-            let backend = Candle { device: trainer::Device::Cpu, clock: clock.clone() };
+            let backend =
+                Candle { device: trainer::Device::Cpu, clock: clock.clone(), sources: Default::default() };
             Box::new(Pack::new(backend, memory, clock.clone()))
         })
     });

@@ -72,7 +72,8 @@ impl Bench {
 
     fn with_memory(bytes: u64) -> Self {
         let clock = Arc::new(SystemClock::new());
-        let candle = Candle { device: trainer::Device::Cpu, clock: clock.clone() };
+        let candle =
+            Candle { device: trainer::Device::Cpu, clock: clock.clone(), sources: Default::default() };
         Self { engine: Pack::new(candle, bytes, clock), dir: tempfile::tempdir().unwrap() }
     }
 

@@ -13,13 +13,28 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("proto", &["domain"]),
     ("config", &["domain"]),
     ("registry", &["domain"]),
-    ("trainer", &["domain"]),
+    ("hub", &[]),
+    ("trainer", &["domain", "hub"]),
     ("coordinator", &["domain", "proto", "config", "actor", "registry"]),
-    ("gpu-agent", &["domain", "proto", "config", "actor", "registry", "trainer"]),
-    ("cli", &["domain", "proto", "config", "actor", "registry", "trainer", "coordinator", "gpu-agent"]),
+    ("gpu-agent", &["domain", "proto", "config", "actor", "registry", "hub", "trainer"]),
+    (
+        "cli",
+        &["domain", "proto", "config", "actor", "registry", "hub", "trainer", "coordinator", "gpu-agent"],
+    ),
     (
         "tests",
-        &["domain", "proto", "config", "actor", "registry", "trainer", "coordinator", "gpu-agent", "cli"],
+        &[
+            "domain",
+            "proto",
+            "config",
+            "actor",
+            "registry",
+            "hub",
+            "trainer",
+            "coordinator",
+            "gpu-agent",
+            "cli",
+        ],
     ),
 ];
 
@@ -29,6 +44,7 @@ const ONLY: &[(&str, &str)] = &[
     ("candle-nn", "trainer"),
     ("rusqlite", "registry"),
     ("etcd-client", "registry"),
+    ("ureq", "hub"),
     ("opentelemetry", "telemetry"),
     ("opentelemetry_sdk", "telemetry"),
 ];

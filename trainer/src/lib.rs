@@ -3,6 +3,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`checkpoint`] | a model directory's weights on disk: safetensors and torch's archives |
 //! | [`model`] | the frozen base: configuration and weights |
 //! | [`ops`] | the operations of a step, each with its backward |
 //! | [`lora`] | adapters: initialisation, dropout, low-rank products |
@@ -15,6 +16,7 @@
 //! | [`adapter_file`], [`files`] | adapters in PEFT's format; whole files and digests |
 //! | [`merge`] | base and adapter as one model |
 //! | [`quant`], [`weight`] | NF4; a frozen matrix in the numbers that it is held in |
+//! | [`locate`] | where on this machine a configuration's names lie |
 //! | [`memory`] | how many bytes of tensors a pass holds |
 //! | [`rng`] | counter-based random numbers (`domain::rng`) |
 //!
@@ -22,9 +24,11 @@
 //! backward needs is a struct that one can read.
 
 pub mod adapter_file;
+pub mod checkpoint;
 pub mod data;
 pub mod error;
 pub mod files;
+pub mod locate;
 pub mod lora;
 pub mod memory;
 pub mod merge;

@@ -5,11 +5,11 @@
 //! base's bytes. An adapter of a tied head unties it: the embedding stays as it is, and `config.json` says so.
 
 use crate::adapter_file::{self, resolve_targets};
+use crate::checkpoint::Checkpoint;
 use crate::error::{Result, TrainError};
 use crate::files;
 use crate::lora::LoraMatrix;
-use crate::model::{Base, mapped};
-use candle_core::safetensors::MmapedSafetensors;
+use crate::model::Base;
 use candle_core::{DType, Device, Tensor};
 use domain::trial::Precision;
 use serde_json::{Value, json};
@@ -154,8 +154,8 @@ impl Merge<'_> {
         if untie {
             self.check_untied()?;
         }
-        let tensors = mapped(self.base)?;
-        let shards = shards(entries(&tensors, untie), self.shard_bytes);
+        let tensors = Checkpoint::open(self.base)?;
+        let shards = shards(entries(&tensors, untie)?, self.shard_bytes);
         let layers: HashMap<String, &LoraMatrix> =
             adapter.modules.iter().map(|m| (format!("{}.weight", m.path), m)).collect();
         let (mut places, mut bytes) = (BTreeMap::new(), 0);
@@ -169,7 +169,7 @@ impl Merge<'_> {
                 if stop() {
                     return Ok(None);
                 }
-                let mut tensor = tensors.load(source, &Device::Cpu)?;
+                let mut tensor = tensors.read(source, &Device::Cpu)?;
                 if let Some(layer) = layers.get(name.as_str()) {
                     tensor = sum(&tensor, layer)?;
                 }
@@ -222,18 +222,21 @@ impl Merge<'_> {
 
 /// The new model's tensors in the order of their names. A head that comes untied is made of the embedding, whatever
 /// the base's files hold under its name.
-fn entries(tensors: &MmapedSafetensors, untie: bool) -> Vec<Entry> {
+fn entries(tensors: &Checkpoint, untie: bool) -> Result<Vec<Entry>> {
     let mut entries = BTreeMap::new();
-    for (name, view) in tensors.tensors() {
-        let bytes = view.data().len() as u64;
-        if untie && name == EMBEDDING {
-            entries.insert(HEAD.to_string(), Entry { name: HEAD.into(), source: name.clone(), bytes });
+    for source in tensors.names() {
+        let bytes = tensors.bytes(source)?;
+        let mut insert = |name: &str| {
+            entries.insert(name.to_string(), Entry { name: name.into(), source: source.into(), bytes })
+        };
+        if untie && source == EMBEDDING {
+            insert(HEAD);
         }
-        if !(untie && name == HEAD) {
-            entries.insert(name.clone(), Entry { source: name.clone(), name, bytes });
+        if !(untie && source == HEAD) {
+            insert(source);
         }
     }
-    entries.into_values().collect()
+    Ok(entries.into_values().collect())
 }
 
 /// Tensors in files of `most` bytes each, in order.

@@ -4,6 +4,7 @@
 use crate::adapter_file::{self, PeftConfig};
 use crate::data::Dataset;
 use crate::error::{Result, TrainError};
+use crate::locate;
 use crate::lora::Target;
 use crate::model::{Base, LlamaConfig};
 use crate::tokenizer::Tokenizer;
@@ -53,11 +54,10 @@ pub fn batch_tokens(data: &Dataset, batch_size: u32) -> u64 {
 /// The first thing found wrong, with file or parameter, and what to do.
 pub fn preflight(config: &TrialConfig) -> Result<Preflight> {
     check_values(config)?;
-    let dir = Path::new(&config.pretrained_model_id);
-    model_directory(dir)?;
-    let base = Base::outline(dir, config.base_model().precision)?;
+    let dir = locate::model(&config.pretrained_model_id)?;
+    let base = Base::outline(&dir, config.base_model().precision)?;
     let targets = check(config, &base)?;
-    let tokenizer = tokenizer(dir, &base.config)?;
+    let tokenizer = tokenizer(&dir, &base.config)?;
     let data = data(config, tokenizer.as_ref(), &base.config)?;
     if let Some(dir) = &config.init_adapter {
         adapter_file::load(Path::new(dir), &targets, config.seed, base.device())?;
@@ -82,22 +82,6 @@ pub fn preflight(config: &TrialConfig) -> Result<Preflight> {
         total_parameters: base.parameters() + trainable_parameters,
         shape: base.config,
     })
-}
-
-/// Checks that a model directory exists.
-///
-/// # Errors
-/// It does not, or the parameter is empty.
-fn model_directory(dir: &Path) -> Result<()> {
-    let key = "pretrained_model_id";
-    if dir.as_os_str().is_empty() {
-        return Err(TrainError::parameter(key, "is not given", "name a directory in Hugging Face's layout"));
-    }
-    if dir.is_dir() {
-        return Ok(());
-    }
-    let problem = format!("{} is no directory", dir.display());
-    Err(TrainError::parameter(key, problem, "download the model and name its directory"))
 }
 
 /// The model directory's tokenizer, if it has one, with no more ids than the embedding has rows.

@@ -13,7 +13,7 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use trainer::adapter_file::{CONFIG_FILE, PeftConfig};
 use trainer::merge::{Merge, SHARD_BYTES};
-use trainer::{TrainError, model};
+use trainer::{TrainError, checkpoint, locate};
 
 /// Writes a model with an adapter in its weights: one that needs no PEFT.
 #[derive(Debug, clap::Args)]
@@ -77,20 +77,18 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
 
 /// The base that a trial or an adapter names, on this machine.
 fn directory(base: &str, named_by: &str) -> Result<PathBuf, Failure> {
-    let dir = PathBuf::from(base);
-    match dir.is_dir() {
-        true => Ok(dir),
-        false => Err(Failure::invalid(format!(
-            "the base model that {named_by} names, {base:?}, is no directory of this machine; say with --model \
-             where it is"
-        ))),
-    }
+    locate::model(base).map_err(|_| {
+        Failure::invalid(format!(
+            "the base model that {named_by} names, {base:?}, is no directory of this machine and not in the hub's \
+             cache; say with --model where it is"
+        ))
+    })
 }
 
 /// Refuses another base than the one that the trial was trained on.
 fn check_digest(trial: &Trial, base: &Path) -> Result<(), Failure> {
     let Some(digests) = &trial.digests else { return Ok(()) };
-    let found = model::digest(base).map_err(unusable)?;
+    let found = checkpoint::digest(base).map_err(unusable)?;
     if found == digests.base_model {
         return Ok(());
     }

@@ -58,14 +58,16 @@ fn names_something(modules: &TargetModules) -> bool {
 
 const RULES: &[Rule] = &[
     rule("task", Kind::Text, "instruct-lora", |_| true),
-    rule("pretrained_model_id", Kind::Text, "a model's directory", |c| !c.pretrained_model_id.is_empty()),
-    rule("dataset_name", Kind::Text, "a .jsonl or .parquet file or a directory", |c| {
+    rule("pretrained_model_id", Kind::Text, "a model's directory or its id on the hub", |c| {
+        !c.pretrained_model_id.is_empty()
+    }),
+    rule("dataset_name", Kind::Text, "a file of rows, a directory of them, or an id on the hub", |c| {
         !c.dataset_name.is_empty()
     }),
     rule("instruct_column_in_dataset", Kind::Text, "a column's name", |c| {
         !c.instruct_column_in_dataset.is_empty()
     }),
-    rule("eval_dataset_name", Kind::Text, "a .jsonl or .parquet file or a directory", |c| {
+    rule("eval_dataset_name", Kind::Text, "a file of rows, a directory of them, or an id on the hub", |c| {
         c.eval_dataset_name.as_ref().is_none_or(|n| !n.is_empty())
     }),
     rule("eval_size", Kind::Number, "a share from 0 to below 1, or a whole number of rows", |c| {

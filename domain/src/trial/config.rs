@@ -233,13 +233,13 @@ macro_rules! trial_config {
 trial_config! {
     /// What the trial trains for.
     task: Task = Task::default();
-    /// The frozen base: a local directory in Hugging Face's layout.
+    /// The frozen base: a local directory in Hugging Face's layout, or a model of its hub.
     pretrained_model_id: String = String::new();
-    /// The training rows: a `.jsonl` or `.parquet` file, or a directory of them.
+    /// The training rows: a `.jsonl` or `.parquet` file, a directory of them, or a data set of the hub.
     dataset_name: String = String::new();
     /// The column that holds a row's text. Pre-tokenised rows (`input_ids`, `labels`) need none.
     instruct_column_in_dataset: String = "text".into();
-    /// A file of evaluation rows; without it, rows are held out of `dataset_name`.
+    /// Evaluation rows, named likewise; without it, rows are held out of `dataset_name`.
     eval_dataset_name: Option<String> = None;
     /// Rows to hold out: a share of the rows if below 1, else their number; 0 holds none out.
     eval_size: f64 = 0.1;

@@ -1,14 +1,15 @@
 //! What trains the trials of a pack: the trainer.
 
 use super::pack::{Backend, Stepped};
+use super::sources::Sources;
 use super::{Admission, CheckpointDirs};
 use domain::Clock;
 use domain::trial::{BaseModel, Digests, Failure, FailureClass, TrialSummary};
-use std::path::Path;
+use hub::Kind;
 use std::sync::Arc;
 use trainer::model::Base;
 use trainer::run::{Loaded, Run};
-use trainer::{Device, TrainError};
+use trainer::{Device, TrainError, locate};
 
 /// The trainer on one device.
 pub struct Candle {
@@ -16,6 +17,8 @@ pub struct Candle {
     pub device: Device,
     /// Measures speeds and dates the points.
     pub clock: Arc<dyn Clock>,
+    /// Brings what trials name on the hub to this machine.
+    pub sources: Sources,
 }
 
 /// Whose fault an error is.
@@ -40,7 +43,9 @@ impl Backend for Candle {
     type Run = Run;
 
     fn base_bytes(&mut self, base: &BaseModel) -> Result<Option<u64>, Failure> {
-        let outline = Base::outline(Path::new(&base.model), base.precision).map_err(failure)?;
+        self.sources.ready(Kind::Model, &base.model)?;
+        let dir = locate::model(&base.model).map_err(failure)?;
+        let outline = Base::outline(&dir, base.precision).map_err(failure)?;
         Ok(Some(outline.bytes()))
     }
 
@@ -49,11 +54,15 @@ impl Backend for Candle {
     }
 
     fn load(&mut self, base: &BaseModel) -> Result<Loaded, Failure> {
-        Loaded::load(Path::new(&base.model), base.precision, &self.device).map_err(failure)
+        let dir = locate::model(&base.model).map_err(failure)?;
+        Loaded::load(&dir, base.precision, &self.device).map_err(failure)
     }
 
     fn start(&mut self, base: &Loaded, admission: &Admission) -> Result<Run, Failure> {
         let config = admission.config.clone();
+        for name in [Some(&config.dataset_name), config.eval_dataset_name.as_ref()].into_iter().flatten() {
+            self.sources.ready(Kind::Dataset, name)?;
+        }
         match &admission.resume {
             Some(dirs) => Run::resume(base, config, &dirs.adapter, &dirs.resume),
             None => Run::new(base, config),

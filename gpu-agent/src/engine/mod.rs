@@ -7,12 +7,14 @@
 //! | [`host`] | the thread that steps an engine, and survives its panics |
 //! | [`pack`] | the engine: trials that share a base, stepped together; generic over what trains them |
 //! | [`candle`] | what trains them: the trainer |
+//! | [`sources`] | what trials name on the hub, downloaded |
 //! | [`simulated`] | what only says that it trains: analytic loss curves, for tests of everything around it |
 
 pub mod candle;
 pub mod host;
 pub mod pack;
 pub mod simulated;
+pub mod sources;
 
 use crate::Assignment;
 use domain::metric::MetricPoint;

@@ -3,6 +3,7 @@
 use super::CONFIG_FILE;
 use crate::error::{Result, TrainError};
 use domain::trial::{InitLoraWeights, TargetModules, TrialConfig};
+use hub::Located;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -64,10 +65,15 @@ impl PeftConfig {
 
     /// The file's content, with the keys that PEFT 0.17 and later write.
     pub fn to_json(&self) -> Value {
+        // PEFT keeps a hub's revision apart from the name.
+        let (base, revision) = match hub::locate(&self.base_model_name_or_path) {
+            Located::Repo(id) => (id.name().to_string(), id.named_revision().map(Into::into)),
+            Located::Path(_) => (self.base_model_name_or_path.clone(), None::<String>),
+        };
         json!({
             "alpha_pattern": self.alpha_pattern.iter().map(|(k, a)| (k.clone(), number(*a))).collect::<BTreeMap<_, _>>(),
             "auto_mapping": null,
-            "base_model_name_or_path": self.base_model_name_or_path,
+            "base_model_name_or_path": base,
             "bias": "none",
             "corda_config": null,
             "eva_config": null,
@@ -92,7 +98,7 @@ impl PeftConfig {
             "qalora_group_size": 16,
             "r": self.r,
             "rank_pattern": self.rank_pattern,
-            "revision": null,
+            "revision": revision,
             "target_modules": self.target_modules,
             "target_parameters": null,
             "task_type": "CAUSAL_LM",
@@ -126,8 +132,10 @@ impl PeftConfig {
         let targets = serde_json::from_value(value["target_modules"].clone()).map_err(|_| {
             TrainError::model(&path, "lacks target_modules", "restore the file from who trained the adapter")
         })?;
+        let base = value["base_model_name_or_path"].as_str().unwrap_or_default();
+        let revision = value["revision"].as_str().map(|revision| format!("@{revision}")).unwrap_or_default();
         Ok(Self {
-            base_model_name_or_path: value["base_model_name_or_path"].as_str().unwrap_or_default().into(),
+            base_model_name_or_path: format!("{base}{revision}"),
             r: positive("r")? as usize,
             lora_alpha: positive("lora_alpha")?,
             lora_dropout: value["lora_dropout"].as_f64().unwrap_or(0.0),

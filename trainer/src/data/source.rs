@@ -3,6 +3,7 @@
 use super::record::{Bad, Columns, Content};
 use super::{jsonl, parquet};
 use crate::error::{Result, TrainError};
+use crate::locate;
 use std::path::{Path, PathBuf};
 
 /// A data set's rows.
@@ -78,7 +79,8 @@ fn files(key: &'static str, name: &str) -> Result<Vec<(PathBuf, Format)>> {
     if name.is_empty() {
         return Err(TrainError::parameter(key, "is not given", remedy()));
     }
-    let path = Path::new(name);
+    let path = locate::dataset(key, name)?;
+    let path = path.as_path();
     let about = std::fs::metadata(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => TrainError::data(path, "does not exist", remedy()),
         _ => TrainError::io(path)(error),

@@ -100,7 +100,7 @@ impl LlamaConfig {
             return Err(TrainError::model(
                 dir,
                 "no such directory",
-                "set pretrained_model_id to a directory with config.json, *.safetensors and a tokenizer",
+                "set pretrained_model_id to a directory with config.json, weights and a tokenizer",
             ));
         }
         let text = std::fs::read_to_string(&path).map_err(|e| {

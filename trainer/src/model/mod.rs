@@ -4,5 +4,4 @@ mod config;
 mod weights;
 
 pub use config::{LlamaConfig, RopeScaling};
-pub(crate) use weights::mapped;
-pub use weights::{Base, Layer, Linear, digest};
+pub use weights::{Base, Layer, Linear};

@@ -1,16 +1,14 @@
-//! Frozen weights: read from safetensors, never given a gradient, never copied.
+//! Frozen weights: read from a checkpoint, never given a gradient, never copied.
 
 use super::LlamaConfig;
+use crate::checkpoint::Checkpoint;
 use crate::error::{Result, TrainError};
-use crate::files;
 use crate::lora::ModuleSpec;
 use crate::ops;
 use crate::weight::{Numbers, Weight};
-use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{DType, Device, Tensor};
 use domain::trial::Precision;
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::OnceLock;
 
 /// A linear layer without bias: `y = x · weightᵀ`.
@@ -92,9 +90,8 @@ pub struct Base {
 }
 
 impl Base {
-    /// Loads a model directory in Hugging Face's layout: `config.json`, and `model.safetensors` or
-    /// `model.safetensors.index.json` with its shards. Tensor by tensor, each is brought into the precision's
-    /// numbers before the next is read.
+    /// Loads a model directory in Hugging Face's layout: `config.json`, and the weights as [`Checkpoint::open`]
+    /// finds them. Tensor by tensor, each is brought into the precision's numbers before the next is read.
     ///
     /// # Errors
     /// A file is missing or cut off, or a tensor is missing or has another shape than the configuration says.
@@ -102,7 +99,7 @@ impl Base {
         let (config, tensors) = open(dir)?;
         Self::assemble(config, precision, |name, shape, held| {
             check_tensor(dir, &tensors, name, shape)?;
-            held.hold(&tensors.load(name, device)?)
+            held.hold(&tensors.read(name, device)?)
         })
     }
 
@@ -228,106 +225,27 @@ impl Base {
 }
 
 /// A model directory's configuration and its weights.
-fn open(dir: &Path) -> Result<(LlamaConfig, MmapedSafetensors)> {
-    Ok((LlamaConfig::load(dir)?, mapped(dir)?))
+fn open(dir: &Path) -> Result<(LlamaConfig, Checkpoint)> {
+    Ok((LlamaConfig::load(dir)?, Checkpoint::open(dir)?))
 }
 
-/// A model directory's weights, mapped, after every file was found whole.
-pub(crate) fn mapped(dir: &Path) -> Result<MmapedSafetensors> {
-    let files = weight_files(dir)?;
-    for file in &files {
-        check_complete(file)?;
-    }
-    // SAFETY: the files are mapped read-only and were found whole just above. Memory safety then rests on
-    // nobody truncating a model file while it is loaded, the contract of every memory-mapped checkpoint.
-    #[allow(unsafe_code, reason = "mapping avoids a second copy of the weights while they load")]
-    unsafe { MmapedSafetensors::multi(&files) }
-        .map_err(|e| TrainError::model(dir, e.to_string(), "download the checkpoint again"))
-}
-
-/// Digest of a model directory's configuration and weights.
-///
-/// # Errors
-/// A file is missing or cannot be read.
-pub fn digest(dir: &Path) -> Result<String> {
-    let mut paths = vec![dir.join("config.json")];
-    paths.extend(weight_files(dir)?);
-    files::digest_files(paths.iter().map(PathBuf::as_path))
-}
-
-/// Finds a tensor in the headers with the shape that the configuration asks for.
-fn check_tensor(dir: &Path, tensors: &MmapedSafetensors, name: &str, shape: &[usize]) -> Result<()> {
-    let view = tensors.get(name).map_err(|_| {
-        TrainError::model(dir, format!("lacks the tensor {name}"), "download the checkpoint again")
-    })?;
-    if view.shape() != shape {
+/// Finds a tensor of numbers with the shape that the configuration asks for.
+fn check_tensor(dir: &Path, checkpoint: &Checkpoint, name: &str, shape: &[usize]) -> Result<()> {
+    let dtype = checkpoint.dtype(name)?;
+    if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64) {
         return Err(TrainError::model(
             dir,
-            format!("{name} has shape {:?}, but config.json says {shape:?}", view.shape()),
-            "config.json and the weights belong to different models",
+            format!("{name} is of type {dtype:?}, which is no weight's"),
+            "use a checkpoint of the model in float32, float16 or bfloat16",
         ));
     }
-    Ok(())
-}
-
-/// The checkpoint's files: one, or the shards that its index names.
-fn weight_files(dir: &Path) -> Result<Vec<PathBuf>> {
-    let single = dir.join("model.safetensors");
-    if single.is_file() {
-        return Ok(vec![single]);
-    }
-    let index = dir.join("model.safetensors.index.json");
-    let text = std::fs::read_to_string(&index).map_err(|_| {
-        TrainError::model(
+    let found = checkpoint.shape(name)?;
+    if found != shape {
+        return Err(TrainError::model(
             dir,
-            "has neither model.safetensors nor model.safetensors.index.json",
-            "download the weights in safetensors format",
-        )
-    })?;
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let parsed: Index = serde_json::from_str(&text).map_err(|e| {
-        TrainError::model(&index, format!("is no safetensors index ({e})"), "download it again")
-    })?;
-    let mut names: Vec<_> = parsed.weight_map.into_values().collect();
-    names.sort();
-    names.dedup();
-    let files: Vec<_> = names.iter().map(|name| dir.join(name)).collect();
-    match files.iter().find(|file| !file.is_file()) {
-        Some(missing) => {
-            Err(TrainError::model(missing, "is missing", "download the shard that the index names"))
-        }
-        None => Ok(files),
-    }
-}
-
-/// A safetensors file is an 8-byte header length, the header, and as many bytes as its last tensor ends at.
-fn check_complete(file: &Path) -> Result<()> {
-    use std::io::Read;
-    let broken = |problem: String| TrainError::model(file, problem, "download the file again");
-    let mut reader = std::fs::File::open(file).map_err(TrainError::io(file))?;
-    let length = reader.metadata().map_err(TrainError::io(file))?.len();
-    let mut prefix = [0; 8];
-    reader
-        .read_exact(&mut prefix)
-        .map_err(|_| broken(format!("has {length} bytes, which is no safetensors")))?;
-    let header_length = u64::from_le_bytes(prefix);
-    if header_length > length.saturating_sub(8) {
-        return Err(broken(format!(
-            "is cut off: its header ends at byte {}, the file at {length}",
-            header_length.saturating_add(8)
-        )));
-    }
-    let mut header = vec![0; header_length as usize];
-    reader.read_exact(&mut header).map_err(TrainError::io(file))?;
-    let header: serde_json::Value =
-        serde_json::from_slice(&header).map_err(|e| broken(format!("has a broken header ({e})")))?;
-    let ends = header.as_object().into_iter().flatten().filter_map(|(_, t)| t["data_offsets"][1].as_u64());
-    let need = 8 + header_length + ends.max().unwrap_or(0);
-    if length < need {
-        return Err(broken(format!("is cut off: {length} bytes of {need}")));
+            format!("{name} has shape {found:?}, but config.json says {shape:?}"),
+            "config.json and the weights belong to different models",
+        ));
     }
     Ok(())
 }

@@ -16,11 +16,12 @@ pub use step::{Stepped, step_pack};
 pub use summary::peak_rss_bytes;
 
 use crate::adapter_file::{self, PeftConfig};
+use crate::checkpoint;
 use crate::data::Dataset;
 use crate::error::{Result, TrainError};
 use crate::files;
 use crate::lora::{Adapter, Target};
-use crate::model::{self, Base};
+use crate::model::Base;
 use crate::optim::{AdamW, AdamWConfig};
 use crate::pack::{self, Outcome, Row};
 use crate::preflight;
@@ -65,7 +66,7 @@ impl Loaded {
     pub fn load(dir: &Path, precision: Precision, device: &Device) -> Result<Self> {
         let base = Base::load(dir, precision, device)?;
         let tokenizer = preflight::tokenizer(dir, &base.config)?;
-        let digest = model::digest(dir)?;
+        let digest = checkpoint::digest(dir)?;
         Ok(Self { base, tokenizer, digest, dir: dir.into(), alone: Mutex::default() })
     }
 

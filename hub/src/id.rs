@@ -1,0 +1,169 @@
+//! What a name in a configuration means: a path on this machine, or a repository of the hub.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// What a repository holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A model.
+    Model,
+    /// Rows.
+    Dataset,
+}
+
+impl Kind {
+    /// The kind's folder names in the cache begin with it.
+    pub(crate) fn plural(self) -> &'static str {
+        match self {
+            Self::Model => "models",
+            Self::Dataset => "datasets",
+        }
+    }
+
+    /// As messages call it.
+    pub(crate) fn noun(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Dataset => "data set",
+        }
+    }
+}
+
+/// A repository at a revision: a branch, a tag or a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepoId {
+    name: String,
+    revision: Option<String>,
+}
+
+/// The revision where none is named.
+const MAIN: &str = "main";
+
+impl RepoId {
+    /// Reads `organisation/name` or `name`, with `@revision` or without. `None` where it can be none.
+    pub fn parse(text: &str) -> Option<Self> {
+        let (name, revision) = match text.split_once('@') {
+            Some((name, revision)) => (name, Some(revision)),
+            None => (text, None),
+        };
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let sound = |part: &str| {
+            let ends = |c: char| c == '-' || c == '.';
+            !part.is_empty() && part.chars().all(plain) && !part.starts_with(ends) && !part.ends_with(ends)
+        };
+        let parts: Vec<_> = name.split('/').collect();
+        let named = parts.len() <= 2
+            && parts.iter().all(|part| sound(part))
+            && name.len() <= 96
+            && !name.contains("--")
+            && !name.contains("..");
+        // A revision becomes a path below `refs/`.
+        let dated = revision.is_none_or(|revision| {
+            revision.len() <= 200
+                && revision.split('/').all(|part| !part.is_empty() && !part.starts_with('.'))
+                && revision.chars().all(|c| plain(c) || "/+".contains(c))
+        });
+        (named && dated).then(|| Self { name: name.into(), revision: revision.map(Into::into) })
+    }
+
+    /// `organisation/name`, without the revision.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The revision: `main` unless one was named.
+    pub fn revision(&self) -> &str {
+        self.revision.as_deref().unwrap_or(MAIN)
+    }
+
+    /// The revision that was named.
+    pub fn named_revision(&self) -> Option<&str> {
+        self.revision.as_deref()
+    }
+
+    /// Whether the revision is a commit, which never changes.
+    pub(crate) fn is_pinned(&self) -> bool {
+        is_commit(self.revision())
+    }
+}
+
+/// Whether a text is a commit's hash.
+pub(crate) fn is_commit(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+impl fmt::Display for RepoId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.revision {
+            Some(revision) => write!(f, "{}@{revision}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
+}
+
+/// What a name means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Located {
+    /// A path on this machine, there or not.
+    Path(PathBuf),
+    /// A repository.
+    Repo(RepoId),
+}
+
+/// What a name means: a path that is there wins over a repository of that name.
+pub fn locate(name: &str) -> Located {
+    let path = Path::new(name);
+    match RepoId::parse(name) {
+        Some(id) if !path.exists() => Located::Repo(id),
+        _ => Located::Path(path.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_revisions() {
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let pinned = format!("a/b@{commit}");
+        for (text, want) in [
+            ("gpt2", Some(("gpt2", "main", false))),
+            ("openlm-research/open_llama_7b", Some(("openlm-research/open_llama_7b", "main", false))),
+            ("meta-llama/Llama-3.2-1B@v1.0", Some(("meta-llama/Llama-3.2-1B", "v1.0", false))),
+            ("a/b@refs/pr/3", Some(("a/b", "refs/pr/3", false))),
+            (pinned.as_str(), Some(("a/b", commit, true))),
+            ("", None),
+            ("/a/b", None),
+            ("./a", None),
+            ("../a", None),
+            ("a/b/c", None),
+            ("a/", None),
+            ("a b/c", None),
+            ("a--b/c", None),
+            ("a/b..c", None),
+            ("-a/b", None),
+            ("a/b@", None),
+            ("a/b@../../x", None),
+            ("a/b@x/../y", None),
+            ("a/b@x y", None),
+            ("a/é", None),
+        ] {
+            let got = RepoId::parse(text);
+            let got = got.as_ref().map(|id| (id.name(), id.revision(), id.is_pinned()));
+            assert_eq!(got, want, "{text}");
+            if got.is_some() {
+                assert_eq!(RepoId::parse(text).unwrap().to_string(), text);
+            }
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_there_wins() {
+        assert_eq!(locate("src"), Located::Path("src".into()));
+        assert_eq!(locate("src/lib.rs"), Located::Path("src/lib.rs".into()));
+        assert_eq!(locate("not/there"), Located::Repo(RepoId::parse("not/there").unwrap()));
+        assert_eq!(locate("./not/there"), Located::Path("./not/there".into()));
+    }
+}
