@@ -1,5 +1,7 @@
 //! `lorafleet plan`: what a sweep needs, before anything runs; and the check that `run` makes before it starts.
 
+mod model;
+
 use crate::Failure;
 use crate::download::Downloads;
 use crate::output::{self, OutputArgs};
@@ -12,21 +14,29 @@ use std::path::PathBuf;
 use trainer::TrainError;
 use trainer::preflight::{Preflight, preflight};
 
-/// Shows what each trial of a sweep needs, without running anything.
+/// Shows what each trial of a sweep needs, or what a model needs on each machine, without running anything.
+///
+/// With --model and a config.json it needs no weights, no data and no network: parameters, adapter size, operations and
+/// peak memory of every combination of the values given, and on which accelerators each fits. --solve asks the other
+/// way round: the largest value that fits. What a GPU holds is predicted; no GPU has confirmed it yet.
 ///
 /// Trials are listed as the search would propose them; successive halving may end some early. A trial's
 /// operations are those of all its steps at most, with every row as long as max_sequence_length.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   lorafleet plan config/sweeps/quickstart.yaml
-  lorafleet plan sweep.yaml --set lora_rank=64 -o json")]
+  lorafleet plan sweep.yaml --set lora_rank=64 -o json
+  lorafleet plan --model config.json --lora-rank 8,16,32,64 --precision-mode float16,4bit --device A100-40GB,V100-16GB
+  lorafleet plan --model config.json --solve batch_size --device A100-40GB,24GB")]
 pub(crate) struct Args {
     /// The sweep file.
-    #[arg(value_name = "SWEEP")]
-    file: PathBuf,
+    #[arg(value_name = "SWEEP", required_unless_present = "model", conflicts_with = "model")]
+    file: Option<PathBuf>,
     /// Sets a key of the sweep file; a dotted key reaches inside. May be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
+    #[command(flatten)]
+    model: model::Args,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -36,7 +46,8 @@ const MOST_TRIALS: usize = 10_000;
 
 /// Runs the verb.
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
-    let loaded = load(&args.file, &args.set)?;
+    let Some(file) = &args.file else { return model::run(&args.model, args.output.format) };
+    let loaded = load(file, &args.set)?;
     let trials = check(&loaded)?;
     let documents: Vec<_> = trials.iter().map(document).collect();
     output::print(args.output.format, &json!(documents), || table(&documents))

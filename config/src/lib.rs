@@ -4,11 +4,13 @@
 //! |---|---|
 //! | [`sweep_file`] | a sweep file to a checked spec, with `--set` overrides and resolved paths |
 //! | [`contexts`] | servers by name |
+//! | [`machines`] | machine types with their prices |
 //! | `yaml` | YAML text to JSON and the place of each key |
 //! | `overrides` | `--set key=value` |
 //! | `paths` | which values are local paths, and what they resolve to |
 
 pub mod contexts;
+pub mod machines;
 mod overrides;
 mod paths;
 pub mod sweep_file;

@@ -97,7 +97,7 @@ impl ModelShape {
     }
 }
 
-/// Elements of the block of logits that the CPU engine makes at a time.
+/// Elements of the block of logits that the engine makes at a time.
 const LOGITS_BLOCK: u64 = 8 << 20;
 
 /// Bytes of a matrix of `elements` in NF4: two elements a byte, and for each 64 of them a magnitude, in float32 or
@@ -108,7 +108,7 @@ pub fn nf4_bytes(elements: u64, double_quant: bool) -> u64 {
     elements.div_ceil(2) + magnitudes
 }
 
-/// Most bytes of tensors that a solo trial holds on a CPU, by what holds them. The terms follow the engine's passes
+/// Most bytes of tensors that a solo trial holds, by what holds them. The terms follow the CPU engine's passes
 /// (`trainer::pack`), and a test there holds them against what it counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeakBytes {
@@ -137,11 +137,30 @@ impl PeakBytes {
     }
 }
 
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Engine {
+    /// A CPU: activations in float32 whatever the base is held in.
+    #[default]
+    Cpu,
+    /// A GPU: activations in 16 bits unless the base is in float32. No GPU has confirmed this yet.
+    Gpu,
+}
+
+impl Engine {
+    /// Bytes of an element of an activation.
+    fn activation_bytes(self, precision: Precision) -> u64 {
+        if self == Self::Cpu || precision.mode == PrecisionMode::Float32 { 4 } else { 2 }
+    }
+}
+
 /// What a trial's peak depends on beside its model's shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Load {
     /// How the base is held.
     pub precision: Precision,
+    /// Where it trains.
+    pub engine: Engine,
     /// Trainable parameters.
     pub trainable_parameters: u64,
     /// Tokens of the largest micro-batch.
@@ -167,8 +186,8 @@ impl ModelShape {
         linears + table * tables * self.vocab_size * self.hidden_size + 4 * norms
     }
 
-    /// The peak of a solo trial on a CPU, where `recomputed` of the layers are computed again.
-    pub fn cpu_peak_bytes(&self, load: &Load, recomputed: u64) -> PeakBytes {
+    /// The peak of a solo trial, where `recomputed` of the layers are computed again.
+    pub fn peak_bytes(&self, load: &Load, recomputed: u64) -> PeakBytes {
         let (hidden, inter, tokens) = (self.hidden_size, self.intermediate_size, load.tokens);
         let query = self.num_attention_heads * self.head_dim;
         let key_value = self.num_key_value_heads * self.head_dim;
@@ -176,28 +195,30 @@ impl ModelShape {
         let recomputed = recomputed.min(self.num_hidden_layers);
         let kept = self.num_hidden_layers - recomputed;
         let block = (LOGITS_BLOCK / self.vocab_size.max(1)).max(1).min(tokens);
-        let loss = tokens * hidden + block * (self.vocab_size + 2 * hidden);
+        let element = load.engine.activation_bytes(load.precision);
+        // Logits are float32 everywhere.
+        let loss = element * (tokens * hidden + 2 * block * hidden) + 4 * block * self.vocab_size;
         // The layers that keep all come last, so that they are gone when the first is computed again.
         let again = if kept == 0 { layer - hidden } else { 0 };
-        let backward = tokens * (again + hidden + 2 * inter);
+        let backward = element * tokens * (again + hidden + 2 * inter);
         PeakBytes {
             weights: self.base_bytes(load.precision),
             adapter: 28 * load.trainable_parameters,
-            activations: 4 * tokens * (kept * layer + recomputed * hidden),
-            working: 4 * loss.max(backward),
+            activations: element * tokens * (kept * layer + recomputed * hidden),
+            working: loss.max(backward),
         }
     }
 
     /// How many layers must be computed again for the peak to stay within `budget` bytes: the fewest. `None` if it
     /// does not with all of them.
     pub fn recomputed_layers(&self, load: &Load, budget: u64) -> Option<u64> {
-        (0..=self.num_hidden_layers).find(|layers| self.cpu_peak_bytes(load, *layers).total() <= budget)
+        (0..=self.num_hidden_layers).find(|layers| self.peak_bytes(load, *layers).total() <= budget)
     }
 
     /// What a trial takes whose data nobody has read yet, at most: every row as long as `max_sequence_length`, an
     /// adapter on every linear layer, and on an untied head unless the targets are `all-linear`, which leaves it
     /// out.
-    pub fn load_at_most(&self, config: &TrialConfig) -> Load {
+    pub fn load_at_most(&self, config: &TrialConfig, engine: Engine) -> Load {
         let head = config.target_modules != TargetModules::default();
         let is_target = |name: &str| head || name != Self::HEAD;
         let ranks = config.rank_pattern.values().chain([&config.lora_rank]);
@@ -208,17 +229,18 @@ impl ModelShape {
         let magnitudes = if config.use_dora { outputs + self.vocab_size } else { 0 };
         Load {
             precision: config.base_model().precision,
+            engine,
             trainable_parameters: self.trainable_parameters(u64::from(rank), is_target) + magnitudes,
             tokens: u64::from(config.batch_size) * u64::from(config.max_sequence_length),
         }
     }
 
-    /// The most and the least that such a trial takes: with the fewest layers computed again that its
+    /// The most and the least that such a trial takes on a CPU: with the fewest layers computed again that its
     /// `gradient_checkpointing` allows, and with the most.
-    pub fn cpu_peak_bytes_at_most(&self, config: &TrialConfig) -> [PeakBytes; 2] {
-        let load = self.load_at_most(config);
+    pub fn peak_bytes_at_most(&self, config: &TrialConfig) -> [PeakBytes; 2] {
+        let load = self.load_at_most(config, Engine::Cpu);
         let layers = config.gradient_checkpointing.recomputed_layers(self.num_hidden_layers);
-        layers.map(|layers| self.cpu_peak_bytes(&load, layers))
+        layers.map(|layers| self.peak_bytes(&load, layers))
     }
 }
 
@@ -304,9 +326,10 @@ mod tests {
 
     #[test]
     fn as_few_layers_are_computed_again_as_fit() {
-        let load = Load { precision: Precision::default(), trainable_parameters: 1000, tokens: 1024 };
+        let engine = Engine::Cpu;
+        let load = Load { precision: Precision::default(), engine, trainable_parameters: 1000, tokens: 1024 };
         let shape = OPEN_LLAMA_7B;
-        let peak = |layers| shape.cpu_peak_bytes(&load, layers).total();
+        let peak = |layers| shape.peak_bytes(&load, layers).total();
         for layers in 0..=32 {
             // The last layer is the first that the backward pass asks for: to compute it again saves nothing.
             assert_eq!(shape.recomputed_layers(&load, peak(layers)), Some(layers.min(31)));
@@ -325,7 +348,7 @@ mod tests {
         assert_eq!(head(ModelShape { tie_word_embeddings: true, ..OPEN_LLAMA_7B }), 0);
         let adapter = |target_modules| {
             let config = TrialConfig { lora_rank: 8, target_modules, ..TrialConfig::default() };
-            OPEN_LLAMA_7B.cpu_peak_bytes_at_most(&config)[0].adapter
+            OPEN_LLAMA_7B.peak_bytes_at_most(&config)[0].adapter
         };
         let (all, named) = (TargetModules::default(), TargetModules::Names(vec!["lm_head".into()]));
         assert_eq!(adapter(all), 28 * 19_988_480);

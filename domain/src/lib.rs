@@ -7,6 +7,7 @@
 //! | [`sweep`] | what a sweep file asks for, checked; a sweep's record |
 //! | [`trial`] | a trial's full configuration, its record, its states and their legal transitions |
 //! | [`fleet`] | agents, devices, what an agent holds |
+//! | [`machine`] | machine types that can be rented |
 //! | [`metric`] | metric names and what each number means (the only place where it is defined) |
 //! | [`rng`] | counter-based random numbers |
 //! | [`clock`] | the one source of time |
@@ -17,6 +18,7 @@ pub mod crash;
 pub mod fleet;
 pub mod footprint;
 pub mod ids;
+pub mod machine;
 pub mod metric;
 pub mod rng;
 pub mod sweep;

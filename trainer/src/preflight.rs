@@ -8,7 +8,7 @@ use crate::locate;
 use crate::lora::Target;
 use crate::model::{Base, LlamaConfig};
 use crate::tokenizer::Tokenizer;
-use domain::footprint::Load;
+use domain::footprint::{Engine, Load};
 use domain::trial::{PARAMETER_NAMES, TrialConfig};
 use std::path::Path;
 
@@ -65,9 +65,10 @@ pub fn preflight(config: &TrialConfig) -> Result<Preflight> {
     let rows = data.train.len() as u64;
     let trainable_parameters = targets.iter().map(Target::parameters).sum();
     let batch_tokens = batch_tokens(&data, config.batch_size);
-    let load = Load { precision: base.precision, trainable_parameters, tokens: batch_tokens };
+    let load =
+        Load { precision: base.precision, engine: Engine::Cpu, trainable_parameters, tokens: batch_tokens };
     let [few, many] = config.gradient_checkpointing.recomputed_layers(base.config.num_hidden_layers as u64);
-    let peak = |layers| base.config.shape().cpu_peak_bytes(&load, layers).total();
+    let peak = |layers| base.config.shape().peak_bytes(&load, layers).total();
     Ok(Preflight {
         batch_tokens,
         peak_memory_bytes: peak(few),

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use candle_core::Device;
-use domain::footprint::{Load, ModelShape};
+use domain::footprint::{Engine, Load, ModelShape};
 use domain::trial::{InitLoraWeights, Precision, PrecisionMode};
 use trainer::lora::{Adapter, Target};
 use trainer::model::{Base, LlamaConfig, RopeScaling};
@@ -74,8 +74,8 @@ fn check(precision: Precision, recomputed: usize) {
         let outcome = pack::forward_backward(&base, &mut [member]).unwrap()[0];
         // A run also holds the state that a divergence falls back to: its adapter and moments.
         let counted = outcome.peak_bytes + moments + 4 * trainable + moments;
-        let load = Load { precision, trainable_parameters: trainable, tokens };
-        let predicted = shape.cpu_peak_bytes(&load, recomputed as u64).total();
+        let load = Load { precision, engine: Engine::Cpu, trainable_parameters: trainable, tokens };
+        let predicted = shape.peak_bytes(&load, recomputed as u64).total();
         let ratio = predicted as f64 / counted as f64;
         let what = format!("hidden {hidden}, vocab {vocab}, {precision}, {recomputed} layers again");
         assert!((0.99..1.03).contains(&ratio), "{what}: {predicted} for {counted}");

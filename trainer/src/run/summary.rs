@@ -7,7 +7,7 @@ use crate::lora::Adapter;
 use crate::pack;
 use crate::preflight;
 use crate::tokenizer::Tokenizer;
-use domain::footprint::{Load, PeakBytes};
+use domain::footprint::{Engine, Load, PeakBytes};
 use domain::trial::{GradientCheckpointing, Throughput, TrialSummary};
 
 /// Tokens of a sample text.
@@ -51,7 +51,7 @@ impl Run {
 
     /// What the footprint model says that the run holds at its peak, alone on a CPU.
     pub fn predicted_peak_bytes(&self, loaded: &Loaded) -> PeakBytes {
-        loaded.base.config.shape().cpu_peak_bytes(&self.load(loaded), self.recomputed_layers as u64)
+        loaded.base.config.shape().peak_bytes(&self.load(loaded), self.recomputed_layers as u64)
     }
 
     /// Where `gradient_checkpointing` is `auto`, chooses the fewest layers to compute again with which the run,
@@ -73,6 +73,7 @@ impl Run {
 
     fn load(&self, loaded: &Loaded) -> Load {
         Load {
+            engine: Engine::Cpu,
             precision: loaded.base.precision,
             trainable_parameters: self.state.adapter.parameters(),
             tokens: preflight::batch_tokens(&self.data, self.config.batch_size),

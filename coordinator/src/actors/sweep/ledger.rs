@@ -181,7 +181,7 @@ impl Ledger {
     pub fn needs(&self, number: u32) -> Result<Waiting> {
         let config = &self.get(number)?.trial.config;
         let shape = self.record.base_models.get(&config.pretrained_model_id);
-        let peak = shape.map(|shape| shape.cpu_peak_bytes_at_most(config)[0]);
+        let peak = shape.map(|shape| shape.peak_bytes_at_most(config)[0]);
         Ok(Waiting {
             base: config.base_model().to_string(),
             accelerators: self.record.sweep.spec.resources.accelerators.clone(),
