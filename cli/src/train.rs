@@ -11,6 +11,7 @@ use crate::Failure;
 use crate::download::Downloads;
 use crate::output::{OutputArgs, say};
 use checkpoints::Output;
+use domain::trial::Precision;
 use domain::{Clock, SystemClock};
 use flags::Parameters;
 use metrics::Metrics;
@@ -77,7 +78,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let device = Device::Cpu;
     let base = config.base_model();
     let dir = locate::model(&base.model).map_err(unusable)?;
-    let loaded = Loaded::load(&dir, base.precision, &device).map_err(unusable)?;
+    let loaded = load(&dir, base.precision, &device, &clock)?;
     let mut run = match &checkpoint {
         None => Run::new(&loaded, config.clone()),
         Some(dir) => Run::resume(&loaded, config.clone(), dir, dir),
@@ -93,6 +94,21 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let mut summary = run.summary(&loaded).map_err(failed)?;
     summary.device_seconds = clock.monotonic().as_secs_f64();
     summary::print(args.output.format, &args.output_dir, &run, &summary)
+}
+
+/// The base, with progress, and how long it took if that was long.
+fn load(dir: &Path, precision: Precision, device: &Device, clock: &SystemClock) -> Result<Loaded, Failure> {
+    let started = clock.monotonic();
+    let mut progress = progress::Loading::new();
+    let loaded = Loaded::load_watched(dir, precision, device, &mut |read, total| progress.read(read, total));
+    progress.finish();
+    let loaded = loaded.map_err(unusable)?;
+    let seconds = clock.monotonic().saturating_sub(started).as_secs_f64();
+    if seconds >= 1.0 {
+        let bytes = crate::output::bytes(loaded.base.bytes());
+        say!("the base takes {bytes} in {precision}, loaded in {seconds:.1} s");
+    }
+    Ok(loaded)
 }
 
 /// All steps that are left, with metrics, checkpoints and progress.

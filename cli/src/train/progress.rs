@@ -1,6 +1,6 @@
 //! Progress on standard error: one changing line on a terminal, a line a tenth of the way elsewhere.
 
-use crate::output::say;
+use crate::output::{bytes, say};
 use domain::metric::{self, MetricPoint};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
@@ -50,6 +50,51 @@ impl Progress {
 
     fn tenth_of(step: u64, total: u64) -> u64 {
         10 * step / total.max(1)
+    }
+}
+
+/// What is shown while a base loads: a changing line on a terminal, a line a tenth of the way elsewhere, neither for
+/// what is small.
+pub(crate) struct Loading {
+    bar: Option<ProgressBar>,
+    tenth: u64,
+}
+
+/// Bytes of weights below which loading takes no time worth showing.
+const SMALL: u64 = 1_000_000_000;
+
+impl Loading {
+    pub(crate) fn new() -> Self {
+        Self { bar: None, tenth: 0 }
+    }
+
+    /// Shows how many bytes of the files are read.
+    pub(crate) fn read(&mut self, read: u64, total: u64) {
+        if total < SMALL {
+            return;
+        }
+        if std::io::stderr().is_terminal() {
+            let bar = || {
+                let bar = ProgressBar::new(total);
+                match ProgressStyle::with_template("loading {bar:24} {bytes}/{total_bytes}  {eta}") {
+                    Ok(style) => bar.with_style(style),
+                    Err(_) => bar,
+                }
+            };
+            return self.bar.get_or_insert_with(bar).set_position(read);
+        }
+        let tenth = Progress::tenth_of(read, total);
+        if tenth > self.tenth {
+            self.tenth = tenth;
+            say!("loading: {} of {}", bytes(read), bytes(total));
+        }
+    }
+
+    /// Takes the changing line away.
+    pub(crate) fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
     }
 }
 

@@ -53,6 +53,10 @@ impl Backend for Candle {
         Some(run.fit(base, memory_bytes).own())
     }
 
+    fn spare(&self, base: &Loaded, run: &mut Run) -> bool {
+        run.spare_memory(base)
+    }
+
     fn load(&mut self, base: &BaseModel) -> Result<Loaded, Failure> {
         let dir = locate::model(&base.model).map_err(failure)?;
         Loaded::load(&dir, base.precision, &self.device).map_err(failure)

@@ -33,6 +33,9 @@ pub trait Backend {
     /// Lets a run spend time for memory until it fits a device of `memory_bytes`, if it may and can. Returns the most
     /// bytes that it will hold beside the base; `None` if nothing predicts it.
     fn fit(&self, base: &Self::Base, run: &mut Self::Run, memory_bytes: u64) -> Option<u64>;
+    /// Lets a run spend all the time for memory that it may, after the device ran out of it although everything was
+    /// predicted to fit. False if it does so already.
+    fn spare(&self, base: &Self::Base, run: &mut Self::Run) -> bool;
     /// Loads a base as trials name it.
     fn load(&mut self, base: &BaseModel) -> Result<Self::Base, Failure>;
     /// Starts a run, or goes on from the admission's checkpoint.
@@ -241,7 +244,18 @@ impl<B: Backend> Pack<B> {
                     self.after_step(member, stepped, emit);
                 }
             }
-            // Nobody has stepped. The last to join was one too many: the others go on without it.
+            // Nobody has stepped. Out of memory, a trial tries once more with less of it where that is allowed.
+            Err(failure)
+                if failure.class == FailureClass::OutOfMemory
+                    && self
+                        .members
+                        .iter_mut()
+                        .rev()
+                        .any(|member| self.backend.spare(base, &mut member.run)) =>
+            {
+                tracing::warn!(why = failure.message, "layers are computed again from here on");
+            }
+            // The last to join was one too many: the others go on without it.
             Err(failure) => {
                 if let Some(last) = self.members.pop() {
                     emit(Event::Trial(last.admission.assignment, Happening::Failed(failure)));

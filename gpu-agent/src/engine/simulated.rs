@@ -75,6 +75,10 @@ impl Backend for Simulated {
         None
     }
 
+    fn spare(&self, (): &(), _: &mut SimulatedRun) -> bool {
+        false
+    }
+
     fn load(&mut self, _: &BaseModel) -> Result<(), Failure> {
         Ok(())
     }

@@ -96,10 +96,29 @@ impl Base {
     /// # Errors
     /// A file is missing or cut off, or a tensor is missing or has another shape than the configuration says.
     pub fn load(dir: &Path, precision: Precision, device: &Device) -> Result<Self> {
+        Self::load_watched(dir, precision, device, &mut |_, _| ())
+    }
+
+    /// [`Base::load`]; `watch` is told after each tensor how many bytes of the files are read, and of how many.
+    ///
+    /// # Errors
+    /// Those of [`Base::load`].
+    pub fn load_watched(
+        dir: &Path,
+        precision: Precision,
+        device: &Device,
+        watch: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
         let (config, tensors) = open(dir)?;
+        let bytes = |name: &str| tensors.bytes(name).unwrap_or_default();
+        let total = tensors.names().map(bytes).sum();
+        let mut read = 0;
         Self::assemble(config, precision, |name, shape, held| {
             check_tensor(dir, &tensors, name, shape)?;
-            held.hold(&tensors.read(name, device)?)
+            let weight = held.hold(&tensors.read(name, device)?)?;
+            read += bytes(name);
+            watch(read, total);
+            Ok(weight)
         })
     }
 

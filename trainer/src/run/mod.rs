@@ -64,7 +64,20 @@ impl Loaded {
     /// # Errors
     /// A file is missing, cut off or of another model; the tokenizer has more ids than the embedding rows.
     pub fn load(dir: &Path, precision: Precision, device: &Device) -> Result<Self> {
-        let base = Base::load(dir, precision, device)?;
+        Self::load_watched(dir, precision, device, &mut |_, _| ())
+    }
+
+    /// [`Loaded::load`]; `watch` is told after each tensor how many bytes of the weights are read, and of how many.
+    ///
+    /// # Errors
+    /// Those of [`Loaded::load`].
+    pub fn load_watched(
+        dir: &Path,
+        precision: Precision,
+        device: &Device,
+        watch: &mut dyn FnMut(u64, u64),
+    ) -> Result<Self> {
+        let base = Base::load_watched(dir, precision, device, watch)?;
         let tokenizer = preflight::tokenizer(dir, &base.config)?;
         let digest = checkpoint::digest(dir)?;
         Ok(Self { base, tokenizer, digest, dir: dir.into(), alone: Mutex::default() })

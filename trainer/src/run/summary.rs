@@ -66,6 +66,18 @@ impl Run {
         self.predicted_peak_bytes(loaded)
     }
 
+    /// Computes all layers again from here on, where `gradient_checkpointing` is `auto`. False if it does already, or
+    /// may not.
+    pub fn spare_memory(&mut self, loaded: &Loaded) -> bool {
+        let all = loaded.base.layers.len();
+        let may = self.config.gradient_checkpointing == GradientCheckpointing::Auto;
+        if may && self.recomputed_layers < all {
+            self.recomputed_layers = all;
+            return true;
+        }
+        false
+    }
+
     /// Layers that are computed again in the backward pass.
     pub fn recomputed_layers(&self) -> usize {
         self.recomputed_layers

@@ -4,11 +4,15 @@ use super::*;
 use crate::engine::simulated::{Simulated, SimulatedRun};
 use domain::Timestamp;
 use domain::trial::TrialConfig;
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A device on which two trials fit, and a disk that refuses trials of seed 13 so many times.
-struct Small(Simulated, u32);
+/// A device on which two trials fit; a disk that refuses trials of seed 13 so many times; and whether a trial of seed
+/// [`TIGHT`], which is out of memory until then, spares some.
+struct Small(Simulated, u32, Cell<bool>);
+
+const TIGHT: u64 = 5;
 
 /// Each look at it is a second later.
 #[derive(Default)]
@@ -35,6 +39,9 @@ impl Backend for Small {
     fn fit(&self, (): &(), run: &mut SimulatedRun, _: u64) -> Option<u64> {
         Some(u64::from(run.config().batch_size) * 1_000_000_000)
     }
+    fn spare(&self, (): &(), run: &mut SimulatedRun) -> bool {
+        run.config().seed == TIGHT && !self.2.replace(true)
+    }
     fn load(&mut self, base: &BaseModel) -> Result<(), Failure> {
         self.0.load(base)
     }
@@ -54,7 +61,8 @@ impl Backend for Small {
         self.0.base_eval(base, run)
     }
     fn step_pack(&mut self, base: &(), runs: &mut [&mut SimulatedRun]) -> Result<Vec<Stepped>, Failure> {
-        if runs.len() > 2 {
+        let tight = |run: &&mut SimulatedRun| run.config().seed == TIGHT;
+        if runs.len() > 2 || runs.iter().any(tight) && !self.2.get() {
             return Err(Failure { class: FailureClass::OutOfMemory, message: "too many".into() });
         }
         self.0.step_pack(base, runs)
@@ -74,7 +82,7 @@ impl Backend for Small {
 fn pack() -> Pack<Small> {
     let clock: Arc<dyn Clock> = Arc::new(Ticking::default());
     let simulated = Simulated { step_time: Duration::ZERO, clock: clock.clone() };
-    Pack::new(Small(simulated, 2), 10_000_000_000, clock)
+    Pack::new(Small(simulated, 2, Cell::new(false)), 10_000_000_000, clock)
 }
 
 fn admission(dir: &Path, name: &str, base: &str, seed: u64) -> Admission {
@@ -110,6 +118,22 @@ fn one_too_many_goes_and_a_full_disk_is_waited_for() {
     }
     // The other does not wait for it.
     assert_eq!(run(&mut pack), ["base a", "three too many", "two Completed", "one Completed"]);
+}
+
+/// Out of memory once, it goes on with less; a second time there is nothing left to spare.
+#[test]
+fn out_of_memory_is_tried_again_with_less() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pack = pack();
+    for (name, seed) in [("one", 1), ("two", TIGHT)] {
+        pack.admit(admission(dir.path(), name, "a", seed));
+    }
+    assert_eq!(run(&mut pack), ["base a", "one Completed", "two Completed"]);
+    pack.backend.2.set(false);
+    for (name, seed) in [("three", TIGHT), ("four", 1), ("five", 1)] {
+        pack.admit(admission(dir.path(), name, "a", seed));
+    }
+    assert_eq!(run(&mut pack), ["five too many", "three Completed", "four Completed"]);
 }
 
 #[test]
