@@ -32,7 +32,7 @@ pub fn inspect(dir: &Path) -> Result<Inspection, HistoryError> {
         for point in &record.points {
             match index.get(&record.trial, record.attempt, point.step) {
                 None => points += 1,
-                Some(first) if same(first, point) => {}
+                Some(first) if same(&first, point) => {}
                 Some(_) => contradictions.push((record.trial.clone(), record.attempt, point.step)),
             }
         }
