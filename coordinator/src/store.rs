@@ -111,12 +111,16 @@ pub struct SweepRecord {
     pub sweep: Sweep,
     /// Set once it proposes no more and its trials are told to end.
     pub stop: Option<StopCause>,
-    /// When it was paused, while it is.
+    /// Milliseconds on its wall clock. That is counted, not read from two hours of which one may be wrong. `None` in
+    /// a record of an earlier version.
     #[serde(default)]
-    pub paused_at: Option<Timestamp>,
-    /// Milliseconds since its submission in which it was paused or over: they are no part of its wall clock.
-    #[serde(default)]
-    pub idle_ms: u64,
+    pub active_ms: Option<u64>,
+    /// When it was paused, while it is; of earlier versions.
+    #[serde(default, skip_serializing)]
+    paused_at: Option<Timestamp>,
+    /// Milliseconds since its submission in which it was paused or over; of earlier versions.
+    #[serde(default, skip_serializing)]
+    idle_ms: u64,
     /// Every spec it has had, if it was extended; the last is the sweep's.
     #[serde(default)]
     pub revisions: Vec<Revision>,
@@ -134,6 +138,7 @@ impl SweepRecord {
         Self {
             sweep,
             stop: None,
+            active_ms: Some(0),
             paused_at: None,
             idle_ms: 0,
             revisions: Vec::new(),
@@ -142,11 +147,16 @@ impl SweepRecord {
         }
     }
 
-    /// Seconds since the submission, without those in which it was paused or over.
-    pub fn active_seconds(&self, now: Timestamp) -> f64 {
+    /// Seconds on its wall clock: those in which a server ran it and it was neither paused nor over.
+    pub fn active_seconds(&self) -> f64 {
+        self.active_ms.unwrap_or_default() as f64 / 1e3
+    }
+
+    /// Begins to count the wall clock of a record of an earlier version, which kept hours.
+    pub fn count_wall_clock(&mut self, now: Timestamp) {
         let until = self.paused_at.or(self.sweep.finished_at).unwrap_or(now);
         let active = until.since(self.sweep.created_at).as_millis() as u64;
-        active.saturating_sub(self.idle_ms) as f64 / 1e3
+        self.active_ms.get_or_insert(active.saturating_sub(self.idle_ms));
     }
 }
 
