@@ -25,10 +25,13 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::http::Response;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_reflection::pb as reflection;
+use tower::util::MapResponseLayer;
 
 /// Silence on a connection after which the other side is asked for a sign of life.
 const KEEPALIVE: Duration = Duration::from_secs(20);
@@ -80,6 +83,7 @@ pub async fn serve(services: Services, listener: TcpListener) -> std::result::Re
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
+        .layer(MapResponseLayer::new(explained))
         .add_service(health_service)
         .add_service(described().build_v1()?)
         .add_service(described().build_v1alpha()?)
@@ -91,6 +95,14 @@ pub async fn serve(services: Services, listener: TcpListener) -> std::result::Re
         .serve_with_incoming_shutdown(incoming, async move { scope.cancelled().await })
         .await?;
     Ok(())
+}
+
+/// An answer that is a refusal, with details if it has none: tonic refuses by itself what it cannot read.
+fn explained(answer: Response<Body>) -> Response<Body> {
+    match Status::from_header_map(answer.headers()) {
+        Some(status) if status.details().is_empty() => proto::status::explained(status).into_http(),
+        _ => answer,
+    }
 }
 
 /// The server ended before it was told to.
