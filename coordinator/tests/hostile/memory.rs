@@ -43,7 +43,8 @@ impl Server {
         command.args(["--exact", "memory::role", "--nocapture"]).env(DIR, dir).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let ready = lines.find_map(|l| l.unwrap().split_once("ready ").map(|(_, address)| address.to_string()));
+        let ready =
+            lines.find_map(|l| l.unwrap().split_once("ready ").map(|(_, address)| address.to_string()));
         Self(child, ready.expect("the server starts"))
     }
 
@@ -66,7 +67,8 @@ impl Drop for Server {
 /// may.
 fn messages(round: usize) -> Vec<Vec<u8>> {
     let name = |i: usize| format!("{round}-{i}-{}", "x".repeat(150));
-    let device = |i| v1::Device { id: name(i), accelerator: name(i), max_pack_size: 1, ..v1::Device::default() };
+    let device =
+        |i| v1::Device { id: name(i), accelerator: name(i), max_pack_size: 1, ..v1::Device::default() };
     let agent = v1::Agent { id: name(0), devices: (0..1000).map(device).collect(), ..v1::Agent::default() };
     let holding = |i| v1::Holding { trial_id: format!("{}/1", name(i)), attempt: 1, step: 1 };
     let hello = v1::Hello { agent: Some(agent), holdings: (0..1000).map(holding).collect() };

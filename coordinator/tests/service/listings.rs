@@ -54,6 +54,35 @@ async fn listings_come_page_by_page() {
     }
 }
 
+/// A page is a message that a client takes, however large its sweeps and trials are.
+#[tokio::test]
+async fn large_sweeps_and_trials_come_in_more_pages() {
+    let fixture = Fixture::start(LONG).await;
+    let mut document = grid(&(1..=20).collect::<Vec<_>>());
+    document["pretrained_model_id"] = "/models/a".repeat(20_000).into();
+    for _ in 0..20 {
+        fixture.submit(&document).await;
+    }
+    let (mut seen, mut pages, mut request) =
+        (0, 0, v1::ListSweepsRequest { page_size: 1000, ..Default::default() });
+    let mut last = String::new();
+    while pages == 0 || !request.page_token.is_empty() {
+        let page = fixture.sweeps().list_sweeps(request.clone()).await.unwrap().into_inner();
+        (seen, pages, request.page_token) = (seen + page.sweeps.len(), pages + 1, page.next_page_token);
+        last = page.sweeps.last().unwrap().id.clone();
+    }
+    assert_eq!((seen, pages), (20, 2));
+    let _agent = FakeAgent::connect(&fixture, hello("a", 64, vec![])).await;
+    let (mut seen, mut pages) = (0, 0);
+    let mut request = v1::ListTrialsRequest { sweep_id: last, page_size: 1000, ..Default::default() };
+    while pages == 0 || !request.page_token.is_empty() {
+        let page = fixture.trials().list_trials(request.clone()).await.unwrap().into_inner();
+        (seen, pages, request.page_token) = (seen + page.trials.len(), pages + 1, page.next_page_token);
+    }
+    // As many wait as may.
+    assert!(seen >= 8 && pages == seen.div_ceil(17), "{seen} trials on {pages} pages");
+}
+
 #[tokio::test]
 async fn adapters_come_best_first_with_their_bytes_and_the_report_names_each_trial() {
     let fixture = Fixture::start(LONG).await;
