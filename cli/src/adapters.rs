@@ -8,7 +8,7 @@ mod merge;
 
 use crate::Failure;
 use crate::client::{Connection, ServerArgs};
-use crate::listing::ListingArgs;
+use crate::listing::{ListingArgs, VALUE};
 use crate::output::{self, OutputArgs};
 use crate::{trials, view};
 use clap::Subcommand;
@@ -121,7 +121,7 @@ async fn chosen(
         let known = trials::list(connection, sweep_id).await?;
         trials.extend(known.iter().map(|trial| (trial.id.to_string(), view::trial_document(trial))));
     }
-    listing.apply(adapters, |adapter| {
+    listing.apply(adapters, VALUE, |adapter| {
         let mut known = trials.get(&adapter.trial_id).cloned().unwrap_or_else(|| json!({}));
         if let (Some(known), Value::Object(own)) = (known.as_object_mut(), document(adapter)) {
             known.extend(own);

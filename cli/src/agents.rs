@@ -2,7 +2,7 @@
 
 use crate::Failure;
 use crate::client::{Connection, ServerArgs};
-use crate::listing::ListingArgs;
+use crate::listing::{ListingArgs, VALUE};
 use crate::output::{self, OutputArgs};
 use clap::Subcommand;
 use proto::v1;
@@ -67,7 +67,7 @@ pub(crate) async fn run(verb: Verb) -> Result<(), Failure> {
         Verb::List { state: states, listing, server, output } => {
             let mut agents = Connection::with(&server, list).await?;
             agents.retain(|agent| states.is_empty() || states.iter().any(|s| s == state(agent)));
-            let agents = listing.apply(agents, document)?;
+            let agents = listing.apply(agents, VALUE, document)?;
             let document = Value::Array(agents.iter().map(document).collect());
             output::print(output.format, &document, || table(&agents))
         }

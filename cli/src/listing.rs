@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 /// The flags that every listing takes.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct ListingArgs {
-    /// Sorts by a key of the document or a parameter, `-KEY` from the largest down.
+    /// Sorts by a key of the document, a parameter, or `value`, that of the sweep's metric; `-KEY` from the largest down.
     #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
     sort: Option<String>,
     /// Only what meets a condition on a key or a parameter, such as `lora_rank>=8` or `precision_mode=4bit`. May be
@@ -18,6 +18,9 @@ pub(crate) struct ListingArgs {
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
 }
+
+/// The word for the value of the sweep's metric, whichever that is.
+pub(crate) const VALUE: &str = "value";
 
 /// Objects in which a key is looked for, after the document itself.
 const INSIDE: [&str; 4] = ["parameters", "config", "summary", "spec"];
@@ -42,22 +45,38 @@ impl ListingArgs {
         self.sort.is_none() && self.filter.is_empty()
     }
 
-    /// The items that are asked for, in the order asked for; `document` is what is known of one.
+    /// Whether `value` is asked for.
+    pub(crate) fn names_value(&self) -> bool {
+        let sort = self.sort.as_deref().map(|sort| sort.trim_start_matches('-'));
+        let mut keys = self.filter.iter().filter_map(|condition| Some(parse(condition).ok()?.0));
+        sort == Some(VALUE) || keys.any(|key| key == VALUE)
+    }
+
+    /// The items that are asked for, in the order asked for; `document` is what is known of one, in which the key
+    /// `value_key` holds what is called `value`.
     ///
     /// # Errors
     /// A condition cannot be read, or no item has such a key.
-    pub(crate) fn apply<T>(&self, items: Vec<T>, document: impl Fn(&T) -> Value) -> Result<Vec<T>, Failure> {
+    pub(crate) fn apply<T>(
+        &self,
+        items: Vec<T>,
+        value_key: &str,
+        document: impl Fn(&T) -> Value,
+    ) -> Result<Vec<T>, Failure> {
+        let named = |key| if key == VALUE { value_key } else { key };
         if self.is_plain() {
             return Ok(items.into_iter().take(self.limit.unwrap_or(usize::MAX)).collect());
         }
         let mut known: Vec<(Value, T)> = items.into_iter().map(|item| (document(&item), item)).collect();
         for condition in &self.filter {
             let (key, holds, wanted) = parse(condition)?;
+            let key = named(key);
             check(key, "--filter", known.iter().map(|(document, _)| document))?;
             known.retain(|(document, _)| value(document, key).is_some_and(|v| holds(compare(v, &wanted))));
         }
         if let Some(sort) = &self.sort {
             let (key, descending) = sort.strip_prefix('-').map_or((sort.as_str(), false), |key| (key, true));
+            let key = named(key);
             check(key, "--sort", known.iter().map(|(document, _)| document))?;
             known.sort_by(|(a, _), (b, _)| match (value(a, key), value(b, key)) {
                 (Some(a), Some(b)) if descending => compare(b, a),
@@ -103,7 +122,6 @@ fn value<'a>(document: &'a Value, key: &str) -> Option<&'a Value> {
 }
 
 fn find<'a>(document: &'a Value, key: &str) -> Option<&'a Value> {
-    let key = if key == "value" && document.get("best_value").is_some() { "best_value" } else { key };
     let path = |value: &'a Value, path: &str| path.split('.').try_fold(value, |value, key| value.get(key));
     let inside = |name: &&str| document.get(*name).and_then(|object| path(object, key));
     path(document, key).or_else(|| INSIDE.iter().find_map(inside))
@@ -133,7 +151,7 @@ mod tests {
         ];
         let filter = filter.iter().map(ToString::to_string).collect();
         let args = ListingArgs { sort: sort.map(String::from), filter, limit };
-        let items = args.apply(items, Value::clone)?;
+        let items = args.apply(items, "eval_loss", Value::clone)?;
         Ok(items.iter().map(|item| item["id"].as_u64().unwrap()).collect())
     }
 
@@ -145,6 +163,8 @@ mod tests {
             (None, &[], Some(2), &[1, 2]),
             (Some("eval_loss"), &[], None, &[3, 2, 4, 1]),
             (Some("-eval_loss"), &[], None, &[4, 2, 3, 1]),
+            (Some("value"), &[], None, &[3, 2, 4, 1]),
+            (Some("-value"), &["value<5"], None, &[2, 3]),
             (Some("state"), &[], None, &[2, 3, 4, 1]),
             (Some("-lora_rank"), &[], Some(2), &[1, 3]),
             (Some("parameters.lora_rank"), &[], None, &[2, 3, 1, 4]),

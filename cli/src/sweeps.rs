@@ -126,7 +126,7 @@ pub(crate) struct ReportArgs {
 pub(crate) async fn run_list(args: ListArgs) -> Result<(), Failure> {
     let states = args.state.iter().map(|s| v1::SweepState::from(*s)).collect();
     let sweeps = Connection::with(&args.server, async |c| list(c, states).await).await?;
-    let sweeps = args.listing.apply(sweeps, view::sweep)?;
+    let sweeps = args.listing.apply(sweeps, "best_value", view::sweep)?;
     let document = Value::Array(sweeps.iter().map(view::sweep).collect());
     output::print(args.output.format, &document, || view::sweep_table(&sweeps))
 }

@@ -124,7 +124,11 @@ async fn answer(verb: &Verb, connection: &Connection) -> Result<(Value, String),
             let whole = !is_table || !listing.is_plain();
             let mut trials = pages(connection, sweep, whole).await?;
             trials.retain(|trial| state.is_empty() || state.iter().any(|s| s == trial.state.as_str()));
-            let trials = listing.apply(trials, view::trial_document)?;
+            let value_key = match listing.names_value() {
+                true => metric_key(connection, sweep).await?,
+                false => String::new(),
+            };
+            let trials = listing.apply(trials, &value_key, view::trial_document)?;
             if is_table {
                 return Ok((Value::Null, view::trial_table(&trials)));
             }
@@ -180,6 +184,14 @@ async fn pages(connection: &Connection, sweep_id: &str, whole: bool) -> Result<V
         }
         request.page_token = page.next_page_token;
     }
+}
+
+/// The key under which a trial's document has the value of its sweep's metric.
+async fn metric_key(connection: &Connection, sweep_id: &str) -> Result<String, Failure> {
+    let request = v1::GetSweepRequest { sweep_id: sweep_id.to_string() };
+    let sweep = connection.sweeps().get_sweep(request).await?.into_inner().sweep.unwrap_or_default();
+    let document = view::sweep(&sweep);
+    Ok(document["spec"]["search"]["metric"].as_str().unwrap_or(metric::EVAL_LOSS).replace('/', "_"))
 }
 
 async fn get(connection: &Connection, trial_id: &str) -> Result<Trial, Failure> {

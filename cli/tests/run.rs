@@ -297,7 +297,7 @@ parameters: { lora_rank: [4] }
     let ended = "max_wall_clock of 1 s is spent";
     assert!(shown.contains(ended), "{shown}");
     let sweep = &sandbox.json(&["list"])[0];
-    assert_eq!(sweep["ended_early"], ended);
+    assert!(sweep["ended_early"].as_str().unwrap().starts_with(ended), "{sweep}");
     let id = sweep["id"].as_str().unwrap();
     for verb in ["get", "watch"] {
         let shown = sandbox.lorafleet(&[verb, id]).stdout;

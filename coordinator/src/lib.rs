@@ -85,7 +85,8 @@ pub async fn start(options: Options, scope: Scope) -> Result<Server> {
     History::refuse_newer(&data_dir.join("history"))?;
     let registry = Arc::new(SqliteRegistry::open(&data_dir.join("coordinator.db"))?);
     let store = Store::lead(registry, &format!("process {} at {address}", std::process::id())).await?;
-    let history = History::open(&data_dir.join("history"))?;
+    let deleted = store.tombstones().await?.into_iter().map(|tombstone| tombstone.sweep).collect();
+    let history = History::open_without(&data_dir.join("history"), &deleted)?;
     let artifacts = Artifacts::local(&data_dir.join("artifacts"))?;
     remove_unused(&store, &artifacts).await;
 

@@ -10,6 +10,7 @@ use domain::fleet::{Agent, Device, Holding};
 use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, advance};
@@ -19,11 +20,18 @@ const LEASE: Duration = Duration::from_secs(20);
 const WHILE: Duration = Duration::from_secs(15);
 
 /// A clock that goes with tokio's paused time.
-struct Paused(Instant);
+struct Paused(Instant, AtomicU64);
+
+impl Paused {
+    /// Sets the hour ahead.
+    fn ahead(&self, hours: u64) {
+        self.1.fetch_add(hours * 3_600_000, Ordering::Relaxed);
+    }
+}
 
 impl Clock for Paused {
     fn now(&self) -> Timestamp {
-        Timestamp(1_000_000 + self.monotonic().as_millis() as u64)
+        Timestamp(1_000_000 + self.1.load(Ordering::Relaxed) + self.monotonic().as_millis() as u64)
     }
     fn monotonic(&self) -> Duration {
         self.0.elapsed()
@@ -37,7 +45,7 @@ struct Bench {
 }
 
 fn bench() -> Bench {
-    let (scope, clock) = (Scope::new(), Arc::new(Paused(Instant::now())));
+    let (scope, clock) = (Scope::new(), Arc::new(Paused(Instant::now(), AtomicU64::new(0))));
     let terms = Terms { heartbeat: LEASE / 4, lease: LEASE };
     Bench {
         dispatcher: Dispatcher::start(clock.clone(), terms, BTreeSet::new(), &scope),
@@ -234,4 +242,30 @@ async fn only_what_an_absent_agent_holds_is_abandoned() {
     assert_eq!(back.beat(&bench, vec![holding(3, 1)]).await, Some(vec![holding(3, 1)]));
     assert!(back.told().is_empty());
     drop(here);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_gone_for_long_is_forgotten_unless_it_holds_a_trial() {
+    let bench = bench();
+    let listed = async || bench.held().await.into_iter().map(|(id, _)| id).collect::<Vec<_>>();
+    let leave = async |agent: FakeAgent| bench.dispatcher.disconnect(agent.id, agent.session).await.unwrap();
+    let holder = FakeAgent::connect(&bench, "holder", vec![]).await;
+    let _grant = bench.enqueue(1, 1, on("CPU")).await.await.unwrap();
+    let stays = FakeAgent::connect(&bench, "stays", vec![]).await;
+    let idle = FakeAgent::connect(&bench, "idle", vec![]).await;
+    for gone in [idle, holder] {
+        leave(gone).await;
+    }
+    assert_eq!(listed().await, ["holder", "idle", "stays"]);
+    // A day later, before the lease of the trial is looked at.
+    bench.clock.ahead(24);
+    leave(FakeAgent::connect(&bench, "other", vec![]).await).await;
+    assert_eq!(listed().await, ["holder", "other", "stays"]);
+    for number in 0..300 {
+        leave(FakeAgent::connect(&bench, &format!("many-{number}"), vec![]).await).await;
+    }
+    let last: Vec<_> = listed().await;
+    assert_eq!(last.len(), 102, "a hundred, the one that holds a trial, the one that stays");
+    assert!(last.contains(&"many-299".to_string()) && last.contains(&"holder".to_string()));
+    drop(stays);
 }

@@ -4,8 +4,9 @@
 
 use coordinator::history::{History, HistoryError};
 use domain::metric::MetricPoint;
-use domain::{Attempt, Timestamp, TrialId};
+use domain::{Attempt, SweepId, Timestamp, TrialId};
 use futures::future::join_all;
+use std::collections::HashSet;
 use std::path::Path;
 
 fn point(step: u64) -> MetricPoint {
@@ -175,4 +176,51 @@ fn a_directory_that_cannot_be_made_is_named() {
     std::fs::write(&file, "").unwrap();
     let error = History::open(&file).unwrap_err();
     assert!(matches!(&error, HistoryError::Io { path, .. } if *path == file), "{error}");
+}
+
+/// Segments lose the bytes of deleted sweeps, and nothing else, whichever of them a segment holds; what is written after
+/// is kept beside.
+#[tokio::test]
+async fn the_points_of_deleted_sweeps_are_taken_out_of_the_segments() {
+    let id = |sweep: &str| TrialId::of(&SweepId::new(sweep), 1);
+    let curve = async |history: &History, sweep: &str| {
+        let curve = history.curve(&id(sweep), &[(Attempt(1), 0)]).await.unwrap();
+        curve.iter().map(|point| point.step).collect::<Vec<_>>()
+    };
+    let dir = tempfile::tempdir().unwrap();
+    // A segment each: of both sweeps, of one alone, of the other alone, of both.
+    for (number, sweeps) in (1..).zip([&["a", "b"][..], &["b"], &["a"], &["b", "a"]]) {
+        let history = History::open(dir.path()).unwrap();
+        for sweep in sweeps {
+            history.append(&id(sweep), Attempt(1), vec![point(number)]).await.unwrap();
+        }
+    }
+    let sizes = || {
+        let size = |number| std::fs::metadata(segment(dir.path(), number)).map_or(0, |m| m.len());
+        (1..=6).map(size).collect::<Vec<_>>()
+    };
+    let before = sizes();
+    let none = HashSet::from([SweepId::new("c")]);
+    assert_eq!(curve(&History::open_without(dir.path(), &none).unwrap(), "a").await, [1, 3, 4]);
+    assert_eq!(sizes(), before, "nothing is written anew for sweeps that are not there");
+    let gone = HashSet::from([SweepId::new("b")]);
+    let history = History::open_without(dir.path(), &gone).unwrap();
+    assert_eq!((curve(&history, "a").await, curve(&history, "b").await), (vec![1, 3, 4], vec![]));
+    let after = sizes();
+    assert_eq!((after[1], after[2]), (24, before[2]), "a header of the one, all of the other");
+    assert!(after[0] < before[0] && after[3] < before[3], "{before:?} {after:?}");
+    history.append(&id("a"), Attempt(1), vec![point(5)]).await.unwrap();
+    drop(history);
+    for _ in 0..2 {
+        let history = History::open_without(dir.path(), &gone).unwrap();
+        assert_eq!((curve(&history, "a").await, curve(&history, "b").await), (vec![1, 3, 4, 5], vec![]));
+    }
+    assert_eq!(sizes()[..4], after[..4]);
+    // All of a compacted segment counts: no byte of it may change or be missing.
+    let whole = std::fs::read(segment(dir.path(), 1)).unwrap();
+    for damaged in [&whole[..whole.len() - 1], &[&whole[..30], &[!whole[30]], &whole[31..]].concat()] {
+        std::fs::write(segment(dir.path(), 1), damaged).unwrap();
+        let error = History::open(dir.path()).unwrap_err();
+        assert!(matches!(error, HistoryError::Damaged { .. }), "{error}");
+    }
 }

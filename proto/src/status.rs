@@ -108,6 +108,29 @@ impl From<RpcError> for Status {
     }
 }
 
+/// A refusal that came about before our code read the request, with details as ours have: bytes that are no message, a
+/// message above the limit, a call that there is not. One of ours stays as it is.
+pub fn explained(status: Status) -> Status {
+    if status.code() == Code::Ok || !status.details().is_empty() {
+        return status;
+    }
+    let message = status.message();
+    match status.code() {
+        // Of ours each has details, so that this is about the bytes.
+        Code::Internal => {
+            RpcError::Invalid(vec![("request".into(), format!("cannot be read: {message}"))]).into()
+        }
+        Code::OutOfRange => {
+            RpcError::Invalid(vec![("request".into(), format!("is above the limit: {message}"))]).into()
+        }
+        code => {
+            let mut details = ErrorDetails::new();
+            details.set_error_info("REFUSED", ERROR_DOMAIN, std::collections::HashMap::new());
+            Status::with_error_details(code, cut(message.into(), REFUSAL_BYTES), details)
+        }
+    }
+}
+
 impl From<ConvertError> for RpcError {
     fn from(error: ConvertError) -> Self {
         Self::Invalid(vec![(error.field.to_string(), error.problem)])
@@ -143,6 +166,22 @@ mod tests {
         }
         let details = Status::from(invalid).get_error_details();
         assert_eq!(details.bad_request().unwrap().field_violations[0].field, "spec.lora_rank");
+    }
+
+    #[test]
+    fn refusals_of_others_get_details() {
+        for (status, code, reason) in [
+            (Status::internal("failed to decode"), Code::InvalidArgument, "INVALID"),
+            (Status::out_of_range("5 MB"), Code::InvalidArgument, "INVALID"),
+            (Status::unimplemented(""), Code::Unimplemented, "REFUSED"),
+            (RpcError::Internal("defect".into()).into(), Code::Internal, "INTERNAL"),
+            (RpcError::Fenced("old".into()).into(), Code::Aborted, "FENCED"),
+        ] {
+            let explained = explained(status);
+            assert_eq!(explained.code(), code);
+            assert_eq!(explained.get_error_details().error_info().unwrap().reason, reason);
+        }
+        assert!(super::explained(Status::ok("")).details().is_empty());
     }
 
     /// Headers hold what a refusal says, whatever a caller's words were: some 16 kB with the text in percent-encoding.

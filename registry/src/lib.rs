@@ -88,6 +88,10 @@ pub enum RegistryError {
     Storage(String),
 }
 
+/// What to do about a file that cannot be written.
+const NOT_WRITABLE: &str = "; see that this user may write there and that the disk is not read-only, or choose another \
+    --data-dir";
+
 fn process(pid: Option<u32>) -> String {
     pid.map_or_else(|| "another process".into(), |pid| format!("process {pid}"))
 }

@@ -24,7 +24,11 @@ impl DirectoryLock {
     /// Another process (or another part of this one) has it; or the lock file cannot be made or written.
     pub fn acquire(dir: &Path) -> Result<Self> {
         let path = dir.join(FILE);
-        let failed = |error| RegistryError::Storage(format!("`{}`: {error}", path.display()));
+        let failed = |error: std::io::Error| {
+            let denied = matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem);
+            let remedy = if denied { crate::NOT_WRITABLE } else { "" };
+            RegistryError::Storage(format!("`{}`: {error}{remedy}", path.display()))
+        };
         std::fs::create_dir_all(dir).map_err(failed)?;
         let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
         // On a disk that nobody can write to, the lock still keeps others out; whoever wants to write hears of it

@@ -14,43 +14,20 @@ import datetime
 import json
 import os
 import pathlib
-import platform
 import statistics
-import subprocess
 import sys
 import tempfile
-import venv
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from common import LORAFLEET, ROOT, build, output_of, processor, python_with, tell
+
 PEERS = ["optuna==5.0.0", "ray[tune]==2.60.0"]
 KINDS = ["optuna_sqlite", "optuna_journal", "ray_tune"]
 
 
-def peers_python():
-    """The virtual environment's python, with the peers installed."""
-    folder = ROOT / "target" / "bench-orchestration-venv"
-    python = folder / "bin" / "python"
-    installed = folder / "installed"
-    if not installed.is_file() or installed.read_text() != "\n".join(PEERS):
-        venv.create(folder, with_pip=True)
-        command = [python, "-m", "pip", "install", "--quiet", *PEERS]
-        subprocess.run(command, check=True, cwd=ROOT, stdout=sys.stderr)
-        installed.write_text("\n".join(PEERS))
-    return python
-
-
 def measure(command):
-    done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     # Ray says things to standard output that are none of ours.
-    text = done.stdout
+    text = output_of(command)
     return json.loads(text[text.index("{"):] if text.lstrip().startswith("{") else text.splitlines()[-1])
-
-
-def processor():
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def main():
@@ -59,13 +36,13 @@ def main():
     parser.add_argument("--dir", help="a folder on the disk to use")
     parser.add_argument("--out", type=pathlib.Path, help="also write the JSON here")
     args = parser.parse_args()
-    subprocess.run(["cargo", "build", "--release", "--locked"], check=True, cwd=ROOT, stdout=sys.stderr)
-    python = peers_python()
+    build()
+    python = python_with("bench-orchestration-venv", PEERS)
     ours, peers = [], []
     for number in range(args.rounds):
         print(f"round {number + 1} of {args.rounds}", file=sys.stderr)
         dir_flag = ["--dir", args.dir] if args.dir else []
-        ours.append(measure([ROOT / "target/release/lorafleet", "bench", "orchestration", *dir_flag]))
+        ours.append(measure([LORAFLEET, "bench", "orchestration", *dir_flag]))
         with tempfile.TemporaryDirectory(dir=args.dir) as folder:
             peers.append(measure([python, ROOT / "tests/bench/orchestration_peers.py", folder]))
 
@@ -95,10 +72,7 @@ def main():
         "lorafleet": ours,
         "peers": peers,
     }
-    text = json.dumps(document, indent=2)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    tell(document, args.out)
 
 
 if __name__ == "__main__":

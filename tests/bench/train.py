@@ -15,46 +15,19 @@ import datetime
 import json
 import os
 import pathlib
-import platform
 import statistics
-import subprocess
 import sys
-import venv
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from common import LORAFLEET, ROOT, build, output_of, processor, python_with, tell
+
 PEER = ["torch==2.15.0", "transformers==5.23.0", "peft==0.21.2"]
 TARGET = {"speed": 1.15, "memory": 0.60}
 
 
-def run(command, **options):
-    """Runs a command whose output is for people, out of the way of our own."""
-    subprocess.run(command, check=True, cwd=ROOT, stdout=sys.stderr, **options)
-
-
 def measure(command):
-    done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    result = json.loads(done.stdout)
+    result = json.loads(output_of(command))
     print(f"{result['tokens_per_second']:8.0f} tokens/s  {command[0]}", file=sys.stderr)
     return result
-
-
-def peer_python():
-    """The virtual environment's python, with the peer installed."""
-    folder = ROOT / "target" / "bench-venv"
-    python = folder / "bin" / "python"
-    installed = folder / "installed"
-    if not installed.is_file() or installed.read_text() != "\n".join(PEER):
-        venv.create(folder, with_pip=True)
-        run([python, "-m", "pip", "install", "--quiet", *PEER])
-        installed.write_text("\n".join(PEER))
-    return python
-
-
-def processor():
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def main():
@@ -62,9 +35,9 @@ def main():
     parser.add_argument("--rounds", type=int, default=7, help="pairs of runs (default 7)")
     parser.add_argument("--out", type=pathlib.Path, help="write the JSON to this file too")
     args, flags = parser.parse_known_args()
-    run(["cargo", "build", "--release", "--locked", "--package", "lorafleet-cli"])
-    ours = [str(ROOT / "target/release/lorafleet"), "bench", "train", *flags]
-    peer = [str(peer_python()), "-W", "ignore", str(ROOT / "tests/bench/peft_train.py"), *flags]
+    build()
+    ours = [str(LORAFLEET), "bench", "train", *flags]
+    peer = [str(python_with("bench-venv", PEER)), "-W", "ignore", str(ROOT / "tests/bench/peft_train.py"), *flags]
     pairs = [(measure(ours), measure(peer)) for _ in range(args.rounds)]
 
     def median(of, key):
@@ -86,10 +59,7 @@ def main():
         "reached": {"speed": speed >= TARGET["speed"], "memory": memory <= TARGET["memory"]},
         "rounds": [{"lorafleet": a, "peft": b} for a, b in pairs],
     }
-    text = json.dumps(document, indent=1)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    tell(document, args.out)
 
 
 main()

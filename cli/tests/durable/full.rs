@@ -27,7 +27,13 @@ fn way() -> Option<&'static str> {
     };
     let way = WAYS.into_iter().find(|way| mounts(way));
     if way.is_none() {
-        eprintln!("SKIPPED: this machine lets no test mount a file system (unshare -m, unshare -rm)");
+        let why = "SKIPPED: a full or read-only disk: this machine lets no test mount a file system (unshare -m, -rm)";
+        eprintln!("{why}");
+        // What a test that passes says is not shown; `tests/run` shows what stands in this file.
+        if let Some(path) = std::env::var_os("LORAFLEET_SKIPPED") {
+            let mut file = std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
+            writeln!(file, "{why}").unwrap();
+        }
     }
     way
 }

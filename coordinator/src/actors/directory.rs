@@ -13,7 +13,7 @@ use domain::footprint::ModelShape;
 use domain::metric::MetricPoint;
 use domain::sweep::{StateCounts, Sweep, SweepSpec, SweepState};
 use domain::{Attempt, SweepId, TrialId};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio::sync::{broadcast, mpsc, watch};
 
@@ -68,10 +68,7 @@ impl Directory {
                 state.run_sweep(record, trials, None).await?;
             }
         }
-        let deleted = store.tombstones().await?;
-        let ids: HashSet<_> = deleted.iter().map(|tombstone| &tombstone.sweep).collect();
-        state.tools.history.forget(|sweep| ids.contains(sweep));
-        deleted.into_iter().for_each(|tombstone| state.remove_artifacts(tombstone, None));
+        store.tombstones().await?.into_iter().for_each(|tombstone| state.remove_artifacts(tombstone, None));
         scope.spawn("directory", async move { state.run(inbox).await });
         Ok(Self { mailbox, running, store })
     }

@@ -6,6 +6,7 @@ use crate::actors::dispatcher::AgentView;
 use crate::store::Batch;
 use domain::AgentId;
 use domain::metric::DEFINITIONS;
+use prost::Message;
 use proto::convert;
 use proto::v1;
 use proto::v1::fleet_service_server::FleetService;
@@ -36,9 +37,14 @@ impl FleetService for Services {
     ) -> Result<Response<v1::ListAgentsResponse>, Status> {
         let request = request.into_inner();
         let agents = self.desk.dispatcher.agents().await.map_err(CoordinatorError::from)?;
-        let id = |view: &AgentView| view.agent.id.to_string();
-        let (page, next_page_token) = page::of("agents", &request.page_token, request.page_size, agents, id)?;
-        let agents = page.into_iter().map(wire).collect();
+        let (agents, next_page_token) = page::of(
+            "agents",
+            &request.page_token,
+            request.page_size,
+            agents.into_iter().map(wire),
+            |agent| agent.id.clone(),
+            v1::Agent::encoded_len,
+        )?;
         Ok(Response::new(v1::ListAgentsResponse { agents, next_page_token }))
     }
 

@@ -9,6 +9,28 @@ const DEFAULT: u32 = 100;
 /// Items of a page at most.
 const MOST: u32 = 1000;
 
+/// Bytes of a page at most, unless one item alone has more. Clients take messages of 4 MiB.
+const MOST_BYTES: usize = 3 << 20;
+
+/// The room that a page has left.
+pub struct Room(usize);
+
+impl Room {
+    /// An empty page's.
+    pub fn new() -> Self {
+        Self(MOST_BYTES)
+    }
+
+    /// Takes the room that an item needs, if it is there; the first item's always is.
+    pub fn take(&mut self, bytes: usize) -> bool {
+        let fits = self.0 == MOST_BYTES || bytes <= self.0;
+        if fits {
+            self.0 = self.0.saturating_sub(bytes.max(1));
+        }
+        fits
+    }
+}
+
 /// Items that a page has at most.
 pub fn size(asked: u32) -> usize {
     (if asked == 0 { DEFAULT } else { asked.min(MOST) }) as usize
@@ -59,12 +81,18 @@ pub fn of<T>(
     asked: u32,
     items: impl IntoIterator<Item = T>,
     position_of: impl Fn(&T) -> String,
+    bytes_of: impl Fn(&T) -> usize,
 ) -> Result<(Vec<T>, String)> {
     let mut items = items.into_iter().peekable();
     if let Some(last) = position(listing, token)? {
         items.by_ref().find(|item| position_of(item) == last);
     }
-    let page: Vec<T> = items.by_ref().take(size(asked)).collect();
+    let (mut page, mut room) = (Vec::new(), Room::new());
+    while page.len() < size(asked)
+        && let Some(item) = items.next_if(|item| room.take(bytes_of(item)))
+    {
+        page.push(item);
+    }
     let next = match (page.last(), items.peek()) {
         (Some(last), Some(_)) => self::token(listing, &position_of(last)),
         _ => String::new(),
@@ -81,7 +109,7 @@ mod tests {
         for (items, size) in [(0, 2), (1, 2), (2, 2), (3, 2), (7, 3), (6, 3), (5, 0)] {
             let (mut seen, mut token, mut pages) = (Vec::new(), String::new(), 0);
             loop {
-                let (page, next) = of("l", &token, size, 0..items, u32::to_string).unwrap();
+                let (page, next) = of("l", &token, size, 0..items, u32::to_string, |_| 0).unwrap();
                 seen.extend(page);
                 pages += 1;
                 if next.is_empty() {
@@ -92,6 +120,27 @@ mod tests {
             assert_eq!(seen, (0..items).collect::<Vec<_>>());
             let size = if size == 0 { 100 } else { size };
             assert_eq!(pages, items.div_ceil(size).max(1), "{items} items by {size}");
+        }
+    }
+
+    #[test]
+    fn pages_are_bounded_by_bytes() {
+        for (bytes, want) in
+            [(30, vec![5]), (1 << 20, vec![3, 2]), (2 << 20, vec![1; 5]), (9 << 20, vec![1; 5])]
+        {
+            let items = (0..5).map(|i| format!("{i}{}", "x".repeat(bytes - 20)));
+            let items: Vec<_> = items.collect();
+            let (mut sizes, mut token) = (Vec::new(), String::new());
+            loop {
+                let position = |item: &String| item[..1].to_string();
+                let (page, next) = of("l", &token, 0, items.clone(), position, String::len).unwrap();
+                sizes.push(page.len());
+                token = next;
+                if token.is_empty() {
+                    break;
+                }
+            }
+            assert_eq!(sizes, want, "{bytes} bytes each");
         }
     }
 

@@ -8,6 +8,7 @@ use crate::report;
 use domain::SweepId;
 use domain::footprint::ModelShape;
 use domain::sweep::{SweepSpec, SweepState};
+use prost::Message;
 use proto::convert::{self, ConvertError};
 use proto::limits;
 use proto::v1::sweep_service_server::SweepService;
@@ -187,19 +188,27 @@ impl Services {
         let listing = format!("sweeps {:?}", request.states);
         let size = page::size(request.page_size);
         let mut after = page::position(&listing, &request.page_token)?;
-        let mut page = Vec::new();
+        let (mut page, mut room) = (Vec::new(), page::Room::new());
         loop {
             let ids = self.desk.directory.store().newest(after.as_deref(), size).await?;
             let last = ids.len() < size;
             for (position, id) in ids {
-                if page.len() == size {
-                    // One more exists; whether it passes the filter, the next page will tell.
-                    let token = after.map(|after| page::token(&listing, &after));
-                    return Ok((page, token.unwrap_or_default()));
-                }
-                let sweep = self.desk.directory.sweep(&id).await?;
-                if states.is_empty() || states.contains(&sweep.state) {
-                    page.push(convert::sweep(&sweep));
+                // Of a full page it is enough that one more exists; whether it passes the filter, the next page will tell.
+                let sweep = match page.len() == size {
+                    true => None,
+                    false => Some(convert::sweep(&self.desk.directory.sweep(&id).await?)),
+                };
+                let wanted = |sweep: &v1::Sweep| {
+                    let state = SweepState::try_from(sweep.state());
+                    states.is_empty() || state.is_ok_and(|state| states.contains(&state))
+                };
+                match sweep {
+                    Some(sweep) if !wanted(&sweep) => {}
+                    Some(sweep) if room.take(sweep.encoded_len()) => page.push(sweep),
+                    _ => {
+                        let token = after.map(|after| page::token(&listing, &after));
+                        return Ok((page, token.unwrap_or_default()));
+                    }
                 }
                 after = Some(position);
             }

@@ -6,6 +6,7 @@ use crate::error::CoordinatorError;
 use crate::store::LogEntry;
 use domain::TrialId;
 use domain::trial::TrialState;
+use prost::Message;
 use proto::v1::trial_service_server::TrialService;
 use proto::{convert, v1};
 use tokio::sync::mpsc;
@@ -41,17 +42,16 @@ impl TrialService for Services {
         let size = page::size(request.page_size);
         // One more than the page has, to know whether there is a next one.
         let selection = Selection { after, limit: size + 1, states };
-        let mut page = self.desk.directory.trials(&sweep_id(request.sweep_id)?, selection).await?;
-        let more = page.len() > size;
-        page.truncate(size);
-        let last = page.last().and_then(|record| record.trial.id.number()).filter(|_| more);
-        let next_page_token =
-            last.map(|number| page::token(&listing, &number.to_string())).unwrap_or_default();
-        let trials = page.into_iter().map(|record| match request.without_config {
+        let found = self.desk.directory.trials(&sweep_id(request.sweep_id)?, selection).await?;
+        let (all, mut room) = (found.len(), page::Room::new());
+        let trials = found.into_iter().take(size).map(|record| match request.without_config {
             true => convert::trial_without_config(record.trial),
             false => record.trial.into(),
         });
-        let trials = trials.collect();
+        let trials: Vec<v1::Trial> = trials.take_while(|trial| room.take(trial.encoded_len())).collect();
+        let last = trials.last().filter(|_| trials.len() < all);
+        let next_page_token =
+            last.map(|trial| page::token(&listing, &trial.number.to_string())).unwrap_or_default();
         Ok(Response::new(v1::ListTrialsResponse { trials, next_page_token }))
     }
 

@@ -1,69 +1,140 @@
-//! The points in memory.
+//! The points in memory, as small as they can be: the metrics of a point are named once for all points that measure
+//! the same ones.
 
 use super::segment::Record;
 use domain::metric::MetricPoint;
-use domain::{Attempt, SweepId, TrialId};
-use std::collections::{BTreeMap, HashMap};
+use domain::{Attempt, SweepId, Timestamp, TrialId};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 /// Points by trial, attempt and step.
 #[derive(Debug, Default)]
-pub(super) struct Index(HashMap<TrialId, BTreeMap<Attempt, BTreeMap<u64, MetricPoint>>>);
+pub(super) struct Index {
+    trials: HashMap<TrialId, Vec<Kept>>,
+    /// The lists of names that points refer to.
+    names: HashSet<Arc<[String]>>,
+}
+
+/// The points of an attempt, in the order of their steps.
+#[derive(Debug)]
+struct Kept {
+    attempt: Attempt,
+    points: Vec<Point>,
+}
+
+#[derive(Debug)]
+struct Point {
+    step: u64,
+    time: Timestamp,
+    names: Arc<[String]>,
+    values: Box<[f64]>,
+}
+
+impl Point {
+    fn whole(&self) -> MetricPoint {
+        let values = self.names.iter().cloned().zip(self.values.iter().copied()).collect();
+        MetricPoint { step: self.step, time: self.time, values }
+    }
+}
 
 impl Index {
     /// Adds points; where there is one already, that one stays.
     pub(super) fn insert(&mut self, record: Record) {
-        let points = self.0.entry(record.trial).or_default().entry(record.attempt).or_default();
-        for point in record.points {
-            points.entry(point.step).or_insert(point);
+        let mut fresh: Vec<_> = record.points.into_iter().map(|point| self.small(point)).collect();
+        fresh.sort_by_key(|point| point.step);
+        fresh.dedup_by_key(|point| point.step);
+        let attempts = self.trials.entry(record.trial).or_default();
+        let at = attempts.iter().position(|kept| kept.attempt == record.attempt).unwrap_or_else(|| {
+            // Most trials have one attempt.
+            attempts.reserve_exact(1);
+            attempts.push(Kept { attempt: record.attempt, points: Vec::new() });
+            attempts.len() - 1
+        });
+        let points = &mut attempts[at].points;
+        let (Some(first), last) = (fresh.first(), points.last()) else { return };
+        if last.is_some_and(|last| last.step >= first.step) {
+            fresh.retain(|point| find(points, point.step).is_none());
         }
+        let ordered = points.last().zip(fresh.first()).is_none_or(|(last, first)| last.step < first.step);
+        if points.is_empty() {
+            points.reserve_exact(fresh.len());
+        }
+        points.append(&mut fresh);
+        if !ordered {
+            points.sort_by_key(|point| point.step);
+        }
+    }
+
+    fn small(&mut self, point: MetricPoint) -> Point {
+        let MetricPoint { step, time, values } = point;
+        let (names, values): (Vec<_>, Vec<_>) = values.into_iter().unzip();
+        let known = self.names.get(names.as_slice()).cloned();
+        let names = known.unwrap_or_else(|| {
+            let names: Arc<[String]> = names.into();
+            self.names.insert(names.clone());
+            names
+        });
+        Point { step, time, names, values: values.into() }
     }
 
     /// Drops the points of sweeps.
     pub(super) fn forget(&mut self, gone: impl Fn(&SweepId) -> bool) {
-        self.0.retain(|trial, _| trial.sweep().is_none_or(|sweep| !gone(&sweep)));
+        self.trials.retain(|trial, _| trial.sweep().is_none_or(|sweep| !gone(&sweep)));
+        self.names.retain(|names| Arc::strong_count(names) > 1);
     }
 
     /// Whether there is a point.
     pub(super) fn contains(&self, trial: &TrialId, attempt: Attempt, step: u64) -> bool {
-        self.get(trial, attempt, step).is_some()
+        self.find(trial, attempt, step).is_some()
     }
 
     /// A point.
-    pub(super) fn get(&self, trial: &TrialId, attempt: Attempt, step: u64) -> Option<&MetricPoint> {
-        self.0.get(trial)?.get(&attempt)?.get(&step)
+    pub(super) fn get(&self, trial: &TrialId, attempt: Attempt, step: u64) -> Option<MetricPoint> {
+        self.find(trial, attempt, step).map(Point::whole)
+    }
+
+    fn find(&self, trial: &TrialId, attempt: Attempt, step: u64) -> Option<&Point> {
+        let kept = self.trials.get(trial)?.iter().find(|kept| kept.attempt == attempt)?;
+        find(&kept.points, step)
     }
 
     /// The trials that have points, each with its newest attempt.
     pub(super) fn trials(&self) -> BTreeMap<TrialId, Attempt> {
-        let newest = |(trial, attempts): (&TrialId, &BTreeMap<Attempt, _>)| {
-            Some((trial.clone(), *attempts.last_key_value()?.0))
+        let newest = |(trial, attempts): (&TrialId, &Vec<Kept>)| {
+            Some((trial.clone(), attempts.iter().map(|kept| kept.attempt).max()?))
         };
-        self.0.iter().filter_map(newest).collect()
+        self.trials.iter().filter_map(newest).collect()
     }
 
     /// See [`super::History::curve`].
     pub(super) fn curve(&self, trial: &TrialId, attempts: &[(Attempt, u64)]) -> Vec<MetricPoint> {
-        let Some(kept) = self.0.get(trial) else { return Vec::new() };
+        let Some(kept) = self.trials.get(trial) else { return Vec::new() };
         let mut attempts = attempts.to_vec();
         attempts.sort_unstable();
         // From the last attempt back: `end` is the least start step of those after it.
         let (mut end, mut curve) = (u64::MAX, BTreeMap::new());
         for (attempt, start) in attempts.into_iter().rev() {
-            if let (Some(points), true) = (kept.get(&attempt), start <= end) {
-                for (step, point) in points.range(start..=end) {
-                    curve.entry(*step).or_insert(point);
+            let points = kept.iter().find(|kept| kept.attempt == attempt).map(|kept| kept.points.as_slice());
+            for point in points.unwrap_or_default() {
+                if (start..=end).contains(&point.step) {
+                    curve.entry(point.step).or_insert(point);
                 }
             }
             end = end.min(start);
         }
-        curve.into_values().cloned().collect()
+        curve.into_values().map(Point::whole).collect()
     }
+}
+
+/// The point of a step, of points in the order of their steps.
+fn find(points: &[Point], step: u64) -> Option<&Point> {
+    let at = points.binary_search_by_key(&step, |point| point.step).ok()?;
+    points.get(at)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::Timestamp;
     use proptest::prelude::*;
 
     /// A point that says which attempt it is of.

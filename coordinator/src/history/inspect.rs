@@ -28,11 +28,11 @@ pub struct Inspection {
 /// As [`super::History::open`]'s.
 pub fn inspect(dir: &Path) -> Result<Inspection, HistoryError> {
     let (mut index, mut points, mut contradictions) = (Index::default(), 0, Vec::new());
-    let (end, torn) = recovery::read_all(dir, |record: segment::Record| {
+    let (end, torn) = recovery::read_all(dir, |_, record: segment::Record| {
         for point in &record.points {
             match index.get(&record.trial, record.attempt, point.step) {
                 None => points += 1,
-                Some(first) if same(first, point) => {}
+                Some(first) if same(&first, point) => {}
                 Some(_) => contradictions.push((record.trial.clone(), record.attempt, point.step)),
             }
         }

@@ -1,7 +1,7 @@
 //! Reading the segments back. `segment.rs` says what is a torn tail and what is damage.
 
 use super::HistoryError;
-use super::segment::{self, FORMAT, FRAME_HEAD, HEADER, Headless, Record};
+use super::segment::{self, FORMAT, FRAME_HEAD, HEADER, Head, Headless, Record};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
@@ -26,9 +26,12 @@ pub struct Torn {
     pub bytes: u64,
 }
 
-/// Hands on every record of a directory's segments, in the order in which they were written. Nothing is changed.
-/// Answers with where the segments end, and what is torn there.
-pub(super) fn read_all(dir: &Path, mut each: impl FnMut(Record)) -> Result<(End, Vec<Torn>), HistoryError> {
+/// Hands on every record of a directory's segments with its segment's number, in the order in which they were written.
+/// Nothing is changed. Answers with where the segments end, and what is torn there.
+pub(super) fn read_all(
+    dir: &Path,
+    mut each: impl FnMut(u64, Record),
+) -> Result<(End, Vec<Torn>), HistoryError> {
     let mut torn = Vec::new();
     let mut last = last_number(dir)?;
     if let Some(stillborn) = stillborn(dir, last)? {
@@ -37,21 +40,50 @@ pub(super) fn read_all(dir: &Path, mut each: impl FnMut(Record)) -> Result<(End,
     }
     let mut end = End { number: last, length: 0 };
     for number in 1..=last {
-        let path = segment::path(dir, number);
-        let bytes = std::fs::read(&path).map_err(|error| missing(&path, error))?;
-        header(&path, &bytes)?;
-        if number < last {
-            let acknowledged = acknowledged_before(&segment::path(dir, number + 1))?;
-            read_acknowledged(&path, &bytes, acknowledged, &mut each)?;
-        } else {
-            let whole = read_last(&path, &bytes, &mut each)?;
-            end.length = whole as u64;
-            if whole < bytes.len() {
-                torn.push(Torn { path, whole: end.length, bytes: (bytes.len() - whole) as u64 });
+        let read = read_one(dir, number, last, &mut |record| each(number, record))?;
+        if number == last {
+            end.length = read.whole;
+            if read.torn > 0 {
+                let path = segment::path(dir, number);
+                torn.push(Torn { path, whole: read.whole, bytes: read.torn });
             }
         }
     }
     Ok((end, torn))
+}
+
+/// What was read of one segment.
+pub(super) struct Segment {
+    pub(super) head: Head,
+    /// Its bytes that count.
+    whole: u64,
+    /// The bytes behind them, if it is the last.
+    torn: u64,
+}
+
+/// Hands on the records of segment `number` of `last`.
+pub(super) fn read_one(
+    dir: &Path,
+    number: u64,
+    last: u64,
+    each: &mut impl FnMut(Record),
+) -> Result<Segment, HistoryError> {
+    let path = segment::path(dir, number);
+    let bytes = std::fs::read(&path).map_err(|error| missing(&path, error))?;
+    let length = bytes.len() as u64;
+    let head = header(&path, &bytes)?;
+    let (whole, torn) = if head.compacted {
+        read_acknowledged(&path, &bytes, length, each)?;
+        (length, 0)
+    } else if number < last {
+        let acknowledged = head_of(&segment::path(dir, number + 1))?.acknowledged_before;
+        read_acknowledged(&path, &bytes, acknowledged, each)?;
+        (acknowledged, 0)
+    } else {
+        let whole = read_last(&path, &bytes, each)? as u64;
+        (whole, length - whole)
+    };
+    Ok(Segment { head, whole, torn })
 }
 
 /// Cuts off what [`read_all`] found torn, and brings the last segment to the disk: the process that wrote the last
@@ -77,7 +109,7 @@ pub(super) fn mend(dir: &Path, end: End, torn: &[Torn]) -> Result<(), HistoryErr
 pub(super) fn refuse_newer(dir: &Path) -> Result<(), HistoryError> {
     for number in 1..=last_number(dir)? {
         // What is damaged or missing is told when it is read.
-        if let Err(newer @ HistoryError::Newer { .. }) = acknowledged_before(&segment::path(dir, number)) {
+        if let Err(newer @ HistoryError::Newer { .. }) = head_of(&segment::path(dir, number)) {
             return Err(newer);
         }
     }
@@ -113,19 +145,19 @@ fn stillborn(dir: &Path, last: u64) -> Result<Option<Torn>, HistoryError> {
     Ok(Some(Torn { path, whole: 0, bytes: bytes.len() as u64 }))
 }
 
-fn header(path: &Path, bytes: &[u8]) -> Result<u64, HistoryError> {
+fn header(path: &Path, bytes: &[u8]) -> Result<Head, HistoryError> {
     segment::read_header(bytes).map_err(|headless| match headless {
         Headless::Newer(found) => HistoryError::Newer { path: path.into(), found, known: FORMAT },
         Headless::Damaged => damaged(path, 0, "its header is not whole"),
     })
 }
 
-/// What the header of the segment after says of this one.
-fn acknowledged_before(next: &Path) -> Result<u64, HistoryError> {
+/// The header of a segment.
+fn head_of(path: &Path) -> Result<Head, HistoryError> {
     let mut bytes = Vec::new();
-    let file = File::open(next).map_err(|error| missing(next, error))?;
-    file.take(HEADER as u64).read_to_end(&mut bytes).map_err(HistoryError::io(next))?;
-    header(next, &bytes)
+    let file = File::open(path).map_err(|error| missing(path, error))?;
+    file.take(HEADER as u64).read_to_end(&mut bytes).map_err(HistoryError::io(path))?;
+    header(path, &bytes)
 }
 
 /// Reads a segment of which `acknowledged` bytes count.

@@ -1,7 +1,7 @@
 //! The bytes of a segment, `segment-<number>.log`, numbered from 1. All integers are little-endian.
 //!
 //! ```text
-//! header   "LFMETRIC" | format u32 | acknowledged bytes of the segment before u64 | crc32 of these 20 bytes u32
+//! header   "LFMETRIC" | format u32 (1, or 2: compacted) | acknowledged bytes of the segment before u64 | crc32 of these 20 bytes u32
 //! frame    "LFGC" | length u32 | crc32 of length and payload u32 | payload        (one group commit each)
 //! payload  records: trial text | attempt u32 | points u32, each: step u64 | time u64 | values u32, each: name text | f64
 //! text     length u32 | UTF-8
@@ -11,6 +11,8 @@
 //! made. So a write that never finished is the end of the last segment: damage that no whole frame follows. It
 //! was not acknowledged and is cut off. How much of an earlier segment was acknowledged stands in the header of
 //! the next; all of that must be whole, and what lies behind it (the rest of a write that failed) is ignored.
+//! A compacted segment was written anew, whole, without the points of deleted sweeps: all of it counts, whatever the
+//! header of the next says of the segment that it was.
 //! Values are bits, not text: a loss that is NaN comes back as it was.
 
 use bytes::{Buf, BufMut, TryGetError};
@@ -19,8 +21,12 @@ use domain::{Attempt, Timestamp, TrialId};
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 8] = b"LFMETRIC";
-/// The format that this program writes, and the latest that it reads.
-pub(super) const FORMAT: u32 = 1;
+/// The latest format that this program knows.
+pub(super) const FORMAT: u32 = COMPACTED;
+/// The format of a segment as it is written at first.
+const AS_WRITTEN: u32 = 1;
+/// The format of a compacted segment.
+const COMPACTED: u32 = 2;
 const MARK: &[u8; 4] = b"LFGC";
 /// Bytes of a segment's header.
 pub(super) const HEADER: usize = 24;
@@ -42,8 +48,17 @@ pub(super) fn path(dir: &Path, number: u64) -> PathBuf {
 
 /// The header of a segment that follows one with `acknowledged` bytes.
 pub(super) fn header(acknowledged: u64) -> Vec<u8> {
+    header_of(AS_WRITTEN, acknowledged)
+}
+
+/// The header of a compacted segment that follows one with `acknowledged` bytes.
+pub(super) fn compacted_header(acknowledged: u64) -> Vec<u8> {
+    header_of(COMPACTED, acknowledged)
+}
+
+fn header_of(format: u32, acknowledged: u64) -> Vec<u8> {
     let mut bytes = MAGIC.to_vec();
-    bytes.put_u32_le(FORMAT);
+    bytes.put_u32_le(format);
     bytes.put_u64_le(acknowledged);
     bytes.put_u32_le(crc32fast::hash(&bytes));
     bytes
@@ -144,15 +159,28 @@ pub(super) enum Headless {
     Damaged,
 }
 
-/// The acknowledged bytes of the segment before, from a segment's first bytes.
-pub(super) fn read_header(bytes: &[u8]) -> Result<u64, Headless> {
+/// What a segment's header says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Head {
+    /// The acknowledged bytes of the segment before.
+    pub(super) acknowledged_before: u64,
+    /// Whether all of the segment counts.
+    pub(super) compacted: bool,
+}
+
+/// Reads a segment's header from its first bytes.
+pub(super) fn read_header(bytes: &[u8]) -> Result<Head, Headless> {
     let mut fields = bytes.get(MAGIC.len()..HEADER).ok_or(Headless::Damaged)?;
     let format = fields.get_u32_le();
     if bytes.starts_with(MAGIC) && format > FORMAT {
         return Err(Headless::Newer(format));
     }
-    let acknowledged = fields.get_u64_le();
-    if bytes[..HEADER] == header(acknowledged) { Ok(acknowledged) } else { Err(Headless::Damaged) }
+    let acknowledged_before = fields.get_u64_le();
+    let known = format == AS_WRITTEN || format == COMPACTED;
+    if !known || bytes[..HEADER] != header_of(format, acknowledged_before) {
+        return Err(Headless::Damaged);
+    }
+    Ok(Head { acknowledged_before, compacted: format == COMPACTED })
 }
 
 #[cfg(test)]
@@ -198,7 +226,8 @@ mod tests {
     fn headers() {
         let good = header(123);
         assert_eq!(good.len(), HEADER);
-        assert_eq!(read_header(&good), Ok(123));
+        let head = |compacted| Ok(Head { acknowledged_before: 123, compacted });
+        assert_eq!((read_header(&good), read_header(&compacted_header(123))), (head(false), head(true)));
         for length in 0..HEADER {
             assert_eq!(read_header(&good[..length]), Err(Headless::Damaged));
         }
@@ -208,7 +237,7 @@ mod tests {
             assert!(read_header(&damaged).is_err(), "byte {byte}");
         }
         let mut newer = good;
-        newer[8] = 2;
-        assert_eq!(read_header(&newer), Err(Headless::Newer(2)));
+        newer[8] = 3;
+        assert_eq!(read_header(&newer), Err(Headless::Newer(3)));
     }
 }

@@ -1,14 +1,14 @@
 //! Random draws, each a function of (seed, trial number, parameter name, redraw).
 
 use super::MOST_DRAWS;
-use super::space::{Assignment, Candidate, Space};
+use super::space::{Assignment, Candidate, Identity, Space};
 use domain::rng;
 use domain::sweep::Distribution;
 use serde_json::{Value, json};
 use std::collections::HashSet;
 
 /// The draw for trial `number` that meets the constraints and repeats none of `seen`, if there is one.
-pub(super) fn next(space: &Space, seed: u64, number: u32, seen: &HashSet<String>) -> Option<Candidate> {
+pub(super) fn next(space: &Space, seed: u64, number: u32, seen: &HashSet<Identity>) -> Option<Candidate> {
     (0..MOST_DRAWS)
         .map(|redraw| space.candidate(assignment(space, seed, number, redraw)))
         .find(|candidate| candidate.allowed && !seen.contains(&candidate.identity))

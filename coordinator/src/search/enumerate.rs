@@ -1,6 +1,6 @@
 //! Searches whose trials are all known beforehand: grid and one factor at a time.
 
-use super::space::{Assignment, Candidate, Space};
+use super::space::{Assignment, Candidate, Identity, Space};
 use super::{Source, nothing_meets_the_constraints};
 use domain::sweep::{Distribution, Problem};
 use serde_json::Value;
@@ -86,10 +86,10 @@ fn too_many(what: String) -> Vec<Problem> {
 pub(super) fn checked(
     space: &Space,
     assignments: Vec<Assignment>,
-    proposed: &HashSet<String>,
+    proposed: &HashSet<Identity>,
     max_trials: Option<u32>,
 ) -> Result<Source, Vec<Problem>> {
-    let mut seen: HashMap<String, usize> = HashMap::new();
+    let mut seen: HashMap<Identity, usize> = HashMap::new();
     let mut candidates: Vec<Candidate> = Vec::new();
     let mut rejected = 0;
     for candidate in assignments.into_iter().map(|a| space.candidate(a)) {
@@ -97,7 +97,7 @@ pub(super) fn checked(
             rejected += 1;
             continue;
         }
-        if let Some(first) = seen.insert(candidate.identity.clone(), candidates.len()) {
+        if let Some(first) = seen.insert(candidate.identity, candidates.len()) {
             return Err(vec![repeated(space, &candidates[first], &candidate)]);
         }
         candidates.push(candidate);
@@ -120,7 +120,7 @@ pub(super) fn few(space: &Space) -> Option<Vec<Candidate>> {
     let assignments = grid(space).ok().filter(|all| all.len() <= FEW)?;
     let mut seen = HashSet::new();
     let candidates = assignments.into_iter().map(|a| space.candidate(a));
-    Some(candidates.filter(|c| c.allowed && seen.insert(c.identity.clone())).collect())
+    Some(candidates.filter(|c| c.allowed && seen.insert(c.identity)).collect())
 }
 
 fn repeated(space: &Space, first: &Candidate, second: &Candidate) -> Problem {

@@ -9,7 +9,7 @@ use domain::sweep::{Algorithm, Problem, SweepSpec};
 use domain::trial::TrialConfig;
 use halving::Halving;
 use serde_json::Value;
-use space::{Candidate, Space};
+use space::{Candidate, Identity, Space};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 /// Draws of one trial before its space counts as exhausted.
@@ -23,8 +23,8 @@ pub struct Searcher {
     halving: Option<Halving>,
     proposed: u32,
     running: BTreeSet<u32>,
-    /// The configurations proposed so far.
-    seen: HashSet<String>,
+    /// What was proposed so far.
+    seen: HashSet<Identity>,
     /// Trials that were proposed before the space was last changed.
     before: u32,
     max_trials: Option<u32>,
@@ -192,7 +192,7 @@ impl Searcher {
     fn take(&mut self, number: u32, candidate: &Candidate) {
         self.proposed = number;
         self.running.insert(number);
-        self.seen.insert(candidate.identity.clone());
+        self.seen.insert(candidate.identity);
     }
 
     fn proposal(&self, number: u32, candidate: Candidate) -> Proposed {
@@ -205,7 +205,7 @@ impl Searcher {
 fn source(
     spec: &SweepSpec,
     space: &Space,
-    seen: &HashSet<String>,
+    seen: &HashSet<Identity>,
 ) -> Result<(Source, Option<u32>), Vec<Problem>> {
     let limit = spec.search.max_trials;
     let list = match spec.search.algorithm {

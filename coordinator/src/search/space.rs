@@ -3,10 +3,15 @@
 use domain::sweep::{Distribution, Expression, Problem, SweepSpec, check_parameter, in_force, with_values};
 use domain::trial::TrialConfig;
 use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
 /// Values of the parameters that apply, by name.
 pub(super) type Assignment = BTreeMap<String, Value>;
+
+/// The digest of a configuration in force: equal for points that train alike. Every trial's is held while its sweep
+/// runs, so it is short.
+pub(super) type Identity = [u8; 16];
 
 #[derive(Debug)]
 pub(super) struct Space {
@@ -21,8 +26,7 @@ pub(super) struct Space {
 pub(super) struct Candidate {
     assignment: Assignment,
     pub(super) config: TrialConfig,
-    /// The configuration in force as text: equal for points that train alike.
-    pub(super) identity: String,
+    pub(super) identity: Identity,
     /// Whether it meets all constraints.
     pub(super) allowed: bool,
 }
@@ -65,7 +69,7 @@ impl Space {
         let config = with_values(&self.base, assignment.iter().map(|(name, value)| (name.as_str(), value)));
         let values = in_force(&config);
         let allowed = self.constraints.iter().all(|constraint| constraint.holds(&values));
-        Candidate { assignment, config, identity: Value::Object(values).to_string(), allowed }
+        Candidate { assignment, config, identity: identity(values), allowed }
     }
 
     /// The values that the search chose: all but constants.
@@ -76,6 +80,11 @@ impl Space {
         let chosen = candidate.assignment.iter().filter(|(name, _)| !constant(name));
         chosen.map(|(name, value)| (name.clone(), value.clone())).collect()
     }
+}
+
+fn identity(values: Map<String, Value>) -> Identity {
+    let digest = Sha256::digest(Value::Object(values).to_string());
+    std::array::from_fn(|i| digest[i])
 }
 
 fn values_of(config: &TrialConfig) -> Map<String, Value> {

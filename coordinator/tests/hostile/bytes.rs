@@ -2,7 +2,7 @@
 
 use super::agent::{FakeAgent, hello, holding};
 use super::fixture::{Fixture, LONG, PATIENCE, grid, shape};
-use super::{check_serves, watch_for_panics};
+use super::{check_refusal, check_serves, watch_for_panics};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
@@ -14,6 +14,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
+use tonic_types::StatusExt;
 
 /// A codec whose messages are bytes.
 #[derive(Clone, Default)]
@@ -56,7 +57,7 @@ impl Decoder for Raw {
 }
 
 /// The paths of all calls that reflection tells of.
-fn methods() -> Vec<String> {
+pub fn methods() -> Vec<String> {
     let described = prost_types::FileDescriptorSet::decode(proto::FILE_DESCRIPTOR_SET).unwrap();
     let mut methods = Vec::new();
     for file in described.file {
@@ -71,7 +72,7 @@ fn methods() -> Vec<String> {
 }
 
 /// Sends messages to a call and reads its answers; of a call that follows something, the first.
-async fn send(channel: &Channel, method: &str, messages: Vec<Vec<u8>>) -> Result<(), Status> {
+pub async fn send(channel: &Channel, method: &str, messages: Vec<Vec<u8>>) -> Result<(), Status> {
     let mut client = tonic::client::Grpc::new(channel.clone());
     client.ready().await.unwrap();
     let path = PathAndQuery::try_from(method).unwrap();
@@ -268,16 +269,20 @@ async fn a_message_that_is_too_large_or_too_deep_is_refused() {
     let spec = Some(prost_types::Struct { fields: [("name".to_string(), deep)].into() });
     let deep = v1::SubmitSweepRequest { spec, ..v1::SubmitSweepRequest::default() }.encode_to_vec();
     let large = v1::GetSweepRequest { sweep_id: "x".repeat(5 << 20) }.encode_to_vec();
-    for (message, code) in [(deep, Code::Internal), (large, Code::OutOfRange)] {
+    for (message, is_large) in [(deep, false), (large, true)] {
         for method in methods() {
             // A call that takes nothing skips what it does not know.
             let answer = send(&fixture.channel, &method, vec![message.clone()]).await;
-            let refused = answer.as_ref().err().map(Status::code);
-            if code == Code::OutOfRange || method.ends_with("/SubmitSweep") {
-                // A session ends without a word where its connection's bytes are no messages.
-                assert!(refused == Some(code) || method.ends_with("/Session"), "{method}: {answer:?}");
+            // A session ends without a word where its connection's bytes are no messages.
+            if (is_large || method.ends_with("/SubmitSweep")) && !method.ends_with("/Session") {
+                let status = answer.unwrap_err();
+                assert_eq!(status.code(), Code::InvalidArgument, "{method}: {status:?}");
+                check_refusal(&method, &status);
             }
         }
+        let none = send(&fixture.channel, "/lorafleet.v1.SweepService/None", vec![]).await.unwrap_err();
+        assert_eq!(none.code(), Code::Unimplemented);
+        assert!(none.get_error_details().error_info().is_some(), "{none:?}");
         check_serves(&fixture).await;
     }
 }

@@ -11,6 +11,7 @@ mod bytes;
 #[path = "../service/fixture.rs"]
 mod fixture;
 mod liars;
+mod memory;
 mod requests;
 mod together;
 

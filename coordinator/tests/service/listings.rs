@@ -2,8 +2,10 @@
 
 use crate::agent::{FakeAgent, hello};
 use crate::fixture::{Fixture, LONG, grid};
+use domain::{Clock, SystemClock};
 use proto::v1;
 use proto::v1::TrialState;
+use std::time::Duration;
 use tonic::Code;
 
 #[tokio::test]
@@ -52,6 +54,35 @@ async fn listings_come_page_by_page() {
     }
 }
 
+/// A page is a message that a client takes, however large its sweeps and trials are.
+#[tokio::test]
+async fn large_sweeps_and_trials_come_in_more_pages() {
+    let fixture = Fixture::start(LONG).await;
+    let mut document = grid(&(1..=20).collect::<Vec<_>>());
+    document["pretrained_model_id"] = "/models/a".repeat(20_000).into();
+    for _ in 0..20 {
+        fixture.submit(&document).await;
+    }
+    let (mut seen, mut pages, mut request) =
+        (0, 0, v1::ListSweepsRequest { page_size: 1000, ..Default::default() });
+    let mut last = String::new();
+    while pages == 0 || !request.page_token.is_empty() {
+        let page = fixture.sweeps().list_sweeps(request.clone()).await.unwrap().into_inner();
+        (seen, pages, request.page_token) = (seen + page.sweeps.len(), pages + 1, page.next_page_token);
+        last = page.sweeps.last().unwrap().id.clone();
+    }
+    assert_eq!((seen, pages), (20, 2));
+    let _agent = FakeAgent::connect(&fixture, hello("a", 64, vec![])).await;
+    let (mut seen, mut pages) = (0, 0);
+    let mut request = v1::ListTrialsRequest { sweep_id: last, page_size: 1000, ..Default::default() };
+    while pages == 0 || !request.page_token.is_empty() {
+        let page = fixture.trials().list_trials(request.clone()).await.unwrap().into_inner();
+        (seen, pages, request.page_token) = (seen + page.trials.len(), pages + 1, page.next_page_token);
+    }
+    // As many wait as may.
+    assert!(seen >= 8 && pages == seen.div_ceil(17), "{seen} trials on {pages} pages");
+}
+
 #[tokio::test]
 async fn adapters_come_best_first_with_their_bytes_and_the_report_names_each_trial() {
     let fixture = Fixture::start(LONG).await;
@@ -93,4 +124,19 @@ async fn adapters_come_best_first_with_their_bytes_and_the_report_names_each_tri
     }
     let html = String::from_utf8(html).unwrap();
     assert!(html.contains("</html>") && html.contains("<svg"), "{html}");
+}
+
+/// The parts of an answer leave as they come. Otherwise the last waits until the other side has acknowledged the first,
+/// which takes it 40 ms, each time.
+#[tokio::test]
+async fn an_answer_does_not_wait_for_an_acknowledgement() {
+    let fixture = Fixture::start(LONG).await;
+    let clock = SystemClock::new();
+    let mut quickest = LONG;
+    for _ in 0..20 {
+        let asked = clock.monotonic();
+        fixture.fleet().get_server_info(v1::GetServerInfoRequest {}).await.unwrap();
+        quickest = quickest.min(clock.monotonic() - asked);
+    }
+    assert!(quickest < Duration::from_millis(30), "{quickest:?}");
 }

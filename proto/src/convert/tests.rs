@@ -1,4 +1,5 @@
 use super::*;
+use domain::fleet::Device;
 use serde_json::json;
 
 #[test]

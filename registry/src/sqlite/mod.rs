@@ -159,5 +159,10 @@ fn list(connection: &Connection, from: &str, prefix: &str, limit: usize) -> rusq
 
 /// An error of SQLite with the file that it is about.
 pub(crate) fn storage(path: &Path, error: &rusqlite::Error) -> RegistryError {
-    RegistryError::Storage(format!("`{}`: {error}", path.display()))
+    use rusqlite::ErrorCode::{CannotOpen, PermissionDenied, ReadOnly};
+    let remedy = match error.sqlite_error_code() {
+        Some(CannotOpen | PermissionDenied | ReadOnly) => crate::NOT_WRITABLE,
+        _ => "",
+    };
+    RegistryError::Storage(format!("`{}`: {error}{remedy}", path.display()))
 }

@@ -121,6 +121,20 @@ mod tests {
         Write::Put(key.into(), vec![1; bytes])
     }
 
+    /// As SQLite says it where the directory cannot be written, too.
+    #[test]
+    fn a_file_that_cannot_be_made_comes_with_a_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("none/registry.db");
+        let error = schema::open_writer(&path).unwrap_err().to_string();
+        let want = [
+            "unable to open database file",
+            "not read-only, or choose another --data-dir",
+            "none/registry.db",
+        ];
+        assert!(want.iter().all(|part| error.contains(part)), "{error}");
+    }
+
     /// Commands of one group, the last two refused for different reasons: the others are there afterwards.
     #[test]
     fn a_refused_batch_takes_no_other_with_it() {

@@ -461,6 +461,10 @@ impl Ledger {
         }
         if over && !sweep.state.is_terminal() {
             sweep.finished_at = Some(now);
+            if let (Some(why), None) = (&mut sweep.ended_early, &sweep.best) {
+                let metric = &sweep.spec.search.metric;
+                *why += &format!(", before any trial that ended had a value of {metric}");
+            }
             (sweep.state, sweep.failure) = match (self.record.stop, failure) {
                 (Some(StopCause::Person), _) => (SweepState::Cancelled, None),
                 (_, Some(failure)) => (SweepState::Failed, Some(failure)),

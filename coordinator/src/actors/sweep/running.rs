@@ -58,9 +58,8 @@ pub(super) struct RunningSweep {
     scope: Scope,
     /// Answers to what is applied and not yet written.
     answers: Vec<Answer>,
-    /// The sweep's wall clock in seconds, and the monotonic time at which it stood there: in between, the hour may
-    /// jump.
-    active_at: (f64, Duration),
+    /// The monotonic time up to which the sweep's wall clock was counted.
+    counted_to: Duration,
     /// When to try again to write what could not be written; changes wait until then.
     retry_at: Option<Instant>,
     /// The changes that wait.
@@ -70,15 +69,15 @@ pub(super) struct RunningSweep {
 impl RunningSweep {
     /// Takes up what the records say was under way. A sweep that was over runs again for an operation.
     pub(super) async fn restore(
-        record: SweepRecord,
+        mut record: SweepRecord,
         trials: Vec<TrialRecord>,
         again: Option<Operation>,
         tools: Tools,
         scope: Scope,
     ) -> Result<Self> {
-        let active_at = (record.active_seconds(tools.clock.now()), tools.clock.monotonic());
+        record.count_wall_clock(tools.clock.now());
         let mut sweep = Self {
-            active_at,
+            counted_to: tools.clock.monotonic(),
             ledger: Ledger::new(record, trials)?,
             tools,
             changes: broadcast::channel(CHANGES).0,
@@ -314,24 +313,20 @@ impl RunningSweep {
     }
 
     fn operate(&mut self, operation: Operation) -> Result<()> {
-        let now = self.now();
-        let done = match operation {
-            Operation::Pause => self.ledger.pause(now),
-            Operation::Resume => self.ledger.resume(now),
-            Operation::Extend(request_id, spec) => self.ledger.extend(&request_id, *spec, now),
-            Operation::Retry(number) => self.ledger.retry(number, now),
-        };
-        self.active_at = (self.ledger.record().active_seconds(now), self.tools.clock.monotonic());
-        done
+        self.count_wall_clock();
+        match operation {
+            Operation::Pause => self.ledger.pause(),
+            Operation::Resume => self.ledger.resume(),
+            Operation::Extend(request_id, spec) => self.ledger.extend(&request_id, *spec),
+            Operation::Retry(number) => self.ledger.retry(number),
+        }
     }
 
-    /// Seconds on the sweep's wall clock, which stands still while it is paused.
-    fn active_seconds(&self) -> f64 {
-        let (active, at) = self.active_at;
-        match self.ledger.is_paused() {
-            true => active,
-            false => active + self.tools.clock.monotonic().saturating_sub(at).as_secs_f64(),
-        }
+    /// Counts the time since it was counted last.
+    fn count_wall_clock(&mut self) {
+        let passed = self.tools.clock.monotonic().saturating_sub(self.counted_to).as_millis() as u64;
+        self.counted_to += Duration::from_millis(passed);
+        self.ledger.pass(passed);
     }
 
     /// The trials that hold a device.
@@ -397,6 +392,7 @@ impl RunningSweep {
     /// Charges what runs, and ends the sweep if its budget is spent.
     async fn look_at_budget(&mut self) -> Result<()> {
         let now = self.now();
+        self.count_wall_clock();
         for (trial, seconds) in self.tools.dispatcher.used(self.held()).await? {
             if let Some(number) = trial.number() {
                 self.ledger.charge(number, seconds, now)?;
@@ -405,7 +401,7 @@ impl RunningSweep {
         self.ledger.settle(now);
         let record = self.ledger.record();
         let (sweep, budget) = (&record.sweep, &record.sweep.spec.budget);
-        let elapsed = self.active_seconds();
+        let elapsed = record.active_seconds();
         if let Some(spent) = spent(budget, sweep.cost_usd, elapsed)
             && record.stop.is_none()
         {

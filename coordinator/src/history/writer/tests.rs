@@ -5,6 +5,7 @@ use crate::history::History;
 use domain::metric::MetricPoint;
 use domain::{Attempt, Timestamp, TrialId};
 use futures::future::join_all;
+use std::collections::HashSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
@@ -82,7 +83,8 @@ async fn appends_that_wait_together_share_a_sync() {
     let dir = tempfile::tempdir().unwrap();
     let (open_gate, gate) = std::sync::mpsc::channel();
     let orders = Arc::new(Orders { gate: Mutex::new(Some(gate)), ..Orders::default() });
-    let history = History::open_on(dir.path(), Box::new(OrderedDisk(orders.clone()))).unwrap();
+    let history =
+        History::open_on(dir.path(), Box::new(OrderedDisk(orders.clone())), &HashSet::new()).unwrap();
     let appends = join_all((1..=20).map(|step| append(&history, step)));
     // All are in the queue when the gate opens.
     let (answers, ()) = futures::join!(appends, async { open_gate.send(()).unwrap() });
@@ -96,7 +98,8 @@ async fn appends_that_wait_together_share_a_sync() {
 async fn points_that_are_kept_cost_no_sync() {
     let dir = tempfile::tempdir().unwrap();
     let orders = Arc::new(Orders::default());
-    let history = History::open_on(dir.path(), Box::new(OrderedDisk(orders.clone()))).unwrap();
+    let history =
+        History::open_on(dir.path(), Box::new(OrderedDisk(orders.clone())), &HashSet::new()).unwrap();
     append(&history, 1).await.unwrap();
     let syncs = orders.syncs.load(SeqCst);
     append(&history, 1).await.unwrap();
@@ -113,7 +116,7 @@ async fn any_operation_may_fail() {
     {
         let dir = tempfile::tempdir().unwrap();
         let orders = Arc::new(Orders { failing: failing.clone(), ..Orders::default() });
-        let history = History::open_on(dir.path(), Box::new(OrderedDisk(orders))).unwrap();
+        let history = History::open_on(dir.path(), Box::new(OrderedDisk(orders)), &HashSet::new()).unwrap();
         let (mut kept, mut refused) = (Vec::new(), 0);
         for step in 1..=6 {
             match append(&history, step).await {
@@ -144,7 +147,8 @@ fn segments_roll() {
     }
     assert!(writer.end.number > 3, "{:?}", writer.end);
     let mut read = Vec::new();
-    let end = super::super::recovery::read_all(dir.path(), |r| read.extend(r.points.iter().map(|p| p.step)))
-        .unwrap();
+    let end =
+        super::super::recovery::read_all(dir.path(), |_, r| read.extend(r.points.iter().map(|p| p.step)))
+            .unwrap();
     assert_eq!((end, read), ((writer.end, vec![]), (1..=10).collect()));
 }

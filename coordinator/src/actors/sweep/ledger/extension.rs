@@ -3,7 +3,6 @@
 use crate::actors::sweep::budget::spent;
 use crate::error::{CoordinatorError, Result};
 use crate::store::SweepRecord;
-use domain::Timestamp;
 use domain::sweep::SweepSpec;
 use serde_json::{Map, Value};
 use std::collections::BTreeSet;
@@ -15,7 +14,7 @@ const SECTIONS: [&str; 3] = ["search", "parameters", "budget"];
 ///
 /// # Errors
 /// Every field that may not be what it is.
-pub(super) fn check(record: &SweepRecord, spec: &SweepSpec, now: Timestamp) -> Result<()> {
+pub(super) fn check(record: &SweepRecord, spec: &SweepSpec) -> Result<()> {
     let old = &record.sweep.spec;
     if old == spec {
         let problem = "changes nothing; give more trials, more budget or other values under parameters";
@@ -47,7 +46,7 @@ pub(super) fn check(record: &SweepRecord, spec: &SweepSpec, now: Timestamp) -> R
         }
     }
     if fields.is_empty()
-        && let Some(spent) = spent(&spec.budget, record.sweep.cost_usd, record.active_seconds(now))
+        && let Some(spent) = spent(&spec.budget, record.sweep.cost_usd, record.active_seconds())
     {
         fields.push(("spec.budget".into(), format!("{spent}; raise it to more than that")));
     }

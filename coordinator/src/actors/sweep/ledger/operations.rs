@@ -7,7 +7,6 @@ use crate::actors::sweep::budget::spent;
 use crate::error::{CoordinatorError, Result};
 use crate::search::Searcher;
 use crate::store::{Revision, StopCause, SweepRecord};
-use domain::Timestamp;
 use domain::sweep::{SweepSpec, SweepState};
 use domain::trial::TrialState;
 
@@ -26,13 +25,12 @@ impl Ledger {
     ///
     /// # Errors
     /// It is over.
-    pub fn pause(&mut self, now: Timestamp) -> Result<()> {
+    pub fn pause(&mut self) -> Result<()> {
         self.refuse_over()?;
         if self.is_paused() {
             return Ok(());
         }
         self.record.sweep.state = SweepState::Paused;
-        self.record.paused_at = Some(now);
         self.changes.sweep = true;
         self.effects.push(Effect::Withdraw);
         let training = self.trials.iter().filter(|(_, t)| t.trial.state.holds_device() && t.stop.is_none());
@@ -50,19 +48,24 @@ impl Ledger {
     ///
     /// # Errors
     /// It is over.
-    pub fn resume(&mut self, now: Timestamp) -> Result<()> {
+    pub fn resume(&mut self) -> Result<()> {
         self.refuse_over()?;
         if !self.is_paused() {
             return Ok(());
         }
         self.record.sweep.state = SweepState::Running;
-        if let Some(since) = self.record.paused_at.take() {
-            self.record.idle_ms += now.since(since).as_millis() as u64;
-        }
         self.changes.sweep = true;
         let waiting = self.trials.iter().filter(|(_, t)| t.trial.state == TrialState::Queued);
         self.effects.extend(waiting.map(|(number, _)| Effect::Enqueue(*number)));
         Ok(())
+    }
+
+    /// Milliseconds go by on the sweep's wall clock, which stands still while it is paused.
+    pub fn pass(&mut self, milliseconds: u64) {
+        if milliseconds > 0 && self.record.sweep.state == SweepState::Running {
+            *self.record.active_ms.get_or_insert(0) += milliseconds;
+            self.changes.sweep |= self.record.sweep.spec.budget.max_wall_clock_seconds.is_some();
+        }
     }
 
     /// What a trial's agent was told and may not have heard: to be said again after a restart.
@@ -77,7 +80,7 @@ impl Ledger {
     ///
     /// # Errors
     /// It was cancelled, or is just ending; the spec changes what it may not, or makes the search impossible.
-    pub fn extend(&mut self, request_id: &str, spec: SweepSpec, now: Timestamp) -> Result<()> {
+    pub fn extend(&mut self, request_id: &str, spec: SweepSpec) -> Result<()> {
         if self.record.extensions.iter().any(|known| known == request_id) {
             return Ok(());
         }
@@ -90,7 +93,7 @@ impl Ledger {
         if let Some(state) = refused {
             return Err(CoordinatorError::Over { kind: "sweep", id: sweep.id.to_string(), state });
         }
-        extension::check(&self.record, &spec, now)?;
+        extension::check(&self.record, &spec)?;
         self.searcher.extend(&spec).map_err(CoordinatorError::problems)?;
         let record = &mut self.record;
         if record.revisions.is_empty() {
@@ -103,7 +106,7 @@ impl Ledger {
         record.sweep.max_trials = self.searcher.size();
         record.sweep.ended_early = None;
         self.exhausted = false;
-        self.reopen(now);
+        self.reopen();
         let cut = |t: &&crate::store::TrialRecord| {
             // One that had not begun by then holds no cause in records of earlier versions.
             let never_began = t.stop.is_none() && t.trial.attempt.0 == 0;
@@ -120,34 +123,31 @@ impl Ledger {
     ///
     /// # Errors
     /// It is not over, or it made all its steps; the budget is spent.
-    pub fn retry(&mut self, number: u32, now: Timestamp) -> Result<()> {
+    pub fn retry(&mut self, number: u32) -> Result<()> {
         let trial = &self.get(number)?.trial;
         if !trial.state.successors().contains(&TrialState::Queued) || trial.state.holds_device() {
             let (id, state) = (trial.id.to_string(), trial.state.as_str());
             return Err(CoordinatorError::Over { kind: "trial", id, state });
         }
         let sweep = &self.record.sweep;
-        if let Some(spent) = spent(&sweep.spec.budget, sweep.cost_usd, self.record.active_seconds(now)) {
+        if let Some(spent) = spent(&sweep.spec.budget, sweep.cost_usd, self.record.active_seconds()) {
             let problem = format!("the sweep's {spent}; raise it with `lorafleet extend` first");
             return Err(CoordinatorError::invalid("trial_id", problem));
         }
-        self.reopen(now);
+        self.reopen();
         self.get_mut(number)?.retried = true;
         let again = self.again(number);
         self.recount();
         again
     }
 
-    /// A sweep that is over runs again; the time since then is no part of its wall clock.
-    fn reopen(&mut self, now: Timestamp) {
+    /// A sweep that is over runs again.
+    fn reopen(&mut self) {
         self.changes.sweep = true;
         let sweep = &mut self.record.sweep;
         if sweep.state.is_terminal() {
             sweep.state = SweepState::Running;
-            sweep.failure = None;
-            if let Some(since) = sweep.finished_at.take() {
-                self.record.idle_ms += now.since(since).as_millis() as u64;
-            }
+            (sweep.failure, sweep.finished_at) = (None, None);
         }
     }
 

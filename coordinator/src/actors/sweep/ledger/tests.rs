@@ -97,6 +97,24 @@ impl Ledger {
     }
 }
 
+/// A budget that was too small for any result is said to be.
+#[test]
+fn a_sweep_that_ends_early_without_a_value_says_so() {
+    for (value, want) in [
+        (None, "it is spent, before any trial that ended had a value of eval/loss"),
+        (Some(1.0), "it is spent"),
+    ] {
+        let mut ledger = ledger();
+        ledger.run(1);
+        ledger.ended_early("it is spent".into());
+        ledger.stop_all(StopCause::Budget, NOW).unwrap();
+        ledger.event(1, finished(Ending::Stopped, value), NOW).unwrap();
+        ledger.settle(NOW);
+        ledger.settle(NOW);
+        assert_eq!(ledger.record().sweep.ended_early.as_deref(), Some(want));
+    }
+}
+
 #[test]
 fn every_end_of_a_trial() {
     let stop = |cause| move |ledger: &mut Ledger| ledger.stop_trial(1, cause, NOW).unwrap();

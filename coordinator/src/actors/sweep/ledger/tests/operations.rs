@@ -7,10 +7,10 @@ fn a_paused_sweep_holds_everything_and_goes_on_where_it_was() {
     let mut ledger = ledger();
     ledger.run(1);
     ledger.checkpoint(1, 3, stored("c"), &[]).unwrap();
-    ledger.pause(NOW).unwrap();
+    ledger.pause().unwrap();
     let release = Effect::Stop(1, Attempt(1), StopReason::Release);
     assert_eq!(ledger.effects(), [Effect::Withdraw, release]);
-    ledger.pause(NOW).unwrap();
+    ledger.pause().unwrap();
     assert_eq!(ledger.effects(), [], "again changes nothing");
     assert_eq!(ledger.pending_stop(1).unwrap(), Some(StopReason::Release));
     ledger.event(1, TrialEvent::Released, NOW).unwrap();
@@ -18,9 +18,9 @@ fn a_paused_sweep_holds_everything_and_goes_on_where_it_was() {
     ledger.fill(NOW);
     ledger.settle(NOW);
     assert_eq!((ledger.effects(), ledger.record().sweep.state), (vec![], SweepState::Paused));
-    ledger.resume(NOW).unwrap();
+    ledger.resume().unwrap();
     assert_eq!(ledger.effects(), [Effect::Enqueue(1), Effect::Enqueue(2)]);
-    ledger.resume(NOW).unwrap();
+    ledger.resume().unwrap();
     assert_eq!(ledger.effects(), []);
     assert_eq!(ledger.assigned(1).resume_step, Some(3));
 }
@@ -31,7 +31,7 @@ fn a_trial_that_is_being_given_back() {
     let check = |what: &str, happens: &dyn Fn(&mut Ledger), state: TrialState, wants_device: bool| {
         let mut ledger = ledger();
         ledger.run(1);
-        ledger.pause(NOW).unwrap();
+        ledger.pause().unwrap();
         ledger.effects();
         happens(&mut ledger);
         assert_eq!(ledger.state(1), state, "{what}");
@@ -43,7 +43,7 @@ fn a_trial_that_is_being_given_back() {
     let done = |l: &mut Ledger| l.event(1, finished(Ending::Completed, Some(1.0)), NOW).unwrap();
     check("it was done before", &done, TrialState::Completed, false);
     let resumed = |l: &mut Ledger| {
-        l.resume(NOW).unwrap();
+        l.resume().unwrap();
         released(l);
     };
     check("resumed before", &resumed, TrialState::Queued, true);
@@ -59,15 +59,36 @@ fn a_trial_that_is_being_given_back() {
 #[test]
 fn paused_time_is_no_wall_clock() {
     let mut ledger = ledger();
-    let active = |ledger: &Ledger, now| ledger.record().active_seconds(Timestamp(now));
-    assert_eq!(active(&ledger, 11_000), 10.0);
-    ledger.pause(Timestamp(11_000)).unwrap();
-    assert_eq!(active(&ledger, 99_000), 10.0);
+    let active = |ledger: &Ledger| ledger.record().active_seconds();
+    ledger.pass(10_000);
+    ledger.pause().unwrap();
+    ledger.pass(88_000);
+    assert_eq!(active(&ledger), 10.0);
     let trials = ledger.trials().values().cloned().collect();
     let mut ledger = Ledger::new(ledger.record().clone(), trials).unwrap();
     assert!(ledger.is_paused(), "it outlives a restart");
-    ledger.resume(Timestamp(101_000)).unwrap();
-    assert_eq!(active(&ledger, 103_000), 12.0);
+    ledger.resume().unwrap();
+    ledger.pass(2_000);
+    assert_eq!(active(&ledger), 12.0);
+}
+
+/// Records of earlier versions hold hours, in which time was counted that was not paused.
+#[test]
+fn the_wall_clock_of_an_earlier_version_goes_on() {
+    for (change, now, want) in [
+        (json!({}), 61_000, 60.0),
+        (json!({"paused_at": 11_000, "idle_ms": 4_000}), 61_000, 6.0),
+        (json!({"active_ms": 7_000}), 61_000, 7.0),
+        (json!({}), 0, 0.0),
+    ] {
+        let mut old = serde_json::to_value(record(document())).unwrap();
+        let object = old.as_object_mut().unwrap();
+        object.remove("active_ms");
+        object.extend(change.as_object().unwrap().clone());
+        let mut record: SweepRecord = serde_json::from_value(old).unwrap();
+        record.count_wall_clock(Timestamp(now));
+        assert_eq!(record.active_seconds(), want, "{change}");
+    }
 }
 
 #[test]
@@ -75,7 +96,7 @@ fn what_is_over_is_not_paused() {
     let mut ledger = ledger();
     ledger.stop_all(StopCause::Person, NOW).unwrap();
     ledger.settle(NOW);
-    for refused in [ledger.pause(NOW), ledger.resume(NOW)] {
+    for refused in [ledger.pause(), ledger.resume()] {
         assert!(matches!(refused, Err(CoordinatorError::Over { .. })), "{refused:?}");
     }
 }
@@ -122,7 +143,7 @@ fn a_completed_grid_runs_again_with_what_is_new() {
     let mut wider = document();
     wider["parameters"]["lora_rank"] = json!([2, 8, 4, 16]);
     for _ in 0..2 {
-        ledger.extend("r", spec_of(&wider), NOW).unwrap();
+        ledger.extend("r", spec_of(&wider)).unwrap();
     }
     assert_eq!(ledger.record().revisions.len(), 2, "the same request is one extension");
     assert_eq!(
@@ -140,7 +161,7 @@ fn a_completed_grid_runs_again_with_what_is_new() {
     // Another one, in which nothing is new but the budget.
     wider["parameters"]["lora_rank"] = json!([2, 4, 32]);
     let mut again = restarted(&ledger);
-    again.extend("s", spec_of(&wider), NOW).unwrap();
+    again.extend("s", spec_of(&wider)).unwrap();
     finish(&mut again);
     assert_eq!(chosen(&again).last().unwrap(), r#"{"lora_rank":32}"#);
     assert_eq!(chosen(&restarted(&again)).len(), 5);
@@ -165,7 +186,7 @@ fn extended_draws_are_the_same_over_restarts() {
                 ledger = restarted(&ledger);
             }
             if round == extend_at {
-                ledger.extend("r", wide.clone(), NOW).unwrap();
+                ledger.extend("r", wide.clone()).unwrap();
             }
             ledger.fill(NOW);
             let Some(number) = ledger.live().next() else { continue };
@@ -196,7 +217,7 @@ fn an_extension_changes_what_it_may_and_nothing_else() {
         ledger.settle(NOW);
         let mut document = base.clone();
         change(&mut document);
-        let error = ledger.extend("r", spec_of(&document), NOW).unwrap_err();
+        let error = ledger.extend("r", spec_of(&document)).unwrap_err();
         let CoordinatorError::Invalid { fields } = &error else { panic!("{error}") };
         let names: Vec<_> = fields.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, [field], "{error}");
@@ -229,26 +250,24 @@ fn a_raised_budget_goes_on_with_what_the_spent_one_ended() {
     ledger.stop_all(StopCause::Budget, NOW).unwrap();
     let mut ask = |ledger: &mut Ledger, id: &str, usd: f64| {
         document["budget"]["max_cost_usd"] = json!(usd);
-        ledger.extend(id, spec_of(&document), Timestamp(61_000))
+        ledger.extend(id, spec_of(&document))
     };
     let early = ask(&mut ledger, "r", 20.0);
     assert!(matches!(early, Err(CoordinatorError::Over { .. })), "it is just ending: {early:?}");
+    ledger.pass(2_000);
     ledger.event(1, finished(Ending::Stopped, Some(2.0)), NOW).unwrap();
     ledger.settle(NOW);
     assert_eq!(ledger.record().sweep.state, SweepState::Completed);
+    ledger.pass(60_000);
     ledger.effects();
     let spent = ask(&mut ledger, "r", 11.0).unwrap_err().to_string();
     assert!(spent.contains("spec.budget: max_cost_usd of $11 is spent"), "{spent}");
-    assert!(ledger.retry(1, NOW).unwrap_err().to_string().contains("lorafleet extend"));
+    assert!(ledger.retry(1).unwrap_err().to_string().contains("lorafleet extend"));
     ask(&mut ledger, "r", 20.0).unwrap();
     assert_eq!(ledger.effects(), [Effect::Enqueue(1), Effect::Enqueue(2)]);
     let sweep = &ledger.record().sweep;
     assert_eq!((sweep.state, &sweep.ended_early, sweep.finished_at), (SweepState::Running, &None, None));
-    assert_eq!(
-        ledger.record().active_seconds(Timestamp(61_000)),
-        0.0,
-        "the minute in between is not counted"
-    );
+    assert_eq!(ledger.record().active_seconds(), 2.0, "the minute in between is not counted");
     assert_eq!(ledger.assigned(1).resume_step, Some(3));
 }
 
@@ -262,12 +281,12 @@ fn a_trial_is_tried_again_from_its_checkpoint() {
         ledger.settle(NOW);
         assert!(ledger.state(1).is_terminal(), "{what}");
         ledger.effects();
-        ledger.retry(1, NOW).unwrap();
+        ledger.retry(1).unwrap();
         assert_eq!(ledger.effects(), [Effect::Enqueue(1)], "{what}");
         let record = ledger.get(1).unwrap();
         assert_eq!((record.trial.state, record.stop, record.losses), (TrialState::Queued, None, 0), "{what}");
         assert_eq!((&record.trial.failure, record.trial.finished_at), (&None, None), "{what}");
-        assert!(ledger.retry(1, NOW).is_err(), "it waits already: {what}");
+        assert!(ledger.retry(1).is_err(), "it waits already: {what}");
         ledger.settle(NOW);
         assert_eq!(ledger.record().sweep.state, SweepState::Running, "{what}");
         let mut ledger = restarted(&ledger);
@@ -276,7 +295,7 @@ fn a_trial_is_tried_again_from_its_checkpoint() {
         ledger.event(1, finished(Ending::Completed, Some(1.0)), NOW).unwrap();
         finish(&mut ledger);
         assert_eq!(ledger.record().sweep.state, sweep, "{what}");
-        assert!(ledger.retry(1, NOW).is_err(), "it made all its steps: {what}");
+        assert!(ledger.retry(1).is_err(), "it made all its steps: {what}");
     };
     use FailureClass::{Diverged, User};
     let ends = |event: TrialEvent| move |ledger: &mut Ledger| ledger.event(1, event.clone(), NOW).unwrap();
@@ -311,7 +330,7 @@ fn the_search_does_not_end_a_trial_again_that_a_person_tries_again() {
     ledger.metrics(2, &[point(1, 2.0)]).unwrap();
     assert_eq!(ledger.get(2).unwrap().stop, Some(StopCause::Search));
     ledger.event(2, finished(Ending::Stopped, Some(2.0)), NOW).unwrap();
-    ledger.retry(2, NOW).unwrap();
+    ledger.retry(2).unwrap();
     ledger.run(2);
     ledger.metrics(2, &[point(1, 2.0), point(2, 3.0)]).unwrap();
     assert_eq!(ledger.get(2).unwrap().stop, None);

@@ -83,7 +83,7 @@ fn what_nothing_goes_on_from_is_removed() {
             assert_eq!(again, None, "{what}");
             return;
         }
-        ledger.retry(1, NOW).unwrap();
+        ledger.retry(1).unwrap();
         assert_eq!(ledger.assigned(1).resume_step, again, "{what}");
     };
     let (all, none) = (|| paths(["1-adapter", "1-resume"]), || paths([]));
@@ -111,7 +111,7 @@ fn a_stopped_trial_that_keeps_its_adapter_goes_on_from_it() {
     let mut ledger = training(Some(1), "minimize");
     ledger.event(1, finished(Ending::Stopped, Some(1.0)), NOW).unwrap();
     assert_eq!((ledger.effects(), adapters(&ledger).contains(&1)), (vec![], true));
-    ledger.retry(1, NOW).unwrap();
+    ledger.retry(1).unwrap();
     assert_eq!(ledger.assigned(1).resume_step, Some(3));
     // It competes again when it is over.
     ledger.event(2, finished(Ending::Stopped, Some(2.0)), NOW).unwrap();

@@ -1,11 +1,10 @@
-//! The dispatcher: agents, their devices, the queue of waiting trials, and which device holds which trial until
-//! when. It decides by [`placement::solve`] and never waits for anyone: a grant goes out through the one-shot
-//! that came with the request, a loss through the one that went out with the grant.
+//! The dispatcher's actor.
 
-use super::message::{Outbox, StopReason, ToAgent};
-use super::meter::Meter;
+use super::super::message::{Outbox, StopReason, ToAgent};
+use super::super::meter::Meter;
+use super::{AgentView, CAPACITY, Command, Grant, Request, SessionId, Terms};
 use crate::placement::{self, Slot, Waiting};
-use actor::{Gone, Mailbox, Reply, Scope};
+use actor::Scope;
 use domain::fleet::{Agent, Device, Holding};
 use domain::{AgentId, Attempt, Clock, DeviceId, Timestamp, TrialId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -14,204 +13,16 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-/// Commands that may wait, and that are taken together at most.
-const CAPACITY: usize = 1024;
+/// Time for which an agent that is gone is listed.
+const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
 
-/// A trial that wants a device. Dropping `granted`'s other end withdraws it.
-#[derive(Debug)]
-pub struct Request {
-    /// The trial.
-    pub trial: TrialId,
-    /// The number that its assignment will have.
-    pub attempt: Attempt,
-    /// When the search proposed it: the oldest goes first.
-    pub created_at: Timestamp,
-    /// What it needs.
-    pub needs: Waiting,
-    /// Where the grant goes.
-    pub granted: oneshot::Sender<Grant>,
-}
-
-/// A device for a trial. Dropping it gives the device back when the lease ends at the latest.
-#[derive(Debug)]
-pub struct Grant {
-    /// The agent.
-    pub agent: AgentId,
-    /// Its device.
-    pub device: DeviceId,
-    /// The device's price, in US dollars an hour.
-    pub price_per_hour: f64,
-    /// Answers if the lease ends.
-    pub lost: Lost,
-}
-
-/// Answers if a lease ends, with the device time used: seconds × the trial's share of the device.
-pub type Lost = oneshot::Receiver<f64>;
-
-/// A trial that was assigned before this coordinator started.
-#[derive(Debug)]
-pub struct Expected {
-    /// The trial.
-    pub trial: TrialId,
-    /// The assignment.
-    pub attempt: Attempt,
-    /// The agent that holds it.
-    pub agent: AgentId,
-    /// The agent's device.
-    pub device: DeviceId,
-    /// What it needs.
-    pub needs: Waiting,
-    /// When its device was last charged for, by the coordinator before.
-    pub charged_at: Option<Timestamp>,
-}
-
-/// An agent as people see it.
-#[derive(Debug, Clone)]
-pub struct AgentView {
-    /// The agent.
-    pub agent: Agent,
-    /// Whether its session is open.
-    pub connected: bool,
-    /// When it was last heard from.
-    pub last_seen: Timestamp,
-    /// Whether a person drained it: it gets no trials.
-    pub drained: bool,
-    /// Trials it holds.
-    pub trials: Vec<TrialId>,
-}
-
-/// One opening of an agent's stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SessionId(u64);
-
-/// The terms on which an agent holds trials.
-#[derive(Debug, Clone, Copy)]
-pub struct Terms {
-    /// Time between heartbeats.
-    pub heartbeat: Duration,
-    /// Time without a heartbeat after which assignments go to other agents.
-    pub lease: Duration,
-}
-
-/// What the dispatcher is asked.
-#[derive(Debug)]
-enum Command {
-    Connect(Agent, Vec<Holding>, Outbox, Reply<SessionId>),
-    Heartbeat(AgentId, SessionId, Vec<Holding>, HashMap<DeviceId, String>, Reply<Option<Vec<Holding>>>),
-    Disconnect(AgentId, SessionId),
-    Enqueue(Request),
-    Expect(Expected, Reply<Lost>),
-    Send(TrialId, Attempt, ToAgent),
-    Release(TrialId, Attempt, bool, Reply<f64>),
-    Used(Vec<TrialId>, Reply<Vec<(TrialId, f64)>>),
-    Abandon(Vec<TrialId>, Reply<Vec<(TrialId, f64)>>),
-    Agents(Reply<Vec<AgentView>>),
-    Drain(AgentId, bool, Reply<Option<AgentView>>),
-}
-
-/// Speaks to the dispatcher.
-#[derive(Debug, Clone)]
-pub struct Dispatcher(Mailbox<Command>);
-
-impl Dispatcher {
-    /// Starts the dispatcher, which gives nothing to `drained` agents. It ends with `scope`; assignments live on in
-    /// the sweeps' records.
-    pub fn start(clock: Arc<dyn Clock>, terms: Terms, drained: BTreeSet<AgentId>, scope: &Scope) -> Self {
-        let (mailbox, inbox) = actor::mailbox(CAPACITY);
-        let state = State {
-            clock,
-            terms,
-            agents: BTreeMap::new(),
-            drained,
-            queue: Vec::new(),
-            held: BTreeMap::new(),
-            meters: HashMap::new(),
-            sessions: 0,
-            may_place: false,
-        };
-        let ends = scope.clone();
-        scope.spawn("dispatcher", async move { state.run(inbox, ends).await });
-        Self(mailbox)
-    }
-
-    /// An agent's stream opened: welcomes it, renews the leases of what it holds, and says what it should not
-    /// hold. Replaces an older stream of the same agent.
-    pub async fn connect(
-        &self,
-        agent: Agent,
-        holdings: Vec<Holding>,
-        outbox: Outbox,
-    ) -> Result<SessionId, Gone> {
-        self.0.ask(|reply| Command::Connect(agent, holdings, outbox, reply)).await
-    }
-
-    /// A sign of life: renews the leases of what the agent holds, and answers with what it holds but should
-    /// not. `None`: a newer stream of the same agent has replaced this one.
-    pub async fn heartbeat(
-        &self,
-        agent: &AgentId,
-        session: SessionId,
-        holdings: Vec<Holding>,
-        resident_bases: HashMap<DeviceId, String>,
-    ) -> Result<Option<Vec<Holding>>, Gone> {
-        let agent = agent.clone();
-        self.0.ask(|reply| Command::Heartbeat(agent, session, holdings, resident_bases, reply)).await
-    }
-
-    /// An agent's stream closed. Its leases run on.
-    pub async fn disconnect(&self, agent: AgentId, session: SessionId) -> Result<(), Gone> {
-        self.0.tell(Command::Disconnect(agent, session)).await
-    }
-
-    /// A trial waits for a device.
-    pub async fn enqueue(&self, request: Request) -> Result<(), Gone> {
-        self.0.tell(Command::Enqueue(request)).await
-    }
-
-    /// A trial was assigned before this coordinator started: its agent has one full lease to come back.
-    pub async fn expect(&self, expected: Expected) -> Result<Lost, Gone> {
-        self.0.ask(|reply| Command::Expect(expected, reply)).await
-    }
-
-    /// Sends a message to the agent that holds the assignment. A stop reaches it after a reconnection too;
-    /// what else cannot be sent is made good when the lease ends.
-    pub async fn send(&self, trial: TrialId, attempt: Attempt, message: ToAgent) -> Result<(), Gone> {
-        self.0.tell(Command::Send(trial, attempt, message)).await
-    }
-
-    /// The device is free of the trial. `given_back`: the agent did so; unless it was asked to, it leaves, and gets
-    /// no more until it connects anew. Answers with the device time used, as [`Lost`] does; 0 if the lease ended before.
-    pub async fn release(&self, trial: TrialId, attempt: Attempt, given_back: bool) -> Result<f64, Gone> {
-        self.0.ask(|reply| Command::Release(trial, attempt, given_back, reply)).await
-    }
-
-    /// The device time that each held trial of these used since it was assigned, as [`Lost`] has it.
-    pub async fn used(&self, trials: Vec<TrialId>) -> Result<Vec<(TrialId, f64)>, Gone> {
-        self.0.ask(|reply| Command::Used(trials, reply)).await
-    }
-
-    /// Takes those of these trials off their devices whose agents are away, and answers with them and the device
-    /// time they used. An agent that comes back is told to drop them.
-    pub async fn abandon(&self, trials: Vec<TrialId>) -> Result<Vec<(TrialId, f64)>, Gone> {
-        self.0.ask(|reply| Command::Abandon(trials, reply)).await
-    }
-
-    /// Every agent that connected since this coordinator started, by id.
-    pub async fn agents(&self) -> Result<Vec<AgentView>, Gone> {
-        self.0.ask(Command::Agents).await
-    }
-
-    /// Gives an agent no more trials and takes back what it holds, or ends that. `None`: no such agent connected since
-    /// this coordinator started.
-    pub async fn drain(&self, agent: AgentId, drained: bool) -> Result<Option<AgentView>, Gone> {
-        self.0.ask(|reply| Command::Drain(agent, drained, reply)).await
-    }
-}
+/// Agents that are listed although they are gone.
+const MOST_GONE: usize = 100;
 
 /// A device of an agent.
 type Place = (AgentId, DeviceId);
 
-struct State {
+pub(super) struct State {
     clock: Arc<dyn Clock>,
     terms: Terms,
     agents: BTreeMap<AgentId, Entry>,
@@ -249,7 +60,21 @@ struct Held {
 }
 
 impl State {
-    async fn run(mut self, mut inbox: mpsc::Receiver<Command>, scope: Scope) {
+    pub(super) fn new(clock: Arc<dyn Clock>, terms: Terms, drained: BTreeSet<AgentId>) -> Self {
+        Self {
+            clock,
+            terms,
+            agents: BTreeMap::new(),
+            drained,
+            queue: Vec::new(),
+            held: BTreeMap::new(),
+            meters: HashMap::new(),
+            sessions: 0,
+            may_place: false,
+        }
+    }
+
+    pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>, scope: Scope) {
         let mut commands = Vec::with_capacity(CAPACITY);
         loop {
             let earliest = self.held.values().map(|h| h.deadline).min();
@@ -405,6 +230,22 @@ impl State {
         if let Some(entry) = self.agents.get_mut(agent).filter(|entry| entry.is(session)) {
             entry.session = None;
             entry.last_seen = self.clock.now();
+        }
+        self.forget();
+    }
+
+    /// Forgets agents that are gone and hold nothing: those that are gone for long, and of too many the first to go.
+    fn forget(&mut self) {
+        let holding: BTreeSet<_> = self.held.values().map(|held| &held.place.0).collect();
+        let is_gone = |(id, entry): &(&AgentId, &Entry)| entry.session.is_none() && !holding.contains(id);
+        let gone = self.agents.iter().filter(is_gone);
+        let mut gone: Vec<_> = gone.map(|(id, entry)| (entry.last_seen, id.clone())).collect();
+        gone.sort();
+        let (now, too_many) = (self.clock.now(), gone.len().saturating_sub(MOST_GONE));
+        let too_long = gone.iter().take_while(|(seen, _)| now.since(*seen) >= REMEMBERED).count();
+        for (_, agent) in gone.into_iter().take(too_many.max(too_long)) {
+            self.agents.remove(&agent);
+            self.meters.retain(|(of, _), _| *of != agent);
         }
     }
 

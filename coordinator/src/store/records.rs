@@ -1,0 +1,242 @@
+//! What is kept of sweeps and trials.
+
+use domain::footprint::ModelShape;
+use domain::sweep::{Sweep, SweepSpec};
+use domain::trial::{Trial, TrialConfig, TrialState};
+use domain::{AgentId, Attempt, DeviceId, SweepId, Timestamp, TrialId};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Why a trial or a sweep is to end before its time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StopCause {
+    /// Successive halving.
+    Search,
+    /// The sweep's budget is spent.
+    Budget,
+    /// A person.
+    Person,
+}
+
+impl StopCause {
+    /// The cause in force when this one comes after another: a person's word is the last.
+    pub fn after(self, before: Option<StopCause>) -> Self {
+        if before == Some(Self::Person) { Self::Person } else { self }
+    }
+}
+
+/// A sweep's spec as it was from a trial number on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Revision {
+    /// The first trial that it may have proposed.
+    pub from: u32,
+    /// The spec.
+    pub spec: SweepSpec,
+}
+
+/// What stays of a deleted sweep.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// The sweep.
+    pub sweep: SweepId,
+    /// When its records were removed.
+    pub deleted_at: Timestamp,
+    /// When its last checkpoint was removed.
+    pub completed_at: Option<Timestamp>,
+}
+
+/// Something that happened to a trial.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogEntry {
+    /// When.
+    pub time: Timestamp,
+    /// What: `proposed`, `assigned`, `started`, `checkpoint`, `told_to_release`, `told_to_stop`, `queued`,
+    /// `queued_again`, `adapter_removed`, or the state in which it ended.
+    pub event: String,
+    /// The assignment that was current then; 0 before the first.
+    pub attempt: Attempt,
+    /// The last step whose metrics were durable then.
+    pub step: u64,
+    /// More about it, for people.
+    pub message: String,
+}
+
+/// Where a trial trains.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Placement {
+    /// The agent.
+    pub agent: AgentId,
+    /// Its device.
+    pub device: DeviceId,
+    /// The device's price, in US dollars an hour.
+    pub price_per_hour: f64,
+}
+
+/// A complete checkpoint: both parts of one upload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoint {
+    /// The step it was taken at.
+    pub step: u64,
+    /// The adapter's path in the object store.
+    pub adapter: String,
+    /// The resume state's path in the object store.
+    pub resume: String,
+}
+
+/// A sweep, and what only the coordinator needs to know of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SweepRecord {
+    /// What people see.
+    pub sweep: Sweep,
+    /// Set once it proposes no more and its trials are told to end.
+    pub stop: Option<StopCause>,
+    /// Milliseconds on its wall clock. That is counted, not read from two hours of which one may be wrong. `None` in
+    /// a record of an earlier version.
+    #[serde(default)]
+    pub active_ms: Option<u64>,
+    /// When it was paused, while it is; of earlier versions.
+    #[serde(default, skip_serializing)]
+    paused_at: Option<Timestamp>,
+    /// Milliseconds since its submission in which it was paused or over; of earlier versions.
+    #[serde(default, skip_serializing)]
+    idle_ms: u64,
+    /// Every spec it has had, if it was extended; the last is the sweep's.
+    #[serde(default)]
+    pub revisions: Vec<Revision>,
+    /// Request ids of its extensions: the same one again is the same extension.
+    #[serde(default)]
+    pub extensions: Vec<String>,
+    /// Shapes of base models, by the name that trials give them: what memory is predicted from.
+    #[serde(default)]
+    pub base_models: BTreeMap<String, ModelShape>,
+}
+
+impl SweepRecord {
+    /// A sweep that was just submitted.
+    pub fn new(sweep: Sweep, base_models: BTreeMap<String, ModelShape>) -> Self {
+        Self {
+            sweep,
+            stop: None,
+            active_ms: Some(0),
+            paused_at: None,
+            idle_ms: 0,
+            revisions: Vec::new(),
+            extensions: Vec::new(),
+            base_models,
+        }
+    }
+
+    /// Seconds on its wall clock: those in which a server ran it and it was neither paused nor over.
+    pub fn active_seconds(&self) -> f64 {
+        self.active_ms.unwrap_or_default() as f64 / 1e3
+    }
+
+    /// Begins to count the wall clock of a record of an earlier version, which kept hours.
+    pub fn count_wall_clock(&mut self, now: Timestamp) {
+        let until = self.paused_at.or(self.sweep.finished_at).unwrap_or(now);
+        let active = until.since(self.sweep.created_at).as_millis() as u64;
+        self.active_ms.get_or_insert(active.saturating_sub(self.idle_ms));
+    }
+}
+
+/// A trial, and what only the coordinator needs to know of it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrialRecord {
+    /// What people see.
+    pub trial: Trial,
+    /// Where it trains, while it holds a device.
+    pub placement: Option<Placement>,
+    /// Set once it was told to end.
+    pub stop: Option<StopCause>,
+    /// Whether its agent was asked to give it back to the queue.
+    #[serde(default)]
+    pub release: bool,
+    /// Whether a person tried it again: the search does not end it early any more.
+    #[serde(default)]
+    pub retried: bool,
+    /// The newest checkpoint that it can go on from.
+    pub checkpoint: Option<Checkpoint>,
+    /// While it is not over, an older one at which the sweep's metric was better than at the newest.
+    #[serde(default)]
+    pub best_checkpoint: Option<Checkpoint>,
+    /// The step at which the newest adapter was taken.
+    pub adapter_step: u64,
+    /// The last value of the sweep's metric.
+    pub value: Option<f64>,
+    /// What earlier assignments cost, in US dollars.
+    pub earlier_cost_usd: f64,
+    /// When the current assignment was last charged for.
+    #[serde(default)]
+    pub charged_at: Option<Timestamp>,
+    /// Times that it was lost or failed through no fault of its own since its last checkpoint.
+    pub losses: u32,
+    /// Entries of its log.
+    #[serde(default)]
+    pub logged: u32,
+}
+
+impl TrialRecord {
+    /// A trial that the search has just proposed.
+    pub fn new(
+        id: TrialId,
+        config: TrialConfig,
+        parameters: BTreeMap<String, Value>,
+        created_at: Timestamp,
+    ) -> Self {
+        let trial = Trial {
+            id,
+            config,
+            parameters,
+            state: TrialState::Queued,
+            attempt: Attempt(0),
+            step: 0,
+            total_steps: None,
+            agent: None,
+            adapter: None,
+            resume: None,
+            attempts: Vec::new(),
+            eval_loss: None,
+            cost_usd: None,
+            summary: None,
+            failure: None,
+            digests: None,
+            created_at,
+            started_at: None,
+            finished_at: None,
+        };
+        Self {
+            trial,
+            placement: None,
+            stop: None,
+            release: false,
+            retried: false,
+            checkpoint: None,
+            best_checkpoint: None,
+            adapter_step: 0,
+            value: None,
+            earlier_cost_usd: 0.0,
+            charged_at: None,
+            losses: 0,
+            logged: 0,
+        }
+    }
+
+    /// The object-store paths that it points at.
+    pub fn paths(&self) -> BTreeSet<String> {
+        let checkpoints = self.checkpoint.iter().chain(&self.best_checkpoint);
+        let paths = checkpoints.flat_map(|c| [&c.adapter, &c.resume]);
+        paths.chain(&self.trial.adapter).cloned().collect()
+    }
+
+    /// Whether it came to an end of its own: it made all its steps, or the search ended it. Of such trials a sweep
+    /// may keep the best adapters alone; the others that are over were cut off, and keep what they can go on from.
+    pub fn has_result(&self) -> bool {
+        match self.trial.state {
+            TrialState::Completed => true,
+            TrialState::Stopped => self.stop != Some(StopCause::Budget),
+            _ => false,
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! Agents, their devices, and what they hold.
+
+use super::{ConvertError, too_long};
+use crate::limits::{self, cut};
+use crate::v1;
+use domain::fleet::{Agent, Device, Holding};
+use domain::{AgentId, Attempt, DeviceId, TrialId};
+
+impl From<Device> for v1::Device {
+    fn from(d: Device) -> Self {
+        Self {
+            id: d.id.to_string(),
+            accelerator: d.accelerator,
+            memory_bytes: d.memory_bytes,
+            max_pack_size: d.max_pack_size,
+            price_per_hour: d.price_per_hour,
+            resident_base: d.resident_base.unwrap_or_default(),
+        }
+    }
+}
+
+impl TryFrom<v1::Device> for Device {
+    type Error = ConvertError;
+
+    fn try_from(d: v1::Device) -> Result<Self, ConvertError> {
+        if d.max_pack_size == 0 {
+            return Err(ConvertError::new("max_pack_size", "must be at least 1"));
+        }
+        if !(0.0..=limits::PRICE_PER_HOUR).contains(&d.price_per_hour) {
+            let problem = format!("must be 0 to {}", limits::PRICE_PER_HOUR);
+            return Err(ConvertError::new("price_per_hour", problem));
+        }
+        Ok(Self {
+            id: DeviceId::new(named("id", d.id)?),
+            accelerator: cut(d.accelerator, limits::NAME_BYTES),
+            memory_bytes: d.memory_bytes,
+            max_pack_size: d.max_pack_size,
+            price_per_hour: d.price_per_hour,
+            resident_base: Some(d.resident_base).filter(|base| !base.is_empty()),
+        })
+    }
+}
+
+impl TryFrom<v1::Agent> for Agent {
+    type Error = ConvertError;
+
+    fn try_from(a: v1::Agent) -> Result<Self, ConvertError> {
+        let (count, most) = (a.devices.len(), limits::DEVICES);
+        if count > most {
+            return Err(ConvertError::new("devices", format!("are {count}, above {most}")));
+        }
+        Ok(Self {
+            id: AgentId::new(named("id", a.id)?),
+            version: cut(a.version, limits::NAME_BYTES),
+            hostname: cut(a.hostname, limits::NAME_BYTES),
+            devices: a.devices.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl From<Holding> for v1::Holding {
+    fn from(h: Holding) -> Self {
+        Self { trial_id: h.trial.to_string(), attempt: h.attempt.0, step: h.step }
+    }
+}
+
+impl From<v1::Holding> for Holding {
+    fn from(h: v1::Holding) -> Self {
+        Self { trial: TrialId::new(h.trial_id), attempt: Attempt(h.attempt), step: h.step }
+    }
+}
+
+/// A name that is there, is no longer than a name, and stays on its line in logs and tables.
+fn named(field: &'static str, id: String) -> Result<String, ConvertError> {
+    if id.is_empty() {
+        return Err(ConvertError::new(field, "is missing"));
+    }
+    if id.len() > limits::NAME_BYTES {
+        return Err(too_long(field, &id));
+    }
+    if id.contains(char::is_control) {
+        return Err(ConvertError::new(field, format!("has a control character: {id:?}")));
+    }
+    Ok(id)
+}
