@@ -2,6 +2,7 @@
 
 use domain::Clock;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +11,9 @@ pub const RETRY: Duration = Duration::from_secs(1);
 
 /// Time after which a failure that did not repeat says nothing any more: whoever retried has gone.
 const STALE: Duration = Duration::from_secs(5);
+
+/// The file that [`Trouble::look`] writes.
+const PROBE: &str = ".probe";
 
 /// Part of the coordinator's storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,6 +24,8 @@ pub enum Storage {
     History,
     /// Checkpoints.
     Artifacts,
+    /// Any file: what somebody who asks finds out, while nothing else happens to be written.
+    Disk,
 }
 
 /// What fails now. Clones share it.
@@ -52,6 +58,20 @@ impl Trouble {
         }
     }
 
+    /// [`Trouble::now`]; where nothing fails so far, a file is written to `dir` and removed again. A disk that is full
+    /// may keep agents from saying anything, and then nothing else here would be written that could fail.
+    pub fn look(&self, dir: &Path) -> Option<String> {
+        let file = dir.join(PROBE);
+        let written = std::fs::write(&file, [1; 4096]);
+        // What part of it was written takes room.
+        let removed = std::fs::remove_file(&file);
+        match written.and(removed) {
+            Ok(()) => self.succeeded(Storage::Disk),
+            Err(error) => self.failed(Storage::Disk, format!("{}: {error}", dir.display())),
+        }
+        self.now()
+    }
+
     /// What fails, if anything does: the operating system's words with the files.
     pub fn now(&self) -> Option<String> {
         let now = self.clock.monotonic();
@@ -80,6 +100,19 @@ mod tests {
         fn monotonic(&self) -> Duration {
             Duration::from_millis(self.0.load(Ordering::Relaxed))
         }
+    }
+
+    #[test]
+    fn a_look_finds_out_what_nobody_has_tried() {
+        let dir = tempfile::tempdir().unwrap();
+        let trouble = Trouble::new(Arc::new(Hand::default()));
+        assert_eq!(trouble.look(dir.path()), None);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left behind");
+        let gone = dir.path().join("gone");
+        let why = trouble.look(&gone).unwrap();
+        assert!(why.contains("gone: No such file"), "{why}");
+        std::fs::create_dir(&gone).unwrap();
+        assert_eq!(trouble.look(&gone), None);
     }
 
     #[test]

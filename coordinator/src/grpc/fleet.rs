@@ -27,7 +27,7 @@ impl FleetService for Services {
             version: env!("CARGO_PKG_VERSION").into(),
             data_dir: self.data_dir.display().to_string(),
             metrics: metrics.collect(),
-            trouble: self.desk.trouble.now(),
+            trouble: self.trouble().await,
         }))
     }
 
@@ -60,7 +60,7 @@ impl FleetService for Services {
         &self,
         request: Request<v1::DrainAgentRequest>,
     ) -> Result<Response<v1::DrainAgentResponse>, Status> {
-        self.writable()?;
+        self.writable().await?;
         let v1::DrainAgentRequest { agent_id, undo } = request.into_inner();
         let id = AgentId::new(agent_id);
         self.agent(&id).await?;

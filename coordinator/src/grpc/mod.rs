@@ -117,9 +117,15 @@ pub enum ServeError {
 }
 
 impl Services {
+    /// What cannot be written, as [`Trouble::look`] finds it.
+    async fn trouble(&self) -> Option<String> {
+        let (trouble, dir) = (self.desk.trouble.clone(), self.data_dir.clone());
+        tokio::task::spawn_blocking(move || trouble.look(&dir)).await.unwrap_or_default()
+    }
+
     /// Refuses a person's change while it could not be written: better a clear word now than a long silence.
-    fn writable(&self) -> Result<()> {
-        match self.desk.trouble.now() {
+    async fn writable(&self) -> Result<()> {
+        match self.trouble().await {
             Some(why) => Err(CoordinatorError::Trouble(why)),
             None => Ok(()),
         }

@@ -28,7 +28,7 @@ impl SweepService for Services {
         &self,
         request: Request<v1::SubmitSweepRequest>,
     ) -> std::result::Result<Response<v1::SubmitSweepResponse>, Status> {
-        self.writable()?;
+        self.writable().await?;
         let request = request.into_inner();
         let request_id = request_id(&request.request_id)?;
         let spec = sweep_spec(request.spec)?;
@@ -68,7 +68,7 @@ impl SweepService for Services {
         &self,
         request: Request<v1::CancelSweepRequest>,
     ) -> std::result::Result<Response<v1::CancelSweepResponse>, Status> {
-        self.writable()?;
+        self.writable().await?;
         let id = sweep_id(request.into_inner().sweep_id)?;
         let sweep = self.desk.directory.cancel(&id).await?;
         Ok(Response::new(v1::CancelSweepResponse { sweep: Some(convert::sweep(&sweep)) }))
@@ -78,7 +78,7 @@ impl SweepService for Services {
         &self,
         request: Request<v1::PauseSweepRequest>,
     ) -> std::result::Result<Response<v1::PauseSweepResponse>, Status> {
-        self.writable()?;
+        self.writable().await?;
         let id = sweep_id(request.into_inner().sweep_id)?;
         let sweep = self.desk.directory.operate(&id, Operation::Pause).await?;
         Ok(Response::new(v1::PauseSweepResponse { sweep: Some(convert::sweep(&sweep)) }))
@@ -88,7 +88,7 @@ impl SweepService for Services {
         &self,
         request: Request<v1::ResumeSweepRequest>,
     ) -> std::result::Result<Response<v1::ResumeSweepResponse>, Status> {
-        self.writable()?;
+        self.writable().await?;
         let id = sweep_id(request.into_inner().sweep_id)?;
         let sweep = self.desk.directory.operate(&id, Operation::Resume).await?;
         Ok(Response::new(v1::ResumeSweepResponse { sweep: Some(convert::sweep(&sweep)) }))
@@ -98,7 +98,7 @@ impl SweepService for Services {
         &self,
         request: Request<v1::ExtendSweepRequest>,
     ) -> std::result::Result<Response<v1::ExtendSweepResponse>, Status> {
-        self.writable()?;
+        self.writable().await?;
         let request = request.into_inner();
         let id = sweep_id(request.sweep_id)?;
         let request_id = request_id(&request.request_id)?;
@@ -111,7 +111,7 @@ impl SweepService for Services {
         &self,
         request: Request<v1::DeleteSweepRequest>,
     ) -> std::result::Result<Response<v1::DeleteSweepResponse>, Status> {
-        self.writable()?;
+        self.writable().await?;
         let request = request.into_inner();
         let id = sweep_id(request.sweep_id)?;
         let tombstone = self.desk.directory.delete(&id, request.force).await?;

@@ -104,7 +104,7 @@ impl TrialService for Services {
         &self,
         request: Request<v1::StopTrialRequest>,
     ) -> Result<Response<v1::StopTrialResponse>, Status> {
-        self.writable()?;
+        self.writable().await?;
         let id = trial_id(request.into_inner().trial_id)?;
         let record = self.desk.directory.stop_trial(&id).await?;
         Ok(Response::new(v1::StopTrialResponse { trial: Some(record.trial.into()) }))
@@ -114,7 +114,7 @@ impl TrialService for Services {
         &self,
         request: Request<v1::RetryTrialRequest>,
     ) -> Result<Response<v1::RetryTrialResponse>, Status> {
-        self.writable()?;
+        self.writable().await?;
         let id = trial_id(request.into_inner().trial_id)?;
         let unknown = || CoordinatorError::not_found("trial", &id);
         let (sweep, number) = id.sweep().zip(id.number()).ok_or_else(unknown)?;
