@@ -32,8 +32,9 @@ use trainer::{Device, TrainError, locate, preflight};
   lorafleet train --task=instruct-lora --pretrained_model_id=./models/my-llama --dataset_name=guanaco.jsonl \\
       --instruct_column_in_dataset=text --precision_mode=float32 --output_dir=./adapter --lora_rank=2 \\
       --max_sequence_length=512 --learning_rate=2e-4 --max_steps=50
+  lorafleet train --pretrained-model-id openlm-research/open_llama_3b --dataset-name org/rows --output-dir ./adapter
 
-Exit codes: 0 done, 1 the work failed, 2 usage or unusable input, 130 interrupted.")]
+Exit codes: 0 done, 1 the work failed, 2 usage or unusable input, 3 the hub cannot be reached, 130 interrupted.")]
 pub(crate) struct Args {
     /// Directory for the adapter and its checkpoints.
     #[arg(long, alias = "output_dir", value_name = "DIR")]

@@ -151,8 +151,12 @@ fn what_cannot_be_had_is_named_with_its_place() {
     );
     fixture.hub.state().refuse = Some((403, "GatedRepo"));
     expect(&run("seed=1"), 2, &["sweep.yaml:2:1: pretrained_model_id: org/tiny: is gated", "set HF_TOKEN"]);
-    let away =
-        fixture.command(&["plan", "sweep.yaml"]).env("HF_ENDPOINT", "http://127.0.0.1:1").output().unwrap();
+    let away = fixture
+        .command(&["plan", "sweep.yaml"])
+        .env("HF_ENDPOINT", "http://127.0.0.1:1")
+        .env("HF_HOME", fixture.sandbox.path().join("empty"))
+        .output()
+        .unwrap();
     expect(&away, 3, &["org/tiny: http://127.0.0.1:1 cannot be reached", "name a model's directory"]);
     let odd = fixture.command(&["plan", "sweep.yaml"]).env("HF_ENDPOINT", "hub").output().unwrap();
     expect(&odd, 2, &["HF_ENDPOINT: \"hub\" is no address"]);

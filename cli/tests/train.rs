@@ -263,7 +263,12 @@ fn write_qalora(dir: &Path) {
 fn unusable_input_is_named_and_nothing_starts() {
     let nothing: Spoil = |_| {};
     let rows: &[(&str, Spoil, &[&str], &[&str])] = &[
-        ("no model", nothing, &["--pretrained-model-id=none"], &["pretrained_model_id", "none", "download"]),
+        (
+            "no model",
+            nothing,
+            &["--pretrained-model-id=./none"],
+            &["pretrained_model_id", "none", "download"],
+        ),
         (
             "no config",
             |dir| std::fs::remove_file(dir.join("model/config.json")).unwrap(),

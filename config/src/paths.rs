@@ -10,8 +10,8 @@ use std::path::{Component, Path, PathBuf};
 /// Parameters that name a model, an adapter or rows, and what each must be on disk.
 const PATH_PARAMETERS: &[(&str, &str)] = &[
     ("pretrained_model_id", "a model's directory"),
-    ("dataset_name", "a .jsonl or .parquet file or a directory of them"),
-    ("eval_dataset_name", "a .jsonl or .parquet file or a directory of them"),
+    ("dataset_name", "a .jsonl, .json or .parquet file or a directory of them"),
+    ("eval_dataset_name", "a .jsonl, .json or .parquet file or a directory of them"),
     ("init_adapter", "an adapter's directory"),
 ];
 

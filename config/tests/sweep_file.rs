@@ -98,7 +98,7 @@ constraints: [\"lora_rank < 8\", \"lora_rank <\"]
         text,
         &[],
         &[
-            "x.yaml:3:1: dataset_name: ./row.jsonl is not there (looked for ROOT/sweeps/row.jsonl); name a .jsonl or \
+            "x.yaml:3:1: dataset_name: ./row.jsonl is not there (looked for ROOT/sweeps/row.jsonl); name a .jsonl, .json or \
          .parquet file or a directory of them; a relative path is taken from ROOT/sweeps",
             "x.yaml:4:1: lora_dropuot: unknown key; did you mean lora_dropout?",
             "x.yaml:7:3: search.max_trials: must be a whole number from 1, not \"many\"; give one of at most 4294967295",
@@ -251,7 +251,7 @@ fn overrides_that_are_refused() {
         ("search=grid", "--set search: search: must be a mapping, not \"grid\"; its keys are "),
         (
             "dataset_name=./nowhere.jsonl",
-            "--set dataset_name: dataset_name: ./nowhere.jsonl is not there (looked for ROOT/cwd/nowhere.jsonl); name a .jsonl or .parquet file or a directory of them; a relative path is taken from ROOT/cwd",
+            "--set dataset_name: dataset_name: ./nowhere.jsonl is not there (looked for ROOT/cwd/nowhere.jsonl); name a .jsonl, .json or .parquet file or a directory of them; a relative path is taken from ROOT/cwd",
         ),
     ] {
         let folders = Folders::new();

@@ -2,6 +2,7 @@
 
 use domain::Clock;
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -65,6 +66,11 @@ impl Trouble {
         let written = std::fs::write(&file, [1; 4096]);
         // What part of it was written takes room.
         let removed = std::fs::remove_file(&file);
+        let removed = removed.or_else(|error| match error.kind() {
+            // Somebody else who asked was quicker.
+            ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        });
         match written.and(removed) {
             Ok(()) => self.succeeded(Storage::Disk),
             Err(error) => self.failed(Storage::Disk, format!("{}: {error}", dir.display())),

@@ -46,7 +46,7 @@ fn keys() {
         json!({ "pretrained_model_id": null, "dataset_name": null }),
         &[
             "pretrained_model_id: missing; name the base model's directory",
-            "dataset_name: missing; name a .jsonl or .parquet file of training rows",
+            "dataset_name: missing; name a .jsonl, .json or .parquet file of training rows",
         ],
     );
     check(

@@ -72,3 +72,24 @@ fn full(source: &std::io::Error) -> &'static str {
         _ => "",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+
+    #[test]
+    fn a_full_disk_says_what_to_do() {
+        for (kind, full) in
+            [(ErrorKind::StorageFull, true), (ErrorKind::QuotaExceeded, true), (ErrorKind::NotFound, false)]
+        {
+            let message = HubError::io(Path::new("/cache/blobs/x"))(kind.into()).to_string();
+            assert!(message.starts_with("/cache/blobs/x: "), "{message}");
+            assert_eq!(
+                message.contains("make room, or name another place with HF_HUB_CACHE"),
+                full,
+                "{message}"
+            );
+        }
+    }
+}

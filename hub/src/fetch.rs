@@ -151,7 +151,11 @@ impl Download<'_> {
         let file = options.read(true).write(true).create(true).truncate(false).open(&path);
         let mut partial = Partial::new(file.map_err(HubError::io(&path))?, path);
         // One process downloads; another that wants the same file finds it whole.
-        partial.file.lock().map_err(HubError::io(&partial.path))?;
+        match partial.file.lock() {
+            // Not every network file system has locks; two downloads at once are then their callers' concern.
+            Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {}
+            locked => locked.map_err(HubError::io(&partial.path))?,
+        }
         if blob.is_file() {
             let _ = std::fs::remove_file(&partial.path);
             return Ok(());

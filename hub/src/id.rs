@@ -111,9 +111,15 @@ pub enum Located {
     Repo(RepoId),
 }
 
+/// Ends of files of rows: a name that ends so is a path, there or not.
+const ROWS: [&str; 3] = [".jsonl", ".json", ".parquet"];
+
 /// What a name means: a path that is there wins over a repository of that name.
 pub fn locate(name: &str) -> Located {
     let path = Path::new(name);
+    if ROWS.iter().any(|end| name.to_ascii_lowercase().ends_with(end)) {
+        return Located::Path(path.into());
+    }
     match RepoId::parse(name) {
         Some(id) if !path.exists() => Located::Repo(id),
         _ => Located::Path(path.into()),
@@ -163,6 +169,8 @@ mod tests {
     fn a_path_that_is_there_wins() {
         assert_eq!(locate("src"), Located::Path("src".into()));
         assert_eq!(locate("src/lib.rs"), Located::Path("src/lib.rs".into()));
+        assert_eq!(locate("not-there.jsonl"), Located::Path("not-there.jsonl".into()));
+        assert_eq!(locate("data/rows.Parquet"), Located::Path("data/rows.Parquet".into()));
         assert_eq!(locate("not/there"), Located::Repo(RepoId::parse("not/there").unwrap()));
         assert_eq!(locate("./not/there"), Located::Path("./not/there".into()));
     }

@@ -360,3 +360,21 @@ fn a_damaged_sentencepiece_model_brings_nothing_down() {
         }
     }
 }
+
+/// OpenLLaMA's own file, if `LORAFLEET_OPENLLAMA_TOKENIZER` says where it is: the ids that its users report.
+#[test]
+fn openllamas_ids() {
+    let Some(file) = std::env::var_os("LORAFLEET_OPENLLAMA_TOKENIZER") else {
+        println!("not checked: LORAFLEET_OPENLLAMA_TOKENIZER names no tokenizer.model");
+        return;
+    };
+    let dir = directory(&[("tokenizer.model", &fs::read(file).unwrap())]);
+    let tokenizer = Tokenizer::load(dir.path()).unwrap();
+    for (text, want) in [
+        ("hello world", vec![1, 27701, 924]),
+        ("hello\nworld", vec![1, 27701, 13, 7904]),
+        ("a    b", vec![1, 260, 284]),
+    ] {
+        assert_eq!(tokenizer.encode(text).unwrap().ids, want, "{text:?}");
+    }
+}

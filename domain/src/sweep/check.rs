@@ -48,7 +48,7 @@ fn end_of_draws(spec: &mut SweepSpec, problems: &mut Vec<Problem>) {
 fn required(spec: &SweepSpec, problems: &mut Vec<Problem>) {
     for (name, value, remedy) in [
         ("pretrained_model_id", &spec.base.pretrained_model_id, "name the base model's directory"),
-        ("dataset_name", &spec.base.dataset_name, "name a .jsonl or .parquet file of training rows"),
+        ("dataset_name", &spec.base.dataset_name, "name a .jsonl, .json or .parquet file of training rows"),
     ] {
         if value.is_empty() && spec.distribution(name).is_none() {
             problems.push(Problem::new(name, "missing", remedy));

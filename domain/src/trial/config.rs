@@ -235,9 +235,9 @@ trial_config! {
     task: Task = Task::default();
     /// The frozen base: a local directory in Hugging Face's layout, or a model of its hub.
     pretrained_model_id: String = String::new();
-    /// The training rows: a `.jsonl` or `.parquet` file, a directory of them, or a data set of the hub.
+    /// The training rows: a `.jsonl`, `.json` or `.parquet` file, a directory of them, or a data set of the hub.
     dataset_name: String = String::new();
-    /// The column that holds a row's text. Pre-tokenised rows (`input_ids`, `labels`) need none.
+    /// The column that holds a row's text. Rows of messages, prompts or tokens need none.
     instruct_column_in_dataset: String = "text".into();
     /// Evaluation rows, named likewise; without it, rows are held out of `dataset_name`.
     eval_dataset_name: Option<String> = None;

@@ -3,15 +3,19 @@
 //! | module | holds |
 //! |---|---|
 //! | `source` | which files a name means; all their rows, good and bad |
-//! | `jsonl`, `parquet` | one file's rows |
+//! | `json`, `parquet` | one file's rows |
 //! | `record` | which columns count and what they may hold |
-//! | `assistant` | which characters of a text are the assistant's |
+//! | `chat` | conversations to text, by the model's chat template |
+//! | `marked` | a text and the assistant's parts of it |
+//! | `assistant` | the assistant's turns in a text of guanaco's form |
 //! | `split` | which rows are held out |
 //! | `batches` | which rows an optimizer step takes |
 
 mod assistant;
 mod batches;
-mod jsonl;
+mod chat;
+mod json;
+mod marked;
 mod parquet;
 mod record;
 mod source;
@@ -22,8 +26,10 @@ pub use batches::step_batches;
 use crate::error::{Result, TrainError};
 use crate::files;
 use crate::pack::Row;
-use crate::tokenizer::{Encoding, Tokenizer};
+use crate::tokenizer::{ChatSettings, Encoding, Tokenizer};
+use chat::Chat;
 use domain::trial::TrialConfig;
+use marked::Marked;
 use rayon::prelude::*;
 use record::{Columns, Content};
 use std::path::PathBuf;
@@ -35,8 +41,8 @@ pub struct Dataset {
     pub train: Vec<Row>,
     /// The held-out rows, in the files' order.
     pub eval: Vec<Row>,
-    /// Tokens of the first held-out (if none, training) text up to and including its first `### Assistant:`;
-    /// texts whose prompt leaves no room for an answer are passed over.
+    /// Tokens of the first held-out (if none, training) text up to where its assistant first begins; texts whose
+    /// prompt leaves no room for an answer are passed over.
     pub sample_prompt: Option<Vec<u32>>,
     /// The text of `sample_prompt`.
     pub sample_prompt_text: Option<String>,
@@ -44,18 +50,19 @@ pub struct Dataset {
     pub truncated_rows: u64,
     /// Rows that could not be read and were left out.
     pub skipped_rows: u64,
-    /// `sha256:…` of the data files, evaluation files after training files.
+    /// `sha256:…` of the data files, evaluation files after training files, and of the chat template if it made texts.
     pub digest: String,
 }
 
 /// A row and, if it was made from one, its text.
-type Read = (Row, Option<String>);
+type Read = (Row, Option<Marked>);
 
 /// What it takes to make rows.
 struct Reader<'a> {
     config: &'a TrialConfig,
     tokenizer: Option<&'a Tokenizer>,
     vocab_size: usize,
+    chat: Chat<'a>,
     dataset: Dataset,
     files: Vec<PathBuf>,
 }
@@ -75,18 +82,37 @@ impl Dataset {
         max_position: usize,
     ) -> Result<Self> {
         check_length(config, max_position)?;
+        let none = ChatSettings::default();
+        let settings = tokenizer.map_or(&none, Tokenizer::chat);
+        let chat = Chat::new(settings, config.assistant_only_loss);
         let dataset = Self::default();
-        let mut reader = Reader { config, tokenizer, vocab_size, dataset, files: Vec::new() };
-        let rows = reader.read("dataset_name", &config.dataset_name)?;
+        let mut reader = Reader { config, tokenizer, vocab_size, chat, dataset, files: Vec::new() };
+        let key = "dataset_name";
+        let found = source::find(key, &config.dataset_name)?;
+        let rows = reader.read(key, found.train)?;
         let (train, eval) = match &config.eval_dataset_name {
-            Some(name) => (rows, reader.read("eval_dataset_name", name)?),
+            Some(name) => {
+                let key = "eval_dataset_name";
+                let found = source::find(key, name)?;
+                let files = if found.held_out.is_empty() { found.train } else { found.held_out };
+                (rows, reader.read(key, files)?)
+            }
+            None if !found.held_out.is_empty() && config.eval_size != 0.0 => {
+                (rows, reader.read(key, found.held_out)?)
+            }
             None => split::hold_out(config, rows)?,
         };
+        let is_chat = |(_, text): &Read| text.as_ref().is_some_and(|text| text.whole);
+        let template = settings.template.as_ref().filter(|_| train.iter().chain(&eval).any(is_chat));
         reader.sample_prompt(&eval, &train)?;
         let Reader { mut dataset, files: read, .. } = reader;
         dataset.train = train.into_iter().map(|(row, _)| row).collect();
         dataset.eval = eval.into_iter().map(|(row, _)| row).collect();
         dataset.digest = files::digest_files(read.iter().map(PathBuf::as_path))?;
+        if let Some(template) = template {
+            // It made the texts, as the files did.
+            dataset.digest = files::digest(format!("{}\0{template}", dataset.digest).as_bytes());
+        }
         if !dataset.train.iter().any(|row| row.targets.contains(&true)) {
             return Err(TrainError::parameter(
                 "dataset_name",
@@ -111,13 +137,13 @@ fn check_length(config: &TrialConfig, max_position: usize) -> Result<()> {
 }
 
 impl Reader<'_> {
-    fn read(&mut self, key: &'static str, name: &str) -> Result<Vec<Read>> {
-        let columns = Columns { text: &self.config.instruct_column_in_dataset, vocab_size: self.vocab_size };
-        let found = source::read(key, name, &columns, self.config.skip_bad_rows)?;
-        self.dataset.skipped_rows += found.skipped;
-        self.files.extend(found.files);
-        let read: Vec<Read> =
-            found.rows.into_par_iter().map(|content| self.row(content)).collect::<Result<_>>()?;
+    fn read(&mut self, key: &'static str, files: Vec<source::DataFile>) -> Result<Vec<Read>> {
+        let text = &self.config.instruct_column_in_dataset;
+        let columns = Columns { text, vocab_size: self.vocab_size, chat: &self.chat };
+        let (rows, skipped) = source::read(key, &files, &columns, self.config.skip_bad_rows)?;
+        self.dataset.skipped_rows += skipped;
+        self.files.extend(files.into_iter().map(|file| file.path));
+        let read: Vec<Read> = rows.into_par_iter().map(|content| self.row(content)).collect::<Result<_>>()?;
         self.check_ids(&read)?;
         let length = self.config.max_sequence_length as usize;
         let cut = |(mut row, text): Read| {
@@ -131,8 +157,8 @@ impl Reader<'_> {
 
     fn row(&self, content: Content) -> Result<Read> {
         match (content, self.tokenizer) {
-            (Content::Text(text), Some(tokenizer)) => Ok((self.encode(&text, tokenizer)?, Some(text))),
-            (Content::Text(_), None) => Err(TrainError::parameter(
+            (Content::Marked(text), Some(tokenizer)) => Ok((self.encode(&text, tokenizer)?, Some(text))),
+            (Content::Marked(_), None) => Err(TrainError::parameter(
                 "pretrained_model_id",
                 "the model has no tokenizer for the text rows of the data set",
                 "put its tokenizer.json or tokenizer.model beside its weights, or give rows with input_ids",
@@ -147,9 +173,10 @@ impl Reader<'_> {
     }
 
     /// A text's tokens and EOS, and which of them are to be predicted.
-    fn encode(&self, text: &str, tokenizer: &Tokenizer) -> Result<Row> {
-        let Encoding { mut ids, mut starts } = tokenizer.encode(text)?;
-        if self.config.add_eos {
+    fn encode(&self, marked: &Marked, tokenizer: &Tokenizer) -> Result<Row> {
+        let text = &marked.text;
+        let Encoding { mut ids, mut starts } = encoded(tokenizer, text, marked.whole)?;
+        if self.config.add_eos && !marked.whole {
             let eos = tokenizer.eos().ok_or_else(|| {
                 TrainError::parameter(
                     "add_eos",
@@ -164,9 +191,8 @@ impl Reader<'_> {
         }
         let mut row = Row::whole(ids);
         if self.config.assistant_only_loss {
-            let parts = assistant::parts(text);
             for (target, start) in row.targets.iter_mut().zip(&starts) {
-                *target &= parts.iter().any(|part| part.contains(start));
+                *target &= marked.parts.iter().any(|part| part.contains(start));
             }
         }
         Ok(row)
@@ -191,9 +217,10 @@ impl Reader<'_> {
 
     fn sample_prompt(&mut self, eval: &[Read], train: &[Read]) -> Result<()> {
         let Some(tokenizer) = self.tokenizer else { return Ok(()) };
-        let texts = eval.iter().chain(train).filter_map(|(_, text)| text.as_deref());
-        for prompt in texts.filter_map(assistant::prompt) {
-            let mut ids = tokenizer.encode(prompt)?.ids;
+        let texts = eval.iter().chain(train).filter_map(|(_, text)| text.as_ref());
+        for marked in texts.filter(|text| text.prompt > 0) {
+            let prompt = &marked.text[..marked.prompt];
+            let mut ids = encoded(tokenizer, prompt, marked.whole)?.ids;
             if tokenizer.eos().is_some() && ids.last().copied() == tokenizer.eos() {
                 ids.pop();
             }
@@ -205,4 +232,9 @@ impl Reader<'_> {
         }
         Ok(())
     }
+}
+
+/// A text's tokens; one that spells out BOS and EOS itself gets no others.
+fn encoded(tokenizer: &Tokenizer, text: &str, whole: bool) -> Result<Encoding> {
+    if whole { tokenizer.encode_as_it_is(text) } else { tokenizer.encode(text) }
 }

@@ -1,11 +1,12 @@
 //! Parquet files, by the record interface (no Arrow).
 
-use super::record::{Bad, Cell, Columns, Content, TOKENS, content};
+use super::record::{Bad, Columns, Content, Value, content, counts};
 use crate::error::{Result, TrainError};
 use ::parquet::errors::ParquetError;
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::record::Field;
 use ::parquet::schema::types::Type;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
 /// A file's rows, each with its number (from 1).
@@ -16,8 +17,8 @@ type Rows = Vec<(usize, std::result::Result<Content, Bad>)>;
 /// # Errors
 /// The file cannot be read, is damaged or is no Parquet file.
 pub fn read(path: &Path, columns: &Columns) -> Result<Rows> {
-    // The record interface believes what a file says of itself, and panics where a damaged one misleads it.
-    std::panic::catch_unwind(|| read_rows(path, columns))
+    // Nothing outlives a panic but the columns, which no one changes. The record interface believes what a file says of itself, and panics where a damaged one misleads it.
+    std::panic::catch_unwind(AssertUnwindSafe(|| read_rows(path, columns)))
         .unwrap_or_else(|_| Err(TrainError::data(path, "is damaged", "copy or write the file again")))
 }
 
@@ -35,8 +36,8 @@ fn read_rows(path: &Path, columns: &Columns) -> Result<Rows> {
     };
     let schema = reader.metadata().file_metadata().schema();
     let names: Vec<_> = schema.get_fields().iter().map(|field| field.name().to_owned()).collect();
-    let counts = |name: &str| name == columns.text || TOKENS.contains(&name);
-    let wanted: Vec<_> = schema.get_fields().iter().filter(|field| counts(field.name())).cloned().collect();
+    let wanted = schema.get_fields().iter().filter(|field| counts(columns, field.name()));
+    let wanted: Vec<_> = wanted.cloned().collect();
     if wanted.is_empty() {
         let rows = reader.metadata().file_metadata().num_rows().max(0) as usize;
         return Ok((1..=rows).map(|row| (row, Err(Bad::NoColumn(names.clone())))).collect());
@@ -53,35 +54,31 @@ fn read_rows(path: &Path, columns: &Columns) -> Result<Rows> {
     rows.enumerate().map(row).collect()
 }
 
-fn cell(field: &Field) -> Cell {
+fn cell(field: &Field) -> Value {
     match field {
-        Field::Null => Cell::Other("null"),
-        Field::Str(text) => Cell::Text(text.clone()),
+        Field::Null => Value::Null,
+        Field::Bool(value) => Value::Bool(*value),
+        Field::Str(text) => Value::String(text.clone()),
         // A string column that its writer did not mark as one.
         Field::Bytes(bytes) => match std::str::from_utf8(bytes.data()) {
-            Ok(text) => Cell::Text(text.to_owned()),
-            Err(_) => Cell::Other("bytes that are not UTF-8"),
+            Ok(text) => Value::String(text.to_owned()),
+            Err(_) => Value::Array(bytes.data().iter().map(|byte| (*byte).into()).collect()),
         },
-        Field::ListInternal(list) => match list.elements().iter().map(whole).collect() {
-            Some(numbers) => Cell::Numbers(numbers),
-            None => Cell::Other("a list of other things than whole numbers"),
-        },
-        field if whole(field).is_some() => Cell::Other("a number"),
-        Field::Float16(_) | Field::Float(_) | Field::Double(_) => Cell::Other("a number"),
-        _ => Cell::Other("a value of another type"),
-    }
-}
-
-fn whole(field: &Field) -> Option<i64> {
-    Some(match field {
+        Field::ListInternal(list) => Value::Array(list.elements().iter().map(cell).collect()),
+        Field::Group(row) => {
+            Value::Object(row.get_column_iter().map(|(name, field)| (name.clone(), cell(field))).collect())
+        }
         Field::Byte(n) => (*n).into(),
         Field::Short(n) => (*n).into(),
         Field::Int(n) => (*n).into(),
-        Field::Long(n) => *n,
+        Field::Long(n) => (*n).into(),
         Field::UByte(n) => (*n).into(),
         Field::UShort(n) => (*n).into(),
         Field::UInt(n) => (*n).into(),
-        Field::ULong(n) => i64::try_from(*n).ok()?,
-        _ => return None,
-    })
+        Field::ULong(n) => (*n).into(),
+        Field::Float16(n) => f32::from(*n).into(),
+        Field::Float(n) => (*n).into(),
+        Field::Double(n) => (*n).into(),
+        other => Value::String(other.to_string()),
+    }
 }

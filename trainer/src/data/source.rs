@@ -1,25 +1,32 @@
-//! Which files a data set's name means, and all their rows, good and bad.
+//! Which files a data set's name means, which of them are held out, and all their rows, good and bad.
 
-use super::record::{Bad, Columns, Content};
-use super::{jsonl, parquet};
+use super::record::{Bad, Columns, Content, OTHER_FORMS};
+use super::{json, parquet};
 use crate::error::{Result, TrainError};
 use crate::locate;
 use std::path::{Path, PathBuf};
 
-/// A data set's rows.
+/// A file of rows.
 #[derive(Debug)]
+pub struct DataFile {
+    /// Where it lies.
+    pub path: PathBuf,
+    format: Format,
+}
+
+/// A data set's files.
+#[derive(Debug, Default)]
 pub struct Found {
-    /// The rows that can be used, in the files' order.
-    pub rows: Vec<Content>,
-    /// How many cannot.
-    pub skipped: u64,
-    /// The files that were read, by name.
-    pub files: Vec<PathBuf>,
+    /// The files to train on, by name.
+    pub train: Vec<DataFile>,
+    /// The files of a directory that are held out by their names.
+    pub held_out: Vec<DataFile>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Format {
     JsonLines,
+    Json,
     Parquet,
 }
 
@@ -27,55 +34,78 @@ impl Format {
     fn of(path: &Path) -> Option<Self> {
         match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
             "jsonl" => Some(Self::JsonLines),
+            "json" => Some(Self::Json),
             "parquet" => Some(Self::Parquet),
             _ => None,
         }
     }
 }
 
-/// Reads the file or directory that the parameter `key` names.
+/// A bad row: its file's place, how rows are numbered there, and its number.
+type Place = (usize, Numbers, usize);
+
+/// How the rows of a file are numbered.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Numbers {
+    Lines,
+    Rows,
+}
+
+/// Reads files that the parameter `key` names: their rows in order, and how many were left out.
 ///
 /// # Errors
-/// There is no such file, it is of another kind, it has no rows or none that can be used; a row is bad and bad
+/// A file is of another kind than its name says; there are no rows or none that can be used; a row is bad and bad
 /// rows are not to be skipped.
-pub fn read(key: &'static str, name: &str, columns: &Columns, skip_bad_rows: bool) -> Result<Found> {
-    let files = files(key, name)?;
-    let (mut rows, mut bad) = (Vec::new(), Vec::new());
-    for (index, (path, format)) in files.iter().enumerate() {
-        let read = match format {
-            Format::JsonLines => jsonl::read(path, columns)?,
-            Format::Parquet => parquet::read(path, columns)?,
+pub fn read(
+    key: &'static str,
+    files: &[DataFile],
+    columns: &Columns,
+    skip_bad_rows: bool,
+) -> Result<(Vec<Content>, u64)> {
+    let mut rows = Vec::new();
+    let mut bad: Vec<(Place, Bad)> = Vec::new();
+    for (index, DataFile { path, format }) in files.iter().enumerate() {
+        let (numbers, read) = match format {
+            Format::JsonLines => (Numbers::Lines, json::lines(&json::bytes(path)?, columns)),
+            // Many a .json file on the hub holds JSON Lines.
+            Format::Json => match json::bytes(path)? {
+                bytes if json::is_array(&bytes) => (Numbers::Rows, json::array(path, &bytes, columns)?),
+                bytes => (Numbers::Lines, json::lines(&bytes, columns)),
+            },
+            Format::Parquet => (Numbers::Rows, parquet::read(path, columns)?),
         };
         for (number, row) in read {
             match row {
                 Ok(row) => rows.push(row),
-                Err(problem) => bad.push((index, number, problem)),
+                Err(problem) => bad.push(((index, numbers, number), problem)),
             }
         }
     }
     // If no row can be used, the missing column is the likelier cause.
     let worst = match rows.is_empty() {
-        true => bad.iter().find(|(_, _, bad)| matches!(bad, Bad::NoColumn(_))).or(bad.first()),
+        true => bad.iter().find(|(_, bad)| matches!(bad, Bad::NoColumn(_))).or(bad.first()),
         false => bad.first().filter(|_| !skip_bad_rows),
     };
-    if let Some((index, number, problem)) = worst {
-        let (path, format) = &files[*index];
-        return Err(error(path, *format, *number, problem, columns.text, rows.is_empty()));
+    if let Some(((index, numbers, number), problem)) = worst {
+        return Err(error(&files[*index].path, *numbers, *number, problem, columns.text, rows.is_empty()));
     }
     if rows.is_empty() {
-        return Err(TrainError::data(
-            Path::new(name),
-            "has no rows",
-            format!("give {key} a data set with rows"),
-        ));
+        let path = match files {
+            [file] => file.path.as_path(),
+            several => several.first().and_then(|file| file.path.parent()).unwrap_or(Path::new("")),
+        };
+        return Err(TrainError::data(path, "has no rows", format!("give {key} a data set with rows")));
     }
-    let files = files.into_iter().map(|(path, _)| path).collect();
-    Ok(Found { rows, skipped: bad.len() as u64, files })
+    Ok((rows, bad.len() as u64))
 }
 
-/// The file itself, or a directory's data files by name.
-fn files(key: &'static str, name: &str) -> Result<Vec<(PathBuf, Format)>> {
-    let remedy = || format!("give {key} a .jsonl or .parquet file, or a directory of them");
+/// The file itself, or a directory's data files by name. Where some of them are called after a split (`train-0.parquet`,
+/// `rows_train.jsonl`), those to train on are these, and those called `validation` or, without one, `test` are held out.
+///
+/// # Errors
+/// There is no such file, or it is of another kind.
+pub fn find(key: &'static str, name: &str) -> Result<Found> {
+    let remedy = || format!("give {key} a .jsonl, .json or .parquet file, or a directory of them");
     if name.is_empty() {
         return Err(TrainError::parameter(key, "is not given", remedy()));
     }
@@ -87,26 +117,68 @@ fn files(key: &'static str, name: &str) -> Result<Vec<(PathBuf, Format)>> {
     })?;
     if !about.is_dir() {
         let format = Format::of(path)
-            .ok_or_else(|| TrainError::data(path, "is neither a .jsonl nor a .parquet file", remedy()))?;
-        return Ok(vec![(path.to_owned(), format)]);
+            .ok_or_else(|| TrainError::data(path, "is no .jsonl, .json or .parquet file", remedy()))?;
+        return Ok(Found { train: vec![DataFile { path: path.to_owned(), format }], ..Found::default() });
     }
     let mut files = Vec::new();
     for entry in std::fs::read_dir(path).map_err(TrainError::io(path))? {
-        let file = entry.map_err(TrainError::io(path))?.path();
-        files.extend(Format::of(&file).filter(|_| file.is_file()).map(|format| (file, format)));
+        let path = entry.map_err(TrainError::io(path))?.path();
+        let format = Format::of(&path).filter(|_| path.is_file());
+        files.extend(format.map(|format| DataFile { path, format }));
     }
-    files.sort_by(|a, b| a.0.cmp(&b.0));
+    files.sort_by(|a, b| a.path.cmp(&b.path));
     match files.is_empty() {
-        true => Err(TrainError::data(path, "is a directory without .jsonl or .parquet files", remedy())),
-        false => Ok(files),
+        true => {
+            Err(TrainError::data(path, "is a directory without .jsonl, .json or .parquet files", remedy()))
+        }
+        false => Ok(by_split(files)),
     }
 }
 
+/// The part of a data set that a file's name says it is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Split {
+    Train,
+    Validation,
+    Test,
+}
+
+impl Split {
+    fn of(path: &Path) -> Option<Self> {
+        let name = path.file_stem()?.to_str()?.to_lowercase();
+        name.split(|c: char| !c.is_alphanumeric()).find_map(|word| match word {
+            "train" | "training" => Some(Self::Train),
+            "validation" | "valid" | "val" | "dev" | "eval" => Some(Self::Validation),
+            "test" | "testing" => Some(Self::Test),
+            _ => None,
+        })
+    }
+}
+
+/// A directory's files by split; all of them to train on if none is called after training.
+fn by_split(files: Vec<DataFile>) -> Found {
+    let split = |file: &DataFile| Split::of(&file.path);
+    if !files.iter().any(|file| split(file) == Some(Split::Train)) {
+        return Found { train: files, held_out: Vec::new() };
+    }
+    let has_validation = files.iter().any(|file| split(file) == Some(Split::Validation));
+    let held_out = if has_validation { Split::Validation } else { Split::Test };
+    let mut found = Found::default();
+    for file in files {
+        match split(&file) {
+            Some(Split::Train) => found.train.push(file),
+            Some(other) if other == held_out => found.held_out.push(file),
+            _ => {}
+        }
+    }
+    found
+}
+
 /// The error for a bad row; `alone` if no row of the data set can be used.
-fn error(path: &Path, format: Format, number: usize, bad: &Bad, column: &str, alone: bool) -> TrainError {
-    let (path, row) = match format {
-        Format::JsonLines => (PathBuf::from(format!("{}:{number}", path.display())), String::new()),
-        Format::Parquet => (path.to_owned(), format!("row {number}: ")),
+fn error(path: &Path, numbers: Numbers, number: usize, bad: &Bad, column: &str, alone: bool) -> TrainError {
+    let (path, row) = match numbers {
+        Numbers::Lines => (PathBuf::from(format!("{}:{number}", path.display())), String::new()),
+        Numbers::Rows => (path.to_owned(), format!("row {number}: ")),
     };
     let (problem, mut remedy) = match bad {
         Bad::Row { problem, remedy } => (problem.clone(), (*remedy).to_owned()),
@@ -135,6 +207,6 @@ fn missing_column(column: &str, names: &[String]) -> (String, String) {
     };
     let guess = near.first().filter(|(distance, _)| *distance <= (column.chars().count() / 2).max(1));
     let guess = guess.map_or(String::new(), |(_, name)| format!("did you mean `{name}`? "));
-    let problem = format!("has no column `{column}` (and no `input_ids`); it has {has}");
+    let problem = format!("has no column `{column}` (and neither {OTHER_FORMS}); it has {has}");
     (problem, format!("{guess}name the text's column with instruct_column_in_dataset"))
 }

@@ -2,8 +2,11 @@
 //! where there is none, from `tokenizer.model` (SentencePiece's); a directory that holds both gives the same
 //! ids either way.
 
+mod chat;
 mod protobuf;
 mod sentencepiece;
+
+pub use chat::ChatSettings;
 
 use crate::error::{Result, TrainError};
 use crate::files;
@@ -19,6 +22,7 @@ pub struct Tokenizer {
     eos: Option<u32>,
     vocab_size: usize,
     digest: String,
+    chat: ChatSettings,
 }
 
 /// A text's tokens.
@@ -67,6 +71,7 @@ impl Tokenizer {
             path,
             eos,
             vocab_size,
+            chat: ChatSettings::read(model_dir)?,
             digest: files::digest_files(read.iter().map(PathBuf::as_path))?,
         })
     }
@@ -76,9 +81,21 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer fails on the text.
     pub fn encode(&self, text: &str) -> Result<Encoding> {
+        self.encoded(text, true)
+    }
+
+    /// The text's tokens, with those special tokens alone that are spelt out in it: a chat template's text has its own.
+    ///
+    /// # Errors
+    /// The tokenizer fails on the text.
+    pub fn encode_as_it_is(&self, text: &str) -> Result<Encoding> {
+        self.encoded(text, false)
+    }
+
+    fn encoded(&self, text: &str, add_special_tokens: bool) -> Result<Encoding> {
         let encoding = self
             .inner
-            .encode_char_offsets(text, true)
+            .encode_char_offsets(text, add_special_tokens)
             .map_err(|error| TrainError::model(&self.path, error.to_string(), "use another tokenizer"))?;
         let mut starts: Vec<_> = encoding.get_offsets().iter().map(|(start, _)| *start).collect();
         // Special tokens that are no part of the text stand at 0; those behind it belong to its end.
@@ -114,6 +131,11 @@ impl Tokenizer {
     /// Its highest token id plus 1.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
+    }
+
+    /// What the model's directory says of its chats.
+    pub fn chat(&self) -> &ChatSettings {
+        &self.chat
     }
 
     /// The file it was read from.

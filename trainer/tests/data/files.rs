@@ -122,7 +122,10 @@ fn files_that_are_refused() {
             "a.jsonl",
             &other,
             |_| {},
-            &["a.jsonl:2: has no column `text` (and no `input_ids`); it has `instruction`; ", LEAVE],
+            &[
+                "a.jsonl:2: has no column `text` (and neither `messages`, `prompt` and `completion`, `instruction` and `output`, nor `input_ids`); it has `instruction`; ",
+                LEAVE,
+            ],
         ),
         (
             "a.jsonl",
@@ -234,7 +237,7 @@ fn files_that_are_refused() {
             b"{\"text\": \"x\"}",
             |c| c.dataset_name += "x",
             &[
-                "a.jsonlx: does not exist; give dataset_name a .jsonl or .parquet file, or a directory of them",
+                "a.jsonlx: does not exist; give dataset_name a .jsonl, .json or .parquet file, or a directory of them",
             ],
         ),
         ("a.jsonl", b"{\"text\": \"x\"}", |c| c.dataset_name.clear(), &["dataset_name: is not given"]),
@@ -242,10 +245,9 @@ fn files_that_are_refused() {
             "a.jsonl",
             b"{\"text\": \"x\"}",
             |c| c.eval_dataset_name = Some("/nowhere.jsonl".into()),
-            &["nowhere.jsonl: does not exist; give eval_dataset_name a .jsonl"],
+            &["nowhere.jsonl: does not exist; give eval_dataset_name a .jsonl, .json"],
         ),
-        ("a.txt", b"x", |_| {}, &["a.txt: is neither a .jsonl nor a .parquet file; give dataset_name"]),
-        ("a.json", b"[]", |_| {}, &["a.json: is neither a .jsonl nor a .parquet file"]),
+        ("a.txt", b"x", |_| {}, &["a.txt: is no .jsonl, .json or .parquet file; give dataset_name"]),
         (
             "a.parquet",
             b"{\"text\": \"x\"}",
@@ -256,7 +258,7 @@ fn files_that_are_refused() {
             "a.txt",
             b"x",
             |c| c.dataset_name.truncate(c.dataset_name.len() - "/a.txt".len()),
-            &["is a directory without .jsonl or .parquet files; give"],
+            &["is a directory without .jsonl, .json or .parquet files; give"],
         ),
     ];
     for (name, bytes, change, words) in rows {

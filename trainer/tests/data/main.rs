@@ -4,11 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod files;
+mod forms;
 mod parquet_files;
 mod rows;
 
 use domain::trial::TrialConfig;
-use serde_json::json;
+use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use tempfile::TempDir;
@@ -35,6 +36,11 @@ fn shared(path: &str) -> Option<PathBuf> {
 
 /// A tokenizer with one token a character (ASCII, `é`, `🙂`) and BOS in front. `eos` names EOS or does not.
 fn letters(eos: bool) -> Tokenizer {
+    letters_with(&if eos { json!({ "eos_token": "</s>" }) } else { json!({}) })
+}
+
+/// That tokenizer with these settings; one called after a file becomes that file.
+fn letters_with(settings: &Value) -> Tokenizer {
     let mut vocab = json!({"<unk>": 0, "<s>": 1, "</s>": 2});
     for c in (0u8..128).map(char::from).chain(['é', '🙂']) {
         vocab[c.to_string()] = json!(letter(c));
@@ -55,8 +61,9 @@ fn letters(eos: bool) -> Tokenizer {
     });
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    if eos {
-        fs::write(dir.path().join("tokenizer_config.json"), r#"{"eos_token": "</s>"}"#).unwrap();
+    fs::write(dir.path().join("tokenizer_config.json"), settings.to_string()).unwrap();
+    if let Some(template) = settings["chat_template.jinja"].as_str() {
+        fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
     }
     Tokenizer::load(dir.path()).unwrap()
 }
