@@ -1,6 +1,7 @@
 //! What happens to a sweep's records, without I/O: each method applies one happening, marks what it changed and
 //! says what is to be done about it. The actor writes the changes, then does what was said.
 
+mod account;
 mod extension;
 mod operations;
 mod retention;
@@ -370,36 +371,6 @@ impl Ledger {
             self.tally.went(from, to);
         }
         self.changes.trials.insert(number);
-        Ok(())
-    }
-
-    /// What the current assignment has cost so far: device seconds × share × price.
-    pub fn charge(&mut self, number: u32, seconds: f64, now: Timestamp) -> Result<()> {
-        let record = self.get_mut(number)?;
-        let price = record.placement.as_ref().map_or(0.0, |p| p.price_per_hour);
-        let cost = record.earlier_cost_usd + seconds * price / 3600.0;
-        if record.trial.cost_usd != Some(cost) {
-            let before = record.trial.cost_usd.replace(cost);
-            record.charged_at = Some(now);
-            self.changes.trials.insert(number);
-            self.tally.charge(before, Some(cost));
-        }
-        Ok(())
-    }
-
-    /// Goes on with the account of an assignment after a restart: what was charged so far stands. Answers with
-    /// when that was.
-    pub fn reopen_account(&mut self, number: u32) -> Result<Option<Timestamp>> {
-        let record = self.get_mut(number)?;
-        record.earlier_cost_usd = record.trial.cost_usd.unwrap_or_default();
-        Ok(record.charged_at)
-    }
-
-    /// The current assignment ends: what it cost comes before what the next one will.
-    pub fn close_account(&mut self, number: u32, seconds: f64, now: Timestamp) -> Result<()> {
-        self.charge(number, seconds, now)?;
-        let record = self.get_mut(number)?;
-        record.earlier_cost_usd = record.trial.cost_usd.unwrap_or_default();
         Ok(())
     }
 

@@ -4,7 +4,8 @@
 //! | file | holds |
 //! |---|---|
 //! | `mod.rs` | the handle: what may be asked |
-//! | `running.rs` | the actor: what came together is written together, then answered |
+//! | `running.rs` | the actor: what came together is applied together |
+//! | `running/writing.rs` | what changed is written, then told |
 //! | `log.rs` | what a change of a trial's record tells people |
 //! | `budget.rs` | which part of a budget is spent |
 //! | `ledger.rs` | what happens to the records, without I/O |

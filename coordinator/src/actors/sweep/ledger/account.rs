@@ -1,0 +1,37 @@
+//! What trials cost.
+
+use super::Ledger;
+use crate::error::Result;
+use domain::Timestamp;
+
+impl Ledger {
+    /// What the current assignment has cost so far: device seconds × share × price.
+    pub fn charge(&mut self, number: u32, seconds: f64, now: Timestamp) -> Result<()> {
+        let record = self.get_mut(number)?;
+        let price = record.placement.as_ref().map_or(0.0, |p| p.price_per_hour);
+        let cost = record.earlier_cost_usd + seconds * price / 3600.0;
+        if record.trial.cost_usd != Some(cost) {
+            let before = record.trial.cost_usd.replace(cost);
+            record.charged_at = Some(now);
+            self.changes.trials.insert(number);
+            self.tally.charge(before, Some(cost));
+        }
+        Ok(())
+    }
+
+    /// Goes on with the account of an assignment after a restart: what was charged so far stands. Answers with
+    /// when that was.
+    pub fn reopen_account(&mut self, number: u32) -> Result<Option<Timestamp>> {
+        let record = self.get_mut(number)?;
+        record.earlier_cost_usd = record.trial.cost_usd.unwrap_or_default();
+        Ok(record.charged_at)
+    }
+
+    /// The current assignment ends: what it cost comes before what the next one will.
+    pub fn close_account(&mut self, number: u32, seconds: f64, now: Timestamp) -> Result<()> {
+        self.charge(number, seconds, now)?;
+        let record = self.get_mut(number)?;
+        record.earlier_cost_usd = record.trial.cost_usd.unwrap_or_default();
+        Ok(())
+    }
+}
