@@ -344,7 +344,7 @@ fn unusable_input_is_named_and_nothing_starts() {
             "precision",
             nothing,
             &["--precision_mode=8bit"],
-            &["precision_mode", "8bit", "float32, bfloat16, float16 or 4bit"],
+            &["--precision-mode", "8bit", "float32, bfloat16, float16 or 4bit"],
         ),
         ("no memory", nothing, &["--memory-limit=1kB"], &["does not fit", "1.0 kB", "4bit"]),
         ("memory", nothing, &["--memory-limit=lots"], &["--memory-limit", "8GB"]),
