@@ -115,7 +115,7 @@ pub fn bitsandbytes_on_a_cpu(matrix: &Nf4) -> Option<Tensor> {
     }
     let (codes, magnitudes) = (matrix.parts().unwrap().0, matrix.magnitudes().unwrap());
     let value = |i: usize| {
-        let code = if i % 2 == 0 { codes[i / 2] >> 4 } else { codes[i / 2] & 15 };
+        let code = if i.is_multiple_of(2) { codes[i / 2] >> 4 } else { codes[i / 2] & 15 };
         CODE[usize::from(code)] * magnitudes[i / columns * (columns / 64) + i % columns / 64]
     };
     let values: Vec<f32> = (0..rows * columns).map(value).collect();
