@@ -56,18 +56,14 @@ fn the_published_table_comes_from_the_configuration() {
         for device in row["devices"].as_array().unwrap() {
             let fits = device["fits"] == json!(true);
             let within = device["peak_memory_bytes"].as_u64() <= device["memory_bytes"].as_u64();
-            assert!(fits == within || !fits, "{device}");
+            assert!(within || !fits, "{device}");
             assert_eq!(fits, device["recomputed_layers"].is_u64());
         }
     }
     // float16 leaves a V100 no room at rank 64; 4 bits do.
     assert_eq!(rows[3]["devices"][1]["fits"], json!(false));
-    assert_eq!(rows[7]["devices"][1], {
-        let mut want = rows[7]["devices"][1].clone();
-        want["device"] = json!("V100-16GB");
-        want["recomputed_layers"] = json!(0);
-        want
-    });
+    let v100 = &rows[7]["devices"][1];
+    assert_eq!((&v100["device"], &v100["recomputed_layers"]), (&json!("V100-16GB"), &json!(0)));
 }
 
 #[test]

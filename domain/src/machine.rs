@@ -16,7 +16,7 @@ pub struct Machine {
     pub accelerator: String,
     /// How many of them it has.
     pub accelerators: u32,
-    /// Bytes of one of them, as its driver reports them.
+    /// Bytes of one of them, its driver's share included.
     pub memory_bytes: u64,
     /// US dollars an hour for the whole machine, on demand.
     pub price_per_hour: f64,

@@ -3,9 +3,11 @@
 use crate::id::Kind;
 use std::collections::BTreeMap;
 
-/// What a model has beside its weights, as far as it is there.
-const COMPANIONS: [&str; 10] = [
-    "config.json",
+/// A model's configuration.
+const CONFIG: &str = "config.json";
+
+/// What a model has beside its configuration and weights, as far as it is there.
+pub const COMPANIONS: [&str; 9] = [
     "generation_config.json",
     "tokenizer.json",
     "tokenizer.model",
@@ -58,7 +60,7 @@ pub(crate) fn needed(kind: Kind, files: &[String]) -> Result<Needed, (String, St
 fn model(files: &[String]) -> Result<Needed, (String, String)> {
     let has = |name: &str| files.iter().any(|file| file == name);
     let mut needed: Vec<String> =
-        COMPANIONS.iter().filter(|name| has(name)).map(ToString::to_string).collect();
+        [CONFIG].iter().chain(&COMPANIONS).filter(|name| has(name)).map(ToString::to_string).collect();
     if !has("config.json") {
         return Err(("has no config.json".into(), "name a model in the layout of transformers".into()));
     }

@@ -20,19 +20,6 @@ use std::path::Path;
 /// Bytes of tensors in a file at most, as the hub's tools write them.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
 
-/// What a model directory holds beside its configuration and weights, where the base has it.
-const COMPANIONS: [&str; 9] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-];
-
 const CONFIG: &str = "config.json";
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
@@ -202,7 +189,7 @@ impl Merge<'_> {
     }
 
     fn write_companions(&self, dir: &Path, untie: bool) -> Result<()> {
-        for name in COMPANIONS {
+        for name in hub::COMPANIONS {
             let from = self.base.join(name);
             if from.exists() {
                 let bytes = std::fs::read(&from).map_err(TrainError::io(&from))?;
