@@ -17,7 +17,7 @@
 //! | [`merge`] | base and adapter as one model |
 //! | [`quant`], [`weight`] | NF4; a frozen matrix in the numbers that it is held in |
 //! | [`locate`] | where on this machine a configuration's names lie |
-//! | [`memory`] | how many bytes of tensors a pass holds |
+//! | [`device`], [`memory`] | the device by its name; how many bytes of tensors a pass holds |
 //! | [`rng`] | counter-based random numbers (`domain::rng`) |
 //!
 //! There is no autograd graph: no tensor is a `Var`, so that a frozen weight can have no gradient, and what a
@@ -26,6 +26,7 @@
 pub mod adapter_file;
 pub mod checkpoint;
 pub mod data;
+pub mod device;
 pub mod error;
 pub mod files;
 pub mod locate;

@@ -8,6 +8,9 @@
 //! pass. A run's `peak_memory_bytes` is therefore the largest `Outcome::peak_bytes` of its micro-batches plus
 //! its optimizer's `AdamW::bytes`.
 
+#[cfg(feature = "cuda")]
+pub mod pool;
+
 use candle_core::Tensor;
 use std::cell::Cell;
 use std::ops::Deref;
