@@ -97,8 +97,13 @@ impl ModelShape {
     }
 }
 
-/// Elements of the block of logits that the engine makes at a time.
-const LOGITS_BLOCK: u64 = 8 << 20;
+/// Rows of the block of logits that the engine makes at a time: as many as make 8 Mi elements, and if that is more than
+/// a matrix product's tile of 128 rows a whole number of tiles.
+pub fn logits_block(vocab_size: u64) -> u64 {
+    const TILE: u64 = 128;
+    let rows = ((8 << 20) / vocab_size.max(1)).max(1);
+    if rows < TILE { rows } else { rows - rows % TILE }
+}
 
 /// Bytes of a matrix of `elements` in NF4: two elements a byte, and for each 64 of them a magnitude, in float32 or
 /// with double quantisation in 8 bits, which then need a float32 for each 256 and one for all.
@@ -108,14 +113,15 @@ pub fn nf4_bytes(elements: u64, double_quant: bool) -> u64 {
     elements.div_ceil(2) + magnitudes
 }
 
-/// Most bytes of tensors that a solo trial holds, by what holds them. The terms follow the CPU engine's passes
-/// (`trainer::pack`), and a test there holds them against what it counts.
+/// Most bytes of tensors that a solo trial holds, by what holds them. The terms follow the engine's passes
+/// (`trainer::pack`), and tests there hold them against what the CPU's passes count and a GPU's allocator says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeakBytes {
     /// The frozen base.
     pub weights: u64,
     /// The adapter, its gradients, its two moments, and the state that a divergence falls back to (adapter and
-    /// moments): 4 × (1 + 1 + 2 + 3) bytes a parameter.
+    /// moments): 4 × (1 + 1 + 2 + 3) bytes a parameter. On a GPU the gradients count only where the peak is at the
+    /// backward's end, when all of them are there, and a copy in the activations' numbers comes on top.
     pub adapter: u64,
     /// What every layer keeps for its backward: per token the input, the middle, queries, keys, values,
     /// attention's output, gate and up; of a layer that is computed again, the input alone.
@@ -143,16 +149,31 @@ pub enum Engine {
     /// A CPU: activations in float32 whatever the base is held in.
     #[default]
     Cpu,
-    /// A GPU: activations in 16 bits unless the base is in float32. No GPU has confirmed this yet.
+    /// A GPU: activations in the numbers of the base's embedding.
     Gpu,
 }
 
 impl Engine {
     /// Bytes of an element of an activation.
     fn activation_bytes(self, precision: Precision) -> u64 {
-        if self == Self::Cpu || precision.mode == PrecisionMode::Float32 { 4 } else { 2 }
+        if self == Self::Cpu { 4 } else { table_bytes(precision) }
     }
 }
+
+/// Bytes of an element of the embedding and the head.
+fn table_bytes(precision: Precision) -> u64 {
+    match precision.mode {
+        PrecisionMode::Float32 => 4,
+        PrecisionMode::FourBit => match precision.compute_dtype {
+            None | Some(ComputeDtype::Float32) => 4,
+            Some(_) => 2,
+        },
+        _ => 2,
+    }
+}
+
+/// Queries that a GPU's attention takes at a time: it holds their products with all keys that they see.
+pub const ATTENTION_BLOCK: u64 = 512;
 
 /// What a trial's peak depends on beside its model's shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -165,21 +186,21 @@ pub struct Load {
     pub trainable_parameters: u64,
     /// Tokens of the largest micro-batch.
     pub tokens: u64,
+    /// Tokens of the longest row.
+    pub longest: u64,
 }
 
 impl ModelShape {
     /// Bytes of the frozen base: its linear layers in the precision's numbers, embedding and head in those or, with
     /// 4 bits, in `compute_dtype`'s, norms in float32.
     pub fn base_bytes(&self, precision: Precision) -> u64 {
-        let dense = |mode| if mode == PrecisionMode::Float32 { 4 } else { 2 };
-        let (linears, table): (u64, u64) = match precision.mode {
+        let table = table_bytes(precision);
+        let linears = match precision.mode {
             PrecisionMode::FourBit => {
                 let bytes = |l: &Linear| nf4_bytes(l.in_features * l.out_features, precision.double_quant);
-                let layer: u64 = self.linears().iter().map(bytes).sum();
-                let float32 = precision.compute_dtype.is_none_or(|dtype| dtype == ComputeDtype::Float32);
-                (layer * self.num_hidden_layers, if float32 { 4 } else { 2 })
+                self.linears().iter().map(bytes).sum::<u64>() * self.num_hidden_layers
             }
-            mode => (self.linear_parameters() * dense(mode), dense(mode)),
+            _ => self.linear_parameters() * table,
         };
         let tables = if self.tie_word_embeddings { 1 } else { 2 };
         let norms = (2 * self.num_hidden_layers + 1) * self.hidden_size;
@@ -194,8 +215,11 @@ impl ModelShape {
         let layer = 2 * hidden + 2 * query + 2 * key_value + 2 * inter;
         let recomputed = recomputed.min(self.num_hidden_layers);
         let kept = self.num_hidden_layers - recomputed;
-        let block = (LOGITS_BLOCK / self.vocab_size.max(1)).max(1).min(tokens);
+        let block = logits_block(self.vocab_size).min(tokens);
         let element = load.engine.activation_bytes(load.precision);
+        if load.engine == Engine::Gpu {
+            return self.peak_bytes_on_gpu(load, recomputed, kept, element);
+        }
         // Logits are float32 everywhere.
         let loss = element * (tokens * hidden + 2 * block * hidden) + 4 * block * self.vocab_size;
         // The layers that keep all come last, so that they are gone when the first is computed again.
@@ -207,6 +231,48 @@ impl ModelShape {
             activations: element * tokens * (kept * layer + recomputed * hidden),
             working: loss.max(backward),
         }
+    }
+
+    /// [`ModelShape::peak_bytes`] on a GPU, whose elements of activations take `element` bytes.
+    fn peak_bytes_on_gpu(&self, load: &Load, recomputed: u64, kept: u64, element: u64) -> PeakBytes {
+        let (hidden, inter, tokens) = (self.hidden_size, self.intermediate_size, load.tokens);
+        let (heads, dim) = (self.num_attention_heads, self.head_dim);
+        let (query, key_value) = (heads * dim, self.num_key_value_heads * dim);
+        let layer = 2 * hidden + 2 * query + 2 * key_value + 2 * inter;
+        // A copy in other numbers, where they are others.
+        let copy = if element == 4 { 0 } else { element };
+        let block = logits_block(self.vocab_size).min(tokens);
+        let loss =
+            element * (2 * tokens * hidden + 3 * block * hidden) + (4 + copy) * block * self.vocab_size;
+        let matrix = match load.precision.mode {
+            PrecisionMode::FourBit => {
+                element * self.linears().iter().map(|l| l.in_features * l.out_features).max().unwrap_or(0)
+            }
+            _ => 0,
+        };
+        // Of a layer's backward, its feed-forward part, and its attention part, when gate and up are gone.
+        let feed_forward = element * tokens * (2 * inter + 3 * hidden) + matrix;
+        let scores = (4 + element) * heads * load.longest.min(ATTENTION_BLOCK) * load.longest;
+        let shared = heads > self.num_key_value_heads || load.longest > ATTENTION_BLOCK;
+        let keys = if shared { 2 * 4 * key_value } else { 2 * element * key_value };
+        let attention = tokens * (element * (hidden + 2 * query) + keys) + scores;
+        let attention = attention.saturating_sub(element * tokens * 2 * inter);
+        let backward = feed_forward.max(attention);
+        // The layers that keep all come last, so that they are gone when the first is computed again.
+        let again = element * tokens * (layer - hidden);
+        let held = element * tokens * (kept * layer + recomputed * hidden);
+        let first = if kept == 0 { again + backward } else { backward };
+        let (weights, parameters) = (self.base_bytes(load.precision), load.trainable_parameters);
+        let adapter = (24 + copy) * parameters;
+        let at_start = PeakBytes { weights, adapter, activations: held, working: loss.max(first) };
+        // At its end the backward holds one layer and all gradients; then AdamW makes weights and moments anew.
+        let at_end = PeakBytes {
+            adapter: adapter + 4 * parameters,
+            activations: element * tokens * layer,
+            working: backward.max(12 * parameters),
+            ..at_start
+        };
+        if at_end.total() > at_start.total() { at_end } else { at_start }
     }
 
     /// How many layers must be computed again for the peak to stay within `budget` bytes: the fewest. `None` if it
@@ -232,6 +298,7 @@ impl ModelShape {
             engine,
             trainable_parameters: self.trainable_parameters(u64::from(rank), is_target) + magnitudes,
             tokens: u64::from(config.batch_size) * u64::from(config.max_sequence_length),
+            longest: u64::from(config.max_sequence_length),
         }
     }
 
@@ -327,7 +394,13 @@ mod tests {
     #[test]
     fn as_few_layers_are_computed_again_as_fit() {
         let engine = Engine::Cpu;
-        let load = Load { precision: Precision::default(), engine, trainable_parameters: 1000, tokens: 1024 };
+        let load = Load {
+            precision: Precision::default(),
+            engine,
+            trainable_parameters: 1000,
+            tokens: 1024,
+            longest: 512,
+        };
         let shape = OPEN_LLAMA_7B;
         let peak = |layers| shape.peak_bytes(&load, layers).total();
         for layers in 0..=32 {

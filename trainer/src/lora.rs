@@ -201,17 +201,17 @@ impl Adapter {
     pub(crate) fn forward(
         &self,
         module: usize,
+        working: &Working,
         x: &Tensor,
         y: Tensor,
         start: usize,
         place: Option<MaskPlace>,
     ) -> Result<Tensor> {
-        let lora = &self.modules[module];
         let h = match self.mask(module, place) {
-            Some(mask) => ops::project(&mask.apply(x)?, &lora.a)?,
-            None => ops::project(x, &lora.a)?,
+            Some(mask) => ops::project(&mask.apply(x)?, &working.a)?,
+            None => ops::project(x, &working.a)?,
         };
-        ops::add_product_transposed(y, start, &h, &lora.b, lora.scaling)
+        ops::add_product_transposed(y, start, &h, &working.b, self.modules[module].scaling)
     }
 
     /// Adds the module's gradients, for `x` `[tokens, in]` and the gradient `dy` `[tokens, out]` by what
@@ -221,6 +221,7 @@ impl Adapter {
     pub(crate) fn backward(
         &mut self,
         module: usize,
+        working: &Working,
         x: &Tensor,
         dy: &Tensor,
         place: Option<MaskPlace>,
@@ -229,9 +230,9 @@ impl Adapter {
         let x = masked.as_ref().unwrap_or(x);
         let lora = &mut self.modules[module];
         let scaling = lora.scaling;
-        let h = ops::project(x, &lora.a)?;
-        accumulate(&mut lora.grad_b, ops::outer(&h, dy, scaling)?.t()?.contiguous()?)?;
-        let dh = ops::project_transposed(dy, &lora.b)?;
+        let h = ops::project(x, &working.a)?;
+        accumulate(&mut lora.grad_b, ops::outer_transposed(&h, dy, scaling)?)?;
+        let dh = ops::project_transposed(dy, &working.b)?;
         accumulate(&mut lora.grad_a, ops::outer(&dh, x, scaling)?)?;
         Ok(dh)
     }
@@ -240,17 +241,18 @@ impl Adapter {
     pub(crate) fn add_input_gradient(
         &self,
         module: usize,
+        working: &Working,
         dh: &Tensor,
         dx: Tensor,
         start: usize,
         place: Option<MaskPlace>,
     ) -> Result<Tensor> {
-        let LoraMatrix { a, scaling, .. } = &self.modules[module];
+        let (a, scaling) = (&working.a, self.modules[module].scaling);
         let Some(mask) = self.mask(module, place) else {
-            return ops::add_product(dx, start, dh, a, *scaling);
+            return ops::add_product(dx, start, dh, a, scaling);
         };
-        let zeros = Tensor::zeros((dh.dims2()?.0, a.dims2()?.1), DType::F32, dx.device())?;
-        let part = ops::add_product(zeros, 0, dh, a, *scaling)?;
+        let zeros = Tensor::zeros((dh.dims2()?.0, a.dims2()?.1), dx.dtype(), dx.device())?;
+        let part = ops::add_product(zeros, 0, dh, a, scaling)?;
         ops::add_rows(dx, start, &mask.apply(&part)?)
     }
 
@@ -265,6 +267,16 @@ impl Adapter {
     }
 }
 
+/// A module's matrices as a pass uses them.
+pub(crate) struct Working {
+    /// `[rank, in_features]`, in the pass's numbers.
+    a: Tensor,
+    /// `[out_features, rank]`, in the pass's numbers.
+    b: Tensor,
+    /// What its magnitudes make of outputs, if it has any.
+    pub(crate) columns: Option<Columns>,
+}
+
 /// What magnitudes make of a layer's outputs in a pass.
 pub(crate) struct Columns {
     /// `[out_features]`: what each output is multiplied by, m / norm.
@@ -274,15 +286,27 @@ pub(crate) struct Columns {
 }
 
 impl Adapter {
+    /// The modules' matrices as a pass on `base` uses them: in float32 themselves, else copies.
+    pub(crate) fn working(&self, base: &Base) -> Result<Vec<Working>> {
+        let matrices: Vec<&Tensor> = self.modules.iter().flat_map(|m| [&m.a, &m.b]).collect();
+        let mut copies = ops::cast(&matrices, base.compute_dtype())?.into_iter();
+        let mut working = Vec::with_capacity(self.modules.len());
+        while let (Some(a), Some(b)) = (copies.next(), copies.next()) {
+            let columns = self.columns(base, working.len())?;
+            working.push(Working { a, b, columns });
+        }
+        Ok(working)
+    }
+
     /// What a module's magnitudes make of its outputs; `None` without any. The norms come from
     /// ‖w + s·bA‖² = ‖w‖² + 2s·b·(A·w) + s²·b·(A·Aᵀ)·b, so that no matrix of the base's size is made.
-    pub(crate) fn columns(&self, base: &Base, module: usize) -> Result<Option<Columns>> {
+    fn columns(&self, base: &Base, module: usize) -> Result<Option<Columns>> {
         let lora = &self.modules[module];
         let (Some(magnitude), Some(linear)) = (&lora.magnitude, base.linear(&lora.path)) else {
             return Ok(None);
         };
         let (a, b, s) = (&lora.a, &lora.b, lora.scaling);
-        let across = ops::linear(a, &linear.weight)?;
+        let across = ops::linear(a, &linear.weight, DType::F32)?;
         let across = (b.t()?.mul(&across)?.sum(0)? * (2.0 * s))?;
         let within = (b.matmul(&a.matmul(&a.t()?)?)?.mul(b)?.sum(1)? * (s * s))?;
         let norm = ((linear.row_squares()? + across)? + within)?.maximum(0f32)?.sqrt()?;
@@ -298,7 +322,7 @@ impl Adapter {
         z: &Tensor,
         dy: &Tensor,
     ) -> Result<()> {
-        let gradient = dy.mul(z)?.sum(0)?.div(&columns.norm)?;
+        let gradient = dy.to_dtype(DType::F32)?.mul(&z.to_dtype(DType::F32)?)?.sum(0)?.div(&columns.norm)?;
         accumulate(&mut self.modules[module].grad_magnitude, gradient)
     }
 }
@@ -313,11 +337,7 @@ struct Mask {
 
 impl Mask {
     fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let keep = (1.0 / (1.0 - self.probability)) as f32;
-        ops::multiply(
-            x,
-            |i| if rng::uniform(self.key, self.first + i) < self.probability { 0.0 } else { keep },
-        )
+        ops::dropout(x, self.key, self.first, self.probability)
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::error::Result;
 use crate::lora::{Adapter, LoraMatrix};
 use crate::memory;
-use crate::ops::{self, AdamWStep};
+use crate::ops::{self, AdamWStep, Parameter};
 use candle_core::Tensor;
 
 /// AdamW's constants.
@@ -70,13 +70,8 @@ impl AdamW {
     /// # Errors
     /// A tensor operation fails.
     pub fn grad_norm(adapter: &Adapter, divisor: f64) -> Result<f64> {
-        let mut squares = 0.0;
-        for module in &adapter.modules {
-            for gradient in module.gradients() {
-                squares += ops::sum_of_squares(gradient)?;
-            }
-        }
-        Ok(squares.sqrt() / divisor)
+        let gradients: Vec<&Tensor> = adapter.modules.iter().flat_map(LoraMatrix::gradients).collect();
+        Ok(ops::sum_of_squares(&gradients)?.sqrt() / divisor)
     }
 
     /// One step with the accumulated gradients, divided by `divisor` and clipped: `norm` is what
@@ -100,13 +95,24 @@ impl AdamW {
             rate: learning_rate / (1.0 - c.beta1.powf(self.step as f64)),
         };
         let (a, others) = (step(learning_rate), step(learning_rate * c.loraplus_lr_ratio));
-        for (module, moments) in adapter.modules.iter_mut().zip(&mut self.moments) {
-            for ((name, weight, gradient), moments) in module.trained().zip(moments) {
-                let Some(gradient) = gradient.take() else { continue };
-                let Moments { first, second } = moments;
-                let step = if name == LoraMatrix::PARAMETERS[0] { &a } else { &others };
-                [*weight, *first, *second] = ops::adamw(weight, &gradient, first, second, step)?;
-            }
+        let trained = adapter.modules.iter_mut().flat_map(LoraMatrix::trained);
+        let mut places = Vec::new();
+        for ((name, weight, gradient), moments) in trained.zip(self.moments.iter_mut().flatten()) {
+            let Some(gradient) = gradient.take() else { continue };
+            let step = if name == LoraMatrix::PARAMETERS[0] { &a } else { &others };
+            places.push((weight, gradient, moments, step));
+        }
+        let parameters: Vec<Parameter> = places
+            .iter()
+            .map(|(weight, gradient, moments, step)| {
+                let Moments { first, second } = &**moments;
+                Parameter { weight, gradient, first, second, step }
+            })
+            .collect();
+        let results = ops::adamw(&parameters)?;
+        for ((weight, _, moments, _), [new, first, second]) in places.into_iter().zip(results) {
+            *weight = new;
+            *moments = Moments { first, second };
         }
         Ok(())
     }

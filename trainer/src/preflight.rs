@@ -64,9 +64,14 @@ pub fn preflight(config: &TrialConfig) -> Result<Preflight> {
     }
     let rows = data.train.len() as u64;
     let trainable_parameters = targets.iter().map(Target::parameters).sum();
-    let batch_tokens = batch_tokens(&data, config.batch_size);
-    let load =
-        Load { precision: base.precision, engine: Engine::Cpu, trainable_parameters, tokens: batch_tokens };
+    let batch_tokens = self::batch_tokens(&data, config.batch_size);
+    let load = Load {
+        precision: base.precision,
+        engine: Engine::Cpu,
+        trainable_parameters,
+        tokens: batch_tokens,
+        longest: self::batch_tokens(&data, 1),
+    };
     let [few, many] = config.gradient_checkpointing.recomputed_layers(base.config.num_hidden_layers as u64);
     let peak = |layers| base.config.shape().peak_bytes(&load, layers).total();
     Ok(Preflight {

@@ -78,7 +78,8 @@ impl Numbers {
     }
 }
 
-/// A frozen `[out_features, in_features]` matrix. Products are made in float32, whatever it is held in.
+/// A frozen `[out_features, in_features]` matrix. On the CPU products are made in float32, whatever it is held in; on a
+/// GPU in the base's compute type, with sums in float32.
 #[derive(Debug, Clone)]
 pub enum Weight {
     /// float32, bfloat16 or float16.
@@ -99,6 +100,14 @@ impl Weight {
         match self {
             Self::Dense(tensor) => [tensor.dims()[0], tensor.dims()[1]],
             Self::Nf4(matrix) => matrix.dims(),
+        }
+    }
+
+    /// Where it lies.
+    pub fn device(&self) -> &Device {
+        match self {
+            Self::Dense(tensor) => tensor.device(),
+            Self::Nf4(matrix) => matrix.device(),
         }
     }
 

@@ -74,7 +74,13 @@ fn check(precision: Precision, recomputed: usize) {
         let outcome = pack::forward_backward(&base, &mut [member]).unwrap()[0];
         // A run also holds the state that a divergence falls back to: its adapter and moments.
         let counted = outcome.peak_bytes + moments + 4 * trainable + moments;
-        let load = Load { precision, engine: Engine::Cpu, trainable_parameters: trainable, tokens };
+        let load = Load {
+            precision,
+            engine: Engine::Cpu,
+            trainable_parameters: trainable,
+            tokens,
+            longest: length.into(),
+        };
         let predicted = shape.peak_bytes(&load, recomputed as u64).total();
         let ratio = predicted as f64 / counted as f64;
         let what = format!("hidden {hidden}, vocab {vocab}, {precision}, {recomputed} layers again");

@@ -5,7 +5,7 @@
 mod common;
 
 use candle_core::Tensor;
-use common::{CPU, shared, tiny_base};
+use common::{device, shared, tiny_base};
 use domain::trial::{InitLoraWeights, Precision};
 use trainer::lora::{Adapter, LoraMatrix, Target};
 use trainer::model::Base;
@@ -28,7 +28,7 @@ fn random(like: &Tensor, seed: u64, name: &str) -> Tensor {
     let key = rng::key(seed, name);
     let values: Vec<f32> =
         (0..like.elem_count() as u64).map(|i| (2.0 * rng::uniform(key, i) - 1.0) as f32).collect();
-    Tensor::from_vec(values, like.shape(), &CPU).unwrap()
+    Tensor::from_vec(values, like.shape(), device()).unwrap()
 }
 
 /// Rows of different lengths, some tokens of which are not predicted.
@@ -105,7 +105,7 @@ fn every_adapter_matrix_has_the_gradient_that_finite_differences_have() {
     check_gradients("tiny", &tiny_base(), 0.0);
     check_gradients("tiny with dropout", &tiny_base(), 0.3);
     if let Some(dir) = shared("reference/gqa/base") {
-        check_gradients("gqa", &Base::load(&dir, Precision::default(), &CPU).unwrap(), 0.0);
+        check_gradients("gqa", &Base::load(&dir, Precision::default(), device()).unwrap(), 0.0);
     }
 }
 

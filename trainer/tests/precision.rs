@@ -5,7 +5,7 @@
 mod common;
 
 use candle_core::{DType, Tensor};
-use common::{CPU, write_tiny_model};
+use common::{device, write_tiny_model};
 use domain::trial::{ComputeDtype, InitLoraWeights, Precision, PrecisionMode};
 use std::path::Path;
 use trainer::lora::{Adapter, Target};
@@ -25,7 +25,7 @@ fn adapter(base: &Base, seed: u64) -> Adapter {
     for module in &mut adapter.modules {
         let source = module.a.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let values: Vec<f32> = source.iter().cycle().take(module.b.elem_count()).map(|x| x / 3.0).collect();
-        module.b = Tensor::from_vec(values, module.b.shape(), &CPU).unwrap();
+        module.b = Tensor::from_vec(values, module.b.shape(), device()).unwrap();
     }
     adapter
 }
@@ -45,7 +45,7 @@ fn step(base: &Base, recomputed_layers: usize, loss_scale: f32) -> (Outcome, Vec
 }
 
 fn tiny(dir: &Path, mode: PrecisionMode, compute_dtype: Option<ComputeDtype>) -> Base {
-    Base::load(dir, Precision { mode, compute_dtype, double_quant: true }, &CPU).unwrap()
+    Base::load(dir, Precision { mode, compute_dtype, double_quant: true }, device()).unwrap()
 }
 
 #[test]

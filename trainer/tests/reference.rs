@@ -6,7 +6,7 @@
 mod common;
 
 use candle_core::Tensor;
-use common::{CPU, shared};
+use common::{device, shared};
 use domain::trial::{Precision, PrecisionMode};
 use serde_json::Value;
 use std::collections::HashMap;
@@ -30,7 +30,7 @@ fn numbers<T: serde::de::DeserializeOwned>(value: &Value) -> T {
 /// An adapter from a PEFT directory.
 fn adapter(base: &Base, dir: PathBuf) -> Adapter {
     let targets = resolve_targets(base, &PeftConfig::load(&dir).unwrap()).unwrap();
-    adapter_file::load(&dir, &targets, 0, &CPU).unwrap().1
+    adapter_file::load(&dir, &targets, 0, device()).unwrap().1
 }
 
 /// A micro-batch of `batches.json`: padding dropped, `labels` or `labels_completion` as targets.
@@ -86,7 +86,7 @@ struct Run {
 /// A 4-bit base with the reference's nested codes, of which bitsandbytes takes some for their neighbours, and with
 /// what its CPU kernel makes of awkward rows.
 fn as_bitsandbytes_has_it(base: &mut Base, gqa: &Path) {
-    let theirs = candle_core::safetensors::load(gqa.join("base_nf4_dq.safetensors"), &CPU).unwrap();
+    let theirs = candle_core::safetensors::load(gqa.join("base_nf4_dq.safetensors"), device()).unwrap();
     for linear in base.layers.iter_mut().flat_map(|layer| &mut layer.linears) {
         let Weight::Nf4(matrix) = &mut linear.weight else { continue };
         if let (codes, Some(_)) = matrix.parts().unwrap() {
@@ -94,10 +94,11 @@ fn as_bitsandbytes_has_it(base: &mut Base, gqa: &Path) {
             let absmax: Vec<f32> = of("nested_absmax").to_vec1().unwrap();
             let offset = of("offset").to_vec1::<f32>().unwrap()[0];
             let nested = (of("absmax_u8").to_vec1().unwrap(), absmax, offset);
-            *matrix = Nf4::from_parts(matrix.dims(), codes, Some(nested), Vec::new()).unwrap();
+            let parts = Nf4::from_parts(matrix.dims(), codes, Some(nested), Vec::new()).unwrap();
+            *matrix = parts.to_device(device()).unwrap();
         }
         if let Some(dense) = common::bitsandbytes_on_a_cpu(matrix) {
-            linear.weight = dense.into();
+            linear.weight = dense.to_device(device()).unwrap().into();
         }
     }
 }
@@ -108,7 +109,7 @@ fn check_run(run: &Run) {
         return;
     };
     let (batches, log) = (json(batches), json(gqa.join(run.name).join("log.json")));
-    let mut base = Base::load(&gqa.join("base"), run.precision, &CPU).unwrap();
+    let mut base = Base::load(&gqa.join("base"), run.precision, device()).unwrap();
     as_bitsandbytes_has_it(&mut base, &gqa);
     let mut adapter = adapter(&base, gqa.join("adapter_init"));
     let config = AdamWConfig {
@@ -162,7 +163,7 @@ fn check_run(run: &Run) {
             && let Some(file) =
                 Some(gqa.join(run.name).join("grads_step0.safetensors")).filter(|f| f.exists())
         {
-            check_gradients(&adapter, &candle_core::safetensors::load(file, &CPU).unwrap(), divisor);
+            check_gradients(&adapter, &candle_core::safetensors::load(file, device()).unwrap(), divisor);
         }
         let what = |field: &str| format!("{} step {step} {field}", run.name);
         close(&what("loss"), loss, want["loss"].as_f64().unwrap(), 1e-4);
@@ -173,7 +174,7 @@ fn check_run(run: &Run) {
         optimizer.step(&mut adapter, learning_rate, divisor, norm).unwrap();
     }
     let want =
-        candle_core::safetensors::load(gqa.join(run.name).join("probe_logits_final.safetensors"), &CPU);
+        candle_core::safetensors::load(gqa.join(run.name).join("probe_logits_final.safetensors"), device());
     check_probe(&base, Some(&adapter), &batches["probe"], &want.unwrap()["logits"]);
     let reference = self::adapter(&base, gqa.join(run.name).join("adapter_final"));
     for (got, want) in adapter.modules.iter().zip(&reference.modules) {
@@ -220,6 +221,45 @@ fn fifty_steps_are_pefts() {
     }
 }
 
+/// The same steps with the base, and on a GPU the activations, in 16 bits: as near to the float32 losses as PEFT's own
+/// come on a GPU with bfloat16 or float16 (`peft` is its largest relative deviation).
+#[test]
+fn fifty_steps_in_16_bits_are_as_near_as_pefts() {
+    let (Some(gqa), Some(batches)) = (shared("reference/gqa"), shared("reference/batches.json")) else {
+        return;
+    };
+    let (batches, log) = (json(batches), json(gqa.join("lora_full/log.json")));
+    for (mode, loss_scale, peft) in
+        [(PrecisionMode::Bfloat16, 1.0, 0.01), (PrecisionMode::Float16, 1024.0, 0.002)]
+    {
+        let precision = Precision { mode, ..Precision::default() };
+        let base = Base::load(&gqa.join("base"), precision, device()).unwrap();
+        let mut adapter = adapter(&base, gqa.join("adapter_init"));
+        let config = AdamWConfig {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-8,
+            loraplus_lr_ratio: 1.0,
+            weight_decay: 0.01,
+            max_grad_norm: 1.0,
+        };
+        let mut optimizer = AdamW::new(&adapter, config).unwrap();
+        let mut furthest = 0f64;
+        for (step, want) in log["steps"].as_array().unwrap().iter().enumerate() {
+            let batch = rows(&batches["micro_batches"][step], "labels");
+            let member = Member { loss_scale, ..Member::new(&mut adapter, &batch, 0) };
+            let outcome = pack::forward_backward(&base, &mut [member]).unwrap()[0];
+            let (loss, want_loss) = (outcome.nll / outcome.targets as f64, want["loss"].as_f64().unwrap());
+            furthest = furthest.max((loss - want_loss).abs() / want_loss);
+            let divisor = outcome.targets as f64 * f64::from(loss_scale);
+            let norm = AdamW::grad_norm(&adapter, divisor).unwrap();
+            optimizer.step(&mut adapter, want["lr"].as_f64().unwrap(), divisor, norm).unwrap();
+        }
+        println!("{mode:?}: losses within {furthest:.2e} of float32's, PEFT's within {peft:.2e}");
+        assert!(furthest <= peft, "{mode:?}: {furthest} off, PEFT {peft}");
+    }
+}
+
 #[test]
 fn rope_variants_are_transformers() {
     let (Some(gqa), Some(batches)) = (shared("reference/gqa"), shared("reference/batches.json")) else {
@@ -229,18 +269,18 @@ fn rope_variants_are_transformers() {
     for name in ["rope_base_longprobe", "rope_500k", "rope_llama3"] {
         let dir = gqa.join(name);
         let config = LlamaConfig::load(&dir).unwrap();
-        let mut base = Base::load(&gqa.join("base"), Precision::default(), &CPU).unwrap();
+        let mut base = Base::load(&gqa.join("base"), Precision::default(), device()).unwrap();
         base.inverse_frequencies = config.inverse_frequencies();
         base.config = config;
-        let want = candle_core::safetensors::load(dir.join("probe_logits.safetensors"), &CPU).unwrap();
-        let frequencies = Tensor::new(base.inverse_frequencies.as_slice(), &CPU).unwrap();
+        let want = candle_core::safetensors::load(dir.join("probe_logits.safetensors"), device()).unwrap();
+        let frequencies = Tensor::new(base.inverse_frequencies.as_slice(), device()).unwrap();
         assert!(largest_difference(&frequencies, &want["inv_freq"]) < 1e-6, "{name}: frequencies");
         check_probe(&base, None, &batches["probe"], &want["logits"]);
         let long = json(dir.join("long_probe.json"));
         let long = long.get("input_ids").unwrap_or(&long);
         let long: Vec<Vec<u32>> = numbers(long);
         let got = pack::logits(&base, None, &long[0]).unwrap();
-        let at = Tensor::new(&[0u32, 63, 127, 199], &CPU).unwrap();
+        let at = Tensor::new(&[0u32, 63, 127, 199], device()).unwrap();
         let got = got.index_select(&at, 0).unwrap();
         let want = want["long_probe_logits_at_0_63_127_199"].get(0).unwrap();
         let difference = largest_difference(&got, &want);
@@ -251,7 +291,7 @@ fn rope_variants_are_transformers() {
 /// Row `i` of the tokens that the reference trained and evaluated on, whole text as target.
 fn stories_rows() -> Option<Vec<Row>> {
     let file = shared("reference/stories260k/tokens.safetensors")?;
-    let tensors = candle_core::safetensors::load(file, &CPU).unwrap();
+    let tensors = candle_core::safetensors::load(file, device()).unwrap();
     let ids: Vec<Vec<u32>> = tensors["input_ids"].to_vec2().unwrap();
     let lengths: Vec<u32> = tensors["length"].to_vec1().unwrap();
     Some(ids.iter().zip(lengths).map(|(ids, n)| Row::whole(ids[..n as usize].to_vec())).collect())
@@ -260,7 +300,7 @@ fn stories_rows() -> Option<Vec<Row>> {
 #[test]
 fn the_pretrained_base_has_transformers_loss() {
     let (Some(dir), Some(rows)) = (shared("data/models/stories260K-hf"), stories_rows()) else { return };
-    let base = Base::load(&dir, Precision::default(), &CPU).unwrap();
+    let base = Base::load(&dir, Precision::default(), device()).unwrap();
     let outcome = pack::evaluate(&base, None, &rows[450..]).unwrap();
     assert_eq!(outcome.targets, 11_237);
     let loss = outcome.nll / outcome.targets as f64;
@@ -274,7 +314,7 @@ fn steps_on_real_text_are_pefts() {
     let (Some(dir), Some(rows)) = (shared("data/models/stories260K-hf"), stories_rows()) else { return };
     let Some(reference) = shared("reference/stories260k") else { return };
     let full = std::env::var_os("LORAFLEET_FULL").is_some();
-    let base = Base::load(&dir, Precision::default(), &CPU).unwrap();
+    let base = Base::load(&dir, Precision::default(), device()).unwrap();
     for (name, init, peak) in [("r4_lr1e-3", "init_r4", 1e-3), ("r16_lr1e-3", "init_r16", 1e-3)] {
         let want = json(reference.join(format!("{name}.json")));
         let mut adapter = adapter(&base, reference.join(init));

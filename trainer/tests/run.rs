@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{CPU, flat, json_file, shared, tiny_run};
+use common::{device, flat, json_file, shared, tiny_run};
 use domain::SystemClock;
 use domain::metric::REPORTED;
 use domain::trial::{GradientCheckpointing, LrSchedulerType, PrecisionMode, Throughput, TrialConfig};
@@ -13,7 +13,7 @@ use std::path::Path;
 use trainer::run::{Loaded, Run, Stepped, step_pack};
 
 fn load(config: &TrialConfig) -> Loaded {
-    Loaded::load(Path::new(&config.pretrained_model_id), config.base_model().precision, &CPU).unwrap()
+    Loaded::load(Path::new(&config.pretrained_model_id), config.base_model().precision, device()).unwrap()
 }
 
 fn steps(loaded: &Loaded, run: &mut Run, count: u64) -> Vec<Stepped> {

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{CPU, json_file};
+use common::{device, json_file};
 use domain::trial::{InitLoraWeights, Precision, TargetModules, TrialConfig};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ fn fixtures() -> PathBuf {
 }
 
 fn base() -> Base {
-    Base::load(&fixtures().join("base"), Precision::default(), &CPU).unwrap()
+    Base::load(&fixtures().join("base"), Precision::default(), device()).unwrap()
 }
 
 fn values(tensor: &Tensor) -> Vec<f32> {
@@ -45,7 +45,7 @@ fn batch(rows: &Value, step: usize) -> Vec<Row> {
 /// An adapter of PEFT's, what it says of itself, and what it is trained to.
 fn read(base: &Base, dir: &Path) -> (PeftConfig, Adapter) {
     let targets = resolve_targets(base, &PeftConfig::load(dir).unwrap()).unwrap();
-    adapter_file::load(dir, &targets, 0, &CPU).unwrap()
+    adapter_file::load(dir, &targets, 0, device()).unwrap()
 }
 
 fn check(name: &str) {
@@ -94,7 +94,7 @@ fn check(name: &str) {
     // Its files again: the same names, shapes and numbers, and a configuration that means the same.
     let to = tempfile::tempdir().unwrap();
     adapter_file::save(to.path(), &want, &config).unwrap();
-    let files = |dir: &Path| candle_core::safetensors::load(dir.join(WEIGHTS_FILE), &CPU).unwrap();
+    let files = |dir: &Path| candle_core::safetensors::load(dir.join(WEIGHTS_FILE), device()).unwrap();
     let (ours, theirs) = (files(to.path()), files(&dir.join("final")));
     // PEFT adds the head's frozen weight where the head is adapted.
     let theirs: BTreeMap<_, _> = theirs.into_iter().filter(|(key, _)| !key.contains("base_layer")).collect();
@@ -118,7 +118,7 @@ fn check(name: &str) {
         overwrite: false,
     };
     merge.run(&mut || false).unwrap();
-    let whole = Base::load(&target, Precision::default(), &CPU).unwrap();
+    let whole = Base::load(&target, Precision::default(), device()).unwrap();
     let off = off(&values(&pack::logits(&whole, None, probe).unwrap()), &got);
     assert!(off < 1e-5, "{name}: merged logits differ by {off}");
     keep(name, to.path(), &logits);

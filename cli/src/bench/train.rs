@@ -1,14 +1,14 @@
 //! `lorafleet bench train`: training steps on random weights and random full-length rows, timed one by one.
 
 use crate::Failure;
-use domain::trial::{GradientCheckpointing, PrecisionMode, TrialConfig};
+use domain::trial::{ComputeDtype, GradientCheckpointing, PrecisionMode, TrialConfig};
 use domain::{Clock, SystemClock, rng};
 use serde_json::{Value, json};
+use trainer::TrainError;
 use trainer::data::Dataset;
 use trainer::model::{Base, LlamaConfig, RopeScaling};
 use trainer::pack::Row;
 use trainer::run::{Loaded, Run, peak_rss_bytes, step_pack};
-use trainer::{Device, TrainError};
 
 /// Times training steps of a Llama of random weights.
 ///
@@ -18,8 +18,13 @@ use trainer::{Device, TrainError};
 #[command(after_help = "Examples:
   lorafleet bench train --hidden 512 --intermediate 1376 --layers 8 --heads 8 --vocab 4096 \\
       --batch 4 --seq 256 --rank 16
-  lorafleet bench train --trials 4 --batch 1    # a pack of four trials on one base")]
+  lorafleet bench train --trials 4 --batch 1    # a pack of four trials on one base
+  lorafleet bench train --device cuda:0 --precision-mode bfloat16 --hidden 4096 --intermediate 11008 \\
+      --layers 32 --heads 32 --vocab 32000 --batch 2 --seq 512    # OpenLLaMA 7B's shape on a GPU")]
 pub(crate) struct Args {
+    /// Where to train: cpu, cuda or cuda:N.
+    #[arg(long, default_value = trainer::device::CPU)]
+    device: String,
     /// Width of the residual stream.
     #[arg(long, default_value_t = 512)]
     hidden: usize,
@@ -50,6 +55,9 @@ pub(crate) struct Args {
     /// The frozen base's numbers: float32, bfloat16, float16 or 4bit.
     #[arg(long, default_value = "float32", value_parser = parameter::<PrecisionMode>)]
     precision_mode: PrecisionMode,
+    /// With 4bit, the numbers of embedding and head, and on a GPU of activations: float32, bfloat16 or float16.
+    #[arg(long, value_parser = parameter::<ComputeDtype>)]
+    compute_dtype: Option<ComputeDtype>,
     /// With 4bit, quantise the blocks' magnitudes too.
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set)]
     double_quant: bool,
@@ -81,7 +89,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         _ => Failure::failed(error),
     };
     let precision = config(args, 0).base_model().precision;
-    let loaded = Loaded::in_memory(Base::random(shape, precision, &Device::Cpu).map_err(failed)?);
+    let device = trainer::device::open(&args.device).map_err(failed)?;
+    let loaded = Loaded::in_memory(Base::random(shape, precision, &device).map_err(failed)?);
     let trial = |number| Run::with_data(&loaded, config(args, number), rows(args, number));
     let mut runs = (0..args.trials).map(trial).collect::<Result<Vec<_>, _>>().map_err(failed)?;
     let clock = SystemClock::new();
@@ -104,7 +113,15 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let peak = |name: &str| values.clone().filter(|(n, _)| n == name).map(|(_, v)| *v as u64).max();
     let held =
         peak(domain::metric::PACK_PEAK_MEMORY_BYTES).or_else(|| peak(domain::metric::PEAK_MEMORY_BYTES));
-    crate::output::to_stdout(&format!("{:#}", document(args, &loaded, &runs, seconds, loss, held)))
+    let mut document = document(args, &loaded, &runs, seconds, loss, held);
+    if let Some(pool) = trainer::memory::pool(&device).map_err(failed)? {
+        document["gpu"] = json!({
+            "pool_used_high_bytes": pool.used_high,
+            "pool_reserved_high_bytes": pool.reserved_high,
+            "device_used_bytes": pool.device_used,
+        });
+    }
+    crate::output::to_stdout(&format!("{document:#}"))
 }
 
 fn shape(args: &Args) -> Result<LlamaConfig, Failure> {
@@ -161,6 +178,7 @@ fn parameter<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
 fn config(args: &Args, number: u64) -> TrialConfig {
     TrialConfig {
         precision_mode: args.precision_mode,
+        compute_dtype: args.compute_dtype,
         double_quant: args.double_quant,
         gradient_checkpointing: match args.gradient_checkpointing {
             true => GradientCheckpointing::On,
@@ -214,8 +232,9 @@ fn document(
         "seq": args.seq,
         "rank": args.rank,
         "trials": args.trials,
-        "device": "cpu",
+        "device": args.device,
         "precision_mode": args.precision_mode,
+        "compute_dtype": args.compute_dtype,
         "double_quant": args.double_quant,
         "gradient_checkpointing": args.gradient_checkpointing,
         "base_bytes": loaded.base.bytes(),

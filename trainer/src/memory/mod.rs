@@ -7,14 +7,53 @@
 //! resident set size stands beside this number for that), and the optimizer's moments, which lie outside of a
 //! pass. A run's `peak_memory_bytes` is therefore the largest `Outcome::peak_bytes` of its micro-batches plus
 //! its optimizer's `AdamW::bytes`.
+//!
+//! On a GPU the allocator does say it ([`pool()`]): there a solo run's `peak_memory_bytes` is its high-water mark.
 
 #[cfg(feature = "cuda")]
-pub mod pool;
+pub(crate) mod pool;
 
-use candle_core::Tensor;
+use crate::error::Result;
+use candle_core::{Device, Tensor};
 use std::cell::Cell;
 use std::ops::Deref;
 use std::rc::Rc;
+
+/// What a GPU's allocator has handed out, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pool {
+    /// Now.
+    pub used: u64,
+    /// The most since the last optimizer step began.
+    pub used_high: u64,
+    /// The most that the allocator took from the device since then, what it keeps for later among that.
+    pub reserved_high: u64,
+    /// What all programs together use of the device, contexts included.
+    pub device_used: u64,
+}
+
+/// What the allocator of a device counts; `None` on the CPU.
+///
+/// # Errors
+/// The driver refuses.
+pub fn pool(device: &Device) -> Result<Option<Pool>> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return Ok(Some(pool::read(device)?));
+    }
+    let _ = device;
+    Ok(None)
+}
+
+/// Starts the high-water mark of a device's memory anew. On the CPU there is none.
+pub(crate) fn start_peak(device: &Device) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return pool::reset(device);
+    }
+    let _ = device;
+    Ok(())
+}
 
 /// Bytes of a tensor's elements.
 pub fn bytes(tensor: &Tensor) -> u64 {
@@ -93,7 +132,7 @@ impl Drop for Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device};
+    use candle_core::DType;
 
     #[test]
     fn a_tensor_counts_while_it_lives() {

@@ -1,29 +1,17 @@
 //! A GPU's memory pool: candle takes device memory from the driver's stream-ordered pool, which counts it.
 
+use super::Pool;
 use crate::error::Result;
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::sys::{self, CUmemPool_attribute, CUmemoryPool};
 use candle_core::{CudaDevice, Device};
-
-/// What a pool has handed out, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pool {
-    /// Now.
-    pub used: u64,
-    /// The most since [`reset`].
-    pub used_high: u64,
-    /// The most that the pool took from the device since [`reset`], what it keeps for later among that.
-    pub reserved_high: u64,
-    /// What all programs together use of the device, contexts included.
-    pub device_used: u64,
-}
 
 /// Makes a device's pool keep what is given back to it, and switches off the events by which candle would order
 /// several streams: all work of a device goes through its one stream.
 ///
 /// # Errors
 /// The driver refuses.
-pub fn keep(device: &Device) -> Result<()> {
+pub(crate) fn keep(device: &Device) -> Result<()> {
     let device = device.as_cuda_device()?;
     // SAFETY: the device has one stream, which all its tensors are made, used and freed on.
     #[allow(unsafe_code, reason = "candle leaves the promise to us")]
@@ -37,7 +25,7 @@ pub fn keep(device: &Device) -> Result<()> {
 ///
 /// # Errors
 /// The driver refuses.
-pub fn reset(device: &Device) -> Result<()> {
+pub(super) fn reset(device: &Device) -> Result<()> {
     let device = device.as_cuda_device()?;
     set(device, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH, 0)?;
     set(device, CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH, 0)
@@ -47,7 +35,7 @@ pub fn reset(device: &Device) -> Result<()> {
 ///
 /// # Errors
 /// The driver refuses.
-pub fn read(device: &Device) -> Result<Pool> {
+pub(super) fn read(device: &Device) -> Result<Pool> {
     let device = device.as_cuda_device()?;
     let (free, total) = device.cuda_stream().context().mem_get_info().w()?;
     Ok(Pool {

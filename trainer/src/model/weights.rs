@@ -205,6 +205,11 @@ impl Base {
         self.embedding.device()
     }
 
+    /// The numbers of activations and of the gradients by them: on the CPU float32, on a GPU those of the embedding.
+    pub fn compute_dtype(&self) -> DType {
+        if ops::on_gpu(self.device()) { self.embedding.dtype() } else { DType::F32 }
+    }
+
     /// The linear layers of all decoder layers, in model order: what `all-linear` means.
     pub fn linear_modules(&self) -> Vec<ModuleSpec> {
         self.layers.iter().flat_map(|layer| layer.linears.iter().map(Linear::spec)).collect()

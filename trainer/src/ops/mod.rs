@@ -2,21 +2,53 @@
 //! takes what its forward took and the gradient by the output. Activations are `[tokens, features]`, the rows
 //! of all documents one after the other.
 //!
-//! Every operation has two forms: [`plain`], tensor formulas for any device, which is the definition, and `cpu`,
-//! the same in one pass over memory. Tests hold the second against the first.
+//! Every operation has up to three forms: `plain`, tensor formulas for any device, which is the definition; `cpu`, the
+//! same in one pass over memory; and `gpu`, kernels and cuBLAS. Tests hold the others against the
+//! first.
+//!
+//! On the CPU all numbers are float32. On a GPU activations and the gradients by them are in the base's compute type
+//! ([`Base::compute_dtype`]).
 //!
 //! An argument taken by value may be changed in place and become the result: nobody else may hold its storage.
 
 mod cpu;
+#[cfg(any(feature = "cuda", test))]
+mod gpu;
 mod plain;
 #[cfg(test)]
 mod tests;
 
 use crate::error::Result;
 use crate::model::Base;
+use crate::rng;
 use crate::weight::Weight;
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
+
+#[cfg(any(feature = "cuda", test))]
+pub(crate) use gpu::nf4;
+
+/// Whether a device's activations are in the base's numbers and its operations are kernels.
+pub(crate) fn on_gpu(device: &Device) -> bool {
+    #[cfg(any(feature = "cuda", test))]
+    return gpu::runs(device);
+    #[cfg(not(any(feature = "cuda", test)))]
+    return !device.is_cpu();
+}
+
+/// The form of an operation for the device that a tensor is on.
+macro_rules! on {
+    ($tensor:expr, cpu: $cpu:expr, gpu: $gpu:expr, plain: $plain:expr $(,)?) => {{
+        #[cfg(any(feature = "cuda", test))]
+        if gpu::has($tensor) {
+            return $gpu;
+        }
+        if cpu::has($tensor) {
+            return $cpu;
+        }
+        $plain
+    }};
+}
 
 /// `into + x`, same shapes.
 pub fn add(into: Tensor, x: &Tensor) -> Result<Tensor> {
@@ -25,36 +57,45 @@ pub fn add(into: Tensor, x: &Tensor) -> Result<Tensor> {
 
 /// `into` with `x` added to its rows from `start` on.
 pub fn add_rows(into: Tensor, start: usize, x: &Tensor) -> Result<Tensor> {
-    if cpu::has(&into) {
-        cpu::elementwise::add_rows(into, start, x)
-    } else {
-        plain::add_rows(&into, start, x)
-    }
+    on!(
+        &into,
+        cpu: cpu::elementwise::add_rows(into, start, x),
+        gpu: gpu::elementwise::add_rows(into, start, x),
+        plain: plain::add_rows(&into, start, x),
+    )
 }
 
 /// `x` with `rows` of its rows, from `start` on, multiplied by `factor`.
 pub fn scale_rows(x: Tensor, start: usize, rows: usize, factor: f32) -> Result<Tensor> {
-    let part = x.narrow(0, start, rows)?;
-    if cpu::has(&x) {
-        cpu::update(&part, |values| values.iter_mut().for_each(|value| *value *= factor))?;
-        return Ok(x);
-    }
-    let scaled = (&part * f64::from(factor))?;
-    Ok(x.slice_assign(&[start..start + rows, 0..x.dims2()?.1], &scaled)?)
+    on!(
+        &x,
+        cpu: cpu::elementwise::scale_rows(x, start, rows, factor),
+        gpu: gpu::elementwise::scale_rows(x, start, rows, factor),
+        plain: plain::scale_rows(&x, start, rows, factor),
+    )
 }
 
-/// `x` with its i-th element multiplied by `factor(i)`.
-pub fn multiply(x: &Tensor, factor: impl Fn(u64) -> f32 + Sync) -> Result<Tensor> {
-    if cpu::has(x) {
-        return cpu::elementwise::multiply(x, factor);
-    }
-    let factors: Vec<f32> = (0..x.elem_count() as u64).map(factor).collect();
-    Ok(x.mul(&Tensor::from_vec(factors, x.shape(), x.device())?)?)
+/// Dropout: `x` with each element 0 with a probability, else times 1/(1 − probability). Element i goes by the number
+/// `first + i` of the stream `key` ([`crate::rng`]).
+pub fn dropout(x: &Tensor, key: u64, first: u64, probability: f64) -> Result<Tensor> {
+    let keep = (1.0 / (1.0 - probability)) as f32;
+    let factor = |i: u64| if rng::uniform(key, first + i) < probability { 0.0 } else { keep };
+    on!(
+        x,
+        cpu: cpu::elementwise::multiply(x, factor),
+        gpu: gpu::elementwise::dropout(x, key, first, probability, keep),
+        plain: plain::multiply(x, factor),
+    )
 }
 
 /// RMSNorm: `x · w / √(mean(x²) + eps)`; `x` `[tokens, hidden]`, `weight` `[hidden]`.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    if cpu::has(x) { cpu::elementwise::rms_norm(x, weight, eps) } else { plain::rms_norm(x, weight, eps) }
+    on!(
+        x,
+        cpu: cpu::elementwise::rms_norm(x, weight, eps),
+        gpu: gpu::elementwise::rms_norm(x, weight, eps),
+        plain: plain::rms_norm(x, weight, eps),
+    )
 }
 
 /// `into` plus the gradient of [`rms_norm`] by `x`: with r = 1/√(mean(x²)+eps) and g = dy·w,
@@ -66,16 +107,22 @@ pub fn add_rms_norm_backward(
     eps: f64,
     dy: &Tensor,
 ) -> Result<Tensor> {
-    if cpu::has(x) {
-        cpu::elementwise::add_rms_norm_backward(into, x, weight, eps, dy)
-    } else {
-        Ok(into.add(&plain::rms_norm_backward(x, weight, eps, dy)?)?)
-    }
+    on!(
+        x,
+        cpu: cpu::elementwise::add_rms_norm_backward(into, x, weight, eps, dy),
+        gpu: gpu::elementwise::add_rms_norm_backward(into, x, weight, eps, dy),
+        plain: Ok(into.add(&plain::rms_norm_backward(x, weight, eps, dy)?)?),
+    )
 }
 
 /// SwiGLU: `silu(gate) · up`, all `[tokens, intermediate]`.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
-    if cpu::has(gate) { cpu::elementwise::swiglu(gate, up) } else { plain::swiglu(gate, up) }
+    on!(
+        gate,
+        cpu: cpu::elementwise::swiglu(gate, up),
+        gpu: gpu::elementwise::swiglu(gate, up),
+        plain: plain::swiglu(gate, up),
+    )
 }
 
 /// The gradients of [`swiglu`] by `gate` and `up`: with s = σ(gate),
@@ -86,16 +133,17 @@ pub fn swiglu_backward(
     activated: Tensor,
     dy: Tensor,
 ) -> Result<(Tensor, Tensor)> {
-    if cpu::has(gate) {
-        cpu::elementwise::swiglu_backward(gate, up, activated, dy)
-    } else {
-        plain::swiglu_backward(gate, up, &dy)
-    }
+    on!(
+        gate,
+        cpu: cpu::elementwise::swiglu_backward(gate, up, activated, dy),
+        gpu: gpu::elementwise::swiglu_backward(gate, up, activated, dy),
+        plain: plain::swiglu_backward(gate, up, &dy),
+    )
 }
 
 /// The rotary embedding of a step's tokens.
 pub struct Rotary {
-    /// Cosines and sines by position from the first one on, `[positions, head_dim / 2]`.
+    /// Cosines and sines by position from the first one on, `[positions, head_dim / 2]`; on a GPU by token.
     cos: Tensor,
     sin: Tensor,
     /// Each token's row in them.
@@ -108,6 +156,11 @@ impl Rotary {
     /// # Errors
     /// The device runs out of memory.
     pub fn new(inverse_frequencies: &[f32], positions: &[u32], device: &Device) -> Result<Self> {
+        #[cfg(any(feature = "cuda", test))]
+        if gpu::runs(device) {
+            let (cos, sin) = gpu::elementwise::rotary_table(inverse_frequencies, positions, device)?;
+            return Ok(Self { cos, sin, positions: Vec::new() });
+        }
         let first = positions.iter().min().copied().unwrap_or(0);
         let positions: Vec<u32> = positions.iter().map(|p| p - first).collect();
         let count = positions.iter().max().map_or(0, |last| last + 1);
@@ -132,11 +185,12 @@ impl Rotary {
 
     fn rotate(&self, x: Tensor, head_dim: usize, sign: f32) -> Result<Tensor> {
         let table = (&self.cos, &self.sin);
-        if cpu::has(&x) {
-            cpu::elementwise::rotate(x, head_dim, table, &self.positions, sign)
-        } else {
-            plain::rotate(&x, head_dim, table, &self.positions, sign)
-        }
+        on!(
+            &x,
+            cpu: cpu::elementwise::rotate(x, head_dim, table, &self.positions, sign),
+            gpu: gpu::elementwise::rotate(x, head_dim, table, sign),
+            plain: plain::rotate(&x, head_dim, table, &self.positions, sign),
+        )
     }
 }
 
@@ -169,11 +223,12 @@ pub fn attention(
     documents: &[Range<usize>],
     heads: Heads,
 ) -> Result<Tensor> {
-    if cpu::has(q) {
-        cpu::attention::forward(q, k, v, documents, heads)
-    } else {
-        plain::attention(q, k, v, documents, heads)
-    }
+    on!(
+        q,
+        cpu: cpu::attention::forward(q, k, v, documents, heads),
+        gpu: gpu::attention::forward(q, k, v, documents, heads),
+        plain: plain::attention(q, k, v, documents, heads),
+    )
 }
 
 /// Attention of one token, `q` `[1, query heads · dim]`, to all `k` and `v` `[tokens, key-value heads · dim]`.
@@ -190,74 +245,84 @@ pub fn attention_backward(
     heads: Heads,
     dy: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    if cpu::has(q) {
-        cpu::attention::backward(q, k, v, documents, heads, dy)
-    } else {
-        plain::attention_backward(q, k, v, documents, heads, dy)
-    }
+    on!(
+        q,
+        cpu: cpu::attention::backward(q, k, v, documents, heads, dy),
+        gpu: gpu::attention::backward(q, k, v, documents, heads, dy),
+        plain: plain::attention_backward(q, k, v, documents, heads, dy),
+    )
 }
 
 /// The sum of the squares of each row of a frozen matrix, `[rows]`.
 pub fn row_squares(weight: &Weight) -> Result<Tensor> {
-    match weight {
-        Weight::Dense(tensor) if !tensor.device().is_cpu() => {
-            Ok(tensor.to_dtype(DType::F32)?.sqr()?.sum(1)?)
-        }
-        _ => cpu::frozen::row_squares(weight),
+    #[cfg(any(feature = "cuda", test))]
+    if gpu::runs(weight.device()) {
+        return gpu::frozen::row_squares(weight);
     }
+    cpu::frozen::row_squares(weight)
 }
 
 /// `x` with `rows` of its rows, from `start` on, multiplied column by column by `factors` `[width]`.
 pub fn scale_columns(x: Tensor, start: usize, rows: usize, factors: &Tensor) -> Result<Tensor> {
-    let part = x.narrow(0, start, rows)?;
-    if cpu::has(&x) {
-        let width = x.dims2()?.1;
-        cpu::read([factors], |[factors]| {
-            let scale = |row: &mut [f32]| row.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
-            cpu::update(&part, |values| values.chunks_exact_mut(width.max(1)).for_each(scale))
-        })?;
-        return Ok(x);
-    }
-    let scaled = part.broadcast_mul(factors)?;
-    Ok(x.slice_assign(&[start..start + rows, 0..x.dims2()?.1], &scaled)?)
+    on!(
+        &x,
+        cpu: cpu::elementwise::scale_columns(x, start, rows, factors),
+        gpu: gpu::elementwise::scale_columns(x, start, rows, factors),
+        plain: plain::scale_columns(&x, start, rows, factors),
+    )
 }
 
-/// A frozen linear layer: `x` `[tokens, in]` · `weight`ᵀ, `weight` `[out, in]`. Weights in fewer bits are brought to
-/// float32 a few rows at a time.
-pub fn linear(x: &Tensor, weight: &Weight) -> Result<Tensor> {
-    if cpu::has(x) {
-        return cpu::frozen::product(x, weight, true, None);
-    }
-    Ok(x.matmul(&weight.to_float32()?.t()?)?)
+/// A frozen linear layer: `x` `[tokens, in]` · `weight`ᵀ, `weight` `[out, in]`, with results in `dtype`. On the CPU,
+/// weights in fewer bits are brought to float32 a few rows at a time; on a GPU, those in 4 bits to the numbers of `x`,
+/// a matrix at a time.
+pub fn linear(x: &Tensor, weight: &Weight, dtype: DType) -> Result<Tensor> {
+    on!(
+        x,
+        cpu: cpu::frozen::product(x, weight, true, None),
+        gpu: gpu::frozen::linear(x, weight, dtype),
+        plain: Ok(x.matmul(&weight.to_float32()?.t()?)?.to_dtype(dtype)?),
+    )
 }
 
 /// The gradient of [`linear`] by `x`: `dy` `[tokens, out]` · `weight`, added to `into` if there is one.
 pub fn linear_backward(dy: &Tensor, weight: &Weight, into: Option<Tensor>) -> Result<Tensor> {
-    if cpu::has(dy) {
-        return cpu::frozen::product(dy, weight, false, into);
-    }
-    let dx = dy.matmul(&weight.to_float32()?)?;
-    into.map_or(Ok(dx.clone()), |into| Ok(into.add(&dx)?))
+    on!(
+        dy,
+        cpu: cpu::frozen::product(dy, weight, false, into),
+        gpu: gpu::frozen::linear_backward(dy, weight, into),
+        plain: plain::linear_backward(dy, weight, into),
+    )
 }
 
 /// The product with an adapter's narrow side: `x` `[tokens, width]` · `a`ᵀ, `a` `[rank, width]`.
 pub fn project(x: &Tensor, a: &Tensor) -> Result<Tensor> {
-    if cpu::has(x) { cpu::low_rank::project(x, a, true) } else { Ok(x.matmul(&a.t()?)?) }
+    on!(
+        x,
+        cpu: cpu::low_rank::project(x, a, true),
+        gpu: gpu::low_rank::project(x, a, true),
+        plain: Ok(x.matmul(&a.t()?)?),
+    )
 }
 
 /// [`project`] with `a` given as its transpose, `[width, rank]`.
 pub fn project_transposed(x: &Tensor, a: &Tensor) -> Result<Tensor> {
-    if cpu::has(x) { cpu::low_rank::project(x, a, false) } else { Ok(x.matmul(a)?) }
+    on!(
+        x,
+        cpu: cpu::low_rank::project(x, a, false),
+        gpu: gpu::low_rank::project(x, a, false),
+        plain: Ok(x.matmul(a)?),
+    )
 }
 
 /// A low-rank product added to some rows: rows `start..start + tokens` of `into` `[_, width]` get
 /// `scale · h · w`, `h` `[tokens, rank]`, `w` `[rank, width]`.
 pub fn add_product(into: Tensor, start: usize, h: &Tensor, w: &Tensor, scale: f64) -> Result<Tensor> {
-    if cpu::has(&into) {
-        cpu::low_rank::add_product(into, start, h, w, false, scale)
-    } else {
-        plain::add_product(&into, start, h, w, scale)
-    }
+    on!(
+        &into,
+        cpu: cpu::low_rank::add_product(into, start, h, w, false, scale),
+        gpu: gpu::low_rank::add_product(into, start, h, w, false, scale),
+        plain: plain::add_product(&into, start, h, w, scale),
+    )
 }
 
 /// [`add_product`] with `w` given as its transpose, `[width, rank]`.
@@ -268,21 +333,33 @@ pub fn add_product_transposed(
     w: &Tensor,
     scale: f64,
 ) -> Result<Tensor> {
-    if cpu::has(&into) {
-        cpu::low_rank::add_product(into, start, h, w, true, scale)
-    } else {
-        plain::add_product(&into, start, h, &w.t()?, scale)
-    }
+    on!(
+        &into,
+        cpu: cpu::low_rank::add_product(into, start, h, w, true, scale),
+        gpu: gpu::low_rank::add_product(into, start, h, w, true, scale),
+        plain: plain::add_product(&into, start, h, &w.t()?, scale),
+    )
 }
 
 /// A sum of outer products over tokens: `scale · narrow`ᵀ` · wide`, `[tokens, rank]` and `[tokens, width]` →
-/// `[rank, width]`.
+/// `[rank, width]`, in float32.
 pub fn outer(narrow: &Tensor, wide: &Tensor, scale: f64) -> Result<Tensor> {
-    if cpu::has(wide) {
-        cpu::low_rank::outer(narrow, wide, scale)
-    } else {
-        Ok((narrow.t()?.matmul(wide)? * scale)?)
-    }
+    on!(
+        wide,
+        cpu: cpu::low_rank::outer(narrow, wide, scale),
+        gpu: gpu::low_rank::outer(narrow, wide, scale),
+        plain: plain::outer(narrow, wide, scale),
+    )
+}
+
+/// The transpose of [`outer`], `[width, rank]`.
+pub fn outer_transposed(narrow: &Tensor, wide: &Tensor, scale: f64) -> Result<Tensor> {
+    on!(
+        wide,
+        cpu: Ok(cpu::low_rank::outer(narrow, wide, scale)?.t()?.contiguous()?),
+        gpu: gpu::low_rank::outer(wide, narrow, scale),
+        plain: plain::outer(wide, narrow, scale),
+    )
 }
 
 /// The numbers of an AdamW step that are the same for all elements.
@@ -304,56 +381,83 @@ pub struct AdamWStep {
     pub rate: f64,
 }
 
-/// One AdamW step: the new weight, first moment and second moment. With g = factor·gradient,
+/// A parameter in an AdamW step; all tensors are float32.
+#[derive(Debug, Clone, Copy)]
+pub struct Parameter<'a> {
+    /// Its value.
+    pub weight: &'a Tensor,
+    /// Its accumulated gradient.
+    pub gradient: &'a Tensor,
+    /// Its first moment.
+    pub first: &'a Tensor,
+    /// Its second moment.
+    pub second: &'a Tensor,
+    /// The step's numbers. Among the parameters of a step only decay and rate may differ, and only two of each.
+    pub step: &'a AdamWStep,
+}
+
+/// One AdamW step: each parameter's new weight, first moment and second moment. With g = factor·gradient,
 /// m' = beta1·m + (1−beta1)·g, v' = beta2·v + (1−beta2)·g²,
 /// w' = decay·w − rate·m' / (√v' / correction2 + epsilon).
-pub fn adamw(
-    weight: &Tensor,
-    gradient: &Tensor,
-    first: &Tensor,
-    second: &Tensor,
-    step: &AdamWStep,
-) -> Result<[Tensor; 3]> {
-    if cpu::has(weight) {
-        cpu::adamw::adamw(weight, gradient, first, second, step)
-    } else {
-        plain::adamw(weight, gradient, first, second, step)
-    }
+pub fn adamw(parameters: &[Parameter]) -> Result<Vec<[Tensor; 3]>> {
+    let Some(one) = parameters.first() else { return Ok(Vec::new()) };
+    on!(
+        one.weight,
+        cpu: parameters.iter().map(cpu::adamw::adamw).collect(),
+        gpu: gpu::many::adamw(parameters),
+        plain: parameters.iter().map(plain::adamw).collect(),
+    )
 }
 
-/// Σ x², its partial sums in float64.
-pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
-    if cpu::has(x) {
-        return cpu::adamw::sum_of_squares(x);
-    }
-    Ok(f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?))
+/// Σ x² over all elements of some tensors, the partial sums in float64.
+pub fn sum_of_squares(tensors: &[&Tensor]) -> Result<f64> {
+    let Some(one) = tensors.first() else { return Ok(0.0) };
+    on!(
+        one,
+        cpu: tensors.iter().map(|x| cpu::adamw::sum_of_squares(x)).sum(),
+        gpu: gpu::many::sum_of_squares(tensors),
+        plain: tensors.iter().map(|x| plain::sum_of_squares(x)).sum(),
+    )
 }
 
-/// The rows of `x` `[_, width]` that `rows` names, in that order and in float32.
+/// float32 tensors in the numbers of a pass.
+pub fn cast(tensors: &[&Tensor], dtype: DType) -> Result<Vec<Tensor>> {
+    #[cfg(any(feature = "cuda", test))]
+    if dtype != DType::F32 && tensors.first().is_some_and(|t| gpu::has(t)) {
+        return gpu::many::cast(tensors, dtype);
+    }
+    tensors.iter().map(|t| Ok(t.to_dtype(dtype)?)).collect()
+}
+
+/// The rows of `x` `[_, width]` that `rows` names, in that order; on the CPU in float32.
 pub fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
-    if cpu::has(x) {
-        return cpu::elementwise::gather(x, rows);
-    }
-    let rows = Tensor::from_slice(rows, rows.len(), x.device())?;
-    Ok(x.index_select(&rows, 0)?.to_dtype(DType::F32)?)
+    on!(
+        x,
+        cpu: cpu::elementwise::gather(x, rows),
+        gpu: gpu::elementwise::gather(x, rows),
+        plain: plain::gather(x, rows),
+    )
 }
 
 /// The gradient of [`gather`]: `dy`'s rows at their places among `tokens` rows, zeros elsewhere. No row is
 /// named twice.
 pub fn scatter(dy: &Tensor, rows: &[u32], tokens: usize) -> Result<Tensor> {
-    let zeros = Tensor::zeros((tokens, dy.dims2()?.1), DType::F32, dy.device())?;
-    if cpu::has(dy) {
-        return cpu::elementwise::scatter(zeros, dy, rows);
-    }
-    Ok(zeros.index_add(&Tensor::from_slice(rows, rows.len(), dy.device())?, dy, 0)?)
+    let zeros = Tensor::zeros((tokens, dy.dims2()?.1), dy.dtype(), dy.device())?;
+    on!(
+        dy,
+        cpu: cpu::elementwise::scatter(zeros, dy, rows),
+        gpu: gpu::elementwise::scatter(zeros, dy, rows),
+        plain: Ok(zeros.index_add(&Tensor::from_slice(rows, rows.len(), dy.device())?, dy, 0)?),
+    )
 }
 
 /// Each row's negative log-likelihood of its target, and the gradient of their sum by the logits,
-/// softmax − one-hot; `logits` `[targets, vocab]`.
-pub fn nll_and_gradient(logits: Tensor, targets: &[u32]) -> Result<(Vec<f32>, Tensor)> {
-    if cpu::has(&logits) {
-        cpu::loss::nll_and_gradient(logits, targets)
-    } else {
-        plain::nll_and_gradient(&logits, targets)
-    }
+/// softmax − one-hot; `logits` `[targets, vocab]` in float32, the first result `[targets]`.
+pub fn nll_and_gradient(logits: Tensor, targets: &[u32]) -> Result<(Tensor, Tensor)> {
+    on!(
+        &logits,
+        cpu: cpu::loss::nll_and_gradient(logits, targets),
+        gpu: gpu::elementwise::nll_and_gradient(logits, targets),
+        plain: plain::nll_and_gradient(&logits, targets),
+    )
 }

@@ -1,8 +1,9 @@
 //! The operations as tensor formulas, for any device: what the fused forms are held against.
 
-use super::{AdamWStep, Heads};
+use super::{Heads, Parameter};
 use crate::error::Result;
-use candle_core::{D, Tensor};
+use crate::weight::Weight;
+use candle_core::{D, DType, Tensor};
 use std::ops::Range;
 
 pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
@@ -151,23 +152,54 @@ pub(super) fn add_rows(into: &Tensor, start: usize, x: &Tensor) -> Result<Tensor
     Ok(into.slice_scatter0(&into.narrow(0, start, rows)?.add(x)?, start)?)
 }
 
+/// `x` with `rows` of its rows, from `start` on, multiplied by `factor`.
+pub(super) fn scale_rows(x: &Tensor, start: usize, rows: usize, factor: f32) -> Result<Tensor> {
+    let scaled = (x.narrow(0, start, rows)? * f64::from(factor))?;
+    Ok(x.slice_assign(&[start..start + rows, 0..x.dims2()?.1], &scaled)?)
+}
+
+/// The same, column by column.
+pub(super) fn scale_columns(x: &Tensor, start: usize, rows: usize, factors: &Tensor) -> Result<Tensor> {
+    let scaled = x.narrow(0, start, rows)?.broadcast_mul(factors)?;
+    Ok(x.slice_assign(&[start..start + rows, 0..x.dims2()?.1], &scaled)?)
+}
+
+/// `x` with its i-th element multiplied by `factor(i)`.
+pub(super) fn multiply(x: &Tensor, factor: impl Fn(u64) -> f32) -> Result<Tensor> {
+    let factors: Vec<f32> = (0..x.elem_count() as u64).map(factor).collect();
+    Ok(x.mul(&Tensor::from_vec(factors, x.shape(), x.device())?)?)
+}
+
+pub(super) fn linear_backward(dy: &Tensor, weight: &Weight, into: Option<Tensor>) -> Result<Tensor> {
+    let dx = dy.matmul(&weight.to_float32()?)?;
+    into.map_or(Ok(dx.clone()), |into| Ok(into.add(&dx)?))
+}
+
+pub(super) fn outer(narrow: &Tensor, wide: &Tensor, scale: f64) -> Result<Tensor> {
+    Ok((narrow.t()?.matmul(wide)? * scale)?)
+}
+
+pub(super) fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    let rows = Tensor::from_slice(rows, rows.len(), x.device())?;
+    Ok(x.index_select(&rows, 0)?.to_dtype(DType::F32)?)
+}
+
+pub(super) fn sum_of_squares(x: &Tensor) -> Result<f64> {
+    Ok(f64::from(x.sqr()?.sum_all()?.to_scalar::<f32>()?))
+}
+
 /// Each row's negative log-likelihood of its target, and the gradient of their sum by the logits.
-pub(super) fn nll_and_gradient(logits: &Tensor, targets: &[u32]) -> Result<(Vec<f32>, Tensor)> {
+pub(super) fn nll_and_gradient(logits: &Tensor, targets: &[u32]) -> Result<(Tensor, Tensor)> {
     let wanted = Tensor::from_slice(targets, (targets.len(), 1), logits.device())?;
     let normaliser = logits.log_sum_exp(D::Minus1)?.unsqueeze(1)?;
     let nll = normaliser.sub(&logits.gather(&wanted, 1)?)?.flatten_all()?;
     let p = logits.broadcast_sub(&normaliser)?.exp()?;
     let minus = Tensor::full(-1f32, (targets.len(), 1), logits.device())?;
-    Ok((nll.to_vec1()?, p.scatter_add(&wanted, &minus, 1)?))
+    Ok((nll, p.scatter_add(&wanted, &minus, 1)?))
 }
 
-pub(super) fn adamw(
-    weight: &Tensor,
-    gradient: &Tensor,
-    first: &Tensor,
-    second: &Tensor,
-    step: &AdamWStep,
-) -> Result<[Tensor; 3]> {
+pub(super) fn adamw(parameter: &Parameter) -> Result<[Tensor; 3]> {
+    let Parameter { weight, gradient, first, second, step } = *parameter;
     let g = (gradient * step.factor)?;
     let first = ((first * step.beta1)? + (&g * (1.0 - step.beta1))?)?;
     let second = ((second * step.beta2)? + (g.sqr()? * (1.0 - step.beta2))?)?;

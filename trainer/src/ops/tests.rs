@@ -1,7 +1,6 @@
 //! Each fused operation against its formula.
 
 use super::*;
-use crate::rng;
 use crate::weight::Numbers;
 use candle_core::Device;
 
@@ -69,10 +68,10 @@ fn rows_move_as_indices_say() {
         let part = random((shape.0 - shape.0 / 2, shape.1), 3);
         let fused = add_rows(copy(&x), shape.0 / 2, &part).unwrap();
         check("add_rows", &fused, &plain::add_rows(&x, shape.0 / 2, &part).unwrap());
-        let doubled = multiply(&x, |i| if i % 2 == 0 { 2.0 } else { 0.0 }).unwrap();
-        let want =
-            values(&x).iter().enumerate().map(|(i, x)| if i % 2 == 0 { 2.0 * x } else { 0.0 }).collect();
-        check("multiply", &doubled, &Tensor::from_vec::<_, f32>(want, shape, &CPU).unwrap());
+        let dropped = dropout(&x, 7, 1000, 0.5).unwrap();
+        let kept = |i: usize| f32::from(u8::from(rng::uniform(7, 1000 + i as u64) >= 0.5));
+        let want = values(&x).iter().enumerate().map(|(i, x)| 2.0 * x * kept(i)).collect();
+        check("dropout", &dropped, &Tensor::from_vec::<_, f32>(want, shape, &CPU).unwrap());
     }
 }
 
@@ -94,14 +93,14 @@ fn frozen_products_are_the_matrix_products() {
             let weight = numbers.hold(&drawn).unwrap();
             let w = weight.to_float32().unwrap();
             let plain = x.matmul(&w.t().unwrap()).unwrap();
-            check(&what("linear"), &linear(&x, &weight).unwrap(), &plain);
+            check(&what("linear"), &linear(&x, &weight, DType::F32).unwrap(), &plain);
             let plain = dy.matmul(&w).unwrap();
             check(&what("linear_backward"), &linear_backward(&dy, &weight, None).unwrap(), &plain);
             let plain = plain.add(&into).unwrap();
             let fused = linear_backward(&dy, &weight, Some(copy(&into))).unwrap();
             check(&what("linear_backward, added"), &fused, &plain);
             let wider = numbers.hold(&random((outputs, inputs + 1), 5)).unwrap();
-            assert!(linear(&x, &wider).is_err());
+            assert!(linear(&x, &wider, DType::F32).is_err());
             assert!(linear_backward(&dy, &weight, Some(random((tokens, inputs + 1), 6))).is_err());
         }
     }
@@ -118,6 +117,7 @@ fn low_rank_products_are_the_matrix_products() {
         check(&what("project_transposed"), &project_transposed(&x, &turned).unwrap(), &plain);
         let plain = (h.t().unwrap().matmul(&x).unwrap() * 0.7).unwrap();
         check(&what("outer"), &outer(&h, &x, 0.7).unwrap(), &plain);
+        check(&what("outer_transposed"), &outer_transposed(&h, &x, 0.7).unwrap(), &plain.t().unwrap());
         let into = random((tokens + 3, width), 4);
         let plain = plain::add_product(&into, 2, &h, &w, 0.7).unwrap();
         check(&what("add_product"), &add_product(copy(&into), 2, &h, &w, 0.7).unwrap(), &plain);
@@ -169,8 +169,7 @@ fn losses_and_updates_are_their_formulas() {
         let targets: Vec<u32> = (0..shape.0).map(|i| (i * 7 % shape.1) as u32).collect();
         let (nll, gradient) = cpu::loss::nll_and_gradient(copy(&logits), &targets).unwrap();
         let (plain_nll, plain_gradient) = plain::nll_and_gradient(&logits, &targets).unwrap();
-        let tensor = |nll: Vec<f32>| Tensor::from_vec(nll, shape.0, &CPU).unwrap();
-        check("nll", &tensor(nll), &tensor(plain_nll));
+        check("nll", &nll, &plain_nll);
         check("nll gradient", &gradient, &plain_gradient);
 
         let [w, g, m] = [2, 3, 4].map(|seed| random(shape, seed));
@@ -184,11 +183,12 @@ fn losses_and_updates_are_their_formulas() {
             decay: 0.99,
             rate: 1e-2,
         };
-        let fused = adamw(&w, &g, &m, &v, &step).unwrap();
-        let plain = plain::adamw(&w, &g, &m, &v, &step).unwrap();
-        fused.iter().zip(&plain).for_each(|(fused, plain)| check("adamw", fused, plain));
+        let parameter = Parameter { weight: &w, gradient: &g, first: &m, second: &v, step: &step };
+        let fused = adamw(&[parameter]).unwrap();
+        let plain = plain::adamw(&parameter).unwrap();
+        fused[0].iter().zip(&plain).for_each(|(fused, plain)| check("adamw", fused, plain));
         let squares: f64 = values(&g).iter().map(|x| f64::from(*x).powi(2)).sum();
-        assert!((sum_of_squares(&g).unwrap() - squares).abs() < 1e-6 * squares);
+        assert!((sum_of_squares(&[&g]).unwrap() - squares).abs() < 1e-6 * squares);
     }
 }
 
@@ -201,7 +201,7 @@ fn no_number_stays_none() {
         Tensor::from_vec(x, shape, &CPU).unwrap()
     };
     let (nll, _) = cpu::loss::nll_and_gradient(broken(1), &[1, 2, 3]).unwrap();
-    assert_eq!(nll.iter().map(|x| x.is_nan()).collect::<Vec<_>>(), [false, true, false]);
-    assert!(sum_of_squares(&broken(0)).unwrap().is_nan());
+    assert_eq!(values(&nll).iter().map(|x| x.is_nan()).collect::<Vec<_>>(), [false, true, false]);
+    assert!(sum_of_squares(&[&broken(0)]).unwrap().is_nan());
     assert!(values(&swiglu(&broken(2), &random(shape, 2)).unwrap())[87].is_nan());
 }

@@ -9,11 +9,9 @@ use crate::lora::Adapter;
 use crate::model::Base;
 use crate::ops;
 use candle_core::{DType, Tensor};
+use domain::footprint::logits_block;
 use std::borrow::Borrow;
 use std::ops::Range;
-
-/// Logits that exist at a time, as a number of elements: 32 MiB.
-const LOGITS: usize = 8 << 20;
 
 /// The head's number among the linear layers: it comes last.
 fn number(base: &Base) -> usize {
@@ -27,12 +25,12 @@ pub(super) fn logits<A: Borrow<Adapter>>(
     segments: &[Segment<A>],
 ) -> Result<Tensor> {
     let normed = ops::rms_norm(hidden, &base.norm, base.config.rms_norm_eps)?;
-    linear(&base.head, number(base), &normed, 0, segments)
+    linear(&base.head, number(base), &normed, 0, DType::F32, segments)
 }
 
 /// The targets of a pass, in blocks.
 fn blocks<'a>(base: &Base, targets: &'a [u32]) -> impl Iterator<Item = (usize, &'a [u32])> {
-    let block = (LOGITS / base.config.vocab_size.max(1)).max(1);
+    let block = logits_block(base.config.vocab_size as u64) as usize;
     targets.chunks(block).enumerate().map(move |(i, targets)| (i * block, targets))
 }
 
@@ -50,17 +48,25 @@ pub(super) fn nll<A: Borrow<Adapter>>(
     targets: &[u32],
     segments: &[Segment<A>],
 ) -> Result<Vec<f32>> {
-    let (eps, mut nll) = (base.config.rms_norm_eps, Vec::with_capacity(targets.len()));
+    let (eps, mut nll) = (base.config.rms_norm_eps, Vec::new());
     for (first, targets) in blocks(base, targets) {
         let x = hidden.narrow(0, first, targets.len())?;
         let normed = ops::rms_norm(&x, &base.norm, eps)?;
-        let logits = linear(&base.head, number(base), &normed, first, segments)?;
-        nll.extend(ops::nll_and_gradient(logits, targets)?.0);
+        let logits = linear(&base.head, number(base), &normed, first, DType::F32, segments)?;
+        nll.push(ops::nll_and_gradient(logits, targets)?.0);
     }
-    Ok(nll)
+    values(&nll)
 }
 
-/// [`nll`], and the gradient of the sum by `hidden`; adds the gradients of the adapters of the head. `scales` are
+/// The numbers of some vectors, one after the other. A GPU is waited for.
+pub(super) fn values(vectors: &[Tensor]) -> Result<Vec<f32>> {
+    if vectors.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(Tensor::cat(vectors, 0)?.to_vec1()?)
+}
+
+/// [`nll`] block by block, left on the device, and the gradient of the sum by `hidden`; adds the gradients of the adapters of the head. `scales` are
 /// ranges of the targets and what the gradients of each are multiplied by.
 pub(super) fn nll_backward(
     base: &Base,
@@ -68,26 +74,27 @@ pub(super) fn nll_backward(
     targets: &[u32],
     scales: &[(Range<usize>, f32)],
     segments: &mut [Segment<&mut Adapter>],
-) -> Result<(Vec<f32>, Tensor)> {
-    let (eps, mut nll) = (base.config.rms_norm_eps, Vec::with_capacity(targets.len()));
+) -> Result<(Vec<Tensor>, Tensor)> {
+    let (eps, mut nll) = (base.config.rms_norm_eps, Vec::new());
     let mut gradients = Vec::new();
     for (first, targets) in blocks(base, targets) {
         let x = hidden.narrow(0, first, targets.len())?;
         let normed = ops::rms_norm(&x, &base.norm, eps)?;
-        let logits = linear(&base.head, number(base), &normed, first, segments)?;
+        let logits = linear(&base.head, number(base), &normed, first, DType::F32, segments)?;
         let (rows, mut d_logits) = ops::nll_and_gradient(logits, targets)?;
-        nll.extend(rows);
+        nll.push(rows);
         for (range, scale) in scales.iter().filter(|(_, scale)| *scale != 1.0) {
             let (start, end) = (range.start.max(first), range.end.min(first + targets.len()));
             if start < end {
                 d_logits = ops::scale_rows(d_logits, start - first, end - start, *scale)?;
             }
         }
+        let d_logits = d_logits.to_dtype(normed.dtype())?;
         let d_normed = linear_backward(&base.head, number(base), &normed, first, &d_logits, None, segments)?;
         gradients.push(ops::add_rms_norm_backward(x.zeros_like()?, &x, &base.norm, eps, &d_normed)?);
     }
     let gradient = match gradients.len() {
-        0 => Tensor::zeros((0, base.config.hidden_size), DType::F32, hidden.device())?,
+        0 => Tensor::zeros((0, base.config.hidden_size), hidden.dtype(), hidden.device())?,
         1 => gradients.remove(0),
         _ => Tensor::cat(&gradients, 0)?,
     };

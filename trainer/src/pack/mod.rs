@@ -134,7 +134,8 @@ pub fn forward_backward(base: &Base, members: &mut [Member]) -> Result<Vec<Outco
         };
         dx = pass.layer_backward(index, saved, dy, &mut segments)?;
     }
-    Ok(outcomes(base, &tokens, &nll, &adapters, pass.meter.peak()))
+    // Only here is a GPU waited for: until now it was only given work.
+    Ok(outcomes(base, &tokens, &head::values(&nll)?, &adapters, pass.meter.peak()))
 }
 
 /// The loss on `rows` with an adapter, or of the base alone. Neither dropout nor gradients.

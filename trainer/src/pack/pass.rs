@@ -2,11 +2,11 @@
 
 use super::tokens::Tokens;
 use crate::error::Result;
-use crate::lora::{Adapter, Columns, DropoutCounter, MaskPlace};
+use crate::lora::{Adapter, DropoutCounter, MaskPlace, Working};
 use crate::memory::{Held, Meter};
 use crate::model::{Base, Linear};
 use crate::ops::{self, Heads, Rotary};
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -22,8 +22,8 @@ pub(super) struct Segment<A> {
     dropout: Option<DropoutCounter>,
     /// The adapter's matrix for each of the base's linear layers, in model order, the head last.
     modules: Vec<Option<usize>>,
-    /// What the matrices' magnitudes make of outputs, where there are any.
-    columns: Vec<Option<Columns>>,
+    /// The adapter's matrices as the pass uses them.
+    working: Vec<Working>,
 }
 
 /// A trial's share of a product's rows.
@@ -49,10 +49,8 @@ impl<A: Borrow<Adapter>> Segment<A> {
         let places: HashMap<&str, usize> = matrices.map(|(i, m)| (m.path.as_str(), i)).collect();
         let linears = base.layers.iter().flat_map(|layer| &layer.linears).chain([&base.head]);
         let modules = linears.map(|linear| places.get(linear.path.as_str()).copied()).collect();
-        let columns =
-            (0..adapter.borrow().modules.len()).map(|module| adapter.borrow().columns(base, module));
-        let columns = columns.collect::<Result<_>>()?;
-        Ok(Self { adapter, tokens, asked, dropout, modules, columns })
+        let working = adapter.borrow().working(base)?;
+        Ok(Self { adapter, tokens, asked, dropout, modules, working })
     }
 
     /// The trial's share of `block`, some of the rows that go through linear layer `number`; none if its
@@ -207,7 +205,9 @@ impl<'a> Pass<'a> {
         let layer = &self.base.layers[index];
         let (eps, dim) = (self.base.config.rms_norm_eps, self.heads.dim);
         let number = |place: usize| index * layer.linears.len() + place;
-        let linear = |place: usize, x: &Tensor| linear(&layer.linears[place], number(place), x, 0, segments);
+        let linear = |place: usize, x: &Tensor| {
+            linear(&layer.linears[place], number(place), x, 0, x.dtype(), segments)
+        };
 
         let normed = self.hold(ops::rms_norm(&input, &layer.input_norm, eps)?);
         let q = self.hold(self.rotary.forward(linear(Q, &normed)?, dim)?);
@@ -233,7 +233,8 @@ impl<'a> Pass<'a> {
         let layer = &self.base.layers[index];
         let number = index * layer.linears.len() + DOWN;
         let activated = self.hold(ops::swiglu(&saved.gate, &saved.up)?);
-        let down = linear(&layer.linears[DOWN], number, &activated, 0, segments)?;
+        let dtype = activated.dtype();
+        let down = linear(&layer.linears[DOWN], number, &activated, 0, dtype, segments)?;
         Ok(self.hold(ops::add(down, &saved.middle)?))
     }
 
@@ -294,21 +295,23 @@ impl<'a> Pass<'a> {
 }
 
 /// `x · Wᵀ` once for all rows, plus each trial's low-rank product for its own. `number` is the layer's among all
-/// linear layers; `x` holds the rows from `first` on of all that go through it.
+/// linear layers; `x` holds the rows from `first` on of all that go through it. The results are in `dtype`.
 pub(super) fn linear<A: Borrow<Adapter>>(
     linear: &Linear,
     number: usize,
     x: &Tensor,
     first: usize,
+    dtype: DType,
     segments: &[Segment<A>],
 ) -> Result<Tensor> {
-    let mut y = ops::linear(x, &linear.weight)?;
+    let mut y = ops::linear(x, &linear.weight, dtype)?;
     let block = first..first + x.dims()[0];
     for segment in segments {
         let Some(share) = segment.share(number, block.clone()) else { continue };
         let x = x.narrow(0, share.start, share.rows)?;
-        y = segment.adapter.borrow().forward(share.module, &x, y, share.start, share.mask)?;
-        if let Some(columns) = &segment.columns[share.module] {
+        let working = &segment.working[share.module];
+        y = segment.adapter.borrow().forward(share.module, working, &x, y, share.start, share.mask)?;
+        if let Some(columns) = &working.columns {
             y = ops::scale_columns(y, share.start, share.rows, &columns.factor)?;
         }
     }
@@ -329,8 +332,9 @@ pub(super) fn linear_backward(
     let (dz, narrow) = adapters_backward(linear, number, x, first, dy, segments)?;
     let mut dx = ops::linear_backward(dz.as_ref().unwrap_or(dy), &linear.weight, into)?;
     for Narrow { segment, share, dh } in narrow {
-        let adapter = &segments[segment].adapter;
-        dx = adapter.add_input_gradient(share.module, &dh, dx, share.start, share.mask)?;
+        let Segment { adapter, working, .. } = &segments[segment];
+        let working = &working[share.module];
+        dx = adapter.add_input_gradient(share.module, working, &dh, dx, share.start, share.mask)?;
     }
     Ok(dx)
 }
@@ -360,17 +364,18 @@ fn adapters_backward(
     for (place, segment) in segments.iter_mut().enumerate() {
         let Some(share) = segment.share(number, block.clone()) else { continue };
         let (x, mut dy) = (x.narrow(0, share.start, share.rows)?, dy.narrow(0, share.start, share.rows)?);
-        if let Some(columns) = &segment.columns[share.module] {
+        let working = &segment.working[share.module];
+        if let Some(columns) = &working.columns {
             // The outputs before the magnitudes were not kept.
-            let z = ops::linear(&x, &linear.weight)?;
-            let z = segment.adapter.forward(share.module, &x, z, 0, share.mask)?;
+            let z = ops::linear(&x, &linear.weight, x.dtype())?;
+            let z = segment.adapter.forward(share.module, working, &x, z, 0, share.mask)?;
             segment.adapter.magnitude_backward(share.module, columns, &z, &dy)?;
             let whole = dz.take().map_or_else(|| whole_dy.copy(), Ok)?;
             let whole = ops::scale_columns(whole, share.start, share.rows, &columns.factor)?;
             dy = whole.narrow(0, share.start, share.rows)?;
             dz = Some(whole);
         }
-        let dh = segment.adapter.backward(share.module, &x, &dy, share.mask)?;
+        let dh = segment.adapter.backward(share.module, working, &x, &dy, share.mask)?;
         narrow.push(Narrow { segment: place, share, dh });
     }
     Ok((dz, narrow))

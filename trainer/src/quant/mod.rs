@@ -39,7 +39,7 @@ pub const CODE: [f32; 16] = [
 ];
 
 /// Midpoints between neighbouring values: what lies above the i-th has a code above i.
-const THRESHOLDS: [f32; 15] = {
+pub(crate) const THRESHOLDS: [f32; 15] = {
     let mut thresholds = [0.0; 15];
     let mut i = 0;
     while i < 15 {
@@ -61,6 +61,12 @@ pub struct Nf4 {
     /// `[⌈elements / 2⌉]`, u8.
     pub(crate) codes: Tensor,
     pub(crate) absmax: Absmax,
+    /// What a GPU's kernels look values up in; none on the CPU.
+    #[cfg_attr(
+        not(any(feature = "cuda", test)),
+        expect(dead_code, reason = "read by the GPU's kernels alone")
+    )]
+    pub(crate) tables: Option<Tensor>,
 }
 
 /// Magnitudes with double quantisation: 8-bit codes, the magnitudes of their blocks, and the offset.
@@ -83,12 +89,27 @@ pub(crate) enum Absmax {
 }
 
 impl Nf4 {
-    /// Quantises a float32 matrix on the CPU.
+    /// Quantises a float32 matrix where it lies.
     ///
     /// # Errors
-    /// The tensor has another type, device or number of dimensions.
+    /// The tensor has another type or number of dimensions; the device runs out of memory.
     pub fn quantize(matrix: &Tensor, double_quant: bool) -> Result<Self> {
         let shape = <[usize; 2]>::from(matrix.dims2()?);
+        #[cfg(any(feature = "cuda", test))]
+        if crate::ops::on_gpu(matrix.device()) {
+            let (codes, absmax) = crate::ops::nf4::quantize(matrix)?;
+            // The magnitudes' mean is taken here, one after the other as on the CPU.
+            let absmax = match double_quant {
+                true => Absmax::nested(absmax.to_vec1()?, matrix.device())?,
+                false => Absmax::Plain(absmax),
+            };
+            return Ok(Self {
+                shape,
+                codes,
+                absmax,
+                tables: Some(crate::ops::nf4::tables(matrix.device())?),
+            });
+        }
         let values = matrix.flatten_all()?.to_vec1::<f32>()?;
         let mut codes = vec![0u8; values.len().div_ceil(2)];
         let mut absmax = vec![0f32; values.len().div_ceil(BLOCK)];
@@ -102,8 +123,11 @@ impl Nf4 {
                 *byte = code(pair[0] * scale) << 4 | low;
             }
         });
-        let absmax = if double_quant { Absmax::nested(absmax)? } else { Absmax::Plain(vector(absmax)?) };
-        Ok(Self { shape, codes: vector(codes)?, absmax })
+        let absmax = match double_quant {
+            true => Absmax::nested(absmax, &Device::Cpu)?,
+            false => Absmax::Plain(vector(absmax)?),
+        };
+        Ok(Self { shape, codes: vector(codes)?, absmax, tables: None })
     }
 
     /// A matrix of that shape that holds no numbers, to count its bytes.
@@ -119,7 +143,7 @@ impl Nf4 {
         } else {
             Absmax::Plain(view(blocks, DType::F32)?)
         };
-        Ok(Self { shape, codes: view(elements.div_ceil(2), DType::U8)?, absmax })
+        Ok(Self { shape, codes: view(elements.div_ceil(2), DType::U8)?, absmax, tables: None })
     }
 
     /// A matrix from numbers that were quantised elsewhere: codes, and either the nested magnitudes (codes, their
@@ -140,7 +164,7 @@ impl Nf4 {
             }
             None => Absmax::Plain(vector(plain)?),
         };
-        let matrix = Self { shape, codes: vector(codes)?, absmax };
+        let matrix = Self { shape, codes: vector(codes)?, absmax, tables: None };
         let counts = |matrix: &Self| match &matrix.absmax {
             Absmax::Plain(absmax) => [matrix.codes.elem_count(), absmax.elem_count(), 0],
             Absmax::Nested { codes, absmax, .. } => {
@@ -153,6 +177,26 @@ impl Nf4 {
             return Err(candle_core::Error::Msg(problem).into());
         }
         Ok(matrix)
+    }
+
+    /// The same matrix on another device.
+    ///
+    /// # Errors
+    /// The device runs out of memory.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        let absmax = match &self.absmax {
+            Absmax::Plain(absmax) => Absmax::Plain(absmax.to_device(device)?),
+            Absmax::Nested { codes, absmax, offset } => Absmax::Nested {
+                codes: codes.to_device(device)?,
+                absmax: absmax.to_device(device)?,
+                offset: *offset,
+            },
+        };
+        let tables = None;
+        #[cfg(any(feature = "cuda", test))]
+        let tables =
+            crate::ops::on_gpu(device).then(|| crate::ops::nf4::tables(device)).transpose()?.or(tables);
+        Ok(Self { shape: self.shape, codes: self.codes.to_device(device)?, absmax, tables })
     }
 
     /// The codes, and with double quantisation the nested magnitudes.
@@ -172,6 +216,11 @@ impl Nf4 {
         self.shape
     }
 
+    /// Where it lies.
+    pub fn device(&self) -> &Device {
+        self.codes.device()
+    }
+
     /// Bytes of codes and magnitudes.
     pub fn bytes(&self) -> u64 {
         let absmax = match &self.absmax {
@@ -187,6 +236,10 @@ impl Nf4 {
     /// The device runs out of memory.
     pub fn dequantize(&self) -> Result<Tensor> {
         let [rows, columns] = self.shape;
+        #[cfg(any(feature = "cuda", test))]
+        if crate::ops::on_gpu(self.device()) {
+            return crate::ops::nf4::dequantize(self, DType::F32);
+        }
         self.read(|view| {
             let mut out = vec![0f32; rows * columns];
             let chunk = BLOCK * 1024;
@@ -224,12 +277,13 @@ impl Nf4 {
 }
 
 impl Absmax {
-    fn nested(mut magnitudes: Vec<f32>) -> Result<Self> {
+    fn nested(mut magnitudes: Vec<f32>, device: &Device) -> Result<Self> {
         let count = magnitudes.len().max(1) as f64;
         let offset = (magnitudes.iter().map(|x| f64::from(*x)).sum::<f64>() / count) as f32;
         magnitudes.iter_mut().for_each(|x| *x -= offset);
         let (codes, absmax) = dynamic::quantize(&magnitudes, NESTED_BLOCK);
-        Ok(Self::Nested { codes: vector(codes)?, absmax: vector(absmax)?, offset })
+        let (codes, absmax) = (vector(codes)?.to_device(device)?, vector(absmax)?.to_device(device)?);
+        Ok(Self::Nested { codes, absmax, offset })
     }
 }
 

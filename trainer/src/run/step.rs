@@ -4,6 +4,7 @@
 use super::{Loaded, Progress, Run, State, add, mean};
 use crate::data;
 use crate::error::Result;
+use crate::memory;
 use crate::optim::AdamW;
 use crate::pack::{self, Member, Outcome, Row};
 use crate::scaler::LossScaler;
@@ -38,8 +39,10 @@ pub fn step_pack(loaded: &Loaded, runs: &mut [&mut Run], clock: &dyn Clock) -> R
     let started = clock.monotonic();
     let work: Vec<Vec<Vec<Row>>> = runs.iter().map(|run| run.micro_batches()).collect();
     let packed = work.iter().filter(|batches| !batches.is_empty()).count() > 1;
+    memory::start_peak(loaded.base.device())?;
     let sums = accumulate(loaded, runs, &work)?;
-    note_memory(runs, &sums);
+    let measured = memory::pool(loaded.base.device())?.map(|pool| pool.used_high);
+    note_memory(runs, &sums, measured);
     let mut updates = Vec::with_capacity(runs.len());
     for (run, sum) in runs.iter_mut().zip(&sums) {
         updates.push(if run.is_done() { None } else { Some(run.update(*sum)?) });
@@ -84,13 +87,16 @@ fn accumulate(loaded: &Loaded, runs: &mut [&mut Run], work: &[Vec<Vec<Row>>]) ->
     Ok(sums)
 }
 
-/// Raises each run's high-water marks: what the passes held, and what the runs hold beside them.
-fn note_memory(runs: &mut [&mut Run], sums: &[Outcome]) {
+/// Raises each run's high-water marks: what the passes held, and what the runs hold beside them. `measured` is what
+/// the device's allocator counted, if it does; what is one run's in a pack is by the passes' count.
+fn note_memory(runs: &mut [&mut Run], sums: &[Outcome], measured: Option<u64>) {
     let beside: u64 = runs.iter().map(|run| run.state_bytes()).sum();
+    let solo = runs.len() == 1;
     for (run, sum) in runs.iter_mut().zip(sums).filter(|(_, sum)| sum.tokens > 0) {
         let own = sum.peak_bytes + run.state_bytes();
+        let own = measured.filter(|_| solo).unwrap_or(own);
         run.progress.peak_memory_bytes = run.progress.peak_memory_bytes.max(own);
-        let pack = sum.pack_peak_bytes + beside;
+        let pack = measured.unwrap_or(sum.pack_peak_bytes + beside);
         run.progress.pack_peak_memory_bytes = run.progress.pack_peak_memory_bytes.max(pack);
     }
 }

@@ -49,7 +49,7 @@ impl Run {
         })
     }
 
-    /// What the footprint model says that the run holds at its peak, alone on a CPU.
+    /// What the footprint model says that the run holds at its peak, alone on its device.
     pub fn predicted_peak_bytes(&self, loaded: &Loaded) -> PeakBytes {
         loaded.base.config.shape().peak_bytes(&self.load(loaded), self.recomputed_layers as u64)
     }
@@ -85,10 +85,11 @@ impl Run {
 
     fn load(&self, loaded: &Loaded) -> Load {
         Load {
-            engine: Engine::Cpu,
+            engine: if loaded.base.device().is_cpu() { Engine::Cpu } else { Engine::Gpu },
             precision: loaded.base.precision,
             trainable_parameters: self.state.adapter.parameters(),
             tokens: preflight::batch_tokens(&self.data, self.config.batch_size),
+            longest: preflight::batch_tokens(&self.data, 1),
         }
     }
 

@@ -7,11 +7,21 @@ use domain::trial::Precision;
 use domain::trial::TrialConfig;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use trainer::model::{Base, LlamaConfig};
 use trainer::quant::{CODE, Nf4};
 use trainer::{Device, Tensor, rng};
 
 pub const CPU: Device = Device::Cpu;
+
+/// The device that the engine's tests run on: `LORAFLEET_TEST_DEVICE`, by default the CPU.
+pub fn device() -> &'static Device {
+    static DEVICE: OnceLock<Device> = OnceLock::new();
+    DEVICE.get_or_init(|| {
+        let name = std::env::var("LORAFLEET_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
+        trainer::device::open(&name).unwrap()
+    })
+}
 
 /// A path under the folder of reference figures, if they are on this machine.
 pub fn shared(path: &str) -> Option<PathBuf> {
@@ -113,6 +123,7 @@ pub fn bitsandbytes_on_a_cpu(matrix: &Nf4) -> Option<Tensor> {
     if columns % 64 == 0 || columns % 16 != 0 {
         return None;
     }
+    let matrix = matrix.to_device(&CPU).unwrap();
     let (codes, magnitudes) = (matrix.parts().unwrap().0, matrix.magnitudes().unwrap());
     let value = |i: usize| {
         let code = if i.is_multiple_of(2) { codes[i / 2] >> 4 } else { codes[i / 2] & 15 };
@@ -126,7 +137,7 @@ pub fn bitsandbytes_on_a_cpu(matrix: &Nf4) -> Option<Tensor> {
 pub fn tiny_base() -> Base {
     let dir = tempfile::tempdir().unwrap();
     write_tiny_model(dir.path());
-    Base::load(dir.path(), Precision::default(), &CPU).unwrap()
+    Base::load(dir.path(), Precision::default(), device()).unwrap()
 }
 
 /// `rows` pre-tokenised rows of 6 to 13 tokens, of which some runs are not predicted.

@@ -3,16 +3,11 @@
 use super::read;
 use super::vector::{dot, widest};
 use crate::error::Result;
-use crate::ops::AdamWStep;
+use crate::ops::Parameter;
 use candle_core::{Device, Tensor};
 
-pub(in crate::ops) fn adamw(
-    weight: &Tensor,
-    gradient: &Tensor,
-    first: &Tensor,
-    second: &Tensor,
-    step: &AdamWStep,
-) -> Result<[Tensor; 3]> {
+pub(in crate::ops) fn adamw(parameter: &Parameter) -> Result<[Tensor; 3]> {
+    let Parameter { weight, gradient, first, second, step } = *parameter;
     let [factor, beta1, beta2, correction2, epsilon, decay, rate] =
         [step.factor, step.beta1, step.beta2, step.correction2, step.epsilon, step.decay, step.rate]
             .map(|x| x as f32);

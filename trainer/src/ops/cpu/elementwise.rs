@@ -201,3 +201,24 @@ pub(in crate::ops) fn scatter(into: Tensor, dy: &Tensor, rows: &[u32]) -> Result
     })?;
     Ok(into)
 }
+
+/// `x` with `rows` of its rows, from `start` on, multiplied by `factor`.
+pub(in crate::ops) fn scale_rows(x: Tensor, start: usize, rows: usize, factor: f32) -> Result<Tensor> {
+    update(&x.narrow(0, start, rows)?, |values| values.iter_mut().for_each(|value| *value *= factor))?;
+    Ok(x)
+}
+
+/// The same, column by column.
+pub(in crate::ops) fn scale_columns(
+    x: Tensor,
+    start: usize,
+    rows: usize,
+    factors: &Tensor,
+) -> Result<Tensor> {
+    let (part, width) = (x.narrow(0, start, rows)?, x.dims2()?.1);
+    read([factors], |[factors]| {
+        let scale = |row: &mut [f32]| row.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+        update(&part, |values| values.chunks_exact_mut(width.max(1)).for_each(scale))
+    })?;
+    Ok(x)
+}

@@ -3,11 +3,11 @@
 use super::vector::{exponentials, widest};
 use super::{for_rows2, update};
 use crate::error::Result;
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 /// Each row's negative log-likelihood of its target. The logits turn into the gradient of their sum:
 /// softmax − one-hot.
-pub(in crate::ops) fn nll_and_gradient(logits: Tensor, targets: &[u32]) -> Result<(Vec<f32>, Tensor)> {
+pub(in crate::ops) fn nll_and_gradient(logits: Tensor, targets: &[u32]) -> Result<(Tensor, Tensor)> {
     let vocab = logits.dims2()?.1;
     let mut nll = vec![0.0; targets.len()];
     update(&logits, |logits| {
@@ -28,5 +28,5 @@ pub(in crate::ops) fn nll_and_gradient(logits: Tensor, targets: &[u32]) -> Resul
             );
         });
     })?;
-    Ok((nll, logits))
+    Ok((Tensor::from_vec(nll, targets.len(), &Device::Cpu)?, logits))
 }

@@ -1,0 +1,166 @@
+// Runs CUDA kernels on the CPU, for tests: a block's threads one after the other, each on a stack of its own, which it
+// leaves where it waits for the others. Races between barriers do not show; everything else of a kernel does: its
+// indices, its sums, what it leaves unwritten.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ucontext.h>
+#include <utility>
+#include <vector>
+
+#define EMULATED
+#define __device__
+#define __global__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static thread_local
+
+using std::min;
+struct uint4 {
+    uint32_t x, y, z, w;
+};
+struct Index {
+    uint32_t x = 0, y = 0, z = 0;
+};
+static thread_local Index threadIdx, blockIdx, blockDim, gridDim;
+
+namespace emulated {
+constexpr int MOST_THREADS = 1024;
+constexpr size_t STACK = 64 << 10;
+
+enum State { READY, AT_BLOCK_BARRIER, AT_WARP_BARRIER, DONE };
+
+struct Thread {
+    ucontext_t context;
+    State state;
+    unsigned exchanges;
+};
+
+// What a lane shows to the others of its warp. Two, so that the next exchange leaves the last one's readers alone.
+struct Shown {
+    uint64_t words[4];
+};
+
+struct Block {
+    std::vector<Thread> threads = std::vector<Thread>(MOST_THREADS);
+    std::vector<char> stacks = std::vector<char>(MOST_THREADS * STACK);
+    std::vector<Shown> shown = std::vector<Shown>(2 * MOST_THREADS);
+    std::vector<uint64_t> shared;
+    ucontext_t scheduler;
+    int current = 0;
+    void (*kernel)(void **) = nullptr;
+    void **arguments = nullptr;
+};
+static thread_local Block block;
+
+inline void enter() {
+    block.kernel(block.arguments);
+    block.threads[block.current].state = DONE;
+    swapcontext(&block.threads[block.current].context, &block.scheduler);
+}
+
+inline void wait(State at) {
+    Thread &thread = block.threads[block.current];
+    thread.state = at;
+    swapcontext(&thread.context, &block.scheduler);
+}
+
+// Shows a value to the warp, and returns where lane 0's lies; each lane's follows.
+inline const Shown *exchange(const Shown &value) {
+    Shown *all = &block.shown[block.threads[block.current].exchanges++ % 2 * MOST_THREADS];
+    all[block.current] = value;
+    wait(AT_WARP_BARRIER);
+    return all + block.current / 32 * 32;
+}
+
+inline void run_block() {
+    const int count = blockDim.x;
+    for (int t = 0; t < count; t++) {
+        Thread &thread = block.threads[t];
+        getcontext(&thread.context);
+        thread.context.uc_stack.ss_sp = &block.stacks[t * STACK];
+        thread.context.uc_stack.ss_size = STACK;
+        thread.context.uc_link = &block.scheduler;
+        thread.state = READY, thread.exchanges = 0;
+        makecontext(&thread.context, enter, 0);
+    }
+    while (true) {
+        for (int t = 0; t < count; t++) {
+            if (block.threads[t].state != READY) continue;
+            block.current = threadIdx.x = t;
+            swapcontext(&block.scheduler, &block.threads[t].context);
+        }
+        int alive = 0, at_barrier = 0;
+        bool released = false;
+        for (int warp = 0; warp < count; warp += 32) {
+            int here = 0, waiting = 0;
+            const int end = min(warp + 32, count);
+            for (int t = warp; t < end; t++) {
+                here += block.threads[t].state != DONE;
+                waiting += block.threads[t].state == AT_WARP_BARRIER;
+                at_barrier += block.threads[t].state == AT_BLOCK_BARRIER;
+            }
+            alive += here;
+            if (here == 0 || waiting < here) continue;
+            for (int t = warp; t < end; t++)
+                if (block.threads[t].state == AT_WARP_BARRIER) block.threads[t].state = READY;
+            released = true;
+        }
+        if (alive == 0) return;
+        if (released) continue;
+        if (at_barrier < alive) {
+            fprintf(stderr, "the kernel's threads wait for each other at different barriers\n");
+            abort();
+        }
+        for (int t = 0; t < count; t++)
+            if (block.threads[t].state == AT_BLOCK_BARRIER) block.threads[t].state = READY;
+    }
+}
+
+// Calls a kernel with the arguments that an array points to, as CUDA's own launch does.
+template <typename... A, size_t... I> void apply(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
+    kernel(*static_cast<A *>(arguments[I])...);
+}
+template <typename... A> constexpr size_t count(void (*)(A...)) { return sizeof...(A); }
+template <auto KERNEL> void call(void **arguments) {
+    apply(KERNEL, arguments, std::make_index_sequence<count(KERNEL)>());
+}
+
+struct Kernel {
+    const char *name;
+    void (*call)(void **);
+    size_t arguments;
+};
+} // namespace emulated
+
+inline unsigned char *dynamic_shared() { return reinterpret_cast<unsigned char *>(emulated::block.shared.data()); }
+inline void __syncthreads() { emulated::wait(emulated::AT_BLOCK_BARRIER); }
+template <typename T> T __shfl_xor_sync(uint32_t, T value, int distance) {
+    emulated::Shown shown = {};
+    memcpy(shown.words, &value, sizeof value);
+    memcpy(&value, emulated::exchange(shown)[(threadIdx.x % 32) ^ distance].words, sizeof value);
+    return value;
+}
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fadd_rn(float a, float b) { return a + b; }
+
+// Runs one of `kernels`. 1 if there is none of that name, 2 if it takes another number of arguments.
+static int emulate(const emulated::Kernel *kernels, size_t count, const char *name, const uint32_t *grid, void **arguments, size_t given) {
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(kernels[i].name, name)) continue;
+        if (kernels[i].arguments != given) return 2;
+        gridDim.x = grid[0], gridDim.y = grid[1], blockDim.x = grid[2];
+        // Shared memory holds what an earlier block left there: here, NaN.
+        emulated::block.shared.assign(grid[3] / 8 + 1, ~0ull);
+        emulated::block.kernel = kernels[i].call, emulated::block.arguments = arguments;
+        for (blockIdx.y = 0; blockIdx.y < grid[1]; blockIdx.y++)
+            for (blockIdx.x = 0; blockIdx.x < grid[0]; blockIdx.x++) emulated::run_block();
+        return 0;
+    }
+    return 1;
+}

@@ -1,0 +1,182 @@
+//! In tests, the CPU in a GPU's place: the same kernels, compiled by the C++ compiler with `trainer/kernels/emulated`
+//! for CUDA's headers, and a plain product for cuBLAS. Slow, and it knows nothing of races between threads; but what
+//! is launched, on what, and what comes out are those of a GPU.
+
+use super::gemm::{Matrix, Product};
+use super::{Argument, Grid, Module, problem};
+use crate::error::Result;
+use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
+use libloading::{Library, Symbol};
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::ffi::{CString, c_char, c_int, c_void};
+use std::path::Path;
+use std::process::Command;
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+thread_local! {
+    static ON: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread's operations on the CPU are a GPU's.
+pub(super) fn is_on() -> bool {
+    ON.get()
+}
+
+/// Whether there is a compiler for it. Where there is none, a test says so and checks nothing.
+pub(crate) fn is_possible() -> bool {
+    let compiler = Command::new("c++").arg("--version").output().is_ok_and(|output| output.status.success());
+    if !compiler {
+        println!("not checked: no C++ compiler for the GPU's kernels (Debian: apt-get install g++)");
+    }
+    compiler
+}
+
+/// Runs `f` with the CPU in a GPU's place.
+pub(crate) fn emulated<T>(f: impl FnOnce() -> T) -> T {
+    struct Off(bool);
+    impl Drop for Off {
+        fn drop(&mut self) {
+            ON.set(self.0);
+        }
+    }
+    let _off = Off(ON.replace(true));
+    f()
+}
+
+/// Memory of which nobody has written anything: NaN, or the largest whole number.
+pub(super) fn empty(shape: Shape, dtype: DType) -> Result<Tensor> {
+    Ok(match dtype {
+        DType::U8 => Tensor::full(u8::MAX, shape, &Device::Cpu)?,
+        _ => Tensor::full(f32::NAN, shape, &Device::Cpu)?.to_dtype(dtype)?,
+    })
+}
+
+pub(super) fn pointer(t: &Tensor) -> Result<u64> {
+    let (storage, layout) = t.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else { return Err(problem("a tensor of another device")) };
+    let start = match storage {
+        CpuStorage::U8(x) => x.as_ptr() as u64,
+        CpuStorage::U32(x) => x.as_ptr() as u64,
+        CpuStorage::I64(x) => x.as_ptr() as u64,
+        CpuStorage::F16(x) => x.as_ptr() as u64,
+        CpuStorage::BF16(x) => x.as_ptr() as u64,
+        CpuStorage::F32(x) => x.as_ptr() as u64,
+        CpuStorage::F64(x) => x.as_ptr() as u64,
+        _ => return Err(problem(format!("no GPU kernel takes {:?}", t.dtype()))),
+    };
+    Ok(start + (layout.start_offset() * t.dtype().size_in_bytes()) as u64)
+}
+
+impl Module {
+    fn file(self) -> &'static str {
+        match self {
+            Self::Attention => "attention.cu",
+            Self::Elementwise => "elementwise.cu",
+            Self::Flash => "flash.cu",
+            Self::Loss => "loss.cu",
+            Self::Optimizer => "optimizer.cu",
+            Self::Quant => "quant.cu",
+        }
+    }
+}
+
+/// A module's kernels, compiled for the CPU once in a process.
+fn library(module: Module) -> &'static Library {
+    static LIBRARIES: LazyLock<Mutex<HashMap<Module, &'static Library>>> = LazyLock::new(Default::default);
+    let mut libraries = LIBRARIES.lock().unwrap_or_else(PoisonError::into_inner);
+    libraries.entry(module).or_insert_with(|| Box::leak(Box::new(compile(module))))
+}
+
+fn compile(module: Module) -> Library {
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let dir = tempfile::tempdir().unwrap();
+    let (source, program) = (dir.path().join("kernels.cc"), dir.path().join("kernels.so"));
+    let file = kernels.join(module.file());
+    let include = format!("#include \"gemm.h\"\n#include \"{}\"\n", file.display());
+    std::fs::write(&source, &include).unwrap();
+    let compiler = |options: &[&str]| {
+        let mut command = Command::new("c++");
+        // No fused multiply-add where the source has none.
+        command.args(["-std=c++17", "-O2", "-ffp-contract=off", "-w", "-fPIC", "-I"]);
+        command.arg(kernels.join("emulated")).args(options).arg(&source);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{command:?}:\n{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    // The kernels' names are made by macros.
+    let expanded = compiler(&["-E", "-P"]);
+    let names = expanded.split("extern \"C\" void ").skip(1).filter_map(|rest| rest.split('(').next());
+    let rows: String = names
+        .map(str::trim)
+        .filter(|name| *name != "gemm")
+        .map(|name| format!("    {{\"{name}\", emulated::call<{name}>, emulated::count({name})}},\n"))
+        .collect();
+    let table = format!(
+        "static const emulated::Kernel TABLE[] = {{\n{rows}}};\n\
+         extern \"C\" int emulate_kernel(const char *name, const uint32_t *grid, void **arguments, size_t given) {{\n\
+         \x20   return emulate(TABLE, sizeof TABLE / sizeof *TABLE, name, grid, arguments, given);\n}}\n"
+    );
+    std::fs::write(&source, include + &table).unwrap();
+    compiler(&["-shared", "-o", program.to_str().unwrap()]);
+    // SAFETY: the library was compiled just now from this repository; loading it runs constructors of globals alone.
+    #[allow(unsafe_code, reason = "kernels are C++")]
+    unsafe { Library::new(&program) }.unwrap()
+}
+
+pub(super) fn launch(module: Module, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()> {
+    type Launch = unsafe extern "C" fn(*const c_char, *const u32, *const *const c_void, usize) -> c_int;
+    let values: Vec<u64> = arguments
+        .iter()
+        .map(|argument| match argument {
+            Argument::Pointer(value) | Argument::Count(value) => *value,
+            Argument::Width(value) => u64::from(*value),
+            Argument::Number(value) => u64::from(value.to_bits()),
+        })
+        .collect();
+    let places: Vec<*const c_void> = values.iter().map(|value| std::ptr::from_ref(value).cast()).collect();
+    let (name, numbers) =
+        (CString::new(kernel).unwrap(), [grid.blocks.0, grid.blocks.1, grid.threads, grid.shared]);
+    // SAFETY: the function is declared so in `compile`; a kernel gets as many arguments as it takes, or is not called;
+    // `super::launch` says what its callers have made sure of. A little-endian word begins with the number that it
+    // holds. Tensors that a kernel writes are on the heap, and no reference to their elements is alive here.
+    #[allow(unsafe_code, reason = "kernels are C++")]
+    let result = unsafe {
+        let launch: Symbol<Launch> = library(module).get(b"emulate_kernel").unwrap();
+        launch(name.as_ptr(), numbers.as_ptr(), places.as_ptr(), places.len())
+    };
+    match result {
+        0 => Ok(()),
+        1 => Err(problem(format!("{module:?} has no kernel {kernel}"))),
+        _ => Err(problem(format!("{kernel} does not take {} arguments", arguments.len()))),
+    }
+}
+
+pub(super) fn gemm(product: &Product) {
+    /// As `gemm.h` has it.
+    #[repr(C)]
+    struct Given {
+        start: u64,
+        stride: u64,
+        step: u64,
+        dtype: u32,
+        transposed: u32,
+    }
+    type Gemm = unsafe extern "C" fn(*const u64, *const Given, *const Given, *const Given, f32, f32);
+    let given = |matrix: &Matrix| Given {
+        start: matrix.start,
+        stride: matrix.stride as u64,
+        step: matrix.step as u64,
+        dtype: [DType::F32, DType::F16, DType::BF16].iter().position(|d| *d == matrix.dtype).unwrap() as u32,
+        transposed: matrix.transposed.into(),
+    };
+    let [m, n, k] = product.size;
+    let size = [m, n, k, product.batches].map(|x| x as u64);
+    let (a, b, c) = (given(&product.a), given(&product.b), given(&product.c));
+    // SAFETY: the function is declared so in `gemm.h`; `super::gemm::gemm` says what its callers have made sure of.
+    #[allow(unsafe_code, reason = "kernels are C++")]
+    unsafe {
+        let gemm: Symbol<Gemm> = library(Module::Loss).get(b"gemm").unwrap();
+        gemm(size.as_ptr(), &a, &b, &c, product.alpha, product.beta);
+    }
+}

@@ -1,0 +1,127 @@
+//! One launch for many tensors. Their places go to the device as a table of numbers; results of several tensors lie
+//! in one allocation, of which each is a view.
+
+use super::{Argument, Grid, Module, THREADS, empty, launch, pointer, suffix};
+use crate::error::Result;
+use crate::ops::Parameter;
+use candle_core::{DType, Device, Tensor};
+
+const MODULE: Module = Module::Optimizer;
+
+/// Elements that a block works on; the same as in `optimizer.cu`.
+const CHUNK: usize = 16_384;
+
+/// Elements to whose multiples a view's place is rounded up.
+const ALIGNED: usize = 64;
+
+/// New tensors of those shapes in one allocation.
+fn views(shapes: &[&Tensor], dtype: DType, device: &Device) -> Result<Vec<Tensor>> {
+    let place = |t: &&Tensor| t.elem_count().next_multiple_of(ALIGNED);
+    let all = empty(shapes.iter().map(place).sum::<usize>(), dtype, device)?;
+    let mut start = 0;
+    let view = |t: &&Tensor| {
+        let view = all.narrow(0, start, t.elem_count())?.reshape(t.shape())?;
+        start += place(t);
+        Ok(view)
+    };
+    shapes.iter().map(view).collect()
+}
+
+/// A table for the kernels: a row for each tensor, ending on its number of elements.
+struct Table {
+    numbers: Tensor,
+    rows: usize,
+    blocks: usize,
+}
+
+impl Table {
+    fn new<const N: usize>(rows: &[[u64; N]], device: &Device) -> Result<Self> {
+        let mut numbers: Vec<i64> = rows.iter().flatten().map(|number| *number as i64).collect();
+        for (i, row) in rows.iter().enumerate() {
+            let chunks = (row[N - 1] as usize).div_ceil(CHUNK);
+            numbers.extend((0..chunks).map(|chunk| (i as i64) << 32 | chunk as i64));
+        }
+        let (rows, count) = (rows.len() * N, numbers.len());
+        Ok(Self { numbers: Tensor::from_vec(numbers, count, device)?, rows, blocks: count - rows })
+    }
+
+    fn launch(&self, kernel: &str, arguments: &[Argument]) -> Result<()> {
+        let start = pointer(&self.numbers)?;
+        let places = [Argument::Pointer(start), Argument::Pointer(start + 8 * self.rows as u64)];
+        let grid = Grid { blocks: (self.blocks as u32, 1), threads: THREADS, shared: 0 };
+        launch(self.numbers.device(), MODULE, kernel, grid, &[&places, arguments].concat())
+    }
+}
+
+/// The device and the contiguous forms of some tensors.
+fn contiguous<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Vec<Tensor>> {
+    tensors.map(|t| Ok(t.contiguous()?)).collect()
+}
+
+pub(in crate::ops) fn adamw(parameters: &[Parameter]) -> Result<Vec<[Tensor; 3]>> {
+    let Some(one) = parameters.first() else { return Ok(Vec::new()) };
+    // LoRA+ has two rates; all else is the same for all.
+    let other = parameters.iter().find(|p| p.step.rate != one.step.rate).unwrap_or(one);
+    let device = one.weight.device();
+    let weights: Vec<&Tensor> = parameters.iter().map(|p| p.weight).collect();
+    let results = [
+        views(&weights, DType::F32, device)?,
+        views(&weights, DType::F32, device)?,
+        views(&weights, DType::F32, device)?,
+    ];
+    let mut rows = Vec::with_capacity(parameters.len());
+    let gradients = contiguous(parameters.iter().map(|p| p.gradient))?;
+    for (i, p) in parameters.iter().enumerate() {
+        rows.push([
+            pointer(p.weight)?,
+            pointer(&gradients[i])?,
+            pointer(p.first)?,
+            pointer(p.second)?,
+            pointer(&results[0][i])?,
+            pointer(&results[1][i])?,
+            pointer(&results[2][i])?,
+            u64::from(p.step.rate != one.step.rate),
+            p.weight.elem_count() as u64,
+        ]);
+    }
+    let (a, b) = (one.step, other.step);
+    let numbers = [
+        a.beta1,
+        a.beta2,
+        1.0 - a.beta1,
+        1.0 - a.beta2,
+        a.correction2,
+        a.epsilon,
+        a.factor,
+        a.decay,
+        a.rate,
+        b.decay,
+        b.rate,
+    ];
+    Table::new(&rows, device)?.launch("adamw", &numbers.map(|x| Argument::Number(x as f32)))?;
+    let [weights, firsts, seconds] = results;
+    Ok(weights.into_iter().zip(firsts).zip(seconds).map(|((w, m), v)| [w, m, v]).collect())
+}
+
+/// Σ x² over all elements of all tensors, in float64, in the same order each time.
+pub(in crate::ops) fn sum_of_squares(tensors: &[&Tensor]) -> Result<f64> {
+    let Some(device) = tensors.first().map(|t| t.device()) else { return Ok(0.0) };
+    let tensors = contiguous(tensors.iter().copied())?;
+    let row = |t: &Tensor| Ok([pointer(t)?, t.elem_count() as u64]);
+    let table = Table::new(&tensors.iter().map(row).collect::<Result<Vec<_>>>()?, device)?;
+    let (sums, out) = (empty(table.blocks, DType::F64, device)?, empty(1, DType::F64, device)?);
+    table.launch("squares", &[(&sums).try_into()?])?;
+    let arguments = [(&sums).try_into()?, (&out).try_into()?, Argument::Width(table.blocks as u32)];
+    launch(device, MODULE, "sum", Grid { blocks: (1, 1), threads: 1024, shared: 0 }, &arguments)?;
+    Ok(out.to_vec1::<f64>()?[0])
+}
+
+/// float32 tensors in other numbers.
+pub(in crate::ops) fn cast(tensors: &[&Tensor], dtype: DType) -> Result<Vec<Tensor>> {
+    let Some(device) = tensors.first().map(|t| t.device()) else { return Ok(Vec::new()) };
+    let (copies, tensors) = (views(tensors, dtype, device)?, contiguous(tensors.iter().copied())?);
+    let row = |(t, copy): (&Tensor, &Tensor)| Ok([pointer(t)?, pointer(copy)?, t.elem_count() as u64]);
+    let rows = tensors.iter().zip(&copies).map(row).collect::<Result<Vec<_>>>()?;
+    Table::new(&rows, device)?.launch(&format!("cast{}", suffix(dtype, false)?), &[])?;
+    Ok(copies)
+}

@@ -1,0 +1,496 @@
+//! The operations on a GPU beside those on the CPU: each and its backward on random inputs, in each kind of numbers,
+//! with memory that was filled with NaN before, so that an element that nothing writes shows. The CPU gets the inputs
+//! as the GPU's numbers hold them.
+//!
+//! The GPU is the one that `LORAFLEET_TEST_DEVICE` names; without it the CPU runs the kernels in its place.
+
+use super::emulated;
+use crate::lora::{Adapter, Target};
+use crate::model::{Base, LlamaConfig, RopeScaling};
+use crate::ops::{self, AdamWStep, Heads, Parameter, Rotary};
+use crate::pack::{self, Member, Row};
+use crate::quant::Nf4;
+use crate::rng;
+use crate::weight::{Numbers, Weight};
+use candle_core::{DType, Device, Tensor};
+use domain::trial::{ComputeDtype, InitLoraWeights, Precision, PrecisionMode};
+use std::ops::Range;
+use std::sync::OnceLock;
+
+const CPU: Device = Device::Cpu;
+
+/// Runs a test's part that is on the GPU.
+fn on_gpu<T>(f: impl FnOnce() -> T) -> T {
+    if gpu().is_some_and(Device::is_cpu) { emulated::emulated(f) } else { f() }
+}
+
+/// The GPU, or the CPU in its place; `None` where that is not possible.
+fn gpu() -> Option<&'static Device> {
+    static DEVICE: OnceLock<Option<Device>> = OnceLock::new();
+    let open = || match std::env::var("LORAFLEET_TEST_DEVICE") {
+        Ok(name) => Some(crate::device::open(&name).unwrap()),
+        Err(_) => emulated::is_possible().then_some(CPU),
+    };
+    DEVICE.get_or_init(open).as_ref()
+}
+
+const TYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+
+/// What a result may be off by, as a share of the largest element: a few roundings in the numbers.
+fn tolerance(dtype: DType) -> f32 {
+    match dtype {
+        DType::F32 => 5e-6,
+        DType::F16 => 3e-3,
+        _ => 2e-2,
+    }
+}
+
+fn values(t: &Tensor) -> Vec<f32> {
+    t.flatten_all().unwrap().to_dtype(DType::F32).unwrap().to_device(&CPU).unwrap().to_vec1().unwrap()
+}
+
+/// Where a computation runs.
+#[derive(Clone, Copy, PartialEq)]
+enum Side {
+    Gpu,
+    Cpu,
+}
+
+/// A tensor in the GPU's numbers, and the same on the CPU in float32.
+struct Pair {
+    gpu: Tensor,
+    cpu: Tensor,
+}
+
+impl Pair {
+    /// Numbers uniform in ±scale.
+    fn random(dims: &[usize], seed: u64, scale: f64, dtype: DType) -> Self {
+        let key = rng::key(seed, "gpu");
+        let count = dims.iter().product::<usize>() as u64;
+        let value = |i| (scale * (2.0 * rng::uniform(key, i) - 1.0)) as f32;
+        let rounded = Tensor::from_vec((0..count).map(value).collect(), dims, &CPU).unwrap();
+        let rounded = rounded.to_dtype(dtype).unwrap();
+        let gpu = rounded.to_device(gpu().unwrap()).unwrap();
+        Self { gpu, cpu: rounded.to_dtype(DType::F32).unwrap() }
+    }
+
+    fn on(&self, side: Side) -> &Tensor {
+        if side == Side::Gpu { &self.gpu } else { &self.cpu }
+    }
+
+    /// A tensor of its own, for an operation to change.
+    fn copy(&self, side: Side) -> Tensor {
+        self.on(side).copy().unwrap()
+    }
+
+    fn map(&self, f: impl Fn(&Tensor) -> candle_core::Result<Tensor>) -> Self {
+        Self { gpu: f(&self.gpu).unwrap(), cpu: f(&self.cpu).unwrap() }
+    }
+
+    fn rows(&self, start: usize, count: usize) -> Self {
+        self.map(|t| t.narrow(0, start, count))
+    }
+}
+
+/// Fills memory that a GPU's next tensors will get with NaN. The CPU in its place does so by itself.
+fn poison() {
+    let fill = |n: usize| Tensor::full(f32::NAN, n, gpu().unwrap()).unwrap();
+    if gpu().unwrap().is_cuda() {
+        let sizes = [1usize << 10, 1 << 14, 1 << 18, 1 << 22, 1 << 24];
+        drop(sizes.iter().flat_map(|n| [*n; 4]).map(fill).collect::<Vec<_>>());
+    }
+}
+
+#[track_caller]
+fn check(what: &str, dtype: DType, got: &Tensor, want: &Tensor) {
+    assert_eq!(got.dims(), want.dims(), "{what}");
+    let (got, want) = (values(got), values(want));
+    let size = want.iter().fold(0.0, |m: f32, x| m.max(x.abs()));
+    let differences = got.iter().zip(&want).map(|(a, b)| (a - b).abs());
+    let off = differences.fold(0.0, |m: f32, x| if x > m || x.is_nan() { x } else { m });
+    assert!(off <= tolerance(dtype) * size.max(1e-30), "{what} in {dtype:?}: {off} off, largest {size}");
+}
+
+/// The same computation on both sides; its results in order, under their names.
+#[track_caller]
+fn compare(what: &str, dtype: DType, f: impl Fn(Side) -> crate::Result<Vec<Tensor>>) {
+    poison();
+    let got = on_gpu(|| f(Side::Gpu)).unwrap();
+    for (i, (got, want)) in got.iter().zip(f(Side::Cpu).unwrap()).enumerate() {
+        check(&format!("{what}, result {i}"), dtype, got, &want);
+    }
+}
+
+/// One element, widths that fill no vector, and ones that do.
+const SHAPES: [(usize, usize); 6] = [(1, 1), (1, 8), (5, 24), (37, 171), (70, 520), (9, 4096)];
+
+#[test]
+fn rows_and_elements() {
+    if gpu().is_none() {
+        return;
+    }
+    for dtype in TYPES {
+        for (rows, width) in SHAPES {
+            let draw = |seed: u64, scale: f64| Pair::random(&[rows, width], seed, scale, dtype);
+            let (x, y, z) = (draw(1, 1.0), draw(2, 1.0), draw(3, 6.0));
+            let weight = Pair::random(&[width], 4, 1.0, DType::F32);
+            let half = rows / 2;
+            let part = y.rows(0, rows - half);
+            let ids: Vec<u32> = (0..rows as u32).rev().filter(|r| r % 3 != 1).collect();
+            let some = y.rows(0, ids.len());
+            let check = |name: &str, f: &dyn Fn(Side) -> crate::Result<Vec<Tensor>>| {
+                compare(&format!("{name} {rows}x{width}"), dtype, f);
+            };
+            check("rms_norm", &|s| Ok(vec![ops::rms_norm(x.on(s), weight.on(s), 1e-6)?]));
+            check("rms_norm_backward", &|s| {
+                Ok(vec![ops::add_rms_norm_backward(y.copy(s), x.on(s), weight.on(s), 1e-6, z.on(s))?])
+            });
+            check("swiglu", &|s| Ok(vec![ops::swiglu(z.on(s), y.on(s))?]));
+            check("swiglu_backward", &|s| {
+                let (gate, up) = ops::swiglu_backward(z.on(s), y.on(s), y.copy(s), x.copy(s))?;
+                Ok(vec![gate, up])
+            });
+            check("add", &|s| Ok(vec![ops::add(x.copy(s), y.on(s))?]));
+            check("add_rows", &|s| Ok(vec![ops::add_rows(x.copy(s), half, part.on(s))?]));
+            check("scale_rows", &|s| Ok(vec![ops::scale_rows(x.copy(s), half, rows - half, 0.3)?]));
+            check("scale_columns", &|s| {
+                Ok(vec![ops::scale_columns(x.copy(s), half, rows - half, weight.on(s))?])
+            });
+            check("dropout", &|s| Ok(vec![ops::dropout(x.on(s), 7, 1000, 0.3)?]));
+            check("gather", &|s| Ok(vec![ops::gather(x.on(s), &ids)?]));
+            check("scatter", &|s| Ok(vec![ops::scatter(some.on(s), &ids, rows)?]));
+        }
+    }
+}
+
+#[test]
+fn products() {
+    if gpu().is_none() {
+        return;
+    }
+    for dtype in TYPES {
+        for (tokens, inputs, outputs, rank) in
+            [(1, 8, 16, 1), (7, 24, 40, 3), (65, 172, 130, 16), (40, 256, 192, 64)]
+        {
+            let draw = |dims: &[usize], seed: u64| Pair::random(dims, seed, 1.0, dtype);
+            let check = |name: &str, f: &dyn Fn(Side) -> crate::Result<Vec<Tensor>>| {
+                compare(&format!("{name} {tokens}x{inputs}x{outputs} rank {rank}"), dtype, f);
+            };
+            let (x, dy) = (draw(&[tokens, inputs], 1), draw(&[tokens, outputs], 3));
+            let (into, drawn) = (draw(&[tokens, inputs], 4), draw(&[outputs, inputs], 2));
+            let drawn = drawn.map(|t| t.to_dtype(DType::F32));
+            for numbers in [None, Some(false), Some(true)] {
+                let hold = |side: Side| match numbers {
+                    None if side == Side::Gpu => Weight::Dense(drawn.gpu.to_dtype(dtype).unwrap()),
+                    None => Weight::Dense(drawn.cpu.clone()),
+                    Some(double_quant) => Numbers::Nf4 { double_quant }.hold(drawn.on(side)).unwrap(),
+                };
+                let (on_gpu, on_cpu) = (on_gpu(|| hold(Side::Gpu)), hold(Side::Cpu));
+                let weight = |side: Side| if side == Side::Gpu { &on_gpu } else { &on_cpu };
+                check("linear", &|s| Ok(vec![ops::linear(x.on(s), weight(s), x.on(s).dtype())?]));
+                check("linear in float32", &|s| {
+                    let y = ops::linear(x.on(s), weight(s), DType::F32)?;
+                    assert_eq!(y.dtype(), DType::F32);
+                    Ok(vec![y])
+                });
+                check("linear_backward", &|s| {
+                    let alone = ops::linear_backward(dy.on(s), weight(s), None)?;
+                    Ok(vec![alone, ops::linear_backward(dy.on(s), weight(s), Some(into.copy(s)))?])
+                });
+                check("row_squares", &|s| Ok(vec![ops::row_squares(weight(s))?]));
+            }
+            let (h, a) = (draw(&[tokens, rank], 5), draw(&[rank, inputs], 6));
+            let (turned, wider) = (a.map(|a| a.t()?.contiguous()), draw(&[tokens + 3, inputs], 7));
+            check("project", &|s| {
+                let one = ops::project(x.on(s), a.on(s))?;
+                Ok(vec![one, ops::project_transposed(x.on(s), turned.on(s))?])
+            });
+            check("outer", &|s| {
+                let both =
+                    [ops::outer(h.on(s), x.on(s), 0.7)?, ops::outer_transposed(h.on(s), x.on(s), 0.7)?];
+                assert!(both.iter().all(|t| t.dtype() == DType::F32));
+                Ok(both.to_vec())
+            });
+            check("add_product", &|s| {
+                let one = ops::add_product(wider.copy(s), 2, h.on(s), a.on(s), 0.7)?;
+                Ok(vec![one, ops::add_product_transposed(wider.copy(s), 2, h.on(s), turned.on(s), 0.7)?])
+            });
+        }
+    }
+}
+
+#[test]
+fn attention() {
+    let Some(gpu) = gpu() else { return };
+    // Query heads, key-value heads, their width, rows' lengths: tiles that are full, cut off and single.
+    let mut cases = vec![
+        (1, 1, 2, vec![1]),
+        (4, 4, 16, vec![5, 1, 70]),
+        (4, 2, 64, vec![64, 100, 3]),
+        (1, 1, 128, vec![130]),
+    ];
+    // More than a block of queries: too much for the CPU.
+    if gpu.is_cuda() {
+        cases.extend([(2, 2, 128, vec![512, 512]), (4, 2, 128, vec![513, 40, 1100]), (8, 2, 64, vec![700])]);
+    }
+    for dtype in TYPES {
+        for (query, key_value, dim, lengths) in &cases {
+            let heads = Heads { query: *query, key_value: *key_value, dim: *dim };
+            let mut documents: Vec<Range<usize>> = Vec::new();
+            for length in lengths {
+                let start = documents.last().map_or(0, |d| d.end);
+                documents.push(start..start + length);
+            }
+            let tokens = documents.last().unwrap().end;
+            let draw = |heads: usize, seed: u64, scale: f64| {
+                Pair::random(&[tokens, heads * dim], seed, scale, dtype)
+            };
+            let (q, k) = (draw(*query, 1, 3.0), draw(*key_value, 2, 1.0));
+            let (v, dy) = (draw(*key_value, 3, 1.0), draw(*query, 4, 1.0));
+            let check = |name: &str, f: &dyn Fn(Side) -> crate::Result<Vec<Tensor>>| {
+                compare(
+                    &format!("{name} of {query} and {key_value} heads of {dim}, rows of {lengths:?}"),
+                    dtype,
+                    f,
+                );
+            };
+            check("attention", &|s| Ok(vec![ops::attention(q.on(s), k.on(s), v.on(s), &documents, heads)?]));
+            check("attention_backward", &|s| {
+                let (q, k, v, dy) = (q.on(s), k.on(s), v.on(s), dy.on(s));
+                let (dq, dk, dv) = ops::attention_backward(q, k, v, &documents, heads, dy)?;
+                Ok(vec![dq, dk, dv])
+            });
+            let positions: Vec<u32> = (0..tokens as u32).map(|p| 5 + p % 40).collect();
+            let frequencies: Vec<f32> = (0..dim / 2).map(|i| 0.9f32.powi(i as i32)).collect();
+            check("rotary, there and back", &|s| {
+                let rotary = Rotary::new(&frequencies, &positions, q.on(s).device())?;
+                let there = rotary.forward(q.copy(s), *dim)?;
+                Ok(vec![there.copy()?, rotary.backward(there, *dim)?])
+            });
+        }
+    }
+}
+
+/// A document of more than a block of queries, with heads narrow enough for the CPU in the GPU's place.
+#[test]
+fn attention_in_blocks_of_queries() {
+    if gpu().is_none() {
+        return;
+    }
+    let (heads, documents, dtype) =
+        (Heads { query: 2, key_value: 1, dim: 2 }, [0..520, 520..523], DType::F32);
+    let draw = |heads: usize, seed: u64| Pair::random(&[523, heads * 2], seed, 1.0, dtype);
+    let (q, k, v, dy) = (draw(2, 1), draw(1, 2), draw(1, 3), draw(2, 4));
+    compare("attention", dtype, |s| {
+        let (q, k, v, dy) = (q.on(s), k.on(s), v.on(s), dy.on(s));
+        let (dq, dk, dv) = ops::attention_backward(q, k, v, &documents, heads, dy)?;
+        Ok(vec![ops::attention(q, k, v, &documents, heads)?, dq, dk, dv])
+    });
+}
+
+#[test]
+fn losses_and_updates() {
+    if gpu().is_none() {
+        return;
+    }
+    let dtype = DType::F32;
+    for (rows, width) in SHAPES.into_iter().chain([(3, 32_000)]) {
+        let logits = Pair::random(&[rows, width], 1, 8.0, dtype);
+        let targets: Vec<u32> = (0..rows).map(|i| (i * 7 % width) as u32).collect();
+        compare(&format!("nll_and_gradient {rows}x{width}"), dtype, |s| {
+            let (nll, gradient) = ops::nll_and_gradient(logits.copy(s), &targets)?;
+            Ok(vec![nll, gradient])
+        });
+    }
+    // Parameters of all sizes in one step, some longer than a chunk, with two learning rates.
+    let step = AdamWStep {
+        factor: 0.3,
+        beta1: 0.9,
+        beta2: 0.999,
+        correction2: 0.2,
+        epsilon: 1e-8,
+        decay: 0.99,
+        rate: 1e-2,
+    };
+    let steps = [step, AdamWStep { rate: 0.1, decay: 0.9, ..step }];
+    let dims = [[1, 1], [16, 2048], [3, 7], [1100, 16], [5, 16_384]];
+    let draw = |i: usize| {
+        [0, 1, 2, 3].map(|j| Pair::random(&dims[i], 10 * i as u64 + j, 1.0, dtype).map(Tensor::sqr))
+    };
+    let all: Vec<[Pair; 4]> = (0..dims.len()).map(draw).collect();
+    compare("adamw", dtype, |s| {
+        let parameter = |(i, four): (usize, &'_ [Pair; 4])| {
+            let [weight, gradient, first, second] = [0, 1, 2, 3].map(|j| four[j].on(s).clone());
+            (weight, gradient, first, second, steps[i % 2])
+        };
+        let held: Vec<_> = all.iter().enumerate().map(parameter).collect();
+        let parameters: Vec<Parameter> = held
+            .iter()
+            .map(|(weight, gradient, first, second, step)| Parameter {
+                weight,
+                gradient,
+                first,
+                second,
+                step,
+            })
+            .collect();
+        Ok(ops::adamw(&parameters)?.concat())
+    });
+    let pick = |side: Side| all.iter().map(|four| four[1].on(side)).collect::<Vec<_>>();
+    let (got, want) = (
+        on_gpu(|| ops::sum_of_squares(&pick(Side::Gpu))).unwrap(),
+        ops::sum_of_squares(&pick(Side::Cpu)).unwrap(),
+    );
+    assert!((got - want).abs() < 1e-6 * want, "{got}, on the CPU {want}");
+    for dtype in [DType::BF16, DType::F16] {
+        let copies = on_gpu(|| ops::cast(&pick(Side::Gpu), dtype)).unwrap();
+        for (got, want) in copies.iter().zip(pick(Side::Cpu)) {
+            assert_eq!(values(got), values(&want.to_dtype(dtype).unwrap()), "casts round alike");
+        }
+    }
+    assert_eq!(on_gpu(|| ops::sum_of_squares(&[])).unwrap(), 0.0);
+}
+
+#[test]
+fn nf4_has_the_same_bits() {
+    if gpu().is_none() {
+        return;
+    }
+    for (rows, columns) in [(1, 1), (3, 21), (64, 64), (33, 70), (256, 200)] {
+        for double_quant in [false, true] {
+            let what = format!("{rows}x{columns}, double quantisation {double_quant}");
+            let matrix = Pair::random(&[rows, columns], 1, 0.1, DType::F32);
+            poison();
+            let got = on_gpu(|| Nf4::quantize(&matrix.gpu, double_quant)).unwrap();
+            let want = Nf4::quantize(&matrix.cpu, double_quant).unwrap();
+            assert_eq!(got.parts().unwrap(), want.parts().unwrap(), "{what}");
+            assert_eq!(got.bytes(), want.bytes(), "{what}");
+            let back = on_gpu(|| got.dequantize()).unwrap();
+            assert_eq!(values(&back), values(&want.dequantize().unwrap()), "{what}");
+        }
+    }
+}
+
+/// A model of random weights that both sides have.
+fn base(side: Side, precision: Precision) -> Base {
+    let config = LlamaConfig {
+        vocab_size: 48,
+        hidden_size: 32,
+        intermediate_size: 40,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 8,
+        max_position_embeddings: 64,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        rope_scaling: RopeScaling::Default,
+        tie_word_embeddings: false,
+    };
+    let mut base = Base::random(config, precision, &CPU).unwrap();
+    let device = if side == Side::Gpu { gpu().unwrap() } else { &CPU };
+    let draw = |dims: &[usize], name: &str, scale: f64| {
+        let key = rng::key(3, name);
+        let count = dims.iter().product::<usize>() as u64;
+        let value = |i| (scale * (2.0 * rng::uniform(key, i) - 1.0)) as f32;
+        Tensor::from_vec((0..count).map(value).collect::<Vec<_>>(), dims, device).unwrap()
+    };
+    let numbers = (Numbers::of_linears(precision), Numbers::of_tables(precision));
+    for linear in base.layers.iter_mut().flat_map(|layer| &mut layer.linears) {
+        linear.weight = numbers.0.hold(&draw(&linear.weight.dims(), &linear.path, 0.3)).unwrap();
+    }
+    for (i, layer) in base.layers.iter_mut().enumerate() {
+        for (j, norm) in [&mut layer.input_norm, &mut layer.post_attention_norm].into_iter().enumerate() {
+            *norm = (draw(&[32], &format!("norm {i} {j}"), 0.3) + 1.0).unwrap();
+        }
+    }
+    base.norm = (draw(&[32], "norm", 0.3) + 1.0).unwrap();
+    base.embedding = numbers.1.hold(&draw(&[48, 32], "embedding", 1.0)).unwrap().dense().unwrap();
+    base.head.weight = numbers.1.hold(&draw(&[48, 32], "head", 0.5)).unwrap();
+    base
+}
+
+/// An adapter on every layer and the head, A and B random.
+fn adapter(base: &Base, rank: usize, use_dora: bool, dropout: f64, seed: u64) -> Adapter {
+    let modules = [base.linear_modules(), vec![base.head_module()]].concat();
+    let mut targets = Target::all(&modules, rank, 2.0 * rank as f64);
+    targets.iter_mut().for_each(|target| target.use_dora = use_dora);
+    let mut adapter = Adapter::new(base, &targets, InitLoraWeights::Default, dropout, seed).unwrap();
+    for module in &mut adapter.modules {
+        let b = Pair::random(module.b.dims(), seed, 0.1, DType::F32);
+        module.b = b.cpu.to_device(base.device()).unwrap();
+    }
+    adapter
+}
+
+/// A pack's step on the GPU against the CPU: losses and every gradient, with dropout, with magnitudes, with layers
+/// computed again, with the base in 16 and 4 bits.
+#[test]
+fn a_packs_step() {
+    if gpu().is_none() {
+        return;
+    }
+    let rows = |count: u32, seed: u32| -> Vec<Row> {
+        let row = |r| Row::whole((0..5 + r * 3).map(|i| (i * 7 + r + seed) % 48).collect());
+        (0..count).map(row).collect()
+    };
+    let four_bit =
+        |compute_dtype| Precision { mode: PrecisionMode::FourBit, compute_dtype, double_quant: true };
+    let sixteen = |mode| Precision { mode, ..Precision::default() };
+    // (precision, layers computed again, largest error of a gradient relative to its norm)
+    for (precision, recomputed_layers, tolerance) in [
+        (Precision::default(), 0, 2e-5),
+        (Precision::default(), 1, 2e-5),
+        (Precision::default(), 2, 2e-5),
+        (four_bit(None), 0, 2e-5),
+        (four_bit(Some(ComputeDtype::Bfloat16)), 2, 0.05),
+        (sixteen(PrecisionMode::Bfloat16), 0, 0.05),
+        (sixteen(PrecisionMode::Float16), 0, 0.01),
+    ] {
+        let step = |side: Side| {
+            let base = base(side, precision);
+            let (mut one, mut two) = (adapter(&base, 4, false, 0.3, 1), adapter(&base, 16, true, 0.0, 2));
+            let (three, two_rows) = (rows(3, 1), rows(2, 9));
+            let mut members = [
+                Member { recomputed_layers, ..Member::new(&mut one, &three, 5) },
+                Member { loss_scale: 64.0, ..Member::new(&mut two, &two_rows, 6) },
+            ];
+            let outcomes = pack::forward_backward(&base, &mut members).unwrap();
+            (outcomes, [one, two])
+        };
+        let what = format!("{precision}, {recomputed_layers} layers again");
+        let ((got, got_adapters), (want, want_adapters)) = (on_gpu(|| step(Side::Gpu)), step(Side::Cpu));
+        for (got, want) in got.iter().zip(&want) {
+            assert!(
+                (got.nll - want.nll).abs() < tolerance * want.nll,
+                "{what}: {} on the CPU {}",
+                got.nll,
+                want.nll
+            );
+        }
+        let modules = |adapters: &'_ [Adapter; 2]| -> Vec<Tensor> {
+            adapters.iter().flat_map(|a| &a.modules).flat_map(|m| m.gradients().cloned()).collect()
+        };
+        let (got, want) = (modules(&got_adapters), modules(&want_adapters));
+        assert_eq!(got.len(), 2 * 15 + 3 * 15, "{what}: every matrix and every magnitude");
+        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+            let (got, want) = (values(got), values(want));
+            let norm = want.iter().map(|x| x * x).sum::<f32>().sqrt();
+            let off = got.iter().zip(&want).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt();
+            assert!(off <= tolerance as f32 * norm, "{what}, gradient {i}: {off} off, norm {norm}");
+        }
+    }
+}
+
+/// More than the device has is an error that says so, and what fits goes on.
+#[test]
+fn memory_that_runs_out_is_an_error() {
+    let Some(gpu) = gpu().filter(|gpu| gpu.is_cuda()) else { return };
+    let error = Tensor::zeros(1 << 38, DType::F32, gpu).unwrap_err().to_string().to_lowercase();
+    assert!(error.contains("out of memory"), "{error}");
+    let base = base(Side::Gpu, Precision::default());
+    let mut adapter = adapter(&base, 4, false, 0.0, 1);
+    let row = [Row::whole((0..20).collect())];
+    let outcome = pack::forward_backward(&base, &mut [Member::new(&mut adapter, &row, 1)]).unwrap()[0];
+    assert!(outcome.nll.is_finite() && outcome.targets == 19);
+}
