@@ -250,13 +250,14 @@ impl ModelShape {
             }
             _ => 0,
         };
-        // Of a layer's backward, its feed-forward part, and its attention part, when gate and up are gone.
+        // Of a layer's backward, its feed-forward part, and its attention part, when gate, up, middle and attention's
+        // output are gone.
         let feed_forward = element * tokens * (2 * inter + 3 * hidden) + matrix;
         let scores = (4 + element) * heads * load.longest.min(ATTENTION_BLOCK) * load.longest;
         let shared = heads > self.num_key_value_heads || load.longest > ATTENTION_BLOCK;
         let keys = if shared { 2 * 4 * key_value } else { 2 * element * key_value };
         let attention = tokens * (element * (hidden + 2 * query) + keys) + scores;
-        let attention = attention.saturating_sub(element * tokens * 2 * inter);
+        let attention = attention.saturating_sub(element * tokens * (2 * inter + query + hidden));
         let backward = feed_forward.max(attention);
         // The layers that keep all come last, so that they are gone when the first is computed again.
         let again = element * tokens * (layer - hidden);
@@ -265,14 +266,18 @@ impl ModelShape {
         let (weights, parameters) = (self.base_bytes(load.precision), load.trainable_parameters);
         let adapter = (24 + copy) * parameters;
         let at_start = PeakBytes { weights, adapter, activations: held, working: loss.max(first) };
-        // At its end the backward holds one layer and all gradients; then AdamW makes weights and moments anew.
+        // At its end the backward holds one layer and all gradients.
         let at_end = PeakBytes {
             adapter: adapter + 4 * parameters,
             activations: element * tokens * layer,
-            working: backward.max(12 * parameters),
+            working: backward,
             ..at_start
         };
-        if at_end.total() > at_start.total() { at_end } else { at_start }
+        // Then, with nothing of the pass left, AdamW makes weights and moments anew.
+        let update =
+            PeakBytes { adapter: 28 * parameters, activations: 0, working: 12 * parameters, ..at_start };
+        let larger = |a: PeakBytes, b: PeakBytes| if b.total() > a.total() { b } else { a };
+        larger(larger(at_start, at_end), update)
     }
 
     /// How many layers must be computed again for the peak to stay within `budget` bytes: the fewest. `None` if it

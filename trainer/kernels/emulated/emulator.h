@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <setjmp.h>
 #include <ucontext.h>
 #include <utility>
 #include <vector>
@@ -35,9 +36,12 @@ constexpr size_t STACK = 64 << 10;
 enum State { READY, AT_BLOCK_BARRIER, AT_WARP_BARRIER, DONE };
 
 struct Thread {
+    // Where its stack begins; afterwards it goes on by jumps, which ask nothing of the system.
     ucontext_t context;
+    jmp_buf place;
     State state;
     unsigned exchanges;
+    bool begun = false;
 };
 
 // What a lane shows to the others of its warp. Two, so that the next exchange leaves the last one's readers alone.
@@ -50,23 +54,40 @@ struct Block {
     std::vector<char> stacks = std::vector<char>(MOST_THREADS * STACK);
     std::vector<Shown> shown = std::vector<Shown>(2 * MOST_THREADS);
     std::vector<uint64_t> shared;
-    ucontext_t scheduler;
+    jmp_buf scheduler;
     int current = 0;
     void (*kernel)(void **) = nullptr;
     void **arguments = nullptr;
 };
 static thread_local Block block;
 
-inline void enter() {
-    block.kernel(block.arguments);
-    block.threads[block.current].state = DONE;
-    swapcontext(&block.threads[block.current].context, &block.scheduler);
-}
-
+// Leaves the thread's stack until the scheduler comes back to it.
 inline void wait(State at) {
     Thread &thread = block.threads[block.current];
     thread.state = at;
-    swapcontext(&thread.context, &block.scheduler);
+    if (!_setjmp(thread.place)) _longjmp(block.scheduler, 1);
+}
+
+// What a thread's stack runs: one block's kernel after the other.
+inline void enter() {
+    while (true) {
+        block.kernel(block.arguments);
+        wait(DONE);
+    }
+}
+
+inline void resume(int t) {
+    Thread &thread = block.threads[t];
+    block.current = threadIdx.x = t;
+    if (_setjmp(block.scheduler)) return;
+    if (thread.begun) _longjmp(thread.place, 1);
+    thread.begun = true;
+    getcontext(&thread.context);
+    thread.context.uc_stack.ss_sp = &block.stacks[t * STACK];
+    thread.context.uc_stack.ss_size = STACK;
+    thread.context.uc_link = nullptr;
+    makecontext(&thread.context, enter, 0);
+    setcontext(&thread.context);
 }
 
 // Shows a value to the warp, and returns where lane 0's lies; each lane's follows.
@@ -79,21 +100,10 @@ inline const Shown *exchange(const Shown &value) {
 
 inline void run_block() {
     const int count = blockDim.x;
-    for (int t = 0; t < count; t++) {
-        Thread &thread = block.threads[t];
-        getcontext(&thread.context);
-        thread.context.uc_stack.ss_sp = &block.stacks[t * STACK];
-        thread.context.uc_stack.ss_size = STACK;
-        thread.context.uc_link = &block.scheduler;
-        thread.state = READY, thread.exchanges = 0;
-        makecontext(&thread.context, enter, 0);
-    }
+    for (int t = 0; t < count; t++) block.threads[t].state = READY, block.threads[t].exchanges = 0;
     while (true) {
-        for (int t = 0; t < count; t++) {
-            if (block.threads[t].state != READY) continue;
-            block.current = threadIdx.x = t;
-            swapcontext(&block.scheduler, &block.threads[t].context);
-        }
+        for (int t = 0; t < count; t++)
+            if (block.threads[t].state == READY) resume(t);
         int alive = 0, at_barrier = 0;
         bool released = false;
         for (int warp = 0; warp < count; warp += 32) {

@@ -4,6 +4,7 @@ use super::{Loaded, Progress, Run};
 use crate::adapter_file;
 use crate::error::Result;
 use crate::lora::Adapter;
+use crate::ops;
 use crate::pack;
 use crate::preflight;
 use crate::tokenizer::Tokenizer;
@@ -85,7 +86,7 @@ impl Run {
 
     fn load(&self, loaded: &Loaded) -> Load {
         Load {
-            engine: if loaded.base.device().is_cpu() { Engine::Cpu } else { Engine::Gpu },
+            engine: if ops::on_gpu(loaded.base.device()) { Engine::Gpu } else { Engine::Cpu },
             precision: loaded.base.precision,
             trainable_parameters: self.state.adapter.parameters(),
             tokens: preflight::batch_tokens(&self.data, self.config.batch_size),

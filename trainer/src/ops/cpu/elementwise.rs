@@ -6,7 +6,9 @@ use crate::error::Result;
 use candle_core::{Device, Tensor};
 
 pub(in crate::ops) fn add_rows(into: Tensor, start: usize, x: &Tensor) -> Result<Tensor> {
-    let (rows, width) = x.dims2()?;
+    let rows = x.dims()[0];
+    // A row of a vector is one element.
+    let width = x.elem_count() / rows.max(1);
     read([x], |[x]| {
         update(&into.narrow(0, start, rows)?, |into| {
             for_rows(into, width, |first, rows| {

@@ -48,6 +48,9 @@ pub(crate) fn emulated<T>(f: impl FnOnce() -> T) -> T {
 pub(super) fn empty(shape: Shape, dtype: DType) -> Result<Tensor> {
     Ok(match dtype {
         DType::U8 => Tensor::full(u8::MAX, shape, &Device::Cpu)?,
+        DType::F16 => Tensor::full(half::f16::NAN, shape, &Device::Cpu)?,
+        DType::BF16 => Tensor::full(half::bf16::NAN, shape, &Device::Cpu)?,
+        DType::F64 => Tensor::full(f64::NAN, shape, &Device::Cpu)?,
         _ => Tensor::full(f32::NAN, shape, &Device::Cpu)?.to_dtype(dtype)?,
     })
 }

@@ -27,6 +27,8 @@ pub(super) mod frozen;
 mod gemm;
 pub(super) mod low_rank;
 pub(super) mod many;
+#[cfg(test)]
+mod memory_tests;
 pub(crate) mod nf4;
 #[cfg(test)]
 mod tests;

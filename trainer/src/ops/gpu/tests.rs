@@ -8,6 +8,7 @@ use super::emulated;
 use crate::lora::{Adapter, Target};
 use crate::model::{Base, LlamaConfig, RopeScaling};
 use crate::ops::{self, AdamWStep, Heads, Parameter, Rotary};
+use crate::optim::{AdamW, AdamWConfig};
 use crate::pack::{self, Member, Row};
 use crate::quant::Nf4;
 use crate::rng;
@@ -480,6 +481,47 @@ fn a_packs_step() {
             assert!(off <= tolerance as f32 * norm, "{what}, gradient {i}: {off} off, norm {norm}");
         }
     }
+}
+
+/// Whole steps, the optimizer's among them, with its clipping, decay and LoRA+'s two rates: the weights on the GPU stay
+/// those on the CPU, and the same steps again give the same bits.
+#[test]
+fn a_few_steps() {
+    if gpu().is_none() {
+        return;
+    }
+    let config = AdamWConfig {
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        loraplus_lr_ratio: 4.0,
+        weight_decay: 0.1,
+        max_grad_norm: 0.5,
+    };
+    let train = |side: Side| {
+        let base = base(side, Precision::default());
+        let mut adapter = adapter(&base, 4, true, 0.2, 1);
+        let mut optimizer = AdamW::new(&adapter, config).unwrap();
+        for step in 0..4 {
+            // Two micro-batches: their gradients add up.
+            let mut targets = 0;
+            for micro in 0..2 {
+                let row = Row::whole((0..9 + micro).map(|i| (i * 5 + 3 * step + micro) % 48).collect());
+                let mut members =
+                    [Member::new(&mut adapter, std::slice::from_ref(&row), u64::from(2 * step + micro))];
+                targets += pack::forward_backward(&base, &mut members).unwrap()[0].targets;
+            }
+            let norm = AdamW::grad_norm(&adapter, targets as f64).unwrap();
+            optimizer.step(&mut adapter, 1e-2, targets as f64, norm).unwrap();
+        }
+        let parameters = adapter.modules.iter().flat_map(|m| m.parameters().map(|(_, t)| values(t)));
+        parameters.collect::<Vec<_>>().concat()
+    };
+    let (got, again, want) = (on_gpu(|| train(Side::Gpu)), on_gpu(|| train(Side::Gpu)), train(Side::Cpu));
+    assert!(got == again, "the same steps give other bits");
+    let off = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    // A step moves a weight by up to its rate, 1e-2 or four times that, whatever the gradient's size.
+    assert!(off < 2e-4, "{off} off");
 }
 
 /// More than the device has is an error that says so, and what fits goes on.

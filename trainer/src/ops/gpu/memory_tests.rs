@@ -1,0 +1,118 @@
+//! The footprint model's prediction for a GPU beside what a step asks of the allocator, with the CPU in the GPU's place:
+//! the tensors are the same, and they come and go in the same order.
+
+use super::emulated;
+use crate::data::Dataset;
+use crate::model::{Base, LlamaConfig, RopeScaling};
+use crate::pack::Row;
+use crate::run::{Loaded, Run, step_pack};
+use candle_core::Device;
+use domain::SystemClock;
+use domain::trial::{ComputeDtype, GradientCheckpointing, PrecisionMode, TrialConfig};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+/// The system's allocator, which counts what each thread holds of allocations as large as tensors are.
+struct Counting;
+
+/// What is smaller is a tensor's description, which on a GPU lies in the computer's memory.
+const TENSOR: usize = 512;
+
+thread_local! {
+    static LIVE: Cell<i64> = const { Cell::new(0) };
+    static PEAK: Cell<i64> = const { Cell::new(0) };
+}
+
+fn count(bytes: i64) {
+    if bytes.unsigned_abs() >= TENSOR as u64 {
+        LIVE.set(LIVE.get() + bytes);
+        PEAK.set(PEAK.get().max(LIVE.get()));
+    }
+}
+
+// SAFETY: every call goes to the system's allocator as it came; counting allocates nothing.
+#[allow(unsafe_code, reason = "an allocator is")]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as i64);
+        // SAFETY: as the caller promised.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        count(-(layout.size() as i64));
+        // SAFETY: as the caller promised.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn the_peak_is_predicted() {
+    if !emulated::is_possible() {
+        return;
+    }
+    let clock = SystemClock::new();
+    let (lora, qlora) = (PrecisionMode::Bfloat16, PrecisionMode::FourBit);
+    // (numbers, hidden, intermediate, layers, heads, key-value heads, vocab, rank, rows, length, all layers again)
+    for (mode, hidden, inter, layers, heads, kv, vocab, rank, rows, length, again) in [
+        (lora, 64, 160, 3, 2, 2, 96, 4, 4, 48, false),
+        (lora, 64, 160, 3, 2, 2, 96, 4, 4, 48, true),
+        (qlora, 64, 160, 3, 2, 1, 96, 4, 4, 48, true),
+        (qlora, 64, 128, 2, 4, 4, 96, 16, 2, 40, false),
+        (PrecisionMode::Float32, 32, 64, 3, 4, 2, 64, 2, 2, 64, false),
+        (lora, 32, 64, 1, 2, 2, 1500, 2, 2, 64, false),
+    ] {
+        let config = LlamaConfig {
+            vocab_size: vocab,
+            hidden_size: hidden,
+            intermediate_size: inter,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            num_key_value_heads: kv,
+            head_dim: hidden / heads,
+            max_position_embeddings: 64,
+            rms_norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            rope_scaling: RopeScaling::Default,
+            tie_word_embeddings: false,
+        };
+        let trial = TrialConfig {
+            precision_mode: mode,
+            compute_dtype: (mode == qlora).then_some(ComputeDtype::Bfloat16),
+            gradient_checkpointing: if again {
+                GradientCheckpointing::On
+            } else {
+                GradientCheckpointing::Off
+            },
+            lora_rank: rank,
+            batch_size: rows,
+            max_sequence_length: length,
+            max_steps: Some(3),
+            eval_steps: 0,
+            ..TrialConfig::default()
+        };
+        let row = |r: u32| Row::whole((0..length).map(|i| (i * 7 + r) % vocab as u32).collect());
+        let data = Dataset { train: (0..rows).map(row).collect(), ..Dataset::default() };
+        let (measured, predicted) = emulated::emulated(|| {
+            let before = LIVE.get();
+            let base = Base::random(config, trial.base_model().precision, &Device::Cpu).unwrap();
+            let loaded = Loaded::in_memory(base);
+            let mut run = Run::with_data(&loaded, trial, data).unwrap();
+            for _ in 0..2 {
+                // The state that a divergence falls back to is there from the second step on.
+                PEAK.set(LIVE.get());
+                step_pack(&loaded, &mut [&mut run], &clock).unwrap();
+            }
+            (PEAK.get() - before, run.predicted_peak_bytes(&loaded).total())
+        });
+        let ratio = predicted as f64 / measured as f64;
+        let what = format!(
+            "{mode:?}, hidden {hidden}, vocab {vocab}, rank {rank}, {rows} x {length}, again: {again}"
+        );
+        println!("{what}: {predicted} predicted, {measured} asked for, ratio {ratio:.3}");
+        assert!((0.95..1.05).contains(&ratio), "{what}: {predicted} predicted, {measured} asked for");
+    }
+}

@@ -1,0 +1,118 @@
+//! The footprint model's prediction beside what the program's allocator hands out: the whole of a step, with what no
+//! tensor count sees, the buffers of matrix products and the rows themselves.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use domain::SystemClock;
+use domain::trial::{GradientCheckpointing, PrecisionMode, TrialConfig};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicU64, Ordering};
+use trainer::data::Dataset;
+use trainer::model::{Base, LlamaConfig, RopeScaling};
+use trainer::pack::Row;
+use trainer::run::{Loaded, Run, step_pack};
+use trainer::{Device, rng};
+
+/// The system's allocator, counted.
+struct Counting;
+
+static LIVE: AtomicU64 = AtomicU64::new(0);
+static PEAK: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every call goes to the system's allocator as it came; counting allocates nothing.
+#[allow(unsafe_code, reason = "an allocator is")]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let live = LIVE.fetch_add(layout.size() as u64, Ordering::Relaxed) + layout.size() as u64;
+        PEAK.fetch_max(live, Ordering::Relaxed);
+        // SAFETY: as the caller promised.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size() as u64, Ordering::Relaxed);
+        // SAFETY: as the caller promised.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Rows that a buffer holds; the same as in the CPU's frozen products.
+const PANEL: usize = 256;
+
+/// Ten shapes, drawn: model, rank, batch, length, numbers, layers computed again.
+#[test]
+fn the_peak_of_the_allocator_is_predicted() {
+    let (clock, mut buffers) = (SystemClock::new(), 0);
+    for seed in 0..10u64 {
+        let key = rng::key(seed, "shape");
+        let pick = |i: u64, choices: &[usize]| choices[(rng::bits(key, i) % choices.len() as u64) as usize];
+        let heads = pick(0, &[2, 4, 8]);
+        let hidden = heads * pick(1, &[32, 48, 64]);
+        let layers = pick(2, &[3, 4, 6]);
+        let intermediate = hidden * pick(4, &[2, 3]);
+        let config = LlamaConfig {
+            vocab_size: pick(3, &[600, 2000, 5000]),
+            hidden_size: hidden,
+            intermediate_size: intermediate,
+            num_hidden_layers: layers,
+            num_attention_heads: heads,
+            num_key_value_heads: heads / pick(5, &[1, 2]),
+            head_dim: hidden / heads,
+            max_position_embeddings: 512,
+            rms_norm_eps: 1e-5,
+            rope_theta: 10_000.0,
+            rope_scaling: RopeScaling::Default,
+            tie_word_embeddings: pick(6, &[0, 1]) == 1,
+        };
+        let (batch, length) = (pick(7, &[4, 8]), pick(8, &[64, 128, 256]));
+        let trial = TrialConfig {
+            precision_mode: [PrecisionMode::Float32, PrecisionMode::Bfloat16, PrecisionMode::FourBit]
+                [pick(9, &[0, 1, 2])],
+            gradient_checkpointing: match pick(10, &[0, 1, 2]) {
+                0 => GradientCheckpointing::On,
+                _ => GradientCheckpointing::Off,
+            },
+            // Gradients count from the start, which for ranks near the width says too much.
+            lora_rank: pick(11, &[4, 8, 16]) as u32,
+            batch_size: batch as u32,
+            max_sequence_length: length as u32,
+            max_steps: Some(4),
+            eval_steps: 0,
+            ..TrialConfig::default()
+        };
+        let row = |r: usize| {
+            let id =
+                |i: usize| (rng::bits(key, (1000 + 300 * r + i) as u64) % config.vocab_size as u64) as u32;
+            Row::whole((0..length).map(id).collect())
+        };
+        let data = Dataset { train: (0..batch).map(row).collect(), ..Dataset::default() };
+        let before = LIVE.load(Ordering::Relaxed);
+        let base = Base::random(config, trial.base_model().precision, &Device::Cpu).unwrap();
+        let loaded = Loaded::in_memory(base);
+        let mut run = Run::with_data(&loaded, trial.clone(), data).unwrap();
+        for _ in 0..3 {
+            // The state that a divergence falls back to is there from the second step on.
+            PEAK.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
+            step_pack(&loaded, &mut [&mut run], &clock).unwrap();
+        }
+        let measured = PEAK.load(Ordering::Relaxed) - before;
+        let predicted = run.predicted_peak_bytes(&loaded).total();
+        // Each thread keeps a buffer for as many rows of a matrix in fewer bits, which grows with the widest of them.
+        let widest = (hidden.max(intermediate) * PANEL * 4 * trainer::threads()) as u64;
+        let grown = match trial.precision_mode {
+            PrecisionMode::Float32 => 0,
+            _ => widest.saturating_sub(buffers),
+        };
+        buffers += grown;
+        let ratio = (predicted + grown) as f64 / measured as f64;
+        println!(
+            "seed {seed}: {predicted} predicted and {grown} of buffers, {measured} handed out, ratio {ratio:.3}; \
+             hidden {hidden}, {layers} layers, batch {batch} x {length}, rank {}, {:?}, {:?}",
+            trial.lora_rank, trial.precision_mode, trial.gradient_checkpointing,
+        );
+        assert!((0.95..1.05).contains(&ratio), "seed {seed}: {predicted} predicted, {measured} handed out");
+    }
+}
