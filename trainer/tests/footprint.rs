@@ -72,8 +72,8 @@ fn check(precision: Precision, recomputed: usize) {
         assert_eq!(trainable, counted_by_shape);
         let member = Member { recomputed_layers: recomputed, ..Member::new(&mut adapter, &rows, 1) };
         let outcome = pack::forward_backward(&base, &mut [member]).unwrap()[0];
-        // A run also holds the state that a divergence falls back to: its adapter and moments.
-        let counted = outcome.peak_bytes + moments + 4 * trainable + moments;
+        // A run also holds the adapter that a divergence falls back to.
+        let counted = outcome.peak_bytes + moments + 4 * trainable;
         let load = Load {
             precision,
             engine: Engine::Cpu,

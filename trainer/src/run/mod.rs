@@ -143,6 +143,15 @@ struct State {
     scaler: Option<LossScaler>,
 }
 
+/// What a run falls back to when the weights give no finite loss any more. It goes no further from there, and so its
+/// optimizer's moments, two thirds of a state's bytes, are not kept: the checkpoint has those of the last update.
+#[derive(Debug, Clone)]
+struct Good {
+    step: u64,
+    adapter: Adapter,
+    scaler: Option<LossScaler>,
+}
+
 /// Counters that a checkpoint carries on.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Progress {
@@ -174,7 +183,7 @@ pub struct Run {
     schedule: Schedule,
     state: State,
     /// The state before the last step: the last whose loss is known to be finite.
-    previous: Option<State>,
+    previous: Option<Good>,
     diverged: Option<String>,
     /// Layers that are computed again in the backward pass.
     recomputed_layers: usize,

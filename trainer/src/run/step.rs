@@ -1,7 +1,7 @@
 //! A pack's optimizer step: micro-batches side by side, then each run's own update, divergence check,
 //! evaluation and metric point.
 
-use super::{Loaded, Progress, Run, State, add, mean};
+use super::{Good, Loaded, Progress, Run, State, add, mean};
 use crate::data;
 use crate::error::Result;
 use crate::memory;
@@ -110,8 +110,7 @@ impl Run {
     /// state that it would fall back to.
     fn state_bytes(&self) -> u64 {
         let previous = self.previous.as_ref();
-        let previous = previous.map_or(0, |state| state.adapter.bytes() / 2 + state.optimizer.bytes());
-        self.state.optimizer.bytes() + previous
+        self.state.optimizer.bytes() + previous.map_or(0, |good| good.adapter.bytes() / 2)
     }
 
     /// The rows of the coming step's micro-batches; none if the run is done.
@@ -152,13 +151,14 @@ impl Run {
             self.give_up(format!("the gradient norm of step {step} is {grad_norm}"), false);
         } else {
             // Without its gradients, which the update is about to use up.
-            let mut before = self.state.clone();
-            before.adapter.zero_grad();
+            let State { step: before, adapter, scaler, .. } = &self.state;
+            let mut good = Good { step: *before, adapter: adapter.clone(), scaler: *scaler };
+            good.adapter.zero_grad();
             let State { adapter, optimizer, scaler, .. } = &mut self.state;
             optimizer.step(adapter, learning_rate, divisor, grad_norm)?;
             scaler.iter_mut().for_each(LossScaler::stepped);
             self.state.step = step;
-            self.previous = Some(before);
+            self.previous = Some(good);
             self.progress.loss = Some(loss);
         }
         Ok(Update { loss: Some(loss), grad_norm, learning_rate })
@@ -167,8 +167,8 @@ impl Run {
     /// Ends the run as diverged. `weights` says that the weights themselves give no finite loss, so that
     /// the state before them is the last good one.
     fn give_up(&mut self, what: String, weights: bool) {
-        if weights && let Some(previous) = self.previous.take() {
-            self.state = previous;
+        if weights && let Some(Good { step, adapter, scaler }) = self.previous.take() {
+            self.state = State { step, adapter, scaler, optimizer: self.state.optimizer.clone() };
         }
         self.state.adapter.zero_grad();
         let kept = self.state.step;

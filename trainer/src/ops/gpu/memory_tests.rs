@@ -102,7 +102,7 @@ fn the_peak_is_predicted() {
             let loaded = Loaded::in_memory(base);
             let mut run = Run::with_data(&loaded, trial, data).unwrap();
             for _ in 0..2 {
-                // The state that a divergence falls back to is there from the second step on.
+                // The adapter that a divergence falls back to is there from the second step on.
                 PEAK.set(LIVE.get());
                 step_pack(&loaded, &mut [&mut run], &clock).unwrap();
             }
