@@ -7,7 +7,7 @@ use crate::download::Downloads;
 use crate::output::{self, OutputArgs};
 use config::sweep_file;
 use coordinator::search::{Proposal, Proposed, Searcher};
-use domain::footprint;
+use domain::footprint::{self, Engine};
 use domain::trial::TrialConfig;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -104,8 +104,8 @@ pub(crate) fn check(loaded: &sweep_file::Loaded) -> Result<Vec<Planned>, Failure
             Some((_, preflight)) => preflight.clone(),
             None => {
                 downloads.of(&trial.config, &|key| format!("{}: {key}", place(loaded, key)))?;
-                let found =
-                    preflight(&trial.config).map_err(|error| explain(loaded, &trial.config, &error))?;
+                let found = preflight(&trial.config, Engine::Cpu)
+                    .map_err(|error| explain(loaded, &trial.config, &error))?;
                 known.push((key, found.clone()));
                 found
             }

@@ -67,7 +67,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     // Before Ctrl-C waits for a step to end: a download goes on where it was stopped.
     Downloads::default().of(config, &str::to_string)?;
     let interrupted = interrupt::flag()?;
-    let plan = preflight::preflight(config).map_err(unusable)?;
+    let plan = preflight::preflight(config, Engine::Cpu).map_err(unusable)?;
     let memory = args.memory_limit.unwrap_or_else(|| gpu_agent::devices::cpu().memory_bytes);
     fits(&plan, memory)?;
     let (output, checkpoint) = if args.resume {

@@ -35,7 +35,7 @@ pub struct Preflight {
     pub total_parameters: u64,
     /// Tokens of the largest micro-batch that there can be.
     pub batch_tokens: u64,
-    /// Most bytes of tensors that the run will hold, alone on a CPU with room for it.
+    /// Most bytes of tensors that the run will hold, alone on a device with room for it.
     pub peak_memory_bytes: u64,
     /// The same with as little as its `gradient_checkpointing` allows it to keep.
     pub least_memory_bytes: u64,
@@ -48,11 +48,11 @@ pub fn batch_tokens(data: &Dataset, batch_size: u32) -> u64 {
     lengths.iter().take(batch_size as usize).sum()
 }
 
-/// Checks all that a run needs, without loading weights.
+/// Checks all that a run needs, without loading weights, and says what it will hold where `engine` computes.
 ///
 /// # Errors
 /// The first thing found wrong, with file or parameter, and what to do.
-pub fn preflight(config: &TrialConfig) -> Result<Preflight> {
+pub fn preflight(config: &TrialConfig, engine: Engine) -> Result<Preflight> {
     check_values(config)?;
     let dir = locate::model(&config.pretrained_model_id)?;
     let base = Base::outline(&dir, config.base_model().precision)?;
@@ -67,7 +67,7 @@ pub fn preflight(config: &TrialConfig) -> Result<Preflight> {
     let batch_tokens = self::batch_tokens(&data, config.batch_size);
     let load = Load {
         precision: base.precision,
-        engine: Engine::Cpu,
+        engine,
         trainable_parameters,
         tokens: batch_tokens,
         longest: self::batch_tokens(&data, 1),
