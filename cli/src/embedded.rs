@@ -6,6 +6,8 @@ use crate::client::ENDPOINT_FILE;
 use coordinator::CoordinatorError;
 use coordinator::history::HistoryError;
 use domain::SystemClock;
+use gpu_agent::EngineHost;
+use gpu_agent::devices::CPU;
 use registry::RegistryError;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -17,6 +19,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// Any free port of this machine.
 pub(crate) const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// For tests: `process` has the CPU's engine run in a process of its own, as a GPU's does.
+const ENGINE_HOST_VARIABLE: &str = "LORAFLEET_ENGINE_HOST";
 
 /// An embedded server.
 pub(crate) struct Embedded {
@@ -54,7 +59,11 @@ impl Embedded {
         let options = gpu_agent::Options {
             endpoint: self.endpoint(),
             data_dir: data_dir.join("agent"),
-            devices: vec![gpu_agent::DeviceOptions { price_per_hour, ..gpu_agent::devices::cpu() }],
+            devices: vec![gpu_agent::DeviceOptions {
+                price_per_hour,
+                host: cpu_host(),
+                ..gpu_agent::devices::cpu()
+            }],
             clock: Arc::new(SystemClock::new()),
         };
         gpu_agent::start(options, scope.clone()).await.map_err(|error| match error {
@@ -93,6 +102,15 @@ impl Embedded {
         if let Err(error) = std::fs::remove_file(&self.endpoint_file) {
             tracing::warn!(%error, file = %self.endpoint_file.display(), "left behind");
         }
+    }
+}
+
+/// Where the CPU's engine runs: on a thread, unless a test of engine processes wants it in one. People have no use for
+/// that: the CPU has no driver that could die.
+fn cpu_host() -> EngineHost {
+    match std::env::var(ENGINE_HOST_VARIABLE) {
+        Ok(value) if value == "process" => EngineHost::Process { device: CPU.into(), variables: Vec::new() },
+        _ => EngineHost::Thread,
     }
 }
 

@@ -1,6 +1,6 @@
 //! What this machine has to train on.
 
-use crate::DeviceOptions;
+use crate::{DeviceOptions, EngineHost};
 use domain::DeviceId;
 use std::path::Path;
 use std::process::Command;
@@ -23,6 +23,7 @@ pub fn cpu() -> DeviceOptions {
         memory_bytes: memory - memory / RESERVED_SHARE,
         max_pack_size: CPU_PACK_SIZE,
         price_per_hour: 0.0,
+        host: EngineHost::Thread,
     }
 }
 
