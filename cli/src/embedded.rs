@@ -8,6 +8,7 @@ use coordinator::history::HistoryError;
 use domain::SystemClock;
 use gpu_agent::EngineHost;
 use gpu_agent::devices::CPU;
+use gpu_agent::devices::choose::Found;
 use registry::RegistryError;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -52,18 +53,26 @@ impl Embedded {
         Ok(Self { coordinator: scope, agent: None, address: server.address, endpoint_file })
     }
 
-    /// Starts an agent with this machine's CPU as its device, at a price in dollars an hour.
+    /// Starts an agent with this machine's GPUs as its devices, or its CPU if it has none to train on, at a price in
+    /// dollars an hour for all of it.
     pub(crate) async fn start_agent(&mut self, data_dir: &Path, price_per_hour: f64) -> Result<(), Failure> {
+        let Found { mut devices, notes } = gpu_agent::devices::local();
+        for note in notes {
+            tracing::warn!("{note}");
+        }
+        let each = price_per_hour / devices.len() as f64;
+        for device in &mut devices {
+            device.price_per_hour = each;
+            if device.id.as_str() == CPU {
+                device.host = cpu_host();
+            }
+        }
         // Not a child of the coordinator's scope: it must have a coordinator to hand its trials back to.
         let scope = actor::Scope::new();
         let options = gpu_agent::Options {
             endpoint: self.endpoint(),
             data_dir: data_dir.join("agent"),
-            devices: vec![gpu_agent::DeviceOptions {
-                price_per_hour,
-                host: cpu_host(),
-                ..gpu_agent::devices::cpu()
-            }],
+            devices,
             clock: Arc::new(SystemClock::new()),
         };
         gpu_agent::start(options, scope.clone()).await.map_err(|error| match error {

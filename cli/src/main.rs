@@ -8,6 +8,7 @@
 //! | [`listing`], [`export`] | how listings are sorted, filtered and cut; a sweep as files |
 //! | [`plan`] | what a sweep needs, before anything runs |
 //! | [`up`], [`submit`], [`extend`] | this machine as a server; a sweep for one; more of it |
+//! | [`device`] | what `--device` means |
 //! | [`engine_host`] | not for people: the process of a device's engine |
 //! | [`fsck`] | whether a data directory is sound |
 //! | [`train`] | one fine-tuning run without a server |
@@ -29,6 +30,7 @@ mod bench;
 mod board;
 mod client;
 mod context;
+mod device;
 mod download;
 mod embedded;
 mod engine_host;

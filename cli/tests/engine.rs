@@ -354,8 +354,8 @@ dataset_name: {quickstart}/instruct.jsonl
 eval_size: 2
 batch_size: 1
 max_sequence_length: 32
-max_steps: 90
-save_steps: 3
+max_steps: 300
+save_steps: 10
 search: {{ algorithm: grid }}
 parameters: {{ lora_rank: [2, 4], learning_rate: [1.0e-3, 5.0e-3] }}
 "
@@ -366,7 +366,7 @@ parameters: {{ lora_rank: [2, 4], learning_rate: [1.0e-3, 5.0e-3] }}
     let mut said = String::new();
     for line in BufReader::new(run.stderr.take().unwrap()).lines() {
         let line = line.unwrap();
-        if line.contains("running") && !said.contains("running") {
+        if line.starts_with("submitted ") {
             kill_engine_when_training(&sandbox, run.id());
         }
         said += &(line + "\n");
@@ -384,7 +384,7 @@ parameters: {{ lora_rank: [2, 4], learning_rate: [1.0e-3, 5.0e-3] }}
         assert_eq!(trial["state"], "completed", "{trial:#}");
         let curve = sandbox.json(&["trials", "metrics", trial["id"].as_str().unwrap()]);
         let steps: Vec<_> = curve.as_array().unwrap().iter().map(|p| p["step"].as_u64().unwrap()).collect();
-        assert_eq!(steps, (0..=90).collect::<Vec<_>>(), "gap-free and single-valued");
+        assert_eq!(steps, (0..=300).collect::<Vec<_>>(), "gap-free and single-valued");
     }
 }
 
