@@ -27,7 +27,7 @@ fn choose(requested: &str, found: Found, with_cuda: bool) -> Result<DeviceOption
         "cuda" => "cuda:0",
         other => other,
     };
-    if !wanted.strip_prefix("cuda:").is_some_and(|number| number.parse::<usize>().is_ok()) {
+    if wanted.strip_prefix("cuda:").is_none_or(|number| number.parse::<usize>().is_err()) {
         return Err(Failure::invalid(format!(
             "--device {requested}: is no device; give auto, cpu, cuda or cuda:N"
         )));
