@@ -6,6 +6,9 @@ use crate::client::ENDPOINT_FILE;
 use coordinator::CoordinatorError;
 use coordinator::history::HistoryError;
 use domain::SystemClock;
+use gpu_agent::EngineHost;
+use gpu_agent::devices::CPU;
+use gpu_agent::devices::choose::Found;
 use registry::RegistryError;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -17,6 +20,9 @@ const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// Any free port of this machine.
 pub(crate) const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
+/// For tests: `process` has the CPU's engine run in a process of its own, as a GPU's does.
+const ENGINE_HOST_VARIABLE: &str = "LORAFLEET_ENGINE_HOST";
 
 /// An embedded server.
 pub(crate) struct Embedded {
@@ -47,14 +53,26 @@ impl Embedded {
         Ok(Self { coordinator: scope, agent: None, address: server.address, endpoint_file })
     }
 
-    /// Starts an agent with this machine's CPU as its device, at a price in dollars an hour.
+    /// Starts an agent with this machine's GPUs as its devices, or its CPU if it has none to train on, at a price in
+    /// dollars an hour for all of it.
     pub(crate) async fn start_agent(&mut self, data_dir: &Path, price_per_hour: f64) -> Result<(), Failure> {
+        let Found { mut devices, notes } = gpu_agent::devices::local();
+        for note in notes {
+            tracing::warn!("{note}");
+        }
+        let each = price_per_hour / devices.len() as f64;
+        for device in &mut devices {
+            device.price_per_hour = each;
+            if device.id.as_str() == CPU {
+                device.host = cpu_host();
+            }
+        }
         // Not a child of the coordinator's scope: it must have a coordinator to hand its trials back to.
         let scope = actor::Scope::new();
         let options = gpu_agent::Options {
             endpoint: self.endpoint(),
             data_dir: data_dir.join("agent"),
-            devices: vec![gpu_agent::DeviceOptions { price_per_hour, ..gpu_agent::devices::cpu() }],
+            devices,
             clock: Arc::new(SystemClock::new()),
         };
         gpu_agent::start(options, scope.clone()).await.map_err(|error| match error {
@@ -93,6 +111,15 @@ impl Embedded {
         if let Err(error) = std::fs::remove_file(&self.endpoint_file) {
             tracing::warn!(%error, file = %self.endpoint_file.display(), "left behind");
         }
+    }
+}
+
+/// Where the CPU's engine runs: on a thread, unless a test of engine processes wants it in one. People have no use for
+/// that: the CPU has no driver that could die.
+fn cpu_host() -> EngineHost {
+    match std::env::var(ENGINE_HOST_VARIABLE) {
+        Ok(value) if value == "process" => EngineHost::Process { device: CPU.into(), variables: Vec::new() },
+        _ => EngineHost::Thread,
     }
 }
 

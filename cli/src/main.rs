@@ -8,6 +8,8 @@
 //! | [`listing`], [`export`] | how listings are sorted, filtered and cut; a sweep as files |
 //! | [`plan`] | what a sweep needs, before anything runs |
 //! | [`up`], [`submit`], [`extend`] | this machine as a server; a sweep for one; more of it |
+//! | [`device`] | what `--device` means |
+//! | [`engine_host`] | not for people: the process of a device's engine |
 //! | [`fsck`] | whether a data directory is sound |
 //! | [`train`] | one fine-tuning run without a server |
 //! | [`bench`] | how fast parts of it are on this machine |
@@ -28,8 +30,10 @@ mod bench;
 mod board;
 mod client;
 mod context;
+mod device;
 mod download;
 mod embedded;
+mod engine_host;
 mod export;
 mod extend;
 mod failure;
@@ -107,6 +111,7 @@ enum Verb {
     #[command(subcommand)]
     Agents(agents::Verb),
     Fsck(fsck::Args),
+    EngineHost(engine_host::Args),
     #[command(subcommand)]
     Context(context::Verb),
     /// Prints a completion script for a shell.
@@ -154,6 +159,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Adapters(verb) => block_on(adapters::run(verb)),
         Verb::Agents(verb) => block_on(agents::run(verb)),
         Verb::Fsck(args) => fsck::run(args),
+        Verb::EngineHost(args) => engine_host::run(&args),
         Verb::Context(verb) => context::run(verb),
         Verb::Completions { shell } => {
             let mut script = Vec::new();

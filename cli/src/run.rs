@@ -29,7 +29,7 @@ const MOST_READINGS: usize = 4;
 
 /// Runs a sweep from its file to adapters and a report.
 ///
-/// Without --endpoint a coordinator and an agent on this machine's CPU are started in this process. Ctrl-C
+/// Without --endpoint a coordinator and an agent are started in this process. Ctrl-C
 /// checkpoints every trial; the same command goes on from there.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -163,14 +163,20 @@ fn announce(args: &Args, loaded: &sweep_file::Loaded, planned: &[plan::Planned])
 /// Refuses a sweep whose trials would wait for a device that this machine will never have.
 fn check_accelerators(loaded: &sweep_file::Loaded) -> Result<(), Failure> {
     let named = &loaded.spec.resources.accelerators;
-    if named.is_empty() || named.iter().any(|name| name.eq_ignore_ascii_case(CPU)) {
+    let devices = gpu_agent::devices::local().devices;
+    let mut here: Vec<_> = devices.iter().map(|device| device.accelerator.as_str()).collect();
+    here.dedup();
+    let found = named.iter().any(|name| here.iter().any(|here| name.eq_ignore_ascii_case(here)));
+    if named.is_empty() || found {
         return Ok(());
     }
+    let what = if here == [CPU] { "its CPU alone".into() } else { here.join(", ") };
     Err(Failure::invalid(format!(
-        "{}: resources.accelerators: names {}, and this machine trains on its CPU alone; add {CPU}, leave the key \
-         out, or name a server that has them with --endpoint",
+        "{}: resources.accelerators: names {}, and this machine trains on {what}; add {}, leave the key out, or name \
+         a server that has them with --endpoint",
         loaded.locate("resources.accelerators"),
-        named.join(", ")
+        named.join(", "),
+        here.first().unwrap_or(&CPU)
     )))
 }
 

@@ -11,9 +11,11 @@ use crate::Failure;
 use crate::download::Downloads;
 use crate::output::{OutputArgs, say};
 use checkpoints::Output;
+use domain::footprint;
 use domain::trial::Precision;
 use domain::{Clock, SystemClock};
 use flags::Parameters;
+use gpu_agent::devices::CPU;
 use metrics::Metrics;
 use progress::Progress;
 use std::path::{Path, PathBuf};
@@ -49,8 +51,12 @@ pub(crate) struct Args {
     /// run is ready to train.
     #[arg(long, alias = "overwrite_output_dir", conflicts_with = "resume")]
     overwrite_output_dir: bool,
+    /// The device to train on: auto (the first GPU that can be used, else the CPU), cpu, cuda or cuda:N, counted as
+    /// CUDA counts the GPUs that CUDA_VISIBLE_DEVICES leaves.
+    #[arg(long, default_value = crate::device::AUTO, value_name = "DEVICE")]
+    device: String,
     /// Bytes of tensors that the run may hold, such as 8GB or 6GiB: by it gradient_checkpointing `auto` chooses its
-    /// layers. Seven eighths of the machine's memory unless given.
+    /// layers. Unless given, seven eighths of the machine's memory, or a GPU's but for 1 GB.
     #[arg(long, alias = "memory_limit", value_name = "BYTES", value_parser = crate::output::parse_bytes)]
     memory_limit: Option<u64>,
     #[command(flatten)]
@@ -64,11 +70,13 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let clock = SystemClock::new();
     let config = &args.parameters.0;
     preflight::check_values(config).map_err(unusable)?;
+    let placed = crate::device::of(&args.device)?;
     // Before Ctrl-C waits for a step to end: a download goes on where it was stopped.
     Downloads::default().of(config, &str::to_string)?;
     let interrupted = interrupt::flag()?;
-    let plan = preflight::preflight(config, Engine::Cpu).map_err(unusable)?;
-    let memory = args.memory_limit.unwrap_or_else(|| gpu_agent::devices::cpu().memory_bytes);
+    let engine = if placed.id.as_str() == CPU { footprint::Engine::Cpu } else { footprint::Engine::Gpu };
+    let plan = preflight::preflight(config, engine).map_err(unusable)?;
+    let memory = args.memory_limit.unwrap_or(placed.memory_bytes);
     fits(&plan, memory)?;
     let (output, checkpoint) = if args.resume {
         let (output, checkpoint) = Output::resumed(&args.output_dir)?;
@@ -76,7 +84,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     } else {
         (Output::fresh(&args.output_dir, args.overwrite_output_dir)?, None)
     };
-    let device = Device::Cpu;
+    let device = trainer::device::open(placed.id.as_str()).map_err(unusable)?;
     let base = config.base_model();
     let dir = locate::model(&base.model).map_err(unusable)?;
     let loaded = load(&dir, base.precision, &device, &clock)?;

@@ -8,7 +8,7 @@ use crate::output::say;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-/// Serves this machine: a coordinator and an agent on its CPU, until Ctrl-C or SIGTERM.
+/// Serves this machine: a coordinator and an agent on its GPUs or its CPU, until Ctrl-C or SIGTERM.
 ///
 /// Goes on with every unfinished sweep of the data directory. Verbs find the server through the same
 /// --data-dir, or by --endpoint. When it is told to stop it checkpoints its trials; the next start goes on.

@@ -1,7 +1,7 @@
 //! Trains trials on the devices of one machine.
 //!
 //! ```text
-//! coordinator ══ session ──> device ──commands──> engine (its own thread)
+//! coordinator ══ session ──> device ──commands──> engine (its own thread, or process)
 //!      ▲            ▲           │ ▲                  │
 //!      ║            └── spool <─┘ └──────events──────┘
 //!      ╚═════════ transfer <────┘ checkpoints
@@ -9,7 +9,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`engine`] | what trains: trials that share a base, stepped together on a thread of their own |
+//! | [`engine`] | what trains: trials that share a base, stepped together on a thread or in a process of their own |
 //! | [`actors`] | a device and its trials; the session with the coordinator |
 //! | [`spool`] | what the coordinator has not acknowledged yet, on disk |
 //! | [`transfer`] | checkpoints up and down |
@@ -33,12 +33,15 @@ use actors::device::Device;
 use actors::session::{Identity, Session};
 use domain::trial::{Failure, FailureClass};
 use domain::{AgentId, Clock, DeviceId};
+use engine::Engine;
 use engine::candle::Candle;
 use engine::host::{Factory, Host};
 use engine::pack::Pack;
+use engine::process::{self, Launch};
 use home::Home;
 use prost::Message;
 use spool::Spool;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -79,7 +82,30 @@ pub struct DeviceOptions {
     pub max_pack_size: u32,
     /// Dollars an hour; 0 for a machine of one's own.
     pub price_per_hour: f64,
+    /// Where its engine runs.
+    pub host: EngineHost,
 }
+
+/// Where a device's engine runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EngineHost {
+    /// On a thread of the agent.
+    Thread,
+    /// In a process of its own: this program again, with [`ENGINE_HOST`] as its verb. A driver that dies takes that along
+    /// and not the agent.
+    Process {
+        /// The device as that process knows it: where it sees one GPU alone, that is the first.
+        device: String,
+        /// Variables by which it finds its device.
+        variables: Vec<(String, String)>,
+    },
+}
+
+/// The verb of this program that hosts an engine; see [`EngineHost::Process`] and [`engine::child::serve`].
+pub const ENGINE_HOST: &str = "engine-host";
+
+/// The pause after an engine process died, before the next; see [`engine::process`].
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why an agent does not start.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +123,14 @@ pub enum AgentError {
     Device {
         /// The device.
         device: DeviceId,
+    },
+    /// A device's engine has nowhere to run.
+    #[error("{device}: its engine cannot be started: {source}")]
+    Engine {
+        /// The device.
+        device: DeviceId,
+        /// What the system said.
+        source: std::io::Error,
     },
     /// Two agents would use one folder.
     #[error("{}: another agent uses this folder; give each its own", path.display())]
@@ -130,19 +164,35 @@ pub type Engines = Arc<dyn Fn(&DeviceOptions) -> Factory + Send + Sync>;
 /// # Errors
 /// See [`AgentError`]. A coordinator that cannot be reached is no error: the agent tries until it can be.
 pub async fn start(options: Options, scope: Scope) -> Result<Agent, AgentError> {
-    if let Some(other) = options.devices.iter().find(|device| device.id.as_str() != devices::CPU) {
+    let trains = |device: &&DeviceOptions| cfg!(feature = "cuda") || device.id.as_str() == devices::CPU;
+    if let Some(other) = options.devices.iter().find(|device| !trains(device)) {
         return Err(AgentError::Device { device: other.id.clone() });
     }
     let clock = options.clock.clone();
-    let engines: Engines = Arc::new(move |device| {
-        let (clock, memory) = (clock.clone(), device.memory_bytes);
-        Box::new(move || {
-            let backend =
+    start_on(options, |device, scope| host(device, clock.clone(), scope), scope).await
+}
+
+/// The host of a device's engine.
+fn host(device: &DeviceOptions, clock: Arc<dyn Clock>, scope: &Scope) -> std::io::Result<Host> {
+    let memory = device.memory_bytes;
+    let EngineHost::Process { device: name, variables } = &device.host else {
+        let factory = move || -> Box<dyn Engine> {
+            let candle =
                 Candle { device: trainer::Device::Cpu, clock: clock.clone(), sources: Default::default() };
-            Box::new(Pack::new(backend, memory, clock.clone()))
-        })
-    });
-    start_with(options, engines, scope).await
+            Box::new(Pack::new(candle, memory, clock.clone()))
+        };
+        return Host::start(&format!("engine {}", device.id), Box::new(factory));
+    };
+    let memory = memory.to_string();
+    let arguments = [ENGINE_HOST, "--device", name, "--memory-bytes", &memory].map(OsString::from);
+    let launch = Launch {
+        device: device.id.to_string(),
+        program: std::env::current_exe()?,
+        arguments: arguments.into(),
+        variables: variables.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+        first_pause: FIRST_PAUSE,
+    };
+    Ok(process::start(launch, scope))
 }
 
 /// Starts an agent that trains with engines of one's own.
@@ -150,6 +200,16 @@ pub async fn start(options: Options, scope: Scope) -> Result<Agent, AgentError> 
 /// # Errors
 /// As [`start`]'s.
 pub async fn start_with(options: Options, engines: Engines, scope: Scope) -> Result<Agent, AgentError> {
+    let host =
+        |device: &DeviceOptions, _: &Scope| Host::start(&format!("engine {}", device.id), engines(device));
+    start_on(options, host, scope).await
+}
+
+async fn start_on(
+    options: Options,
+    host: impl Fn(&DeviceOptions, &Scope) -> std::io::Result<Host>,
+    scope: Scope,
+) -> Result<Agent, AgentError> {
     let endpoint = Endpoint::from_shared(options.endpoint.clone())
         .map_err(|e| AgentError::Endpoint { endpoint: options.endpoint.clone(), problem: e.to_string() })?
         .connect_timeout(KEEP_ALIVE)
@@ -162,8 +222,8 @@ pub async fn start_with(options: Options, engines: Engines, scope: Scope) -> Res
     let transfers = Transfers::new(&endpoint);
     let mut devices = Vec::new();
     for device in &options.devices {
-        let host = Host::start(&format!("engine {}", device.id), engines(device))
-            .map_err(|source| AgentError::Io { path: options.data_dir.clone(), source })?;
+        let host = host(device, &scope)
+            .map_err(|source| AgentError::Engine { device: device.id.clone(), source })?;
         let (spool, transfers, home) = (spool.clone(), transfers.clone(), home.clone());
         devices.push(Device::start(device.id.clone(), host, spool, transfers, home, &scope));
     }

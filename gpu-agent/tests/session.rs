@@ -14,7 +14,7 @@ use gpu_agent::engine::simulated::Simulated;
 use gpu_agent::engine::{Admission, Engine, Event, How};
 use gpu_agent::spool::Spool;
 use gpu_agent::wire::Saying;
-use gpu_agent::{Agent, Assignment, DeviceOptions, Engines, Options, SHUTDOWN_GRACE};
+use gpu_agent::{Agent, Assignment, DeviceOptions, EngineHost, Engines, Options, SHUTDOWN_GRACE};
 use prost::Message;
 use proto::v1::session_request::Message as Up;
 use proto::v1::session_response::Message as Down;
@@ -86,6 +86,7 @@ impl Stage {
             memory_bytes: 1_000_000_000,
             max_pack_size: 4,
             price_per_hour: 0.0,
+            host: EngineHost::Thread,
         };
         let options = Options {
             endpoint: coordinator.endpoint.clone(),

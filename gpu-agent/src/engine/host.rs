@@ -18,7 +18,7 @@ const CHANNEL: usize = 64;
 /// Makes an engine, on the thread that will step it.
 pub type Factory = Box<dyn FnMut() -> Box<dyn Engine> + Send>;
 
-/// The agent's ends of the two channels. The thread ends when `commands` is dropped.
+/// The agent's ends of the two channels. The engine's thread or process ends when `commands` is dropped.
 #[derive(Debug)]
 pub struct Host {
     /// To the engine.
@@ -33,12 +33,18 @@ impl Host {
     /// # Errors
     /// The system gives no thread.
     pub fn start(name: &str, factory: Factory) -> std::io::Result<Self> {
-        let (commands, inbox) = mpsc::channel(CHANNEL);
-        let (outbox, events) = mpsc::channel(CHANNEL);
+        let (host, inbox, outbox) = Self::channels();
         std::thread::Builder::new().name(name.into()).spawn(move || {
             Worker { factory, engine: None, held: BTreeSet::new(), events: outbox, panics: 0 }.run(inbox);
         })?;
-        Ok(Self { commands, events })
+        Ok(host)
+    }
+
+    /// A host's handle and the engine's ends of its channels.
+    pub(super) fn channels() -> (Self, mpsc::Receiver<Command>, mpsc::Sender<Event>) {
+        let (commands, inbox) = mpsc::channel(CHANNEL);
+        let (outbox, events) = mpsc::channel(CHANNEL);
+        (Self { commands, events }, inbox, outbox)
     }
 }
 

@@ -4,15 +4,21 @@
 //! | module | holds |
 //! |---|---|
 //! | here | commands, events, the [`Engine`] trait |
-//! | [`host`] | the thread that steps an engine, and survives its panics |
+//! | [`host`] | one host: the thread that steps an engine, and survives its panics |
+//! | [`process`] | the other: a child process a device, restarted when it dies |
+//! | [`child`] | what that process does |
+//! | `lines` | what the two say to each other, as JSON |
 //! | [`pack`] | the engine: trials that share a base, stepped together; generic over what trains them |
 //! | [`candle`] | what trains them: the trainer |
 //! | [`sources`] | what trials name on the hub, downloaded |
 //! | [`simulated`] | what only says that it trains: analytic loss curves, for tests of everything around it |
 
 pub mod candle;
+pub mod child;
 pub mod host;
+mod lines;
 pub mod pack;
+pub mod process;
 pub mod simulated;
 pub mod sources;
 
@@ -120,7 +126,7 @@ pub enum Happening {
         digests: Digests,
     },
     /// Numbers, in the order of steps.
-    Points(Vec<MetricPoint>),
+    Points(#[serde(with = "lines::points")] Vec<MetricPoint>),
     /// A checkpoint was written.
     Checkpoint(Checkpoint),
     /// It ended; its last checkpoint was written before.

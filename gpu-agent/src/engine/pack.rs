@@ -398,7 +398,7 @@ fn does_not_fit(base: u64, own: u64, device: u64) -> Failure {
 }
 
 /// Ends a trial that never began here: there is nothing to checkpoint.
-fn end_waiting(admission: Admission, how: How, emit: &mut dyn FnMut(Event)) {
+pub(super) fn end_waiting(admission: Admission, how: How, emit: &mut dyn FnMut(Event)) {
     let last = match how {
         How::Stop => Happening::Finished {
             ending: Ending::Stopped,

@@ -1,6 +1,18 @@
 //! What this machine has to train on.
+//!
+//! | module | holds |
+//! |---|---|
+//! | here | the CPU; all that this machine trains on |
+//! | [`choose`] | which GPUs are trained on, decided from facts |
+//! | `nvml` | those facts, asked of the driver |
+//! | `names` | what accelerators are called |
 
-use crate::DeviceOptions;
+pub mod choose;
+mod names;
+mod nvml;
+
+use crate::{DeviceOptions, EngineHost};
+use choose::{Found, Settings};
 use domain::DeviceId;
 use std::path::Path;
 use std::process::Command;
@@ -23,7 +35,40 @@ pub fn cpu() -> DeviceOptions {
         memory_bytes: memory - memory / RESERVED_SHARE,
         max_pack_size: CPU_PACK_SIZE,
         price_per_hour: 0.0,
+        host: EngineHost::Thread,
     }
+}
+
+/// The CUDA that this program was built with: major, minor; `None` without. `build.rs` asks the compiler.
+fn built_with() -> Option<(u32, u32)> {
+    // A compiler that does not say its version is one that no driver is too old for.
+    let parsed = option_env!("LORAFLEET_CUDA").and_then(version).unwrap_or_default();
+    cfg!(feature = "cuda").then_some(parsed)
+}
+
+fn version(text: &str) -> Option<(u32, u32)> {
+    let (major, minor) = text.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// The GPUs that this program can train on, and what is to be said about others, a line each.
+pub fn gpus() -> Found {
+    let variable = |name| std::env::var(name).ok();
+    let settings = Settings {
+        visible: variable("CUDA_VISIBLE_DEVICES"),
+        order: variable("CUDA_DEVICE_ORDER"),
+        built_with: built_with(),
+    };
+    choose::choose(&nvml::read(), &settings)
+}
+
+/// All that this machine trains on: every GPU that can be used, else the CPU; and what is to be said about it.
+pub fn local() -> Found {
+    let mut found = gpus();
+    if found.devices.is_empty() {
+        found.devices.push(cpu());
+    }
+    found
 }
 
 /// The machine's name.
@@ -76,6 +121,25 @@ fn group_limit(cgroup: &str, read: impl Fn(&Path) -> Option<String>) -> Option<u
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn versions() {
+        for (text, want) in [("12.9", Some((12, 9))), ("13.0", Some((13, 0))), ("12", None), ("x.y", None)] {
+            assert_eq!(version(text), want, "{text}");
+        }
+        assert_eq!(built_with().is_some(), cfg!(feature = "cuda"));
+    }
+
+    /// Whatever this machine has.
+    #[test]
+    fn there_is_always_a_device() {
+        let found = local();
+        let named: Vec<_> = found.devices.iter().map(|device| device.id.as_str()).collect();
+        assert!(
+            named == [CPU] || cfg!(feature = "cuda") && named.iter().all(|id| id.starts_with("cuda:")),
+            "{found:?}"
+        );
+    }
 
     #[test]
     fn memory_of_the_machine() {
