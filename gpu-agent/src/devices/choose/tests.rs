@@ -105,7 +105,8 @@ fn what_is_not_trained_on() {
     };
     let (with, without) = (Some((13, 1)), None);
     // (what the driver says, built with, how many are left, what is said, each in a line)
-    let rows: &[(Result<Facts, Absent>, Option<(u32, u32)>, usize, &[&str])] = &[
+    type Row<'a> = (Result<Facts, Absent>, Option<(u32, u32)>, usize, &'a [&'a str]);
+    let rows: &[Row] = &[
         (one(|f| f.cuda = (13, 1)), with, 1, &[]),
         (one(|f| f.cuda = (14, 0)), with, 1, &[]),
         (
