@@ -221,15 +221,15 @@ fn fifty_steps_are_pefts() {
     }
 }
 
-/// The same steps with the base, and on a GPU the activations, in 16 bits: as near to the float32 losses as PEFT's own
-/// come on a GPU with bfloat16 or float16 (`peft` is its largest relative deviation).
+/// The same steps with the base, and on a GPU the activations, in 16 bits: the losses stay near float32's. How near PEFT's
+/// own stay on a GPU has not been measured yet; the tolerances are a few roundings in such numbers.
 #[test]
-fn fifty_steps_in_16_bits_are_as_near_as_pefts() {
+fn fifty_steps_in_16_bits_stay_near_float32s() {
     let (Some(gqa), Some(batches)) = (shared("reference/gqa"), shared("reference/batches.json")) else {
         return;
     };
     let (batches, log) = (json(batches), json(gqa.join("lora_full/log.json")));
-    for (mode, loss_scale, peft) in
+    for (mode, loss_scale, tolerance) in
         [(PrecisionMode::Bfloat16, 1.0, 0.01), (PrecisionMode::Float16, 1024.0, 0.002)]
     {
         let precision = Precision { mode, ..Precision::default() };
@@ -255,8 +255,8 @@ fn fifty_steps_in_16_bits_are_as_near_as_pefts() {
             let norm = AdamW::grad_norm(&adapter, divisor).unwrap();
             optimizer.step(&mut adapter, want["lr"].as_f64().unwrap(), divisor, norm).unwrap();
         }
-        println!("{mode:?}: losses within {furthest:.2e} of float32's, PEFT's within {peft:.2e}");
-        assert!(furthest <= peft, "{mode:?}: {furthest} off, PEFT {peft}");
+        println!("{mode:?}: losses within {furthest:.2e} of float32's");
+        assert!(furthest <= tolerance, "{mode:?}: {furthest} off");
     }
 }
 
