@@ -31,6 +31,8 @@ pub(super) mod many;
 mod memory_tests;
 pub(crate) mod nf4;
 #[cfg(test)]
+mod pack_tests;
+#[cfg(test)]
 mod tests;
 
 use crate::error::Result;

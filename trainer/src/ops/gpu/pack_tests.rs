@@ -1,0 +1,176 @@
+//! Passes and steps of packs on a GPU, or on the CPU in its place, beside those on the CPU.
+
+use super::tests::{Pair, Side, gpu, on_gpu, values};
+use crate::lora::{Adapter, Target};
+use crate::model::{Base, LlamaConfig, RopeScaling};
+use crate::optim::{AdamW, AdamWConfig};
+use crate::pack::{self, Member, Row};
+use crate::rng;
+use crate::weight::Numbers;
+use candle_core::{DType, Device, Tensor};
+use domain::trial::{ComputeDtype, InitLoraWeights, Precision, PrecisionMode};
+
+/// A model of random weights that both sides have.
+fn base(side: Side, precision: Precision) -> Base {
+    let config = LlamaConfig {
+        vocab_size: 48,
+        hidden_size: 32,
+        intermediate_size: 40,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 8,
+        max_position_embeddings: 64,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        rope_scaling: RopeScaling::Default,
+        tie_word_embeddings: false,
+    };
+    let mut base = Base::random(config, precision, &Device::Cpu).unwrap();
+    let device = if side == Side::Gpu { gpu().unwrap() } else { &Device::Cpu };
+    let draw = |dims: &[usize], name: &str, scale: f64| {
+        let key = rng::key(3, name);
+        let count = dims.iter().product::<usize>() as u64;
+        let value = |i| (scale * (2.0 * rng::uniform(key, i) - 1.0)) as f32;
+        Tensor::from_vec((0..count).map(value).collect::<Vec<_>>(), dims, device).unwrap()
+    };
+    let numbers = (Numbers::of_linears(precision), Numbers::of_tables(precision));
+    for linear in base.layers.iter_mut().flat_map(|layer| &mut layer.linears) {
+        linear.weight = numbers.0.hold(&draw(&linear.weight.dims(), &linear.path, 0.3)).unwrap();
+    }
+    for (i, layer) in base.layers.iter_mut().enumerate() {
+        for (j, norm) in [&mut layer.input_norm, &mut layer.post_attention_norm].into_iter().enumerate() {
+            *norm = (draw(&[32], &format!("norm {i} {j}"), 0.3) + 1.0).unwrap();
+        }
+    }
+    base.norm = (draw(&[32], "norm", 0.3) + 1.0).unwrap();
+    base.embedding = numbers.1.hold(&draw(&[48, 32], "embedding", 1.0)).unwrap().dense().unwrap();
+    base.head.weight = numbers.1.hold(&draw(&[48, 32], "head", 0.5)).unwrap();
+    base
+}
+
+/// An adapter on every layer and the head, A and B random.
+fn adapter(base: &Base, rank: usize, use_dora: bool, dropout: f64, seed: u64) -> Adapter {
+    let modules = [base.linear_modules(), vec![base.head_module()]].concat();
+    let mut targets = Target::all(&modules, rank, 2.0 * rank as f64);
+    targets.iter_mut().for_each(|target| target.use_dora = use_dora);
+    let mut adapter = Adapter::new(base, &targets, InitLoraWeights::Default, dropout, seed).unwrap();
+    for module in &mut adapter.modules {
+        let b = Pair::random(module.b.dims(), seed, 0.1, DType::F32);
+        module.b = b.cpu.to_device(base.device()).unwrap();
+    }
+    adapter
+}
+
+/// A pack's step on the GPU against the CPU: losses and every gradient, with dropout, with magnitudes, with layers
+/// computed again, with the base in 16 and 4 bits.
+#[test]
+fn a_packs_step() {
+    if gpu().is_none() {
+        return;
+    }
+    let rows = |count: u32, seed: u32| -> Vec<Row> {
+        let row = |r| Row::whole((0..5 + r * 3).map(|i| (i * 7 + r + seed) % 48).collect());
+        (0..count).map(row).collect()
+    };
+    let four_bit =
+        |compute_dtype| Precision { mode: PrecisionMode::FourBit, compute_dtype, double_quant: true };
+    let sixteen = |mode| Precision { mode, ..Precision::default() };
+    // (precision, layers computed again, largest error of a gradient relative to its norm)
+    for (precision, recomputed_layers, tolerance) in [
+        (Precision::default(), 0, 2e-5),
+        (Precision::default(), 1, 2e-5),
+        (Precision::default(), 2, 2e-5),
+        (four_bit(None), 0, 2e-5),
+        (four_bit(Some(ComputeDtype::Bfloat16)), 2, 0.05),
+        (sixteen(PrecisionMode::Bfloat16), 0, 0.05),
+        (sixteen(PrecisionMode::Float16), 0, 0.01),
+    ] {
+        let step = |side: Side| {
+            let base = base(side, precision);
+            let (mut one, mut two) = (adapter(&base, 4, false, 0.3, 1), adapter(&base, 16, true, 0.0, 2));
+            let (three, two_rows) = (rows(3, 1), rows(2, 9));
+            let mut members = [
+                Member { recomputed_layers, ..Member::new(&mut one, &three, 5) },
+                Member { loss_scale: 64.0, ..Member::new(&mut two, &two_rows, 6) },
+            ];
+            let outcomes = pack::forward_backward(&base, &mut members).unwrap();
+            (outcomes, [one, two])
+        };
+        let what = format!("{precision}, {recomputed_layers} layers again");
+        let ((got, got_adapters), (want, want_adapters)) = (on_gpu(|| step(Side::Gpu)), step(Side::Cpu));
+        for (got, want) in got.iter().zip(&want) {
+            assert!(
+                (got.nll - want.nll).abs() < tolerance * want.nll,
+                "{what}: {} on the CPU {}",
+                got.nll,
+                want.nll
+            );
+        }
+        let modules = |adapters: &'_ [Adapter; 2]| -> Vec<Tensor> {
+            adapters.iter().flat_map(|a| &a.modules).flat_map(|m| m.gradients().cloned()).collect()
+        };
+        let (got, want) = (modules(&got_adapters), modules(&want_adapters));
+        assert_eq!(got.len(), 2 * 15 + 3 * 15, "{what}: every matrix and every magnitude");
+        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+            let (got, want) = (values(got), values(want));
+            let norm = want.iter().map(|x| x * x).sum::<f32>().sqrt();
+            let off = got.iter().zip(&want).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt();
+            assert!(off <= tolerance as f32 * norm, "{what}, gradient {i}: {off} off, norm {norm}");
+        }
+    }
+}
+
+/// Whole steps, the optimizer's among them, with its clipping, decay and LoRA+'s two rates: the weights on the GPU stay
+/// those on the CPU, and the same steps again give the same bits.
+#[test]
+fn a_few_steps() {
+    if gpu().is_none() {
+        return;
+    }
+    let config = AdamWConfig {
+        beta1: 0.9,
+        beta2: 0.999,
+        epsilon: 1e-8,
+        loraplus_lr_ratio: 4.0,
+        weight_decay: 0.1,
+        max_grad_norm: 0.5,
+    };
+    let train = |side: Side| {
+        let base = base(side, Precision::default());
+        let mut adapter = adapter(&base, 4, true, 0.2, 1);
+        let mut optimizer = AdamW::new(&adapter, config).unwrap();
+        for step in 0..4 {
+            // Two micro-batches: their gradients add up.
+            let mut targets = 0;
+            for micro in 0..2 {
+                let row = Row::whole((0..9 + micro).map(|i| (i * 5 + 3 * step + micro) % 48).collect());
+                let mut members =
+                    [Member::new(&mut adapter, std::slice::from_ref(&row), u64::from(2 * step + micro))];
+                targets += pack::forward_backward(&base, &mut members).unwrap()[0].targets;
+            }
+            let norm = AdamW::grad_norm(&adapter, targets as f64).unwrap();
+            optimizer.step(&mut adapter, 1e-2, targets as f64, norm).unwrap();
+        }
+        let parameters = adapter.modules.iter().flat_map(|m| m.parameters().map(|(_, t)| values(t)));
+        parameters.collect::<Vec<_>>().concat()
+    };
+    let (got, again, want) = (on_gpu(|| train(Side::Gpu)), on_gpu(|| train(Side::Gpu)), train(Side::Cpu));
+    assert!(got == again, "the same steps give other bits");
+    let off = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    // A step moves a weight by up to its rate, 1e-2 or four times that, whatever the gradient's size.
+    assert!(off < 2e-4, "{off} off");
+}
+
+/// More than the device has is an error that says so, and what fits goes on.
+#[test]
+fn memory_that_runs_out_is_an_error() {
+    let Some(gpu) = gpu().filter(|gpu| gpu.is_cuda()) else { return };
+    let error = Tensor::zeros(1 << 38, DType::F32, gpu).unwrap_err().to_string().to_lowercase();
+    assert!(error.contains("out of memory"), "{error}");
+    let base = base(Side::Gpu, Precision::default());
+    let mut adapter = adapter(&base, 4, false, 0.0, 1);
+    let row = [Row::whole((0..20).collect())];
+    let outcome = pack::forward_backward(&base, &mut [Member::new(&mut adapter, &row, 1)]).unwrap()[0];
+    assert!(outcome.nll.is_finite() && outcome.targets == 19);
+}
