@@ -314,8 +314,23 @@ async fn what_is_not_current_is_dropped_without_a_word() {
 
     assert_eq!(heard.last, None);
     assert!(stage.coordinator.shelf.lock().unwrap().uploads.is_empty());
+
+    // After its last word: a coordinator that has written it down may call it not current before it acknowledges.
+    let fifth = Assignment::new("sweep/1", 5);
+    connection.assign(&fifth, &config(3)).await;
+    loop {
+        match connection.next().await {
+            Up::Event(v1::TrialEvent { event: Some(v1::trial_event::Event::Finished(_)), .. }) => break,
+            message => connection.acknowledge(&message).await,
+        }
+    }
+    connection.stop(&fifth, StopReason::Fenced).await;
+    connection.until_held(&[]).await;
+
     // The engine hears of it at its next step.
+    let mut heartbeats = 0..200;
     while !stage.left().is_empty() {
+        heartbeats.next().unwrap_or_else(|| panic!("{:?} stay", stage.left()));
         connection.heartbeat().await;
     }
     stage.end();

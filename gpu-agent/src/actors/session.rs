@@ -248,7 +248,10 @@ impl Session {
     /// Drops what is not current: from the devices, and what the spool still has to say of it.
     async fn drop_assignment(&self, assignment: &Assignment) {
         self.tell_all(assignment, How::Drop).await;
-        self.spool.forget(assignment);
+        if self.spool.forget(assignment) {
+            // Its device had let go of it.
+            self.home.remove_work_dir(assignment);
+        }
     }
 }
 

@@ -161,14 +161,17 @@ impl Spool {
         Ok(done)
     }
 
-    /// Forgets an assignment that is not current any more.
-    pub fn forget(&self, assignment: &Assignment) {
-        if let Some(entry) = self.files().remove(assignment)
+    /// Forgets an assignment that is not current any more. Returns whether its last word was here.
+    pub fn forget(&self, assignment: &Assignment) -> bool {
+        let entry = self.files().remove(assignment);
+        let over = entry.as_ref().is_some_and(|entry| entry.over);
+        if let Some(entry) = entry
             && let Err(error) = std::fs::remove_file(&entry.path)
         {
             tracing::warn!(path = %entry.path.display(), %error, "a spool file could not be removed");
         }
         self.0.changed.send_replace(());
+        over
     }
 
     /// Assignments that have something unacknowledged, or something yet to say.
