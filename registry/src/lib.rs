@@ -1,19 +1,24 @@
 //! Fenced durable state: a key-value store whose every write is one atomic batch, refused unless it comes from
-//! the current leader. One trait, [`Registry`]; two implementations here, SQLite (one machine) and an in-memory
-//! model; one contract suite (`tests/contract.rs`) runs against both.
+//! the current leader. One trait, [`Registry`]; three implementations: SQLite (one machine), etcd (a fleet) and an
+//! in-memory model; one contract suite (`tests/contract.rs`) runs against all three.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`sqlite`] | [`SqliteRegistry`]: one file, one writer thread, group commit |
+//! | `etcd` | `EtcdRegistry`, and who is a member of the fleet; behind the feature `etcd` |
 //! | [`memory`] | [`MemoryRegistry`]: the model that says what the others must do |
 //! | [`lock`] | [`DirectoryLock`]: one process a data directory |
 //! | [`snapshot`] | [`Snapshot`]: all of a SQLite registry, read without changing a byte of it |
 
+#[cfg(feature = "etcd")]
+pub mod etcd;
 pub mod lock;
 pub mod memory;
 pub mod snapshot;
 pub mod sqlite;
 
+#[cfg(feature = "etcd")]
+pub use etcd::EtcdRegistry;
 pub use lock::DirectoryLock;
 pub use memory::MemoryRegistry;
 pub use snapshot::Snapshot;
@@ -48,7 +53,7 @@ pub enum Write {
 }
 
 /// What a registry can answer with.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum RegistryError {
     /// Another leader was elected since: the caller must stop acting as one.
     #[error("fenced off: leadership {held} was replaced by {current}")]

@@ -13,6 +13,13 @@ async fn each<T: Future<Output = ()>>(test: impl Fn(Arc<dyn Registry>) -> T) {
     test(Arc::new(MemoryRegistry::new())).await;
     let dir = tempfile::tempdir().unwrap();
     test(Arc::new(SqliteRegistry::open(&dir.path().join("registry.db")).unwrap())).await;
+    #[cfg(feature = "etcd")]
+    if let Some(server) = tests::etcd::Etcd::start(&dir.path().join("etcd")) {
+        let scope = actor::Scope::new();
+        let options = registry::etcd::EtcdOptions::new(vec![server.endpoint.clone()]);
+        test(Arc::new(registry::EtcdRegistry::connect(&options, &scope).await.unwrap())).await;
+        assert!(scope.finish(std::time::Duration::from_secs(10)).await, "it ends");
+    }
 }
 
 fn put(key: &str, value: &str) -> Write {
@@ -55,10 +62,16 @@ async fn only_the_latest_leader_commits() {
         assert!(second > first);
         for (fence, batch) in [(first, vec![put("a", "2"), delete("a")]), (first, vec![])] {
             let refusal = registry.commit(fence, batch).await.unwrap_err();
-            assert_eq!(refusal.to_string(), "fenced off: leadership 1 was replaced by 2");
+            let (first, second) = (first.0, second.0);
+            let expected = format!("fenced off: leadership {first} was replaced by {second}");
+            assert_eq!(refusal.to_string(), expected);
         }
-        let future = registry.commit(Fence(3), vec![put("a", "3")]).await;
-        assert!(matches!(future, Err(RegistryError::Fenced { held: 3, current: 2 })));
+        let (future, current) = (second.0 + 1, second.0);
+        let refusal = registry.commit(Fence(future), vec![put("a", "3")]).await.unwrap_err();
+        assert_eq!(
+            refusal.to_string(),
+            format!("fenced off: leadership {future} was replaced by {current}")
+        );
         assert_eq!(registry.get("a").await.unwrap(), Some(b"1".to_vec()));
         registry.commit(second, vec![put("a", "2")]).await.unwrap();
         assert_eq!(registry.get("a").await.unwrap(), Some(b"2".to_vec()));
@@ -221,15 +234,26 @@ fn any_op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// What an operation answers, as text that compares.
-async fn answer(registry: &dyn Registry, op: &Op, leaderships: u64) -> String {
+/// What an operation answers, as text that compares: registries count their leaderships in different ways.
+async fn answer(registry: &dyn Registry, op: &Op, fences: &mut Vec<Fence>) -> String {
     match op {
-        Op::Lead => format!("{:?}", registry.lead("test").await),
+        Op::Lead => {
+            let fence = registry.lead("test").await.unwrap();
+            let grows = fences.last().is_none_or(|last| fence > *last);
+            fences.push(fence);
+            format!("led {grows}")
+        }
         Op::Commits(commits) => {
-            let sent = commits.iter().map(|(back, batch)| {
-                registry.commit(Fence(leaderships.saturating_sub(*back)), batch.clone())
+            let fence = |back: u64| {
+                let index = (fences.len() as u64).checked_sub(back + 1);
+                index.and_then(|index| fences.get(index as usize)).copied().unwrap_or(Fence(0))
+            };
+            let sent = commits.iter().map(|(back, batch)| registry.commit(fence(*back), batch.clone()));
+            let answers = join_all(sent).await.into_iter().map(|answer| match answer {
+                Err(RegistryError::Fenced { .. }) => "fenced".to_string(),
+                other => format!("{other:?}"),
             });
-            format!("{:?}", join_all(sent).await)
+            answers.collect::<Vec<_>>().join(", ")
         }
         Op::Get(key) => format!("{:?}", registry.get(key).await),
         Op::List(prefix, after, limit) => {
@@ -246,19 +270,131 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let dir = tempfile::tempdir().unwrap();
         let sqlite = SqliteRegistry::open(&dir.path().join("registry.db")).unwrap();
-        let model = MemoryRegistry::new();
-        let mut leaderships = 0;
-        for op in &ops {
-            let (found, expected) = runtime.block_on(async {
-                (answer(&sqlite, op, leaderships).await, answer(&model, op, leaderships).await)
-            });
-            prop_assert_eq!(found, expected, "{:?}", op);
-            leaderships += u64::from(matches!(op, Op::Lead));
+        runtime.block_on(agrees_with_the_model(&sqlite, ops))?;
+    }
+}
+
+/// Does the same to a registry and to the model, and compares what they say.
+async fn agrees_with_the_model(registry: &dyn Registry, ops: Vec<Op>) -> Result<(), TestCaseError> {
+    let model = MemoryRegistry::new();
+    let (mut fences, mut of_model) = (Vec::new(), Vec::new());
+    let all = Op::List(String::new(), None, usize::MAX);
+    for op in ops.iter().chain([&all]) {
+        let found = answer(registry, op, &mut fences).await;
+        prop_assert_eq!(found, answer(&model, op, &mut of_model).await, "{:?}", op);
+    }
+    Ok(())
+}
+
+#[cfg(feature = "etcd")]
+mod in_etcd {
+    use super::*;
+    use actor::Scope;
+    use registry::EtcdRegistry;
+    use registry::etcd::{EtcdOptions, Member, Members};
+    use std::time::Duration;
+    use tests::etcd::Etcd;
+
+    /// What a test waits for at most.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    fn options(server: &Etcd, prefix: &str) -> EtcdOptions {
+        let ttl = Duration::from_secs(2);
+        EtcdOptions { prefix: prefix.into(), ttl, ..EtcdOptions::new(vec![server.endpoint.clone()]) }
+    }
+
+    async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+        tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+    }
+
+    #[test]
+    fn etcd_agrees_with_the_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(server) = Etcd::start(dir.path()) else { return };
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(24));
+        let mut case = 0;
+        let ops = prop::collection::vec(any_op(), 1..20);
+        let prefixes = std::cell::RefCell::new(&mut case);
+        runner
+            .run(&ops, |ops| {
+                let prefix = {
+                    let mut case = prefixes.borrow_mut();
+                    **case += 1;
+                    format!("/case-{case}")
+                };
+                runtime.block_on(async {
+                    let scope = Scope::new();
+                    let registry = EtcdRegistry::connect(&options(&server, &prefix), &scope).await.unwrap();
+                    let agrees = agrees_with_the_model(&registry, ops).await;
+                    scope.finish(PATIENCE).await;
+                    agrees
+                })
+            })
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_leads_and_the_next_takes_over_what_was_decided() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(server) = Etcd::start(dir.path()) else { return };
+        let options = options(&server, "/fleet/");
+        let (first_scope, second_scope) = (Scope::new(), Scope::new());
+        let first = EtcdRegistry::connect(&options, &first_scope).await.unwrap();
+        let second = EtcdRegistry::connect(&options, &second_scope).await.unwrap();
+        let fence = soon("the first", first.lead("first")).await.unwrap();
+        let large = vec![7_u8; 300_000];
+        first.commit(fence, vec![Write::Put("large".into(), large.clone()), put("a", "1")]).await.unwrap();
+        assert_eq!(first.members().leader().await.unwrap().as_deref(), Some("first"));
+        {
+            let waits = second.lead("second");
+            tokio::pin!(waits);
+            assert!(tokio::time::timeout(Duration::from_millis(300), &mut waits).await.is_err(), "one leads");
+            // Gone without a word to its own.
+            first_scope.cancel();
+            soon("the loss", first.lost()).await;
+            let later = soon("the second", waits).await.unwrap();
+            assert!(later > fence);
+            let stale = first.commit(fence, vec![put("a", "2")]).await;
+            assert!(stale.is_err(), "{stale:?}");
+            assert_eq!(second.get("large").await.unwrap(), Some(large));
+            second.commit(later, vec![delete("large")]).await.unwrap();
+            assert_eq!(keys(&second, "", None, 9).await, ["a"]);
         }
-        let all = Op::List(String::new(), None, usize::MAX);
-        let (found, expected) = runtime.block_on(async {
-            (answer(&sqlite, &all, 0).await, answer(&model, &all, 0).await)
-        });
-        prop_assert_eq!(found, expected);
+        assert_eq!(second.members().leader().await.unwrap().as_deref(), Some("second"));
+        second_scope.finish(PATIENCE).await;
+    }
+
+    #[tokio::test]
+    async fn members_come_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(server) = Etcd::start(dir.path()) else { return };
+        let members = Members::connect(&options(&server, "/fleet")).await.unwrap();
+        assert_eq!(members.leader().await.unwrap(), None);
+        let scope = Scope::new();
+        let member = |id: &str| Member { id: id.into(), value: b"{}".to_vec() };
+        let first = members.register(member("one"), &scope);
+        let _second = members.register(member("two"), &scope);
+        let listed = async |expected: &[&str]| {
+            let there = async {
+                while members.list().await.unwrap().iter().map(|m| m.id.as_str()).collect::<Vec<_>>() != expected {
+                    tokio::task::yield_now().await;
+                }
+            };
+            soon("the members", there).await;
+        };
+        listed(&["one", "two"]).await;
+        first.remove(PATIENCE).await;
+        listed(&["two"]).await;
+        scope.finish(PATIENCE).await;
+        listed(&[]).await;
+    }
+
+    #[tokio::test]
+    async fn an_etcd_that_is_not_there_is_named() {
+        let scope = Scope::new();
+        let options = EtcdOptions::new(vec!["http://127.0.0.1:1".into()]);
+        let error = soon("the error", EtcdRegistry::connect(&options, &scope)).await.unwrap_err().to_string();
+        assert!(error.contains("http://127.0.0.1:1"), "{error}");
     }
 }

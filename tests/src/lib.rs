@@ -1,5 +1,8 @@
 //! What the end-to-end tests share.
 
+pub mod etcd;
+
+use std::io::Write;
 use std::path::PathBuf;
 
 /// The repository's root.
@@ -7,4 +10,15 @@ pub fn root() -> PathBuf {
     let mut root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     root.pop();
     root
+}
+
+/// Says that this machine cannot run a test, and why: on the spot, and at the end of `tests/run`.
+#[allow(clippy::print_stderr, reason = "a test says why it did nothing")]
+pub fn skipped(why: &str) {
+    eprintln!("SKIPPED: {why}");
+    if let Some(path) = std::env::var_os("LORAFLEET_SKIPPED") {
+        let file = std::fs::OpenOptions::new().append(true).create(true).open(path);
+        // That it was said on the spot is enough where the file cannot be written.
+        let _ = file.and_then(|mut file| writeln!(file, "SKIPPED: {why}"));
+    }
 }

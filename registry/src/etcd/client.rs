@@ -1,0 +1,160 @@
+//! Calls to etcd with deadlines, and the names of our keys.
+
+use super::EtcdOptions;
+use crate::{RegistryError, Result};
+use etcd_client::{Client, ConnectOptions, GetOptions};
+use std::time::Duration;
+
+/// The time that a call may take. An etcd that elects its own leader answers within a few seconds.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The time between two signs of life on an idle connection, and the time to answer one.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// A value as it is stored: this byte, then the value itself.
+pub(super) const INLINE: u8 = 0;
+/// A value as it is stored: this byte, then the id of its parts.
+pub(super) const PARTED: u8 = 1;
+/// Bytes of a value that is stored in one piece, and of a part.
+pub(super) const PART: usize = 48 * 1024;
+/// Parts that are read in one go.
+const PARTS_PAGE: i64 = 32;
+
+/// A connection. Clones share it.
+#[derive(Clone)]
+pub(super) struct Etcd {
+    client: Client,
+    prefix: String,
+    endpoints: String,
+}
+
+impl std::fmt::Debug for Etcd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Etcd").field("endpoints", &self.endpoints).field("prefix", &self.prefix).finish()
+    }
+}
+
+/// A key, its stored value, and the revision at which it was read.
+pub(super) type Found = (Vec<u8>, Vec<u8>, i64);
+
+impl Etcd {
+    /// Connects, and sees that somebody answers.
+    pub(super) async fn connect(options: &EtcdOptions) -> Result<Self> {
+        let endpoints = options.endpoints.join(",");
+        let settings = ConnectOptions::new()
+            .with_require_leader(true)
+            .with_connect_timeout(KEEP_ALIVE)
+            .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE)
+            .with_keep_alive_while_idle(true);
+        let connect = Client::connect(&options.endpoints, Some(settings));
+        let client = connect.await.map_err(|error| {
+            RegistryError::Storage(format!("etcd at {endpoints}: {error}; write http://HOST:2379"))
+        })?;
+        let prefix = options.prefix.trim_end_matches('/').to_string();
+        let etcd = Self { client, prefix, endpoints };
+        etcd.get(etcd.state(""), GetOptions::new().with_count_only()).await?;
+        Ok(etcd)
+    }
+
+    /// The client; clones share its connection.
+    pub(super) fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Makes a call within the deadline.
+    pub(super) async fn call<T>(
+        &self,
+        what: &str,
+        call: impl Future<Output = std::result::Result<T, etcd_client::Error>>,
+    ) -> Result<T> {
+        let failed = |problem: String| {
+            RegistryError::Storage(format!("etcd at {}: {what}: {problem}", self.endpoints))
+        };
+        match tokio::time::timeout(DEADLINE, call).await {
+            Ok(answer) => answer.map_err(|error| failed(error.to_string())),
+            Err(_) => Err(failed(format!("no answer within {} s; is it running, with a majority?", DEADLINE.as_secs()))),
+        }
+    }
+
+    /// Reads keys, linearizably: every write that was answered before is seen.
+    pub(super) async fn get(&self, key: impl Into<Vec<u8>>, options: GetOptions) -> Result<Vec<Found>> {
+        let mut client = self.client().kv_client().max_decoding_message_size(64 << 20);
+        let mut answer = self.call("reading", client.get(key, Some(options))).await?;
+        let revision = answer.header().map_or(0, |header| header.revision());
+        let found = answer.take_kvs().into_iter().map(|kv| {
+            let (key, value) = kv.into_key_value();
+            (key, value, revision)
+        });
+        Ok(found.collect())
+    }
+
+    /// A stored value's own bytes; parts are read as they were at `revision`.
+    pub(super) async fn whole_value(&self, stored: &[u8], revision: i64) -> Result<Vec<u8>> {
+        let damaged = |problem: String| RegistryError::Storage(format!("etcd at {}: {problem}", self.endpoints));
+        match stored.split_first() {
+            Some((&INLINE, value)) => Ok(value.to_vec()),
+            Some((&PARTED, id)) => {
+                let prefix = self.parts(&String::from_utf8_lossy(id));
+                let end = after_all_of(prefix.clone());
+                let (mut next, mut whole) = (prefix.into_bytes(), Vec::new());
+                loop {
+                    let options =
+                        GetOptions::new().with_range(end.clone()).with_revision(revision).with_limit(PARTS_PAGE);
+                    let page = self.get(next, options).await?;
+                    for (_, part, _) in &page {
+                        whole.extend_from_slice(part);
+                    }
+                    match page.last() {
+                        Some((last, ..)) if page.len() as i64 == PARTS_PAGE => next = successor(last),
+                        _ => return Ok(whole),
+                    }
+                }
+            }
+            _ => Err(damaged("a value is not in a form that this version knows; was it written by a newer one?".into())),
+        }
+    }
+
+    pub(super) fn election(&self) -> String {
+        format!("{}/leader", self.prefix)
+    }
+
+    pub(super) fn state(&self, key: &str) -> Vec<u8> {
+        format!("{}/state/{key}", self.prefix).into_bytes()
+    }
+
+    pub(super) fn parts(&self, id: &str) -> String {
+        format!("{}/parts/{id}/", self.prefix)
+    }
+
+    pub(super) fn all_parts(&self) -> String {
+        format!("{}/parts/", self.prefix)
+    }
+
+    pub(super) fn owner(&self, id: &str) -> String {
+        format!("{}/owners/{id}", self.prefix)
+    }
+
+    pub(super) fn journal(&self) -> String {
+        format!("{}/journal", self.prefix)
+    }
+
+    pub(super) fn member(&self, id: &str) -> String {
+        format!("{}/agents/{id}", self.prefix)
+    }
+}
+
+/// The least key after every key that begins with `prefix`, which is not empty.
+pub(super) fn after_all_of(prefix: impl Into<Vec<u8>>) -> Vec<u8> {
+    let mut end: Vec<u8> = prefix.into();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            break;
+        }
+    }
+    end
+}
+
+/// The least key after `key`.
+pub(super) fn successor(key: &[u8]) -> Vec<u8> {
+    [key, &[0]].concat()
+}

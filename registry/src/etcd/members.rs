@@ -1,0 +1,116 @@
+//! Agents that say where they are, and who leads.
+//!
+//! A member's key hangs on a lease: it says that the machine lives and can be found, nothing about its trials, whose
+//! leases are the coordinator's.
+
+use super::EtcdOptions;
+use super::client::Etcd;
+use super::lease::Lease;
+use crate::Result;
+use actor::Scope;
+use etcd_client::{GetOptions, PutOptions, SortOrder, SortTarget};
+use std::time::Duration;
+
+/// The pause between two tries to register.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Who is there.
+#[derive(Debug, Clone)]
+pub struct Members {
+    etcd: Etcd,
+    ttl: Duration,
+}
+
+/// One who is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its id.
+    pub id: String,
+    /// What it says of itself.
+    pub value: Vec<u8>,
+}
+
+/// A member's entry. It stays until it is removed, or its process has been gone for the lease's term.
+#[derive(Debug)]
+pub struct Registration {
+    scope: Scope,
+}
+
+impl Registration {
+    /// Removes the entry, at most within `limit`.
+    pub async fn remove(self, limit: Duration) {
+        self.scope.finish(limit).await;
+    }
+}
+
+impl Members {
+    /// Connects.
+    ///
+    /// # Errors
+    /// No address can be used, or etcd does not answer.
+    pub async fn connect(options: &EtcdOptions) -> Result<Self> {
+        Ok(Self::of(Etcd::connect(options).await?, options.ttl))
+    }
+
+    pub(super) fn of(etcd: Etcd, ttl: Duration) -> Self {
+        Self { etcd, ttl }
+    }
+
+    /// Enters a member and keeps its entry alive, through whatever etcd does, until the registration is removed or
+    /// `scope` is cancelled. Returns before the entry is there.
+    pub fn register(&self, member: Member, scope: &Scope) -> Registration {
+        let (members, own) = (self.clone(), scope.child());
+        let stop = own.clone();
+        own.spawn("membership", async move {
+            while !stop.is_cancelled() {
+                match members.enter(&member, &stop).await {
+                    Ok(lease) => tokio::select! {
+                        () = lease.over() => {}
+                        () = stop.cancelled() => return lease.revoke().await,
+                    },
+                    Err(error) => tracing::warn!(%error, "not registered; trying again"),
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(PAUSE) => {}
+                    () = stop.cancelled() => {}
+                }
+            }
+        });
+        Registration { scope: own }
+    }
+
+    async fn enter(&self, member: &Member, scope: &Scope) -> Result<Lease> {
+        let lease = Lease::grant(&self.etcd, self.ttl, scope).await?;
+        let options = Some(PutOptions::new().with_lease(lease.id()));
+        let mut client = self.etcd.client();
+        let put = client.put(self.etcd.member(&member.id), member.value.clone(), options);
+        self.etcd.call("registering", put).await?;
+        tracing::info!(id = member.id, "registered in etcd");
+        Ok(lease)
+    }
+
+    /// Everyone who is there, in the order of their ids.
+    ///
+    /// # Errors
+    /// etcd does not answer.
+    pub async fn list(&self) -> Result<Vec<Member>> {
+        let prefix = self.etcd.member("");
+        let found = self.etcd.get(prefix.clone(), GetOptions::new().with_prefix()).await?;
+        let member = |(key, value, _): (Vec<u8>, Vec<u8>, i64)| {
+            let id = String::from_utf8_lossy(key.get(prefix.len()..).unwrap_or_default()).into_owned();
+            Member { id, value }
+        };
+        Ok(found.into_iter().map(member).collect())
+    }
+
+    /// What the leader gave as its name when it became that; `None` while nobody leads.
+    ///
+    /// # Errors
+    /// etcd does not answer.
+    pub async fn leader(&self) -> Result<Option<String>> {
+        // As etcd's election has it: the oldest of those who wait in it.
+        let oldest = GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Ascend).with_limit(1);
+        let found = self.etcd.get(format!("{}/", self.etcd.election()), oldest).await?;
+        Ok(found.into_iter().next().map(|(_, value, _)| String::from_utf8_lossy(&value).into_owned()))
+    }
+}

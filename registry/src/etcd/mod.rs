@@ -1,0 +1,214 @@
+//! The registry in etcd: for a fleet, whose coordinators may be several.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `mod.rs` | [`EtcdRegistry`]: leading, reading; how values are stored |
+//! | `client.rs` | calls with deadlines, and the names of our keys |
+//! | `lease.rs` | a lease that is kept alive |
+//! | `writer.rs` | the group commit; batches and values that are too large for one transaction |
+//! | `members.rs` | [`Members`]: agents that say where they are, and who leads |
+//!
+//! | key | holds |
+//! |---|---|
+//! | `<prefix>/leader/<lease>` | etcd's election; the value is the leader's address |
+//! | `<prefix>/agents/<agent>` | a member, as long as its lease lives |
+//! | `<prefix>/state/<key>` | a value: a zero byte and the value itself, or a one and the id of its parts |
+//! | `<prefix>/parts/<id>/<number>` | a part of a large value |
+//! | `<prefix>/owners/<id>` | the key whose value these parts are |
+//! | `<prefix>/journal` | a batch of many writes that is being applied |
+//!
+//! A fence is the create revision of the leader's election key. Every transaction that writes state compares it, so that
+//! a leader that was replaced writes nothing, whatever it believes.
+
+mod client;
+mod lease;
+mod members;
+mod writer;
+
+pub use members::{Member, Members, Registration};
+
+use crate::{Entries, Fence, Registry, RegistryError, Result, Write, lower_bound};
+use actor::{Mailbox, Scope, mailbox};
+use client::Etcd;
+use etcd_client::GetOptions;
+use futures::future::{BoxFuture, FutureExt};
+use lease::Lease;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{RwLock, watch};
+use writer::{Commit, Writer};
+
+/// Commits that may wait; whoever comes later waits for room.
+const WAITING: usize = 1024;
+/// Keys that are read in one go: with the largest values some 10 MB.
+const PAGE: usize = 200;
+/// The pause between two tries to become the leader while etcd does not answer.
+const CAMPAIGN_PAUSE: Duration = Duration::from_millis(500);
+
+/// Where etcd is, and where in it our keys are.
+#[derive(Debug, Clone)]
+pub struct EtcdOptions {
+    /// Addresses, as `http://host:2379`; any one that answers will do.
+    pub endpoints: Vec<String>,
+    /// What our keys begin with; fleets with different prefixes share an etcd without knowing of each other.
+    pub prefix: String,
+    /// Time after its last sign of life that a leader counts as gone. At least two seconds.
+    pub ttl: Duration,
+}
+
+impl EtcdOptions {
+    /// The prefix unless another is named.
+    pub const PREFIX: &str = "/lorafleet";
+    /// The term of leases unless another is named.
+    pub const TTL: Duration = Duration::from_secs(10);
+
+    /// With the usual prefix and term.
+    pub fn new(endpoints: Vec<String>) -> Self {
+        Self { endpoints, prefix: Self::PREFIX.into(), ttl: Self::TTL }
+    }
+}
+
+/// Fenced state in etcd.
+#[derive(Debug)]
+pub struct EtcdRegistry {
+    etcd: Etcd,
+    ttl: Duration,
+    scope: Scope,
+    commits: Mailbox<Commit>,
+    /// The leadership that this registry holds, if it does.
+    term: watch::Sender<Option<Arc<Term>>>,
+    /// Taken for writing while a batch is applied in several transactions: a reader sees all of it or nothing.
+    whole: Arc<RwLock<()>>,
+}
+
+/// A leadership.
+#[derive(Debug)]
+struct Term {
+    fence: Fence,
+    /// The election key.
+    key: Vec<u8>,
+    lease: Lease,
+}
+
+impl EtcdRegistry {
+    /// Connects. The registry works until `scope` is cancelled, and then gives its leadership back.
+    ///
+    /// # Errors
+    /// No address can be used, or etcd does not answer.
+    pub async fn connect(options: &EtcdOptions, scope: &Scope) -> Result<Self> {
+        let etcd = Etcd::connect(options).await?;
+        let (commits, inbox) = mailbox(WAITING);
+        let (term, whole) = (watch::Sender::new(None), Arc::default());
+        let writer = Writer::new(etcd.clone(), term.subscribe(), Arc::clone(&whole));
+        scope.spawn("etcd writer", writer.run(inbox, scope.clone()));
+        Ok(Self { etcd, ttl: options.ttl, scope: scope.clone(), commits, term, whole })
+    }
+
+    /// Returns once a leadership that was won is over: its lease ended, or was not renewed for its whole term.
+    pub async fn lost(&self) {
+        let mut term = self.term.subscribe();
+        // The sender lives as long as `self`, so that waiting for it cannot fail.
+        let _ = term.wait_for(Option::is_some).await;
+        let _ = term.wait_for(Option::is_none).await;
+    }
+
+    /// Who leads and who is a member.
+    pub fn members(&self) -> Members {
+        Members::of(self.etcd.clone(), self.ttl)
+    }
+
+    async fn campaign(&self, holder: &str) -> Result<Fence> {
+        if let Some(old) = self.term.send_replace(None) {
+            old.lease.revoke().await;
+        }
+        let (leader, lease) = loop {
+            let lease = Lease::grant(&self.etcd, self.ttl, &self.scope).await?;
+            let mut client = self.etcd.client();
+            let won = tokio::select! {
+                won = client.campaign(self.etcd.election(), holder, lease.id()) => won,
+                () = lease.over() => continue,
+            };
+            match won.map(|mut answer| answer.take_leader()) {
+                Ok(Some(leader)) => break (leader, lease),
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "etcd holds no election now; trying again"),
+            }
+            tokio::time::sleep(CAMPAIGN_PAUSE).await;
+        };
+        let fence = Fence(leader.rev().unsigned_abs());
+        let (scope, all, ending) = (self.scope.clone(), self.term.clone(), lease.clone());
+        self.scope.spawn("leadership", async move {
+            tokio::select! {
+                () = ending.over() => {}
+                () = scope.cancelled() => ending.revoke().await,
+            }
+            // Not one that was won since.
+            all.send_if_modified(|term| term.take_if(|term| term.fence == fence).is_some());
+        });
+        let key = leader.key().to_vec();
+        self.term.send_replace(Some(Arc::new(Term { fence, key, lease })));
+        // What a leader before this one left half applied is applied before anything is read.
+        self.send(fence, Vec::new()).await?;
+        Ok(fence)
+    }
+
+    async fn send(&self, fence: Fence, batch: Vec<Write>) -> Result<()> {
+        let gone = |_| RegistryError::Storage("etcd: shutting down".into());
+        self.commits.ask(|reply| Commit { fence, batch, reply }).await.map_err(gone)?
+    }
+
+    async fn read(&self, key: &str) -> Result<Option<Vec<u8>>> {
+        let _whole = self.whole.read().await;
+        let mut found = self.etcd.get(self.etcd.state(key), GetOptions::new()).await?;
+        match found.pop() {
+            Some((_, value, revision)) => Ok(Some(self.etcd.whole_value(&value, revision).await?)),
+            None => Ok(None),
+        }
+    }
+
+    async fn read_list(&self, prefix: &str, from: String, limit: usize) -> Result<Entries> {
+        let _whole = self.whole.read().await;
+        let (start, end) = (self.etcd.state(""), client::after_all_of(self.etcd.state(prefix)));
+        let mut next = self.etcd.state(&from);
+        let mut entries = Entries::new();
+        while entries.len() < limit {
+            let asked = PAGE.min(limit - entries.len());
+            let options = GetOptions::new().with_range(end.clone()).with_limit(asked as i64);
+            let page = self.etcd.get(next, options).await?;
+            let full = page.len() == asked;
+            next = page.last().map(|(key, ..)| client::successor(key)).unwrap_or_default();
+            for (key, value, revision) in page {
+                let value = self.etcd.whole_value(&value, revision).await?;
+                let key = key.get(start.len()..).unwrap_or_default();
+                entries.push((String::from_utf8_lossy(key).into_owned(), value));
+            }
+            if !full {
+                break;
+            }
+        }
+        Ok(entries)
+    }
+}
+
+impl Registry for EtcdRegistry {
+    /// Waits until nobody else leads. Not to be dropped before it is done but with the registry's scope: a
+    /// campaign that nobody waits for may still be won.
+    fn lead(&self, holder: &str) -> BoxFuture<'_, Result<Fence>> {
+        let holder = holder.to_string();
+        async move { self.campaign(&holder).await }.boxed()
+    }
+
+    fn commit(&self, fence: Fence, batch: Vec<Write>) -> BoxFuture<'_, Result<()>> {
+        self.send(fence, batch).boxed()
+    }
+
+    fn get(&self, key: &str) -> BoxFuture<'_, Result<Option<Vec<u8>>>> {
+        let key = key.to_string();
+        async move { self.read(&key).await }.boxed()
+    }
+
+    fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> BoxFuture<'_, Result<Entries>> {
+        let (from, prefix) = (lower_bound(prefix, after), prefix.to_string());
+        async move { self.read_list(&prefix, from, limit).await }.boxed()
+    }
+}

@@ -1,0 +1,69 @@
+//! A real etcd of one node, for as long as a test has it.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+/// A running etcd on a free port of this machine. It is killed when it is dropped.
+#[derive(Debug)]
+pub struct Etcd {
+    process: Child,
+    /// Where it serves, as `http://127.0.0.1:<port>`.
+    pub endpoint: String,
+}
+
+impl Etcd {
+    /// Starts one on an empty folder. `None`, with a line that says so, where etcd is not installed.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+    pub fn start(dir: &Path) -> Option<Self> {
+        let any = "http://127.0.0.1:0";
+        // A cluster of one speaks to no peer: nobody needs to reach it at this address.
+        let peer = "http://127.0.0.1:1";
+        let started = Command::new("etcd")
+            .arg("--data-dir")
+            .arg(dir)
+            .args(["--listen-client-urls", any, "--advertise-client-urls", any, "--listen-peer-urls", any])
+            .args(["--initial-advertise-peer-urls", peer, "--initial-cluster", &format!("default={peer}")])
+            .args(["--logger", "zap", "--log-outputs", "stderr"])
+            .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH.replace("aarch64", "arm64"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn();
+        let mut process = match started {
+            Ok(process) => process,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                crate::skipped("etcd is not installed (Debian: apt-get install etcd-server)");
+                return None;
+            }
+            Err(error) => panic!("etcd: {error}"),
+        };
+        let mut lines = BufReader::new(process.stderr.take().expect("it is piped")).lines();
+        let mut said = Vec::new();
+        let address = lines.by_ref().map_while(Result::ok).find_map(|line| {
+            let entry: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+            said.push(line);
+            let serves = entry["msg"].as_str()?.starts_with("serving client traffic");
+            serves.then(|| entry["address"].as_str().map(String::from))?
+        });
+        let address = address.unwrap_or_else(|| panic!("etcd did not start:\n{}", said.join("\n")));
+        // Its pipe must not run full.
+        std::thread::spawn(move || lines.for_each(drop));
+        Some(Self { process, endpoint: format!("http://{address}") })
+    }
+
+    /// Its process, to send signals to.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        // It is gone already, or goes now.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
