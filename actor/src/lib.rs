@@ -4,10 +4,15 @@
 //! | item | is |
 //! |---|---|
 //! | [`Scope`] | a node of the shutdown tree: the one way to spawn a task, and to stop and await what it spawned |
+//! | [`Interrupts`] | Ctrl-C and SIGTERM |
 //! | [`mailbox`] | a bounded channel of commands; [`Mailbox::ask`] sends one that carries its reply |
 //!
 //! A task is named, belongs to a scope, and ends when its scope is cancelled; a task that panics is logged
 //! and cancels the root of its tree, since what it owned is then in no known state.
+
+mod interrupts;
+
+pub use interrupts::Interrupts;
 
 use std::future::Future;
 use std::time::Duration;

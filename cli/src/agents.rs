@@ -125,6 +125,7 @@ fn document(agent: &v1::Agent) -> Value {
         "id": agent.id,
         "version": agent.version,
         "hostname": agent.hostname,
+        "labels": agent.labels.iter().collect::<std::collections::BTreeMap<_, _>>(),
         "state": state(agent),
         "connected": agent.connected,
         "last_seen": crate::view::wire_time(agent.last_seen),

@@ -5,6 +5,7 @@ use crate::embedded::{self, Embedded};
 use crate::interrupt::Requests;
 use crate::output::say;
 use crate::{Failure, context};
+use proto::status::{LEADER, STANDBY_REASON};
 use proto::v1::adapter_service_client::AdapterServiceClient;
 use proto::v1::fleet_service_client::FleetServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
@@ -18,9 +19,9 @@ use tonic_types::StatusExt;
 /// Which server a command talks to.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ServerArgs {
-    /// A server's address, such as http://10.0.0.5:7401. Without it, the context in use, or the data directory's own
-    /// server.
-    #[arg(long, env = "LORAFLEET_ENDPOINT", value_name = "URL")]
+    /// A server's address, such as http://10.0.0.5:7401, or those of a fleet's coordinators, of which the leading one is
+    /// found. Without it, the context in use, or the data directory's own server.
+    #[arg(long, env = "LORAFLEET_ENDPOINT", value_name = "URL[,URL…]")]
     endpoint: Option<String>,
     /// Where sweeps, metrics and adapters are kept when no endpoint is given: ./lorafleet-data unless given. Goes before
     /// the context in use.
@@ -50,6 +51,9 @@ impl ServerArgs {
 
 /// The data directory unless another is named.
 pub(crate) const DATA_DIR: &str = "./lorafleet-data";
+
+/// The time in which a connection is made.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// The file in a data directory that says where its server listens, while it does.
 pub(crate) const ENDPOINT_FILE: &str = "endpoint";
@@ -205,20 +209,51 @@ pub(crate) async fn serving(data_dir: &Path) -> Option<Channel> {
     same.then_some(channel)
 }
 
-/// A server's address as it is connected to.
+/// A server's addresses as they are connected to; commas stand between them.
 ///
 /// # Errors
-/// It is none.
-pub(crate) fn check_endpoint(endpoint: &str) -> Result<Endpoint, Failure> {
-    let url = if endpoint.contains("://") { endpoint.to_string() } else { format!("http://{endpoint}") };
-    Endpoint::from_shared(url)
-        .map_err(|e| Failure::invalid(format!("--endpoint {endpoint}: {e}; write http://HOST:PORT")))
+/// One is none.
+pub(crate) fn check_endpoint(endpoint: &str) -> Result<Vec<Endpoint>, Failure> {
+    let one = |address: &str| {
+        let url = if address.contains("://") { address.to_string() } else { format!("http://{address}") };
+        let limited = |endpoint: Endpoint| endpoint.connect_timeout(CONNECT_LIMIT);
+        Endpoint::from_shared(url)
+            .map(limited)
+            .map_err(|e| Failure::invalid(format!("--endpoint {address}: {e}; write http://HOST:PORT")))
+    };
+    endpoint.split(',').map(str::trim).map(one).collect()
 }
 
+/// Connects to the one that leads.
 async fn connect(endpoint: &str) -> Result<Channel, Failure> {
-    check_endpoint(endpoint)?.connect_timeout(Duration::from_secs(5)).connect().await.map_err(|_| {
-        Failure::unreachable(format!("no server answers at {endpoint}; is it running, and the port right?"))
-    })
+    let mut refusal = None;
+    for address in check_endpoint(endpoint)? {
+        let Ok(channel) = address.connect().await else { continue };
+        let Some(standby) = standing_by(&channel).await else { return Ok(channel) };
+        // It knows the leader, whose address may not be among ours.
+        let leader = standby.get_details_error_info().and_then(|mut info| info.metadata.remove(LEADER));
+        if let Some(leader) = leader
+            && let Some(address) = check_endpoint(&leader)?.pop()
+            && let Ok(channel) = address.connect().await
+            && standing_by(&channel).await.is_none()
+        {
+            return Ok(channel);
+        }
+        refusal = Some(standby.message().to_string());
+    }
+    Err(Failure::unreachable(
+        refusal.unwrap_or_else(|| {
+            format!("no server answers at {endpoint}; is it running, and the port right?")
+        }),
+    ))
+}
+
+/// What a coordinator answers that does not lead; `None` of any other server.
+async fn standing_by(channel: &Channel) -> Option<Status> {
+    let mut fleet = FleetServiceClient::new(channel.clone());
+    let refusal = fleet.get_server_info(proto::v1::GetServerInfoRequest {}).await.err()?;
+    let reason = refusal.get_details_error_info().map(|info| info.reason);
+    (reason.as_deref() == Some(STANDBY_REASON)).then_some(refusal)
 }
 
 impl From<Status> for Failure {

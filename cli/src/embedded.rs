@@ -10,6 +10,7 @@ use gpu_agent::EngineHost;
 use gpu_agent::devices::CPU;
 use gpu_agent::devices::choose::Found;
 use registry::RegistryError;
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -70,9 +71,10 @@ impl Embedded {
         // Not a child of the coordinator's scope: it must have a coordinator to hand its trials back to.
         let scope = actor::Scope::new();
         let options = gpu_agent::Options {
-            endpoint: self.endpoint(),
+            coordinator: self.endpoint().into(),
             data_dir: data_dir.join("agent"),
             devices,
+            labels: BTreeMap::new(),
             clock: Arc::new(SystemClock::new()),
         };
         gpu_agent::start(options, scope.clone()).await.map_err(|error| match error {

@@ -7,6 +7,7 @@
 //! | [`store`] | typed records over the registry |
 //! | [`history`] | metric points |
 //! | [`artifacts`] | checkpoints |
+//! | [`fleet`] | one of several coordinators: standing by, and leading |
 //! | [`fsck`] | whether a data directory is sound |
 //! | [`search`] | which trial next, and which to stop (pure) |
 //! | [`placement`] | which trial goes where (pure) |
@@ -16,6 +17,7 @@
 pub mod actors;
 pub mod artifacts;
 pub mod error;
+pub mod fleet;
 pub mod fsck;
 pub mod grpc;
 pub mod history;
@@ -74,17 +76,32 @@ pub struct Server {
 /// # Errors
 /// The data directory is in use or cannot be read, or the address cannot be listened on.
 pub async fn start(options: Options, scope: Scope) -> Result<Server> {
-    let Options { data_dir, listen, clock, heartbeat, lease } = options;
-    let listener = TcpListener::bind(listen).await;
-    let listener = listener.map_err(|source| CoordinatorError::Listen { address: listen, source })?;
-    let address =
-        listener.local_addr().map_err(|source| CoordinatorError::Listen { address: listen, source })?;
-
-    let lock = DirectoryLock::acquire(&data_dir)?;
+    let (listener, address) = bind(options.listen).await?;
+    let lock = DirectoryLock::acquire(&options.data_dir)?;
     // Before anything in the directory changes.
-    History::refuse_newer(&data_dir.join("history"))?;
-    let registry = Arc::new(SqliteRegistry::open(&data_dir.join("coordinator.db"))?);
+    History::refuse_newer(&options.data_dir.join("history"))?;
+    let registry = Arc::new(SqliteRegistry::open(&options.data_dir.join("coordinator.db"))?);
     let store = Store::lead(registry, &format!("process {} at {address}", std::process::id())).await?;
+    serve(options, listener, lock, store, scope).await?;
+    Ok(Server { address })
+}
+
+async fn bind(listen: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
+    let failed = |source| CoordinatorError::Listen { address: listen, source };
+    let listener = TcpListener::bind(listen).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    Ok((listener, address))
+}
+
+/// Leads: goes on with what is under way, and serves.
+async fn serve(
+    options: Options,
+    listener: TcpListener,
+    lock: DirectoryLock,
+    store: Store,
+    scope: Scope,
+) -> Result<()> {
+    let Options { data_dir, clock, heartbeat, lease, .. } = options;
     let deleted = store.tombstones().await?.into_iter().map(|tombstone| tombstone.sweep).collect();
     let history = History::open_without(&data_dir.join("history"), &deleted)?;
     let artifacts = Artifacts::local(&data_dir.join("artifacts"))?;
@@ -105,7 +122,7 @@ pub async fn start(options: Options, scope: Scope) -> Result<Server> {
     let directory = Directory::start(tools, &scope).await?;
     let desk = Desk { directory, dispatcher, history, trouble, lease };
     let services = Services { desk, artifacts, clock, data_dir, scope: scope.clone() };
-    tracing::info!(%address, "serving");
+    tracing::info!(data = %services.data_dir.display(), "serving");
     scope.clone().spawn("grpc server", async move {
         // The directory is this coordinator's until the last request is answered.
         let _lock = lock;
@@ -114,7 +131,7 @@ pub async fn start(options: Options, scope: Scope) -> Result<Server> {
         }
         scope.cancel();
     });
-    Ok(Server { address })
+    Ok(())
 }
 
 /// Removes checkpoints that no record points at: a deletion was cut off, or a coordinator ended between an upload and

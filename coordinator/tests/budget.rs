@@ -143,7 +143,7 @@ fn agent(number: usize, pack: u32) -> Agent {
         resident_base: None,
     };
     let id = AgentId::new(format!("agent-{number}"));
-    Agent { id, version: "0".into(), hostname: "h".into(), devices: vec![device] }
+    Agent { id, version: "0".into(), hostname: "h".into(), devices: vec![device], labels: BTreeMap::new() }
 }
 
 /// Makes a step of every trial each [`STEP`], until `scope` ends.

@@ -8,7 +8,7 @@ use coordinator::actors::message::{Outbox, Outgoing, StopReason, ToAgent};
 use coordinator::placement::Waiting;
 use domain::fleet::{Agent, Device, Holding};
 use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -83,8 +83,13 @@ impl FakeAgent {
             price_per_hour: 1.0,
             resident_base: None,
         };
-        let agent =
-            Agent { id: AgentId::new(id), version: "0".into(), hostname: "h".into(), devices: vec![device] };
+        let agent = Agent {
+            id: AgentId::new(id),
+            version: "0".into(),
+            hostname: "h".into(),
+            devices: vec![device],
+            labels: BTreeMap::new(),
+        };
         let (outbox, told) = Outbox::new();
         let session = bench.dispatcher.connect(agent, holdings, outbox).await.unwrap();
         Self { id: AgentId::new(id), session, told }

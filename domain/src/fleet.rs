@@ -2,6 +2,7 @@
 
 use crate::{AgentId, Attempt, DeviceId, TrialId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// A place where trials train.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -31,6 +32,9 @@ pub struct Agent {
     pub hostname: String,
     /// Its devices.
     pub devices: Vec<Device>,
+    /// What whoever started it says of it: `zone`, `spot`, ….
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A trial that an agent holds.

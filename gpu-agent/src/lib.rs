@@ -14,6 +14,7 @@
 //! | [`spool`] | what the coordinator has not acknowledged yet, on disk |
 //! | [`transfer`] | checkpoints up and down |
 //! | [`home`] | the agent's folder: its name, its lock |
+//! | [`find`] | where the coordinator is |
 //! | [`devices`] | what this machine has |
 //! | [`wire`] | between the agent's words and the protocol's |
 
@@ -21,6 +22,7 @@ pub mod actors;
 mod assignment;
 pub mod devices;
 pub mod engine;
+pub mod find;
 pub mod home;
 pub mod spool;
 pub mod transfer;
@@ -38,14 +40,16 @@ use engine::candle::Candle;
 use engine::host::{Factory, Host};
 use engine::pack::Pack;
 use engine::process::{self, Launch};
+pub use find::Coordinator;
+use find::Finder;
 use home::Home;
 use prost::Message;
 use spool::Spool;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tonic::transport::Endpoint;
 use transfer::Transfers;
 use wire::Saying;
 
@@ -53,18 +57,17 @@ use wire::Saying;
 /// for the agent's scope waits a little longer.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(20);
 
-/// The pause between signs of life of an idle connection, and the time to answer one.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
-
 /// What an agent is started with.
 #[derive(Clone)]
 pub struct Options {
-    /// The coordinator, as `http://host:port`.
-    pub endpoint: String,
+    /// Where its coordinator is.
+    pub coordinator: Coordinator,
     /// The agent's own folder.
     pub data_dir: PathBuf,
     /// The devices to train on.
     pub devices: Vec<DeviceOptions>,
+    /// What is said of the agent where agents are listed: `zone`, `spot`, ….
+    pub labels: BTreeMap<String, String>,
     /// The hour.
     pub clock: Arc<dyn Clock>,
 }
@@ -210,16 +213,11 @@ async fn start_on(
     host: impl Fn(&DeviceOptions, &Scope) -> std::io::Result<Host>,
     scope: Scope,
 ) -> Result<Agent, AgentError> {
-    let endpoint = Endpoint::from_shared(options.endpoint.clone())
-        .map_err(|e| AgentError::Endpoint { endpoint: options.endpoint.clone(), problem: e.to_string() })?
-        .connect_timeout(KEEP_ALIVE)
-        .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
-        .keep_alive_while_idle(true);
+    let finder = Finder::new(options.coordinator)?;
     let home = Home::open(&options.data_dir)?;
     let id = home.agent_id()?;
     let spool = open_spool(&home)?;
-    let transfers = Transfers::new(&endpoint);
+    let transfers = Transfers::default();
     let mut devices = Vec::new();
     for device in &options.devices {
         let host = host(device, &scope)
@@ -227,8 +225,9 @@ async fn start_on(
         let (spool, transfers, home) = (spool.clone(), transfers.clone(), home.clone());
         devices.push(Device::start(device.id.clone(), host, spool, transfers, home, &scope));
     }
-    let identity = Identity { id: id.clone(), hostname: devices::hostname(), devices: options.devices };
-    Session::start(identity, endpoint, devices, spool, home, &scope);
+    let (devices_of_it, labels) = (options.devices, options.labels);
+    let identity = Identity { id: id.clone(), hostname: devices::hostname(), devices: devices_of_it, labels };
+    Session::start(identity, (finder, transfers), devices, spool, home, &scope);
     Ok(Agent { id })
 }
 

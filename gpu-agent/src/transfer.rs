@@ -9,11 +9,12 @@ use proto::v1::{self, CheckpointPart};
 use sha2::{Digest, Sha256};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status, Streaming};
 use v1::download_checkpoint_response::Piece as Down;
 use v1::upload_checkpoint_request::Piece as Up;
@@ -62,13 +63,26 @@ fn io(path: &Path) -> impl FnOnce(io::Error) -> TransferError + '_ {
 }
 
 /// The checkpoint plane. Clones share its connection, which opens when it is used.
-#[derive(Debug, Clone)]
-pub struct Transfers(AgentServiceClient<Channel>);
+#[derive(Debug, Clone, Default)]
+pub struct Transfers(Arc<Mutex<Option<(Uri, AgentServiceClient<Channel>)>>>);
 
 impl Transfers {
-    /// Transfers to that coordinator.
-    pub fn new(endpoint: &Endpoint) -> Self {
-        Self(AgentServiceClient::new(endpoint.connect_lazy()))
+    /// Transfers to that coordinator from now on.
+    pub fn follow(&self, endpoint: &Endpoint) {
+        let mut current = self.current();
+        if current.as_ref().is_none_or(|(uri, _)| uri != endpoint.uri()) {
+            *current = Some((endpoint.uri().clone(), AgentServiceClient::new(endpoint.connect_lazy())));
+        }
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<(Uri, AgentServiceClient<Channel>)>> {
+        // Nothing that can panic is done while it is held.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn client(&self) -> Result<AgentServiceClient<Channel>, TransferError> {
+        let client = self.current().as_ref().map(|(_, client)| client.clone());
+        client.ok_or_else(|| TransferError::Later("no coordinator was found yet".into()))
     }
 
     /// Uploads a checkpoint. When it returns, the checkpoint is durable and the trial's record points at it.
@@ -88,7 +102,7 @@ impl Transfers {
             files,
         };
         let (pieces, stream) = mpsc::channel(PIECES);
-        let mut client = self.0.clone();
+        let mut client = self.client()?;
         let call = client.upload_checkpoint(ReceiverStream::new(stream));
         let (sent, answer) = tokio::join!(send(header, paths, pieces), call);
         sent?;
@@ -109,7 +123,7 @@ impl Transfers {
             trial_id: assignment.trial.to_string(),
             attempt: assignment.attempt.0,
         };
-        let mut stream = self.0.clone().download_checkpoint(request).await?.into_inner();
+        let mut stream = self.client()?.download_checkpoint(request).await?.into_inner();
         let Some(Down::Header(header)) = next_piece(&mut stream).await? else {
             return Err(TransferError::Refused("the checkpoint came without its header".into()));
         };

@@ -19,6 +19,7 @@ use prost::Message;
 use proto::v1::session_request::Message as Up;
 use proto::v1::session_response::Message as Down;
 use proto::v1::{self, StopReason};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -89,9 +90,10 @@ impl Stage {
             host: EngineHost::Thread,
         };
         let options = Options {
-            endpoint: coordinator.endpoint.clone(),
+            coordinator: coordinator.endpoint.clone().into(),
             data_dir: dir.path().into(),
             devices: vec![device],
+            labels: BTreeMap::new(),
             clock: clock(),
         };
         let agent = gpu_agent::start_with(options, engines(), agent_scope.clone()).await.unwrap();

@@ -5,6 +5,7 @@
 pub mod convert;
 pub mod limits;
 pub mod status;
+pub mod version;
 
 /// Generated from `proto/lorafleet/v1/*.proto`.
 #[allow(missing_docs, clippy::all, reason = "generated; the .proto files hold the comments")]

@@ -19,6 +19,9 @@ pub const TEXT_BYTES: usize = 16 << 10;
 /// Devices of an agent. Placement looks at each for each waiting trial.
 pub const DEVICES: usize = 1024;
 
+/// Labels of an agent.
+pub const LABELS: usize = 64;
+
 /// Dollars an hour of a device: a cost must stay a number.
 pub const PRICE_PER_HOUR: f64 = 1e6;
 

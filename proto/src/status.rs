@@ -11,6 +11,12 @@ pub const ERROR_DOMAIN: &str = "lorafleet";
 /// The reason in those details of a server whose disk is full or fails.
 pub const STORAGE_REASON: &str = "STORAGE";
 
+/// The reason in those details of a coordinator that stands by while another leads.
+pub const STANDBY_REASON: &str = "STANDBY";
+
+/// What stands in the details of a coordinator that stands by: the leader's address, where it knows it.
+pub const LEADER: &str = "leader";
+
 /// What went wrong in a call, in the terms of gRPC. Crates convert their errors to this.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RpcError {
@@ -28,6 +34,8 @@ pub enum RpcError {
     Unavailable(String),
     /// The disk of the server is full or fails; try again later.
     Storage(String),
+    /// Another coordinator leads; ask that one: its address, where it is known.
+    Standby(Option<String>),
     /// A defect on our side.
     Internal(String),
 }
@@ -46,6 +54,7 @@ impl RpcError {
             Self::DataLoss(why) => Self::DataLoss(short(why)),
             Self::Unavailable(why) => Self::Unavailable(short(why)),
             Self::Storage(why) => Self::Storage(short(why)),
+            Self::Standby(leader) => Self::Standby(leader.map(short)),
             Self::Internal(why) => Self::Internal(short(why)),
         }
     }
@@ -102,6 +111,18 @@ impl From<RpcError> for Status {
             }
             RpcError::Storage(why) => {
                 Status::with_error_details(Code::Unavailable, why, info(STORAGE_REASON))
+            }
+            RpcError::Standby(leader) => {
+                let mut details = ErrorDetails::new();
+                let known: std::collections::HashMap<_, _> =
+                    leader.iter().map(|address| (LEADER.to_string(), address.clone())).collect();
+                details.set_error_info(STANDBY_REASON, ERROR_DOMAIN, known);
+                let who = leader.map_or("nobody leads now".into(), |address| format!("{address} leads"));
+                Status::with_error_details(
+                    Code::Unavailable,
+                    format!("this coordinator stands by; {who}"),
+                    details,
+                )
             }
             RpcError::Internal(why) => Status::with_error_details(Code::Internal, why, info("INTERNAL")),
         }

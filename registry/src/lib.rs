@@ -124,6 +124,12 @@ pub trait Registry: Send + Sync + 'static {
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> BoxFuture<'_, Result<Entries>>;
 }
 
+/// Tells where the leading coordinator serves.
+pub trait Leadership: Send + Sync + 'static {
+    /// Its address, as `http://host:port`; `None` while nobody leads.
+    fn leader(&self) -> BoxFuture<'_, Result<Option<String>>>;
+}
+
 /// The least key that a listing may begin with. A string's successor in byte order is the string and a zero.
 fn lower_bound(prefix: &str, after: Option<&str>) -> String {
     match after {

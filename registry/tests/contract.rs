@@ -68,10 +68,7 @@ async fn only_the_latest_leader_commits() {
         }
         let (future, current) = (second.0 + 1, second.0);
         let refusal = registry.commit(Fence(future), vec![put("a", "3")]).await.unwrap_err();
-        assert_eq!(
-            refusal.to_string(),
-            format!("fenced off: leadership {future} was replaced by {current}")
-        );
+        assert_eq!(refusal.to_string(), format!("fenced off: leadership {future} was replaced by {current}"));
         assert_eq!(registry.get("a").await.unwrap(), Some(b"1".to_vec()));
         registry.commit(second, vec![put("a", "2")]).await.unwrap();
         assert_eq!(registry.get("a").await.unwrap(), Some(b"2".to_vec()));
@@ -290,8 +287,8 @@ async fn agrees_with_the_model(registry: &dyn Registry, ops: Vec<Op>) -> Result<
 mod in_etcd {
     use super::*;
     use actor::Scope;
-    use registry::EtcdRegistry;
     use registry::etcd::{EtcdOptions, Member, Members};
+    use registry::{EtcdRegistry, Leadership};
     use std::time::Duration;
     use tests::etcd::Etcd;
 
@@ -377,7 +374,9 @@ mod in_etcd {
         let _second = members.register(member("two"), &scope);
         let listed = async |expected: &[&str]| {
             let there = async {
-                while members.list().await.unwrap().iter().map(|m| m.id.as_str()).collect::<Vec<_>>() != expected {
+                while members.list().await.unwrap().iter().map(|m| m.id.as_str()).collect::<Vec<_>>()
+                    != expected
+                {
                     tokio::task::yield_now().await;
                 }
             };

@@ -11,7 +11,7 @@ use proto::v1::adapter_service_client::AdapterServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
 use proto::v1::trial_service_client::TrialServiceClient;
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,9 +63,10 @@ async fn coordinator(dir: &Path, clock: Arc<dyn Clock>, scope: &Scope) -> String
 
 async fn agent(dir: &Path, endpoint: &str, clock: Arc<dyn Clock>, scope: &Scope) {
     let options = gpu_agent::Options {
-        endpoint: endpoint.into(),
+        coordinator: endpoint.to_string().into(),
         data_dir: dir.into(),
         devices: vec![gpu_agent::devices::cpu()],
+        labels: BTreeMap::new(),
         clock,
     };
     gpu_agent::start(options, scope.clone()).await.unwrap();

@@ -12,7 +12,7 @@ use proto::v1;
 use proto::v1::sweep_service_client::SweepServiceClient;
 use registry::{Registry, SqliteRegistry, Write};
 use serde_json::{Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,9 +31,10 @@ async fn run(dir: &Path, sweeps: &[Value]) -> Vec<String> {
     let server = coordinator::start(options, coordinator_scope.clone()).await.unwrap();
     let endpoint = format!("http://{}", server.address);
     let agent = gpu_agent::Options {
-        endpoint: endpoint.clone(),
+        coordinator: endpoint.clone().into(),
         data_dir: dir.join("agent"),
         devices: vec![gpu_agent::devices::cpu()],
+        labels: BTreeMap::new(),
         clock: clock.clone(),
     };
     let engines: gpu_agent::Engines = Arc::new(move |device| {

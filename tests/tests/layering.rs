@@ -12,7 +12,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("actor", &[]),
     ("proto", &["domain"]),
     ("config", &["domain"]),
-    ("registry", &["domain"]),
+    ("registry", &["domain", "actor"]),
     ("hub", &[]),
     ("trainer", &["domain", "hub"]),
     ("coordinator", &["domain", "proto", "config", "actor", "registry"]),

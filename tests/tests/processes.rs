@@ -3,19 +3,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod common;
+
 use actor::Scope;
+use common::{Trial, results, submit, until};
 use domain::{Clock, SystemClock};
 use proto::v1;
-use proto::v1::sweep_service_client::SweepServiceClient;
-use proto::v1::trial_service_client::TrialServiceClient;
-use serde_json::json;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-use v1::watch_sweep_response::Event;
 
 const ROLE: &str = "LORAFLEET_TEST_ROLE";
 const DIR: &str = "LORAFLEET_TEST_DIR";
@@ -36,8 +35,9 @@ fn role() {
             coordinator::start(options, scope.clone()).await.unwrap().address.to_string()
         } else {
             let endpoint = format!("http://{address}");
-            let devices = vec![gpu_agent::devices::cpu()];
-            let options = gpu_agent::Options { endpoint, data_dir, devices, clock };
+            let (devices, labels) = (vec![gpu_agent::devices::cpu()], BTreeMap::new());
+            let options =
+                gpu_agent::Options { coordinator: endpoint.into(), data_dir, devices, labels, clock };
             gpu_agent::start(options, scope.clone()).await.unwrap();
             address
         };
@@ -70,71 +70,6 @@ impl Drop for Process {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
-}
-
-/// The end of a trial: its state, its attempts, and its losses to the last bit.
-#[derive(Debug, PartialEq)]
-struct Trial {
-    attempts: u32,
-    state: v1::TrialState,
-    losses: Vec<(u64, Option<u64>)>,
-}
-
-fn document() -> serde_json::Value {
-    let quickstart = tests::root().join("config/quickstart");
-    json!({
-        "name": "two",
-        "pretrained_model_id": quickstart.join("base"),
-        "dataset_name": quickstart.join("instruct.jsonl"),
-        "eval_size": 2, "batch_size": 1, "max_sequence_length": 32, "max_steps": 80, "save_steps": 4,
-        "search": { "algorithm": "grid" },
-        "parameters": { "lora_rank": [2, 4] },
-    })
-}
-
-async fn submit(endpoint: &str) -> String {
-    let spec = Some(proto::convert::to_struct(document().as_object().unwrap()));
-    let request_id = "6f1c0c0e-9a43-4d0e-8c3a-52d1b6f4a001".into();
-    let request = v1::SubmitSweepRequest { request_id, spec, base_models: HashMap::new() };
-    let mut client = SweepServiceClient::connect(endpoint.to_string()).await.unwrap();
-    client.submit_sweep(request).await.unwrap().into_inner().sweep.unwrap().id
-}
-
-/// Watches until a trial has come to a step, or the sweep is over.
-async fn until(endpoint: &str, sweep_id: &str, step: u64) {
-    let mut client = SweepServiceClient::connect(endpoint.to_string()).await.unwrap();
-    let request = v1::WatchSweepRequest { sweep_id: sweep_id.into() };
-    let mut watched = client.watch_sweep(request).await.unwrap().into_inner();
-    while let Some(change) = watched.message().await.unwrap() {
-        match change.event {
-            Some(Event::Progress(progress)) if progress.point.as_ref().is_some_and(|p| p.step >= step) => {
-                return;
-            }
-            _ => {}
-        }
-    }
-    assert_eq!(step, u64::MAX, "the sweep was over before the kill");
-}
-
-async fn results(endpoint: &str, sweep_id: &str) -> BTreeMap<String, Trial> {
-    let mut client = TrialServiceClient::connect(endpoint.to_string()).await.unwrap();
-    let request = v1::ListTrialsRequest { sweep_id: sweep_id.into(), ..v1::ListTrialsRequest::default() };
-    let mut results = BTreeMap::new();
-    for trial in client.list_trials(request).await.unwrap().into_inner().trials {
-        let request = v1::GetTrialMetricsRequest { trial_id: trial.id.clone() };
-        let mut answers = client.get_trial_metrics(request).await.unwrap().into_inner();
-        let mut losses = Vec::new();
-        while let Some(answer) = answers.message().await.unwrap() {
-            losses.extend(answer.points.iter().map(|point| {
-                let loss = point.values.iter().find(|v| v.name == domain::metric::LOSS);
-                (point.step, loss.map(|loss| loss.value.to_bits()))
-            }));
-        }
-        assert!(losses.iter().map(|(step, _)| *step).eq(0..=80), "{}: {losses:?}", trial.id);
-        let number = trial.id.rsplit_once('/').unwrap().1.to_string();
-        results.insert(number, Trial { attempts: trial.attempt, state: trial.state(), losses });
-    }
-    results
 }
 
 /// Trains the sweep; each kill is of one process, once a trial has come to a step.

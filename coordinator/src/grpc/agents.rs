@@ -61,8 +61,9 @@ impl AgentService for Services {
 fn from_agent(message: v1::SessionRequest) -> Result<FromAgent, ConvertError> {
     Ok(match required("message", message.message)? {
         Said::Hello(hello) => {
-            let agent = required("hello.agent", hello.agent)?.try_into()?;
-            FromAgent::Hello(agent, hello.holdings.into_iter().map(Into::into).collect())
+            let agent = required("hello.agent", hello.agent)?;
+            proto::version::check_agent(&agent.version)?;
+            FromAgent::Hello(agent.try_into()?, hello.holdings.into_iter().map(Into::into).collect())
         }
         Said::Heartbeat(beat) => FromAgent::Heartbeat {
             holdings: beat.holdings.into_iter().map(Into::into).collect(),

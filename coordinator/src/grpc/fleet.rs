@@ -88,6 +88,7 @@ fn wire(view: AgentView) -> v1::Agent {
         devices: view.agent.devices.into_iter().map(Into::into).collect(),
         connected: view.connected,
         drained: view.drained,
+        labels: view.agent.labels.into_iter().collect(),
         last_seen: Some(convert::timestamp(view.last_seen)),
         trial_ids: view.trials.iter().map(ToString::to_string).collect(),
     }

@@ -98,8 +98,13 @@ async fn an_agent_that_cannot_be_is_not_let_in() {
     let fixture = Fixture::start(LONG).await;
     fixture.submit(&grid(&[2])).await;
     let device = hello("a", 1, vec![]).agent.unwrap().devices.remove(0);
-    let agent =
-        |id: &str, devices: Vec<v1::Device>| v1::Agent { id: id.into(), devices, ..v1::Agent::default() };
+    let version = || proto::version::VERSION.to_string();
+    let agent = |id: &str, devices: Vec<v1::Device>| v1::Agent {
+        id: id.into(),
+        version: version(),
+        devices,
+        ..v1::Agent::default()
+    };
     let with = |change: fn(&mut v1::Device)| {
         let mut changed = device.clone();
         change(&mut changed);
@@ -107,6 +112,8 @@ async fn an_agent_that_cannot_be_is_not_let_in() {
     };
     for wrong in [
         agent("", vec![device.clone()]),
+        v1::Agent { version: "99.0.0".into(), ..agent("b", vec![device.clone()]) },
+        v1::Agent { version: "\0".repeat(1 << 20), ..agent("b", vec![device.clone()]) },
         agent("a\nb", vec![device.clone()]),
         agent("a\0b", vec![device.clone()]),
         agent(&"a".repeat(1 << 20), vec![device.clone()]),

@@ -69,7 +69,8 @@ fn messages(round: usize) -> Vec<Vec<u8>> {
     let name = |i: usize| format!("{round}-{i}-{}", "x".repeat(150));
     let device =
         |i| v1::Device { id: name(i), accelerator: name(i), max_pack_size: 1, ..v1::Device::default() };
-    let agent = v1::Agent { id: name(0), devices: (0..1000).map(device).collect(), ..v1::Agent::default() };
+    let (version, devices) = (proto::version::VERSION.into(), (0..1000).map(device).collect());
+    let agent = v1::Agent { id: name(0), version, devices, ..v1::Agent::default() };
     let holding = |i| v1::Holding { trial_id: format!("{}/1", name(i)), attempt: 1, step: 1 };
     let hello = v1::Hello { agent: Some(agent), holdings: (0..1000).map(holding).collect() };
     vec![

@@ -41,7 +41,8 @@ pub fn hello(id: &str, pack: u32, holdings: Vec<v1::Holding>) -> v1::Hello {
         price_per_hour: 3.6,
         resident_base: String::new(),
     };
-    let agent = v1::Agent { id: id.into(), devices: vec![device], ..v1::Agent::default() };
+    let version = proto::version::VERSION.into();
+    let agent = v1::Agent { id: id.into(), version, devices: vec![device], ..v1::Agent::default() };
     v1::Hello { agent: Some(agent), holdings }
 }
 

@@ -3,8 +3,10 @@
 
 use super::device::{Command, Device, Status};
 use crate::engine::How;
+use crate::find::{FindError, Finder};
 use crate::home::Home;
 use crate::spool::Spool;
+use crate::transfer::Transfers;
 use crate::wire::{self, Saying};
 use crate::{Assignment, DeviceOptions, SHUTDOWN_GRACE};
 use actor::Scope;
@@ -19,7 +21,6 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
 use v1::session_response::Message as Response;
 
 /// Messages that may wait for the network.
@@ -36,6 +37,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
+    #[error(transparent)]
+    Find(#[from] FindError),
     #[error("cannot connect: {0}")]
     Connect(#[from] tonic::transport::Error),
     #[error("{}: {}", .0.code(), .0.message())]
@@ -57,12 +60,15 @@ pub struct Identity {
     pub hostname: String,
     /// Its devices.
     pub devices: Vec<DeviceOptions>,
+    /// What is said of it.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// The control stream's actor.
 pub struct Session {
     identity: Identity,
-    endpoint: Endpoint,
+    finder: Finder,
+    transfers: Transfers,
     devices: Vec<Device>,
     spool: Spool,
     home: Home,
@@ -74,14 +80,14 @@ impl Session {
     /// spool is empty, or [`SHUTDOWN_GRACE`] is over.
     pub fn start(
         identity: Identity,
-        endpoint: Endpoint,
+        (finder, transfers): (Finder, Transfers),
         devices: Vec<Device>,
         spool: Spool,
         home: Home,
         scope: &Scope,
     ) {
         let over = over(scope.clone(), devices.iter().map(|d| d.status.clone()).collect(), spool.clone());
-        let session = Self { identity, endpoint, devices, spool, home, pause: SHORTEST_PAUSE };
+        let session = Self { identity, finder, transfers, devices, spool, home, pause: SHORTEST_PAUSE };
         scope.spawn("session", async move {
             tokio::select! {
                 never = session.run() => match never {},
@@ -94,14 +100,16 @@ impl Session {
         loop {
             let Err(error) = self.serve().await;
             tracing::warn!(%error, pause = ?self.pause, "not connected to the coordinator; training goes on");
-            tokio::time::sleep(self.pause).await;
+            tokio::time::sleep(jittered(self.pause)).await;
             self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         }
     }
 
     /// One connection, from `Hello` to its end.
     async fn serve(&mut self) -> Result<Infallible, SessionError> {
-        let mut client = AgentServiceClient::new(self.endpoint.connect().await?);
+        let endpoint = self.finder.find().await?;
+        self.transfers.follow(&endpoint);
+        let mut client = AgentServiceClient::new(endpoint.connect().await?);
         let (outgoing, requests) = mpsc::channel(OUTGOING);
         // There is room: the channel is new.
         let _ = outgoing.try_send(self.hello());
@@ -173,6 +181,7 @@ impl Session {
             version: env!("CARGO_PKG_VERSION").into(),
             hostname: self.identity.hostname.clone(),
             devices,
+            labels: self.identity.labels.clone().into_iter().collect(),
             ..v1::Agent::default()
         };
         wire::hello(agent, self.holdings(&statuses))
@@ -253,6 +262,12 @@ impl Session {
             self.home.remove_work_dir(assignment);
         }
     }
+}
+
+/// Between half of a pause and all of it, so that a fleet that lost its coordinator does not come back all at once.
+fn jittered(pause: Duration) -> Duration {
+    let [random, ..] = uuid::Uuid::new_v4().into_bytes();
+    pause.mul_f64(0.5 + 0.5 * f64::from(random) / 255.0)
 }
 
 /// The coordinator's wish, kept within what makes sense.

@@ -49,7 +49,14 @@ impl TryFrom<v1::Agent> for Agent {
         if count > most {
             return Err(ConvertError::new("devices", format!("are {count}, above {most}")));
         }
+        let (count, most) = (a.labels.len(), limits::LABELS);
+        if count > most {
+            return Err(ConvertError::new("labels", format!("are {count}, above {most}")));
+        }
+        let label =
+            |(name, value): (String, String)| Ok((named("labels", name)?, cut(value, limits::NAME_BYTES)));
         Ok(Self {
+            labels: a.labels.into_iter().map(label).collect::<Result<_, _>>()?,
             id: AgentId::new(named("id", a.id)?),
             version: cut(a.version, limits::NAME_BYTES),
             hostname: cut(a.hostname, limits::NAME_BYTES),

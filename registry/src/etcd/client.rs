@@ -71,7 +71,10 @@ impl Etcd {
         };
         match tokio::time::timeout(DEADLINE, call).await {
             Ok(answer) => answer.map_err(|error| failed(error.to_string())),
-            Err(_) => Err(failed(format!("no answer within {} s; is it running, with a majority?", DEADLINE.as_secs()))),
+            Err(_) => Err(failed(format!(
+                "no answer within {} s; is it running, with a majority?",
+                DEADLINE.as_secs()
+            ))),
         }
     }
 
@@ -89,7 +92,8 @@ impl Etcd {
 
     /// A stored value's own bytes; parts are read as they were at `revision`.
     pub(super) async fn whole_value(&self, stored: &[u8], revision: i64) -> Result<Vec<u8>> {
-        let damaged = |problem: String| RegistryError::Storage(format!("etcd at {}: {problem}", self.endpoints));
+        let damaged =
+            |problem: String| RegistryError::Storage(format!("etcd at {}: {problem}", self.endpoints));
         match stored.split_first() {
             Some((&INLINE, value)) => Ok(value.to_vec()),
             Some((&PARTED, id)) => {
@@ -97,8 +101,10 @@ impl Etcd {
                 let end = after_all_of(prefix.clone());
                 let (mut next, mut whole) = (prefix.into_bytes(), Vec::new());
                 loop {
-                    let options =
-                        GetOptions::new().with_range(end.clone()).with_revision(revision).with_limit(PARTS_PAGE);
+                    let options = GetOptions::new()
+                        .with_range(end.clone())
+                        .with_revision(revision)
+                        .with_limit(PARTS_PAGE);
                     let page = self.get(next, options).await?;
                     for (_, part, _) in &page {
                         whole.extend_from_slice(part);
@@ -109,7 +115,9 @@ impl Etcd {
                     }
                 }
             }
-            _ => Err(damaged("a value is not in a form that this version knows; was it written by a newer one?".into())),
+            _ => Err(damaged(
+                "a value is not in a form that this version knows; was it written by a newer one?".into(),
+            )),
         }
     }
 

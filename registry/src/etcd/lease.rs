@@ -24,7 +24,8 @@ impl Lease {
     pub(super) async fn grant(etcd: &Etcd, ttl: Duration, scope: &Scope) -> Result<Self> {
         let asked = Instant::now();
         let seconds = ttl.as_secs().max(2);
-        let granted = etcd.call("asking for a lease", etcd.client().lease_grant(seconds as i64, None)).await?;
+        let granted =
+            etcd.call("asking for a lease", etcd.client().lease_grant(seconds as i64, None)).await?;
         let id = granted.id();
         if id == 0 {
             return Err(RegistryError::Storage("etcd granted no lease".into()));

@@ -6,9 +6,10 @@
 use super::EtcdOptions;
 use super::client::Etcd;
 use super::lease::Lease;
-use crate::Result;
+use crate::{Leadership, Result};
 use actor::Scope;
 use etcd_client::{GetOptions, PutOptions, SortOrder, SortTarget};
+use futures::future::{BoxFuture, FutureExt};
 use std::time::Duration;
 
 /// The pause between two tries to register.
@@ -102,15 +103,18 @@ impl Members {
         };
         Ok(found.into_iter().map(member).collect())
     }
+}
 
-    /// What the leader gave as its name when it became that; `None` while nobody leads.
-    ///
-    /// # Errors
-    /// etcd does not answer.
-    pub async fn leader(&self) -> Result<Option<String>> {
-        // As etcd's election has it: the oldest of those who wait in it.
-        let oldest = GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Ascend).with_limit(1);
-        let found = self.etcd.get(format!("{}/", self.etcd.election()), oldest).await?;
-        Ok(found.into_iter().next().map(|(_, value, _)| String::from_utf8_lossy(&value).into_owned()))
+impl Leadership for Members {
+    /// What the leader gave as its name when it became that.
+    fn leader(&self) -> BoxFuture<'_, Result<Option<String>>> {
+        async {
+            // As etcd's election has it: the oldest of those who wait in it.
+            let oldest = GetOptions::new().with_prefix().with_limit(1);
+            let oldest = oldest.with_sort(SortTarget::Create, SortOrder::Ascend);
+            let found = self.etcd.get(format!("{}/", self.etcd.election()), oldest).await?;
+            Ok(found.into_iter().next().map(|(_, value, _)| String::from_utf8_lossy(&value).into_owned()))
+        }
+        .boxed()
     }
 }

@@ -4,8 +4,8 @@
 //! key, which names them. A batch that is too large is written as such a value, the journal; from then on it is
 //! decided, and is applied in several transactions, by the next leader if this one is gone.
 
-use super::client::{self, Etcd, INLINE, PART, PARTED};
 use super::Term;
+use super::client::{self, Etcd, INLINE, PART, PARTED};
 use crate::{Fence, RegistryError, Result, Write};
 use actor::{Reply, Scope};
 use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, SortOrder, SortTarget, Txn, TxnOp};
@@ -45,11 +45,7 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub(super) fn new(
-        etcd: Etcd,
-        term: watch::Receiver<Option<Arc<Term>>>,
-        whole: Arc<RwLock<()>>,
-    ) -> Self {
+    pub(super) fn new(etcd: Etcd, term: watch::Receiver<Option<Arc<Term>>>, whole: Arc<RwLock<()>>) -> Self {
         Self { etcd, term, whole, known: Fence(0), parted: BTreeMap::new(), ids: 0 }
     }
 
@@ -132,10 +128,8 @@ impl Writer {
         }
         self.apply(term, piece).await?;
         let parts = DeleteOptions::new().with_prefix();
-        let forget = vec![
-            TxnOp::delete(self.etcd.journal(), None),
-            TxnOp::delete(self.etcd.parts(id), Some(parts)),
-        ];
+        let forget =
+            vec![TxnOp::delete(self.etcd.journal(), None), TxnOp::delete(self.etcd.parts(id), Some(parts))];
         self.transaction(term, forget).await
     }
 
@@ -145,7 +139,8 @@ impl Writer {
         let mut parted = Vec::new();
         for (key, value) in changes {
             if let Some(old) = self.parted.get(&key) {
-                operations.push(TxnOp::delete(self.etcd.parts(old), Some(DeleteOptions::new().with_prefix())));
+                operations
+                    .push(TxnOp::delete(self.etcd.parts(old), Some(DeleteOptions::new().with_prefix())));
                 operations.push(TxnOp::delete(self.etcd.owner(old), None));
                 parted.push((key.clone(), None));
             }
@@ -202,7 +197,8 @@ impl Writer {
 
     /// The refusal of a fence that is not the current leader's.
     async fn fenced(&self, held: Fence) -> RegistryError {
-        let oldest = GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Ascend).with_limit(1);
+        let oldest =
+            GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Ascend).with_limit(1);
         let mut client = self.etcd.client();
         let found = client.get(format!("{}/", self.etcd.election()), Some(oldest));
         match self.etcd.call("asking who leads", found).await {
@@ -227,7 +223,8 @@ impl Writer {
         if let Some((_, mark, revision)) = journal {
             let id = String::from_utf8_lossy(mark.get(1..).unwrap_or_default()).into_owned();
             let changes = decode(&self.etcd.whole_value(&mark, revision).await?);
-            let changes = changes.ok_or_else(|| RegistryError::Storage("etcd: the journal is damaged".into()))?;
+            let changes =
+                changes.ok_or_else(|| RegistryError::Storage("etcd: the journal is damaged".into()))?;
             tracing::info!(writes = changes.len(), "applying what the last leader had decided");
             let whole = Arc::clone(&self.whole);
             let _whole = whole.write().await;

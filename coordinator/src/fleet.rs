@@ -1,0 +1,140 @@
+//! One of a fleet's coordinators: it stands by while another leads, and says who; when it leads, it serves.
+//!
+//! The state is in a registry that all of them reach (etcd). Metrics and checkpoints lie in a directory that all of them
+//! see. Its lock is held by the one that serves, so that the files of a leader that is replaced while its process lives
+//! on are not touched before that process is gone.
+
+use crate::error::{CoordinatorError, Result};
+use crate::history::History;
+use crate::store::Store;
+use crate::{Options, Server};
+use actor::Scope;
+use proto::status::RpcError;
+use registry::{DirectoryLock, Leadership, Registry, RegistryError};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::codegen::http::Response;
+use tonic::transport::Server as Transport;
+use tonic::transport::server::TcpIncoming;
+use tower::util::MapResponseLayer;
+
+/// The pause between two looks at who leads, and between two tries to take the directory.
+const PAUSE: Duration = Duration::from_millis(250);
+/// The time in which a coordinator that stops standing by closes its connections.
+const CLOSING: Duration = Duration::from_secs(1);
+
+/// The fleet that a coordinator is one of.
+#[derive(Clone)]
+pub struct Fleet {
+    /// The state.
+    pub registry: Arc<dyn Registry>,
+    /// Says who leads.
+    pub leadership: Arc<dyn Leadership>,
+    /// Where others reach this coordinator, as `http://host:port`; `None`: at the address that it listens on.
+    pub advertise: Option<String>,
+}
+
+/// Stands by until this coordinator leads, then starts as [`crate::start`] does on the fleet's state. `told` hears the
+/// address as soon as it is listened on.
+///
+/// # Errors
+/// As [`crate::start`]'s; `Gone` if `scope` is cancelled before it leads.
+pub async fn start(
+    options: Options,
+    fleet: Fleet,
+    scope: Scope,
+    told: impl FnOnce(&Server),
+) -> Result<Server> {
+    let (listener, address) = crate::bind(options.listen).await?;
+    let failed = |source| CoordinatorError::Listen { address, source };
+    let listener = listener.into_std().map_err(failed)?;
+    let server = Server { address };
+    told(&server);
+    let standby = scope.child();
+    let waiting = TcpListener::from_std(listener.try_clone().map_err(failed)?).map_err(failed)?;
+    stand_by(waiting, fleet.leadership.clone(), &standby);
+
+    let advertise = fleet.advertise.unwrap_or_else(|| format!("http://{address}"));
+    let led = tokio::select! {
+        led = lead(&options, fleet.registry, &advertise) => led,
+        () = scope.cancelled() => Err(actor::Gone.into()),
+    };
+    if !standby.finish(CLOSING).await {
+        tracing::warn!("connections from the time of standing by are still open");
+    }
+    let (store, lock) = led?;
+    let listener = TcpListener::from_std(listener).map_err(failed)?;
+    crate::serve(options, listener, lock, store, scope).await?;
+    Ok(server)
+}
+
+async fn lead(
+    options: &Options,
+    registry: Arc<dyn Registry>,
+    advertise: &str,
+) -> Result<(Store, DirectoryLock)> {
+    let store = Store::lead(registry, advertise).await?;
+    tracing::info!(advertise, "this coordinator leads");
+    let lock = take(&options.data_dir).await?;
+    History::refuse_newer(&options.data_dir.join("history"))?;
+    Ok((store, lock))
+}
+
+/// Takes the directory as soon as the last leader's process has let go of it.
+async fn take(dir: &Path) -> Result<DirectoryLock> {
+    let mut said = false;
+    loop {
+        match DirectoryLock::acquire(dir) {
+            Err(error @ RegistryError::InUse { .. }) => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::warn!(%error, "waiting for the last leader's process to end");
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+            other => return Ok(other?),
+        }
+    }
+}
+
+/// Answers every call with who leads, until the scope is cancelled.
+fn stand_by(listener: TcpListener, leadership: Arc<dyn Leadership>, scope: &Scope) {
+    let (leader, known) = watch::channel(None);
+    let stop = scope.clone();
+    scope.spawn("leader watch", async move {
+        let look = async {
+            loop {
+                match leadership.leader().await {
+                    Ok(found) => drop(leader.send_replace(found)),
+                    Err(error) => tracing::warn!(%error, "it is not known who leads"),
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        tokio::select! {
+            () = look => {}
+            () = stop.cancelled() => {}
+        }
+    });
+    let stop = scope.clone();
+    scope.spawn("standby server", async move {
+        let refuse = move |_: Response<Body>| {
+            Status::from(RpcError::Standby(known.borrow().clone())).into_http::<Body>()
+        };
+        // Whatever is called: the answer does not depend on it.
+        let (_, health) = tonic_health::server::health_reporter();
+        let server = Transport::builder().layer(MapResponseLayer::new(refuse)).add_service(health);
+        tokio::select! {
+            served = server.serve_with_incoming(TcpIncoming::from(listener)) => {
+                if let Err(error) = served {
+                    tracing::error!(%error, "standing by, but nobody can ask");
+                }
+            }
+            () = stop.cancelled() => {}
+        }
+    });
+}

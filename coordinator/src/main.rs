@@ -1,0 +1,246 @@
+//! The `coordinator` program: one machine's, or one of a fleet's over etcd.
+
+use clap::Parser;
+use coordinator::{CoordinatorError, Options, Server};
+use domain::SystemClock;
+use std::fmt::Display;
+use std::io::IsTerminal;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Heartbeats in an assignment's lease: as many may be lost but one.
+const HEARTBEATS: u32 = 5;
+/// How long what is under way may take to end when the program is told to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(30);
+
+/// Schedules sweeps onto the agents that connect, and keeps what they send.
+///
+/// With --etcd several may run, on any machines that see the directory of --artifacts: one leads, the others stand by and
+/// tell who. When the leader is gone, another goes on with everything within seconds; agents train on meanwhile.
+#[derive(Debug, Parser)]
+#[command(
+    name = "coordinator",
+    version,
+    after_help = "Examples:
+  coordinator --data-dir /var/lib/lorafleet
+  coordinator --listen 0.0.0.0:7401 --advertise http://10.0.0.5:7401 --allow-plaintext \\
+      --etcd http://10.0.0.2:2379,http://10.0.0.3:2379 --artifacts /mnt/lorafleet
+
+Exit codes: 0 stopped when told to, 1 it could not go on, 2 usage, or the data directory is in use."
+)]
+struct Args {
+    /// Address to serve at; port 0 takes a free one.
+    #[arg(long, env = "LORAFLEET_LISTEN", default_value = "127.0.0.1:7401", value_name = "ADDRESS")]
+    listen: SocketAddr,
+    /// Serve at an address that other machines reach, though nothing is encrypted and nobody is asked who they are. For
+    /// private networks.
+    #[arg(long, env = "LORAFLEET_ALLOW_PLAINTEXT")]
+    allow_plaintext: bool,
+    /// Seconds without a sign of life from an agent after which its trials go to others.
+    #[arg(
+        long,
+        env = "LORAFLEET_ASSIGNMENT_LEASE",
+        default_value_t = 10,
+        value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(1..=3600)
+    )]
+    assignment_lease: u64,
+    /// Where the state, metrics and checkpoints of a single coordinator are kept.
+    #[arg(long, env = "LORAFLEET_DATA_DIR", default_value = "./lorafleet-data", value_name = "DIR")]
+    data_dir: PathBuf,
+    #[command(flatten)]
+    fleet: FleetArgs,
+}
+
+/// What makes it one of a fleet's.
+#[derive(Debug, clap::Args)]
+struct FleetArgs {
+    /// Addresses of etcd, which then keeps the state and elects the leader.
+    #[arg(
+        long,
+        env = "LORAFLEET_ETCD",
+        value_delimiter = ',',
+        value_name = "URL[,URL…]",
+        requires = "artifacts"
+    )]
+    etcd: Vec<String>,
+    /// What the keys in etcd begin with.
+    #[arg(long, env = "LORAFLEET_ETCD_PREFIX", default_value = "/lorafleet", value_name = "PREFIX")]
+    etcd_prefix: String,
+    /// Seconds after its last sign of life that a leader counts as gone.
+    #[arg(
+        long,
+        env = "LORAFLEET_ELECTION_TTL",
+        default_value_t = 10,
+        value_name = "SECONDS",
+        value_parser = clap::value_parser!(u64).range(2..=300)
+    )]
+    election_ttl: u64,
+    /// Directory of metrics and checkpoints, which every coordinator of the fleet sees: a path or a file:// URL.
+    #[arg(long, env = "LORAFLEET_ARTIFACTS", value_name = "DIR", requires = "etcd")]
+    artifacts: Option<String>,
+    /// Where others reach this coordinator: the address that it listens on, unless given.
+    #[arg(long, env = "LORAFLEET_ADVERTISE", value_name = "URL")]
+    advertise: Option<String>,
+}
+
+/// Why the program ends, and its exit code.
+struct End(u8, String);
+
+impl End {
+    fn invalid(why: impl Display) -> Self {
+        Self(2, why.to_string())
+    }
+
+    fn failed(why: impl Display) -> Self {
+        Self(1, why.to_string())
+    }
+
+    /// A data directory that is somebody else's, or of a later version, is a wrong argument; all else is a failure.
+    fn of(error: CoordinatorError) -> Self {
+        use registry::RegistryError::{Foreign, InUse, Newer};
+        match error {
+            CoordinatorError::Registry(InUse { .. } | Newer { .. } | Foreign { .. }) => Self::invalid(error),
+            _ => Self::failed(error),
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LORAFLEET_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "no threads can be started");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(args)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(End(code, why)) => {
+            tracing::error!("{why}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+async fn run(args: Args) -> Result<(), End> {
+    if !args.listen.ip().is_loopback() && !args.allow_plaintext {
+        return Err(End::invalid(format!(
+            "--listen {}: others could reach it, and it neither encrypts nor asks who they are; on a private network \
+             say so with --allow-plaintext, else listen on 127.0.0.1 and reach it through a tunnel",
+            args.listen
+        )));
+    }
+    let options = |data_dir| Options {
+        data_dir,
+        listen: args.listen,
+        clock: Arc::new(SystemClock::new()),
+        heartbeat: Duration::from_secs(args.assignment_lease) / HEARTBEATS,
+        lease: Duration::from_secs(args.assignment_lease),
+    };
+    if args.fleet.etcd.is_empty() {
+        return alone(options(args.data_dir)).await;
+    }
+    let artifacts = args.fleet.artifacts.as_deref().unwrap_or_default();
+    let artifacts = directory(artifacts)?;
+    in_fleet(options(artifacts), &args.fleet).await
+}
+
+/// The directory that `--artifacts` names.
+fn directory(text: &str) -> Result<PathBuf, End> {
+    match text.split_once("://") {
+        None => Ok(text.into()),
+        Some(("file", path)) => Ok(path.into()),
+        Some((scheme, _)) => Err(End::invalid(format!(
+            "--artifacts {text}: {scheme}:// is not supported yet; name a directory that all coordinators see"
+        ))),
+    }
+}
+
+/// What a script waits for, on a line of its own.
+#[allow(clippy::print_stdout, reason = "it is the program's answer")]
+fn announce(what: impl Display) {
+    println!("{what}");
+}
+
+fn listening(server: &Server) -> String {
+    format!("listening on http://{}", server.address)
+}
+
+async fn alone(options: Options) -> Result<(), End> {
+    let mut interrupts = actor::Interrupts::new().map_err(End::failed)?;
+    let scope = actor::Scope::new();
+    let server = coordinator::start(options, scope.clone()).await.map_err(End::of)?;
+    announce(listening(&server));
+    let ended = tokio::select! {
+        () = interrupts.next() => Ok(()),
+        () = scope.cancelled() => Err(End::failed("the coordinator cannot go on; its last message says why")),
+    };
+    scope.finish(STOP_LIMIT).await;
+    ended
+}
+
+#[cfg(not(feature = "etcd"))]
+async fn in_fleet(_: Options, _: &FleetArgs) -> Result<(), End> {
+    Err(End::invalid("--etcd: this program was built without the feature `etcd`"))
+}
+
+/// Stands by and leads in turn, until it is told to stop.
+#[cfg(feature = "etcd")]
+async fn in_fleet(mut options: Options, args: &FleetArgs) -> Result<(), End> {
+    use coordinator::fleet::{self, Fleet};
+    use registry::EtcdRegistry;
+    use registry::etcd::EtcdOptions;
+
+    let mut interrupts = actor::Interrupts::new().map_err(End::failed)?;
+    let etcd = EtcdOptions {
+        endpoints: args.etcd.clone(),
+        prefix: args.etcd_prefix.clone(),
+        ttl: Duration::from_secs(args.election_ttl),
+    };
+    loop {
+        // Ended after the coordinator: it writes to the last.
+        let (scope, in_etcd) = (actor::Scope::new(), actor::Scope::new());
+        let registry = Arc::new(EtcdRegistry::connect(&etcd, &in_etcd).await.map_err(End::failed)?);
+        let leadership = Arc::new(registry.members());
+        let fleet = Fleet { registry: registry.clone(), leadership, advertise: args.advertise.clone() };
+        let mut address = options.listen;
+        let told = |server: &Server| {
+            announce(listening(server));
+            address = server.address;
+        };
+        let lost = async {
+            match fleet::start(options.clone(), fleet, scope.clone(), told).await {
+                Ok(_) => {
+                    announce("leading");
+                    registry.lost().await;
+                }
+                Err(CoordinatorError::Registry(registry::RegistryError::Fenced { .. })) => {}
+                Err(error) => return Err(End::of(error)),
+            }
+            Ok(())
+        };
+        let ended = tokio::select! {
+            lost = lost => lost.map(|()| false),
+            () = interrupts.next() => Ok(true),
+            // It says why, and is no leader any more.
+            () = scope.cancelled() => Ok(false),
+        };
+        scope.finish(STOP_LIMIT).await;
+        in_etcd.finish(STOP_LIMIT).await;
+        if ended? {
+            return Ok(());
+        }
+        tracing::warn!("the leadership is over; standing by again");
+        // The port that was taken is the one that others know.
+        options.listen = address;
+    }
+}

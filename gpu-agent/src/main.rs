@@ -1,0 +1,297 @@
+//! The `gpu-agent` program: this machine's devices, for a coordinator elsewhere.
+
+use clap::{Parser, Subcommand};
+use domain::SystemClock;
+use gpu_agent::devices::choose::Found;
+use gpu_agent::engine::child::{self, ChildError};
+use gpu_agent::{Coordinator, DeviceOptions, Options, SHUTDOWN_GRACE, devices};
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The time beyond its own grace that the agent is waited for.
+const MARGIN: Duration = Duration::from_secs(2);
+
+/// Trains trials on this machine's devices for a coordinator elsewhere.
+///
+/// It dials out only, so that it may stand behind NAT. With --etcd it registers itself there, finds the leading
+/// coordinator, and follows when another leads. While nobody answers it trains on, and keeps what it has to say. Ctrl-C or
+/// SIGTERM checkpoint its trials and give them back, within 20 seconds; once more ends it at once.
+#[derive(Debug, Parser)]
+#[command(
+    name = "gpu-agent",
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:
+  gpu-agent --coordinator http://10.0.0.5:7401 --data-dir /var/lib/lorafleet-agent
+  gpu-agent --etcd http://10.0.0.2:2379,http://10.0.0.3:2379 --devices 0,1 --price-per-hour 7.34 \\
+      --label zone=europe-west4-a --label spot=true --data-dir /var/lib/lorafleet-agent
+
+Exit codes: 0 stopped when told to, 1 it could not go on, 2 usage, or the data directory is in use."
+)]
+struct Args {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+    #[command(flatten)]
+    agent: AgentArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Not for people: the process of a device's engine.
+    #[command(name = gpu_agent::ENGINE_HOST, hide = true)]
+    EngineHost {
+        /// The device: `cpu` or `cuda:N`.
+        #[arg(long, value_name = "DEVICE")]
+        device: String,
+        /// Bytes that its trials may use.
+        #[arg(long, value_name = "BYTES")]
+        memory_bytes: u64,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+struct AgentArgs {
+    /// The coordinator's address.
+    #[arg(
+        long,
+        env = "LORAFLEET_COORDINATOR",
+        value_name = "URL",
+        conflicts_with = "etcd",
+        required_unless_present = "etcd"
+    )]
+    coordinator: Option<String>,
+    /// Addresses of the etcd of a fleet, in which the leading coordinator is found.
+    #[arg(long, env = "LORAFLEET_ETCD", value_delimiter = ',', value_name = "URL[,URL…]")]
+    etcd: Vec<String>,
+    /// What the fleet's keys in etcd begin with.
+    #[arg(long, env = "LORAFLEET_ETCD_PREFIX", default_value = "/lorafleet", value_name = "PREFIX")]
+    etcd_prefix: String,
+    /// The agent's own folder: its name, and what was not acknowledged yet.
+    #[arg(long, env = "LORAFLEET_DATA_DIR", default_value = "./lorafleet-agent", value_name = "DIR")]
+    data_dir: PathBuf,
+    /// What to train on: `all` GPUs, or the CPU if there are none; `cpu`; or GPUs by their numbers, as in 0,1.
+    #[arg(long, env = "LORAFLEET_DEVICES", default_value = "all", value_name = "all|cpu|N[,N…]")]
+    devices: String,
+    /// Dollars that an hour of this machine costs, for the trials' cost.
+    #[arg(long, env = "LORAFLEET_PRICE_PER_HOUR", default_value_t = 0.0, value_name = "USD")]
+    price_per_hour: f64,
+    /// What is said of this machine where agents are listed.
+    #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
+    labels: Vec<(String, String)>,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
+        _ => Err("write NAME=VALUE, as in zone=europe-west4-a".into()),
+    }
+}
+
+/// Why the program ends, and its exit code.
+struct End(u8, String);
+
+impl End {
+    fn invalid(why: impl Display) -> Self {
+        Self(2, why.to_string())
+    }
+
+    fn failed(why: impl Display) -> Self {
+        Self(1, why.to_string())
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("LORAFLEET_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    let done = match args.verb {
+        Some(Verb::EngineHost { device, memory_bytes }) => host(&device, memory_bytes),
+        None => tokio::runtime::Runtime::new()
+            .map_err(End::failed)
+            .and_then(|runtime| runtime.block_on(run(args.agent))),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(End(code, why)) => {
+            tracing::error!("{why}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn host(device: &str, memory_bytes: u64) -> Result<(), End> {
+    child::serve(device, memory_bytes).map_err(|error| match error {
+        ChildError::Device(_) => End::invalid(error),
+        ChildError::Lost(_) | ChildError::Io(_) => End::failed(error),
+    })
+}
+
+async fn run(args: AgentArgs) -> Result<(), End> {
+    let mut interrupts = actor::Interrupts::new().map_err(End::failed)?;
+    let devices = chosen(&args.devices, args.price_per_hour)?;
+    let labels: BTreeMap<_, _> = args.labels.iter().cloned().collect();
+    // Ended after the agent, which is found through it to the last.
+    let (scope, in_etcd) = (actor::Scope::new(), actor::Scope::new());
+    let fleet = fleet::connect(&args).await?;
+    let coordinator = args.coordinator.map(Coordinator::from).or_else(|| fleet.coordinator());
+    let coordinator = coordinator.ok_or_else(|| End::invalid("name the coordinator, or the fleet's etcd"))?;
+    let options = Options {
+        coordinator,
+        data_dir: args.data_dir,
+        devices: devices.clone(),
+        labels: labels.clone(),
+        clock: Arc::new(SystemClock::new()),
+    };
+    let agent = gpu_agent::start(options, scope.clone()).await.map_err(|error| match error {
+        gpu_agent::AgentError::InUse { .. } | gpu_agent::AgentError::Endpoint { .. } => End::invalid(error),
+        error => End::failed(error),
+    })?;
+    fleet.register(&agent.id, &devices, &labels, &in_etcd);
+    tracing::info!(id = %agent.id, devices = devices.len(), "the agent runs");
+    let ended = tokio::select! {
+        () = interrupts.next() => Ok(()),
+        () = scope.cancelled() => Err(End::failed("the agent cannot go on; its last message says why")),
+    };
+    tracing::info!("checkpointing and giving trials back");
+    let stop = async {
+        if !scope.finish(SHUTDOWN_GRACE + MARGIN).await {
+            tracing::warn!("it did not end in time; its trials go on from their last checkpoints");
+        }
+        in_etcd.finish(MARGIN).await;
+    };
+    tokio::select! {
+        () = stop => {}
+        () = interrupts.next() => {}
+    }
+    ended
+}
+
+/// The devices that `--devices` names, each at its share of the machine's price.
+fn chosen(wanted: &str, price_per_hour: f64) -> Result<Vec<DeviceOptions>, End> {
+    let Found { devices: gpus, notes } = devices::gpus();
+    for note in notes {
+        tracing::warn!("{note}");
+    }
+    let mut chosen = match wanted {
+        "all" if gpus.is_empty() => vec![devices::cpu()],
+        "all" => gpus,
+        devices::CPU => vec![devices::cpu()],
+        numbers => {
+            let one = |number: &str| {
+                let id = format!("cuda:{}", number.trim());
+                let there: Vec<_> = gpus.iter().map(|gpu| gpu.id.as_str()).collect();
+                gpus.iter().find(|gpu| gpu.id.as_str() == id).cloned().ok_or_else(|| {
+                    End::invalid(format!(
+                        "--devices {wanted}: there is no GPU {number:?} to train on; there are: {}",
+                        if there.is_empty() {
+                            "none (`cpu` trains on the CPU)".into()
+                        } else {
+                            there.join(", ")
+                        }
+                    ))
+                })
+            };
+            numbers.split(',').map(one).collect::<Result<Vec<_>, _>>()?
+        }
+    };
+    let each = price_per_hour / chosen.len() as f64;
+    for device in &mut chosen {
+        device.price_per_hour = each;
+    }
+    Ok(chosen)
+}
+
+#[cfg(feature = "etcd")]
+mod fleet {
+    use super::{AgentArgs, Arc, BTreeMap, Coordinator, DeviceOptions, End, devices};
+    use domain::AgentId;
+    use registry::etcd::{EtcdOptions, Member, Members};
+    use serde_json::json;
+
+    /// The fleet that the agent is of; nothing without etcd.
+    pub(super) struct Fleet(Option<Members>);
+
+    pub(super) async fn connect(args: &AgentArgs) -> Result<Fleet, End> {
+        if args.etcd.is_empty() {
+            return Ok(Fleet(None));
+        }
+        let options = EtcdOptions { prefix: args.etcd_prefix.clone(), ..EtcdOptions::new(args.etcd.clone()) };
+        let members = Members::connect(&options).await.map_err(End::failed)?;
+        Ok(Fleet(Some(members)))
+    }
+
+    impl Fleet {
+        /// Where the leader is, if there is a fleet.
+        pub(super) fn coordinator(&self) -> Option<Coordinator> {
+            self.0.clone().map(|members| Coordinator::Leading(Arc::new(members)))
+        }
+
+        /// Enters the agent, as long as the scope is not cancelled.
+        pub(super) fn register(
+            &self,
+            id: &AgentId,
+            devices: &[DeviceOptions],
+            labels: &BTreeMap<String, String>,
+            scope: &actor::Scope,
+        ) {
+            let Some(members) = &self.0 else { return };
+            let devices: Vec<_> = devices
+                .iter()
+                .map(|device| {
+                    json!({
+                        "id": device.id.as_str(),
+                        "accelerator": device.accelerator,
+                        "memory_bytes": device.memory_bytes,
+                        "price_per_hour": device.price_per_hour,
+                    })
+                })
+                .collect();
+            let value = json!({
+                "hostname": devices::hostname(),
+                "version": env!("CARGO_PKG_VERSION"),
+                "devices": devices,
+                "labels": labels,
+            });
+            let member = Member { id: id.to_string(), value: value.to_string().into_bytes() };
+            members.register(member, scope);
+        }
+    }
+}
+
+#[cfg(not(feature = "etcd"))]
+mod fleet {
+    use super::{AgentArgs, BTreeMap, Coordinator, DeviceOptions, End};
+    use domain::AgentId;
+
+    /// No fleet: etcd is not built in.
+    pub(super) struct Fleet;
+
+    pub(super) async fn connect(args: &AgentArgs) -> Result<Fleet, End> {
+        match args.etcd.is_empty() {
+            true => Ok(Fleet),
+            false => Err(End::invalid("--etcd: this program was built without the feature `etcd`")),
+        }
+    }
+
+    impl Fleet {
+        pub(super) fn coordinator(&self) -> Option<Coordinator> {
+            None
+        }
+
+        pub(super) fn register(
+            &self,
+            _: &AgentId,
+            _: &[DeviceOptions],
+            _: &BTreeMap<String, String>,
+            _: &actor::Scope,
+        ) {
+        }
+    }
+}

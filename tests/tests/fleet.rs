@@ -1,0 +1,197 @@
+//! The programs of a fleet as people start them: coordinators and agents over a real etcd, killed with SIGKILL.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::{results, submit, until};
+use proto::v1;
+use registry::etcd::{EtcdOptions, Members};
+use std::io::{BufRead, BufReader, Lines};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+/// What a test waits for at most.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Seconds of the leader's lease.
+const ELECTION_TTL: &str = "2";
+
+/// A program of the workspace. `cargo test --workspace` builds it.
+fn program(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let path = tests.parent().and_then(Path::parent).unwrap().join(name);
+    assert!(path.exists(), "{} is not built: cargo build --release --workspace", path.display());
+    path
+}
+
+/// A running program. It is killed when it is dropped.
+struct Program {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Program {
+    fn start(name: &str, arguments: &[&str]) -> Self {
+        let mut command = Command::new(program(name));
+        command.args(arguments).env("LORAFLEET_LOG", "warn").stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// The rest of its next line that begins so.
+    fn says(&mut self, beginning: &str) -> String {
+        let found = self.lines.find_map(|line| Some(line.unwrap().strip_prefix(beginning)?.to_string()));
+        found.unwrap_or_else(|| panic!("it ended before it said `{beginning}`"))
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Told to stop as a service manager does it; whether it says that all went well.
+    fn terminate(mut self) -> bool {
+        let signal = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
+        assert!(signal.success());
+        self.child.wait().unwrap().success()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A fleet over one etcd.
+struct Fleet {
+    etcd: tests::etcd::Etcd,
+    dir: tempfile::TempDir,
+}
+
+impl Fleet {
+    fn new() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let etcd = tests::etcd::Etcd::start(&dir.path().join("etcd"))?;
+        Some(Self { etcd, dir })
+    }
+
+    fn coordinator(&self) -> Program {
+        let artifacts = self.dir.path().join("artifacts");
+        let etcd = ["--listen", "127.0.0.1:0", "--election-ttl", ELECTION_TTL, "--etcd", &self.etcd.endpoint];
+        let rest = ["--assignment-lease", "2", "--artifacts", artifacts.to_str().unwrap()];
+        Program::start("coordinator", &[&etcd[..], &rest].concat())
+    }
+
+    fn agent(&self, name: &str) -> Program {
+        let data = self.dir.path().join(name);
+        let etcd = ["--etcd", &self.etcd.endpoint, "--devices", "cpu"];
+        Program::start("gpu-agent", &[&etcd[..], &["--data-dir", data.to_str().unwrap()]].concat())
+    }
+
+    async fn members(&self) -> Members {
+        Members::connect(&EtcdOptions::new(vec![self.etcd.endpoint.clone()])).await.unwrap()
+    }
+}
+
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_and_an_agent_are_killed_and_nothing_is_lost() {
+    let Some(fleet) = Fleet::new() else { return };
+
+    // Undisturbed, on programs without etcd.
+    let dir = fleet.dir.path();
+    let data = dir.join("alone");
+    let mut alone =
+        Program::start("coordinator", &["--listen", "127.0.0.1:0", "--data-dir", data.to_str().unwrap()]);
+    let endpoint = alone.says("listening on ");
+    let data = dir.join("alone-agent");
+    let options = ["--coordinator", &endpoint, "--devices", "cpu", "--data-dir", data.to_str().unwrap()];
+    let agent = Program::start("gpu-agent", &options);
+    let sweep = submit(&endpoint).await;
+    soon("the sweep", until(&endpoint, &sweep, u64::MAX)).await;
+    let undisturbed = results(&endpoint, &sweep).await;
+    assert!(undisturbed.values().all(|trial| trial.state == v1::TrialState::Completed), "{undisturbed:?}");
+    assert!(agent.terminate() && alone.terminate());
+
+    let mut first = fleet.coordinator();
+    let first_at = first.says("listening on ");
+    first.says("leading");
+    let mut second = fleet.coordinator();
+    let second_at = second.says("listening on ");
+    let agent = fleet.agent("first-agent");
+    let sweep = submit(&first_at).await;
+    soon("training", until(&first_at, &sweep, 10)).await;
+
+    // Whoever asks the one that stands by is sent to the one that leads.
+    let list = |endpoint: &str| {
+        let output =
+            Command::new(program("lorafleet")).args(["list", "-o", "json", "--endpoint", endpoint]).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(list(&second_at).contains(&sweep));
+
+    // The leader is gone: its agent trains on, and the other one adopts it.
+    first.kill();
+    second.says("leading");
+    assert!(list(&format!("{first_at},{second_at}")).contains(&sweep));
+    soon("training under the second", until(&second_at, &sweep, 30)).await;
+    let trials = common::attempts(&second_at, &sweep).await;
+    assert!(trials.values().all(|attempt| *attempt == 1), "no training step paused: {trials:?}");
+
+    // The agent is gone: another one that joins goes on from the last checkpoints.
+    let joined = fleet.agent("second-agent");
+    let members = fleet.members().await;
+    let names = async |count| {
+        while members.list().await.unwrap().len() != count {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("two members", names(2)).await;
+    agent.kill();
+    soon("the end", until(&second_at, &sweep, u64::MAX)).await;
+    let found = results(&second_at, &sweep).await;
+    for (number, trial) in &found {
+        assert_eq!(trial.losses, undisturbed[number].losses, "trial {number}");
+        assert_eq!((trial.state, trial.attempts), (v1::TrialState::Completed, 2), "trial {number}");
+    }
+    assert_eq!(found.len(), undisturbed.len());
+    soon("the dead agent's lease to end", names(1)).await;
+    assert!(joined.terminate());
+    soon("the other to leave", names(0)).await;
+    assert!(second.terminate());
+}
+
+/// What a program refuses, and in what words.
+#[test]
+fn arguments_that_are_refused() {
+    let rows: &[(&str, &[&str], &str)] = &[
+        ("coordinator", &["--listen", "0.0.0.0:0"], "--allow-plaintext"),
+        ("coordinator", &["--etcd", "http://127.0.0.1:1"], "--artifacts"),
+        (
+            "coordinator",
+            &["--etcd", "http://127.0.0.1:1", "--artifacts", "s3://bucket"],
+            "s3:// is not supported",
+        ),
+        ("coordinator", &["--election-ttl", "1"], "2..=300"),
+        ("gpu-agent", &[], "--coordinator"),
+        ("gpu-agent", &["--coordinator", "http://127.0.0.1:1", "--devices", "7"], "no GPU \"7\""),
+        ("gpu-agent", &["--coordinator", "not an address"], "http://host:port"),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    for (name, arguments, expected) in rows {
+        let output = Command::new(program(name)).args(*arguments).current_dir(dir.path()).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(expected), "{name} {arguments:?}: {said}");
+        assert_eq!(output.status.code(), Some(2), "{name} {arguments:?}: {said}");
+    }
+}
