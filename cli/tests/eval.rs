@@ -15,15 +15,15 @@ fn sandbox() -> Sandbox {
     model::write_tiny_model(&sandbox.path().join("model"));
     model::write_tokenizer(&sandbox.path().join("model"), 40);
     let hub = |i: usize| {
-        json!({
-            "question": format!("w{} w{}", 2 + i, 3 + i), "answerKey": ["A", "2"][i % 2],
-            "choices": { "text": ["w5", "w6 w7"], "label": [["A", "B"], ["1", "2"]][i % 2] },
-        })
+        let (key, labels) = if i.is_multiple_of(2) { ("A", ["A", "B"]) } else { ("2", ["1", "2"]) };
+        let choices = json!({ "text": ["w5", "w6 w7"], "label": labels });
+        json!({ "question": format!("w{} w{}", 2 + i, 3 + i), "answerKey": key, "choices": choices })
     };
     let own = |i: usize| {
         let choices = json!([{ "text": "w5", "label": "A" }, { "text": "w6 w7", "label": "B" }]);
         let stem = format!("w{} w{}", 2 + i, 3 + i);
-        json!({ "question": { "stem": stem, "choices": choices }, "answerKey": ["A", "B"][i % 2] })
+        let key = if i.is_multiple_of(2) { "A" } else { "B" };
+        json!({ "question": { "stem": stem, "choices": choices }, "answerKey": key })
     };
     let lines = |row: &dyn Fn(usize) -> Value, rows: std::ops::Range<usize>| -> String {
         rows.map(|i| row(i).to_string() + "\n").collect()
@@ -69,7 +69,8 @@ fn what_it_writes() {
     assert!(small.iter().zip(&hub).all(|(a, b)| (number(a) - number(b)).abs() < 1e-4));
 
     let results: Value =
-        serde_json::from_str(&std::fs::read_to_string(sandbox.path().join("out/results.json")).unwrap()).unwrap();
+        serde_json::from_str(&std::fs::read_to_string(sandbox.path().join("out/results.json")).unwrap())
+            .unwrap();
     let task = &results["results"]["arc_challenge"];
     let mean = hub.iter().map(|s| s["metrics"]["acc"].as_f64().unwrap()).sum::<f64>() / 8.0;
     assert_eq!((task["acc,none"].as_f64(), task["sample_len"].as_u64()), (Some(mean), Some(8)));
@@ -94,9 +95,18 @@ fn what_it_writes() {
     let both = samples(&sandbox, &[&mine[..], &["--task-data", "perplexity=book.txt"]].concat());
     assert_eq!(both.len(), 9);
     let text = &both[8];
-    assert_eq!((&text["metrics"]["word_perplexity"][1], &text["metrics"]["bits_per_byte"][1]), (&json!(5), &json!(14)));
+    assert_eq!(
+        (&text["metrics"]["word_perplexity"][1], &text["metrics"]["bits_per_byte"][1]),
+        (&json!(5), &json!(14))
+    );
     let table = sandbox.lorafleet(&[
-        "eval", "--model", "model", "--tasks", "perplexity", "--task-data", "perplexity=book.txt",
+        "eval",
+        "--model",
+        "model",
+        "--tasks",
+        "perplexity",
+        "--task-data",
+        "perplexity=book.txt",
     ]);
     let table = String::from_utf8_lossy(&table.stdout).into_owned();
     assert!(table.contains("word_perplexity") && table.contains("TASK"), "{table}");
@@ -112,8 +122,14 @@ fn what_it_refuses() {
         assert!(message.contains(want), "{args:?}: {message}\nlacks {want}");
     };
     let arc = |data: &'static str| ["--tasks", "arc_easy", "--task-data", data];
-    refused(&["--tasks", "arc"], "arc: is no task; there are arc_challenge, arc_easy, hellaswag, mmlu_SUBJECT");
-    refused(&["--tasks", "arc_easy"], "say where the file or directory of the data set allenai/ai2_arc is with");
+    refused(
+        &["--tasks", "arc"],
+        "arc: is no task; there are arc_challenge, arc_easy, hellaswag, mmlu_SUBJECT",
+    );
+    refused(
+        &["--tasks", "arc_easy"],
+        "say where the file or directory of the data set allenai/ai2_arc is with",
+    );
     refused(&["--tasks", "./gone.yaml"], "gone.yaml");
     refused(&arc("mmlu=x"), "mmlu is not among --tasks");
     refused(&arc("arc_easy"), "write TASK=PATH");

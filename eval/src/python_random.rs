@@ -66,7 +66,8 @@ mod tests {
             population: usize,
             drawn: Vec<usize>,
         }
-        let rows: Vec<Row> = serde_json::from_str(include_str!("../tests/python_random.json")).unwrap();
+        let rows: Vec<Row> =
+            serde_json::from_str(include_str!("../tests/fixtures/python_random.json")).unwrap();
         let mut stream = (None, PythonRandom::new(0));
         for row in rows {
             if stream.0 != Some(row.seed) {

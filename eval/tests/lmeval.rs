@@ -10,12 +10,13 @@ use common::{device, json_file, shared};
 use domain::trial::Precision;
 use eval::data::{self, Data};
 use eval::encode::Encoder;
-use eval::metric::{Metric, Score};
-use eval::prompt::Prompts;
+use eval::metric::{Gold, Metric, Score};
+use eval::prompt::{Item, Prompts};
 use eval::run::{self, Model, Options, Sample};
 use eval::task::{self, Chosen, FewshotConfig, Sampler};
 use serde::Deserialize;
 use serde_json::Value;
+use trainer::adapter_file::{self, PeftConfig, resolve_targets};
 use trainer::model::Base;
 use trainer::tokenizer::Tokenizer;
 
@@ -168,4 +169,93 @@ fn truthfulqa_mc1() {
 #[test]
 fn truthfulqa_mc2() {
     check("truthfulqa_mc2");
+}
+
+/// A reference's first items with a trained adapter. The harness's figures have none, so `adapter.json` has what a plain
+/// float64 Llama in NumPy makes of the reference's tokens, with the adapter added to its weights (without it, that one
+/// meets the harness's figures to 2e-4).
+#[test]
+fn with_an_adapter() {
+    let (Some(loaded), Some(dir)) = (Loaded::new(), shared("reference/stories260k/final_r16_lr5e-3")) else {
+        return;
+    };
+    let Loaded { base, tokenizer } = &loaded;
+    let targets = resolve_targets(base, &PeftConfig::load(&dir).unwrap()).unwrap();
+    let (_, adapter) = adapter_file::load(&dir, &targets, 0, device()).unwrap();
+    let all: Value = serde_json::from_str(include_str!("fixtures/adapter.json")).unwrap();
+    for (name, items) in all.as_object().unwrap() {
+        let Some((_, chosen, data)) = reference(name) else { return };
+        let items = items.as_array().unwrap();
+        let options = Options { limit: Some(items.len()), ..Options::default() };
+        let model = Model { base, adapter: Some(&adapter), tokenizer };
+        let outcome = run::evaluate(model, &chosen, &data, &options, &mut |_, _| ()).unwrap();
+        let mut furthest = 0f64;
+        for (sample, item) in outcome.samples.iter().zip(items) {
+            let want: Vec<f64> = numbers(&item["loglikelihood"]);
+            let apart = sample.loglikelihoods.iter().zip(&want).map(|(got, want)| (got - want).abs());
+            furthest = apart.fold(furthest, f64::max);
+            assert!(furthest < TOLERANCE, "{name} item {}: {sample:?}, not {want:?}", sample.index);
+            assert_eq!(
+                sample.is_greedy,
+                numbers::<Vec<bool>>(&item["is_greedy"]),
+                "{name} item {}",
+                sample.index
+            );
+        }
+        println!("{name} with an adapter: {} items, furthest {furthest:.1e}", items.len());
+    }
+}
+
+/// The examples before each document, beside those that lm_eval 0.4.13's samplers choose (`fewshot.json`): documents
+/// `i` modulo `same_every`, which are among the examples if `held`.
+#[test]
+fn examples_are_the_harnesss() {
+    let cases: Vec<Value> = serde_json::from_str(include_str!("fixtures/fewshot.json")).unwrap();
+    for case in &cases {
+        let (pool, examples): (u64, usize) = (numbers(&case["pool"]), numbers(&case["examples"]));
+        let same_every = case["same_every"].as_u64().unwrap();
+        let mut task = task::find("arc_easy").unwrap();
+        task.document.clear();
+        task.doc_to_text = "{{i}}".into();
+        task.doc_to_choice = serde_json::json!(["yes"]);
+        task.doc_to_target = 0.into();
+        task.fewshot_config.sampler = numbers(&case["sampler"]);
+        let row = |i: u64| serde_json::Map::from_iter([("i".to_owned(), (i % same_every).into())]);
+        let chosen: Vec<Vec<u64>> = numbers(&case["chosen"]);
+        let data = Data {
+            path: "rows".into(),
+            documents: (0..chosen.len() as u64).map(row).collect(),
+            examples: (0..pool).map(row).collect(),
+            examples_hold_documents: numbers(&case["held"]),
+        };
+        let mut prompts = Prompts::new(&task, &data, examples).unwrap();
+        for (index, chosen) in chosen.iter().enumerate() {
+            let before: String = chosen.iter().map(|example| format!("{example} yes\n\n")).collect();
+            let context = format!("{before}{}", index as u64 % same_every);
+            let want = Item { context, choices: vec!["yes".into()], gold: Gold::Choice(0) };
+            assert_eq!(prompts.item(index).unwrap(), want, "{examples} of {pool}, document {index}");
+        }
+    }
+}
+
+/// MMLU's prompt, as lm_eval 0.4.13 writes it.
+#[test]
+fn a_prompt_of_mmlu() {
+    let task = task::find("mmlu_college_biology").unwrap();
+    let row = |question: &str, answer: u64| {
+        let row =
+            serde_json::json!({ "question": question, "choices": ["a", "b", "c", "d"], "answer": answer });
+        row.as_object().unwrap().clone()
+    };
+    let data = Data {
+        path: "rows".into(),
+        documents: vec![row(" Why? ", 1)],
+        examples: vec![row("How?", 2), row("When?", 0)],
+        examples_hold_documents: false,
+    };
+    let item = Prompts::new(&task, &data, 1).unwrap().item(0).unwrap();
+    let about = "The following are multiple choice questions (with answers) about college biology.\n\n";
+    let choices = "\nA. a\nB. b\nC. c\nD. d\nAnswer:";
+    assert_eq!(item.context, format!("{about}How?{choices} C\n\nWhy?{choices}"));
+    assert_eq!((item.choices.join(""), item.gold), ("ABCD".into(), Gold::Choice(1)));
 }

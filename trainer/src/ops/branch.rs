@@ -38,7 +38,11 @@ pub fn branched_attention(
     if cpu::has(q) {
         return cpu::attention::branched(q, k, v, branches, heads);
     }
-    // Each text written out; what it shares is attended to more than once, and only its own is kept.
+    written_out(q, k, v, branches, heads)
+}
+
+/// Each text written out: what texts share is attended to more than once, and only each branch's own is kept.
+fn written_out(q: &Tensor, k: &Tensor, v: &Tensor, branches: &[Branch], heads: Heads) -> Result<Tensor> {
     let (mut rows, mut documents, mut own) = (Vec::<u32>::new(), Vec::new(), Vec::<u32>::new());
     for branch in branches {
         let start = rows.len();
@@ -48,4 +52,36 @@ pub fn branched_attention(
     }
     let [q, k, v] = [gather(q, &rows)?, gather(k, &rows)?, gather(v, &rows)?];
     gather(&attention(&q, &k, &v, &documents, heads)?, &own)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng;
+    use candle_core::Device;
+
+    #[test]
+    fn the_two_forms_are_the_same() {
+        let heads = Heads { query: 4, key_value: 2, dim: 8 };
+        // A stem of more than a block of queries, branches on it and on one of them, and a text of its own.
+        let branches = [
+            Branch { seen: vec![], own: 0..70 },
+            Branch { seen: vec![0..70], own: 70..75 },
+            Branch { seen: vec![0..70, 70..75], own: 75..76 },
+            Branch { seen: vec![0..70, 70..75], own: 76..150 },
+            Branch { seen: vec![0..70], own: 150..151 },
+            Branch { seen: vec![], own: 151..160 },
+        ];
+        let random = |name: &str, width: usize| {
+            let key = rng::key(9, name);
+            let values = (0..160 * width as u64).map(|i| (2.0 * rng::uniform(key, i) - 1.0) as f32);
+            Tensor::from_vec(values.collect::<Vec<_>>(), (160, width), &Device::Cpu).unwrap()
+        };
+        let (q, k, v) = (random("q", 32), random("k", 16), random("v", 16));
+        let values = |t: Result<Tensor>| t.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let got = values(branched_attention(&q, &k, &v, &branches, heads));
+        let want = values(written_out(&q, &k, &v, &branches, heads));
+        let furthest = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        assert!(got.len() == want.len() && furthest < 1e-6, "{furthest}");
+    }
 }
