@@ -268,8 +268,10 @@ fn document(name: &str) -> Result<(String, Value)> {
 }
 
 fn read(place: &str, text: &str) -> Result<(String, Value)> {
-    let value = tasks::read(text)
-        .map_err(|problem| EvalError::task(place, problem, "docs/evaluation.md shows a task file"))?;
+    let value = tasks::read(text).map_err(|problem| {
+        let (at, why) = problem.split_once(": ").unwrap_or(("", &problem));
+        EvalError::task(format!("{place}:{at}"), why, "docs/evaluation.md shows a task file")
+    })?;
     Ok((place.to_owned(), value))
 }
 
@@ -319,7 +321,7 @@ mod tests {
         assert_eq!(task.dataset_name.as_deref(), Some("ARC-Challenge"));
         assert_eq!(task.metrics.len(), 2);
         for (text, want) in [
-            ("task: [", "mine.yaml: 1:"),
+            ("task: [", "mine.yaml:2:1: "),
             ("task: x\nmetrics: [acc]\nbogus: 1", "unknown field `bogus`"),
             ("task: x\nmetrics: [f1]", "unknown variant `f1`"),
             ("task: x\nmetrics: [acc]", "has no choices"),
