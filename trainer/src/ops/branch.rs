@@ -63,13 +63,14 @@ mod tests {
     #[test]
     fn the_two_forms_are_the_same() {
         let heads = Heads { query: 4, key_value: 2, dim: 8 };
+        let stem = 0..70;
         // A stem of more than a block of queries, branches on it and on one of them, and a text of its own.
         let branches = [
-            Branch { seen: vec![], own: 0..70 },
-            Branch { seen: vec![0..70], own: 70..75 },
-            Branch { seen: vec![0..70, 70..75], own: 75..76 },
-            Branch { seen: vec![0..70, 70..75], own: 76..150 },
-            Branch { seen: vec![0..70], own: 150..151 },
+            Branch { seen: vec![], own: stem.clone() },
+            Branch { seen: vec![stem.clone()], own: 70..75 },
+            Branch { seen: vec![stem.clone(), 70..75], own: 75..76 },
+            Branch { seen: vec![stem.clone(), 70..75], own: 76..150 },
+            Branch { seen: vec![stem.clone()], own: 150..151 },
             Branch { seen: vec![], own: 151..160 },
         ];
         let random = |name: &str, width: usize| {
