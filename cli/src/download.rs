@@ -31,6 +31,11 @@ impl Downloads {
         })
     }
 
+    /// Sees to a model that `place` names.
+    pub(crate) fn model(&mut self, name: &str, place: &str) -> Result<(), Failure> {
+        self.one(Kind::Model, name).map_err(|error| failure(&error, place))
+    }
+
     fn one(&mut self, kind: Kind, name: &str) -> Result<(), HubError> {
         let Located::Repo(id) = hub::locate(name) else { return Ok(()) };
         if self.ready.insert(format!("{kind:?} {id}")) {

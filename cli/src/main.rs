@@ -12,6 +12,7 @@
 //! | [`engine_host`] | not for people: the process of a device's engine |
 //! | [`fsck`] | whether a data directory is sound |
 //! | [`train`] | one fine-tuning run without a server |
+//! | [`eval`] | a model on evaluation tasks |
 //! | [`bench`] | how fast parts of it are on this machine |
 //! | [`context`] | servers by name |
 //! | [`client`], [`embedded`] | the way to a server, or one in this process |
@@ -34,6 +35,7 @@ mod device;
 mod download;
 mod embedded;
 mod engine_host;
+mod eval;
 mod export;
 mod extend;
 mod failure;
@@ -84,6 +86,7 @@ enum Verb {
     Up(up::Args),
     Submit(submit::Args),
     Train(Box<train::Args>),
+    Eval(Box<eval::Args>),
     #[command(subcommand)]
     Bench(bench::Verb),
     List(sweeps::ListArgs),
@@ -144,6 +147,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Up(args) => block_on(up::run(args)),
         Verb::Submit(args) => block_on(submit::run(args)),
         Verb::Train(args) => train::run(*args),
+        Verb::Eval(args) => eval::run(*args),
         Verb::Bench(verb) => bench::run(verb),
         Verb::List(args) => block_on(sweeps::run_list(args)),
         Verb::Get(args) => block_on(sweeps::run_get(args)),

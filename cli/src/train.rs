@@ -4,7 +4,7 @@ mod checkpoints;
 mod flags;
 mod interrupt;
 mod metrics;
-mod progress;
+pub(crate) mod progress;
 mod summary;
 
 use crate::Failure;

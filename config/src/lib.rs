@@ -5,6 +5,7 @@
 //! | [`sweep_file`] | a sweep file to a checked spec, with `--set` overrides and resolved paths |
 //! | [`contexts`] | servers by name |
 //! | [`machines`] | machine types with their prices |
+//! | [`tasks`] | what models are evaluated on |
 //! | `yaml` | YAML text to JSON and the place of each key |
 //! | `overrides` | `--set key=value` |
 //! | `paths` | which values are local paths, and what they resolve to |
@@ -14,4 +15,5 @@ pub mod machines;
 mod overrides;
 mod paths;
 pub mod sweep_file;
+pub mod tasks;
 mod yaml;

@@ -22,6 +22,7 @@ mod source;
 mod split;
 
 pub use batches::step_batches;
+pub use source::objects;
 
 use crate::error::{Result, TrainError};
 use crate::files;

@@ -6,6 +6,7 @@ use ::parquet::errors::ParquetError;
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::record::Field;
 use ::parquet::schema::types::Type;
+use serde_json::Map;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
@@ -19,21 +20,45 @@ type Rows = Vec<(usize, std::result::Result<Content, Bad>)>;
 pub fn read(path: &Path, columns: &Columns) -> Result<Rows> {
     // Nothing outlives a panic but the columns, which no one changes. The record interface believes what a file says of itself, and panics where a damaged one misleads it.
     std::panic::catch_unwind(AssertUnwindSafe(|| read_rows(path, columns)))
-        .unwrap_or_else(|_| Err(TrainError::data(path, "is damaged", "copy or write the file again")))
+        .unwrap_or_else(|_| Err(damaged(path)))
+}
+
+/// The file's rows with all their columns.
+///
+/// # Errors
+/// Those of [`read`].
+pub fn objects(path: &Path) -> Result<Vec<Map<String, Value>>> {
+    let read = || {
+        let reader = open(path)?;
+        let rows = reader.get_row_iter(None).map_err(|error| unreadable(path, 1, &error))?;
+        let row = |(index, row): (usize, std::result::Result<::parquet::record::Row, _>)| {
+            let row = row.map_err(|error| unreadable(path, index + 1, &error))?;
+            Ok(row.get_column_iter().map(|(name, field)| (name.clone(), cell(field))).collect())
+        };
+        rows.enumerate().map(row).collect()
+    };
+    std::panic::catch_unwind(read).unwrap_or_else(|_| Err(damaged(path)))
+}
+
+fn damaged(path: &Path) -> TrainError {
+    TrainError::data(path, "is damaged", "copy or write the file again")
+}
+
+fn unreadable(path: &Path, row: usize, error: &ParquetError) -> TrainError {
+    let remedy = "write the file again, uncompressed or with snappy, gzip or zstd";
+    TrainError::data(path, format!("row {row} cannot be read: {error}"), remedy)
+}
+
+fn open(path: &Path) -> Result<SerializedFileReader<std::fs::File>> {
+    let file = std::fs::File::open(path).map_err(TrainError::io(path))?;
+    SerializedFileReader::new(file).map_err(|error| {
+        TrainError::data(path, format!("is no Parquet file: {error}"), "copy or write the file again")
+    })
 }
 
 fn read_rows(path: &Path, columns: &Columns) -> Result<Rows> {
-    let file = std::fs::File::open(path).map_err(TrainError::io(path))?;
-    let reader = SerializedFileReader::new(file).map_err(|error| {
-        TrainError::data(path, format!("is no Parquet file: {error}"), "copy or write the file again")
-    })?;
-    let unreadable = |row: usize, error: ParquetError| {
-        TrainError::data(
-            path,
-            format!("row {row} cannot be read: {error}"),
-            "write the file again, uncompressed or with snappy, gzip or zstd",
-        )
-    };
+    let reader = open(path)?;
+    let unreadable = |row: usize, error: ParquetError| unreadable(path, row, &error);
     let schema = reader.metadata().file_metadata().schema();
     let names: Vec<_> = schema.get_fields().iter().map(|field| field.name().to_owned()).collect();
     let wanted = schema.get_fields().iter().filter(|field| counts(columns, field.name()));

@@ -1,9 +1,11 @@
 //! Which files a data set's name means, which of them are held out, and all their rows, good and bad.
 
-use super::record::{Bad, Columns, Content, OTHER_FORMS};
+use super::record::{Bad, Columns, Content, OTHER_FORMS, Value};
 use super::{json, parquet};
 use crate::error::{Result, TrainError};
 use crate::locate;
+use rayon::prelude::*;
+use serde_json::Map;
 use std::path::{Path, PathBuf};
 
 /// A file of rows.
@@ -174,12 +176,49 @@ fn by_split(files: Vec<DataFile>) -> Found {
     found
 }
 
-/// The error for a bad row; `alone` if no row of the data set can be used.
-fn error(path: &Path, numbers: Numbers, number: usize, bad: &Bad, column: &str, alone: bool) -> TrainError {
-    let (path, row) = match numbers {
+/// All rows of a .jsonl, .json or .parquet file with all their columns, as they stand there.
+///
+/// # Errors
+/// The file cannot be read or is of another kind than its name says; a row is no object.
+pub fn objects(path: &Path) -> Result<Vec<Map<String, Value>>> {
+    let (numbers, rows): (_, Vec<(usize, json::Object)>) = match Format::of(path) {
+        None => {
+            let remedy = "name a .jsonl, .json or .parquet file";
+            return Err(TrainError::data(path, "is no .jsonl, .json or .parquet file", remedy));
+        }
+        Some(Format::Parquet) => return parquet::objects(path),
+        Some(format) => match json::bytes(path)? {
+            bytes if format == Format::Json && json::is_array(&bytes) => {
+                (Numbers::Rows, json::array_objects(path, &bytes)?.collect())
+            }
+            bytes => (Numbers::Lines, json::line_objects(&bytes).collect()),
+        },
+    };
+    let row = |(number, row): (usize, json::Object)| {
+        row.map_err(|bad| {
+            let (place, row) = place(path, numbers, number);
+            match bad {
+                Bad::Row { problem, remedy } => TrainError::data(&place, format!("{row}{problem}"), remedy),
+                Bad::NoColumn(_) => {
+                    TrainError::data(&place, format!("{row}has no columns"), "correct the row")
+                }
+            }
+        })
+    };
+    rows.into_iter().map(row).collect()
+}
+
+/// A row's place: the file with its line, or the file and words for its number.
+fn place(path: &Path, numbers: Numbers, number: usize) -> (PathBuf, String) {
+    match numbers {
         Numbers::Lines => (PathBuf::from(format!("{}:{number}", path.display())), String::new()),
         Numbers::Rows => (path.to_owned(), format!("row {number}: ")),
-    };
+    }
+}
+
+/// The error for a bad row; `alone` if no row of the data set can be used.
+fn error(path: &Path, numbers: Numbers, number: usize, bad: &Bad, column: &str, alone: bool) -> TrainError {
+    let (path, row) = place(path, numbers, number);
     let (problem, mut remedy) = match bad {
         Bad::Row { problem, remedy } => (problem.clone(), (*remedy).to_owned()),
         Bad::NoColumn(names) => missing_column(column, names),

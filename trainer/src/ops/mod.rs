@@ -11,6 +11,7 @@
 //!
 //! An argument taken by value may be changed in place and become the result: nobody else may hold its storage.
 
+mod branch;
 mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod gpu;
@@ -25,6 +26,7 @@ use crate::weight::Weight;
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
 
+pub use branch::{Branch, branched_attention};
 #[cfg(any(feature = "cuda", test))]
 pub(crate) use gpu::nf4;
 

@@ -58,6 +58,25 @@ pub(super) fn nll<A: Borrow<Adapter>>(
     values(&nll)
 }
 
+/// [`nll`], and whether each target is the likeliest token (the first of several as likely).
+pub(super) fn nll_and_greedy<A: Borrow<Adapter>>(
+    base: &Base,
+    hidden: &Tensor,
+    targets: &[u32],
+    segments: &[Segment<A>],
+) -> Result<(Vec<f32>, Vec<bool>)> {
+    let (eps, mut nll, mut best) = (base.config.rms_norm_eps, Vec::new(), Vec::new());
+    for (first, targets) in blocks(base, targets) {
+        let x = hidden.narrow(0, first, targets.len())?;
+        let normed = ops::rms_norm(&x, &base.norm, eps)?;
+        let logits = linear(&base.head, number(base), &normed, first, DType::F32, segments)?;
+        best.extend(logits.argmax(1)?.to_vec1::<u32>()?);
+        nll.push(ops::nll_and_gradient(logits, targets)?.0);
+    }
+    let greedy = best.iter().zip(targets).map(|(best, target)| best == target).collect();
+    Ok((values(&nll)?, greedy))
+}
+
 /// The numbers of some vectors, one after the other. A GPU is waited for.
 pub(super) fn values(vectors: &[Tensor]) -> Result<Vec<f32>> {
     if vectors.is_empty() {

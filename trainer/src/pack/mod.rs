@@ -5,9 +5,11 @@
 mod generate;
 mod head;
 mod pass;
+mod score;
 mod tokens;
 
 pub use generate::generate;
+pub use score::{Answer, Question, score};
 
 use crate::error::Result;
 use crate::lora::{Adapter, DropoutCounter};

@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::lora::{Adapter, DropoutCounter, MaskPlace, Working};
 use crate::memory::{Held, Meter};
 use crate::model::{Base, Linear};
-use crate::ops::{self, Heads, Rotary};
+use crate::ops::{self, Branch, Heads, Rotary};
 use candle_core::{DType, Tensor};
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -149,17 +149,11 @@ impl<'a> Pass<'a> {
         &self,
         ids: &[u32],
         segments: &[Segment<A>],
-        mut keep: impl FnMut(Saved),
+        keep: impl FnMut(Saved),
     ) -> Result<Held> {
-        let mut attend =
+        let attend =
             |_, q: &Tensor, k: &Tensor, v: &Tensor| ops::attention(q, k, v, self.documents, self.heads);
-        let mut x = self.hold(ops::gather(&self.base.embedding, ids)?);
-        for index in 0..self.base.layers.len() {
-            let saved = self.layer(index, x, segments, &mut attend)?;
-            x = self.output(index, &saved, segments)?;
-            keep(saved);
-        }
-        Ok(x)
+        self.through(ids, segments, attend, keep)
     }
 
     /// Runs all layers on the next tokens of a text whose earlier ones are in `cache`.
@@ -169,11 +163,34 @@ impl<'a> Pass<'a> {
         segments: &[Segment<A>],
         cache: &mut Cache,
     ) -> Result<Held> {
-        let mut attend = |index, q: &Tensor, k: &Tensor, v: &Tensor| cache.attend(index, q, k, v, self.heads);
+        let attend = |index, q: &Tensor, k: &Tensor, v: &Tensor| cache.attend(index, q, k, v, self.heads);
+        self.through(ids, segments, attend, drop)
+    }
+
+    /// Runs all layers on texts that share their beginnings.
+    pub(super) fn branched<A: Borrow<Adapter>>(
+        &self,
+        ids: &[u32],
+        segments: &[Segment<A>],
+        branches: &[Branch],
+    ) -> Result<Held> {
+        let attend =
+            |_, q: &Tensor, k: &Tensor, v: &Tensor| ops::branched_attention(q, k, v, branches, self.heads);
+        self.through(ids, segments, attend, drop)
+    }
+
+    fn through<A: Borrow<Adapter>>(
+        &self,
+        ids: &[u32],
+        segments: &[Segment<A>],
+        mut attend: impl FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+        mut keep: impl FnMut(Saved),
+    ) -> Result<Held> {
         let mut x = self.hold(ops::gather(&self.base.embedding, ids)?);
         for index in 0..self.base.layers.len() {
             let saved = self.layer(index, x, segments, &mut attend)?;
             x = self.output(index, &saved, segments)?;
+            keep(saved);
         }
         Ok(x)
     }

@@ -45,13 +45,7 @@ impl Tokens {
     fn push(&mut self, row: &Row, vocab: usize) -> Result<()> {
         let start = self.ids.len();
         for (i, id) in row.input_ids.iter().enumerate() {
-            if *id as usize >= vocab {
-                return Err(TrainError::parameter(
-                    "dataset_name",
-                    format!("token id {id} is not below the model's vocab_size {vocab}"),
-                    "tokenise with the model's own tokenizer",
-                ));
-            }
+            known(*id, vocab)?;
             if i > 0 && row.targets[i] {
                 self.predicting.push((start + i - 1) as u32);
                 self.wanted.push(*id);
@@ -62,4 +56,16 @@ impl Tokens {
         self.documents.push(start..self.ids.len());
         Ok(())
     }
+}
+
+/// Refuses what is no row of the embedding.
+pub(super) fn known(id: u32, vocab: usize) -> Result<()> {
+    if (id as usize) < vocab {
+        return Ok(());
+    }
+    Err(TrainError::parameter(
+        "dataset_name",
+        format!("token id {id} is not below the model's vocab_size {vocab}"),
+        "tokenise with the model's own tokenizer",
+    ))
 }

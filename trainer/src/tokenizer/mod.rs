@@ -20,6 +20,7 @@ pub struct Tokenizer {
     /// The file it was read from.
     path: PathBuf,
     eos: Option<u32>,
+    bos: Option<u32>,
     vocab_size: usize,
     digest: String,
     chat: ChatSettings,
@@ -60,7 +61,8 @@ impl Tokenizer {
         };
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| unreadable(&path, error))?;
-        let eos = declared_eos(model_dir, &inner)?.or(own_eos);
+        let eos = declared(model_dir, &inner, "eos")?.or(own_eos);
+        let bos = declared(model_dir, &inner, "bos")?;
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let mut read = vec![path.clone()];
         for name in ["tokenizer_config.json", "special_tokens_map.json"] {
@@ -70,6 +72,7 @@ impl Tokenizer {
             inner,
             path,
             eos,
+            bos,
             vocab_size,
             chat: ChatSettings::read(model_dir)?,
             digest: files::digest_files(read.iter().map(PathBuf::as_path))?,
@@ -123,6 +126,11 @@ impl Tokenizer {
         self.eos
     }
 
+    /// The beginning-of-sequence token, named where [`Tokenizer::eos`] is.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
     /// A token's piece of text as it stands in the vocabulary.
     pub fn piece(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
@@ -165,12 +173,14 @@ fn settings(dir: &Path, name: &str) -> Result<Value> {
     }
 }
 
-/// The first end-of-sequence token that the directory's settings name and the tokenizer knows.
-fn declared_eos(dir: &Path, inner: &tokenizers::Tokenizer) -> Result<Option<u32>> {
+/// The first token of a kind (`eos`, `bos`) that the directory's settings name and the tokenizer knows.
+fn declared(dir: &Path, inner: &tokenizers::Tokenizer, kind: &str) -> Result<Option<u32>> {
+    let (name_of_token, name_of_id) = (format!("{kind}_token"), format!("{kind}_token_id"));
     for name in ["tokenizer_config.json", "special_tokens_map.json"] {
         let settings = settings(dir, name)?;
         // Either the piece itself or an object that describes it.
-        let token = settings.get("eos_token").and_then(|t| t.as_str().or_else(|| t.get("content")?.as_str()));
+        let token =
+            settings.get(&name_of_token).and_then(|t| t.as_str().or_else(|| t.get("content")?.as_str()));
         if let Some(id) = token.and_then(|token| inner.token_to_id(token)) {
             return Ok(Some(id));
         }
@@ -178,7 +188,7 @@ fn declared_eos(dir: &Path, inner: &tokenizers::Tokenizer) -> Result<Option<u32>
     for name in ["generation_config.json", "config.json"] {
         let settings = settings(dir, name)?;
         // Either an id or a list of them.
-        let id = settings.get("eos_token_id").and_then(|id| id.as_u64().or_else(|| id.get(0)?.as_u64()));
+        let id = settings.get(&name_of_id).and_then(|id| id.as_u64().or_else(|| id.get(0)?.as_u64()));
         let known = id.and_then(|id| u32::try_from(id).ok()).filter(|id| inner.id_to_token(*id).is_some());
         if known.is_some() {
             return Ok(known);

@@ -7,7 +7,7 @@ use super::product::{Left, Product, transposed};
 use super::read;
 use super::vector::{dot, exponentials, widest};
 use crate::error::Result;
-use crate::ops::Heads;
+use crate::ops::{Branch, Heads};
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -30,9 +30,17 @@ impl<'a> Matrix<'a> {
 
     /// One head of a document, `[length, dim]` by rows.
     fn head(&self, document: &Range<usize>, head: usize) -> Vec<f32> {
-        let rows = self.data[document.start * self.width..document.end * self.width].chunks_exact(self.width);
-        let mut out = Vec::with_capacity(document.len() * self.dim);
-        rows.for_each(|row| out.extend_from_slice(&row[head * self.dim..][..self.dim]));
+        self.head_of([document], head)
+    }
+
+    /// One head of some runs of rows, one after the other.
+    fn head_of<'r>(&self, runs: impl IntoIterator<Item = &'r Range<usize>>, head: usize) -> Vec<f32> {
+        let mut out = Vec::new();
+        for run in runs {
+            let rows = self.data[run.start * self.width..run.end * self.width].chunks_exact(self.width);
+            out.reserve(run.len() * self.dim);
+            rows.for_each(|row| out.extend_from_slice(&row[head * self.dim..][..self.dim]));
+        }
         out
     }
 }
@@ -55,12 +63,12 @@ impl Keys {
         Self { dim, length, transposed: transposed(keys, length, dim, dim) }
     }
 
-    /// `x · Kᵀ` for a block's rows of `x`, `[block, keys]`, over the keys that its last query may see.
+    /// `x · Kᵀ` for a block's rows `x`, `[block, keys]`, over the keys that its last query may see.
     fn scores(&self, x: &[f32], block: &Range<usize>, scale: f32, out: &mut [f32]) {
         let (rows, keys) = (block.len(), block.end);
         Product {
             size: [rows, keys, self.dim],
-            a: Left::Rows(&x[block.start * self.dim..], self.dim),
+            a: Left::Rows(x, self.dim),
             b: (&self.transposed, self.length),
             c: (out, keys),
             scale,
@@ -69,7 +77,7 @@ impl Keys {
         .run();
     }
 
-    /// The block's attention probabilities, `[block, keys]`.
+    /// The attention probabilities of a block's queries `q`, `[block, keys]`.
     fn probabilities(&self, q: &[f32], block: &Range<usize>, out: &mut [f32]) {
         self.scores(q, block, 1.0 / (self.dim as f32).sqrt(), out);
         let keys = block.end;
@@ -95,26 +103,40 @@ pub(in crate::ops) fn forward(
     documents: &[Range<usize>],
     heads: Heads,
 ) -> Result<Tensor> {
+    let whole = |own: &Range<usize>| Branch { seen: Vec::new(), own: own.clone() };
+    branched(q, k, v, &documents.iter().map(whole).collect::<Vec<_>>(), heads)
+}
+
+/// [`forward`] of texts that share their beginnings.
+pub(in crate::ops) fn branched(
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    branches: &[Branch],
+    heads: Heads,
+) -> Result<Tensor> {
     let dim = heads.dim;
     let group = heads.query / heads.key_value;
     let mut out = vec![0.0; q.elem_count()];
     read([q, k, v], |[q, k, v]| {
         let q = Matrix::new(q, heads.query, dim);
         let (k, v) = (Matrix::new(k, heads.key_value, dim), Matrix::new(v, heads.key_value, dim));
-        let results = each_head(documents, heads, |document, head| {
-            let length = document.len();
-            let (keys, values) = (Keys::new(&k.head(document, head), length, dim), v.head(document, head));
-            let mut scores = vec![0.0; BLOCK.min(length) * length];
+        let results = each_head(branches, heads, |branch, head| {
+            let (length, before) = (branch.own.len(), branch.before());
+            let keys = Keys::new(&k.head_of(branch.runs(), head), before + length, dim);
+            let values = v.head_of(branch.runs(), head);
+            let mut scores = vec![0.0; BLOCK.min(length) * (before + length)];
             let one = |member: usize| {
-                let q = q.head(document, head * group + member);
+                let q = q.head(&branch.own, head * group + member);
                 let mut out = vec![0.0; length * dim];
                 for block in blocks(length) {
-                    keys.probabilities(&q, &block, &mut scores);
+                    let (at, block) = (block.start * dim, block.start + before..block.end + before);
+                    keys.probabilities(&q[at..], &block, &mut scores);
                     Product {
                         size: [block.len(), dim, block.end],
                         a: Left::Rows(&scores, block.end),
                         b: (&values, dim),
-                        c: (&mut out[block.start * dim..], dim),
+                        c: (&mut out[at..], dim),
                         scale: 1.0,
                         add: false,
                     }
@@ -126,7 +148,8 @@ pub(in crate::ops) fn forward(
         });
         let parts: Vec<Vec<&[f32]>> =
             results.iter().map(|heads| heads.iter().flatten().map(Vec::as_slice).collect()).collect();
-        join(&mut out, documents, &parts, dim);
+        let own: Vec<_> = branches.iter().map(|branch| branch.own.clone()).collect();
+        join(&mut out, &own, &parts, dim);
         Ok(())
     })?;
     Ok(Tensor::from_vec(out, q.shape(), &Device::Cpu)?)
@@ -202,8 +225,8 @@ impl Backward<'_> {
         for block in blocks(length) {
             let (rows, keys) = (block.len(), block.end);
             let at = block.start * dim;
-            self.keys.probabilities(q, &block, &mut self.p);
-            self.values.scores(dy, &block, 1.0, &mut self.dp);
+            self.keys.probabilities(&q[at..], &block, &mut self.p);
+            self.values.scores(&dy[at..], &block, 1.0, &mut self.dp);
             let (p, ds) = (&self.p[..rows * keys], &mut self.dp[..rows * keys]);
             add_columns([keys, dim, rows], p, &dy[at..], 1.0, &mut self.dv);
             widest(
@@ -237,10 +260,10 @@ fn add_columns(size: [usize; 3], a: &[f32], b: &[f32], scale: f32, c: &mut [f32]
 }
 
 /// Runs a task for each document and key-value head; results by document, then head.
-fn each_head<T: Send>(
-    documents: &[Range<usize>],
+fn each_head<D: Sync, T: Send>(
+    documents: &[D],
     heads: Heads,
-    f: impl Fn(&Range<usize>, usize) -> T + Sync,
+    f: impl Fn(&D, usize) -> T + Sync,
 ) -> Vec<Vec<T>> {
     let count = heads.key_value;
     let task = |i: usize| f(&documents[i / count], i % count);

@@ -1,0 +1,298 @@
+//! `lorafleet eval`: a model, or one with an adapter, on evaluation tasks.
+
+mod progress;
+
+use crate::Failure;
+use crate::download::Downloads;
+use crate::output::{self, OutputArgs, say};
+use crate::train::progress::Loading;
+use ::eval::EvalError;
+use ::eval::data::{self, Data};
+use ::eval::results;
+use ::eval::run::{self, Model, Options, Outcome};
+use ::eval::task::{self, Chosen, Preset, Selection};
+use domain::trial::{PrecisionMode, TrialConfig};
+use domain::{Clock, SystemClock};
+use progress::Progress;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use trainer::adapter_file::{self, PeftConfig, resolve_targets};
+use trainer::lora::Adapter;
+use trainer::model::Base;
+use trainer::tokenizer::Tokenizer;
+use trainer::{Device, TrainError, locate, preflight};
+
+/// Evaluates a model, or one with an adapter, as lm-evaluation-harness 0.4 does.
+///
+/// Tasks: arc_easy, arc_challenge, hellaswag, truthfulqa_mc1, truthfulqa_mc2, mmlu_SUBJECT, perplexity, and task files of
+/// your own by their paths. The preset open-llm-leaderboard-v1 runs three of them with pinned examples and shows their
+/// mean.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  lorafleet eval --model ./models/my-llama --adapter ./adapter --tasks arc_challenge,hellaswag \\
+      --task-data arc_challenge=ARC-Challenge-Test.jsonl --task-data hellaswag=hellaswag_val.jsonl
+  lorafleet eval --model ./models/my-llama --tasks arc_challenge --num-fewshot 25 \\
+      --task-data arc_challenge=./ai2_arc --log-samples samples.jsonl --output-dir results
+  lorafleet eval --model ./models/my-llama --tasks perplexity --task-data perplexity=book.txt -o json
+  lorafleet eval --model openlm-research/open_llama_3b --tasks ./my-task.yaml --task-data my-task=questions.parquet
+
+A directory given to --task-data holds files called after splits (test.jsonl, train-00000-of-00001.parquet), at its top, in
+data/ or in the folder of the task's part of the data set. docs/evaluation.md has the rest.
+
+Exit codes: 0 done, 1 the work failed, 2 usage or unusable input, 3 the hub cannot be reached, 130 interrupted.")]
+pub(crate) struct Args {
+    /// The model: a directory in Hugging Face's layout, or a name on its hub.
+    #[arg(long, value_name = "DIR|ID")]
+    model: String,
+    /// An adapter of the model, in PEFT's format.
+    #[arg(long, value_name = "DIR")]
+    adapter: Option<PathBuf>,
+    /// Tasks and presets by name, and task files by path.
+    #[arg(long, value_name = "TASK,…", value_delimiter = ',', required = true)]
+    tasks: Vec<String>,
+    /// Examples before each question, where neither task nor preset pin their number.
+    #[arg(long, alias = "num_fewshot", value_name = "N")]
+    num_fewshot: Option<usize>,
+    /// Only the first N documents of each task.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    limit: Option<u32>,
+    /// Where a task's documents lie; may be repeated.
+    #[arg(long, alias = "task_data", value_name = "TASK=PATH", value_parser = named_path)]
+    task_data: Vec<(String, PathBuf)>,
+    /// Where a task's examples lie, if not in the split beside its documents or among them; may be repeated.
+    #[arg(long, alias = "fewshot_data", value_name = "TASK=PATH", value_parser = named_path)]
+    fewshot_data: Vec<(String, PathBuf)>,
+    /// File for one JSON line an item: task, index, loglikelihoods, is_greedy, metrics.
+    #[arg(long, alias = "log_samples", value_name = "FILE")]
+    log_samples: Option<PathBuf>,
+    /// Directory for results.json, in the harness's layout.
+    #[arg(long, alias = "output_dir", alias = "output_path", value_name = "DIR")]
+    output_dir: Option<PathBuf>,
+    /// Tokens that go through the model at once; beginnings that texts share count once.
+    #[arg(long, alias = "batch_tokens", value_name = "N", default_value_t = Options::default().batch_tokens as u32,
+        value_parser = clap::value_parser!(u32).range(1..))]
+    batch_tokens: u32,
+    /// The most tokens that the model reads, if not those that it knows; longer texts are cut on the left.
+    #[arg(long, alias = "max_length", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_length: Option<u32>,
+    /// Whether the tokenizer may put BOS in front of texts, as it does by itself.
+    #[arg(long, alias = "add_bos_token", value_name = "BOOL", default_value_t = true, action = clap::ArgAction::Set)]
+    add_bos_token: bool,
+    /// The numbers that the base is held in: float32, bfloat16, float16 or 4bit.
+    #[arg(long, alias = "precision_mode", value_name = "MODE", default_value = "float32", value_parser = precision)]
+    precision_mode: PrecisionMode,
+    /// The device: auto (the first GPU that can be used, else the CPU), cpu, cuda or cuda:N.
+    #[arg(long, default_value = crate::device::AUTO, value_name = "DEVICE")]
+    device: String,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+fn named_path(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((task, path)) if !task.is_empty() && !path.is_empty() => Ok((task.into(), path.into())),
+        _ => Err("write TASK=PATH".into()),
+    }
+}
+
+fn precision(text: &str) -> Result<PrecisionMode, String> {
+    serde_json::from_value(text.into()).map_err(|_| "give float32, bfloat16, float16 or 4bit".into())
+}
+
+/// Runs the verb.
+pub(crate) fn run(args: Args) -> Result<(), Failure> {
+    let clock = SystemClock::new();
+    let selection = task::select(&args.tasks).map_err(unusable)?;
+    let options = Options {
+        num_fewshot: args.num_fewshot,
+        limit: args.limit.map(|limit| limit as usize),
+        batch_tokens: args.batch_tokens as usize,
+        max_length: args.max_length.map(|length| length as usize),
+        add_bos: args.add_bos_token,
+    };
+    // All that can be wrong is found before the model is loaded.
+    let data = all_data(&args, &selection, &options)?;
+    let mut log = args.log_samples.as_deref().map(Log::create).transpose()?;
+    if let Some(dir) = &args.output_dir {
+        std::fs::create_dir_all(dir).map_err(|e| Failure::invalid(format!("{}: {e}", dir.display())))?;
+    }
+    let placed = crate::device::of(&args.device)?;
+    Downloads::default().model(&args.model, "--model")?;
+    let dir = locate::model(&args.model).map_err(of_trainer)?;
+    let device = trainer::device::open(placed.id.as_str()).map_err(of_trainer)?;
+    let loaded = Loaded::new(&dir, &args, &device)?;
+    let started = clock.monotonic();
+    let mut outcomes = Vec::new();
+    for (chosen, data) in selection.tasks.iter().zip(&data) {
+        let mut progress = Progress::new(&chosen.task.task);
+        let outcome =
+            run::evaluate(loaded.model(), chosen, data, &options, &mut |done, of| progress.show(done, of));
+        progress.finish();
+        let outcome = outcome.map_err(unusable)?;
+        if let Some(log) = &mut log {
+            log.write(&outcome)?;
+        }
+        outcomes.push(outcome);
+    }
+    let seconds = clock.monotonic().saturating_sub(started).as_secs_f64();
+    finish(&args, &selection, &outcomes, seconds)
+}
+
+/// The documents and examples of each task.
+fn all_data(args: &Args, selection: &Selection, options: &Options) -> Result<Vec<Data>, Failure> {
+    let by_task = |paths: &[(String, PathBuf)], flag: &str| {
+        let paths: BTreeMap<String, PathBuf> = paths.iter().cloned().collect();
+        match paths.keys().find(|name| !selection.tasks.iter().any(|chosen| chosen.task.task == **name)) {
+            Some(name) => {
+                Err(Failure::invalid(format!("{flag} {name}=…: {name} is not among --tasks; add it there")))
+            }
+            None => Ok(paths),
+        }
+    };
+    let documents = by_task(&args.task_data, "--task-data")?;
+    let examples = by_task(&args.fewshot_data, "--fewshot-data")?;
+    let load = |chosen: &Chosen| {
+        let task = &chosen.task;
+        let Some(path) = documents.get(&task.task) else {
+            let of =
+                task.dataset_path.as_ref().map_or(String::new(), |set| format!(" of the data set {set}"));
+            return Err(Failure::invalid(format!(
+                "{name}: no documents are given; say where the file or directory{of} is with --task-data {name}=PATH",
+                name = task.task
+            )));
+        };
+        let fewshot = examples.get(&task.task).map(PathBuf::as_path);
+        data::load(task, path, fewshot, options.examples(chosen) > 0).map_err(unusable)
+    };
+    selection.tasks.iter().map(load).collect()
+}
+
+/// The model in memory.
+struct Loaded {
+    base: Base,
+    adapter: Option<Adapter>,
+    tokenizer: Tokenizer,
+}
+
+impl Loaded {
+    fn new(dir: &Path, args: &Args, device: &Device) -> Result<Self, Failure> {
+        let config = TrialConfig { precision_mode: args.precision_mode, ..TrialConfig::default() };
+        let mut loading = Loading::new();
+        let base = Base::load_watched(dir, config.base_model().precision, device, &mut |read, of| {
+            loading.read(read, of)
+        });
+        loading.finish();
+        let base = base.map_err(of_trainer)?;
+        let tokenizer = preflight::tokenizer(dir, &base.config).map_err(of_trainer)?.ok_or_else(|| {
+            Failure::invalid(format!(
+                "{}: holds neither tokenizer.json nor tokenizer.model; copy one of them there",
+                dir.display()
+            ))
+        })?;
+        let adapter = |dir: &PathBuf| {
+            let targets = resolve_targets(&base, &PeftConfig::load(dir)?)?;
+            Ok(adapter_file::load(dir, &targets, 0, device)?.1)
+        };
+        let adapter = args.adapter.as_ref().map(adapter).transpose().map_err(of_trainer)?;
+        Ok(Self { base, adapter, tokenizer })
+    }
+
+    fn model(&self) -> Model<'_> {
+        Model { base: &self.base, adapter: self.adapter.as_ref(), tokenizer: &self.tokenizer }
+    }
+}
+
+/// The file of samples.
+struct Log {
+    path: PathBuf,
+    file: BufWriter<File>,
+}
+
+impl Log {
+    fn create(path: &Path) -> Result<Self, Failure> {
+        let file = File::create(path).map_err(|e| Failure::invalid(format!("{}: {e}", path.display())))?;
+        Ok(Self { path: path.to_owned(), file: BufWriter::new(file) })
+    }
+
+    fn write(&mut self, outcome: &Outcome) -> Result<(), Failure> {
+        let failed =
+            |error: &dyn std::fmt::Display| Failure::failed(format!("{}: {error}", self.path.display()));
+        for sample in &outcome.samples {
+            let line = serde_json::to_string(sample).map_err(|e| failed(&e))?;
+            writeln!(self.file, "{line}").map_err(|e| failed(&e))?;
+        }
+        self.file.flush().map_err(|e| failed(&e))
+    }
+}
+
+/// Writes and prints what came out.
+fn finish(args: &Args, selection: &Selection, outcomes: &[Outcome], seconds: f64) -> Result<(), Failure> {
+    let document = results::document(outcomes, &selection.presets, settings(args, outcomes, seconds));
+    if let Some(dir) = &args.output_dir {
+        let path = dir.join("results.json");
+        let text = serde_json::to_string_pretty(&document).map_err(Failure::failed)?;
+        trainer::files::write_atomically(&path, text.as_bytes()).map_err(Failure::failed)?;
+        say!("wrote {}", path.display());
+    }
+    output::print(args.output.format, &document, || table(outcomes, &selection.presets))
+}
+
+/// What the figures were made with, under the harness's names where it has them.
+fn settings(args: &Args, outcomes: &[Outcome], seconds: f64) -> Value {
+    let peft = args.adapter.as_ref().map_or(String::new(), |dir| format!(",peft={}", dir.display()));
+    let dtype = json!(args.precision_mode);
+    let dtype = dtype.as_str().unwrap_or_default();
+    json!({
+        "model": "lorafleet",
+        "model_args": format!(
+            "pretrained={}{peft},dtype={dtype},add_bos_token={}", args.model, args.add_bos_token
+        ),
+        "lorafleet_version": env!("CARGO_PKG_VERSION"),
+        "max_length": args.max_length,
+        "batch_tokens": args.batch_tokens,
+        "limit": args.limit,
+        "fewshot_seed": ::eval::prompt::FEWSHOT_SEED,
+        "requests": outcomes.iter().map(|outcome| outcome.requests).sum::<usize>(),
+        "evaluation_seconds": seconds,
+    })
+}
+
+fn table(outcomes: &[Outcome], presets: &[Preset]) -> String {
+    let mut rows = Vec::new();
+    for outcome in outcomes {
+        for figure in &outcome.figures {
+            rows.push(vec![
+                outcome.task.task.clone(),
+                outcome.num_fewshot.to_string(),
+                outcome.samples.len().to_string(),
+                figure.metric.to_string(),
+                format!("{:.4}", figure.value),
+                figure.stderr.map_or_else(|| "-".into(), |stderr| format!("± {stderr:.4}")),
+            ]);
+        }
+    }
+    for preset in presets {
+        let mean = results::mean(preset, outcomes).map_or_else(|| "-".into(), |mean| format!("{mean:.4}"));
+        let none = || "-".to_string();
+        rows.push(vec![preset.preset.clone(), none(), none(), "mean".into(), mean, none()]);
+    }
+    output::table(&["task", "examples", "items", "metric", "value", "stderr"], &rows, &["examples", "items"])
+}
+
+/// Something that was given cannot be used; only a failed tensor operation is no fault of the input.
+fn unusable(error: EvalError) -> Failure {
+    match error {
+        EvalError::Trainer(error) => of_trainer(error),
+        error => Failure::invalid(error),
+    }
+}
+
+fn of_trainer(error: TrainError) -> Failure {
+    match error {
+        TrainError::Tensor(_) => Failure::failed(error),
+        error => Failure::invalid(error),
+    }
+}

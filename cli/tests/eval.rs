@@ -1,0 +1,148 @@
+//! `lorafleet eval` through the real binary: tasks, what it writes, and what it refuses.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+#[path = "../../trainer/tests/common/mod.rs"]
+mod model;
+
+use common::Sandbox;
+use serde_json::{Value, json};
+
+/// A model of words, and questions of its words: ARC's layout on the hub and AI2's own.
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::new("");
+    model::write_tiny_model(&sandbox.path().join("model"));
+    model::write_tokenizer(&sandbox.path().join("model"), 40);
+    let hub = |i: usize| {
+        let (key, labels) = if i.is_multiple_of(2) { ("A", ["A", "B"]) } else { ("2", ["1", "2"]) };
+        let choices = json!({ "text": ["w5", "w6 w7"], "label": labels });
+        json!({ "question": format!("w{} w{}", 2 + i, 3 + i), "answerKey": key, "choices": choices })
+    };
+    let own = |i: usize| {
+        let choices = json!([{ "text": "w5", "label": "A" }, { "text": "w6 w7", "label": "B" }]);
+        let stem = format!("w{} w{}", 2 + i, 3 + i);
+        let key = if i.is_multiple_of(2) { "A" } else { "B" };
+        json!({ "question": { "stem": stem, "choices": choices }, "answerKey": key })
+    };
+    let lines = |row: &dyn Fn(usize) -> Value, rows: std::ops::Range<usize>| -> String {
+        rows.map(|i| row(i).to_string() + "\n").collect()
+    };
+    let write = |name: &str, text: String| {
+        let path = sandbox.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    write("hub.jsonl", lines(&hub, 0..8));
+    write("own.jsonl", lines(&own, 0..8));
+    write("arc/ARC-Challenge/test-0.jsonl", lines(&hub, 0..8));
+    write("arc/ARC-Challenge/train-0.jsonl", lines(&own, 8..20));
+    write("bad.jsonl", lines(&hub, 0..1) + "{\"question\": \"w2\"}\n");
+    write("broken.jsonl", lines(&hub, 0..1) + "{\n");
+    write("book.txt", "w5 w6 w7\nw8 w9".into());
+    write("mine.yaml", "include: arc_easy\ntask: mine\nfewshot_config: { sampler: first_n }\n".into());
+    sandbox
+}
+
+/// The samples of a run.
+fn samples(sandbox: &Sandbox, args: &[&str]) -> Vec<Value> {
+    sandbox.json(&[&["eval", "--model", "model", "--log-samples", "samples.jsonl"], args].concat());
+    let text = std::fs::read_to_string(sandbox.path().join("samples.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn what_it_writes() {
+    let sandbox = sandbox();
+    let arc = ["--tasks", "arc_challenge", "--task-data"];
+    let hub = samples(&sandbox, &[&arc[..], &["arc_challenge=hub.jsonl", "--output-dir", "out"]].concat());
+    assert_eq!(hub.len(), 8);
+    let keys: Vec<_> = hub[3].as_object().unwrap().keys().map(String::as_str).collect();
+    assert_eq!(keys, ["task", "index", "loglikelihoods", "is_greedy", "metrics"]);
+    assert_eq!((&hub[3]["task"], &hub[3]["index"]), (&json!("arc_challenge"), &json!(3)));
+    assert_eq!(hub[3]["loglikelihoods"].as_array().unwrap().len(), 2);
+    // AI2's own layout is the same.
+    assert_eq!(samples(&sandbox, &[&arc[..], &["arc_challenge=own.jsonl"]].concat()), hub);
+    // Small passes answer alike, to rounding.
+    let small = samples(&sandbox, &[&arc[..], &["arc_challenge=hub.jsonl", "--batch-tokens", "1"]].concat());
+    let number = |sample: &Value| sample["loglikelihoods"][1].as_f64().unwrap();
+    assert!(small.iter().zip(&hub).all(|(a, b)| (number(a) - number(b)).abs() < 1e-4));
+
+    let results: Value =
+        serde_json::from_str(&std::fs::read_to_string(sandbox.path().join("out/results.json")).unwrap())
+            .unwrap();
+    let task = &results["results"]["arc_challenge"];
+    let mean = hub.iter().map(|s| s["metrics"]["acc"].as_f64().unwrap()).sum::<f64>() / 8.0;
+    assert_eq!((task["acc,none"].as_f64(), task["sample_len"].as_u64()), (Some(mean), Some(8)));
+    assert!(task["acc_norm_stderr,none"].is_number(), "{task}");
+    assert_eq!(results["n-samples"]["arc_challenge"], json!({ "original": 8, "effective": 8 }));
+    assert_eq!(results["higher_is_better"]["arc_challenge"]["acc"], true);
+    assert_eq!(results["n-shot"]["arc_challenge"], 0);
+
+    // Examples: from the split beside the documents, from among them, from a file.
+    let shots = |data: &str, more: &[&str]| {
+        let data = format!("arc_challenge={data}");
+        samples(&sandbox, &[&arc[..], &[data.as_str(), "--num-fewshot", "3", "--limit", "4"], more].concat())
+    };
+    let of_split = shots("arc", &[]);
+    assert_eq!(of_split.len(), 4);
+    assert_ne!(of_split, hub[..4]);
+    assert_ne!(shots("hub.jsonl", &[]), of_split);
+    let train = "arc_challenge=arc/ARC-Challenge/train-0.jsonl";
+    assert_eq!(shots("arc/ARC-Challenge/test-0.jsonl", &["--fewshot-data", train]), of_split);
+    // A user's task, and text.
+    let mine = ["--tasks", "./mine.yaml,perplexity", "--task-data", "mine=hub.jsonl", "--num-fewshot", "2"];
+    let both = samples(&sandbox, &[&mine[..], &["--task-data", "perplexity=book.txt"]].concat());
+    assert_eq!(both.len(), 9);
+    let text = &both[8];
+    assert_eq!(
+        (&text["metrics"]["word_perplexity"][1], &text["metrics"]["bits_per_byte"][1]),
+        (&json!(5), &json!(14))
+    );
+    let table = sandbox.lorafleet(&[
+        "eval",
+        "--model",
+        "model",
+        "--tasks",
+        "perplexity",
+        "--task-data",
+        "perplexity=book.txt",
+    ]);
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(table.contains("word_perplexity") && table.contains("TASK"), "{table}");
+}
+
+#[test]
+fn what_it_refuses() {
+    let sandbox = sandbox();
+    let refused = |args: &[&str], want: &str| {
+        let output = sandbox.lorafleet(&[&["eval", "--model", "model"], args].concat());
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
+        assert!(message.contains(want), "{args:?}: {message}\nlacks {want}");
+    };
+    let arc = |data: &'static str| ["--tasks", "arc_easy", "--task-data", data];
+    refused(
+        &["--tasks", "arc"],
+        "arc: is no task; there are arc_challenge, arc_easy, hellaswag, mmlu_SUBJECT",
+    );
+    refused(
+        &["--tasks", "arc_easy"],
+        "say where the file or directory of the data set allenai/ai2_arc is with",
+    );
+    refused(&["--tasks", "./gone.yaml"], "gone.yaml");
+    refused(&arc("mmlu=x"), "mmlu is not among --tasks");
+    refused(&arc("arc_easy"), "write TASK=PATH");
+    refused(&arc("arc_easy=gone.jsonl"), "gone.jsonl");
+    refused(&arc("arc_easy=model"), "has no file of the split `test`; call it test.jsonl");
+    refused(&arc("arc_easy=bad.jsonl"), "bad.jsonl: document 2: ");
+    refused(&arc("arc_easy=broken.jsonl"), "broken.jsonl:2: is no JSON");
+    refused(&arc("arc_easy=book.txt"), "book.txt: is no .jsonl, .json or .parquet file");
+    refused(
+        &[&arc("arc_easy=hub.jsonl")[..], &["--num-fewshot", "8"]].concat(),
+        "needs 9 documents for 8 examples; there are 8",
+    );
+    refused(&[&arc("arc_easy=hub.jsonl")[..], &["--adapter", "model"]].concat(), "adapter_config.json");
+    refused(&[&arc("arc_easy=hub.jsonl")[..], &["--max-length", "1"]].concat(), "choice 2 has 2 tokens");
+    refused(&[&arc("arc_easy=hub.jsonl")[..], &["--precision-mode", "int8"]].concat(), "give float32");
+}

@@ -1,0 +1,216 @@
+//! What is counted of an item, and the figure that all items make.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A metric, under its name in the harness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Metric {
+    /// Whether the likeliest choice is the right one; with labels, the true choices' share of the probability.
+    Acc,
+    /// Whether the choice that is likeliest for each of its characters is the right one.
+    AccNorm,
+    /// Whether the choice that is likeliest for each of its bytes is the right one.
+    AccBytes,
+    /// `exp` of the mean negative log-likelihood of a word.
+    WordPerplexity,
+    /// `exp` of the mean negative log-likelihood of a byte.
+    BytePerplexity,
+    /// The mean negative log-likelihood of a byte, in bits.
+    BitsPerByte,
+}
+
+impl Metric {
+    /// Whether it is one of whole texts.
+    pub fn is_rolling(self) -> bool {
+        matches!(self, Self::WordPerplexity | Self::BytePerplexity | Self::BitsPerByte)
+    }
+
+    /// Whether more is better.
+    pub fn higher_is_better(self) -> bool {
+        !self.is_rolling()
+    }
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Acc => "acc",
+            Self::AccNorm => "acc_norm",
+            Self::AccBytes => "acc_bytes",
+            Self::WordPerplexity => "word_perplexity",
+            Self::BytePerplexity => "byte_perplexity",
+            Self::BitsPerByte => "bits_per_byte",
+        })
+    }
+}
+
+/// What is right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Gold {
+    /// One choice.
+    Choice(usize),
+    /// Each choice that is marked.
+    Labels(Vec<bool>),
+}
+
+/// What a metric makes of one item: a number, or a log-likelihood with the number of words or bytes that it is of.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Score {
+    /// A number.
+    Value(f64),
+    /// A log-likelihood and its weight.
+    Weighted(f64, u64),
+}
+
+/// What a metric makes of all items.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Figure {
+    /// The metric.
+    pub metric: Metric,
+    /// Its value.
+    pub value: f64,
+    /// The standard error of a mean, from the items' own spread; none of one item, and none of what is no mean.
+    pub stderr: Option<f64>,
+}
+
+/// The score of an item's choices.
+pub fn of_choices(metric: Metric, gold: &Gold, choices: &[String], log_likelihoods: &[f64]) -> Score {
+    let length = |choice: &String| match metric {
+        Metric::AccNorm => choice.chars().count() as f64,
+        Metric::AccBytes => choice.len() as f64,
+        _ => 1.0,
+    };
+    Score::Value(match gold {
+        Gold::Labels(labels) => true_share(labels, log_likelihoods),
+        Gold::Choice(right) => {
+            let scored = log_likelihoods.iter().zip(choices).map(|(l, choice)| l / length(choice));
+            f64::from(likeliest(scored) == Some(*right))
+        }
+    })
+}
+
+/// The first of the largest.
+fn likeliest(scores: impl Iterator<Item = f64>) -> Option<usize> {
+    let mut best: Option<(usize, f64)> = None;
+    for (place, score) in scores.enumerate() {
+        if best.is_none_or(|(_, most)| score > most) {
+            best = Some((place, score));
+        }
+    }
+    best.map(|(place, _)| place)
+}
+
+/// Σ exp(l) over the true choices by that over all. Every l has the largest taken off, so that long texts leave more
+/// than zeros.
+fn true_share(labels: &[bool], log_likelihoods: &[f64]) -> f64 {
+    let most = log_likelihoods.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let mass = |wanted: &dyn Fn(bool) -> bool| -> f64 {
+        let counted = labels.iter().zip(log_likelihoods).filter(|(label, _)| wanted(**label));
+        counted.map(|(_, l)| (l - most).exp()).sum()
+    };
+    mass(&|label| label) / mass(&|_| true)
+}
+
+/// The score of a whole text.
+pub fn of_text(metric: Metric, text: &str, log_likelihood: f64) -> Score {
+    let weight = if metric == Metric::WordPerplexity { words(text) } else { text.len() };
+    Score::Weighted(log_likelihood, weight as u64)
+}
+
+/// `len(re.split(r"\s+", text))`: a text that begins or ends with a space has an empty word there.
+fn words(text: &str) -> usize {
+    let inner = text.split_whitespace().count();
+    match (inner, text.is_empty()) {
+        (0, true) => 1,
+        (0, false) => 2,
+        _ => {
+            let at_start = text.starts_with(char::is_whitespace);
+            let at_end = text.ends_with(char::is_whitespace);
+            inner + usize::from(at_start) + usize::from(at_end)
+        }
+    }
+}
+
+/// The figure of all items.
+pub fn aggregate(metric: Metric, scores: &[Score]) -> Figure {
+    let (mut sum, mut weight) = (0.0, 0.0);
+    for score in scores {
+        let (value, of) = match score {
+            Score::Value(value) => (*value, 1.0),
+            Score::Weighted(value, of) => (*value, *of as f64),
+        };
+        sum += value;
+        weight += of;
+    }
+    let mean = sum / weight;
+    let (value, stderr) = match metric {
+        Metric::WordPerplexity | Metric::BytePerplexity => ((-mean).exp(), None),
+        Metric::BitsPerByte => (-mean / std::f64::consts::LN_2, None),
+        _ => (mean, standard_error(scores, mean)),
+    };
+    Figure { metric, value, stderr }
+}
+
+/// The sample's standard deviation by √n.
+fn standard_error(scores: &[Score], mean: f64) -> Option<f64> {
+    let n = scores.len() as f64;
+    let squares = scores.iter().map(|score| match score {
+        Score::Value(value) | Score::Weighted(value, _) => (value - mean).powi(2),
+    });
+    (n > 1.0).then(|| (squares.sum::<f64>() / (n - 1.0)).sqrt() / n.sqrt())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_of_choices() {
+        let check = |metric, gold: Gold, choices: &[&str], l: &[f64], want: f64| {
+            let choices: Vec<_> = choices.iter().map(ToString::to_string).collect();
+            let Score::Value(got) = of_choices(metric, &gold, &choices, l) else { panic!("a value") };
+            assert!((got - want).abs() < 1e-12, "{metric} of {choices:?} at {l:?}: {got}, not {want}");
+        };
+        let one = Gold::Choice;
+        check(Metric::Acc, one(1), &["a", "b"], &[-2.0, -1.0], 1.0);
+        check(Metric::Acc, one(0), &["a", "b"], &[-2.0, -1.0], 0.0);
+        // The first of two as likely.
+        check(Metric::Acc, one(1), &["a", "b"], &[-1.0, -1.0], 0.0);
+        check(Metric::AccNorm, one(1), &["a", "four"], &[-1.0, -2.0], 1.0);
+        // Three characters, nine bytes.
+        check(Metric::AccNorm, one(0), &["abcd", "日本語"], &[-4.0, -3.3], 1.0);
+        check(Metric::AccBytes, one(1), &["abcd", "日本語"], &[-4.0, -3.3], 1.0);
+        let labels = |labels: &[u8]| Gold::Labels(labels.iter().map(|l| *l == 1).collect());
+        let ln = f64::ln;
+        check(Metric::Acc, labels(&[1, 0, 1]), &["", "", ""], &[ln(0.1), ln(0.2), ln(0.1)], 0.5);
+        check(Metric::Acc, labels(&[1, 0]), &["", ""], &[-2000.0, -2000.0], 0.5);
+    }
+
+    #[test]
+    fn figures_of_all_items() {
+        let check = |metric, scores: &[Score], value: f64, stderr: Option<f64>| {
+            let got = aggregate(metric, scores);
+            assert!((got.value - value).abs() < 1e-12, "{metric}: {got:?}, not {value}");
+            match (got.stderr, stderr) {
+                (Some(got), Some(want)) => assert!((got - want).abs() < 1e-12, "{metric}: {got}, not {want}"),
+                (got, want) => assert_eq!(got, want, "{metric}"),
+            }
+        };
+        let values = |values: &[f64]| values.iter().map(|v| Score::Value(*v)).collect::<Vec<_>>();
+        check(Metric::Acc, &values(&[1.0, 0.0, 0.0, 1.0]), 0.5, Some((1.0f64 / 3.0).sqrt() / 2.0));
+        check(Metric::AccNorm, &values(&[1.0]), 1.0, None);
+        let texts = [Score::Weighted(-6.0, 2), Score::Weighted(-3.0, 1)];
+        check(Metric::WordPerplexity, &texts, 3f64.exp(), None);
+        check(Metric::BitsPerByte, &texts, 3.0 / 2f64.ln(), None);
+    }
+
+    #[test]
+    fn words_as_pythons_split_counts_them() {
+        for (text, want) in [("", 1), (" ", 2), ("a", 1), ("a b", 2), (" a\n\nb ", 4), ("a b\n", 3)] {
+            assert_eq!(words(text), want, "{text:?}");
+        }
+    }
+}

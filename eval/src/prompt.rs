@@ -1,0 +1,202 @@
+//! A document to what a model is asked: a context of description, examples and question, and the choices.
+
+use crate::data::{Data, Fields};
+use crate::metric::Gold;
+use crate::python_random::PythonRandom;
+use crate::task::{Sampler, Task};
+use crate::template::{self, Templates};
+use crate::{EvalError, Result};
+use serde_json::Value;
+use std::collections::HashMap;
+
+/// The seed of the examples' stream.
+pub const FEWSHOT_SEED: u32 = 1234;
+
+/// A question with its choices.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Item {
+    /// What stands before each choice.
+    pub context: String,
+    /// The choices, without what stands between.
+    pub choices: Vec<String>,
+    /// What is right.
+    pub gold: Gold,
+}
+
+/// Makes the prompts of a task, document after document: each draws its examples where the one before left off.
+#[derive(Debug)]
+pub struct Prompts<'a> {
+    task: &'a Task,
+    data: &'a Data,
+    examples: usize,
+    templates: Templates,
+    random: PythonRandom,
+    /// Examples' texts by their places.
+    written: HashMap<usize, String>,
+}
+
+impl<'a> Prompts<'a> {
+    /// The prompts of a task with `examples` examples each.
+    ///
+    /// # Errors
+    /// There are not as many examples.
+    pub fn new(task: &'a Task, data: &'a Data, examples: usize) -> Result<Self> {
+        let needed = examples + usize::from(examples > 0 && data.examples_hold_documents);
+        if data.examples.len() < needed {
+            let problem = format!(
+                "needs {needed} documents for {examples} examples; there are {}",
+                data.examples.len()
+            );
+            return Err(EvalError::task(&task.task, problem, "ask for fewer, or name a file with more"));
+        }
+        let random = PythonRandom::new(FEWSHOT_SEED);
+        Ok(Self { task, data, examples, templates: Templates::new(), random, written: HashMap::new() })
+    }
+
+    /// The prompt of the next document, number `index`.
+    ///
+    /// # Errors
+    /// The document lacks what the task asks of it.
+    pub fn item(&mut self, index: usize) -> Result<Item> {
+        let document = &self.data.documents[index];
+        let wrong = |place: String, problem| self.wrong(place, problem);
+        let (item, description) = self.question(document).map_err(|p| wrong(here(index), p))?;
+        let mut context = description;
+        for example in self.chosen(document) {
+            if !self.written.contains_key(&example) {
+                let text = self.example(&self.data.examples[example]);
+                let text = text.map_err(|p| self.wrong(format!("example {}", example + 1), p))?;
+                self.written.insert(example, text);
+            }
+            context += self.written.get(&example).map_or("", String::as_str);
+        }
+        Ok(Item { context: context + &item.context, ..item })
+    }
+
+    /// The text of a document of a task of whole texts, number `index`.
+    ///
+    /// # Errors
+    /// The document lacks what the task asks of it.
+    pub fn text(&self, index: usize) -> Result<String> {
+        let fields = self.fields(&self.data.documents[index]);
+        let value = fields.and_then(|(_, fields)| match &self.task.doc_to_target {
+            Value::String(template) => self.templates.text(template, &fields),
+            other => Ok(other.to_string()),
+        });
+        value.map_err(|problem| self.wrong(here(index), problem))
+    }
+
+    fn wrong(&self, place: String, problem: String) -> EvalError {
+        let remedy = format!("give {} documents in its data set's layout", self.task.task);
+        EvalError::Document { path: self.data.path.clone(), place, problem, remedy }
+    }
+
+    /// The places of the examples before a document.
+    fn chosen(&mut self, document: &Fields) -> Vec<usize> {
+        let (pool, wanted) = (&self.data.examples, self.examples);
+        let other = |at: &usize| !self.data.examples_hold_documents || pool[*at] != *document;
+        if wanted == 0 {
+            return Vec::new();
+        }
+        match self.task.fewshot_config.sampler {
+            Sampler::FirstN => (0..pool.len()).filter(other).take(wanted).collect(),
+            // One more is drawn than needed, for the case that the document is among them.
+            Sampler::Default => {
+                let drawn = wanted + usize::from(self.data.examples_hold_documents);
+                let drawn = self.random.sample(pool.len(), drawn);
+                let chosen: Vec<_> = drawn.into_iter().filter(other).take(wanted).collect();
+                if chosen.len() == wanted {
+                    return chosen;
+                }
+                // It was there more than once.
+                let others: Vec<_> = (0..pool.len()).filter(other).collect();
+                self.random.sample(others.len(), wanted).into_iter().map(|at| others[at]).collect()
+            }
+        }
+    }
+
+    /// A document's fields with those that the task makes of them.
+    fn fields(&self, document: &Fields) -> std::result::Result<(Fields, minijinja::Value), String> {
+        let own = template::fields(document);
+        if self.task.document.is_empty() {
+            return Ok((document.clone(), own));
+        }
+        let mut made = document.clone();
+        for (name, expression) in &self.task.document {
+            let value = self.templates.value(expression, &own);
+            made.insert(name.clone(), value.map_err(|problem| format!("{name}: {problem}"))?);
+        }
+        let all = template::fields(&made);
+        Ok((made, all))
+    }
+
+    /// A document's question, without examples, and the description before them.
+    fn question(&self, document: &Fields) -> std::result::Result<(Item, String), String> {
+        let (made, fields) = self.fields(document)?;
+        let task = self.task;
+        let context = self.templates.text(&task.doc_to_text, &fields)?;
+        let choices: Vec<String> = match &task.doc_to_choice {
+            Value::String(name) if made.contains_key(name) => made[name].clone(),
+            Value::String(expression) => self.templates.value_or_text(expression, &fields)?,
+            list => list.clone(),
+        }
+        .as_array()
+        .and_then(|list| list.iter().map(|choice| choice.as_str().map(str::to_owned)).collect())
+        .filter(|choices: &Vec<String>| !choices.is_empty())
+        .ok_or("its choices are no list of texts")?;
+        let gold = match &task.doc_to_labels {
+            Some(expression) => {
+                Gold::Labels(labels(&self.templates.value_or_text(expression, &fields)?, &choices)?)
+            }
+            None => {
+                let target = match &task.doc_to_target {
+                    Value::String(name) if made.contains_key(name) => made[name].clone(),
+                    Value::String(template) => self.templates.value_or_text(template, &fields)?,
+                    other => other.clone(),
+                };
+                Gold::Choice(right(&target, &choices)?)
+            }
+        };
+        let description = self.templates.text(&task.description, &fields)?;
+        Ok((Item { context, choices, gold }, description))
+    }
+
+    /// An example's text: question and right answer.
+    fn example(&self, document: &Fields) -> std::result::Result<String, String> {
+        let (item, _) = self.question(document)?;
+        let answer = match &item.gold {
+            Gold::Choice(right) => &item.choices[*right],
+            Gold::Labels(labels) => {
+                let first = labels.iter().position(|label| *label).unwrap_or_default();
+                &item.choices[first]
+            }
+        };
+        let Task { target_delimiter, fewshot_delimiter, .. } = self.task;
+        Ok(format!("{}{target_delimiter}{answer}{fewshot_delimiter}", item.context))
+    }
+}
+
+fn here(index: usize) -> String {
+    format!("document {}", index + 1)
+}
+
+/// The place of the right choice, which a target gives as a number or by the choice's own text.
+fn right(target: &Value, choices: &[String]) -> std::result::Result<usize, String> {
+    let place = match target {
+        Value::Number(number) => number.as_u64(),
+        Value::String(text) => {
+            text.parse().ok().or_else(|| choices.iter().position(|c| c == text).map(|place| place as u64))
+        }
+        _ => None,
+    };
+    let place = place.and_then(|place| usize::try_from(place).ok()).filter(|place| *place < choices.len());
+    place.ok_or_else(|| format!("its target {target} is none of its {} choices", choices.len()))
+}
+
+fn labels(value: &Value, choices: &[String]) -> std::result::Result<Vec<bool>, String> {
+    let labels = value.as_array().filter(|labels| labels.len() == choices.len());
+    let labels = labels.map(|labels| labels.iter().map(|l| l.as_u64() == Some(1)).collect::<Vec<_>>());
+    labels.filter(|labels| labels.contains(&true)).ok_or_else(|| {
+        format!("its labels {value} are not one for each of {} choices, or none is 1", choices.len())
+    })
+}

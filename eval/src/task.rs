@@ -1,0 +1,341 @@
+//! A task as data: where its documents lie, how one becomes a prompt with choices, what is counted. The keys are the
+//! harness's where it has them.
+
+use crate::metric::Metric;
+use crate::{EvalError, Result};
+use config::tasks;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What a model is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OutputType {
+    /// Which of some continuations is the likeliest.
+    #[default]
+    MultipleChoice,
+    /// How likely whole texts are, window by window.
+    LoglikelihoodRolling,
+}
+
+/// How the examples of a prompt are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sampler {
+    /// Drawn anew for each document, from one stream of random numbers.
+    #[default]
+    Default,
+    /// The first ones, the same for every document.
+    FirstN,
+}
+
+/// Where the examples of a prompt come from.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FewshotConfig {
+    /// How they are chosen.
+    pub sampler: Sampler,
+    /// The examples themselves, in the form of the task's documents.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub samples: Option<Vec<Map<String, Value>>>,
+}
+
+/// A task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Task {
+    /// Its name.
+    pub task: String,
+    /// The data set's name on the hub.
+    #[serde(default)]
+    pub dataset_path: Option<String>,
+    /// The part of the data set: a folder of it.
+    #[serde(default)]
+    pub dataset_name: Option<String>,
+    /// The split to learn from: where examples come from if `fewshot_split` does not say.
+    #[serde(default)]
+    pub training_split: Option<String>,
+    /// The split whose documents are asked if there is no `test_split`.
+    #[serde(default)]
+    pub validation_split: Option<String>,
+    /// The split whose documents are asked.
+    #[serde(default)]
+    pub test_split: Option<String>,
+    /// The split that examples come from.
+    #[serde(default)]
+    pub fewshot_split: Option<String>,
+    /// Examples before each document unless asked for otherwise; 0 is not to be changed.
+    #[serde(default)]
+    pub num_fewshot: Option<usize>,
+    /// More about the examples.
+    #[serde(default)]
+    pub fewshot_config: FewshotConfig,
+    /// A template: what stands before all else.
+    #[serde(default)]
+    pub description: String,
+    /// Expressions over a document's own fields; their values stand in for fields of these names.
+    #[serde(default)]
+    pub document: BTreeMap<String, String>,
+    /// A template: the question.
+    #[serde(default)]
+    pub doc_to_text: String,
+    /// The place of the right choice, or a template of it or of the choice itself. Of rolling tasks, the text.
+    #[serde(default)]
+    pub doc_to_target: Value,
+    /// The choices, or an expression that has a list of them.
+    #[serde(default)]
+    pub doc_to_choice: Value,
+    /// An expression that has a 1 for each true choice and a 0 for the others: then `acc` is the true choices' share of
+    /// the probability.
+    #[serde(default)]
+    pub doc_to_labels: Option<String>,
+    /// Stands between a question and its answer.
+    #[serde(default = "blank")]
+    pub target_delimiter: String,
+    /// Stands behind each example.
+    #[serde(default = "blank_line")]
+    pub fewshot_delimiter: String,
+    /// What is asked.
+    #[serde(default)]
+    pub output_type: OutputType,
+    /// What is counted.
+    pub metrics: Vec<Metric>,
+    /// Changes when the task's numbers do.
+    #[serde(default)]
+    pub version: f64,
+}
+
+fn blank() -> String {
+    " ".into()
+}
+
+fn blank_line() -> String {
+    "\n\n".into()
+}
+
+/// A task that was chosen, with the number of examples if that goes with the choice.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Chosen {
+    /// The task.
+    pub task: Task,
+    /// Examples before each document, pinned by a preset.
+    pub num_fewshot: Option<usize>,
+}
+
+/// Several tasks of which one metric each makes a mean.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preset {
+    /// Its name.
+    pub preset: String,
+    /// Its tasks.
+    pub tasks: Vec<PresetTask>,
+}
+
+/// A task of a preset.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PresetTask {
+    /// The task's name.
+    pub task: String,
+    /// Examples before each document.
+    pub num_fewshot: usize,
+    /// What goes into the mean.
+    pub metric: Metric,
+}
+
+/// What was chosen.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Selection {
+    /// The tasks, in order, each once.
+    pub tasks: Vec<Chosen>,
+    /// The presets that they come from.
+    pub presets: Vec<Preset>,
+}
+
+/// Finds tasks and presets: by the names of those that ship, or files by their paths (`.yaml`, or with a `/`).
+///
+/// # Errors
+/// There is no such task; a file cannot be read or says what cannot be.
+pub fn select(names: &[String]) -> Result<Selection> {
+    let mut selection = Selection::default();
+    for name in names {
+        let (place, value) = document(name)?;
+        if value.get("preset").is_some() {
+            let preset: Preset = typed(&place, value)?;
+            for entry in &preset.tasks {
+                selection.add(find(&entry.task)?, Some(entry.num_fewshot))?;
+            }
+            selection.presets.push(preset);
+        } else {
+            selection.add(parse(&place, value)?, None)?;
+        }
+    }
+    Ok(selection)
+}
+
+impl Selection {
+    fn add(&mut self, task: Task, num_fewshot: Option<usize>) -> Result<()> {
+        match self.tasks.iter().find(|chosen| chosen.task.task == task.task) {
+            Some(same) if same.num_fewshot == num_fewshot => {}
+            Some(_) => {
+                let problem = "is asked for twice, with other numbers of examples";
+                return Err(EvalError::task(task.task, problem, "run the two one after the other"));
+            }
+            None => self.tasks.push(Chosen { task, num_fewshot }),
+        }
+        Ok(())
+    }
+}
+
+/// The task of a name or file.
+///
+/// # Errors
+/// Those of [`select`].
+pub fn find(name: &str) -> Result<Task> {
+    let (place, value) = document(name)?;
+    parse(&place, value)
+}
+
+fn parse(place: &str, mut value: Value) -> Result<Task> {
+    // Above one another: a file's own keys over those of the file it includes.
+    let mut depth = 0;
+    while let Some(included) = value.as_object_mut().and_then(|keys| keys.remove("include")) {
+        let wrong = |problem: &str| EvalError::task(place, problem, "include the name of a task that ships");
+        let included = included.as_str().ok_or_else(|| wrong("include is no name"))?;
+        depth += 1;
+        if depth > 8 {
+            return Err(wrong("includes itself"));
+        }
+        let (_, mut below) = document(included)?;
+        if let (Some(below), Value::Object(own)) = (below.as_object_mut(), value) {
+            below.extend(own.into_iter().filter(|(key, _)| key != "include"));
+        }
+        value = below;
+    }
+    let task: Task = typed(place, value)?;
+    let wrong = |problem: &str, remedy: &str| Err(EvalError::task(place, problem, remedy));
+    let rolling = task.output_type == OutputType::LoglikelihoodRolling;
+    if !rolling && task.doc_to_choice.is_null() {
+        return wrong("has no choices", "give doc_to_choice");
+    }
+    if task.doc_to_target.is_null() {
+        return wrong("has no target", "give doc_to_target");
+    }
+    match task.metrics.iter().find(|metric| metric.is_rolling() != rolling) {
+        Some(metric) => wrong(
+            &format!("counts {metric}, which its output_type does not have"),
+            "acc, acc_norm and acc_bytes are of multiple_choice, the others of loglikelihood_rolling",
+        ),
+        None if task.metrics.is_empty() => wrong("counts nothing", "name a metric in metrics"),
+        None => Ok(task),
+    }
+}
+
+fn typed<T: serde::de::DeserializeOwned>(place: &str, value: Value) -> Result<T> {
+    serde_json::from_value(value).map_err(|error| {
+        EvalError::task(place, error.to_string(), "docs/evaluation.md has the keys of a task file")
+    })
+}
+
+/// A task file's place in words, and what it says.
+fn document(name: &str) -> Result<(String, Value)> {
+    if name.contains('/') || name.ends_with(".yaml") || name.ends_with(".yml") {
+        let path = Path::new(name);
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| EvalError::Io { path: path.to_owned(), source })?;
+        return read(name, &text);
+    }
+    if let Some((_, text)) =
+        tasks::SHIPPED.iter().find(|(shipped, text)| *shipped == name && !text.contains("{subject}"))
+    {
+        return read(name, text);
+    }
+    // One file for the many subjects of a data set.
+    for (shipped, text) in tasks::SHIPPED.iter().filter(|(_, text)| text.contains("{subject}")) {
+        if let Some(subject) = name.strip_prefix(shipped).and_then(|rest| rest.strip_prefix('_')) {
+            return read(name, &text.replace("{subject}", subject));
+        }
+    }
+    let known = tasks::SHIPPED.iter().map(|(shipped, text)| match text.contains("{subject}") {
+        true => format!("{shipped}_SUBJECT"),
+        false => (*shipped).to_owned(),
+    });
+    let remedy = format!("there are {}, and files by their paths", known.collect::<Vec<_>>().join(", "));
+    Err(EvalError::task(name, "is no task", remedy))
+}
+
+fn read(place: &str, text: &str) -> Result<(String, Value)> {
+    let value = tasks::read(text).map_err(|problem| {
+        let (at, why) = problem.split_once(": ").unwrap_or(("", &problem));
+        EvalError::task(format!("{place}:{at}"), why, "docs/evaluation.md shows a task file")
+    })?;
+    Ok((place.to_owned(), value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shipped_file_is_a_task_or_a_preset() {
+        for (name, _) in tasks::SHIPPED {
+            let name = if *name == "mmlu" { "mmlu_world_religions" } else { name };
+            let selection = select(&[name.to_owned()]).unwrap();
+            assert!(!selection.tasks.is_empty());
+            if selection.presets.is_empty() {
+                assert_eq!(selection.tasks[0].task.task, name);
+            }
+        }
+        let preset = select(&["open-llm-leaderboard-v1".into(), "arc_easy".into()]).unwrap();
+        let shots: Vec<_> = preset.tasks.iter().map(|c| (c.task.task.as_str(), c.num_fewshot)).collect();
+        assert_eq!(
+            shots,
+            [
+                ("arc_challenge", Some(25)),
+                ("hellaswag", Some(10)),
+                ("truthfulqa_mc2", Some(0)),
+                ("arc_easy", None)
+            ]
+        );
+        let mmlu = find("mmlu_world_religions").unwrap();
+        assert_eq!(mmlu.dataset_name.as_deref(), Some("world_religions"));
+        assert_eq!(
+            (mmlu.fewshot_config.sampler, mmlu.fewshot_split.as_deref()),
+            (Sampler::FirstN, Some("dev"))
+        );
+    }
+
+    #[test]
+    fn what_a_file_may_say() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("mine.yaml");
+        let read = |text: &str| {
+            std::fs::write(&path, text).unwrap();
+            find(path.to_str().unwrap()).map_err(|error| error.to_string())
+        };
+        let task = read("include: arc_challenge\ntask: mine\nnum_fewshot: 2").unwrap();
+        assert_eq!((task.task.as_str(), task.num_fewshot), ("mine", Some(2)));
+        assert_eq!(task.dataset_name.as_deref(), Some("ARC-Challenge"));
+        assert_eq!(task.metrics.len(), 2);
+        for (text, want) in [
+            ("task: [", "mine.yaml:2:1: "),
+            ("task: x\nmetrics: [acc]\nbogus: 1", "unknown field `bogus`"),
+            ("task: x\nmetrics: [f1]", "unknown variant `f1`"),
+            ("task: x\nmetrics: [acc]", "has no choices"),
+            ("task: x\nmetrics: [acc]\ndoc_to_choice: [a]", "has no target"),
+            ("include: arc_easy\nmetrics: []", "counts nothing"),
+            ("include: arc_easy\nmetrics: [word_perplexity]", "which its output_type does not have"),
+            ("include: nowhere", "nowhere: is no task; there are arc_challenge, arc_easy"),
+            ("include: 3", "include is no name"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(want), "{text}: {error}");
+        }
+        std::fs::write(&path, format!("include: {}", path.display())).unwrap();
+        assert!(find(path.to_str().unwrap()).unwrap_err().to_string().contains("includes itself"));
+        assert!(find("gone.yaml").unwrap_err().to_string().starts_with("gone.yaml: "));
+    }
+}
