@@ -66,6 +66,9 @@ fn the_peak_of_the_allocator_is_predicted() {
             rope_theta: 10_000.0,
             rope_scaling: RopeScaling::Default,
             tie_word_embeddings: pick(6, &[0, 1]) == 1,
+            query_key_value_bias: false,
+            query_key_norms: false,
+            sliding_windows: Vec::new(),
         };
         let (batch, length) = (pick(7, &[4, 8]), pick(8, &[64, 128, 256]));
         let trial = TrialConfig {

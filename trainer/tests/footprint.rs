@@ -46,6 +46,9 @@ fn check(precision: Precision, recomputed: usize) {
             rope_theta: 10_000.0,
             rope_scaling: RopeScaling::Default,
             tie_word_embeddings: tied,
+            query_key_value_bias: false,
+            query_key_norms: false,
+            sliding_windows: Vec::new(),
         };
         let shape = config.shape();
         let base = Base::random(config, precision, &Device::Cpu).unwrap();

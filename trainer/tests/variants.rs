@@ -1,5 +1,5 @@
-//! The variants of LoRA beside PEFT's own steps on a tiny model (`fixtures/variants/make.py` made them): the losses,
-//! the gradients, what is trained, the logits, the files.
+//! The variants of LoRA (`fixtures/variants/make.py` made them) and the kin of Llama (`fixtures/families/make.py`)
+//! beside PEFT's own steps on a tiny model: the losses, the gradients, what is trained, the logits, the files.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -8,7 +8,7 @@ mod common;
 use common::{device, json_file};
 use domain::trial::{InitLoraWeights, Precision, TargetModules, TrialConfig};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use trainer::adapter_file::{self, PeftConfig, WEIGHTS_FILE, resolve_targets};
 use trainer::lora::Adapter;
@@ -20,6 +20,10 @@ use trainer::{Tensor, preflight};
 
 fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/variants")
+}
+
+fn families() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families")
 }
 
 fn base() -> Base {
@@ -48,9 +52,11 @@ fn read(base: &Base, dir: &Path) -> (PeftConfig, Adapter) {
     adapter_file::load(dir, &targets, 0, device()).unwrap()
 }
 
-fn check(name: &str) {
-    let (base, dir) = (base(), fixtures().join(name));
-    let (log, rows) = (json_file(&dir.join("log.json")), json_file(&fixtures().join("rows.json")));
+/// An adapter of a base, both directories; `rows.json` is in the folder above the adapter's.
+fn check(dir: &Path, base_dir: &Path) {
+    let name = dir.file_name().unwrap().to_str().unwrap();
+    let base = Base::load(base_dir, Precision::default(), device()).unwrap();
+    let (log, rows) = (json_file(&dir.join("log.json")), json_file(&dir.join("../rows.json")));
     let (config, mut adapter) = read(&base, &dir.join("init"));
     let of = |key: &str| log[key].as_f64().unwrap();
     let settings = AdamWConfig {
@@ -75,6 +81,10 @@ fn check(name: &str) {
         };
         close("loss", outcome.nll / targets);
         close("grad_norm", norm);
+        let file = dir.join("gradients.safetensors");
+        if step == 0 && file.exists() {
+            gradients(name, &adapter, targets, &candle_core::safetensors::load(file, device()).unwrap());
+        }
         optimizer.step(&mut adapter, of("learning_rate"), targets, norm).unwrap();
     }
     let (_, want) = read(&base, &dir.join("final"));
@@ -110,18 +120,30 @@ fn check(name: &str) {
     // Merged, it is the same model.
     let merged = tempfile::tempdir().unwrap();
     let target = merged.path().join("merged");
-    let merge = Merge {
-        base: &fixtures().join("base"),
-        adapter: to.path(),
-        to: &target,
-        shard_bytes: SHARD_BYTES,
-        overwrite: false,
-    };
+    let merge =
+        Merge { base: base_dir, adapter: to.path(), to: &target, shard_bytes: SHARD_BYTES, overwrite: false };
     merge.run(&mut || false).unwrap();
     let whole = Base::load(&target, Precision::default(), device()).unwrap();
     let off = off(&values(&pack::logits(&whole, None, probe).unwrap()), &got);
     assert!(off < 1e-5, "{name}: merged logits differ by {off}");
     keep(name, to.path(), &logits);
+}
+
+/// PEFT's gradients are by the mean loss.
+fn gradients(name: &str, adapter: &Adapter, targets: f64, want: &HashMap<String, Tensor>) {
+    let mut count = 0;
+    for module in &adapter.modules {
+        for ((parameter, _), gradient) in module.parameters().zip(module.gradients()) {
+            let path =
+                format!("base_model.model.{}.{}.weight", module.path, parameter.trim_end_matches(".weight"));
+            let want = &want[&path];
+            let got = (gradient / targets).unwrap();
+            let off = off(&values(&got), &values(want));
+            assert!(off < 1e-4, "{name} {path}: gradients differ by {off}");
+            count += 1;
+        }
+    }
+    assert_eq!(count, want.len(), "{name}: gradients");
 }
 
 /// Leaves what was written where `LORAFLEET_KEEP_ADAPTERS` says, for PEFT to load (`make.py --load`).
@@ -139,7 +161,39 @@ fn keep(name: &str, from: &Path, logits: &[Vec<f32>]) {
 #[test]
 fn variants_are_pefts() {
     for name in ["rslora", "dora", "dora_head", "loraplus", "patterns", "one_layer"] {
-        check(name);
+        check(&fixtures().join(name), &fixtures().join("base"));
+    }
+}
+
+/// Biases, norms of heads, windows: each on a base that has them. Alone it has transformers' logits; and what PEFT
+/// makes of `all-linear` is what we make of it.
+#[test]
+fn families_are_transformers_and_pefts() {
+    for name in ["qwen2", "qwen2_windows", "qwen3", "mistral"] {
+        let dir = families().join(name);
+        let base = Base::load(&dir.join("base"), Precision::default(), device()).unwrap();
+        let probe = &batch(&json_file(&families().join("rows.json")), 8)[0].input_ids;
+        let want: Vec<Vec<f32>> =
+            serde_json::from_value(json_file(&dir.join("log.json"))["base_logits"].clone()).unwrap();
+        let got = values(&pack::logits(&base, None, probe).unwrap());
+        let off = off(&got, &want.concat());
+        assert!(off < 1e-5, "{name}: logits of the base differ by {off}");
+        let mut ours: Vec<_> = base.linear_modules().into_iter().map(|module| module.path).collect();
+        let mut theirs: Vec<_> =
+            read(&base, &dir.join("init")).1.modules.into_iter().map(|m| m.path).collect();
+        ours.sort();
+        theirs.sort();
+        assert_eq!(ours, theirs, "{name}");
+        check(&dir, &dir.join("base"));
+
+        // A text read token by token is the text read at once.
+        let new = pack::generate(&base, None, probe, 6, None).unwrap();
+        let mut text = probe.clone();
+        for token in new {
+            let last = pack::logits(&base, None, &text).unwrap().get(text.len() - 1).unwrap();
+            assert_eq!(token, last.argmax(0).unwrap().to_scalar::<u32>().unwrap(), "{name}");
+            text.push(token);
+        }
     }
 }
 

@@ -75,6 +75,16 @@ pub fn scale_rows(x: Tensor, start: usize, rows: usize, factor: f32) -> Result<T
     )
 }
 
+/// `x` with `bias` `[width]` added to each of its rows.
+pub fn add_bias(x: Tensor, bias: &Tensor) -> Result<Tensor> {
+    on!(
+        &x,
+        cpu: cpu::elementwise::add_bias(x, bias),
+        gpu: gpu::elementwise::add_bias(x, bias),
+        plain: Ok(x.broadcast_add(bias)?),
+    )
+}
+
 /// Dropout: `x` with each element 0 with a probability, else times 1/(1 − probability). Element i goes by the number
 /// `first + i` of the stream `key` ([`crate::rng`]).
 pub fn dropout(x: &Tensor, key: u64, first: u64, probability: f64) -> Result<Tensor> {
@@ -194,7 +204,25 @@ impl Rotary {
     }
 }
 
-/// Head counts and width of an attention layer.
+/// RMSNorm of each head: `x` `[tokens, heads · dim]`, `weight` `[dim]` the same for all.
+pub fn head_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    Ok(rms_norm(&by_head(x, weight)?, weight, eps)?.reshape(x.shape())?)
+}
+
+/// The gradient of [`head_norm`] by `x`.
+pub fn head_norm_backward(x: &Tensor, weight: &Tensor, eps: f64, dy: &Tensor) -> Result<Tensor> {
+    let (heads, dy) = (by_head(x, weight)?, by_head(dy, weight)?);
+    let into = Tensor::zeros(heads.shape(), x.dtype(), x.device())?;
+    Ok(add_rms_norm_backward(into, &heads, weight, eps, &dy)?.reshape(x.shape())?)
+}
+
+/// `[tokens · heads, dim]`
+fn by_head(x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let dim = weight.elem_count();
+    Ok(x.reshape((x.elem_count() / dim, dim))?)
+}
+
+/// Head counts and width of an attention layer, and how far its queries see.
 #[derive(Debug, Clone, Copy)]
 pub struct Heads {
     /// Query heads.
@@ -203,17 +231,24 @@ pub struct Heads {
     pub key_value: usize,
     /// Width of a head.
     pub dim: usize,
+    /// How many keys a query sees at most, its own among them; `None` for all before it.
+    pub window: Option<usize>,
 }
 
 impl Heads {
-    /// Those of a base.
-    pub fn of(base: &Base) -> Self {
-        let c = &base.config;
-        Self { query: c.num_attention_heads, key_value: c.num_key_value_heads, dim: c.head_dim }
+    /// Those of a base's layer.
+    pub fn of(base: &Base, layer: usize) -> Self {
+        let (c, window) = (&base.config, base.layers[layer].window);
+        Self { query: c.num_attention_heads, key_value: c.num_key_value_heads, dim: c.head_dim, window }
+    }
+
+    /// The first key that a query sees, both counted from their document's first token.
+    fn first_key(&self, query: usize) -> usize {
+        self.window.map_or(0, |window| (query + 1).saturating_sub(window))
     }
 }
 
-/// Causal attention within each document: `q` `[tokens, query heads · dim]`, `k` and `v`
+/// Causal attention within each document, as far back as the heads' window: `q` `[tokens, query heads · dim]`, `k` and `v`
 /// `[tokens, key-value heads · dim]` → `[tokens, query heads · dim]`. No token sees another document.
 /// The documents cover all tokens, in order.
 pub fn attention(
@@ -231,9 +266,13 @@ pub fn attention(
     )
 }
 
-/// Attention of one token, `q` `[1, query heads · dim]`, to all `k` and `v` `[tokens, key-value heads · dim]`.
+/// Attention of one token, `q` `[1, query heads · dim]`, the last of those whose `k` and `v`
+/// `[tokens, key-value heads · dim]` are.
 pub fn attention_of_one(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads) -> Result<Tensor> {
-    plain::attention_of_one(q, k, v, heads)
+    let tokens = k.dims()[0];
+    let first = heads.first_key(tokens - 1);
+    let seen = |t: &Tensor| t.narrow(0, first, tokens - first);
+    plain::attention_of_one(q, &seen(k)?, &seen(v)?, heads)
 }
 
 /// The gradients of [`attention`] by `q`, `k`, `v`. Probabilities are computed again rather than kept.

@@ -78,6 +78,9 @@ fn the_peak_is_predicted() {
             rope_theta: 10_000.0,
             rope_scaling: RopeScaling::Default,
             tie_word_embeddings: false,
+            query_key_value_bias: false,
+            query_key_norms: false,
+            sliding_windows: Vec::new(),
         };
         let trial = TrialConfig {
             precision_mode: mode,

@@ -25,6 +25,9 @@ fn base(side: Side, precision: Precision) -> Base {
         rope_theta: 10_000.0,
         rope_scaling: RopeScaling::Default,
         tie_word_embeddings: false,
+        query_key_value_bias: false,
+        query_key_norms: false,
+        sliding_windows: Vec::new(),
     };
     let mut base = Base::random(config, precision, &Device::Cpu).unwrap();
     let device = if side == Side::Gpu { gpu().unwrap() } else { &Device::Cpu };
