@@ -239,7 +239,11 @@ impl ModelShape {
         let loss = element * (tokens * hidden + 2 * block * hidden) + 4 * block * self.vocab_size;
         // The layers that keep all come last, so that they are gone when the first is computed again.
         let again = if kept == 0 { layer - hidden } else { 0 };
-        let backward = element * tokens * (again + hidden + 2 * inter);
+        // Of a layer's backward, its feed-forward part, and its attention part, when gate, up, middle and attention's
+        // output are gone: the gradients by queries, keys and values, head by head and joined, and what head norms give.
+        let normed = if self.query_key_norms { query + key_value } else { 0 };
+        let attention = (2 * (query + 2 * key_value) + normed).saturating_sub(2 * inter);
+        let backward = element * tokens * (again + attention.max(hidden + 2 * inter));
         PeakBytes {
             weights: self.base_bytes(load.precision),
             adapter: 20 * load.trainable_parameters,
