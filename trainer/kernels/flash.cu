@@ -86,7 +86,7 @@ __device__ __forceinline__ float quad_max(float x) {
 __device__ __forceinline__ bool sees(int query, int key, uint32_t window) { return key <= query && query - key < (int)window; }
 
 // The first tile of keys that the queries from `first` on see.
-__device__ __forceinline__ int first_tile(int first, uint32_t window) { return max(0, first + 1 - (int)window) / ROWS * ROWS; }
+__device__ __forceinline__ int first_tile(int first, uint32_t window) { return first < (int)window ? 0 : (first + 1 - (int)window) / ROWS * ROWS; }
 
 // out where there is one; lse and delta where there is a dy.
 template <typename T, int D>

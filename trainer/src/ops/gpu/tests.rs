@@ -227,7 +227,7 @@ fn attention() {
         (1, 1, 128, None, vec![130]),
         // Windows within a tile, of a tile, over some, and beyond the longest row.
         (4, 4, 16, Some(7), vec![5, 1, 70]),
-        (2, 1, 64, Some(1), vec![64, 3]),
+        (2, 1, 64, Some(2), vec![64, 3]),
         (2, 1, 64, Some(64), vec![200, 3]),
         (1, 1, 128, Some(40), vec![197]),
         (2, 2, 64, Some(101), vec![100, 230]),
