@@ -89,6 +89,25 @@ fn the_largest_that_fits_fits_and_one_more_does_not() {
     }
 }
 
+/// Qwen3 0.6B: heads wider than the hidden size has room for, norms of heads, a tied head.
+#[test]
+fn a_qwen3_is_planned_with_its_own_heads() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = json!({
+        "model_type": "qwen3", "hidden_act": "silu", "hidden_size": 1024, "intermediate_size": 3072,
+        "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128,
+        "vocab_size": 151_936, "max_position_embeddings": 40_960, "rms_norm_eps": 1e-6, "tie_word_embeddings": true,
+    });
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let rows = rows(dir.path(), &["--lora-rank=8", "--device=A100-40GB"]);
+    let (trainable, base) = (5_046_272u64, 596_049_920u64);
+    let want = (json!(trainable), json!(base + trainable));
+    assert_eq!((&rows[0]["trainable_parameters"], &rows[0]["total_parameters"]), (&want.0, &want.1));
+    // In float16, but for the norms, which are in float32.
+    let norms = 28 * (2 * 1024 + 2 * 128) + 1024;
+    assert_eq!(rows[0]["peak"]["weights"], json!(2 * base + 2 * norms));
+}
+
 #[test]
 fn what_cannot_be_planned_is_named() {
     let dir = tempfile::tempdir().unwrap();

@@ -4,7 +4,7 @@
 use crate::trial::{ComputeDtype, Precision, PrecisionMode, TargetModules, TrialConfig};
 use serde::{Deserialize, Serialize};
 
-/// The shape of a Llama, as its `config.json` gives it.
+/// The shape of a model of the Llama family, as its `config.json` gives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelShape {
     /// Rows of the embedding.
@@ -23,6 +23,12 @@ pub struct ModelShape {
     pub head_dim: u64,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
+    /// Whether queries, keys and values have a bias, as Qwen2's do.
+    #[serde(default)]
+    pub query_key_value_bias: bool,
+    /// Whether each query head and each key head has an RMSNorm, as Qwen3's do.
+    #[serde(default)]
+    pub query_key_norms: bool,
 }
 
 /// A linear layer of every decoder layer.
@@ -60,11 +66,18 @@ impl ModelShape {
         layer * self.num_hidden_layers
     }
 
+    /// Parameters that are no matrix: norms, biases.
+    fn vector_parameters(&self) -> u64 {
+        let biases = (self.num_attention_heads + 2 * self.num_key_value_heads) * self.head_dim;
+        let biases = if self.query_key_value_bias { biases } else { 0 };
+        let head_norms = if self.query_key_norms { 2 * self.head_dim } else { 0 };
+        self.num_hidden_layers * (2 * self.hidden_size + biases + head_norms) + self.hidden_size
+    }
+
     /// Parameters of the base; a tied head counts once.
     pub fn parameters(&self) -> u64 {
         let tables = if self.tie_word_embeddings { 1 } else { 2 };
-        let norms = (2 * self.num_hidden_layers + 1) * self.hidden_size;
-        self.linear_parameters() + tables * self.vocab_size * self.hidden_size + norms
+        self.linear_parameters() + tables * self.vocab_size * self.hidden_size + self.vector_parameters()
     }
 
     /// The output head's name.
@@ -195,7 +208,7 @@ pub struct Load {
 
 impl ModelShape {
     /// Bytes of the frozen base: its linear layers in the precision's numbers, embedding and head in those or, with
-    /// 4 bits, in `compute_dtype`'s, norms in float32.
+    /// 4 bits, in `compute_dtype`'s, norms and biases in float32.
     pub fn base_bytes(&self, precision: Precision) -> u64 {
         let table = table_bytes(precision);
         let linears = match precision.mode {
@@ -206,8 +219,7 @@ impl ModelShape {
             _ => self.linear_parameters() * table,
         };
         let tables = if self.tie_word_embeddings { 1 } else { 2 };
-        let norms = (2 * self.num_hidden_layers + 1) * self.hidden_size;
-        linears + table * tables * self.vocab_size * self.hidden_size + 4 * norms
+        linears + table * tables * self.vocab_size * self.hidden_size + 4 * self.vector_parameters()
     }
 
     /// The peak of a solo trial, where `recomputed` of the layers are computed again.
@@ -227,7 +239,11 @@ impl ModelShape {
         let loss = element * (tokens * hidden + 2 * block * hidden) + 4 * block * self.vocab_size;
         // The layers that keep all come last, so that they are gone when the first is computed again.
         let again = if kept == 0 { layer - hidden } else { 0 };
-        let backward = element * tokens * (again + hidden + 2 * inter);
+        // Of a layer's backward, its feed-forward part, and its attention part, when gate, up, middle and attention's
+        // output are gone: the gradients by queries, keys and values, head by head and joined, and what head norms give.
+        let normed = if self.query_key_norms { query + key_value } else { 0 };
+        let attention = (2 * (query + 2 * key_value) + normed).saturating_sub(2 * inter);
+        let backward = element * tokens * (again + attention.max(hidden + 2 * inter));
         PeakBytes {
             weights: self.base_bytes(load.precision),
             adapter: 20 * load.trainable_parameters,
@@ -259,7 +275,9 @@ impl ModelShape {
         let scores = (4 + element) * heads * load.longest.min(ATTENTION_BLOCK) * load.longest;
         let shared = heads > self.num_key_value_heads || load.longest > ATTENTION_BLOCK;
         let keys = if shared { 2 * 4 * key_value } else { 2 * element * key_value };
-        let attention = tokens * (element * (hidden + 2 * query) + keys) + scores;
+        // Queries and keys after their norms are made again beside those before them.
+        let normed = if self.query_key_norms { query + key_value } else { 0 };
+        let attention = tokens * (element * (hidden + 2 * query + normed) + keys) + scores;
         let attention = attention.saturating_sub(element * tokens * (2 * inter + query + hidden));
         let backward = feed_forward.max(attention);
         // The layers that keep all come last, so that they are gone when the first is computed again.
@@ -349,6 +367,8 @@ mod tests {
         num_key_value_heads: 32,
         head_dim: 128,
         tie_word_embeddings: false,
+        query_key_value_bias: false,
+        query_key_norms: false,
     };
 
     /// The published benchmark's table of fine-tuned parameters.

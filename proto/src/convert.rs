@@ -42,6 +42,8 @@ impl From<ModelShape> for v1::ModelShape {
             num_key_value_heads: s.num_key_value_heads,
             head_dim: s.head_dim,
             tie_word_embeddings: s.tie_word_embeddings,
+            query_key_value_bias: s.query_key_value_bias,
+            query_key_norms: s.query_key_norms,
         }
     }
 }
@@ -76,6 +78,8 @@ impl TryFrom<v1::ModelShape> for ModelShape {
             num_key_value_heads: s.num_key_value_heads,
             head_dim: s.head_dim,
             tie_word_embeddings: s.tie_word_embeddings,
+            query_key_value_bias: s.query_key_value_bias,
+            query_key_norms: s.query_key_norms,
         })
     }
 }

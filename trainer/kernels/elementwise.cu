@@ -108,6 +108,16 @@ template <typename T, int N> __device__ __forceinline__ void scale_columns(T *x,
     }
 }
 
+// x += bias, column by column; rows.
+template <typename T, int N> __device__ __forceinline__ void add_bias(T *x, const float *bias, uint32_t width) {
+    x += blockIdx.x * (uint64_t)width;
+    ROW_VECTORS {
+        auto a = load<N>(x, i);
+        for (int j = 0; j < N; j++) a.v[j] = from_float<T>(to_float(a.v[j]) + bias[i * N + j]);
+        store<N>(x, i, a);
+    }
+}
+
 // The counter-based random numbers of domain's rng: SplitMix64's finaliser.
 __device__ __forceinline__ uint64_t mix(uint64_t z) {
     z += 0x9E3779B97F4A7C15ull;
@@ -189,6 +199,9 @@ __device__ __forceinline__ void rotate(T *x, const float *cosines, const float *
     extern "C" __global__ void scale_##SUFFIX(T *x, float factor, uint64_t count) { scale<T, N>(x, factor, count); }   \
     extern "C" __global__ void scale_columns_##SUFFIX(T *x, const float *factors, uint32_t width) {                    \
         scale_columns<T, N>(x, factors, width);                                                                        \
+    }                                                                                                                  \
+    extern "C" __global__ void add_bias_##SUFFIX(T *x, const float *bias, uint32_t width) {                            \
+        add_bias<T, N>(x, bias, width);                                                                                \
     }                                                                                                                  \
     extern "C" __global__ void dropout_##SUFFIX(const T *x, T *y, uint64_t key, uint64_t first, uint64_t threshold,    \
                                                 float keep, uint64_t count) {                                          \

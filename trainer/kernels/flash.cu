@@ -3,6 +3,7 @@
 //
 // q, dy, dq and out are [tokens, heads, D], k, v, dk and dv [tokens, kv_heads, D]. Tiles have three numbers each: their
 // document's first token, its length, and the tile's first row in it. blockIdx.x is the tile, blockIdx.y the head.
+// A query sees `window` keys at most, itself the last; what no query of a tile sees is passed over.
 // lse and delta are [heads, tokens]: a row's log Σ exp of its scaled products, and Σ dy · out.
 #include "common.cuh"
 #include "tensor_core.cuh"
@@ -82,9 +83,14 @@ __device__ __forceinline__ float quad_max(float x) {
     return fmaxf(x, __shfl_xor_sync(0xffffffff, x, 2));
 }
 
+__device__ __forceinline__ bool sees(int query, int key, uint32_t window) { return key <= query && query - key < (int)window; }
+
+// The first tile of keys that the queries from `first` on see.
+__device__ __forceinline__ int first_tile(int first, uint32_t window) { return first < (int)window ? 0 : (first + 1 - (int)window) / ROWS * ROWS; }
+
 // out where there is one; lse and delta where there is a dy.
 template <typename T, int D>
-__device__ __forceinline__ void forward(const T *q, const T *k, const T *v, const uint32_t *tiles, uint32_t heads, uint32_t kv_heads, float scale, uint32_t tokens,
+__device__ __forceinline__ void forward(const T *q, const T *k, const T *v, const uint32_t *tiles, uint32_t heads, uint32_t kv_heads, float scale, uint32_t tokens, uint32_t window,
                                         T *out, const T *dy, float *lse, float *delta) {
     Row<T, D> *keys = reinterpret_cast<Row<T, D> *>(dynamic_shared()), *values = keys + ROWS;
     const int start = tiles[3 * blockIdx.x], length = tiles[3 * blockIdx.x + 1], first = tiles[3 * blockIdx.x + 2];
@@ -101,7 +107,7 @@ __device__ __forceinline__ void forward(const T *q, const T *k, const T *v, cons
 
     float o[D / 8][4] = {}, top[2] = {-INFINITY, -INFINITY}, sum[2] = {0, 0};
     const float base2 = scale * LOG2_E;
-    for (int from = 0; from <= first; from += ROWS) {
+    for (int from = first_tile(first, window); from <= first; from += ROWS) {
         __syncthreads();
         fill<ROWS>(keys, k + from * kv_stride, kv_stride, length - from);
         fill<ROWS>(values, v + from * kv_stride, kv_stride, length - from);
@@ -119,21 +125,21 @@ __device__ __forceinline__ void forward(const T *q, const T *k, const T *v, cons
         for (int j = 0; j < ROWS / 8; j++) {
             for (int e = 0; e < 4; e++) {
                 const int row = first + warp * 16 + lane / 4 + e / 2 * 8, column = from + j * 8 + lane % 4 * 2 + e % 2;
-                if (column > row) s[j][e] = -INFINITY;
+                if (!sees(row, column, window)) s[j][e] = -INFINITY;
                 largest[e / 2] = fmaxf(largest[e / 2], s[j][e]);
             }
         }
         for (int h = 0; h < 2; h++) {
-            // Every row sees the tile's first key, so that the largest is a number.
             largest[h] = quad_max(largest[h]);
-            const float shrink = exp2f((top[h] - largest[h]) * base2);
+            // Where nothing was seen yet both are −∞, whose difference is no number.
+            const float shrink = top[h] == largest[h] ? 1.0f : exp2f((top[h] - largest[h]) * base2);
             top[h] = largest[h];
             sum[h] *= shrink;
             for (int n = 0; n < D / 8; n++) o[n][2 * h] *= shrink, o[n][2 * h + 1] *= shrink;
         }
         for (int j = 0; j < ROWS / 8; j++) {
             for (int e = 0; e < 4; e++) {
-                s[j][e] = exp2f((s[j][e] - top[e / 2]) * base2);
+                s[j][e] = s[j][e] == -INFINITY ? 0.0f : exp2f((s[j][e] - top[e / 2]) * base2);
                 sum[e / 2] += s[j][e];
             }
         }
@@ -172,7 +178,7 @@ __device__ __forceinline__ void forward(const T *q, const T *k, const T *v, cons
 // dk and dv of a tile of keys: blockIdx.y is the key-value head. Products are made as their transposes, a key a row.
 template <typename T, int D>
 __device__ __forceinline__ void backward_keys(const T *q, const T *k, const T *v, const uint32_t *tiles, uint32_t heads, uint32_t kv_heads, float scale,
-                                              uint32_t tokens, const T *dy, const float *lse, const float *delta, T *dk, T *dv) {
+                                              uint32_t tokens, uint32_t window, const T *dy, const float *lse, const float *delta, T *dk, T *dv) {
     Row<T, D> *keys = reinterpret_cast<Row<T, D> *>(dynamic_shared()), *values = keys + ROWS;
     Row<T, D> *queries = values + ROWS, *gradients = queries + QUERIES;
     float *exponents = reinterpret_cast<float *>(gradients + QUERIES), *means = exponents + QUERIES;
@@ -183,11 +189,13 @@ __device__ __forceinline__ void backward_keys(const T *q, const T *k, const T *v
     fill<ROWS>(keys, k + kv_place, kv_stride, length - first);
     fill<ROWS>(values, v + kv_place, kv_stride, length - first);
 
+    // The last query that sees the last key is window − 1 after it.
+    const int end = min(length, first + ROWS - 1 + (int)window);
     float by_key[D / 8][4] = {}, by_value[D / 8][4] = {};
     const float base2 = scale * LOG2_E;
     for (int member = 0; member < group; member++) {
         const int head = blockIdx.y * group + member;
-        for (int from = first; from < length; from += QUERIES) {
+        for (int from = first; from < end; from += QUERIES) {
             __syncthreads();
             const uint64_t place = (uint64_t)(start + from) * stride + (uint64_t)head * D;
             fill<QUERIES>(queries, q + place, stride, length - from);
@@ -217,7 +225,7 @@ __device__ __forceinline__ void backward_keys(const T *q, const T *k, const T *v
             for (int j = 0; j < QUERIES / 8; j++) {
                 for (int e = 0; e < 4; e++) {
                     const int key = first + warp * 16 + lane / 4 + e / 2 * 8, query = j * 8 + lane % 4 * 2 + e % 2;
-                    p[j][e] = key <= from + query ? exp2f(p[j][e] * base2 - exponents[query]) : 0.0f;
+                    p[j][e] = sees(from + query, key, window) ? exp2f(p[j][e] * base2 - exponents[query]) : 0.0f;
                     ds[j][e] = p[j][e] * (ds[j][e] - means[query]) * scale;
                 }
             }
@@ -243,7 +251,7 @@ __device__ __forceinline__ void backward_keys(const T *q, const T *k, const T *v
 // dq of a tile of queries.
 template <typename T, int D>
 __device__ __forceinline__ void backward_queries(const T *q, const T *k, const T *v, const uint32_t *tiles, uint32_t heads, uint32_t kv_heads, float scale,
-                                                 uint32_t tokens, const T *dy, const float *lse, const float *delta, T *dq) {
+                                                 uint32_t tokens, uint32_t window, const T *dy, const float *lse, const float *delta, T *dq) {
     Row<T, D> *queries = reinterpret_cast<Row<T, D> *>(dynamic_shared()), *gradients = queries + ROWS;
     Row<T, D> *keys = gradients + ROWS, *values = keys + ROWS;
     const int start = tiles[3 * blockIdx.x], length = tiles[3 * blockIdx.x + 1], first = tiles[3 * blockIdx.x + 2];
@@ -264,7 +272,7 @@ __device__ __forceinline__ void backward_queries(const T *q, const T *k, const T
 
     float by_query[D / 8][4] = {};
     const float base2 = scale * LOG2_E;
-    for (int from = 0; from <= first; from += ROWS) {
+    for (int from = first_tile(first, window); from <= first; from += ROWS) {
         __syncthreads();
         fill<ROWS>(keys, k + from * kv_stride, kv_stride, length - from);
         fill<ROWS>(values, v + from * kv_stride, kv_stride, length - from);
@@ -286,7 +294,7 @@ __device__ __forceinline__ void backward_queries(const T *q, const T *k, const T
         for (int j = 0; j < ROWS / 8; j++) {
             for (int e = 0; e < 4; e++) {
                 const int row = first + warp * 16 + lane / 4 + e / 2 * 8, column = from + j * 8 + lane % 4 * 2 + e % 2;
-                p[j][e] = column <= row ? exp2f(p[j][e] * base2 - exponents[e / 2]) : 0.0f;
+                p[j][e] = sees(row, column, window) ? exp2f(p[j][e] * base2 - exponents[e / 2]) : 0.0f;
                 ds[j][e] = p[j][e] * (ds[j][e] - means[e / 2]) * scale;
             }
         }
@@ -311,21 +319,21 @@ __device__ __forceinline__ void backward_queries(const T *q, const T *k, const T
 #define KERNELS(SUFFIX, T, D)                                                                                          \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
         flash_forward_##SUFFIX(const T *q, const T *k, const T *v, const uint32_t *tiles, uint32_t heads,              \
-                               uint32_t kv_heads, float scale, uint32_t tokens, T *out, const T *dy, float *lse,       \
-                               float *delta) {                                                                         \
-        BODY((forward<T, D>(q, k, v, tiles, heads, kv_heads, scale, tokens, out, dy, lse, delta));)                    \
+                               uint32_t kv_heads, float scale, uint32_t tokens, uint32_t window, T *out, const T *dy,  \
+                               float *lse, float *delta) {                                                             \
+        BODY((forward<T, D>(q, k, v, tiles, heads, kv_heads, scale, tokens, window, out, dy, lse, delta));)            \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
         flash_backward_keys_##SUFFIX(const T *q, const T *k, const T *v, const uint32_t *tiles, uint32_t heads,        \
-                                     uint32_t kv_heads, float scale, uint32_t tokens, const T *dy, const float *lse,   \
-                                     const float *delta, T *dk, T *dv) {                                               \
-        BODY((backward_keys<T, D>(q, k, v, tiles, heads, kv_heads, scale, tokens, dy, lse, delta, dk, dv));)           \
+                                     uint32_t kv_heads, float scale, uint32_t tokens, uint32_t window, const T *dy,    \
+                                     const float *lse, const float *delta, T *dk, T *dv) {                             \
+        BODY((backward_keys<T, D>(q, k, v, tiles, heads, kv_heads, scale, tokens, window, dy, lse, delta, dk, dv));)   \
     }                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(THREADS)                                                              \
         flash_backward_queries_##SUFFIX(const T *q, const T *k, const T *v, const uint32_t *tiles, uint32_t heads,     \
-                                        uint32_t kv_heads, float scale, uint32_t tokens, const T *dy,                  \
-                                        const float *lse, const float *delta, T *dq) {                                 \
-        BODY((backward_queries<T, D>(q, k, v, tiles, heads, kv_heads, scale, tokens, dy, lse, delta, dq));)            \
+                                        uint32_t kv_heads, float scale, uint32_t tokens, uint32_t window,              \
+                                        const T *dy, const float *lse, const float *delta, T *dq) {                    \
+        BODY((backward_queries<T, D>(q, k, v, tiles, heads, kv_heads, scale, tokens, window, dy, lse, delta, dq));)    \
     }
 KERNELS(f16_64, __half, 64)
 KERNELS(f16_128, __half, 128)

@@ -1,4 +1,4 @@
-//! The LoRA training engine on candle: a frozen Llama shared by the trials of a pack, and the hand-written
+//! The LoRA training engine on candle: a frozen Llama, or one of its kin, shared by the trials of a pack, and the hand-written
 //! vector-Jacobian product that trains their adapters.
 //!
 //! | module | holds |

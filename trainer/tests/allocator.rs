@@ -42,7 +42,7 @@ static ALLOCATOR: Counting = Counting;
 /// Rows that a buffer holds; the same as in the CPU's frozen products.
 const PANEL: usize = 256;
 
-/// Ten shapes, drawn: model, rank, batch, length, numbers, layers computed again.
+/// Ten shapes, drawn: model, its family's own, rank, batch, length, numbers, layers computed again.
 #[test]
 fn the_peak_of_the_allocator_is_predicted() {
     let (clock, mut buffers) = (SystemClock::new(), 0);
@@ -60,12 +60,15 @@ fn the_peak_of_the_allocator_is_predicted() {
             num_hidden_layers: layers,
             num_attention_heads: heads,
             num_key_value_heads: heads / pick(5, &[1, 2]),
-            head_dim: hidden / heads,
+            head_dim: hidden / heads * pick(12, &[1, 2]),
             max_position_embeddings: 512,
             rms_norm_eps: 1e-5,
             rope_theta: 10_000.0,
             rope_scaling: RopeScaling::Default,
             tie_word_embeddings: pick(6, &[0, 1]) == 1,
+            query_key_value_bias: pick(13, &[0, 1]) == 1,
+            query_key_norms: pick(14, &[0, 1]) == 1,
+            sliding_windows: vec![[None, Some(48)][pick(15, &[0, 1])]; layers],
         };
         let (batch, length) = (pick(7, &[4, 8]), pick(8, &[64, 128, 256]));
         let trial = TrialConfig {

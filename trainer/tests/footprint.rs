@@ -12,7 +12,7 @@ use trainer::pack::{self, Member, Row};
 
 #[test]
 fn the_peak_is_predicted() {
-    // (hidden, intermediate, layers, heads, key-value heads, vocab, head tied or adapted, rank, rows, length)
+    // (hidden, intermediate, layers, heads, (key-value heads, head's width), (bias, norms), vocab, head tied or adapted, rank, rows, length)
     let four_bit = Precision { mode: PrecisionMode::FourBit, compute_dtype: None, double_quant: true };
     let half = Precision { mode: PrecisionMode::Bfloat16, ..Precision::default() };
     let full = Precision::default();
@@ -24,14 +24,31 @@ fn the_peak_is_predicted() {
 
 /// Shapes of every kind with the base in such numbers and so many layers computed again.
 fn check(precision: Precision, recomputed: usize) {
-    for (hidden, inter, layers, heads, kv, vocab, (tied, adapted), rank, rows, length) in [
-        (64, 172, 5, 8, 4, 512, (true, false), 4, 4, 64),
-        (64, 172, 5, 8, 4, 512, (true, false), 16, 8, 32),
-        (64, 176, 4, 4, 2, 512, (false, false), 8, 2, 16),
-        (64, 176, 4, 4, 2, 512, (false, true), 8, 2, 16),
-        (32, 64, 1, 4, 4, 4096, (false, false), 2, 4, 64),
-        (32, 64, 1, 4, 4, 4096, (false, true), 2, 4, 64),
-        (128, 512, 2, 4, 1, 300, (true, false), 32, 1, 128),
+    let (llama, qwen2) = ((false, false), (true, false));
+    let qwen3 = (false, true);
+    for (
+        hidden,
+        inter,
+        layers,
+        heads,
+        (kv, dim),
+        (bias, norms),
+        vocab,
+        (tied, adapted),
+        rank,
+        rows,
+        length,
+    ) in [
+        (64, 172, 5, 8, (4, 8), llama, 512, (true, false), 4, 4, 64),
+        (64, 172, 5, 8, (4, 8), llama, 512, (true, false), 16, 8, 32),
+        (64, 176, 4, 4, (2, 16), llama, 512, (false, false), 8, 2, 16),
+        (64, 176, 4, 4, (2, 16), llama, 512, (false, true), 8, 2, 16),
+        (32, 64, 1, 4, (4, 8), llama, 4096, (false, false), 2, 4, 64),
+        (32, 64, 1, 4, (4, 8), llama, 4096, (false, true), 2, 4, 64),
+        (128, 512, 2, 4, (1, 32), llama, 300, (true, false), 32, 1, 128),
+        (64, 172, 5, 8, (2, 8), qwen2, 512, (true, false), 4, 4, 64),
+        (64, 192, 5, 8, (4, 16), qwen3, 512, (true, false), 4, 4, 64),
+        (64, 192, 3, 4, (2, 32), qwen3, 300, (false, true), 8, 2, 48),
     ] {
         let config = LlamaConfig {
             vocab_size: vocab,
@@ -40,16 +57,19 @@ fn check(precision: Precision, recomputed: usize) {
             num_hidden_layers: layers,
             num_attention_heads: heads,
             num_key_value_heads: kv,
-            head_dim: hidden / heads,
+            head_dim: dim,
             max_position_embeddings: 256,
             rms_norm_eps: 1e-5,
             rope_theta: 10_000.0,
             rope_scaling: RopeScaling::Default,
             tie_word_embeddings: tied,
+            query_key_value_bias: bias,
+            query_key_norms: norms,
+            sliding_windows: vec![Some(24); layers],
         };
         let shape = config.shape();
         let base = Base::random(config, precision, &Device::Cpu).unwrap();
-        assert_eq!(base.bytes(), shape.base_bytes(precision));
+        assert_eq!((base.bytes(), base.parameters()), (shape.base_bytes(precision), shape.parameters()));
         let head = adapted.then(|| base.head_module());
         let modules: Vec<_> = base.linear_modules().into_iter().chain(head).collect();
         let targets = Target::all(&modules, rank, 2.0 * rank as f64);

@@ -5,9 +5,9 @@
 mod common;
 
 use candle_core::{DType, Tensor};
-use common::{device, write_tiny_model};
+use common::{FAMILIES, device, family, write_tiny_model};
 use domain::trial::{ComputeDtype, InitLoraWeights, Precision, PrecisionMode};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use trainer::lora::{Adapter, Target};
 use trainer::model::Base;
 use trainer::pack::{self, Member, Outcome, Row};
@@ -44,6 +44,12 @@ fn step(base: &Base, recomputed_layers: usize, loss_scale: f32) -> (Outcome, Vec
     (outcome, gradients(&adapter))
 }
 
+/// The tiny Llama, written into `dir`, and its kin.
+fn models(dir: &Path) -> Vec<PathBuf> {
+    write_tiny_model(dir);
+    FAMILIES.iter().map(|name| family(name).join("base")).chain([dir.to_path_buf()]).collect()
+}
+
 fn tiny(dir: &Path, mode: PrecisionMode, compute_dtype: Option<ComputeDtype>) -> Base {
     Base::load(dir, Precision { mode, compute_dtype, double_quant: true }, device()).unwrap()
 }
@@ -51,13 +57,14 @@ fn tiny(dir: &Path, mode: PrecisionMode, compute_dtype: Option<ComputeDtype>) ->
 #[test]
 fn layers_computed_again_change_no_bit() {
     let dir = tempfile::tempdir().unwrap();
-    write_tiny_model(dir.path());
-    for mode in [PrecisionMode::Float32, PrecisionMode::FourBit] {
-        let base = tiny(dir.path(), mode, None);
+    let models = models(dir.path());
+    let modes = [PrecisionMode::Float32, PrecisionMode::FourBit];
+    for (model, mode) in models.iter().flat_map(|model| modes.map(|mode| (model, mode))) {
+        let base = tiny(model, mode, None);
         let (kept, want) = step(&base, 0, 1.0);
         for layers in [1, 2, 99] {
             let (again, got) = step(&base, layers, 1.0);
-            assert_eq!((got == want, again.nll), (true, kept.nll), "{layers} layers, {mode:?}");
+            assert_eq!((got == want, again.nll), (true, kept.nll), "{layers} layers, {mode:?}, {model:?}");
             assert!(again.peak_bytes <= kept.peak_bytes);
         }
         assert!(step(&base, 1, 1.0).0.peak_bytes < kept.peak_bytes, "memory is what it is for");
@@ -86,16 +93,19 @@ fn a_scaled_loss_scales_gradients_alone() {
 #[test]
 fn a_base_in_fewer_bits_is_that_of_the_rounded_weights() {
     let dir = tempfile::tempdir().unwrap();
-    write_tiny_model(dir.path());
-    let whole = tiny(dir.path(), PrecisionMode::Float32, None).bytes();
+    models(dir.path()).iter().for_each(|model| check_rounded(model));
+}
+
+fn check_rounded(model: &Path) {
+    let whole = tiny(model, PrecisionMode::Float32, None).bytes();
     for (mode, compute_dtype) in [
         (PrecisionMode::Bfloat16, None),
         (PrecisionMode::Float16, None),
         (PrecisionMode::FourBit, Some(ComputeDtype::Float32)),
         (PrecisionMode::FourBit, Some(ComputeDtype::Bfloat16)),
     ] {
-        let base = tiny(dir.path(), mode, compute_dtype);
-        let mut rounded = tiny(dir.path(), PrecisionMode::Float32, None);
+        let base = tiny(model, mode, compute_dtype);
+        let mut rounded = tiny(model, PrecisionMode::Float32, None);
         let float32 = |weight: &Weight| Weight::from(weight.to_float32().unwrap());
         rounded.embedding = base.embedding.to_dtype(DType::F32).unwrap();
         rounded.head.weight = float32(&base.head.weight);
@@ -105,13 +115,13 @@ fn a_base_in_fewer_bits_is_that_of_the_rounded_weights() {
             }
         }
         let ((got_loss, got), (want_loss, want)) = (step(&base, 0, 1.0), step(&rounded, 0, 1.0));
-        let what = base.precision;
+        let what = format!("{} of {model:?}", base.precision);
         assert!((got_loss.nll - want_loss.nll).abs() < 1e-5 * want_loss.nll, "{what}: the loss");
         let off = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         let largest = want.iter().fold(0f32, |largest, x| largest.max(x.abs()));
         assert!(off < 1e-5 * largest, "{what}: gradients differ by {off} of {largest}");
         assert!(base.bytes() < whole * 6 / 10 || compute_dtype == Some(ComputeDtype::Float32), "{what}");
-        let full = step(&tiny(dir.path(), PrecisionMode::Float32, None), 0, 1.0).0.nll;
+        let full = step(&tiny(model, PrecisionMode::Float32, None), 0, 1.0).0.nll;
         let change = (got_loss.nll - full).abs() / full;
         assert!(change > 1e-7 && change < 0.1, "{what}: the loss moves by {change}");
     }

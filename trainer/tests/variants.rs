@@ -1,14 +1,14 @@
-//! The variants of LoRA beside PEFT's own steps on a tiny model (`fixtures/variants/make.py` made them): the losses,
-//! the gradients, what is trained, the logits, the files.
+//! The variants of LoRA (`fixtures/variants/make.py` made them) and the kin of Llama (`fixtures/families/make.py`)
+//! beside PEFT's own steps on a tiny model: the losses, the gradients, what is trained, the logits, the files.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 
-use common::{device, json_file};
+use common::{FAMILIES, device, family, json_file};
 use domain::trial::{InitLoraWeights, Precision, TargetModules, TrialConfig};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use trainer::adapter_file::{self, PeftConfig, WEIGHTS_FILE, resolve_targets};
 use trainer::lora::Adapter;
@@ -48,9 +48,11 @@ fn read(base: &Base, dir: &Path) -> (PeftConfig, Adapter) {
     adapter_file::load(dir, &targets, 0, device()).unwrap()
 }
 
-fn check(name: &str) {
-    let (base, dir) = (base(), fixtures().join(name));
-    let (log, rows) = (json_file(&dir.join("log.json")), json_file(&fixtures().join("rows.json")));
+/// An adapter of a base, both directories; `rows.json` is in the folder above the adapter's.
+fn check(dir: &Path, base_dir: &Path) {
+    let name = dir.file_name().unwrap().to_str().unwrap();
+    let base = Base::load(base_dir, Precision::default(), device()).unwrap();
+    let (log, rows) = (json_file(&dir.join("log.json")), json_file(&dir.join("../rows.json")));
     let (config, mut adapter) = read(&base, &dir.join("init"));
     let of = |key: &str| log[key].as_f64().unwrap();
     let settings = AdamWConfig {
@@ -63,18 +65,24 @@ fn check(name: &str) {
     };
     let mut optimizer = AdamW::new(&adapter, settings).unwrap();
     let steps = log["steps"].as_array().unwrap();
+    let (mut furthest, mut weights) = (0f64, 0f32);
     for (step, want) in steps.iter().enumerate() {
         let rows = batch(&rows, step);
         let member = Member { recomputed_layers: step % 3, ..Member::new(&mut adapter, &rows, 0) };
         let outcome = pack::forward_backward(&base, &mut [member]).unwrap()[0];
         let targets = outcome.targets as f64;
         let norm = AdamW::grad_norm(&adapter, targets).unwrap();
-        let close = |what: &str, got: f64| {
+        let mut close = |what: &str, got: f64| {
             let want = want[what].as_f64().unwrap();
+            furthest = furthest.max((got - want).abs() / want);
             assert!((got - want).abs() < 1e-4 * want, "{name} step {step} {what}: {got}, PEFT {want}");
         };
         close("loss", outcome.nll / targets);
         close("grad_norm", norm);
+        let file = dir.join("gradients.safetensors");
+        if step == 0 && file.exists() {
+            gradients(name, &adapter, targets, &candle_core::safetensors::load(file, device()).unwrap());
+        }
         optimizer.step(&mut adapter, of("learning_rate"), targets, norm).unwrap();
     }
     let (_, want) = read(&base, &dir.join("final"));
@@ -82,6 +90,7 @@ fn check(name: &str) {
         assert_eq!((&got.path, got.scaling), (&want.path, want.scaling));
         for ((parameter, got_value), (_, want_value)) in got.parameters().zip(want.parameters()) {
             let off = off(&values(got_value), &values(want_value));
+            weights = weights.max(off);
             assert!(off < 1e-3, "{name} {} {parameter}: off by {off}", got.path);
         }
     }
@@ -89,6 +98,7 @@ fn check(name: &str) {
     let logits: Vec<Vec<f32>> = serde_json::from_value(log["logits"].clone()).unwrap();
     let got = values(&pack::logits(&base, Some(&want), probe).unwrap());
     let most = got.iter().zip(logits.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    println!("{name}: losses and norms within {furthest:.1e}, weights {weights:.1e}, logits {most:.1e}");
     assert!(most < 1e-4, "{name}: logits differ by {most}");
 
     // Its files again: the same names, shapes and numbers, and a configuration that means the same.
@@ -110,18 +120,31 @@ fn check(name: &str) {
     // Merged, it is the same model.
     let merged = tempfile::tempdir().unwrap();
     let target = merged.path().join("merged");
-    let merge = Merge {
-        base: &fixtures().join("base"),
-        adapter: to.path(),
-        to: &target,
-        shard_bytes: SHARD_BYTES,
-        overwrite: false,
-    };
+    let merge =
+        Merge { base: base_dir, adapter: to.path(), to: &target, shard_bytes: SHARD_BYTES, overwrite: false };
     merge.run(&mut || false).unwrap();
     let whole = Base::load(&target, Precision::default(), device()).unwrap();
     let off = off(&values(&pack::logits(&whole, None, probe).unwrap()), &got);
     assert!(off < 1e-5, "{name}: merged logits differ by {off}");
     keep(name, to.path(), &logits);
+}
+
+/// PEFT's gradients are by the mean loss.
+fn gradients(name: &str, adapter: &Adapter, targets: f64, want: &HashMap<String, Tensor>) {
+    let (mut count, mut most) = (0, 0f32);
+    for module in &adapter.modules {
+        for ((parameter, _), gradient) in module.parameters().zip(module.gradients()) {
+            let path =
+                format!("base_model.model.{}.{}.weight", module.path, parameter.trim_end_matches(".weight"));
+            let want = &want[&path];
+            let got = (gradient / targets).unwrap();
+            let off = off(&values(&got), &values(want));
+            assert!(off < 1e-4, "{name} {path}: gradients differ by {off}");
+            (count, most) = (count + 1, most.max(off));
+        }
+    }
+    println!("{name}: gradients within {most:.1e}");
+    assert_eq!(count, want.len(), "{name}: gradients");
 }
 
 /// Leaves what was written where `LORAFLEET_KEEP_ADAPTERS` says, for PEFT to load (`make.py --load`).
@@ -139,7 +162,40 @@ fn keep(name: &str, from: &Path, logits: &[Vec<f32>]) {
 #[test]
 fn variants_are_pefts() {
     for name in ["rslora", "dora", "dora_head", "loraplus", "patterns", "one_layer"] {
-        check(name);
+        check(&fixtures().join(name), &fixtures().join("base"));
+    }
+}
+
+/// Biases, norms of heads, windows: each on a base that has them. Alone it has transformers' logits; and what PEFT
+/// makes of `all-linear` is what we make of it.
+#[test]
+fn families_are_transformers_and_pefts() {
+    for name in FAMILIES {
+        let dir = family(name);
+        let base = Base::load(&dir.join("base"), Precision::default(), device()).unwrap();
+        let probe = &batch(&json_file(&dir.join("../rows.json")), 8)[0].input_ids;
+        let want: Vec<Vec<f32>> =
+            serde_json::from_value(json_file(&dir.join("log.json"))["base_logits"].clone()).unwrap();
+        let got = values(&pack::logits(&base, None, probe).unwrap());
+        let off = off(&got, &want.concat());
+        println!("{name}: logits of the base within {off:.1e}");
+        assert!(off < 1e-5, "{name}: logits of the base differ by {off}");
+        let mut ours: Vec<_> = base.linear_modules().into_iter().map(|module| module.path).collect();
+        let mut theirs: Vec<_> =
+            read(&base, &dir.join("init")).1.modules.into_iter().map(|m| m.path).collect();
+        ours.sort();
+        theirs.sort();
+        assert_eq!(ours, theirs, "{name}");
+        check(&dir, &dir.join("base"));
+
+        // A text read token by token is the text read at once.
+        let new = pack::generate(&base, None, probe, 6, None).unwrap();
+        let mut text = probe.clone();
+        for token in new {
+            let last = pack::logits(&base, None, &text).unwrap().get(text.len() - 1).unwrap();
+            assert_eq!(token, last.argmax(0).unwrap().to_scalar::<u32>().unwrap(), "{name}");
+            text.push(token);
+        }
     }
 }
 

@@ -167,6 +167,9 @@ fn shape(args: &Args) -> Result<LlamaConfig, Failure> {
         rope_theta: 10_000.0,
         rope_scaling: RopeScaling::Default,
         tie_word_embeddings: false,
+        query_key_value_bias: false,
+        query_key_norms: false,
+        sliding_windows: Vec::new(),
     })
 }
 

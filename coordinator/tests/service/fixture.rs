@@ -180,6 +180,7 @@ pub fn shape() -> v1::ModelShape {
         num_key_value_heads: 8,
         head_dim: 32,
         tie_word_embeddings: false,
+        ..v1::ModelShape::default()
     }
 }
 

@@ -40,6 +40,29 @@ fn a_trial_travels_unchanged() {
 }
 
 #[test]
+fn a_models_shape_travels_unchanged() {
+    let shape = ModelShape {
+        vocab_size: 1,
+        hidden_size: 2,
+        intermediate_size: 3,
+        num_hidden_layers: 4,
+        num_attention_heads: 5,
+        num_key_value_heads: 6,
+        head_dim: 7,
+        tie_word_embeddings: false,
+        query_key_value_bias: false,
+        query_key_norms: false,
+    };
+    for shape in [
+        ModelShape { tie_word_embeddings: true, ..shape },
+        ModelShape { query_key_value_bias: true, ..shape },
+        ModelShape { query_key_norms: true, ..shape },
+    ] {
+        assert_eq!(ModelShape::try_from(v1::ModelShape::from(shape)).unwrap(), shape);
+    }
+}
+
+#[test]
 fn documents_keep_their_values() {
     for value in [
         json!({"a": 1, "b": -3, "c": 0.25, "d": [true, null, "x"], "e": {"f": 1e-5}}),

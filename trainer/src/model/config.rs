@@ -1,11 +1,13 @@
-//! A Llama's `config.json`, as transformers 4 and 5 write it.
+//! The `config.json` of a Llama or one of its kin, as transformers 4 and 5 write it.
 
+use super::family::Family;
 use crate::error::{Result, TrainError};
 use domain::footprint::ModelShape;
 use serde::Deserialize;
 use std::path::Path;
 
-/// The shape of a Llama.
+/// The shape of a Llama, a Mistral, a Qwen2 or a Qwen3: the last three are Llamas but for biases, norms of heads, and
+/// windows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LlamaConfig {
     /// Rows of the embedding.
@@ -32,6 +34,12 @@ pub struct LlamaConfig {
     pub rope_scaling: RopeScaling,
     /// Whether the output head is the embedding.
     pub tie_word_embeddings: bool,
+    /// Whether queries, keys and values have a bias (Qwen2).
+    pub query_key_value_bias: bool,
+    /// Whether each query head and each key head has an RMSNorm (Qwen3).
+    pub query_key_norms: bool,
+    /// By layer, how many keys a query sees at most, its own among them. `None`, or a layer beyond the last: all.
+    pub sliding_windows: Vec<Option<usize>>,
 }
 
 /// How rotary frequencies are stretched for long sequences.
@@ -93,7 +101,7 @@ impl LlamaConfig {
     /// Reads `config.json` in a model directory.
     ///
     /// # Errors
-    /// The file is missing, is no JSON, is no Llama, or asks for something that the trainer does not have.
+    /// The file is missing, is no JSON, is of no kin of Llama's, or asks for something that the trainer does not have.
     pub fn load(dir: &Path) -> Result<Self> {
         let path = dir.join("config.json");
         if !dir.is_dir() {
@@ -111,15 +119,13 @@ impl LlamaConfig {
 
     /// Reads the text of a `config.json`; the error is `(problem, remedy)`.
     pub fn parse(text: &str) -> std::result::Result<Self, (String, String)> {
-        let llama = "only Llama-layout models (model_type llama) can be trained";
         let value: serde_json::Value = serde_json::from_str(text)
             .map_err(|e| (format!("is no JSON ({e})"), "restore the file from the hub".to_string()))?;
-        let model_type = value["model_type"].as_str().unwrap_or("missing");
-        if model_type != "llama" {
-            return Err((format!("model_type is {model_type}"), llama.into()));
-        }
-        let raw: RawConfig = serde_json::from_value(value).map_err(|e| (e.to_string(), llama.into()))?;
-        raw.check()
+        let family = Family::of(&value)?;
+        let raw: RawConfig = serde_json::from_value(value.clone())
+            .map_err(|e| (e.to_string(), "restore config.json from the model's authors".into()))?;
+        let sliding_windows = family.sliding_windows(&value, raw.num_hidden_layers)?;
+        Ok(Self { sliding_windows, ..raw.check(family)? })
     }
 
     /// What the footprint model needs of it.
@@ -133,6 +139,8 @@ impl LlamaConfig {
             num_key_value_heads: self.num_key_value_heads as u64,
             head_dim: self.head_dim as u64,
             tie_word_embeddings: self.tie_word_embeddings,
+            query_key_value_bias: self.query_key_value_bias,
+            query_key_norms: self.query_key_norms,
         }
     }
 
@@ -172,23 +180,29 @@ impl LlamaConfig {
 }
 
 impl RawConfig {
-    fn check(self) -> std::result::Result<LlamaConfig, (String, String)> {
+    fn check(self, family: Family) -> std::result::Result<LlamaConfig, (String, String)> {
         let fix = |what: &str| format!("{what}; restore config.json from the model's authors");
         if self.attention_bias == Some(true) || self.mlp_bias == Some(true) {
-            return Err(("has biases in its linear layers".into(), "use a model without biases".into()));
+            let problem = "attention_bias or mlp_bias is true";
+            return Err((problem.into(), "use a model without those biases; Qwen2's own need no key".into()));
         }
         if let Some(act) = self.hidden_act.as_deref().filter(|a| *a != "silu") {
             return Err((format!("hidden_act is {act}"), "only silu can be trained".into()));
         }
         let heads = self.num_attention_heads;
-        let kv_heads = self.num_key_value_heads.unwrap_or(heads);
+        let kv_heads = match self.num_key_value_heads {
+            None if family != Family::Llama => {
+                return Err(("num_key_value_heads is missing".into(), fix("heads are not known without it")));
+            }
+            given => given.unwrap_or(heads),
+        };
         if heads == 0 || kv_heads == 0 || !heads.is_multiple_of(kv_heads) {
             return Err((
                 format!("num_key_value_heads {kv_heads} does not divide num_attention_heads {heads}"),
                 fix("the heads disagree"),
             ));
         }
-        let head_dim = self.head_dim.unwrap_or(self.hidden_size / heads);
+        let head_dim = self.head_dim.unwrap_or(family.head_dim(self.hidden_size, heads));
         if head_dim == 0 || !head_dim.is_multiple_of(2) {
             return Err((format!("head_dim is {head_dim}"), fix("rotary embedding needs an even head_dim")));
         }
@@ -232,6 +246,9 @@ impl RawConfig {
             rope_theta: self.rope_theta.or(nested.rope_theta).unwrap_or(10_000.0),
             rope_scaling,
             tie_word_embeddings: self.tie_word_embeddings.unwrap_or(false),
+            query_key_value_bias: family == Family::Qwen2,
+            query_key_norms: family == Family::Qwen3,
+            sliding_windows: Vec::new(),
         })
     }
 }

@@ -1,6 +1,7 @@
-//! The frozen base: a Llama on a device, shared by all trials of a pack.
+//! The frozen base: a Llama or one of its kin on a device, shared by all trials of a pack.
 
 mod config;
+mod family;
 mod weights;
 
 pub use config::{LlamaConfig, RopeScaling};

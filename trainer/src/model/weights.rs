@@ -11,20 +11,22 @@ use domain::trial::Precision;
 use std::path::Path;
 use std::sync::OnceLock;
 
-/// A linear layer without bias: `y = x · weightᵀ`.
+/// A linear layer: `y = x · weightᵀ + bias`.
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// Its path in the model, such as `model.layers.0.self_attn.q_proj`.
     pub path: String,
     /// `[out_features, in_features]`.
     pub weight: Weight,
+    /// `[out_features]`, in float32; most layers have none.
+    pub bias: Option<Tensor>,
     row_squares: OnceLock<Tensor>,
 }
 
 impl Linear {
-    /// A layer of that path and weight.
+    /// A layer of that path and weight, without a bias.
     pub fn new(path: String, weight: Weight) -> Self {
-        Self { path, weight, row_squares: OnceLock::new() }
+        Self { path, weight, bias: None, row_squares: OnceLock::new() }
     }
 
     /// The sum of the squares of each row of the weight, `[out_features]`, computed once.
@@ -52,8 +54,19 @@ pub struct Layer {
     pub input_norm: Tensor,
     /// RMSNorm weight before the feed-forward layer, `[hidden]`.
     pub post_attention_norm: Tensor,
+    /// RMSNorm weights of each query head and of each key head, `[head_dim]`, if the model has them.
+    pub head_norms: Option<[Tensor; 2]>,
+    /// How many keys a query sees at most, its own among them; `None` for all before it.
+    pub window: Option<usize>,
     /// q, k, v, o, gate, up, down.
     pub linears: [Linear; 7],
+}
+
+impl Layer {
+    /// The norms of query heads and of key heads, if the model has them.
+    pub fn head_norms(&self) -> [Option<&Tensor>; 2] {
+        self.head_norms.as_ref().map_or([None, None], |[q, k]| [Some(q), Some(k)])
+    }
 }
 
 /// The paths of a layer's linear modules, in the order of [`Layer::linears`].
@@ -67,10 +80,13 @@ const LINEAR_PATHS: [&str; 7] = [
     "mlp.down_proj",
 ];
 
+/// So many of them, the first, have a bias where queries, keys and values do.
+const BIASED: usize = 3;
+
 /// The output head's path.
 const HEAD_PATH: &str = "lm_head";
 
-/// A frozen Llama on a device.
+/// A frozen Llama, or one of its kin, on a device.
 #[derive(Debug)]
 pub struct Base {
     /// Its shape.
@@ -171,22 +187,32 @@ impl Base {
         let mut layers = Vec::with_capacity(c.num_hidden_layers);
         for i in 0..c.num_hidden_layers {
             let mut linears = Vec::with_capacity(7);
-            for (path, shape) in LINEAR_PATHS.iter().zip(&shapes) {
+            for (place, (path, shape)) in LINEAR_PATHS.iter().zip(&shapes).enumerate() {
                 let path = format!("model.layers.{i}.{path}");
                 let weight = read(&format!("{path}.weight"), shape, linear)?;
-                linears.push(Linear::new(path, weight));
+                let mut layer = Linear::new(path, weight);
+                if place < BIASED && c.query_key_value_bias {
+                    let name = format!("{}.bias", layer.path);
+                    layer.bias = Some(read(&name, &shape[..1], Numbers::Float32)?.dense()?);
+                }
+                linears.push(layer);
             }
             let linears: [Linear; 7] = match linears.try_into() {
                 Ok(linears) => linears,
                 Err(_) => unreachable!("seven paths make seven linears"),
             };
-            let mut norm = |name: &str| {
-                read(&format!("model.layers.{i}.{name}.weight"), &[hidden], Numbers::Float32)?.dense()
+            let mut norm = |name: &str, width: usize| {
+                read(&format!("model.layers.{i}.{name}.weight"), &[width], Numbers::Float32)?.dense()
             };
-            let input_norm = norm("input_layernorm")?;
+            let head_norms = match c.query_key_norms {
+                true => Some([norm("self_attn.q_norm", c.head_dim)?, norm("self_attn.k_norm", c.head_dim)?]),
+                false => None,
+            };
             layers.push(Layer {
-                input_norm,
-                post_attention_norm: norm("post_attention_layernorm")?,
+                input_norm: norm("input_layernorm", hidden)?,
+                post_attention_norm: norm("post_attention_layernorm", hidden)?,
+                head_norms,
+                window: c.sliding_windows.get(i).copied().flatten(),
                 linears,
             });
         }
@@ -243,8 +269,11 @@ impl Base {
     fn parts(&self) -> (impl Iterator<Item = &Weight>, impl Iterator<Item = &Tensor>) {
         let linears = self.layers.iter().flat_map(|l| l.linears.iter().map(|l| &l.weight));
         let head = (!self.config.tie_word_embeddings).then_some(&self.head.weight);
-        let norms = self.layers.iter().flat_map(|l| [&l.input_norm, &l.post_attention_norm]);
-        (linears.chain(head), norms.chain([&self.embedding, &self.norm]))
+        let vectors = self.layers.iter().flat_map(|l| {
+            let biases = l.linears.iter().filter_map(|linear| linear.bias.as_ref());
+            biases.chain(l.head_norms.iter().flatten()).chain([&l.input_norm, &l.post_attention_norm])
+        });
+        (linears.chain(head), vectors.chain([&self.embedding, &self.norm]))
     }
 }
 

@@ -62,7 +62,6 @@ mod tests {
 
     #[test]
     fn the_two_forms_are_the_same() {
-        let heads = Heads { query: 4, key_value: 2, dim: 8 };
         let stem = 0..70;
         // A stem of more than a block of queries, branches on it and on one of them, and a text of its own.
         let branches = [
@@ -80,9 +79,12 @@ mod tests {
         };
         let (q, k, v) = (random("q", 32), random("k", 16), random("v", 16));
         let values = |t: Result<Tensor>| t.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-        let got = values(branched_attention(&q, &k, &v, &branches, heads));
-        let want = values(written_out(&q, &k, &v, &branches, heads));
-        let furthest = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(got.len() == want.len() && furthest < 1e-6, "{furthest}");
+        for window in [None, Some(1), Some(20), Some(72)] {
+            let heads = Heads { query: 4, key_value: 2, dim: 8, window };
+            let got = values(branched_attention(&q, &k, &v, &branches, heads));
+            let want = values(written_out(&q, &k, &v, &branches, heads));
+            let furthest = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(got.len() == want.len() && furthest < 1e-6, "{window:?}: {furthest}");
+        }
     }
 }

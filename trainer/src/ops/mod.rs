@@ -15,9 +15,12 @@ mod branch;
 mod cpu;
 #[cfg(any(feature = "cuda", test))]
 mod gpu;
+mod head_norm;
 mod plain;
 #[cfg(test)]
 mod tests;
+
+pub use head_norm::{head_norm, head_norm_backward};
 
 use crate::error::Result;
 use crate::model::Base;
@@ -74,6 +77,16 @@ pub fn scale_rows(x: Tensor, start: usize, rows: usize, factor: f32) -> Result<T
         cpu: cpu::elementwise::scale_rows(x, start, rows, factor),
         gpu: gpu::elementwise::scale_rows(x, start, rows, factor),
         plain: plain::scale_rows(&x, start, rows, factor),
+    )
+}
+
+/// `x` with `bias` `[width]` added to each of its rows.
+pub fn add_bias(x: Tensor, bias: &Tensor) -> Result<Tensor> {
+    on!(
+        &x,
+        cpu: cpu::elementwise::add_bias(x, bias),
+        gpu: gpu::elementwise::add_bias(x, bias),
+        plain: Ok(x.broadcast_add(bias)?),
     )
 }
 
@@ -196,7 +209,7 @@ impl Rotary {
     }
 }
 
-/// Head counts and width of an attention layer.
+/// Head counts and width of an attention layer, and how far its queries see.
 #[derive(Debug, Clone, Copy)]
 pub struct Heads {
     /// Query heads.
@@ -205,17 +218,24 @@ pub struct Heads {
     pub key_value: usize,
     /// Width of a head.
     pub dim: usize,
+    /// How many keys a query sees at most, its own among them; `None` for all before it.
+    pub window: Option<usize>,
 }
 
 impl Heads {
-    /// Those of a base.
-    pub fn of(base: &Base) -> Self {
-        let c = &base.config;
-        Self { query: c.num_attention_heads, key_value: c.num_key_value_heads, dim: c.head_dim }
+    /// Those of a base's layer.
+    pub fn of(base: &Base, layer: usize) -> Self {
+        let (c, window) = (&base.config, base.layers[layer].window);
+        Self { query: c.num_attention_heads, key_value: c.num_key_value_heads, dim: c.head_dim, window }
+    }
+
+    /// The first key that a query sees, both counted from their document's first token.
+    fn first_key(&self, query: usize) -> usize {
+        self.window.map_or(0, |window| (query + 1).saturating_sub(window))
     }
 }
 
-/// Causal attention within each document: `q` `[tokens, query heads · dim]`, `k` and `v`
+/// Causal attention within each document, as far back as the heads' window: `q` `[tokens, query heads · dim]`, `k` and `v`
 /// `[tokens, key-value heads · dim]` → `[tokens, query heads · dim]`. No token sees another document.
 /// The documents cover all tokens, in order.
 pub fn attention(
@@ -233,9 +253,13 @@ pub fn attention(
     )
 }
 
-/// Attention of one token, `q` `[1, query heads · dim]`, to all `k` and `v` `[tokens, key-value heads · dim]`.
+/// Attention of one token, `q` `[1, query heads · dim]`, the last of those whose `k` and `v`
+/// `[tokens, key-value heads · dim]` are.
 pub fn attention_of_one(q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads) -> Result<Tensor> {
-    plain::attention_of_one(q, k, v, heads)
+    let tokens = k.dims()[0];
+    let first = heads.first_key(tokens - 1);
+    let seen = |t: &Tensor| t.narrow(0, first, tokens - first);
+    plain::attention_of_one(q, &seen(k)?, &seen(v)?, heads)
 }
 
 /// The gradients of [`attention`] by `q`, `k`, `v`. Probabilities are computed again rather than kept.

@@ -84,7 +84,9 @@ impl Heads {
         let length = q.dims()[1];
         let scores = (q.matmul(&k.t()?)? * (1.0 / (self.dim as f64).sqrt()))?;
         let mask: Vec<f32> = (0..length * length)
-            .map(|i| if i % length > i / length { f32::NEG_INFINITY } else { 0.0 })
+            .map(|i| (i / length, i % length))
+            .map(|(query, key)| (self.first_key(query)..=query).contains(&key))
+            .map(|sees| if sees { 0.0 } else { f32::NEG_INFINITY })
             .collect();
         let mask = Tensor::from_vec(mask, (1, length, length), q.device())?;
         Ok(candle_nn::ops::softmax_last_dim(&scores.broadcast_add(&mask)?)?)

@@ -52,6 +52,8 @@ fn norms_and_activations_are_their_formulas() {
         check(&what("swiglu_backward gate"), &fused.0, &plain.0);
         check(&what("swiglu_backward up"), &fused.1, &plain.1);
         check(&what("add"), &add(copy(&x), &y).unwrap(), &x.add(&y).unwrap());
+        let sum = x.broadcast_add(&weight).unwrap();
+        check(&what("add_bias"), &add_bias(copy(&x), &weight).unwrap(), &sum);
     }
 }
 
@@ -128,13 +130,19 @@ fn low_rank_products_are_the_matrix_products() {
 
 #[test]
 fn attention_is_its_formula() {
-    for (query, key_value, dim, lengths) in [
-        (1, 1, 2, vec![1]),
-        (4, 4, 16, vec![5, 1, 70]),
-        (8, 4, 8, vec![64, 65]),
-        (6, 2, 10, vec![130, 3, 128]),
+    for (query, key_value, dim, window, lengths) in [
+        (1, 1, 2, None, vec![1]),
+        (4, 4, 16, None, vec![5, 1, 70]),
+        (8, 4, 8, None, vec![64, 65]),
+        (6, 2, 10, None, vec![130, 3, 128]),
+        // Windows of one key, within a block of queries, of a block, over some, and beyond the longest document.
+        (4, 4, 16, Some(1), vec![5, 1, 70]),
+        (8, 4, 8, Some(7), vec![64, 65]),
+        (4, 2, 8, Some(64), vec![200, 63]),
+        (6, 2, 10, Some(100), vec![230, 3, 128]),
+        (4, 2, 8, Some(131), vec![130, 3]),
     ] {
-        let heads = Heads { query, key_value, dim };
+        let heads = Heads { query, key_value, dim, window };
         let mut documents = Vec::new();
         let mut tokens = 0;
         for length in lengths {

@@ -68,6 +68,7 @@ impl<A: Borrow<Adapter>> Segment<A> {
 /// What a layer's backward needs of its forward. Norms and activations are computed again.
 pub(super) struct Saved {
     input: Held,
+    /// As attention takes them; where heads are normed, as they were before that.
     q: Held,
     k: Held,
     v: Held,
@@ -97,7 +98,6 @@ pub(super) struct Pass<'a> {
     base: &'a Base,
     documents: &'a [Range<usize>],
     rotary: Rotary,
-    heads: Heads,
     pub(super) meter: Meter,
 }
 
@@ -141,7 +141,7 @@ impl<'a> Pass<'a> {
     pub(super) fn new(base: &'a Base, tokens: &'a Tokens, resident: u64) -> Result<Self> {
         let rotary = Rotary::new(&base.inverse_frequencies, &tokens.positions, base.device())?;
         let meter = Meter::new(resident);
-        Ok(Self { base, documents: &tokens.documents, rotary, heads: Heads::of(base), meter })
+        Ok(Self { base, documents: &tokens.documents, rotary, meter })
     }
 
     /// Runs all layers; `keep` receives what each layer's backward needs.
@@ -151,8 +151,9 @@ impl<'a> Pass<'a> {
         segments: &[Segment<A>],
         keep: impl FnMut(Saved),
     ) -> Result<Held> {
-        let attend =
-            |_, q: &Tensor, k: &Tensor, v: &Tensor| ops::attention(q, k, v, self.documents, self.heads);
+        let attend = |index, q: &Tensor, k: &Tensor, v: &Tensor| {
+            ops::attention(q, k, v, self.documents, Heads::of(self.base, index))
+        };
         self.through(ids, segments, attend, keep)
     }
 
@@ -163,7 +164,9 @@ impl<'a> Pass<'a> {
         segments: &[Segment<A>],
         cache: &mut Cache,
     ) -> Result<Held> {
-        let attend = |index, q: &Tensor, k: &Tensor, v: &Tensor| cache.attend(index, q, k, v, self.heads);
+        let attend = |index, q: &Tensor, k: &Tensor, v: &Tensor| {
+            cache.attend(index, q, k, v, Heads::of(self.base, index))
+        };
         self.through(ids, segments, attend, drop)
     }
 
@@ -174,8 +177,9 @@ impl<'a> Pass<'a> {
         segments: &[Segment<A>],
         branches: &[Branch],
     ) -> Result<Held> {
-        let attend =
-            |_, q: &Tensor, k: &Tensor, v: &Tensor| ops::branched_attention(q, k, v, branches, self.heads);
+        let attend = |index, q: &Tensor, k: &Tensor, v: &Tensor| {
+            ops::branched_attention(q, k, v, branches, Heads::of(self.base, index))
+        };
         self.through(ids, segments, attend, drop)
     }
 
@@ -199,6 +203,28 @@ impl<'a> Pass<'a> {
         self.meter.hold(tensor)
     }
 
+    /// What is kept of a product that makes queries or keys.
+    fn kept(&self, product: Tensor, norm: Option<&Tensor>) -> Result<Held> {
+        let dim = self.base.config.head_dim;
+        Ok(self.hold(if norm.is_none() { self.rotary.forward(product, dim)? } else { product }))
+    }
+
+    /// What attention takes of that, if it is something else.
+    fn normed(&self, kept: &Tensor, norm: Option<&Tensor>) -> Result<Option<Held>> {
+        let Some(weight) = norm else { return Ok(None) };
+        let config = &self.base.config;
+        let normed = ops::head_norm(kept, weight, config.rms_norm_eps)?;
+        Ok(Some(self.hold(self.rotary.forward(normed, config.head_dim)?)))
+    }
+
+    /// The gradient by the product, given that by what attention takes.
+    fn normed_backward(&self, kept: Held, norm: Option<&Tensor>, dy: Tensor) -> Result<Held> {
+        let config = &self.base.config;
+        let dy = self.hold(self.rotary.backward(dy, config.head_dim)?);
+        let Some(weight) = norm else { return Ok(dy) };
+        Ok(self.hold(ops::head_norm_backward(&kept, weight, config.rms_norm_eps, &dy)?))
+    }
+
     /// A layer's forward once more, up to what its backward needs: its last product is not among that.
     pub(super) fn again<A: Borrow<Adapter>>(
         &self,
@@ -206,8 +232,9 @@ impl<'a> Pass<'a> {
         input: Held,
         segments: &[Segment<A>],
     ) -> Result<Saved> {
-        let mut attend =
-            |_, q: &Tensor, k: &Tensor, v: &Tensor| ops::attention(q, k, v, self.documents, self.heads);
+        let mut attend = |index, q: &Tensor, k: &Tensor, v: &Tensor| {
+            ops::attention(q, k, v, self.documents, Heads::of(self.base, index))
+        };
         self.layer(index, input, segments, &mut attend)
     }
 
@@ -220,18 +247,21 @@ impl<'a> Pass<'a> {
         attend: &mut impl FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Saved> {
         let layer = &self.base.layers[index];
-        let (eps, dim) = (self.base.config.rms_norm_eps, self.heads.dim);
+        let eps = self.base.config.rms_norm_eps;
+        let [q_norm, k_norm] = layer.head_norms();
         let number = |place: usize| index * layer.linears.len() + place;
         let linear = |place: usize, x: &Tensor| {
             linear(&layer.linears[place], number(place), x, 0, x.dtype(), segments)
         };
 
         let normed = self.hold(ops::rms_norm(&input, &layer.input_norm, eps)?);
-        let q = self.hold(self.rotary.forward(linear(Q, &normed)?, dim)?);
-        let k = self.hold(self.rotary.forward(linear(K, &normed)?, dim)?);
+        let q = self.kept(linear(Q, &normed)?, q_norm)?;
+        let k = self.kept(linear(K, &normed)?, k_norm)?;
         let v = self.hold(linear(V, &normed)?);
         drop(normed);
-        let attended = self.hold(attend(index, &q, &k, &v)?);
+        let (seen_q, seen_k) = (self.normed(&q, q_norm)?, self.normed(&k, k_norm)?);
+        let (seen_q, seen_k) = (seen_q.as_deref().unwrap_or(&q), seen_k.as_deref().unwrap_or(&k));
+        let attended = self.hold(attend(index, seen_q, seen_k, &v)?);
         let middle = self.hold(ops::add(linear(O, &attended)?, &input)?);
         let normed = self.hold(ops::rms_norm(&middle, &layer.post_attention_norm, eps)?);
         let gate = self.hold(linear(GATE, &normed)?);
@@ -265,7 +295,8 @@ impl<'a> Pass<'a> {
         segments: &mut [Segment<&mut Adapter>],
     ) -> Result<Option<Held>> {
         let layer = &self.base.layers[index];
-        let (eps, dim) = (self.base.config.rms_norm_eps, self.heads.dim);
+        let eps = self.base.config.rms_norm_eps;
+        let [q_norm, k_norm] = layer.head_norms();
         let Saved { input, q, k, v, attended, middle, gate, up } = saved;
         let number = |place: usize| index * layer.linears.len() + place;
         let mut back = |place: usize, x: &Tensor, dy: &Tensor, into: Option<Held>| -> Result<Held> {
@@ -290,10 +321,18 @@ impl<'a> Pass<'a> {
 
         let d_attended = back(O, &attended, &d_middle, None)?;
         drop(attended);
-        let (dq, dk, dv) = ops::attention_backward(&q, &k, &v, self.documents, self.heads, &d_attended)?;
-        drop((d_attended, q, k, v));
-        let dq = self.hold(self.rotary.backward(dq, dim)?);
-        let dk = self.hold(self.rotary.backward(dk, dim)?);
+        let normed = (self.normed(&q, q_norm)?, self.normed(&k, k_norm)?);
+        let (dq, dk, dv) = ops::attention_backward(
+            normed.0.as_deref().unwrap_or(&q),
+            normed.1.as_deref().unwrap_or(&k),
+            &v,
+            self.documents,
+            Heads::of(self.base, index),
+            &d_attended,
+        )?;
+        drop((d_attended, normed, v));
+        let dq = self.normed_backward(q, q_norm, dq)?;
+        let dk = self.normed_backward(k, k_norm, dk)?;
         let dv = self.hold(dv);
         let normed = self.hold(ops::rms_norm(&input, &layer.input_norm, eps)?);
         if index == 0 {
@@ -311,7 +350,8 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// `x · Wᵀ` once for all rows, plus each trial's low-rank product for its own. `number` is the layer's among all
+/// `x · Wᵀ` once for all rows, plus each trial's low-rank product for its own, plus the bias, which magnitudes leave
+/// alone. `number` is the layer's among all
 /// linear layers; `x` holds the rows from `first` on of all that go through it. The results are in `dtype`.
 pub(super) fn linear<A: Borrow<Adapter>>(
     linear: &Linear,
@@ -331,6 +371,9 @@ pub(super) fn linear<A: Borrow<Adapter>>(
         if let Some(columns) = &working.columns {
             y = ops::scale_columns(y, share.start, share.rows, &columns.factor)?;
         }
+    }
+    if let Some(bias) = &linear.bias {
+        y = ops::add_bias(y, bias)?;
     }
     Ok(y)
 }

@@ -35,6 +35,14 @@ pub fn shared(path: &str) -> Option<PathBuf> {
     Some(path)
 }
 
+/// The tiny models of Llama's kin that `fixtures/families/make.py` made.
+pub const FAMILIES: [&str; 4] = ["qwen2", "qwen2_windows", "qwen3", "mistral"];
+
+/// The folder of one of them.
+pub fn family(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families").join(name)
+}
+
 pub fn json_file(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }

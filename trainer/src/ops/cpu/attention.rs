@@ -1,7 +1,7 @@
 //! Causal attention, head by head. A task is one document's key-value head with the query heads that it serves;
-//! it goes through the queries in blocks and looks only at the keys up to a block's last query, so that of the
-//! upper triangle no more than the blocks on the diagonal is computed, and of the scores no more than
-//! [`BLOCK`] rows exist at a time.
+//! it goes through the queries in blocks and looks only at the keys from the first that a block's first query sees up to
+//! its last query, so that of the upper triangle no more than the blocks on the diagonal is computed, and of the scores
+//! no more than [`BLOCK`] rows exist at a time.
 
 use super::product::{Left, Product, transposed};
 use super::read;
@@ -45,13 +45,24 @@ impl<'a> Matrix<'a> {
     }
 }
 
-/// The blocks of queries of a document of `length` tokens.
-fn blocks(length: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..length).step_by(BLOCK).map(move |start| start..(start + BLOCK).min(length))
+/// Some queries of a document, counted from its first token, and the keys that any of them sees.
+struct Block {
+    queries: Range<usize>,
+    keys: Range<usize>,
+}
+
+/// The blocks of some queries of a document.
+fn blocks(queries: Range<usize>, heads: Heads) -> impl Iterator<Item = Block> {
+    let last = queries.end;
+    queries.step_by(BLOCK).map(move |start| {
+        let end = (start + BLOCK).min(last);
+        Block { queries: start..end, keys: heads.first_key(start)..end }
+    })
 }
 
 /// A document's keys for one head, and what stays the same over its blocks of queries.
 struct Keys {
+    heads: Heads,
     dim: usize,
     length: usize,
     /// `[dim, length]`
@@ -59,17 +70,18 @@ struct Keys {
 }
 
 impl Keys {
-    fn new(keys: &[f32], length: usize, dim: usize) -> Self {
-        Self { dim, length, transposed: transposed(keys, length, dim, dim) }
+    fn new(keys: &[f32], length: usize, heads: Heads) -> Self {
+        let dim = heads.dim;
+        Self { heads, dim, length, transposed: transposed(keys, length, dim, dim) }
     }
 
-    /// `x · Kᵀ` for a block's rows `x`, `[block, keys]`, over the keys that its last query may see.
-    fn scores(&self, x: &[f32], block: &Range<usize>, scale: f32, out: &mut [f32]) {
-        let (rows, keys) = (block.len(), block.end);
+    /// `x · Kᵀ` for the rows `x` of a block's queries, `[queries, keys]`.
+    fn scores(&self, x: &[f32], block: &Block, scale: f32, out: &mut [f32]) {
+        let (rows, keys) = (block.queries.len(), block.keys.len());
         Product {
             size: [rows, keys, self.dim],
             a: Left::Rows(x, self.dim),
-            b: (&self.transposed, self.length),
+            b: (&self.transposed[block.keys.start..], self.length),
             c: (out, keys),
             scale,
             add: false,
@@ -77,19 +89,23 @@ impl Keys {
         .run();
     }
 
-    /// The attention probabilities of a block's queries `q`, `[block, keys]`.
-    fn probabilities(&self, q: &[f32], block: &Range<usize>, out: &mut [f32]) {
+    /// The attention probabilities of a block's queries `q`, `[queries, keys]`.
+    fn probabilities(&self, q: &[f32], block: &Block, out: &mut [f32]) {
         self.scores(q, block, 1.0 / (self.dim as f32).sqrt(), out);
-        let keys = block.end;
+        let keys = block.keys.len();
         widest(
             #[inline(always)]
             || {
-                for (i, row) in out[..block.len() * keys].chunks_exact_mut(keys).enumerate() {
-                    let (seen, unseen) = row.split_at_mut(block.start + i + 1);
+                let rows = out[..block.queries.len() * keys].chunks_exact_mut(keys);
+                for (query, row) in block.queries.clone().zip(rows) {
+                    let first = self.heads.first_key(query) - block.keys.start;
+                    let (seen, later) = row.split_at_mut(query + 1 - block.keys.start);
+                    let (earlier, seen) = seen.split_at_mut(first);
                     let (_, sum) = exponentials(seen);
                     let factor = 1.0 / sum;
                     seen.iter_mut().for_each(|p| *p *= factor);
-                    unseen.fill(0.0);
+                    earlier.fill(0.0);
+                    later.fill(0.0);
                 }
             },
         );
@@ -123,19 +139,19 @@ pub(in crate::ops) fn branched(
         let (k, v) = (Matrix::new(k, heads.key_value, dim), Matrix::new(v, heads.key_value, dim));
         let results = each_head(branches, heads, |branch, head| {
             let (length, before) = (branch.own.len(), branch.before());
-            let keys = Keys::new(&k.head_of(branch.runs(), head), before + length, dim);
+            let keys = Keys::new(&k.head_of(branch.runs(), head), before + length, heads);
             let values = v.head_of(branch.runs(), head);
             let mut scores = vec![0.0; BLOCK.min(length) * (before + length)];
             let one = |member: usize| {
                 let q = q.head(&branch.own, head * group + member);
                 let mut out = vec![0.0; length * dim];
-                for block in blocks(length) {
-                    let (at, block) = (block.start * dim, block.start + before..block.end + before);
+                for block in blocks(before..before + length, heads) {
+                    let at = (block.queries.start - before) * dim;
                     keys.probabilities(&q[at..], &block, &mut scores);
                     Product {
-                        size: [block.len(), dim, block.end],
-                        a: Left::Rows(&scores, block.end),
-                        b: (&values, dim),
+                        size: [block.queries.len(), dim, block.keys.len()],
+                        a: Left::Rows(&scores, block.keys.len()),
+                        b: (&values[block.keys.start * dim..], dim),
                         c: (&mut out[at..], dim),
                         scale: 1.0,
                         add: false,
@@ -181,8 +197,8 @@ pub(in crate::ops) fn backward(
             let length = document.len();
             let (k, v) = (k.head(document, head), v.head(document, head));
             let mut work = Backward {
-                keys: Keys::new(&k, length, dim),
-                values: Keys::new(&v, length, dim),
+                keys: Keys::new(&k, length, heads),
+                values: Keys::new(&v, length, heads),
                 k: &k,
                 p: vec![0.0; BLOCK.min(length) * length],
                 dp: vec![0.0; BLOCK.min(length) * length],
@@ -222,13 +238,13 @@ impl Backward<'_> {
         let (dim, length) = (self.keys.dim, self.keys.length);
         let scale = 1.0 / (dim as f32).sqrt();
         let mut dq = vec![0.0; length * dim];
-        for block in blocks(length) {
-            let (rows, keys) = (block.len(), block.end);
-            let at = block.start * dim;
+        for block in blocks(0..length, self.keys.heads) {
+            let (rows, keys) = (block.queries.len(), block.keys.len());
+            let (at, first) = (block.queries.start * dim, block.keys.start * dim);
             self.keys.probabilities(&q[at..], &block, &mut self.p);
             self.values.scores(&dy[at..], &block, 1.0, &mut self.dp);
             let (p, ds) = (&self.p[..rows * keys], &mut self.dp[..rows * keys]);
-            add_columns([keys, dim, rows], p, &dy[at..], 1.0, &mut self.dv);
+            add_columns([keys, dim, rows], p, &dy[at..], 1.0, &mut self.dv[first..]);
             widest(
                 #[inline(always)]
                 || {
@@ -238,11 +254,11 @@ impl Backward<'_> {
                     }
                 },
             );
-            add_columns([keys, dim, rows], ds, &q[at..], scale, &mut self.dk);
+            add_columns([keys, dim, rows], ds, &q[at..], scale, &mut self.dk[first..]);
             Product {
                 size: [rows, dim, keys],
                 a: Left::Rows(ds, keys),
-                b: (self.k, dim),
+                b: (&self.k[first..], dim),
                 c: (&mut dq[at..], dim),
                 scale,
                 add: false,

@@ -210,7 +210,21 @@ pub(in crate::ops) fn scale_rows(x: Tensor, start: usize, rows: usize, factor: f
     Ok(x)
 }
 
-/// The same, column by column.
+pub(in crate::ops) fn add_bias(x: Tensor, bias: &Tensor) -> Result<Tensor> {
+    let width = bias.elem_count();
+    read([bias], |[bias]| {
+        update(&x, |x| {
+            for_rows(x, width, |_, rows| {
+                for row in rows.chunks_exact_mut(width) {
+                    row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
+                }
+            });
+        })
+    })?;
+    Ok(x)
+}
+
+/// [`scale_rows`], column by column.
 pub(in crate::ops) fn scale_columns(
     x: Tensor,
     start: usize,

@@ -22,15 +22,18 @@ struct Block {
     /// The first query, counted from there.
     first: usize,
     queries: usize,
-    /// Keys from the document's first token on: up to the last query.
+    /// The first key that the first query sees, counted from there.
+    first_key: usize,
+    /// Keys from that on: up to the last query.
     keys: usize,
 }
 
-fn blocks(documents: &[Range<usize>]) -> impl Iterator<Item = Block> {
-    documents.iter().flat_map(|document| {
-        (0..document.len()).step_by(QUERIES).map(|first| {
+fn blocks(documents: &[Range<usize>], heads: Heads) -> impl Iterator<Item = Block> {
+    documents.iter().flat_map(move |document| {
+        (0..document.len()).step_by(QUERIES).map(move |first| {
             let queries = QUERIES.min(document.len() - first);
-            Block { document: document.start, first, queries, keys: first + queries }
+            let first_key = heads.first_key(first);
+            Block { document: document.start, first, queries, first_key, keys: first + queries - first_key }
         })
     })
 }
@@ -51,13 +54,18 @@ impl Heads {
     /// The rows of the keys or values that the block sees.
     fn keys(&self, t: &Tensor, block: &Block) -> Result<Matrix> {
         let width = self.key_value * self.dim;
-        Matrix::within(t, block.document * width, width, self.dim)
+        Matrix::within(t, (block.document + block.first_key) * width, width, self.dim)
     }
 
     /// The `[queries, keys]` matrices of member `j` of each group.
     fn scores(&self, t: &Tensor, block: &Block, j: usize) -> Result<Matrix> {
         let one = block.queries * block.keys;
         Matrix::within(t, j * one, block.keys, self.group() * one)
+    }
+
+    /// How many of `keys` keys a query sees at most.
+    pub(super) fn window_of(&self, keys: usize) -> Argument {
+        Argument::Width(self.window.unwrap_or(keys).min(keys) as u32)
     }
 
     pub(super) fn scale(&self) -> f32 {
@@ -96,7 +104,8 @@ impl Heads {
     ) -> Result<()> {
         let threads = (block.keys as u32).next_multiple_of(32).min(THREADS);
         let grid = Grid { blocks: (block.queries as u32, self.query as u32), threads, shared: 0 };
-        let sizes = [Argument::Width(block.keys as u32), Argument::Width(block.first as u32)];
+        let first = (block.first - block.first_key) as u32;
+        let sizes = [Argument::Width(block.keys as u32), Argument::Width(first), self.window_of(block.keys)];
         let kernel = format!("{name}{}", suffix(p.dtype(), false)?);
         launch(p.device(), MODULE, &kernel, grid, &[tensors, &sizes, numbers].concat())
     }
@@ -114,7 +123,7 @@ pub(in crate::ops) fn forward(
         return flash::forward(&q, &k, &v, documents, heads);
     }
     let out = empty(q.shape(), q.dtype(), q.device())?;
-    for block in blocks(documents) {
+    for block in blocks(documents, heads) {
         let (p, scores) = heads.block_probabilities(&q, &k, &block)?;
         drop(scores);
         let size = [block.queries, heads.dim, block.keys];
@@ -149,7 +158,7 @@ pub(in crate::ops) fn backward(
     };
     let (dk, dv) = (collects(&k)?, collects(&v)?);
     let onto = if shared { 1.0 } else { 0.0 };
-    for block in blocks(documents) {
+    for block in blocks(documents, heads) {
         let (p, products) = heads.block_probabilities(&q, &k, &block)?;
         let Block { queries, keys, .. } = block;
         for j in 0..heads.group() {

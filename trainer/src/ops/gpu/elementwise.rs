@@ -49,6 +49,13 @@ pub(in crate::ops) fn scale_columns(
     Ok(x)
 }
 
+pub(in crate::ops) fn add_bias(x: Tensor, bias: &Tensor) -> Result<Tensor> {
+    let (count, width) = x.dims2()?;
+    let arguments = [(&x).try_into()?, bias.try_into()?, Argument::Width(width as u32)];
+    rows(&x, "add_bias", (count, width), &arguments)?;
+    Ok(x)
+}
+
 pub(in crate::ops) fn dropout(
     x: &Tensor,
     key: u64,

@@ -57,6 +57,7 @@ impl<'a> Call<'a> {
             Argument::Width(heads.key_value as u32),
             Argument::Number(heads.scale()),
             Argument::Width(q.dims()[0] as u32),
+            heads.window_of(q.dims()[0]),
         ];
         Ok(Self { q, heads, tiles, inputs })
     }

@@ -56,14 +56,17 @@ fn the_peak_is_predicted() {
     }
     let clock = SystemClock::new();
     let (lora, qlora) = (PrecisionMode::Bfloat16, PrecisionMode::FourBit);
-    // (numbers, hidden, intermediate, layers, heads, key-value heads, vocab, rank, rows, length, all layers again)
-    for (mode, hidden, inter, layers, heads, kv, vocab, rank, rows, length, again) in [
-        (lora, 64, 160, 3, 2, 2, 96, 4, 4, 48, false),
-        (lora, 64, 160, 3, 2, 2, 96, 4, 4, 48, true),
-        (qlora, 64, 160, 3, 2, 1, 96, 4, 4, 48, true),
-        (qlora, 64, 128, 2, 4, 4, 96, 16, 2, 40, false),
-        (PrecisionMode::Float32, 32, 64, 3, 4, 2, 64, 2, 2, 64, false),
-        (lora, 32, 64, 1, 2, 2, 1500, 2, 2, 64, false),
+    // (numbers, hidden, intermediate, layers, heads, key-value heads, vocab, rank, rows, length, all layers again,
+    // wide heads with norms and biases)
+    for (mode, hidden, inter, layers, heads, kv, vocab, rank, rows, length, again, kin) in [
+        (lora, 64, 160, 3, 2, 2, 96, 4, 4, 48, false, false),
+        (lora, 64, 160, 3, 2, 2, 96, 4, 4, 48, true, false),
+        (qlora, 64, 160, 3, 2, 1, 96, 4, 4, 48, true, false),
+        (qlora, 64, 128, 2, 4, 4, 96, 16, 2, 40, false, false),
+        (PrecisionMode::Float32, 32, 64, 3, 4, 2, 64, 2, 2, 64, false, false),
+        (lora, 32, 64, 1, 2, 2, 1500, 2, 2, 64, false, false),
+        (lora, 64, 160, 3, 2, 2, 96, 4, 4, 48, false, true),
+        (qlora, 64, 160, 3, 2, 1, 96, 4, 4, 48, true, true),
     ] {
         let config = LlamaConfig {
             vocab_size: vocab,
@@ -72,12 +75,15 @@ fn the_peak_is_predicted() {
             num_hidden_layers: layers,
             num_attention_heads: heads,
             num_key_value_heads: kv,
-            head_dim: hidden / heads,
+            head_dim: hidden / heads * if kin { 2 } else { 1 },
             max_position_embeddings: 64,
             rms_norm_eps: 1e-5,
             rope_theta: 10_000.0,
             rope_scaling: RopeScaling::Default,
             tie_word_embeddings: false,
+            query_key_value_bias: kin,
+            query_key_norms: kin,
+            sliding_windows: Vec::new(),
         };
         let trial = TrialConfig {
             precision_mode: mode,
@@ -110,7 +116,7 @@ fn the_peak_is_predicted() {
         });
         let ratio = predicted as f64 / measured as f64;
         let what = format!(
-            "{mode:?}, hidden {hidden}, vocab {vocab}, rank {rank}, {rows} x {length}, again: {again}"
+            "{mode:?}, hidden {hidden}, vocab {vocab}, rank {rank}, {rows} x {length}, again: {again}, kin: {kin}"
         );
         println!("{what}: {predicted} predicted, {measured} asked for, ratio {ratio:.3}");
         assert!((0.95..1.05).contains(&ratio), "{what}: {predicted} predicted, {measured} asked for");

@@ -10,8 +10,8 @@ use crate::weight::Numbers;
 use candle_core::{DType, Device, Tensor};
 use domain::trial::{ComputeDtype, InitLoraWeights, Precision, PrecisionMode};
 
-/// A model of random weights that both sides have.
-fn base(side: Side, precision: Precision) -> Base {
+/// A model of random weights that both sides have: a Llama, or one with all that sets its kin apart.
+fn base(side: Side, precision: Precision, kin: bool) -> Base {
     let config = LlamaConfig {
         vocab_size: 48,
         hidden_size: 32,
@@ -25,6 +25,9 @@ fn base(side: Side, precision: Precision) -> Base {
         rope_theta: 10_000.0,
         rope_scaling: RopeScaling::Default,
         tie_word_embeddings: false,
+        query_key_value_bias: kin,
+        query_key_norms: kin,
+        sliding_windows: if kin { vec![None, Some(6)] } else { Vec::new() },
     };
     let mut base = Base::random(config, precision, &Device::Cpu).unwrap();
     let device = if side == Side::Gpu { gpu().unwrap() } else { &Device::Cpu };
@@ -36,11 +39,14 @@ fn base(side: Side, precision: Precision) -> Base {
     };
     let numbers = (Numbers::of_linears(precision), Numbers::of_tables(precision));
     for linear in base.layers.iter_mut().flat_map(|layer| &mut layer.linears) {
+        let bias = linear.bias.as_ref().map(|bias| draw(bias.dims(), &format!("{} bias", linear.path), 0.3));
+        linear.bias = bias;
         linear.weight = numbers.0.hold(&draw(&linear.weight.dims(), &linear.path, 0.3)).unwrap();
     }
     for (i, layer) in base.layers.iter_mut().enumerate() {
-        for (j, norm) in [&mut layer.input_norm, &mut layer.post_attention_norm].into_iter().enumerate() {
-            *norm = (draw(&[32], &format!("norm {i} {j}"), 0.3) + 1.0).unwrap();
+        let norms = [&mut layer.input_norm, &mut layer.post_attention_norm];
+        for (j, norm) in norms.into_iter().chain(layer.head_norms.iter_mut().flatten()).enumerate() {
+            *norm = (draw(norm.dims(), &format!("norm {i} {j}"), 0.3) + 1.0).unwrap();
         }
     }
     base.norm = (draw(&[32], "norm", 0.3) + 1.0).unwrap();
@@ -76,18 +82,24 @@ fn a_packs_step() {
     let four_bit =
         |compute_dtype| Precision { mode: PrecisionMode::FourBit, compute_dtype, double_quant: true };
     let sixteen = |mode| Precision { mode, ..Precision::default() };
-    // (precision, layers computed again, largest error of a gradient relative to its norm)
-    for (precision, recomputed_layers, tolerance) in [
-        (Precision::default(), 0, 2e-5),
-        (Precision::default(), 1, 2e-5),
-        (Precision::default(), 2, 2e-5),
-        (four_bit(None), 0, 2e-5),
-        (four_bit(Some(ComputeDtype::Bfloat16)), 2, 0.05),
-        (sixteen(PrecisionMode::Bfloat16), 0, 0.05),
-        (sixteen(PrecisionMode::Float16), 0, 0.01),
+    // (precision, layers computed again, whether it has what Llama's kin have, largest error of a gradient relative to
+    // its norm)
+    for (precision, recomputed_layers, kin, tolerance) in [
+        (Precision::default(), 0, false, 2e-5),
+        (Precision::default(), 1, false, 2e-5),
+        (Precision::default(), 2, false, 2e-5),
+        (four_bit(None), 0, false, 2e-5),
+        (four_bit(Some(ComputeDtype::Bfloat16)), 2, false, 0.05),
+        (sixteen(PrecisionMode::Bfloat16), 0, false, 0.05),
+        (sixteen(PrecisionMode::Float16), 0, false, 0.01),
+        (Precision::default(), 0, true, 2e-5),
+        (Precision::default(), 2, true, 2e-5),
+        (four_bit(None), 1, true, 2e-5),
+        (sixteen(PrecisionMode::Bfloat16), 0, true, 0.05),
+        (sixteen(PrecisionMode::Float16), 0, true, 0.01),
     ] {
         let step = |side: Side| {
-            let base = base(side, precision);
+            let base = base(side, precision, kin);
             let (mut one, mut two) = (adapter(&base, 4, false, 0.3, 1), adapter(&base, 16, true, 0.0, 2));
             let (three, two_rows) = (rows(3, 1), rows(2, 9));
             let mut members = [
@@ -97,7 +109,7 @@ fn a_packs_step() {
             let outcomes = pack::forward_backward(&base, &mut members).unwrap();
             (outcomes, [one, two])
         };
-        let what = format!("{precision}, {recomputed_layers} layers again");
+        let what = format!("{precision}, {recomputed_layers} layers again, kin: {kin}");
         let ((got, got_adapters), (want, want_adapters)) = (on_gpu(|| step(Side::Gpu)), step(Side::Cpu));
         for (got, want) in got.iter().zip(&want) {
             assert!(
@@ -137,7 +149,7 @@ fn a_few_steps() {
         max_grad_norm: 0.5,
     };
     let train = |side: Side| {
-        let base = base(side, Precision::default());
+        let base = base(side, Precision::default(), false);
         let mut adapter = adapter(&base, 4, true, 0.2, 1);
         let mut optimizer = AdamW::new(&adapter, config).unwrap();
         for step in 0..4 {
@@ -168,7 +180,7 @@ fn memory_that_runs_out_is_an_error() {
     let Some(gpu) = gpu().filter(|gpu| gpu.is_cuda()) else { return };
     let error = Tensor::zeros(1 << 38, DType::F32, gpu).unwrap_err().to_string().to_lowercase();
     assert!(error.contains("out of memory"), "{error}");
-    let base = base(Side::Gpu, Precision::default());
+    let base = base(Side::Gpu, Precision::default(), false);
     let mut adapter = adapter(&base, 4, false, 0.0, 1);
     let row = [Row::whole((0..20).collect())];
     let outcome = pack::forward_backward(&base, &mut [Member::new(&mut adapter, &row, 1)]).unwrap()[0];

@@ -149,6 +149,7 @@ fn rows_and_elements() {
             check("add", &|s| Ok(vec![ops::add(x.copy(s), y.on(s))?]));
             check("add_rows", &|s| Ok(vec![ops::add_rows(x.copy(s), half, part.on(s))?]));
             check("scale_rows", &|s| Ok(vec![ops::scale_rows(x.copy(s), half, rows - half, 0.3)?]));
+            check("add_bias", &|s| Ok(vec![ops::add_bias(x.copy(s), weight.on(s))?]));
             check("scale_columns", &|s| {
                 Ok(vec![ops::scale_columns(x.copy(s), half, rows - half, weight.on(s))?])
             });
@@ -220,18 +221,29 @@ fn attention() {
     let Some(gpu) = gpu() else { return };
     // Query heads, key-value heads, their width, rows' lengths: tiles that are full, cut off and single.
     let mut cases = vec![
-        (1, 1, 2, vec![1]),
-        (4, 4, 16, vec![5, 1, 70]),
-        (4, 2, 64, vec![64, 100, 3]),
-        (1, 1, 128, vec![130]),
+        (1, 1, 2, None, vec![1]),
+        (4, 4, 16, None, vec![5, 1, 70]),
+        (4, 2, 64, None, vec![64, 100, 3]),
+        (1, 1, 128, None, vec![130]),
+        // Windows within a tile, of a tile, over some, and beyond the longest row.
+        (4, 4, 16, Some(7), vec![5, 1, 70]),
+        (2, 1, 64, Some(2), vec![64, 3]),
+        (2, 1, 64, Some(64), vec![200, 3]),
+        (1, 1, 128, Some(40), vec![197]),
+        (2, 2, 64, Some(101), vec![100, 230]),
     ];
     // More than a block of queries: too much for the CPU.
     if gpu.is_cuda() {
-        cases.extend([(2, 2, 128, vec![512, 512]), (4, 2, 128, vec![513, 40, 1100]), (8, 2, 64, vec![700])]);
+        cases.extend([
+            (2, 2, 128, None, vec![512, 512]),
+            (4, 2, 128, None, vec![513, 40, 1100]),
+            (8, 2, 64, None, vec![700]),
+            (4, 2, 128, Some(300), vec![513, 40, 1100]),
+        ]);
     }
     for dtype in TYPES {
-        for (query, key_value, dim, lengths) in &cases {
-            let heads = Heads { query: *query, key_value: *key_value, dim: *dim };
+        for (query, key_value, dim, window, lengths) in &cases {
+            let heads = Heads { query: *query, key_value: *key_value, dim: *dim, window: *window };
             let mut documents: Vec<Range<usize>> = Vec::new();
             for length in lengths {
                 let start = documents.last().map_or(0, |d| d.end);
@@ -245,7 +257,9 @@ fn attention() {
             let (v, dy) = (draw(*key_value, 3, 1.0), draw(*query, 4, 1.0));
             let check = |name: &str, f: &dyn Fn(Side) -> crate::Result<Vec<Tensor>>| {
                 compare(
-                    &format!("{name} of {query} and {key_value} heads of {dim}, rows of {lengths:?}"),
+                    &format!(
+                        "{name} of {query} and {key_value} heads of {dim}, window {window:?}, rows of {lengths:?}"
+                    ),
                     dtype,
                     f,
                 );
@@ -273,15 +287,17 @@ fn attention_in_blocks_of_queries() {
     if gpu().is_none() {
         return;
     }
-    let (heads, documents, dtype) =
-        (Heads { query: 2, key_value: 1, dim: 2 }, [0..520, 520..523], DType::F32);
-    let draw = |heads: usize, seed: u64| Pair::random(&[523, heads * 2], seed, 1.0, dtype);
-    let (q, k, v, dy) = (draw(2, 1), draw(1, 2), draw(1, 3), draw(2, 4));
-    compare("attention", dtype, |s| {
-        let (q, k, v, dy) = (q.on(s), k.on(s), v.on(s), dy.on(s));
-        let (dq, dk, dv) = ops::attention_backward(q, k, v, &documents, heads, dy)?;
-        Ok(vec![ops::attention(q, k, v, &documents, heads)?, dq, dk, dv])
-    });
+    for window in [None, Some(30), Some(515)] {
+        let (heads, documents, dtype) =
+            (Heads { query: 2, key_value: 1, dim: 2, window }, [0..520, 520..523], DType::F32);
+        let draw = |heads: usize, seed: u64| Pair::random(&[523, heads * 2], seed, 1.0, dtype);
+        let (q, k, v, dy) = (draw(2, 1), draw(1, 2), draw(1, 3), draw(2, 4));
+        compare("attention", dtype, |s| {
+            let (q, k, v, dy) = (q.on(s), k.on(s), v.on(s), dy.on(s));
+            let (dq, dk, dv) = ops::attention_backward(q, k, v, &documents, heads, dy)?;
+            Ok(vec![ops::attention(q, k, v, &documents, heads)?, dq, dk, dv])
+        });
+    }
 }
 
 #[test]

@@ -260,6 +260,8 @@ fn memory_is_predicted_from_the_models_shape() {
         num_key_value_heads: 4,
         head_dim: 16,
         tie_word_embeddings: true,
+        query_key_value_bias: true,
+        query_key_norms: true,
     };
     let mut known = record(document());
     known.base_models.insert("/m".into(), shape);
