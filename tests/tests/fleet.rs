@@ -83,7 +83,8 @@ impl Fleet {
     fn coordinator(&self) -> Program {
         let artifacts = self.dir.path().join("artifacts");
         let etcd = ["--listen", "127.0.0.1:0", "--election-ttl", ELECTION_TTL, "--etcd", &self.etcd.endpoint];
-        let rest = ["--assignment-lease", "2", "--artifacts", artifacts.to_str().unwrap()];
+        // Longer than an agent's pause between two tries to connect.
+        let rest = ["--assignment-lease", "8", "--artifacts", artifacts.to_str().unwrap()];
         Program::start("coordinator", &[&etcd[..], &rest].concat())
     }
 
