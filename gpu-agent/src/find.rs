@@ -46,7 +46,7 @@ pub struct Finder(Where);
 
 #[derive(Clone)]
 enum Where {
-    At(Endpoint),
+    At(Box<Endpoint>),
     Leading(Arc<dyn Leadership>),
 }
 
@@ -58,7 +58,7 @@ impl Finder {
     pub fn new(coordinator: Coordinator) -> Result<Self, AgentError> {
         match coordinator {
             Coordinator::At(endpoint) => match at(&endpoint) {
-                Ok(found) => Ok(Self(Where::At(found))),
+                Ok(found) => Ok(Self(Where::At(Box::new(found)))),
                 Err(problem) => Err(AgentError::Endpoint { endpoint, problem }),
             },
             Coordinator::Leading(leadership) => Ok(Self(Where::Leading(leadership))),
@@ -71,7 +71,7 @@ impl Finder {
     /// It is not known.
     pub async fn find(&self) -> Result<Endpoint, FindError> {
         match &self.0 {
-            Where::At(endpoint) => Ok(endpoint.clone()),
+            Where::At(endpoint) => Ok(Endpoint::clone(endpoint)),
             Where::Leading(leadership) => {
                 let leader = leadership.leader().await?.ok_or(FindError::Nobody)?;
                 at(&leader).map_err(|problem| FindError::Address(format!("{leader}: {problem}")))

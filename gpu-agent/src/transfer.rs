@@ -64,24 +64,32 @@ fn io(path: &Path) -> impl FnOnce(io::Error) -> TransferError + '_ {
 
 /// The checkpoint plane. Clones share its connection, which opens when it is used.
 #[derive(Debug, Clone, Default)]
-pub struct Transfers(Arc<Mutex<Option<(Uri, AgentServiceClient<Channel>)>>>);
+pub struct Transfers(Arc<Mutex<Option<Way>>>);
+
+/// The way to the coordinator.
+#[derive(Debug)]
+struct Way {
+    to: Uri,
+    client: AgentServiceClient<Channel>,
+}
 
 impl Transfers {
     /// Transfers to that coordinator from now on.
     pub fn follow(&self, endpoint: &Endpoint) {
         let mut current = self.current();
-        if current.as_ref().is_none_or(|(uri, _)| uri != endpoint.uri()) {
-            *current = Some((endpoint.uri().clone(), AgentServiceClient::new(endpoint.connect_lazy())));
+        if current.as_ref().is_none_or(|way| way.to != *endpoint.uri()) {
+            let client = AgentServiceClient::new(endpoint.connect_lazy());
+            *current = Some(Way { to: endpoint.uri().clone(), client });
         }
     }
 
-    fn current(&self) -> MutexGuard<'_, Option<(Uri, AgentServiceClient<Channel>)>> {
+    fn current(&self) -> MutexGuard<'_, Option<Way>> {
         // Nothing that can panic is done while it is held.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn client(&self) -> Result<AgentServiceClient<Channel>, TransferError> {
-        let client = self.current().as_ref().map(|(_, client)| client.clone());
+        let client = self.current().as_ref().map(|way| way.client.clone());
         client.ok_or_else(|| TransferError::Later("no coordinator was found yet".into()))
     }
 
