@@ -13,6 +13,9 @@ use std::time::Duration;
 
 /// Heartbeats in an assignment's lease: as many may be lost but one.
 const HEARTBEATS: u32 = 5;
+/// The pause between two tries to reach etcd.
+#[cfg(feature = "etcd")]
+const PAUSE: Duration = Duration::from_secs(1);
 /// How long what is under way may take to end when the program is told to stop.
 const STOP_LIMIT: Duration = Duration::from_secs(30);
 
@@ -48,7 +51,7 @@ struct Args {
         value_parser = clap::value_parser!(u64).range(1..=3600)
     )]
     assignment_lease: u64,
-    /// Where the state, metrics and checkpoints of a single coordinator are kept.
+    /// Where the state, metrics and checkpoints of a single coordinator are kept. With --etcd nothing is kept there.
     #[arg(long, env = "LORAFLEET_DATA_DIR", default_value = "./lorafleet-data", value_name = "DIR")]
     data_dir: PathBuf,
     #[command(flatten)]
@@ -197,8 +200,8 @@ async fn in_fleet(_: Options, _: &FleetArgs) -> Result<(), End> {
 #[cfg(feature = "etcd")]
 async fn in_fleet(mut options: Options, args: &FleetArgs) -> Result<(), End> {
     use coordinator::fleet::{self, Fleet};
-    use registry::EtcdRegistry;
     use registry::etcd::EtcdOptions;
+    use registry::{EtcdRegistry, RegistryError};
 
     let mut interrupts = actor::Interrupts::new().map_err(End::failed)?;
     let etcd = EtcdOptions {
@@ -206,40 +209,50 @@ async fn in_fleet(mut options: Options, args: &FleetArgs) -> Result<(), End> {
         prefix: args.etcd_prefix.clone(),
         ttl: Duration::from_secs(args.election_ttl),
     };
+    let mut connected = false;
     loop {
         // Ended after the coordinator: it writes to the last.
         let (scope, in_etcd) = (actor::Scope::new(), actor::Scope::new());
-        let registry = Arc::new(EtcdRegistry::connect(&etcd, &in_etcd).await.map_err(End::failed)?);
-        let leadership = Arc::new(registry.members());
-        let fleet = Fleet { registry: registry.clone(), leadership, advertise: args.advertise.clone() };
         let mut address = options.listen;
         let told = |server: &Server| {
             announce(listening(server));
             address = server.address;
         };
-        let lost = async {
-            match fleet::start(options.clone(), fleet, scope.clone(), told).await {
-                Ok(_) => {
-                    announce("leading");
-                    registry.lost().await;
-                }
-                Err(CoordinatorError::Registry(registry::RegistryError::Fenced { .. })) => {}
-                Err(error) => return Err(End::of(error)),
-            }
-            Ok(())
+        let leadership = async {
+            let registry = Arc::new(EtcdRegistry::connect(&etcd, &in_etcd).await?);
+            connected = true;
+            let fleet = Fleet {
+                registry: registry.clone(),
+                leadership: Arc::new(registry.members()),
+                advertise: args.advertise.clone(),
+            };
+            fleet::start(options.clone(), fleet, scope.clone(), told).await?;
+            announce("leading");
+            registry.lost().await;
+            Ok::<_, CoordinatorError>(())
         };
         let ended = tokio::select! {
-            lost = lost => lost.map(|()| false),
-            () = interrupts.next() => Ok(true),
+            ended = leadership => Some(ended),
+            () = interrupts.next() => None,
             // It says why, and is no leader any more.
-            () = scope.cancelled() => Ok(false),
+            () = scope.cancelled() => Some(Ok(())),
         };
         scope.finish(STOP_LIMIT).await;
         in_etcd.finish(STOP_LIMIT).await;
-        if ended? {
-            return Ok(());
+        match ended {
+            None => return Ok(()),
+            Some(Ok(())) | Some(Err(CoordinatorError::Registry(RegistryError::Fenced { .. }))) => {}
+            // Once it was there, it may come back. Before, its address may be wrong.
+            Some(Err(error @ CoordinatorError::Registry(RegistryError::Storage(_)))) if connected => {
+                tracing::warn!(%error, "trying again");
+                tokio::select! {
+                    () = tokio::time::sleep(PAUSE) => {}
+                    () = interrupts.next() => return Ok(()),
+                }
+            }
+            Some(Err(error)) => return Err(End::of(error)),
         }
-        tracing::warn!("the leadership is over; standing by again");
+        announce("standing by");
         // The port that was taken is the one that others know.
         options.listen = address;
     }

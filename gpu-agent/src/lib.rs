@@ -225,8 +225,8 @@ async fn start_on(
         let (spool, transfers, home) = (spool.clone(), transfers.clone(), home.clone());
         devices.push(Device::start(device.id.clone(), host, spool, transfers, home, &scope));
     }
-    let (devices_of_it, labels) = (options.devices, options.labels);
-    let identity = Identity { id: id.clone(), hostname: devices::hostname(), devices: devices_of_it, labels };
+    let Options { devices: of_machine, labels, .. } = options;
+    let identity = Identity { id: id.clone(), hostname: devices::hostname(), devices: of_machine, labels };
     Session::start(identity, (finder, transfers), devices, spool, home, &scope);
     Ok(Agent { id })
 }

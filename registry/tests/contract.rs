@@ -296,7 +296,8 @@ mod in_etcd {
     const PATIENCE: Duration = Duration::from_secs(60);
 
     fn options(server: &Etcd, prefix: &str) -> EtcdOptions {
-        let ttl = Duration::from_secs(2);
+        // Longer than any test waits: what goes goes because it is given back.
+        let ttl = Duration::from_secs(300);
         EtcdOptions { prefix: prefix.into(), ttl, ..EtcdOptions::new(vec![server.endpoint.clone()]) }
     }
 
@@ -368,10 +369,10 @@ mod in_etcd {
         let Some(server) = Etcd::start(dir.path()) else { return };
         let members = Members::connect(&options(&server, "/fleet")).await.unwrap();
         assert_eq!(members.leader().await.unwrap(), None);
-        let scope = Scope::new();
+        let (scope, first) = (Scope::new(), Scope::new());
         let member = |id: &str| Member { id: id.into(), value: b"{}".to_vec() };
-        let first = members.register(member("one"), &scope);
-        let _second = members.register(member("two"), &scope);
+        members.register(member("one"), &first);
+        members.register(member("two"), &scope);
         let listed = async |expected: &[&str]| {
             let there = async {
                 while members.list().await.unwrap().iter().map(|m| m.id.as_str()).collect::<Vec<_>>()
@@ -383,10 +384,10 @@ mod in_etcd {
             soon("the members", there).await;
         };
         listed(&["one", "two"]).await;
-        first.remove(PATIENCE).await;
-        listed(&["two"]).await;
-        scope.finish(PATIENCE).await;
-        listed(&[]).await;
+        assert!(first.finish(PATIENCE).await);
+        assert_eq!(members.list().await.unwrap(), [member("two")], "gone when its scope has finished");
+        assert!(scope.finish(PATIENCE).await);
+        assert_eq!(members.list().await.unwrap(), []);
     }
 
     #[tokio::test]

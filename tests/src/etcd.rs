@@ -54,9 +54,12 @@ impl Etcd {
         Some(Self { process, endpoint: format!("http://{address}") })
     }
 
-    /// Its process, to send signals to.
-    pub fn pid(&self) -> u32 {
-        self.process.id()
+    /// Sends its process a signal, such as `STOP`.
+    ///
+    /// # Panics
+    /// It cannot be sent.
+    pub fn signal(&self, name: &str) {
+        crate::signal(self.process.id(), name);
     }
 }
 

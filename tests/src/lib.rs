@@ -22,3 +22,13 @@ pub fn skipped(why: &str) {
         let _ = file.and_then(|mut file| writeln!(file, "SKIPPED: {why}"));
     }
 }
+
+/// Sends a process a signal, such as `STOP`.
+///
+/// # Panics
+/// It cannot be sent.
+#[allow(clippy::expect_used, reason = "a test fails by panicking")]
+pub fn signal(pid: u32, name: &str) {
+    let sent = std::process::Command::new("kill").args(["-s", name, &pid.to_string()]).status();
+    assert!(sent.expect("kill runs").success(), "kill -s {name} {pid}");
+}

@@ -6,7 +6,10 @@ mod common;
 
 use common::{results, submit, until};
 use proto::v1;
+use proto::v1::trial_service_client::TrialServiceClient;
+use registry::Leadership;
 use registry::etcd::{EtcdOptions, Members};
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Lines};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -53,8 +56,7 @@ impl Program {
 
     /// Told to stop as a service manager does it; whether it says that all went well.
     fn terminate(mut self) -> bool {
-        let signal = Command::new("kill").arg(self.child.id().to_string()).status().unwrap();
-        assert!(signal.success());
+        tests::signal(self.child.id(), "TERM");
         self.child.wait().unwrap().success()
     }
 }
@@ -146,7 +148,7 @@ async fn a_leader_and_an_agent_are_killed_and_nothing_is_lost() {
     second.says("leading");
     assert!(list(&format!("{first_at},{second_at}")).contains(&sweep));
     soon("training under the second", until(&second_at, &sweep, 30)).await;
-    let trials = common::attempts(&second_at, &sweep).await;
+    let trials = attempts(&second_at, &sweep).await;
     assert!(trials.values().all(|attempt| *attempt == 1), "no training step paused: {trials:?}");
 
     // The agent is gone: another one that joins goes on from the last checkpoints.
@@ -167,9 +169,42 @@ async fn a_leader_and_an_agent_are_killed_and_nothing_is_lost() {
     }
     assert_eq!(found.len(), undisturbed.len());
     soon("the dead agent's lease to end", names(1)).await;
+    // Who is told to stop leaves at once, and not when a lease ends.
     assert!(joined.terminate());
-    soon("the other to leave", names(0)).await;
+    assert_eq!(members.list().await.unwrap(), []);
     assert!(second.terminate());
+    assert_eq!(members.leader().await.unwrap(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_etcd_that_stands_still_costs_no_step() {
+    let Some(fleet) = Fleet::new() else { return };
+    let mut coordinator = fleet.coordinator();
+    let endpoint = coordinator.says("listening on ");
+    coordinator.says("leading");
+    let _agent = fleet.agent("agent");
+    let sweep = submit(&endpoint).await;
+    soon("training", until(&endpoint, &sweep, 10)).await;
+
+    // The leader cannot renew its lease, so that it gives up by itself; the agent trains on.
+    fleet.etcd.signal("STOP");
+    coordinator.says("standing by");
+    fleet.etcd.signal("CONT");
+    assert_eq!(coordinator.says("listening on "), endpoint);
+    coordinator.says("leading");
+    soon("the sweep", until(&endpoint, &sweep, u64::MAX)).await;
+    for (number, trial) in results(&endpoint, &sweep).await {
+        assert_eq!((trial.state, trial.attempts), (v1::TrialState::Completed, 1), "trial {number}");
+    }
+    assert!(coordinator.terminate());
+}
+
+/// The attempts of a sweep's trials by their ids.
+async fn attempts(endpoint: &str, sweep_id: &str) -> BTreeMap<String, u32> {
+    let mut client = TrialServiceClient::connect(endpoint.to_string()).await.unwrap();
+    let request = v1::ListTrialsRequest { sweep_id: sweep_id.into(), ..v1::ListTrialsRequest::default() };
+    let trials = client.list_trials(request).await.unwrap().into_inner().trials;
+    trials.into_iter().map(|trial| (trial.id, trial.attempt)).collect()
 }
 
 /// What a program refuses, and in what words.

@@ -1,4 +1,4 @@
-//! A lease that is kept alive until it is revoked, expires, or could not be renewed for its whole term.
+//! A lease that is kept alive until it is ended, expires, or could not be renewed for its whole term.
 
 use super::client::Etcd;
 use crate::{RegistryError, Result};
@@ -15,12 +15,14 @@ const PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug, Clone)]
 pub(super) struct Lease {
     id: i64,
-    etcd: Etcd,
+    /// Cancelled, nothing renews it any more.
+    kept: Scope,
     over: watch::Receiver<bool>,
 }
 
 impl Lease {
-    /// Asks for a lease and keeps it alive in `scope`.
+    /// Asks for a lease and keeps it alive until [`Lease::end`], or until `scope` is cancelled, which ends it too and
+    /// waits for that when it is finished.
     pub(super) async fn grant(etcd: &Etcd, ttl: Duration, scope: &Scope) -> Result<Self> {
         let asked = Instant::now();
         let seconds = ttl.as_secs().max(2);
@@ -31,15 +33,23 @@ impl Lease {
             return Err(RegistryError::Storage("etcd granted no lease".into()));
         }
         let (ended, over) = watch::channel(false);
-        let (client, ttl, stop) = (etcd.client(), Duration::from_secs(seconds), scope.clone());
+        let (etcd, ttl, kept) = (etcd.clone(), Duration::from_secs(seconds), scope.child());
+        let stop = kept.clone();
         scope.spawn("lease", async move {
             tokio::select! {
-                () = keep(client, id, asked + ttl, ttl) => tracing::warn!(lease = id, "a lease in etcd has ended"),
-                () = stop.cancelled() => {}
+                () = keep(etcd.client(), id, asked + ttl, ttl) => {
+                    tracing::warn!(lease = id, "a lease in etcd has ended");
+                }
+                () = stop.cancelled() => {
+                    // Nothing renews it any more: if this fails, its term ends it, with the keys that hang on it.
+                    if let Err(error) = etcd.call("revoking a lease", etcd.client().lease_revoke(id)).await {
+                        tracing::warn!(%error, "the lease ends by itself");
+                    }
+                }
             }
             ended.send_replace(true);
         });
-        Ok(Self { id, etcd: etcd.clone(), over })
+        Ok(Self { id, kept, over })
     }
 
     /// Its number.
@@ -54,11 +64,9 @@ impl Lease {
     }
 
     /// Ends it, and with it the keys that hang on it.
-    pub(super) async fn revoke(&self) {
-        let mut client = self.etcd.client();
-        if let Err(error) = self.etcd.call("revoking a lease", client.lease_revoke(self.id)).await {
-            tracing::warn!(%error, "the lease ends by itself");
-        }
+    pub(super) async fn end(&self) {
+        self.kept.cancel();
+        self.over().await;
     }
 }
 

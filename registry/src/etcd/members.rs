@@ -31,19 +31,6 @@ pub struct Member {
     pub value: Vec<u8>,
 }
 
-/// A member's entry. It stays until it is removed, or its process has been gone for the lease's term.
-#[derive(Debug)]
-pub struct Registration {
-    scope: Scope,
-}
-
-impl Registration {
-    /// Removes the entry, at most within `limit`.
-    pub async fn remove(self, limit: Duration) {
-        self.scope.finish(limit).await;
-    }
-}
-
 impl Members {
     /// Connects.
     ///
@@ -57,18 +44,14 @@ impl Members {
         Self { etcd, ttl }
     }
 
-    /// Enters a member and keeps its entry alive, through whatever etcd does, until the registration is removed or
-    /// `scope` is cancelled. Returns before the entry is there.
-    pub fn register(&self, member: Member, scope: &Scope) -> Registration {
-        let (members, own) = (self.clone(), scope.child());
-        let stop = own.clone();
-        own.spawn("membership", async move {
+    /// Enters a member and keeps its entry alive, through whatever etcd does, until `scope` is cancelled, whose
+    /// `finish` waits until the entry is removed. Returns before the entry is there.
+    pub fn register(&self, member: Member, scope: &Scope) {
+        let (members, stop) = (self.clone(), scope.clone());
+        scope.spawn("membership", async move {
             while !stop.is_cancelled() {
                 match members.enter(&member, &stop).await {
-                    Ok(lease) => tokio::select! {
-                        () = lease.over() => {}
-                        () = stop.cancelled() => return lease.revoke().await,
-                    },
+                    Ok(lease) => lease.over().await,
                     Err(error) => tracing::warn!(%error, "not registered; trying again"),
                 }
                 tokio::select! {
@@ -77,7 +60,6 @@ impl Members {
                 }
             }
         });
-        Registration { scope: own }
     }
 
     async fn enter(&self, member: &Member, scope: &Scope) -> Result<Lease> {
@@ -85,7 +67,10 @@ impl Members {
         let options = Some(PutOptions::new().with_lease(lease.id()));
         let mut client = self.etcd.client();
         let put = client.put(self.etcd.member(&member.id), member.value.clone(), options);
-        self.etcd.call("registering", put).await?;
+        if let Err(error) = self.etcd.call("registering", put).await {
+            lease.end().await;
+            return Err(error);
+        }
         tracing::info!(id = member.id, "registered in etcd");
         Ok(lease)
     }

@@ -25,7 +25,7 @@ mod lease;
 mod members;
 mod writer;
 
-pub use members::{Member, Members, Registration};
+pub use members::{Member, Members};
 
 use crate::{Entries, Fence, Registry, RegistryError, Result, Write, lower_bound};
 use actor::{Mailbox, Scope, mailbox};
@@ -119,7 +119,7 @@ impl EtcdRegistry {
 
     async fn campaign(&self, holder: &str) -> Result<Fence> {
         if let Some(old) = self.term.send_replace(None) {
-            old.lease.revoke().await;
+            old.lease.end().await;
         }
         let (leader, lease) = loop {
             let lease = Lease::grant(&self.etcd, self.ttl, &self.scope).await?;
@@ -133,15 +133,14 @@ impl EtcdRegistry {
                 Ok(None) => {}
                 Err(error) => tracing::warn!(%error, "etcd holds no election now; trying again"),
             }
+            // Or the place in the election that this try may have left would be held for ever.
+            lease.end().await;
             tokio::time::sleep(CAMPAIGN_PAUSE).await;
         };
         let fence = Fence(leader.rev().unsigned_abs());
-        let (scope, all, ending) = (self.scope.clone(), self.term.clone(), lease.clone());
+        let (all, ending) = (self.term.clone(), lease.clone());
         self.scope.spawn("leadership", async move {
-            tokio::select! {
-                () = ending.over() => {}
-                () = scope.cancelled() => ending.revoke().await,
-            }
+            ending.over().await;
             // Not one that was won since.
             all.send_if_modified(|term| term.take_if(|term| term.fence == fence).is_some());
         });

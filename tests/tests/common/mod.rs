@@ -74,12 +74,3 @@ pub async fn results(endpoint: &str, sweep_id: &str) -> BTreeMap<String, Trial> 
     }
     results
 }
-
-/// The attempts of its trials by their numbers.
-#[allow(dead_code, reason = "each test program takes what it needs of this module")]
-pub async fn attempts(endpoint: &str, sweep_id: &str) -> BTreeMap<String, u32> {
-    let mut client = TrialServiceClient::connect(endpoint.to_string()).await.unwrap();
-    let request = v1::ListTrialsRequest { sweep_id: sweep_id.into(), ..v1::ListTrialsRequest::default() };
-    let trials = client.list_trials(request).await.unwrap().into_inner().trials;
-    trials.into_iter().map(|trial| (trial.id, trial.attempt)).collect()
-}
