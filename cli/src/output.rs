@@ -2,10 +2,12 @@
 
 use crate::Failure;
 use clap::ValueEnum;
-use comfy_table::{Cell, CellAlignment, ContentArrangement, Table, presets};
+use console::Term;
 use saphyr::{MappingOwned, ScalarOwned, YamlEmitter, YamlOwned};
 use serde_json::Value;
 use std::io::{ErrorKind, Write};
+use std::iter::repeat_n;
+use unicode_width::UnicodeWidthStr;
 
 /// Prints a line to standard error, as `eprintln!` does. Whoever closed it does not want to hear, and the work
 /// goes on without.
@@ -100,55 +102,78 @@ fn to_yaml(value: &Value) -> YamlOwned {
 /// On a terminal too narrow for it, columns in `spare` are left out, the first of them first, until it fits; a
 /// line below names them. A pipe or a file gets all columns.
 pub(crate) fn table(headings: &[&str], rows: &[Vec<String>], spare: &[&str]) -> String {
-    fitted(headings, rows, spare, Table::new().width().map(usize::from))
+    let terminal = Term::stdout().size_checked().map(|(_, columns)| columns.into());
+    fitted(headings, rows, spare, terminal)
 }
 
 fn fitted(headings: &[&str], rows: &[Vec<String>], spare: &[&str], room: Option<usize>) -> String {
-    let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(String::as_str);
-        cells.chain([headings[column]]).map(|cell| cell.chars().count()).max().unwrap_or_default()
-    };
+    let column = |(i, heading): (usize, &&str)| Column::new(heading, rows.iter().map(|row| row.get(i)));
+    let columns: Vec<_> = headings.iter().enumerate().map(column).collect();
     let mut shown: Vec<usize> = (0..headings.len()).collect();
     let mut left_out = Vec::new();
     for name in spare {
-        let needed = shown.iter().map(|column| width(*column) + GAP).sum::<usize>().saturating_sub(GAP);
+        let needed =
+            shown.iter().map(|i| columns[*i].width + GAP.len()).sum::<usize>().saturating_sub(GAP.len());
         if room.is_none_or(|room| needed <= room) {
             break;
         }
-        if let Some(at) = shown.iter().position(|column| headings[*column] == *name) {
+        if let Some(at) = shown.iter().position(|i| headings[*i] == *name) {
             shown.remove(at);
             left_out.push(*name);
         }
     }
-    let cells = |row: &Vec<String>| shown.iter().filter_map(|c| row.get(*c).cloned()).collect();
-    let headings: Vec<_> = shown.iter().map(|column| headings[*column]).collect();
-    let mut text = drawn(&headings, &rows.iter().map(cells).collect::<Vec<_>>());
+    let mut text = String::new();
+    draw(&mut text, shown.iter().map(|i| (columns[*i].heading.as_str(), &columns[*i])));
+    for row in rows {
+        draw(&mut text, shown.iter().map(|i| (row.get(*i).map_or("", String::as_str), &columns[*i])));
+    }
     if !left_out.is_empty() {
         text += &format!("no room for {}; a wider terminal or -o json shows them\n", left_out.join(", "));
     }
     text
 }
 
-/// Columns between two columns.
-const GAP: usize = 2;
+/// What stands between two columns.
+const GAP: &str = "  ";
 
-fn drawn(headings: &[&str], rows: &[Vec<String>]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
-    table.set_header(headings.iter().map(|h| h.to_uppercase()));
-    for row in rows {
-        table.add_row(row.iter().map(Cell::new));
-    }
-    for (i, column) in table.column_iter_mut().enumerate() {
-        column.set_padding((0, GAP as u16));
-        let cells = || rows.iter().filter_map(|row| row.get(i)).filter(|cell| cell.as_str() != NONE);
-        if cells().next().is_some()
-            && cells().all(|c| c.starts_with(|c: char| c.is_ascii_digit() || c == '-'))
-        {
-            column.set_cell_alignment(CellAlignment::Right);
+/// A column of a table.
+struct Column {
+    heading: String,
+    width: usize,
+    /// Whether its cells stand on the right.
+    right: bool,
+}
+
+impl Column {
+    fn new<'a>(heading: &str, cells: impl Iterator<Item = Option<&'a String>> + Clone) -> Self {
+        let cells = cells.flatten().map(String::as_str);
+        let lines = cells.clone().flat_map(str::lines).chain([heading]);
+        let mut values = cells.filter(|cell| *cell != NONE).peekable();
+        Self {
+            heading: heading.to_uppercase(),
+            width: lines.map(UnicodeWidthStr::width).max().unwrap_or_default(),
+            right: values.peek().is_some()
+                && values.all(|cell| cell.starts_with(|c: char| c.is_ascii_digit() || c == '-')),
         }
     }
-    table.lines().map(|line| line.trim_end().to_string() + "\n").collect()
+}
+
+/// Adds a row to a table; a cell may have several lines.
+fn draw<'a>(table: &mut String, cells: impl Iterator<Item = (&'a str, &'a Column)> + Clone) {
+    let height = cells.clone().map(|(cell, _)| cell.lines().count()).max().unwrap_or_default().max(1);
+    for line in 0..height {
+        for (cell, column) in cells.clone() {
+            let text = cell.lines().nth(line).unwrap_or_default();
+            let room = column.width.saturating_sub(text.width());
+            let [left, right] = if column.right { [room, 0] } else { [0, room] };
+            table.extend(repeat_n(' ', left));
+            *table += text;
+            table.extend(repeat_n(' ', right));
+            *table += GAP;
+        }
+        table.truncate(table.trim_end_matches(' ').len());
+        table.push('\n');
+    }
 }
 
 /// What stands where there is no value.
@@ -286,7 +311,14 @@ mod tests {
     fn tables_align_numbers() {
         let rows =
             vec![vec!["a".into(), "1".into()], vec!["bc".into(), "10".into()], vec!["d".into(), NONE.into()]];
-        assert_eq!(drawn(&["name", "n"], &rows), "NAME   N\na      1\nbc    10\nd      –\n");
+        let drawn = fitted(&["name", "n"], &rows, &[], None);
+        assert_eq!(drawn, "NAME   N\na      1\nbc    10\nd      –\n");
+    }
+
+    #[test]
+    fn cells_may_be_wide_and_have_lines() {
+        let rows = vec![vec!["名".into(), "x\ny z".into()], vec!["a".into(), String::new()]];
+        assert_eq!(fitted(&["k", "value"], &rows, &[], None), "K   VALUE\n名  x\n    y z\na\n");
     }
 
     #[test]

@@ -173,16 +173,27 @@ async fn pages(connection: &Connection, sweep_id: &str, whole: bool) -> Result<V
         states: Vec::new(),
         without_config: !whole,
     };
+    let read = if whole { view::trial } else { view::trial_of_unknown_config };
     let mut trials = Vec::new();
+    let mut page = connection.trials().list_trials(request.clone()).await?.into_inner();
     loop {
-        let page = connection.trials().list_trials(request.clone()).await?.into_inner();
-        for trial in page.trials {
-            trials.push(if whole { view::trial(trial)? } else { view::trial_of_unknown_config(trial)? });
-        }
+        let items = std::mem::take(&mut page.trials);
+        let reading = async {
+            for item in items {
+                trials.push(read(item)?);
+            }
+            Ok::<_, Failure>(())
+        };
         if page.next_page_token.is_empty() {
+            reading.await?;
             return Ok(trials);
         }
         request.page_token = page.next_page_token;
+        // The server gathers the next page while this one is read.
+        let mut client = connection.trials();
+        let (next, read) = tokio::join!(client.list_trials(request.clone()), reading);
+        read?;
+        page = next?.into_inner();
     }
 }
 

@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::Sandbox;
+use common::{Sandbox, engines};
 use domain::SystemClock;
 use domain::trial::{EvalSplit, FailureClass, TrialConfig};
 use gpu_agent::Assignment;
@@ -244,35 +244,6 @@ async fn both_hosts_keep_the_contract_and_train_the_same() {
     assert_eq!(check(thread).await, check(child).await);
 }
 
-/// The processes that a process started to host an engine with so much memory; any with `None`.
-fn engines(parent: u32, memory: Option<u64>) -> Vec<u32> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc").unwrap() {
-        let path = entry.unwrap().path();
-        let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok()) else {
-            continue;
-        };
-        // It may end meanwhile.
-        let read = |file: &str| std::fs::read(path.join(file)).unwrap_or_default();
-        let status = String::from_utf8_lossy(&read("status")).into_owned();
-        let mut arguments = read("cmdline");
-        arguments.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
-        let arguments = String::from_utf8_lossy(&arguments).into_owned();
-        let memory = memory.map_or(String::new(), |memory| format!(" --memory-bytes {memory} "));
-        if status.contains(&format!("PPid:\t{parent}\n"))
-            && arguments.contains(" engine-host ")
-            && arguments.contains(&memory)
-        {
-            found.push(pid);
-        }
-    }
-    found
-}
-
-fn signal(name: &str, pid: u32) {
-    assert!(std::process::Command::new("kill").args([name, &pid.to_string()]).status().unwrap().success());
-}
-
 #[tokio::test]
 async fn a_killed_process_gives_its_trials_back_and_another_trains() {
     let memory = MEMORY + 1;
@@ -282,7 +253,7 @@ async fn a_killed_process_gives_its_trials_back_and_another_trains() {
     bench.admit("b", &endless, None).await;
     bench.trained("b").await;
     let [first] = engines(std::process::id(), Some(memory))[..] else { panic!("one child expected") };
-    signal("-KILL", first);
+    tests::signal(first, "KILL");
     let mut failed = BTreeSet::new();
     while failed.len() < 2 {
         let (trial, happening) = bench.next().await;
@@ -313,8 +284,8 @@ async fn a_process_ends_when_its_agent_says_so() {
     bench.admit("a", &config(1_000_000), None).await;
     bench.trained("a").await;
     let [pid] = engines(std::process::id(), Some(memory))[..] else { panic!("one child expected") };
-    for name in ["-INT", "-TERM", "-HUP"] {
-        signal(name, pid);
+    for name in ["INT", "TERM", "HUP"] {
+        tests::signal(pid, name);
     }
     bench.trained("a").await;
     bench.stop("a", How::Release).await;
@@ -397,5 +368,5 @@ fn kill_engine_when_training(sandbox: &Sandbox, run: u32) {
     };
     while made() < 12 {}
     let [engine] = engines(run, None)[..] else { panic!("one engine expected") };
-    signal("-KILL", engine);
+    tests::signal(engine, "KILL");
 }

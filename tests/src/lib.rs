@@ -12,6 +12,18 @@ pub fn root() -> PathBuf {
     root
 }
 
+/// A program of the workspace. `cargo test --workspace` builds it.
+///
+/// # Panics
+/// It is not built.
+#[allow(clippy::expect_used, reason = "a test fails by panicking")]
+pub fn program(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test knows its program");
+    let path = test.ancestors().nth(2).map(|folder| folder.join(name)).unwrap_or_default();
+    assert!(path.exists(), "{} is not built: cargo build --release --workspace", path.display());
+    path
+}
+
 /// Says that this machine cannot run a test, and why: on the spot, and at the end of `tests/run`.
 #[allow(clippy::print_stderr, reason = "a test says why it did nothing")]
 pub fn skipped(why: &str) {
@@ -21,6 +33,18 @@ pub fn skipped(why: &str) {
         // That it was said on the spot is enough where the file cannot be written.
         let _ = file.and_then(|mut file| writeln!(file, "SKIPPED: {why}"));
     }
+}
+
+/// The seeds of a test that draws its faults: 5, or 50 with `LORAFLEET_FULL`, or the one that `LORAFLEET_SEED` replays.
+///
+/// # Panics
+/// `LORAFLEET_SEED` is no number.
+#[allow(clippy::expect_used, reason = "a test fails by panicking")]
+pub fn seeds() -> Vec<u64> {
+    if let Ok(seed) = std::env::var("LORAFLEET_SEED") {
+        return vec![seed.parse().expect("LORAFLEET_SEED is a number")];
+    }
+    (1..=if std::env::var_os("LORAFLEET_FULL").is_some() { 50 } else { 5 }).collect()
 }
 
 /// Sends a process a signal, such as `STOP`.

@@ -11,7 +11,6 @@ use registry::Leadership;
 use registry::etcd::{EtcdOptions, Members};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Lines};
-use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
@@ -19,14 +18,6 @@ use std::time::Duration;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Seconds of the leader's lease.
 const ELECTION_TTL: &str = "2";
-
-/// A program of the workspace. `cargo test --workspace` builds it.
-fn program(name: &str) -> PathBuf {
-    let tests = std::env::current_exe().unwrap();
-    let path = tests.parent().and_then(Path::parent).unwrap().join(name);
-    assert!(path.exists(), "{} is not built: cargo build --release --workspace", path.display());
-    path
-}
 
 /// A running program. It is killed when it is dropped.
 struct Program {
@@ -36,7 +27,7 @@ struct Program {
 
 impl Program {
     fn start(name: &str, arguments: &[&str]) -> Self {
-        let mut command = Command::new(program(name));
+        let mut command = Command::new(tests::program(name));
         command.args(arguments).env("LORAFLEET_LOG", "warn").stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -135,8 +126,9 @@ async fn a_leader_and_an_agent_are_killed_and_nothing_is_lost() {
 
     // Whoever asks the one that stands by is sent to the one that leads.
     let list = |endpoint: &str| {
-        let output =
-            Command::new(program("lorafleet")).args(["list", "-o", "json", "--endpoint", endpoint]).output();
+        let output = Command::new(tests::program("lorafleet"))
+            .args(["list", "-o", "json", "--endpoint", endpoint])
+            .output();
         let output = output.unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
@@ -225,7 +217,8 @@ fn arguments_that_are_refused() {
     ];
     let dir = tempfile::tempdir().unwrap();
     for (name, arguments, expected) in rows {
-        let output = Command::new(program(name)).args(*arguments).current_dir(dir.path()).output().unwrap();
+        let output =
+            Command::new(tests::program(name)).args(*arguments).current_dir(dir.path()).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.contains(expected), "{name} {arguments:?}: {said}");
         assert_eq!(output.status.code(), Some(2), "{name} {arguments:?}: {said}");

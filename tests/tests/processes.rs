@@ -7,7 +7,7 @@ mod common;
 
 use actor::Scope;
 use common::{Trial, results, submit, until};
-use domain::{Clock, SystemClock};
+use domain::{Clock, SystemClock, rng};
 use proto::v1;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -112,5 +112,34 @@ async fn either_process_can_be_killed_alone() {
             (uninterrupted[number].state, &uninterrupted[number].losses)
         );
         assert!(trial.attempts > 1, "an agent was killed while it trained trial {number}");
+    }
+}
+
+/// Kills of drawn processes at drawn steps. Far enough apart that every trial has a new checkpoint between two.
+fn drawn(seed: u64) -> Vec<(&'static str, u64)> {
+    let key = rng::key(seed, "processes");
+    let mut step = 0;
+    let kills = (0..3).map(|kill| {
+        step += 8 + rng::bits(key, 2 * kill) % 16;
+        (["agent", "coordinator"][rng::bits(key, 2 * kill + 1) as usize % 2], step)
+    });
+    kills.collect()
+}
+
+/// `LORAFLEET_SEED=n` replays one seed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_are_killed_at_drawn_moments_lose_nothing() {
+    let uninterrupted = train(&[]).await;
+    for seed in tests::seeds() {
+        println!("LORAFLEET_SEED={seed}");
+        let kills = drawn(seed);
+        for (number, trial) in train(&kills).await {
+            let expected = &uninterrupted[&number];
+            assert_eq!(
+                (trial.state, &trial.losses),
+                (expected.state, &expected.losses),
+                "trial {number}, LORAFLEET_SEED={seed}: {kills:?}"
+            );
+        }
     }
 }

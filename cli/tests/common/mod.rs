@@ -43,3 +43,28 @@ impl Sandbox {
         self.dir.path()
     }
 }
+
+/// The processes that a process started to host an engine with so much memory; any with `None`.
+pub fn engines(parent: u32, memory: Option<u64>) -> Vec<u32> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap() {
+        let path = entry.unwrap().path();
+        let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok()) else {
+            continue;
+        };
+        // It may end meanwhile.
+        let read = |file: &str| std::fs::read(path.join(file)).unwrap_or_default();
+        let status = String::from_utf8_lossy(&read("status")).into_owned();
+        let mut arguments = read("cmdline");
+        arguments.iter_mut().filter(|byte| **byte == 0).for_each(|byte| *byte = b' ');
+        let arguments = String::from_utf8_lossy(&arguments).into_owned();
+        let memory = memory.map_or(String::new(), |memory| format!(" --memory-bytes {memory} "));
+        if status.contains(&format!("PPid:\t{parent}\n"))
+            && arguments.contains(" engine-host ")
+            && arguments.contains(&memory)
+        {
+            found.push(pid);
+        }
+    }
+    found
+}

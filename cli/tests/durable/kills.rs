@@ -1,20 +1,12 @@
-//! SIGKILL at drawn moments. `LORAFLEET_SEED=n` replays one seed.
+//! SIGKILL at drawn moments, of the server or of its engine's process. `LORAFLEET_SEED=n` replays one seed.
 
-use crate::common::Sandbox;
-use crate::server::{Server, Trial, expect_sound, finish, sweep, the_sweep, up};
+use crate::common::{Sandbox, engines};
+use crate::server::{Trial, expect_sound, finish, sweep, the_sweep, up_with_engine};
 use domain::rng;
 use std::collections::BTreeMap;
 
 /// Steps of a trial: enough that a kill falls in the middle.
 const STEPS: u32 = 90;
-
-/// Seeds that are tried.
-fn seeds() -> Vec<u64> {
-    if let Ok(seed) = std::env::var("LORAFLEET_SEED") {
-        return vec![seed.parse().expect("LORAFLEET_SEED is a number")];
-    }
-    (1..=if std::env::var_os("LORAFLEET_FULL").is_some() { 50 } else { 5 }).collect()
-}
 
 const GRID: &str =
     "search: { algorithm: grid }\nparameters: { lora_rank: [2, 4], learning_rate: [1.0e-3, 5.0e-3] }\n";
@@ -23,8 +15,8 @@ const HALVING: &str =
 parameters: { lora_rank: [2, 4], learning_rate: { log_uniform: [3.0e-4, 1.0e-2] } }
 ";
 
-/// Kills the server once its sweep has made `steps` more steps than now, or is over.
-fn kill_after(sandbox: &Sandbox, server: Server, id: &str, steps: u64) -> bool {
+/// Waits until the sweep has made `steps` more steps than now. Answers whether it still runs then.
+fn makes(sandbox: &Sandbox, id: &str, steps: u64) -> bool {
     let state = || {
         let sweep = sandbox.json(&["get", id]);
         let trials = sweep["trials"].as_array().unwrap();
@@ -36,7 +28,6 @@ fn kill_after(sandbox: &Sandbox, server: Server, id: &str, steps: u64) -> bool {
     while running && made < start + steps {
         (made, running) = state();
     }
-    server.signal("-KILL");
     running
 }
 
@@ -45,14 +36,23 @@ fn killed(seed: u64, rest: &str) -> (BTreeMap<String, Trial>, u32) {
     let key = rng::key(seed, "kills");
     let sandbox = Sandbox::new(&sweep(STEPS, rest));
     let mut hits = 0;
+    let start = || up_with_engine(&sandbox).unwrap_or_else(|said| panic!("seed {seed}: {said}"));
+    let mut server = start();
     for kill in 0..2 + rng::bits(key, 0) % 3 {
-        let server = up(&sandbox, None).unwrap_or_else(|said| panic!("seed {seed}: {said}"));
         let id = the_sweep(&sandbox).unwrap();
         // Far enough apart that every trial has a new checkpoint: a trial that is lost three times without is given up.
-        let steps = 24 + rng::bits(key, 1 + kill) % 48;
-        hits += u32::from(kill_after(&sandbox, server, &id, steps));
+        hits += u32::from(makes(&sandbox, &id, 24 + rng::bits(key, 1 + kill) % 48));
+        if rng::bits(key, 5 + kill).is_multiple_of(3) {
+            let [engine] = engines(server.id(), None)[..] else { panic!("one engine expected") };
+            tests::signal(engine, "KILL");
+            continue;
+        }
+        server.signal("-KILL");
         expect_sound(&sandbox, &format!("seed {seed}, kill {kill}"));
+        server = start();
     }
+    server.signal("-KILL");
+    expect_sound(&sandbox, &format!("seed {seed}, the last kill"));
     (finish(&sandbox, &format!("seed {seed}")), hits)
 }
 
@@ -67,7 +67,7 @@ fn a_grid_that_is_killed_at_drawn_moments_is_the_uninterrupted_one() {
         expected.len() == 4 && expected.values().all(|trial| trial.state == "completed"),
         "{expected:#?}"
     );
-    for seed in seeds() {
+    for seed in tests::seeds() {
         println!("LORAFLEET_SEED={seed}");
         let (found, hits) = killed(seed, GRID);
         assert_eq!(found, expected, "LORAFLEET_SEED={seed} replays it");
@@ -79,7 +79,7 @@ fn a_grid_that_is_killed_at_drawn_moments_is_the_uninterrupted_one() {
 #[test]
 fn successive_halving_that_is_killed_at_drawn_moments_trains_the_same_trials() {
     let expected = uninterrupted(HALVING);
-    for seed in seeds() {
+    for seed in tests::seeds() {
         println!("LORAFLEET_SEED={seed}");
         let (found, hits) = killed(seed, HALVING);
         assert!(hits >= 2, "{hits} kills hit a running sweep; its trials are too short for this machine");

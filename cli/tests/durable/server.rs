@@ -33,9 +33,17 @@ pub struct Server {
 
 /// Starts a server, with a crash point armed or none. Answers once it serves; with what it said if it died before.
 pub fn up(sandbox: &Sandbox, armed: Option<&str>) -> Result<Server, String> {
+    start(sandbox, armed.map(|armed| (domain::crash::VARIABLE, armed)))
+}
+
+/// Starts a server whose engine is a process of its own.
+pub fn up_with_engine(sandbox: &Sandbox) -> Result<Server, String> {
+    start(sandbox, Some(("LORAFLEET_ENGINE_HOST", "process")))
+}
+
+fn start(sandbox: &Sandbox, variable: Option<(&str, &str)>) -> Result<Server, String> {
     let mut command = sandbox.command(&["up", "--listen", "127.0.0.1:0"]);
-    command.env_remove(domain::crash::VARIABLE);
-    command.envs(armed.map(|armed| (domain::crash::VARIABLE, armed)));
+    command.env_remove(domain::crash::VARIABLE).envs(variable);
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut said = String::new();
@@ -53,6 +61,11 @@ pub fn up(sandbox: &Sandbox, armed: Option<&str>) -> Result<Server, String> {
 }
 
 impl Server {
+    /// Its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal and waits for the end. Answers with how it ended and all that it said.
     pub fn signal(mut self, name: &str) -> (ExitStatus, String) {
         // It may be dead already, and is then no more than waited for.

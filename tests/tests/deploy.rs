@@ -1,0 +1,134 @@
+//! The files of `config/deploy` against the programs that they start.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn deploy(name: &str) -> PathBuf {
+    tests::root().join("config/deploy").join(name)
+}
+
+fn text(name: &str) -> String {
+    std::fs::read_to_string(deploy(name)).unwrap()
+}
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{command:?}: {}{}", said(&output.stdout), said(&output.stderr));
+    said(&output.stdout)
+}
+
+/// The settings of an environment file.
+fn settings(file: &str) -> Vec<(String, String)> {
+    let lines = text(file);
+    let lines = lines.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines.map(|line| line.split_once('=').map(|(name, value)| (name.into(), value.into())).unwrap()).collect()
+}
+
+/// Their names are the programs', and their values are valid: a program that gets them comes as far as what this
+/// machine does not have.
+#[test]
+fn settings_are_the_programs() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().to_str().unwrap();
+    for (program, file, arguments, lacks) in [
+        ("coordinator", "coordinator.env", &["--artifacts", dir][..], "10.0.0.2:7401"),
+        ("gpu-agent", "gpu-agent.env", &["--data-dir", dir, "--devices", "99"], "99"),
+    ] {
+        let help = run(Command::new(tests::program(program)).arg("--help"));
+        let settings = settings(file);
+        assert!(settings.len() > 3, "{file} has settings");
+        for (name, value) in &settings {
+            // What is logged is said by a variable alone.
+            assert!(
+                name == "LORAFLEET_LOG" || help.contains(&format!("[env: {name}=")),
+                "{program} knows no {name}"
+            );
+            assert!(!value.is_empty(), "{file}: {name} has no value");
+        }
+        let mut command = Command::new(tests::program(program));
+        let output = command.envs(settings).args(arguments).current_dir(dir).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && said.contains(lacks), "{program}: {said}");
+    }
+}
+
+#[test]
+fn systemd_takes_the_units() {
+    if Command::new("systemd-analyze").arg("--version").output().is_err() {
+        return tests::skipped(
+            "systemd-analyze is not installed, so that the units in config/deploy are not verified",
+        );
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for unit in ["coordinator.service", "gpu-agent.service"] {
+        let content = text(unit);
+        let program = unit.trim_end_matches(".service");
+        let start = format!("ExecStart=/usr/local/bin/{program}\n");
+        assert!(content.contains(&start), "{unit}");
+        // systemd asks that what a unit starts is there.
+        let path = dir.path().join(unit);
+        let there = format!("ExecStart={}\n", tests::program(program).display());
+        std::fs::write(&path, content.replace(&start, &there)).unwrap();
+        let output = Command::new("systemd-analyze").arg("verify").arg(&path).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let ours: Vec<_> = said.lines().filter(|line| line.contains(unit)).collect();
+        assert!(ours.is_empty(), "{ours:#?}");
+    }
+}
+
+#[test]
+fn the_agents_container_trains_or_serves() {
+    let dir = tempfile::tempdir().unwrap();
+    for program in ["gpu-agent", "lorafleet"] {
+        let path = dir.path().join(program);
+        std::fs::write(&path, format!("#!/bin/sh\necho {program} \"$@\"\n")).unwrap();
+        run(Command::new("chmod").arg("+x").arg(&path));
+    }
+    let path = format!("{}:/usr/bin:/bin", dir.path().display());
+    for (arguments, expected) in [
+        (&[][..], "gpu-agent"),
+        (&["--devices", "0"], "gpu-agent --devices 0"),
+        (&["train", "--lora-rank=8"], "lorafleet train --lora-rank=8"),
+    ] {
+        let said = run(Command::new(deploy("agent-entrypoint")).args(arguments).env("PATH", &path));
+        assert_eq!(said.trim(), expected);
+    }
+}
+
+/// What a container file copies from the repository and builds of it is there.
+#[test]
+fn container_files_name_what_there_is() {
+    let packages: BTreeSet<_> =
+        ["coordinator", "gpu-agent", "cli"].map(|name| format!("lorafleet-{name}")).into();
+    let mut built = BTreeSet::new();
+    for file in ["coordinator.Containerfile", "agent.Containerfile"] {
+        let content = text(file).replace("\\\n", " ");
+        let lines: Vec<_> = content.lines().filter(|line| !line.starts_with('#')).collect();
+        for line in &lines {
+            let words: Vec<_> = line.split_whitespace().collect();
+            match words[..] {
+                ["COPY", from, ..] if !from.starts_with("--") => {
+                    assert!(tests::root().join(from).exists(), "{file}: {line}");
+                }
+                ["COPY", _, ref programs @ .., _] => {
+                    for program in programs {
+                        let name = Path::new(program).file_name().unwrap().to_str().unwrap();
+                        assert!(tests::program(name).exists());
+                    }
+                }
+                ["RUN", "cargo", "build", ..] => {
+                    let names =
+                        words.windows(2).filter(|pair| pair[0] == "-p").map(|pair| pair[1].to_string());
+                    built.extend(names);
+                    assert!(words.contains(&"--locked"), "{file}: {line}");
+                }
+                _ => {}
+            }
+        }
+    }
+    assert_eq!(built, packages);
+}
