@@ -210,7 +210,7 @@ fn document(planned: &Planned) -> Value {
         "trainable_parameters": preflight.trainable_parameters,
         "total_parameters": preflight.total_parameters,
         "trainable_share": preflight.trainable_parameters as f64 / preflight.total_parameters as f64,
-        "adapter_bytes": footprint::adapter_bytes(preflight.trainable_parameters, tensors),
+        "adapter_bytes": footprint::adapter_bytes(preflight.trainable_parameters + preflight.initial_parameters, tensors),
         "peak_memory_bytes": preflight.peak_memory_bytes,
         "tokens_at_most": tokens * steps,
         "flops_per_token": flops,

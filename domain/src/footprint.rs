@@ -133,7 +133,7 @@ pub struct PeakBytes {
     /// The frozen base.
     pub weights: u64,
     /// The adapter, its gradients, its two moments, and the adapter that a divergence falls back to:
-    /// 4 × (1 + 1 + 2 + 1) bytes a parameter. On a GPU the gradients count only where the peak is at the
+    /// 4 × (1 + 1 + 2 + 1) bytes a parameter; and the matrices that PiSSA began with, 4 bytes each. On a GPU the gradients count only where the peak is at the
     /// backward's end, when all of them are there, and a copy in the activations' numbers comes on top.
     pub adapter: u64,
     /// What every layer keeps for its backward: per token the input, the middle, queries, keys, values,
@@ -200,6 +200,8 @@ pub struct Load {
     pub engine: Engine,
     /// Trainable parameters.
     pub trainable_parameters: u64,
+    /// Frozen parameters of the adapter: PiSSA's initial matrices.
+    pub initial_parameters: u64,
     /// Tokens of the largest micro-batch.
     pub tokens: u64,
     /// Tokens of the longest row.
@@ -246,7 +248,7 @@ impl ModelShape {
         let backward = element * tokens * (again + attention.max(hidden + 2 * inter));
         PeakBytes {
             weights: self.base_bytes(load.precision),
-            adapter: 20 * load.trainable_parameters,
+            adapter: 20 * load.trainable_parameters + 4 * load.initial_parameters,
             activations: element * tokens * (kept * layer + recomputed * hidden),
             working: loss.max(backward),
         }
@@ -285,7 +287,8 @@ impl ModelShape {
         let held = element * tokens * (kept * layer + recomputed * hidden);
         let first = if kept == 0 { again + backward } else { backward };
         let (weights, parameters) = (self.base_bytes(load.precision), load.trainable_parameters);
-        let adapter = (16 + copy) * parameters;
+        let initial = load.initial_parameters;
+        let adapter = (16 + copy) * parameters + (4 + copy) * initial;
         let at_start = PeakBytes { weights, adapter, activations: held, working: loss.max(first) };
         // At its end the backward holds one layer and all gradients.
         let at_end = PeakBytes {
@@ -297,7 +300,8 @@ impl ModelShape {
         // Then, with nothing of the pass left, AdamW makes a group's weights and moments anew.
         let tensors = 2 * self.linears().len() as u64 * self.num_hidden_layers;
         let anew = 12 * parameters * ADAMW_TOGETHER.min(tensors) / tensors.max(1);
-        let update = PeakBytes { adapter: 20 * parameters, activations: 0, working: anew, ..at_start };
+        let update =
+            PeakBytes { adapter: 20 * parameters + 4 * initial, activations: 0, working: anew, ..at_start };
         [at_end, update].into_iter().fold(at_start, |a, b| if b.total() > a.total() { b } else { a })
     }
 
@@ -319,10 +323,12 @@ impl ModelShape {
         let outputs: u64 =
             self.linears().iter().map(|l| l.out_features).sum::<u64>() * self.num_hidden_layers;
         let magnitudes = if config.use_dora { outputs + self.vocab_size } else { 0 };
+        let matrices = self.trainable_parameters(u64::from(rank), is_target);
         Load {
             precision: config.base_model().precision,
             engine,
-            trainable_parameters: self.trainable_parameters(u64::from(rank), is_target) + magnitudes,
+            trainable_parameters: matrices + magnitudes,
+            initial_parameters: if config.init_lora_weights.is_pissa() { matrices } else { 0 },
             tokens: u64::from(config.batch_size) * u64::from(config.max_sequence_length),
             longest: u64::from(config.max_sequence_length),
         }
@@ -337,9 +343,10 @@ impl ModelShape {
     }
 }
 
-/// Bytes of `adapter_model.safetensors` in float32: the values, and a header of some 115 bytes a tensor.
-pub fn adapter_bytes(trainable_parameters: u64, tensors: u64) -> u64 {
-    4 * trainable_parameters + 115 * tensors + 8
+/// Bytes of `adapter_model.safetensors` in float32: the values, with PiSSA the initial ones too, and a header of some
+/// 115 bytes a tensor.
+pub fn adapter_bytes(parameters: u64, tensors: u64) -> u64 {
+    4 * parameters + 115 * tensors + 8
 }
 
 /// Trainable parameters as a share of base and adapter together.
@@ -438,7 +445,14 @@ mod tests {
         ] {
             let trainable_parameters = 39_976_960;
             let tokens = rows * longest;
-            let load = Load { precision, engine: Engine::Gpu, trainable_parameters, tokens, longest };
+            let load = Load {
+                precision,
+                engine: Engine::Gpu,
+                trainable_parameters,
+                initial_parameters: 0,
+                tokens,
+                longest,
+            };
             let peak = OPEN_LLAMA_7B.peak_bytes(&load, if again { 32 } else { 0 });
             let gigabytes = peak.total() as f64 / 1e9;
             println!("{precision} {rows} x {longest}, layers again: {again}: {gigabytes:.2} GB, {peak:?}");
@@ -453,6 +467,7 @@ mod tests {
             precision: Precision::default(),
             engine,
             trainable_parameters: 1000,
+            initial_parameters: 0,
             tokens: 1024,
             longest: 512,
         };

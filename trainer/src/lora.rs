@@ -2,9 +2,10 @@
 
 use crate::error::Result;
 use crate::model::Base;
-use crate::{memory, ops, rng};
+use crate::{memory, ops, pissa, rng};
 use candle_core::{DType, Tensor};
 use domain::trial::InitLoraWeights;
+use rayon::prelude::*;
 
 /// A linear layer that can take an adapter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct Target {
     pub scaling: f64,
     /// Whether it has magnitudes.
     pub use_dora: bool,
+    /// How its matrices begin.
+    pub init: InitLoraWeights,
 }
 
 impl Target {
@@ -38,15 +41,23 @@ impl Target {
         (self.rank * (in_features + out_features) + magnitudes) as u64
     }
 
+    /// The parameters that it holds beside them: PiSSA's initial matrices.
+    pub fn initial_parameters(&self) -> u64 {
+        let ModuleSpec { in_features, out_features, .. } = self.module;
+        if self.init.is_pissa() { (self.rank * (in_features + out_features)) as u64 } else { 0 }
+    }
+
     /// Adapters of one rank, scaled by `lora_alpha / rank`, on all of some layers.
     pub fn all(modules: &[ModuleSpec], rank: usize, lora_alpha: f64) -> Vec<Self> {
         let scaling = lora_alpha / rank as f64;
-        modules.iter().map(|m| Self { module: m.clone(), rank, scaling, use_dora: false }).collect()
+        let init = InitLoraWeights::Default;
+        modules.iter().map(|m| Self { module: m.clone(), rank, scaling, use_dora: false, init }).collect()
     }
 }
 
 /// The adapter of one linear layer: `y += scaling · B · (A · dropout(x))`, and with magnitudes (DoRA, Liu et al. 2024)
-/// each output then times `m / ‖its row of W + scaling · B · A‖`. All tensors are float32.
+/// each output then times `m / ‖its row of W + scaling · B · A‖`. With PiSSA, W is less `scaling · B₀ · A₀`, the product
+/// that it began with. All tensors are float32.
 #[derive(Debug, Clone)]
 pub struct LoraMatrix {
     /// The layer's path.
@@ -59,6 +70,8 @@ pub struct LoraMatrix {
     pub b: Tensor,
     /// `[out_features]`
     pub magnitude: Option<Tensor>,
+    /// `a` and `b` as they began, where that is a part of the weight: A₀ and B₀ of PiSSA, which are never changed.
+    pub initial: Option<[Tensor; 2]>,
     /// Accumulated gradient of the summed loss by `a`.
     pub grad_a: Option<Tensor>,
     /// Accumulated gradient of the summed loss by `b`.
@@ -75,13 +88,20 @@ impl LoraMatrix {
     pub const PARAMETERS: [&'static str; 3] = ["lora_A", "lora_B", "lora_magnitude_vector"];
 
     /// An adapter without gradients.
-    pub fn new(target: &Target, a: Tensor, b: Tensor, magnitude: Option<Tensor>) -> Self {
+    pub fn new(
+        target: &Target,
+        a: Tensor,
+        b: Tensor,
+        magnitude: Option<Tensor>,
+        initial: Option<[Tensor; 2]>,
+    ) -> Self {
         Self {
             path: target.module.path.clone(),
             scaling: target.scaling,
             a,
             b,
             magnitude,
+            initial,
             grad_a: None,
             grad_b: None,
             grad_magnitude: None,
@@ -102,6 +122,16 @@ impl LoraMatrix {
             .zip(values)
             .zip(gradients)
             .map(|((name, value), grad)| (name, value, grad))
+    }
+
+    /// A and B of the adapter that has the same output on the whole weight: with PiSSA `[A; A₀]` and `[B, −B₀]`, of
+    /// twice the rank, as PEFT converts it; else themselves.
+    ///
+    /// # Errors
+    /// The device runs out of memory.
+    pub fn on_whole_weight(&self) -> Result<[Tensor; 2]> {
+        let Some([a, b]) = &self.initial else { return Ok([self.a.clone(), self.b.clone()]) };
+        Ok([Tensor::cat(&[&self.a, a], 0)?, Tensor::cat(&[&self.b, &b.neg()?], 1)?])
     }
 
     /// Its gradients so far.
@@ -135,42 +165,29 @@ pub(crate) struct MaskPlace {
 
 impl Adapter {
     /// A fresh adapter as PEFT initialises it: B zero, A uniform in ±1/√in_features (Kaiming with a = √5) or normal
-    /// with a standard deviation of 1/rank, magnitudes those of the base's rows. The values depend on the seed and
-    /// each module's path alone.
+    /// with a standard deviation of 1/rank, or both from the weight ([`crate::pissa`]); magnitudes those of the base's
+    /// rows. The values depend on the seed, each module's path and its weight alone.
     ///
     /// # Errors
-    /// The device runs out of memory.
-    pub fn new(
-        base: &Base,
-        targets: &[Target],
-        init: InitLoraWeights,
-        dropout: f64,
-        seed: u64,
-    ) -> Result<Self> {
-        let matrix = |target: &Target| {
-            let (module, rank, device) = (&target.module, target.rank, base.device());
-            let bound = 1.0 / (module.in_features as f64).sqrt();
-            let key = rng::key(seed, &module.path);
-            let value = |i: u64| match init {
-                InitLoraWeights::Default => (2.0 * rng::uniform(key, i) - 1.0) * bound,
-                InitLoraWeights::Gaussian => rng::normal(key, i) / rank as f64,
-            };
-            let a = (0..(rank * module.in_features) as u64).map(|i| value(i) as f32).collect();
-            let magnitude = match base.linear(&module.path) {
-                Some(linear) if target.use_dora => Some(linear.row_squares()?.sqrt()?),
-                _ => None,
-            };
-            let a = Tensor::from_vec::<_, f32>(a, (rank, module.in_features), device)?;
-            let b = Tensor::zeros((module.out_features, rank), DType::F32, device)?;
-            Ok(LoraMatrix::new(target, a, b, magnitude))
-        };
-        let modules = targets.iter().map(matrix).collect::<Result<_>>()?;
+    /// The device runs out of memory, or a weight that is to be decomposed is not finite.
+    pub fn new(base: &Base, targets: &[Target], dropout: f64, seed: u64) -> Result<Self> {
+        // Each decomposition has one thread.
+        let modules = targets.par_iter().map(|target| begin(base, target, seed)).collect::<Result<_>>()?;
         Ok(Self { modules, dropout, seed })
     }
 
     /// The number of trainable parameters.
     pub fn parameters(&self) -> u64 {
         self.modules.iter().flat_map(LoraMatrix::parameters).map(|(_, value)| value.elem_count() as u64).sum()
+    }
+
+    /// The number of parameters that it holds beside them: PiSSA's initial matrices.
+    pub fn initial_parameters(&self) -> u64 {
+        self.initial().map(|value| value.elem_count() as u64).sum()
+    }
+
+    fn initial(&self) -> impl Iterator<Item = &Tensor> {
+        self.modules.iter().flat_map(|module| module.initial.iter().flatten())
     }
 
     /// Forgets the accumulated gradients.
@@ -196,26 +213,30 @@ impl Adapter {
         })
     }
 
-    /// Adds the low-rank product of a module to its trial's rows: `x` `[tokens, in]`, to rows `start..` of `y`
+    /// Adds the low-rank products of a module to its trial's rows: `x` `[tokens, in]`, to rows `start..` of `y`
     /// `[_, out]`. `place` is `None` outside training (no dropout).
     pub(crate) fn forward(
         &self,
         module: usize,
         working: &Working,
         x: &Tensor,
-        y: Tensor,
+        mut y: Tensor,
         start: usize,
         place: Option<MaskPlace>,
     ) -> Result<Tensor> {
-        let h = match self.mask(module, place) {
-            Some(mask) => ops::project(&mask.apply(x)?, &working.a)?,
-            None => ops::project(x, &working.a)?,
-        };
-        ops::add_product_transposed(y, start, &h, &working.b, self.modules[module].scaling)
+        for product in &working.products {
+            let mask = self.mask(module, place).filter(|_| product.is_trained);
+            let h = match mask {
+                Some(mask) => ops::project(&mask.apply(x)?, &product.a)?,
+                None => ops::project(x, &product.a)?,
+            };
+            y = ops::add_product_transposed(y, start, &h, &product.b, product.scaling)?;
+        }
+        Ok(y)
     }
 
     /// Adds the module's gradients, for `x` `[tokens, in]` and the gradient `dy` `[tokens, out]` by what
-    /// [`Adapter::forward`] added to. Returns dh `[tokens, rank]`, for [`Adapter::add_input_gradient`].
+    /// [`Adapter::forward`] added to. Returns dh `[tokens, rank]` of each product, for [`Adapter::add_input_gradient`].
     ///
     /// With h = A·x and dh = Bᵀ·dy: dB += s·dy ⊗ h, dA += s·dh ⊗ x.
     pub(crate) fn backward(
@@ -225,56 +246,77 @@ impl Adapter {
         x: &Tensor,
         dy: &Tensor,
         place: Option<MaskPlace>,
-    ) -> Result<Tensor> {
+    ) -> Result<Vec<Tensor>> {
         let masked = self.mask(module, place).map(|mask| mask.apply(x)).transpose()?;
         let x = masked.as_ref().unwrap_or(x);
         let lora = &mut self.modules[module];
-        let scaling = lora.scaling;
-        let h = ops::project(x, &working.a)?;
-        accumulate(&mut lora.grad_b, ops::outer_transposed(&h, dy, scaling)?)?;
-        let dh = ops::project_transposed(dy, &working.b)?;
-        accumulate(&mut lora.grad_a, ops::outer(&dh, x, scaling)?)?;
-        Ok(dh)
+        let mut gradients = Vec::with_capacity(working.products.len());
+        for Product { a, b, scaling, is_trained } in &working.products {
+            if *is_trained {
+                let h = ops::project(x, a)?;
+                accumulate(&mut lora.grad_b, ops::outer_transposed(&h, dy, *scaling)?)?;
+            }
+            let dh = ops::project_transposed(dy, b)?;
+            if *is_trained {
+                accumulate(&mut lora.grad_a, ops::outer(&dh, x, *scaling)?)?;
+            }
+            gradients.push(dh);
+        }
+        Ok(gradients)
     }
 
-    /// Adds the gradient by the module's input to rows `start..` of `dx`: s·Aᵀ·dh, masked as the input was.
+    /// Adds the gradient by the module's input to rows `start..` of `dx`: s·Aᵀ·dh of each product, masked as its input
+    /// was.
     pub(crate) fn add_input_gradient(
         &self,
         module: usize,
         working: &Working,
-        dh: &Tensor,
-        dx: Tensor,
+        dh: &[Tensor],
+        mut dx: Tensor,
         start: usize,
         place: Option<MaskPlace>,
     ) -> Result<Tensor> {
-        let (a, scaling) = (&working.a, self.modules[module].scaling);
-        let Some(mask) = self.mask(module, place) else {
-            return ops::add_product(dx, start, dh, a, scaling);
-        };
-        let zeros = Tensor::zeros((dh.dims2()?.0, a.dims2()?.1), dx.dtype(), dx.device())?;
-        let part = ops::add_product(zeros, 0, dh, a, scaling)?;
-        ops::add_rows(dx, start, &mask.apply(&part)?)
+        for (Product { a, scaling, is_trained, .. }, dh) in working.products.iter().zip(dh) {
+            let mask = self.mask(module, place).filter(|_| *is_trained);
+            dx = match mask {
+                Some(mask) => {
+                    let zeros = Tensor::zeros((dh.dims2()?.0, a.dims2()?.1), dx.dtype(), dx.device())?;
+                    let part = ops::add_product(zeros, 0, dh, a, *scaling)?;
+                    ops::add_rows(dx, start, &mask.apply(&part)?)?
+                }
+                None => ops::add_product(dx, start, dh, a, *scaling)?,
+            };
+        }
+        Ok(dx)
     }
 
-    /// Bytes of its matrices and as much again for their gradients.
+    /// Bytes of what it trains.
+    pub fn trained_bytes(&self) -> u64 {
+        self.modules.iter().flat_map(LoraMatrix::parameters).map(|(_, value)| memory::bytes(value)).sum()
+    }
+
+    /// Bytes of all that it is made of.
     pub fn bytes(&self) -> u64 {
-        2 * self
-            .modules
-            .iter()
-            .flat_map(LoraMatrix::parameters)
-            .map(|(_, value)| memory::bytes(value))
-            .sum::<u64>()
+        self.trained_bytes() + self.initial().map(memory::bytes).sum::<u64>()
     }
 }
 
 /// A module's matrices as a pass uses them.
 pub(crate) struct Working {
-    /// `[rank, in_features]`, in the pass's numbers.
-    a: Tensor,
-    /// `[out_features, rank]`, in the pass's numbers.
-    b: Tensor,
+    /// What its output gets: the product that is trained, and with PiSSA minus the one that it began as.
+    products: Vec<Product>,
     /// What its magnitudes make of outputs, if it has any.
     pub(crate) columns: Option<Columns>,
+}
+
+/// A low-rank product, in the pass's numbers.
+struct Product {
+    /// `[rank, in_features]`
+    a: Tensor,
+    /// `[out_features, rank]`
+    b: Tensor,
+    scaling: f64,
+    is_trained: bool,
 }
 
 /// What magnitudes make of a layer's outputs in a pass.
@@ -288,12 +330,23 @@ pub(crate) struct Columns {
 impl Adapter {
     /// The modules' matrices as a pass on `base` uses them: in float32 themselves, else copies.
     pub(crate) fn working(&self, base: &Base) -> Result<Vec<Working>> {
-        let matrices: Vec<&Tensor> = self.modules.iter().flat_map(|m| [&m.a, &m.b]).collect();
+        let matrices: Vec<&Tensor> = self
+            .modules
+            .iter()
+            .flat_map(|m| [&m.a, &m.b].into_iter().chain(m.initial.iter().flatten()))
+            .collect();
         let mut copies = ops::cast(&matrices, base.compute_dtype())?.into_iter();
         let mut working = Vec::with_capacity(self.modules.len());
-        while let (Some(a), Some(b)) = (copies.next(), copies.next()) {
-            let columns = self.columns(base, working.len())?;
-            working.push(Working { a, b, columns });
+        for (number, module) in self.modules.iter().enumerate() {
+            let mut products = Vec::with_capacity(2);
+            let scalings = [(module.scaling, true), (-module.scaling, false)];
+            for (scaling, is_trained) in scalings.into_iter().take(1 + usize::from(module.initial.is_some()))
+            {
+                if let (Some(a), Some(b)) = (copies.next(), copies.next()) {
+                    products.push(Product { a, b, scaling, is_trained });
+                }
+            }
+            working.push(Working { products, columns: self.columns(base, number)? });
         }
         Ok(working)
     }
@@ -305,10 +358,10 @@ impl Adapter {
         let (Some(magnitude), Some(linear)) = (&lora.magnitude, base.linear(&lora.path)) else {
             return Ok(None);
         };
-        let (a, b, s) = (&lora.a, &lora.b, lora.scaling);
-        let across = ops::linear(a, &linear.weight, DType::F32)?;
+        let ([a, b], s) = (lora.on_whole_weight()?, lora.scaling);
+        let across = ops::linear(&a, &linear.weight, DType::F32)?;
         let across = (b.t()?.mul(&across)?.sum(0)? * (2.0 * s))?;
-        let within = (b.matmul(&a.matmul(&a.t()?)?)?.mul(b)?.sum(1)? * (s * s))?;
+        let within = (b.matmul(&a.matmul(&a.t()?)?)?.mul(&b)?.sum(1)? * (s * s))?;
         let norm = ((linear.row_squares()? + across)? + within)?.maximum(0f32)?.sqrt()?;
         Ok(Some(Columns { factor: magnitude.div(&norm)?, norm }))
     }
@@ -325,6 +378,36 @@ impl Adapter {
         let gradient = dy.to_dtype(DType::F32)?.mul(&z.to_dtype(DType::F32)?)?.sum(0)?.div(&columns.norm)?;
         accumulate(&mut self.modules[module].grad_magnitude, gradient)
     }
+}
+
+/// A layer's fresh matrices.
+fn begin(base: &Base, target: &Target, seed: u64) -> Result<LoraMatrix> {
+    let (module, rank, device) = (&target.module, target.rank, base.device());
+    let key = rng::key(seed, &module.path);
+    let linear = base.linear(&module.path);
+    let magnitude = match linear {
+        Some(linear) if target.use_dora => Some(linear.row_squares()?.sqrt()?),
+        _ => None,
+    };
+    let drawn = |value: &dyn Fn(u64) -> f64| -> Result<[Tensor; 2]> {
+        let a = (0..(rank * module.in_features) as u64).map(|i| value(i) as f32).collect();
+        let a = Tensor::from_vec::<_, f32>(a, (rank, module.in_features), device)?;
+        Ok([a, Tensor::zeros((module.out_features, rank), DType::F32, device)?])
+    };
+    let bound = 1.0 / (module.in_features as f64).sqrt();
+    let iterations = match target.init {
+        InitLoraWeights::PissaNiter(iterations) => Some(iterations),
+        _ => None,
+    };
+    let [a, b] = match (target.init, linear) {
+        (InitLoraWeights::Pissa | InitLoraWeights::PissaNiter(_), Some(linear)) => {
+            pissa::principal(&linear.weight, target, iterations, key)?
+        }
+        (InitLoraWeights::Gaussian, _) => drawn(&|i| rng::normal(key, i) / rank as f64)?,
+        _ => drawn(&|i| (2.0 * rng::uniform(key, i) - 1.0) * bound)?,
+    };
+    let initial = target.init.is_pissa().then(|| [a.clone(), b.clone()]);
+    Ok(LoraMatrix::new(target, a, b, magnitude, initial))
 }
 
 /// A dropout mask: each element 0 with a probability, else 1/(1−p).

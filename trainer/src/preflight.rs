@@ -9,7 +9,7 @@ use crate::lora::Target;
 use crate::model::{Base, LlamaConfig};
 use crate::tokenizer::Tokenizer;
 use domain::footprint::{Engine, Load};
-use domain::trial::{PARAMETER_NAMES, TrialConfig};
+use domain::trial::{PARAMETER_NAMES, PrecisionMode, TrialConfig};
 use std::path::Path;
 
 /// What a run will be.
@@ -31,6 +31,8 @@ pub struct Preflight {
     pub target_modules: u64,
     /// Trainable parameters.
     pub trainable_parameters: u64,
+    /// Frozen parameters of the adapter: PiSSA's initial matrices.
+    pub initial_parameters: u64,
     /// Parameters of base and adapter together.
     pub total_parameters: u64,
     /// Tokens of the largest micro-batch that there can be.
@@ -64,11 +66,13 @@ pub fn preflight(config: &TrialConfig, engine: Engine) -> Result<Preflight> {
     }
     let rows = data.train.len() as u64;
     let trainable_parameters = targets.iter().map(Target::parameters).sum();
+    let initial_parameters = targets.iter().map(Target::initial_parameters).sum();
     let batch_tokens = self::batch_tokens(&data, config.batch_size);
     let load = Load {
         precision: base.precision,
         engine,
         trainable_parameters,
+        initial_parameters,
         tokens: batch_tokens,
         longest: self::batch_tokens(&data, 1),
     };
@@ -85,6 +89,7 @@ pub fn preflight(config: &TrialConfig, engine: Engine) -> Result<Preflight> {
         total_steps: config.total_steps(rows),
         target_modules: targets.len() as u64,
         trainable_parameters,
+        initial_parameters,
         total_parameters: base.parameters() + trainable_parameters,
         shape: base.config,
     })
@@ -134,6 +139,7 @@ pub fn check(config: &TrialConfig, base: &Base) -> Result<Vec<Target>> {
             format!("is {} with use_dora, which would need a second frozen product", config.lora_dropout);
         return Err(TrainError::parameter("lora_dropout", problem, "set it to 0 for DoRA"));
     }
+    check_pissa(config)?;
     let targets = adapter_file::resolve_targets(base, &PeftConfig::of(config))?;
     let width = |t: &Target| t.module.in_features.min(t.module.out_features);
     match targets.iter().filter(|t| t.rank > width(t)).min_by_key(|t| width(t)) {
@@ -144,6 +150,24 @@ pub fn check(config: &TrialConfig, base: &Base) -> Result<Vec<Target>> {
         )),
         None => Ok(targets),
     }
+}
+
+/// PiSSA needs the weights themselves, and begins with them.
+fn check_pissa(config: &TrialConfig) -> Result<()> {
+    let init = config.init_lora_weights;
+    let (problem, remedy) = match &config.init_adapter {
+        _ if !init.is_pissa() => return Ok(()),
+        Some(_) => (
+            "with init_adapter, whose matrices it would replace",
+            "leave one of them out: an adapter that began so goes on without",
+        ),
+        None if config.precision_mode == PrecisionMode::FourBit => (
+            "with precision_mode 4bit, whose weights have no singular values of their own",
+            "set precision_mode to float32, bfloat16 or float16, or init_lora_weights to default",
+        ),
+        None => return Ok(()),
+    };
+    Err(TrainError::parameter("init_lora_weights", format!("is {init} {problem}"), remedy))
 }
 
 /// Checks what needs no model: each value, by the rules of sweep files.

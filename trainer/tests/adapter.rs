@@ -5,7 +5,7 @@
 mod common;
 
 use common::{CPU, flat, tiny_base};
-use domain::trial::{InitLoraWeights, TargetModules};
+use domain::trial::TargetModules;
 use trainer::adapter_file::{self, PeftConfig, WEIGHTS_FILE, resolve_targets, written_targets};
 use trainer::lora::Adapter;
 use trainer::model::Base;
@@ -107,7 +107,7 @@ fn an_adapter_of_the_head_comes_back_from_its_files() {
         ..PeftConfig::default()
     };
     let modules = resolve_targets(&base, &config).unwrap();
-    let adapter = Adapter::new(&base, &modules, InitLoraWeights::Default, 0.0, 1).unwrap();
+    let adapter = Adapter::new(&base, &modules, 0.0, 1).unwrap();
     adapter_file::save(dir.path(), &adapter, &config).unwrap();
     let (written, loaded) = adapter_file::load(dir.path(), &modules, 1, &CPU).unwrap();
     assert_eq!((written, flat(&loaded)), (config.clone(), flat(&adapter)));

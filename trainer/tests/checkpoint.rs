@@ -7,7 +7,7 @@ mod common;
 
 use candle_core::DType;
 use common::CPU;
-use domain::trial::{InitLoraWeights, Precision, TargetModules};
+use domain::trial::{Precision, TargetModules};
 use proptest::prelude::*;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -108,7 +108,7 @@ fn a_model_in_shards_of_pickles_is_loaded_and_merged() {
         ..PeftConfig::default()
     };
     let targets = resolve_targets(&base, &config).unwrap();
-    let mut adapter = Adapter::new(&base, &targets, InitLoraWeights::Default, 0.0, 1).unwrap();
+    let mut adapter = Adapter::new(&base, &targets, 0.0, 1).unwrap();
     for module in &mut adapter.modules {
         module.b = module.b.ones_like().unwrap();
     }

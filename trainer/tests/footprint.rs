@@ -16,14 +16,21 @@ fn the_peak_is_predicted() {
     let four_bit = Precision { mode: PrecisionMode::FourBit, compute_dtype: None, double_quant: true };
     let half = Precision { mode: PrecisionMode::Bfloat16, ..Precision::default() };
     let full = Precision::default();
-    for (precision, recomputed) in [(full, 0), (full, 1), (full, 9), (half, 0), (four_bit, 0), (four_bit, 3)]
-    {
-        check(precision, recomputed);
+    let (plain, pissa) = (InitLoraWeights::Default, InitLoraWeights::PissaNiter(1));
+    for (precision, recomputed, init) in [
+        (full, 0, plain),
+        (full, 1, pissa),
+        (full, 9, plain),
+        (half, 0, pissa),
+        (four_bit, 0, plain),
+        (four_bit, 3, plain),
+    ] {
+        check(precision, recomputed, init);
     }
 }
 
 /// Shapes of every kind with the base in such numbers and so many layers computed again.
-fn check(precision: Precision, recomputed: usize) {
+fn check(precision: Precision, recomputed: usize, init: InitLoraWeights) {
     let (llama, qwen2) = ((false, false), (true, false));
     let qwen3 = (false, true);
     for (
@@ -72,8 +79,9 @@ fn check(precision: Precision, recomputed: usize) {
         assert_eq!((base.bytes(), base.parameters()), (shape.base_bytes(precision), shape.parameters()));
         let head = adapted.then(|| base.head_module());
         let modules: Vec<_> = base.linear_modules().into_iter().chain(head).collect();
-        let targets = Target::all(&modules, rank, 2.0 * rank as f64);
-        let mut adapter = Adapter::new(&base, &targets, InitLoraWeights::Default, 0.0, 1).unwrap();
+        let mut targets = Target::all(&modules, rank, 2.0 * rank as f64);
+        targets.iter_mut().for_each(|target| target.init = init);
+        let mut adapter = Adapter::new(&base, &targets, 0.0, 1).unwrap();
         let config = AdamWConfig {
             beta1: 0.9,
             beta2: 0.999,
@@ -98,6 +106,7 @@ fn check(precision: Precision, recomputed: usize) {
             precision,
             engine: Engine::Cpu,
             trainable_parameters: trainable,
+            initial_parameters: adapter.initial_parameters(),
             tokens,
             longest: length.into(),
         };

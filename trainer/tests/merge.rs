@@ -6,7 +6,7 @@ mod common;
 
 use candle_core::{DType, Tensor};
 use common::{CPU, json_file, write_tiny_model, write_tokenizer};
-use domain::trial::{InitLoraWeights, Precision, TargetModules};
+use domain::trial::{Precision, TargetModules};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -31,8 +31,7 @@ fn write_adapter(dir: &Path, base: &Base, targets: &TargetModules) -> Adapter {
         ..PeftConfig::default()
     };
     let modules = resolve_targets(base, &config).unwrap();
-    let fresh =
-        |dropout, seed| Adapter::new(base, &modules, InitLoraWeights::Default, dropout, seed).unwrap();
+    let fresh = |dropout, seed| Adapter::new(base, &modules, dropout, seed).unwrap();
     let (mut adapter, drawn) = (fresh(0.1, 1), fresh(0.0, 2));
     for (module, other) in adapter.modules.iter_mut().zip(drawn.modules) {
         // Values of A, in another order, make a B of its own shape.

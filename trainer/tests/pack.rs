@@ -6,7 +6,7 @@ mod common;
 
 use candle_core::Tensor;
 use common::{FAMILIES, device, family, shared, tiny_base};
-use domain::trial::{InitLoraWeights, Precision};
+use domain::trial::Precision;
 use trainer::lora::{Adapter, LoraMatrix, Target};
 use trainer::model::Base;
 use trainer::pack::{self, Member, Outcome, Row};
@@ -22,7 +22,7 @@ fn families() -> Vec<Base> {
 fn adapter(base: &Base, rank: usize, dropout: f64, seed: u64) -> Adapter {
     let modules = [base.linear_modules(), vec![base.head_module()]].concat();
     let targets = Target::all(&modules, rank, 2.0 * rank as f64);
-    let mut adapter = Adapter::new(base, &targets, InitLoraWeights::Default, dropout, seed).unwrap();
+    let mut adapter = Adapter::new(base, &targets, dropout, seed).unwrap();
     for module in &mut adapter.modules {
         module.b = (random(&module.b, seed + 1, &module.path) * 0.1).unwrap();
     }

@@ -7,7 +7,9 @@ mod common;
 use common::{device, flat, json_file, shared, tiny_run};
 use domain::SystemClock;
 use domain::metric::REPORTED;
-use domain::trial::{GradientCheckpointing, LrSchedulerType, PrecisionMode, Throughput, TrialConfig};
+use domain::trial::{
+    GradientCheckpointing, InitLoraWeights, LrSchedulerType, PrecisionMode, Throughput, TrialConfig,
+};
 use std::collections::HashMap;
 use std::path::Path;
 use trainer::run::{Loaded, Run, Stepped, step_pack};
@@ -167,13 +169,15 @@ fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() {
     for mode in
         [PrecisionMode::Float32, PrecisionMode::Bfloat16, PrecisionMode::Float16, PrecisionMode::FourBit]
     {
-        check_resume(mode);
+        check_resume(&|config| config.precision_mode = mode);
     }
+    check_resume(&|config| config.init_lora_weights = InitLoraWeights::PissaNiter(4));
 }
 
-fn check_resume(precision_mode: PrecisionMode) {
+fn check_resume(change: &dyn Fn(&mut TrialConfig)) {
     let dir = tempfile::tempdir().unwrap();
-    let config = TrialConfig { precision_mode, ..tiny_run(dir.path()) };
+    let mut config = tiny_run(dir.path());
+    change(&mut config);
     let loaded = load(&config);
     let mut whole = Run::new(&loaded, config.clone()).unwrap();
     let all = steps(&loaded, &mut whole, 20);

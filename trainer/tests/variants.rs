@@ -6,12 +6,12 @@
 mod common;
 
 use common::{FAMILIES, device, family, json_file};
-use domain::trial::{InitLoraWeights, Precision, TargetModules, TrialConfig};
+use domain::trial::{InitLoraWeights, Precision, PrecisionMode, TargetModules, TrialConfig};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use trainer::adapter_file::{self, PeftConfig, WEIGHTS_FILE, resolve_targets};
-use trainer::lora::Adapter;
+use trainer::lora::{Adapter, LoraMatrix, Target};
 use trainer::merge::{Merge, SHARD_BYTES};
 use trainer::model::Base;
 use trainer::optim::{AdamW, AdamWConfig};
@@ -53,7 +53,11 @@ fn check(dir: &Path, base_dir: &Path) {
     let name = dir.file_name().unwrap().to_str().unwrap();
     let base = Base::load(base_dir, Precision::default(), device()).unwrap();
     let (log, rows) = (json_file(&dir.join("log.json")), json_file(&dir.join("../rows.json")));
-    let (config, mut adapter) = read(&base, &dir.join("init"));
+    let (mut config, mut adapter) = read(&base, &dir.join("init"));
+    if let Some(how) = log.get("init_lora_weights") {
+        config.init_lora_weights = serde_json::from_value(how.clone()).unwrap();
+        adapter = fresh(name, &base, &config, &adapter);
+    }
     let of = |key: &str| log[key].as_f64().unwrap();
     let settings = AdamWConfig {
         beta1: 0.9,
@@ -85,11 +89,13 @@ fn check(dir: &Path, base_dir: &Path) {
         }
         optimizer.step(&mut adapter, of("learning_rate"), targets, norm).unwrap();
     }
-    let (_, want) = read(&base, &dir.join("final"));
+    let (written, want) = read(&base, &dir.join("final"));
+    assert_eq!(written, config.as_written(), "{name}");
     for (got, want) in adapter.modules.iter().zip(&want.modules) {
-        assert_eq!((&got.path, got.scaling), (&want.path, want.scaling));
-        for ((parameter, got_value), (_, want_value)) in got.parameters().zip(want.parameters()) {
-            let off = off(&values(got_value), &values(want_value));
+        assert_eq!(got.path, want.path);
+        assert!((got.scaling / want.scaling - 1.0).abs() < 1e-15, "{name} {}", got.path);
+        for (parameter, got_value, want_value) in comparable(got, want) {
+            let off = off(&values(&got_value), &values(&want_value));
             weights = weights.max(off);
             assert!(off < 1e-3, "{name} {} {parameter}: off by {off}", got.path);
         }
@@ -101,9 +107,16 @@ fn check(dir: &Path, base_dir: &Path) {
     println!("{name}: losses and norms within {furthest:.1e}, weights {weights:.1e}, logits {most:.1e}");
     assert!(most < 1e-4, "{name}: logits differ by {most}");
 
+    // What is trained here is on the whole base what it is beside what it began with.
+    let own = values(&pack::logits(&base, Some(&adapter), probe).unwrap());
+    let dir_of_ours = tempfile::tempdir().unwrap();
+    adapter_file::save(dir_of_ours.path(), &adapter, &config).unwrap();
+    let again = values(&pack::logits(&base, Some(&read(&base, dir_of_ours.path()).1), probe).unwrap());
+    assert!(off(&again, &own) < 1e-5, "{name}: logits differ by {} once written", off(&again, &own));
+
     // Its files again: the same names, shapes and numbers, and a configuration that means the same.
     let to = tempfile::tempdir().unwrap();
-    adapter_file::save(to.path(), &want, &config).unwrap();
+    adapter_file::save(to.path(), &want, &written).unwrap();
     let files = |dir: &Path| candle_core::safetensors::load(dir.join(WEIGHTS_FILE), device()).unwrap();
     let (ours, theirs) = (files(to.path()), files(&dir.join("final")));
     // PEFT adds the head's frozen weight where the head is adapted.
@@ -114,7 +127,7 @@ fn check(dir: &Path, base_dir: &Path) {
         assert_eq!((ours[key].dims(), values(&ours[key])), (want.dims(), values(want)), "{name} {key}");
     }
     let (again, read_back) = read(&base, to.path());
-    assert_eq!(again, config);
+    assert_eq!(again, written);
     assert_eq!(read_back.parameters(), want.parameters());
 
     // Merged, it is the same model.
@@ -126,7 +139,40 @@ fn check(dir: &Path, base_dir: &Path) {
     let whole = Base::load(&target, Precision::default(), device()).unwrap();
     let off = off(&values(&pack::logits(&whole, None, probe).unwrap()), &got);
     assert!(off < 1e-5, "{name}: merged logits differ by {off}");
-    keep(name, to.path(), &logits);
+    let own: Vec<Vec<f32>> = own.chunks(base.config.vocab_size).map(<[f32]>::to_vec).collect();
+    keep(name, dir_of_ours.path(), &own);
+}
+
+/// A fresh adapter that begins as a part of the weights, beside PEFT's: vectors may have the other sign, so that
+/// products are compared.
+fn fresh(name: &str, base: &Base, config: &PeftConfig, want: &Adapter) -> Adapter {
+    let targets = resolve_targets(base, config).unwrap();
+    let adapter = Adapter::new(base, &targets, 0.0, 5).unwrap();
+    let mut most = 0f32;
+    for (got, want) in adapter.modules.iter().zip(&want.modules) {
+        let product = |m: &LoraMatrix| values(&(m.b.matmul(&m.a).unwrap() * m.scaling).unwrap());
+        let off = off(&product(got), &product(want));
+        most = most.max(off);
+        assert!(off < 1e-4, "{name} {}: begins {off} off", got.path);
+    }
+    println!("{name}: begins within {most:.1e}");
+    adapter
+}
+
+/// What of two adapters of a layer must be the same: the parameters, or where one began as a part of the weight the
+/// changes of the weight, and magnitudes.
+fn comparable(got: &LoraMatrix, want: &LoraMatrix) -> Vec<(&'static str, Tensor, Tensor)> {
+    let pairs = got.parameters().zip(want.parameters());
+    if got.initial.is_none() {
+        return pairs.map(|((name, got), (_, want))| (name, got.clone(), want.clone())).collect();
+    }
+    let change = |m: &LoraMatrix| {
+        let [a, b] = m.on_whole_weight().unwrap();
+        b.matmul(&a).unwrap()
+    };
+    let magnitudes = got.magnitude.iter().zip(&want.magnitude);
+    let magnitudes = magnitudes.map(|(got, want)| ("magnitudes", got.clone(), want.clone()));
+    magnitudes.chain([("change", change(got), change(want))]).collect()
 }
 
 /// PEFT's gradients are by the mean loss.
@@ -161,7 +207,17 @@ fn keep(name: &str, from: &Path, logits: &[Vec<f32>]) {
 
 #[test]
 fn variants_are_pefts() {
-    for name in ["rslora", "dora", "dora_head", "loraplus", "patterns", "one_layer"] {
+    for name in [
+        "rslora",
+        "dora",
+        "dora_head",
+        "loraplus",
+        "patterns",
+        "one_layer",
+        "pissa",
+        "pissa_niter",
+        "pissa_dora",
+    ] {
         check(&fixtures().join(name), &fixtures().join("base"));
     }
 }
@@ -209,12 +265,14 @@ fn fresh_adapters_begin_as_the_base() {
         (InitLoraWeights::Default, false),
         (InitLoraWeights::Gaussian, false),
         (InitLoraWeights::Gaussian, true),
+        (InitLoraWeights::Pissa, false),
+        (InitLoraWeights::PissaNiter(4), true),
     ] {
         let config = PeftConfig { r: 8, use_dora, init_lora_weights: init, ..PeftConfig::default() };
         let targets = resolve_targets(&base, &config).unwrap();
-        let adapter = Adapter::new(&base, &targets, init, 0.0, 5).unwrap();
+        let adapter = Adapter::new(&base, &targets, 0.0, 5).unwrap();
         let off = off(&values(&pack::logits(&base, Some(&adapter), &probe).unwrap()), &alone);
-        assert!(off < 1e-6, "{init:?} {use_dora}: {off}");
+        assert!(off < 2e-6, "{init:?} {use_dora}: {off}");
         let a: Vec<f32> = adapter.modules.iter().flat_map(|m| values(&m.a)).collect();
         let variance = a.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / a.len() as f64;
         let want = match init {
@@ -223,10 +281,13 @@ fn fresh_adapters_begin_as_the_base() {
                 (6.0 * 32.0 / (3.0 * 32.0) + 48.0 / (3.0 * 48.0)) / (6.0 * 32.0 + 48.0)
             }
             InitLoraWeights::Gaussian => 1.0 / 64.0,
+            // `fresh` and the module's own tests see to these.
+            InitLoraWeights::Pissa | InitLoraWeights::PissaNiter(_) => variance,
         };
         assert!((variance / want - 1.0).abs() < 0.1, "{init:?}: variance {variance}, not {want}");
-        let count: u64 = targets.iter().map(trainer::lora::Target::parameters).sum();
-        assert_eq!(adapter.parameters(), count);
+        let count = |of: fn(&Target) -> u64| targets.iter().map(of).sum::<u64>();
+        assert_eq!(adapter.parameters(), count(Target::parameters));
+        assert_eq!(adapter.initial_parameters(), count(Target::initial_parameters));
     }
 }
 
@@ -245,7 +306,7 @@ fn patterns_and_layers_are_pefts() {
         let mut config = config.clone();
         change(&mut config);
         let got = resolve_targets(&base, &PeftConfig::of(&config)).map_err(|e| e.to_string());
-        let show = |target: &trainer::lora::Target| {
+        let show = |target: &Target| {
             let path: Vec<_> = target.module.path.split('.').collect();
             format!("{} {}: {}, {}", path[2], path[4], target.rank, target.scaling)
         };
@@ -307,6 +368,46 @@ fn patterns_and_layers_are_pefts() {
     let dora = TrialConfig { use_dora: true, lora_dropout: 0.1, ..config.clone() };
     let message = preflight::check(&dora, &base).unwrap_err().to_string();
     assert!(message.starts_with("lora_dropout: is 0.1 with use_dora"), "{message}");
+
+    // PiSSA's parts of the weights are written as an adapter of twice the rank on the whole ones.
+    for use_rslora in [false, true] {
+        let config = TrialConfig {
+            use_rslora,
+            rank_pattern: ranks(&[("layers.0.self_attn.q_proj", 2)]),
+            alpha_pattern: [("v_proj".to_string(), 3.0)].into(),
+            init_lora_weights: InitLoraWeights::Pissa,
+            ..config.clone()
+        };
+        let config = PeftConfig::of(&config);
+        let [trained, written] = [&config, &config.as_written()].map(|c| resolve_targets(&base, c).unwrap());
+        for (trained, written) in trained.iter().zip(&written) {
+            assert_eq!((2 * trained.rank, &trained.module), (written.rank, &written.module));
+            assert!((trained.scaling / written.scaling - 1.0).abs() < 1e-15, "{written:?}");
+        }
+    }
+}
+
+/// PiSSA needs weights that are numbers of their own, and begins anew.
+#[test]
+fn pissa_is_refused_where_there_is_nothing_to_begin_with() {
+    let four_bits = TrialConfig {
+        init_lora_weights: InitLoraWeights::Pissa,
+        precision_mode: PrecisionMode::FourBit,
+        ..TrialConfig::default()
+    };
+    let adapter = TrialConfig {
+        init_lora_weights: InitLoraWeights::PissaNiter(8),
+        init_adapter: Some("adapter".into()),
+        ..TrialConfig::default()
+    };
+    for (config, start) in [
+        (four_bits, "init_lora_weights: is pissa with precision_mode 4bit"),
+        (adapter, "init_lora_weights: is pissa_niter_8 with init_adapter"),
+    ] {
+        let base = Base::load(&fixtures().join("base"), config.base_model().precision, device()).unwrap();
+        let message = preflight::check(&config, &base).unwrap_err().to_string();
+        assert!(message.starts_with(start), "{message}");
+    }
 }
 
 /// A variant that is not computed is refused by name, never left out.

@@ -104,7 +104,7 @@ const RULES: &[Rule] = &[
     }),
     rule("use_rslora", Kind::Flag, TRUE_OR_FALSE, |_| true),
     rule("use_dora", Kind::Flag, TRUE_OR_FALSE, |_| true),
-    rule("init_lora_weights", Kind::Text, "default or gaussian", |_| true),
+    rule("init_lora_weights", Kind::Text, "default, gaussian, pissa or pissa_niter_N", |_| true),
     rule("init_adapter", Kind::Text, "an adapter's directory", |c| {
         c.init_adapter.as_ref().is_none_or(|a| !a.is_empty())
     }),
@@ -236,6 +236,7 @@ mod tests {
             ("eval_size", json!(50), json!(50.0)),
             ("shuffle", json!(false), json!(false)),
             ("seed", json!(LARGEST_WHOLE), json!(LARGEST_WHOLE)),
+            ("init_lora_weights", json!("pissa_niter_16"), json!("pissa_niter_16")),
         ] {
             assert_eq!(check_parameter(name, &value), Ok(normal), "{name}: {value}");
         }
@@ -264,6 +265,11 @@ mod tests {
             ("seed", json!(LARGEST_WHOLE + 1), "must be a whole number from 0 to 2^53, not 9007199254740993"),
             ("precision_mode", json!("8bit"), "must be float32, bfloat16, float16 or 4bit, not \"8bit\""),
             ("shuffle", json!("yes"), "must be true or false, not \"yes\""),
+            (
+                "init_lora_weights",
+                json!("pissa_niter_"),
+                "must be default, gaussian, pissa or pissa_niter_N, not \"pissa_niter_\"",
+            ),
             (
                 "target_modules",
                 json!([]),

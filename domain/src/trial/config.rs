@@ -183,14 +183,60 @@ impl Default for TargetModules {
 }
 
 /// How an adapter's matrices begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum InitLoraWeights {
     /// A uniform in ±1/√in_features (Kaiming with a = √5), B zero.
     #[default]
     Default,
     /// A normal with a standard deviation of 1/rank, B zero.
     Gaussian,
+    /// The weight's largest singular values and their vectors, in both; what is left of the weight is frozen
+    /// (PiSSA, Meng, Wang and Zhang 2024, <https://arxiv.org/abs/2404.02948>).
+    Pissa,
+    /// The same by so many subspace iterations from random vectors instead of the whole decomposition.
+    PissaNiter(u32),
+}
+
+impl InitLoraWeights {
+    const PISSA_NITER: &str = "pissa_niter_";
+
+    /// Whether the matrices begin as a part of the weight.
+    pub fn is_pissa(self) -> bool {
+        matches!(self, Self::Pissa | Self::PissaNiter(_))
+    }
+}
+
+impl fmt::Display for InitLoraWeights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => write!(f, "default"),
+            Self::Gaussian => write!(f, "gaussian"),
+            Self::Pissa => write!(f, "pissa"),
+            Self::PissaNiter(iterations) => write!(f, "{}{iterations}", Self::PISSA_NITER),
+        }
+    }
+}
+
+/// PEFT's words, `default` in place of its `true`.
+impl Serialize for InitLoraWeights {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for InitLoraWeights {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let iterations = || text.strip_prefix(Self::PISSA_NITER)?.parse().ok();
+        match text.as_str() {
+            "default" => Ok(Self::Default),
+            "gaussian" => Ok(Self::Gaussian),
+            "pissa" => Ok(Self::Pissa),
+            _ => iterations().map(Self::PissaNiter).ok_or_else(|| {
+                serde::de::Error::custom(format!("{text:?} is not default, gaussian, pissa or pissa_niter_N"))
+            }),
+        }
+    }
 }
 
 /// How rows are held out when no evaluation file is named.

@@ -63,8 +63,26 @@ impl PeftConfig {
         }
     }
 
+    /// What the file says of such an adapter: of one that began as a part of the weights, that it is one on the
+    /// whole weights, of twice the rank and the same scaling, as PEFT converts it
+    /// (`path_initial_model_for_weight_conversion`).
+    pub fn as_written(&self) -> Self {
+        if !self.init_lora_weights.is_pissa() {
+            return self.clone();
+        }
+        let twice = if self.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
+        Self {
+            r: 2 * self.r,
+            lora_alpha: twice * self.lora_alpha,
+            rank_pattern: self.rank_pattern.iter().map(|(k, r)| (k.clone(), 2 * r)).collect(),
+            alpha_pattern: self.alpha_pattern.iter().map(|(k, a)| (k.clone(), twice * a)).collect(),
+            init_lora_weights: InitLoraWeights::Default,
+            ..self.clone()
+        }
+    }
+
     /// The file's content, with the keys that PEFT 0.17 and later write.
-    pub fn to_json(&self) -> Value {
+    pub(super) fn to_json(&self) -> Value {
         // PEFT keeps a hub's revision apart from the name.
         let (base, revision) = match hub::locate(&self.base_model_name_or_path) {
             Located::Repo(id) => (id.name().to_string(), id.named_revision().map(Into::into)),
@@ -82,7 +100,7 @@ impl PeftConfig {
             "inference_mode": true,
             "init_lora_weights": match self.init_lora_weights {
                 InitLoraWeights::Default => json!(true),
-                InitLoraWeights::Gaussian => json!("gaussian"),
+                how => json!(how),
             },
             "layer_replication": null,
             "layers_pattern": null,
@@ -121,7 +139,12 @@ impl PeftConfig {
         let value: Value = serde_json::from_str(&text)
             .map_err(|e| TrainError::model(&path, format!("is no JSON ({e})"), "restore the file"))?;
         check_supported(&value).map_err(|(key, value)| {
-            let remedy = "it changes what the adapter computes, and this engine does not compute it";
+            let remedy = match key {
+                "init_lora_weights" => {
+                    "its base is not the whole one: save it with PEFT's path_initial_model_for_weight_conversion"
+                }
+                _ => "it changes what the adapter computes, and this engine does not compute it",
+            };
             TrainError::model(&path, format!("{key} is {value}"), remedy)
         })?;
         let positive = |key: &str| {

@@ -32,8 +32,8 @@ fn key(path: &str, parameter: &str) -> String {
 /// The system refuses a write.
 pub fn save(dir: &Path, adapter: &Adapter, config: &PeftConfig) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
-    files::write_atomically(&dir.join(WEIGHTS_FILE), &serialize(named(adapter))?)?;
-    let text = serde_json::to_string_pretty(&config.to_json()).unwrap_or_default();
+    files::write_atomically(&dir.join(WEIGHTS_FILE), &weights(adapter)?)?;
+    let text = serde_json::to_string_pretty(&config.as_written().to_json()).unwrap_or_default();
     files::write_atomically(&dir.join(CONFIG_FILE), text.as_bytes())
 }
 
@@ -43,7 +43,8 @@ pub(crate) fn serialize(tensors: BTreeMap<String, &Tensor>) -> Result<Vec<u8>> {
     Ok(safetensors::serialize(tensors, Some(metadata)).map_err(candle_core::Error::from)?)
 }
 
-/// Reads an adapter directory for the layers `targets` of a base. `seed` is that of its dropout masks.
+/// Reads an adapter directory for the layers `targets` of a base. `seed` is that of its dropout masks. A target that
+/// began as a part of its weight is found as [`save`] wrote it: with the matrices that it began with.
 ///
 /// # Errors
 /// A file is missing or broken, the adapter is of an unknown kind, or its layers or shapes are not those asked for.
@@ -71,11 +72,18 @@ pub fn load(dir: &Path, targets: &[Target], seed: u64, device: &Device) -> Resul
     let [lora_a, lora_b, magnitude] = LoraMatrix::PARAMETERS;
     let matrix = |target: &Target| {
         let (rank, module) = (target.rank, &target.module);
-        let a = take(target, lora_a, &[rank, module.in_features])?;
-        let b = take(target, lora_b, &[module.out_features, rank])?;
+        let held = if target.init.is_pissa() { 2 * rank } else { rank };
+        let mut a = take(target, lora_a, &[held, module.in_features])?;
+        let mut b = take(target, lora_b, &[module.out_features, held])?;
+        let mut initial = None;
+        if target.init.is_pissa() {
+            let (a_0, b_0) = (a.narrow(0, rank, rank)?.copy()?, b.narrow(1, rank, rank)?.neg()?);
+            initial = Some([a_0, b_0.contiguous()?]);
+            (a, b) = (a.narrow(0, 0, rank)?.copy()?, b.narrow(1, 0, rank)?.contiguous()?);
+        }
         let magnitude =
             target.use_dora.then(|| take(target, magnitude, &[module.out_features])).transpose()?;
-        Ok(LoraMatrix::new(target, a, b, magnitude))
+        Ok(LoraMatrix::new(target, a, b, magnitude, initial))
     };
     let modules = targets.iter().map(matrix).collect::<Result<Vec<_>>>()?;
     if modules.iter().any(|m| m.path == "lm_head") {
@@ -99,11 +107,17 @@ pub fn load(dir: &Path, targets: &[Target], seed: u64, device: &Device) -> Resul
 /// # Errors
 /// A tensor cannot be read from its device.
 pub fn size(adapter: &Adapter) -> Result<u64> {
-    Ok(serialize(named(adapter))?.len() as u64)
+    Ok(weights(adapter)?.len() as u64)
 }
 
-fn named(adapter: &Adapter) -> BTreeMap<String, &Tensor> {
-    let named = |m: &LoraMatrix, parameter, value| (key(&m.path, parameter), value);
-    let matrices = adapter.modules.iter().map(|m| m.parameters().map(move |(name, value)| (m, name, value)));
-    matrices.flatten().map(|(m, name, value)| named(m, name, value)).collect()
+/// The file of an adapter's weights, as the adapter is on the whole weights of the base.
+fn weights(adapter: &Adapter) -> Result<Vec<u8>> {
+    let mut named = BTreeMap::new();
+    for module in &adapter.modules {
+        let [a, b] = module.on_whole_weight()?;
+        let values = [a, b].into_iter().chain(module.magnitude.clone());
+        let keys = LoraMatrix::PARAMETERS.map(|parameter| key(&module.path, parameter));
+        named.extend(keys.into_iter().zip(values));
+    }
+    serialize(named.iter().map(|(key, value)| (key.clone(), value)).collect())
 }

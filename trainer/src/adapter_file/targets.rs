@@ -40,7 +40,13 @@ pub fn resolve_targets(base: &Base, config: &PeftConfig) -> Result<Vec<Target>> 
     let target = |((module, rank), alpha): ((ModuleSpec, Option<usize>), Option<f64>)| {
         let (rank, alpha) = (rank.unwrap_or(config.r), alpha.unwrap_or(config.lora_alpha));
         let divisor = if config.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
-        Target { module, rank, scaling: alpha / divisor, use_dora: config.use_dora }
+        Target {
+            module,
+            rank,
+            scaling: alpha / divisor,
+            use_dora: config.use_dora,
+            init: config.init_lora_weights,
+        }
     };
     Ok(modules.into_iter().zip(ranks).zip(alphas).map(target).collect())
 }

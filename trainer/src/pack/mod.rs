@@ -101,7 +101,8 @@ fn outcomes(base: &Base, tokens: &Tokens, nll: &[f32], adapters: &[u64], peak: u
 /// A token id is no row of the embedding; the device runs out of memory.
 pub fn forward_backward(base: &Base, members: &mut [Member]) -> Result<Vec<Outcome>> {
     let tokens = Tokens::new(members.iter().map(|m| m.rows), base.config.vocab_size)?;
-    let adapters: Vec<u64> = members.iter().map(|m| m.adapter.bytes()).collect();
+    // With the gradients.
+    let adapters: Vec<u64> = members.iter().map(|m| m.adapter.bytes() + m.adapter.trained_bytes()).collect();
     let resident = base.bytes() + adapters.iter().sum::<u64>();
     if tokens.wanted.is_empty() {
         return Ok(outcomes(base, &tokens, &[], &adapters, resident));
@@ -146,7 +147,7 @@ pub fn forward_backward(base: &Base, members: &mut [Member]) -> Result<Vec<Outco
 /// A token id is no row of the embedding; the device runs out of memory.
 pub fn evaluate(base: &Base, adapter: Option<&Adapter>, rows: &[Row]) -> Result<Outcome> {
     let tokens = Tokens::new([rows].into_iter(), base.config.vocab_size)?;
-    let own = adapter.map_or(0, |a| a.bytes() / 2);
+    let own = adapter.map_or(0, Adapter::bytes);
     let pass = Pass::new(base, &tokens, base.bytes() + own)?;
     let mut nll = Vec::new();
     if !tokens.wanted.is_empty() {

@@ -403,8 +403,8 @@ pub(super) fn linear_backward(
 struct Narrow {
     segment: usize,
     share: Share,
-    /// `[rows, rank]`
-    dh: Tensor,
+    /// `[rows, rank]` of each of its products.
+    dh: Vec<Tensor>,
 }
 
 /// Adds the gradients of the trials' adapters of linear layer `number`, whose output has the gradient `dy`. Where a

@@ -212,13 +212,7 @@ impl Run {
         let targets = preflight::check(&config, &loaded.base)?;
         let mut adapter = match &config.init_adapter {
             Some(dir) => initial_adapter(&config, Path::new(dir), &targets, loaded)?,
-            None => Adapter::new(
-                &loaded.base,
-                &targets,
-                config.init_lora_weights,
-                config.lora_dropout,
-                config.seed,
-            )?,
+            None => Adapter::new(&loaded.base, &targets, config.lora_dropout, config.seed)?,
         };
         adapter.dropout = config.lora_dropout;
         let optimizer = AdamW::new(&adapter, optimizer_config(&config))?;

@@ -89,6 +89,7 @@ impl Run {
             engine: if ops::on_gpu(loaded.base.device()) { Engine::Gpu } else { Engine::Cpu },
             precision: loaded.base.precision,
             trainable_parameters: self.state.adapter.parameters(),
+            initial_parameters: self.state.adapter.initial_parameters(),
             tokens: preflight::batch_tokens(&self.data, self.config.batch_size),
             longest: preflight::batch_tokens(&self.data, 1),
         }
