@@ -196,7 +196,7 @@ fn document(planned: &Planned) -> Value {
     let shape = preflight.shape.shape();
     let tokens = footprint::tokens_per_step(config);
     let steps = config.total_steps(preflight.rows);
-    let tensors = 2 * preflight.target_modules;
+    let tensors = 2 * preflight.target_modules + preflight.saved_modules;
     let length = u64::from(config.max_sequence_length);
     let flops = shape.flops_per_token(preflight.trainable_parameters, length);
     json!({

@@ -42,6 +42,30 @@ pub struct Linear {
     pub out_features: u64,
 }
 
+/// A module that holds weights.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Module {
+    /// Its path, such as `model.layers.0.input_layernorm`.
+    pub path: String,
+    /// Elements of its matrix, if it has one.
+    pub matrix: u64,
+    /// Elements of what has one dimension: a norm's weight, a bias.
+    pub vector: u64,
+}
+
+/// The modules that a trial trains whole (`modules_to_save`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Saved {
+    /// Their parameters.
+    pub parameters: u64,
+    /// Elements of the largest matrix among them.
+    pub largest: u64,
+    /// Whether the output head is one.
+    pub has_head: bool,
+    /// Whether a linear layer of the decoder is one.
+    pub has_linears: bool,
+}
+
 impl ModelShape {
     /// The linear layers of a decoder layer, in model order. The output head is not among them.
     pub fn linears(&self) -> [Linear; 7] {
@@ -78,6 +102,44 @@ impl ModelShape {
     pub fn parameters(&self) -> u64 {
         let tables = if self.tie_word_embeddings { 1 } else { 2 };
         self.linear_parameters() + tables * self.vocab_size * self.hidden_size + self.vector_parameters()
+    }
+
+    /// Every module that holds weights, by its path, in model order.
+    pub fn modules(&self) -> Vec<Module> {
+        let module = |path: String, matrix: u64, vector: u64| Module { path, matrix, vector };
+        let table = self.vocab_size * self.hidden_size;
+        let mut modules = vec![module("model.embed_tokens".into(), table, 0)];
+        for layer in 0..self.num_hidden_layers {
+            let path = |name: &str| format!("model.layers.{layer}.{name}");
+            for (place, linear) in self.linears().into_iter().enumerate() {
+                let parent = if place < 4 { "self_attn" } else { "mlp" };
+                let bias = if place < 3 && self.query_key_value_bias { linear.out_features } else { 0 };
+                let weight = linear.in_features * linear.out_features;
+                modules.push(module(path(&format!("{parent}.{}", linear.name)), weight, bias));
+            }
+            if self.query_key_norms {
+                modules.push(module(path("self_attn.q_norm"), 0, self.head_dim));
+                modules.push(module(path("self_attn.k_norm"), 0, self.head_dim));
+            }
+            modules.push(module(path("input_layernorm"), 0, self.hidden_size));
+            modules.push(module(path("post_attention_layernorm"), 0, self.hidden_size));
+        }
+        modules.push(module("model.norm".into(), 0, self.hidden_size));
+        modules.push(module(Self::HEAD.into(), table, 0));
+        modules
+    }
+
+    /// What `modules_to_save` of these names takes: as PEFT matches them, every module whose path ends in one.
+    pub fn saved(&self, names: Option<&[String]>) -> Saved {
+        let is_saved = |module: &&Module| names.is_some_and(|n| n.iter().any(|n| module.path.ends_with(n)));
+        let modules = self.modules();
+        let modules = modules.iter().filter(is_saved);
+        modules.fold(Saved::default(), |sum, module| Saved {
+            parameters: sum.parameters + module.matrix + module.vector,
+            largest: sum.largest.max(module.matrix),
+            has_head: sum.has_head || module.path == Self::HEAD,
+            has_linears: sum.has_linears || module.path.ends_with("_proj"),
+        })
     }
 
     /// The output head's name.
@@ -202,6 +264,8 @@ pub struct Load {
     pub trainable_parameters: u64,
     /// Frozen parameters of the adapter: PiSSA's initial matrices.
     pub initial_parameters: u64,
+    /// Of the trainable parameters, those of modules that are trained whole.
+    pub saved: Saved,
     /// Tokens of the largest micro-batch.
     pub tokens: u64,
     /// Tokens of the longest row.
@@ -238,20 +302,27 @@ impl ModelShape {
             return self.peak_bytes_on_gpu(load, recomputed, kept, element);
         }
         // Logits are float32 everywhere.
-        let loss = element * (tokens * hidden + 2 * block * hidden) + 4 * block * self.vocab_size;
+        // A head that is trained has its gradient by the logits' transpose.
+        let logits = if load.saved.has_head { 2 } else { 1 } * block * self.vocab_size;
+        let loss = element * (tokens * hidden + 2 * block * hidden) + 4 * logits;
         // The layers that keep all come last, so that they are gone when the first is computed again.
         let again = if kept == 0 { layer - hidden } else { 0 };
         // Of a layer's backward, its feed-forward part, and its attention part, when gate, up, middle and attention's
         // output are gone: the gradients by queries, keys and values, head by head and joined, and what head norms give.
         let normed = if self.query_key_norms { query + key_value } else { 0 };
         let attention = (2 * (query + 2 * key_value) + normed).saturating_sub(2 * inter);
-        let backward = element * tokens * (again + attention.max(hidden + 2 * inter));
-        PeakBytes {
+        // So has a linear layer.
+        let turned = if load.saved.has_linears { inter } else { 0 };
+        let backward = element * tokens * (again + turned + attention.max(hidden + 2 * inter));
+        let pass = PeakBytes {
             weights: self.base_bytes(load.precision),
             adapter: 20 * load.trainable_parameters + 4 * load.initial_parameters,
             activations: element * tokens * (kept * layer + recomputed * hidden),
             working: loss.max(backward),
-        }
+        };
+        // With nothing of the pass left, AdamW makes a matrix and its moments anew.
+        let update = PeakBytes { activations: 0, working: 12 * load.saved.largest, ..pass };
+        if update.total() > pass.total() { update } else { pass }
     }
 
     /// [`ModelShape::peak_bytes`] on a GPU, whose elements of activations take `element` bytes.
@@ -263,8 +334,11 @@ impl ModelShape {
         // A copy in other numbers, where they are others.
         let copy = if element == 4 { 0 } else { element };
         let block = logits_block(self.vocab_size).min(tokens);
-        let loss =
+        let mut loss =
             element * (2 * tokens * hidden + 3 * block * hidden) + (4 + copy) * block * self.vocab_size;
+        // A head that is trained has its gradient in float32 and by the logits' transpose from here on.
+        let head_gradient = if load.saved.has_head { 4 * self.vocab_size * hidden } else { 0 };
+        loss += if load.saved.has_head { (4 + copy) * block * self.vocab_size } else { 0 };
         let matrix = match load.precision.mode {
             PrecisionMode::FourBit => {
                 element * self.linears().iter().map(|l| l.in_features * l.out_features).max().unwrap_or(0)
@@ -273,7 +347,8 @@ impl ModelShape {
         };
         // Of a layer's backward, its feed-forward part, and its attention part, when gate, up, middle and attention's
         // output are gone.
-        let feed_forward = element * tokens * (2 * inter + 3 * hidden) + matrix;
+        let turned = if load.saved.has_linears { 2 * 4 * inter } else { 0 };
+        let feed_forward = element * tokens * (2 * inter + 3 * hidden) + matrix + tokens * turned;
         let scores = (4 + element) * heads * load.longest.min(ATTENTION_BLOCK) * load.longest;
         let shared = heads > self.num_key_value_heads || load.longest > ATTENTION_BLOCK;
         let keys = if shared { 2 * 4 * key_value } else { 2 * element * key_value };
@@ -289,7 +364,12 @@ impl ModelShape {
         let (weights, parameters) = (self.base_bytes(load.precision), load.trainable_parameters);
         let initial = load.initial_parameters;
         let adapter = (16 + copy) * parameters + (4 + copy) * initial;
-        let at_start = PeakBytes { weights, adapter, activations: held, working: loss.max(first) };
+        let at_start = PeakBytes {
+            weights,
+            adapter: adapter + head_gradient,
+            activations: held,
+            working: loss.max(first),
+        };
         // At its end the backward holds one layer and all gradients.
         let at_end = PeakBytes {
             adapter: adapter + 4 * parameters,
@@ -299,7 +379,8 @@ impl ModelShape {
         };
         // Then, with nothing of the pass left, AdamW makes a group's weights and moments anew.
         let tensors = 2 * self.linears().len() as u64 * self.num_hidden_layers;
-        let anew = 12 * parameters * ADAMW_TOGETHER.min(tensors) / tensors.max(1);
+        let low_rank = parameters - load.saved.parameters.min(parameters);
+        let anew = 12 * (low_rank * ADAMW_TOGETHER.min(tensors) / tensors.max(1) + load.saved.parameters);
         let update =
             PeakBytes { adapter: 20 * parameters + 4 * initial, activations: 0, working: anew, ..at_start };
         [at_end, update].into_iter().fold(at_start, |a, b| if b.total() > a.total() { b } else { a })
@@ -324,10 +405,12 @@ impl ModelShape {
             self.linears().iter().map(|l| l.out_features).sum::<u64>() * self.num_hidden_layers;
         let magnitudes = if config.use_dora { outputs + self.vocab_size } else { 0 };
         let matrices = self.trainable_parameters(u64::from(rank), is_target);
+        let saved = self.saved(config.modules_to_save.as_deref());
         Load {
             precision: config.base_model().precision,
             engine,
-            trainable_parameters: matrices + magnitudes,
+            trainable_parameters: matrices + magnitudes + saved.parameters,
+            saved,
             initial_parameters: if config.init_lora_weights.is_pissa() { matrices } else { 0 },
             tokens: u64::from(config.batch_size) * u64::from(config.max_sequence_length),
             longest: u64::from(config.max_sequence_length),
@@ -382,6 +465,8 @@ mod tests {
     #[test]
     fn the_published_table() {
         assert_eq!(OPEN_LLAMA_7B.parameters(), 6_738_415_616);
+        let all: u64 = OPEN_LLAMA_7B.modules().iter().map(|module| module.matrix + module.vector).sum();
+        assert_eq!(all, OPEN_LLAMA_7B.parameters());
         // (rank, trainable, total in 10⁹, share in per cent, adapter in MiB)
         for (rank, trainable, total, share, mib) in [
             (8, 19_988_480, 6.76, 0.3, 76.4),
@@ -450,6 +535,7 @@ mod tests {
                 engine: Engine::Gpu,
                 trainable_parameters,
                 initial_parameters: 0,
+                saved: Saved::default(),
                 tokens,
                 longest,
             };
@@ -468,6 +554,7 @@ mod tests {
             engine,
             trainable_parameters: 1000,
             initial_parameters: 0,
+            saved: Saved::default(),
             tokens: 1024,
             longest: 512,
         };

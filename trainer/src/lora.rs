@@ -2,6 +2,7 @@
 
 use crate::error::Result;
 use crate::model::Base;
+use crate::saved::{SavedModule, Trainable};
 use crate::{memory, ops, pissa, rng};
 use candle_core::{DType, Tensor};
 use domain::trial::InitLoraWeights;
@@ -145,6 +146,8 @@ impl LoraMatrix {
 pub struct Adapter {
     /// Its matrices in model order.
     pub modules: Vec<LoraMatrix>,
+    /// The modules that are trained whole beside them, in model order.
+    pub saved: Vec<SavedModule>,
     /// Probability of dropping an input element while training.
     pub dropout: f64,
     /// Seed of the dropout masks.
@@ -170,15 +173,36 @@ impl Adapter {
     ///
     /// # Errors
     /// The device runs out of memory, or a weight that is to be decomposed is not finite.
-    pub fn new(base: &Base, targets: &[Target], dropout: f64, seed: u64) -> Result<Self> {
+    pub fn new(base: &Base, trainable: &Trainable, dropout: f64, seed: u64) -> Result<Self> {
         // Each decomposition has one thread.
-        let modules = targets.par_iter().map(|target| begin(base, target, seed)).collect::<Result<_>>()?;
-        Ok(Self { modules, dropout, seed })
+        let begin = |target: &Target| begin(base, target, seed);
+        let modules = trainable.targets.par_iter().map(begin).collect::<Result<_>>()?;
+        let saved = trainable.saved.iter().map(|spec| SavedModule::of(base, spec)).collect::<Result<_>>()?;
+        Ok(Self { modules, saved, dropout, seed })
+    }
+
+    /// All that it trains, by path and name.
+    pub fn named(&self) -> impl Iterator<Item = (&str, &'static str, &Tensor)> {
+        let matrices = self.modules.iter().flat_map(|m| m.parameters().map(|(n, v)| (m.path.as_str(), n, v)));
+        let saved = self.saved.iter().flat_map(|m| m.parameters().map(|(n, v)| (m.path.as_str(), n, v)));
+        matrices.chain(saved)
+    }
+
+    /// The same with gradients, to be changed.
+    pub fn trained(&mut self) -> impl Iterator<Item = Trained<'_>> {
+        let saved = self.saved.iter_mut().flat_map(SavedModule::trained);
+        self.modules.iter_mut().flat_map(LoraMatrix::trained).chain(saved)
+    }
+
+    /// Its gradients so far.
+    pub fn gradients(&self) -> impl Iterator<Item = &Tensor> {
+        let saved = self.saved.iter().flat_map(SavedModule::gradients);
+        self.modules.iter().flat_map(LoraMatrix::gradients).chain(saved)
     }
 
     /// The number of trainable parameters.
     pub fn parameters(&self) -> u64 {
-        self.modules.iter().flat_map(LoraMatrix::parameters).map(|(_, value)| value.elem_count() as u64).sum()
+        self.named().map(|(_, _, value)| value.elem_count() as u64).sum()
     }
 
     /// The number of parameters that it holds beside them: PiSSA's initial matrices.
@@ -192,7 +216,7 @@ impl Adapter {
 
     /// Forgets the accumulated gradients.
     pub fn zero_grad(&mut self) {
-        self.modules.iter_mut().flat_map(LoraMatrix::trained).for_each(|(_, _, gradient)| *gradient = None);
+        self.trained().for_each(|(_, _, gradient)| *gradient = None);
     }
 
     /// The index of a layer's matrix.
@@ -292,7 +316,7 @@ impl Adapter {
 
     /// Bytes of what it trains.
     pub fn trained_bytes(&self) -> u64 {
-        self.modules.iter().flat_map(LoraMatrix::parameters).map(|(_, value)| memory::bytes(value)).sum()
+        self.named().map(|(_, _, value)| memory::bytes(value)).sum()
     }
 
     /// Bytes of all that it is made of.
@@ -424,7 +448,8 @@ impl Mask {
     }
 }
 
-fn accumulate(sum: &mut Option<Tensor>, gradient: Tensor) -> Result<()> {
+/// Adds a gradient to those so far.
+pub(crate) fn accumulate(sum: &mut Option<Tensor>, gradient: Tensor) -> Result<()> {
     *sum = Some(match sum.take() {
         // The new gradient is changed in place and the old sum left alone: a snapshot may hold it.
         Some(sum) => ops::add(gradient, &sum)?,

@@ -85,6 +85,12 @@ fn the_peak_of_the_allocator_is_predicted() {
                 1 if numbers != PrecisionMode::FourBit => InitLoraWeights::PissaNiter(1),
                 _ => InitLoraWeights::Default,
             },
+            modules_to_save: match pick(17, &[0, 1, 2]) {
+                0 => None,
+                1 => Some(vec!["lm_head".into(), "embed_tokens".into(), "norm".into()]),
+                _ if numbers == PrecisionMode::FourBit => Some(vec!["norm".into()]),
+                _ => Some(vec!["down_proj".into(), "v_proj".into()]),
+            },
             batch_size: batch as u32,
             max_sequence_length: length as u32,
             max_steps: Some(4),
@@ -118,8 +124,8 @@ fn the_peak_of_the_allocator_is_predicted() {
         let ratio = (predicted + grown) as f64 / measured as f64;
         println!(
             "seed {seed}: {predicted} predicted and {grown} of buffers, {measured} handed out, ratio {ratio:.3}; \
-             hidden {hidden}, {layers} layers, batch {batch} x {length}, rank {}, {}, {:?}, {:?}",
-            trial.lora_rank, trial.init_lora_weights, trial.precision_mode, trial.gradient_checkpointing,
+             hidden {hidden}, {layers} layers, batch {batch} x {length}, rank {}, {}, {:?}, {:?}, {:?}",
+            trial.lora_rank, trial.init_lora_weights, trial.modules_to_save, trial.precision_mode, trial.gradient_checkpointing,
         );
         assert!((0.95..1.05).contains(&ratio), "seed {seed}: {predicted} predicted, {measured} handed out");
     }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use candle_core::Device;
-use domain::footprint::{Engine, Load, ModelShape};
+use domain::footprint::{Engine, Load, ModelShape, Saved};
 use domain::trial::{InitLoraWeights, Precision, PrecisionMode};
 use trainer::lora::{Adapter, Target};
 use trainer::model::{Base, LlamaConfig, RopeScaling};
@@ -77,11 +77,14 @@ fn check(precision: Precision, recomputed: usize, init: InitLoraWeights) {
         let shape = config.shape();
         let base = Base::random(config, precision, &Device::Cpu).unwrap();
         assert_eq!((base.bytes(), base.parameters()), (shape.base_bytes(precision), shape.parameters()));
+        let modules: Vec<_> = base.modules().into_iter().map(|m| (m.parameters(), m.path)).collect();
+        let by_shape = shape.modules().into_iter().map(|m| (m.matrix + m.vector, m.path));
+        assert_eq!(modules, by_shape.collect::<Vec<_>>());
         let head = adapted.then(|| base.head_module());
         let modules: Vec<_> = base.linear_modules().into_iter().chain(head).collect();
         let mut targets = Target::all(&modules, rank, 2.0 * rank as f64);
         targets.iter_mut().for_each(|target| target.init = init);
-        let mut adapter = Adapter::new(&base, &targets, 0.0, 1).unwrap();
+        let mut adapter = Adapter::new(&base, &targets.into(), 0.0, 1).unwrap();
         let config = AdamWConfig {
             beta1: 0.9,
             beta2: 0.999,
@@ -107,6 +110,7 @@ fn check(precision: Precision, recomputed: usize, init: InitLoraWeights) {
             engine: Engine::Cpu,
             trainable_parameters: trainable,
             initial_parameters: adapter.initial_parameters(),
+            saved: Saved::default(),
             tokens,
             longest: length.into(),
         };

@@ -10,7 +10,7 @@ use domain::trial::{Precision, TargetModules};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use trainer::adapter_file::{self, CONFIG_FILE, PeftConfig, resolve_targets, written_targets};
+use trainer::adapter_file::{self, CONFIG_FILE, PeftConfig, resolve, written_targets};
 use trainer::lora::Adapter;
 use trainer::merge::{Merge, Merged, SHARD_BYTES};
 use trainer::model::Base;
@@ -30,7 +30,7 @@ fn write_adapter(dir: &Path, base: &Base, targets: &TargetModules) -> Adapter {
         target_modules: written_targets(base, targets),
         ..PeftConfig::default()
     };
-    let modules = resolve_targets(base, &config).unwrap();
+    let modules = resolve(base, &config).unwrap();
     let fresh = |dropout, seed| Adapter::new(base, &modules, dropout, seed).unwrap();
     let (mut adapter, drawn) = (fresh(0.1, 1), fresh(0.0, 2));
     for (module, other) in adapter.modules.iter_mut().zip(drawn.modules) {

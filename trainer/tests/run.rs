@@ -172,6 +172,8 @@ fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() {
         check_resume(&|config| config.precision_mode = mode);
     }
     check_resume(&|config| config.init_lora_weights = InitLoraWeights::PissaNiter(4));
+    let names = ["lm_head", "embed_tokens", "norm"];
+    check_resume(&|config| config.modules_to_save = Some(names.map(String::from).into()));
 }
 
 fn check_resume(change: &dyn Fn(&mut TrialConfig)) {
@@ -188,7 +190,7 @@ fn check_resume(change: &dyn Fn(&mut TrialConfig)) {
     first.save(&adapter, &resume).unwrap();
     // What is computed twice may change on the way: it changes no number.
     let config = TrialConfig { gradient_checkpointing: GradientCheckpointing::On, ..config };
-    let mut second = Run::resume(&load(&config), config, &adapter, &resume).unwrap();
+    let mut second = Run::resume(&load(&config), config.clone(), &adapter, &resume).unwrap();
     assert_eq!((second.step(), second.recomputed_layers()), (7, 2));
     let rest = steps(&loaded, &mut second, 13);
 
@@ -208,7 +210,8 @@ fn check_resume(change: &dyn Fn(&mut TrialConfig)) {
     let (a, b) = (whole.summary(&loaded).unwrap(), second.summary(&loaded).unwrap());
     assert_eq!((a.steps, a.loss, a.eval_loss), (b.steps, b.loss, b.eval_loss));
     assert_eq!(a.throughput, Throughput::Solo);
-    assert_eq!(a.trainable_parameters, 4 * 2 * (32 + 24 + 24 + 32 + 40 + 40 + 40));
+    let saved = if config.modules_to_save.is_some() { 2 * 40 * 16 + 5 * 16 } else { 0 };
+    assert_eq!(a.trainable_parameters, 4 * 2 * (32 + 24 + 24 + 32 + 40 + 40 + 40) + saved);
 }
 
 /// A step whose gradients overflow is left out, and the next one tries with half the scale.

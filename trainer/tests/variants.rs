@@ -10,7 +10,7 @@ use domain::trial::{InitLoraWeights, Precision, PrecisionMode, TargetModules, Tr
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use trainer::adapter_file::{self, PeftConfig, WEIGHTS_FILE, resolve_targets};
+use trainer::adapter_file::{self, PeftConfig, WEIGHTS_FILE, resolve};
 use trainer::lora::{Adapter, LoraMatrix, Target};
 use trainer::merge::{Merge, SHARD_BYTES};
 use trainer::model::Base;
@@ -37,14 +37,15 @@ fn off(got: &[f32], want: &[f32]) -> f32 {
     got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest
 }
 
-fn batch(rows: &Value, step: usize) -> Vec<Row> {
+fn batch(base: &Base, rows: &Value, step: usize) -> Vec<Row> {
     let ids: Vec<Vec<u32>> = serde_json::from_value(rows[step].clone()).unwrap();
-    ids.into_iter().map(Row::whole).collect()
+    let known = |id: u32| id % base.config.vocab_size as u32;
+    ids.into_iter().map(|row| Row::whole(row.into_iter().map(known).collect())).collect()
 }
 
 /// An adapter of PEFT's, what it says of itself, and what it is trained to.
 fn read(base: &Base, dir: &Path) -> (PeftConfig, Adapter) {
-    let targets = resolve_targets(base, &PeftConfig::load(dir).unwrap()).unwrap();
+    let targets = resolve(base, &PeftConfig::load(dir).unwrap()).unwrap();
     adapter_file::load(dir, &targets, 0, device()).unwrap()
 }
 
@@ -71,7 +72,7 @@ fn check(dir: &Path, base_dir: &Path) {
     let steps = log["steps"].as_array().unwrap();
     let (mut furthest, mut weights) = (0f64, 0f32);
     for (step, want) in steps.iter().enumerate() {
-        let rows = batch(&rows, step);
+        let rows = batch(&base, &rows, step);
         let member = Member { recomputed_layers: step % 3, ..Member::new(&mut adapter, &rows, 0) };
         let outcome = pack::forward_backward(&base, &mut [member]).unwrap()[0];
         let targets = outcome.targets as f64;
@@ -100,7 +101,16 @@ fn check(dir: &Path, base_dir: &Path) {
             assert!(off < 1e-3, "{name} {} {parameter}: off by {off}", got.path);
         }
     }
-    let probe = &batch(&rows, steps.len())[0].input_ids;
+    assert_eq!(adapter.saved.len(), want.saved.len(), "{name}");
+    for (got, want) in adapter.saved.iter().zip(&want.saved) {
+        assert_eq!((&got.path, got.kind), (&want.path, want.kind));
+        for ((parameter, got_value), (_, want_value)) in got.parameters().zip(want.parameters()) {
+            let off = off(&values(got_value), &values(want_value));
+            weights = weights.max(off);
+            assert!(off < 1e-3, "{name} {} {parameter}: off by {off}", got.path);
+        }
+    }
+    let probe = &batch(&base, &rows, steps.len())[0].input_ids;
     let logits: Vec<Vec<f32>> = serde_json::from_value(log["logits"].clone()).unwrap();
     let got = values(&pack::logits(&base, Some(&want), probe).unwrap());
     let most = got.iter().zip(logits.iter().flatten()).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -146,7 +156,7 @@ fn check(dir: &Path, base_dir: &Path) {
 /// A fresh adapter that begins as a part of the weights, beside PEFT's: vectors may have the other sign, so that
 /// products are compared.
 fn fresh(name: &str, base: &Base, config: &PeftConfig, want: &Adapter) -> Adapter {
-    let targets = resolve_targets(base, config).unwrap();
+    let targets = resolve(base, config).unwrap();
     let adapter = Adapter::new(base, &targets, 0.0, 5).unwrap();
     let mut most = 0f32;
     for (got, want) in adapter.modules.iter().zip(&want.modules) {
@@ -217,9 +227,13 @@ fn variants_are_pefts() {
         "pissa",
         "pissa_niter",
         "pissa_dora",
+        "saved",
+        "saved_layers",
     ] {
         check(&fixtures().join(name), &fixtures().join("base"));
     }
+    // Its head is tied.
+    check(&fixtures().join("saved_tied"), &family("qwen2").join("base"));
 }
 
 /// Biases, norms of heads, windows: each on a base that has them. Alone it has transformers' logits; and what PEFT
@@ -229,7 +243,7 @@ fn families_are_transformers_and_pefts() {
     for name in FAMILIES {
         let dir = family(name);
         let base = Base::load(&dir.join("base"), Precision::default(), device()).unwrap();
-        let probe = &batch(&json_file(&dir.join("../rows.json")), 8)[0].input_ids;
+        let probe = &batch(&base, &json_file(&dir.join("../rows.json")), 8)[0].input_ids;
         let want: Vec<Vec<f32>> =
             serde_json::from_value(json_file(&dir.join("log.json"))["base_logits"].clone()).unwrap();
         let got = values(&pack::logits(&base, None, probe).unwrap());
@@ -269,7 +283,7 @@ fn fresh_adapters_begin_as_the_base() {
         (InitLoraWeights::PissaNiter(4), true),
     ] {
         let config = PeftConfig { r: 8, use_dora, init_lora_weights: init, ..PeftConfig::default() };
-        let targets = resolve_targets(&base, &config).unwrap();
+        let targets = resolve(&base, &config).unwrap();
         let adapter = Adapter::new(&base, &targets, 0.0, 5).unwrap();
         let off = off(&values(&pack::logits(&base, Some(&adapter), &probe).unwrap()), &alone);
         assert!(off < 2e-6, "{init:?} {use_dora}: {off}");
@@ -285,9 +299,8 @@ fn fresh_adapters_begin_as_the_base() {
             InitLoraWeights::Pissa | InitLoraWeights::PissaNiter(_) => variance,
         };
         assert!((variance / want - 1.0).abs() < 0.1, "{init:?}: variance {variance}, not {want}");
-        let count = |of: fn(&Target) -> u64| targets.iter().map(of).sum::<u64>();
-        assert_eq!(adapter.parameters(), count(Target::parameters));
-        assert_eq!(adapter.initial_parameters(), count(Target::initial_parameters));
+        let counts = (targets.parameters(), targets.initial_parameters());
+        assert_eq!((adapter.parameters(), adapter.initial_parameters()), counts);
     }
 }
 
@@ -305,12 +318,12 @@ fn patterns_and_layers_are_pefts() {
     let check = |change: &dyn Fn(&mut TrialConfig), want: Result<&[&str], &str>| {
         let mut config = config.clone();
         change(&mut config);
-        let got = resolve_targets(&base, &PeftConfig::of(&config)).map_err(|e| e.to_string());
+        let got = resolve(&base, &PeftConfig::of(&config)).map_err(|e| e.to_string());
         let show = |target: &Target| {
             let path: Vec<_> = target.module.path.split('.').collect();
             format!("{} {}: {}, {}", path[2], path[4], target.rank, target.scaling)
         };
-        let got = got.map(|targets| targets.iter().map(show).collect::<Vec<_>>());
+        let got = got.map(|trainable| trainable.targets.iter().map(show).collect::<Vec<_>>());
         let want = want.map(|list| list.iter().map(ToString::to_string).collect::<Vec<_>>());
         assert_eq!(got, want.map_err(ToString::to_string));
     };
@@ -348,7 +361,8 @@ fn patterns_and_layers_are_pefts() {
     check(
         &|c| c.exclude_modules = Some(names(&["v_proj", "q_proj"])),
         Err(
-            "target_modules: no linear layer is left to adapt; let exclude_modules and layers_to_transform leave one",
+            "target_modules: no linear layer is left to adapt; let exclude_modules, layers_to_transform and \
+             modules_to_save leave one",
         ),
     );
     check(
@@ -379,12 +393,80 @@ fn patterns_and_layers_are_pefts() {
             ..config.clone()
         };
         let config = PeftConfig::of(&config);
-        let [trained, written] = [&config, &config.as_written()].map(|c| resolve_targets(&base, c).unwrap());
-        for (trained, written) in trained.iter().zip(&written) {
+        let [trained, written] = [&config, &config.as_written()].map(|c| resolve(&base, c).unwrap());
+        for (trained, written) in trained.targets.iter().zip(&written.targets) {
             assert_eq!((2 * trained.rank, &trained.module), (written.rank, &written.module));
             assert!((trained.scaling / written.scaling - 1.0).abs() < 1e-15, "{written:?}");
         }
     }
+}
+
+/// What `modules_to_save` matches, in model order, and how many layers have adapters then; or what the message says.
+#[test]
+fn modules_to_save_are_pefts() {
+    let base = base();
+    let check = |names: &[&str], change: &dyn Fn(&mut PeftConfig), want: Result<(&[&str], usize), &str>| {
+        let names = names.iter().map(ToString::to_string).collect();
+        let mut config = PeftConfig { modules_to_save: Some(names), ..PeftConfig::default() };
+        change(&mut config);
+        let got = resolve(&base, &config).map_err(|e| e.to_string());
+        let got = got.map(|t| (t.saved.into_iter().map(|m| m.path).collect::<Vec<_>>(), t.targets.len()));
+        let want = want.map(|(paths, count)| (paths.iter().map(ToString::to_string).collect::<Vec<_>>(), count));
+        assert_eq!(got, want.map_err(ToString::to_string));
+    };
+    let same = |_: &mut PeftConfig| ();
+    check(&["lm_head", "embed_tokens"], &same, Ok((&["model.embed_tokens", "lm_head"], 14)));
+    let norms = [
+        "model.layers.0.input_layernorm",
+        "model.layers.0.post_attention_layernorm",
+        "model.layers.1.input_layernorm",
+        "model.layers.1.post_attention_layernorm",
+        "model.norm",
+    ];
+    check(&["norm"], &same, Ok((&norms, 14)));
+    check(&["model.norm"], &same, Ok((&norms[4..], 14)));
+    let values = ["model.layers.0.self_attn.v_proj", "model.layers.1.self_attn.v_proj"];
+    check(&["v_proj"], &same, Ok((&values, 12)));
+    check(&["layers.1.self_attn.v_proj"], &same, Ok((&values[1..], 13)));
+    check(
+        &["lm_head"],
+        &|c| c.target_modules = TargetModules::Names(vec!["lm_head".into(), "q_proj".into()]),
+        Ok((&["lm_head"], 2)),
+    );
+    check(
+        &["self_attn"],
+        &same,
+        Err(
+            "modules_to_save: \"self_attn\" matches model.layers.0.self_attn, which is made of several modules; name \
+             those of them that are to be trained",
+        ),
+    );
+    check(
+        &["score"],
+        &same,
+        Err(
+            "modules_to_save: \"score\" matches no module; this model has down_proj, embed_tokens, gate_proj, \
+             input_layernorm, k_proj, lm_head, norm, o_proj, post_attention_layernorm, q_proj, up_proj, v_proj",
+        ),
+    );
+    check(
+        &["proj"],
+        &same,
+        Err(
+            "modules_to_save: matches model.layers.0.self_attn.q_proj, which has an adapter; name it q_proj, or leave \
+             it out of target_modules",
+        ),
+    );
+    let four_bits = TrialConfig { precision_mode: PrecisionMode::FourBit, ..TrialConfig::default() };
+    let quantised = Base::load(&fixtures().join("base"), four_bits.base_model().precision, device()).unwrap();
+    let saved = |names: &[&str]| PeftConfig {
+        modules_to_save: Some(names.iter().map(ToString::to_string).collect()),
+        ..PeftConfig::default()
+    };
+    assert_eq!(resolve(&quantised, &saved(&["lm_head", "norm"])).unwrap().saved.len(), 6);
+    let message = resolve(&quantised, &saved(&["v_proj"])).unwrap_err().to_string();
+    let start = "modules_to_save: \"v_proj\" matches model.layers.0.self_attn.v_proj, which precision_mode 4bit";
+    assert!(message.starts_with(start), "{message}");
 }
 
 /// PiSSA needs weights that are numbers of their own, and begins anew.
@@ -418,16 +500,19 @@ fn unknown_variants_are_refused() {
     for (key, value) in [
         ("peft_type", json!("LOHA")),
         ("bias", json!("all")),
-        ("modules_to_save", json!(["lm_head"])),
         ("use_qalora", json!(true)),
         ("init_lora_weights", json!("pissa")),
         ("init_lora_weights", json!("olora")),
         ("trainable_token_indices", json!([1])),
+        ("ensure_weight_tying", json!(true)),
         ("rank_pattern", json!([1])),
         ("layers_to_transform", json!("all")),
     ] {
         let mut config = plain.clone();
         config[key] = value;
+        if key == "ensure_weight_tying" {
+            config["modules_to_save"] = json!(["lm_head"]);
+        }
         std::fs::write(dir.path().join("adapter_config.json"), config.to_string()).unwrap();
         let message = PeftConfig::load(dir.path()).unwrap_err().to_string();
         assert!(message.contains("adapter_config.json") && message.contains(key), "{message}");

@@ -96,6 +96,9 @@ const RULES: &[Rule] = &[
     rule("layers_to_transform", Kind::Mixed, "a list of whole numbers from 0", |c| {
         c.layers_to_transform.as_ref().is_none_or(|layers| !layers.is_empty())
     }),
+    rule("modules_to_save", Kind::Mixed, "a list of modules' names", |c| {
+        c.modules_to_save.as_ref().is_none_or(|names| !names.is_empty() && names.iter().all(|n| !n.is_empty()))
+    }),
     rule("rank_pattern", Kind::Mixed, "a map of paths to whole numbers from 1", |c| {
         c.rank_pattern.iter().all(|(path, rank)| !path.is_empty() && *rank >= 1)
     }),

@@ -320,6 +320,9 @@ trial_config! {
     exclude_modules: Option<TargetModules> = None;
     /// The decoder layers, by number from 0, that get adapters; all unless given.
     layers_to_transform: Option<Vec<u32>> = None;
+    /// Modules that are trained whole beside the adapter, each that ends in one of these names: `lm_head`,
+    /// `embed_tokens`, `norm` (every norm), a linear layer. They get no adapter.
+    modules_to_save: Option<Vec<String>> = None;
     /// Other ranks, by the end of a layer's path or a regular expression for it.
     rank_pattern: BTreeMap<String, u32> = BTreeMap::new();
     /// Other values of `lora_alpha`, likewise.

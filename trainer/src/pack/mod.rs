@@ -124,7 +124,7 @@ pub fn forward_backward(base: &Base, members: &mut [Member]) -> Result<Vec<Outco
     })?;
     let predicting = pass.meter.hold(ops::gather(&hidden, &tokens.predicting)?);
     drop(hidden);
-    pass.meter.touch(head::working_bytes(base, &tokens.wanted));
+    pass.meter.touch(head::working_bytes(base, &tokens.wanted, &segments, true));
     let (nll, gradient) = head::nll_backward(base, &predicting, &tokens.wanted, &scales, &mut segments)?;
     drop(predicting);
     let mut dx = Some(pass.meter.hold(ops::scatter(&gradient, &tokens.predicting, tokens.ids.len())?));
@@ -136,6 +136,9 @@ pub fn forward_backward(base: &Base, members: &mut [Member]) -> Result<Vec<Outco
             Kept::Input(input) => pass.again(index, input, &segments)?,
         };
         dx = pass.layer_backward(index, saved, dy, &mut segments)?;
+    }
+    if let Some(dx) = dx {
+        pass.embedding_backward(&tokens.ids, &dx, &mut segments)?;
     }
     // Only here is a GPU waited for: until now it was only given work.
     Ok(outcomes(base, &tokens, &head::values(&nll)?, &adapters, pass.meter.peak()))
@@ -154,7 +157,7 @@ pub fn evaluate(base: &Base, adapter: Option<&Adapter>, rows: &[Row]) -> Result<
         let segments = segments(base, adapter, tokens.ids.len(), tokens.wanted.len())?;
         let hidden = pass.hidden(&tokens.ids, &segments, drop)?;
         let predicting = ops::gather(&hidden, &tokens.predicting)?;
-        pass.meter.touch(head::working_bytes(base, &tokens.wanted));
+        pass.meter.touch(head::working_bytes(base, &tokens.wanted, &segments, false));
         nll = head::nll(base, &predicting, &tokens.wanted, &segments)?;
     }
     Ok(outcomes(base, &tokens, &nll, &[own], pass.meter.peak())[0])

@@ -1,11 +1,13 @@
 //! The layers of a pass, forward and backward, and the products with their adapters.
 
 use super::tokens::Tokens;
-use crate::error::Result;
-use crate::lora::{Adapter, DropoutCounter, MaskPlace, Working};
+use crate::error::{Result, TrainError};
+use crate::lora::{Adapter, DropoutCounter, MaskPlace, Working, accumulate};
 use crate::memory::{Held, Meter};
-use crate::model::{Base, Linear};
+use crate::model::{Base, Linear, NormNumbers};
 use crate::ops::{self, Branch, Heads, Rotary};
+use crate::saved::{self, Kind, Run, by_runs};
+use crate::weight::Weight;
 use candle_core::{DType, Tensor};
 use std::borrow::Borrow;
 use std::collections::HashMap;
@@ -24,6 +26,12 @@ pub(super) struct Segment<A> {
     modules: Vec<Option<usize>>,
     /// The adapter's matrices as the pass uses them.
     working: Vec<Working>,
+    /// The trial's own copies of modules, each by its number.
+    copies: HashMap<Kind, usize>,
+    /// Their weights in the pass's numbers.
+    weights: Vec<Weight>,
+    /// The number of the norm before the head.
+    last_norm: usize,
 }
 
 /// A trial's share of a product's rows.
@@ -50,19 +58,120 @@ impl<A: Borrow<Adapter>> Segment<A> {
         let linears = base.layers.iter().flat_map(|layer| &layer.linears).chain([&base.head]);
         let modules = linears.map(|linear| places.get(linear.path.as_str()).copied()).collect();
         let working = adapter.borrow().working(base)?;
-        Ok(Self { adapter, tokens, asked, dropout, modules, working })
+        let saved = &adapter.borrow().saved;
+        let copies = saved.iter().enumerate().map(|(number, module)| (module.kind, number)).collect();
+        let weights = saved.iter().map(|module| module.working(base)).collect::<Result<_>>()?;
+        let last_norm = base.last_norm();
+        Ok(Self { adapter, tokens, asked, dropout, modules, working, copies, weights, last_norm })
+    }
+
+    /// Whether the trial has its own copy of a module.
+    pub(super) fn has(&self, kind: Kind) -> bool {
+        self.copies.contains_key(&kind)
+    }
+
+    /// The trial's rows in a module.
+    fn rows(&self, kind: Kind) -> &Range<usize> {
+        match kind {
+            Kind::Linear(number) if number + 1 == self.modules.len() => &self.asked,
+            Kind::Norm(number) if number == self.last_norm => &self.asked,
+            _ => &self.tokens,
+        }
     }
 
     /// The trial's share of `block`, some of the rows that go through linear layer `number`; none if its
     /// adapter leaves the layer out.
     fn share(&self, number: usize, block: Range<usize>) -> Option<Share> {
         let module = self.modules[number]?;
-        let is_head = number + 1 == self.modules.len();
-        let own = if is_head { &self.asked } else { &self.tokens };
+        let own = self.rows(Kind::Linear(number));
         let (first, end) = (own.start.max(block.start), own.end.min(block.end));
         let mask = self.dropout.map(|counter| MaskPlace { counter, first_row: first - own.start });
         (first < end).then(|| Share { module, start: first - block.start, rows: end - first, mask })
     }
+}
+
+/// Which rows of a `block` of those that go through a module go through whose copy of it.
+fn runs<A: Borrow<Adapter>>(segments: &[Segment<A>], kind: Kind, block: Range<usize>) -> Vec<Run> {
+    let trial = |segment: &Segment<A>| (segment.rows(kind).clone(), segment.copies.get(&kind).copied());
+    saved::runs(block, segments.iter().map(trial))
+}
+
+impl Run {
+    /// The weight that its rows are multiplied by, if it is not the base's.
+    fn weight<'a, A>(&self, segments: &'a [Segment<A>]) -> Option<&'a Weight> {
+        self.owner.map(|(trial, copy)| &segments[trial].weights[copy])
+    }
+}
+
+/// An RMSNorm: the base's weight and its number among all. Of each head within a row, if it is a head's.
+#[derive(Clone, Copy)]
+pub(super) struct Norm<'a> {
+    pub(super) weight: &'a Tensor,
+    pub(super) number: usize,
+    pub(super) eps: f64,
+    pub(super) of_heads: bool,
+}
+
+impl Norm<'_> {
+    /// Its output; `x` holds the rows from `first` on of all that go through it.
+    pub(super) fn forward<A: Borrow<Adapter>>(
+        &self,
+        x: &Tensor,
+        first: usize,
+        segments: &[Segment<A>],
+    ) -> Result<Tensor> {
+        let norm = if self.of_heads { ops::head_norm } else { ops::rms_norm };
+        let runs = runs(segments, Kind::Norm(self.number), first..first + x.dims()[0]);
+        by_runs(x, &runs, |x, run| norm(x, self.weight(run, segments), self.eps))
+    }
+
+    /// The gradient by its input, given that by its output, added to `into`; adds those by the trials' own weights.
+    /// Heads have nothing to add to.
+    pub(super) fn backward(
+        &self,
+        into: Option<Tensor>,
+        x: &Tensor,
+        first: usize,
+        dy: &Tensor,
+        segments: &mut [Segment<&mut Adapter>],
+    ) -> Result<Tensor> {
+        let runs = runs(segments, Kind::Norm(self.number), first..first + x.dims()[0]);
+        let mut into = into;
+        by_runs(x, &runs, |x, run| {
+            let dy = dy.narrow(0, run.rows.start, run.rows.len())?;
+            if let Some((trial, copy)) = run.owner {
+                let weight = self.weight(run, segments);
+                let gradient = match self.of_heads {
+                    true => ops::head_norm_weight_gradient(x, weight, self.eps, &dy)?,
+                    false => ops::rms_norm_weight_gradient(x, self.eps, &dy)?,
+                };
+                accumulate(&mut segments[trial].adapter.saved[copy].grad_weight, gradient)?;
+            }
+            let weight = self.weight(run, segments);
+            if self.of_heads {
+                return ops::head_norm_backward(x, weight, self.eps, &dy);
+            }
+            let into = part(&mut into, run, runs.len())?;
+            let into = into.map_or_else(|| Ok(x.zeros_like()?), Ok::<_, TrainError>)?;
+            ops::add_rms_norm_backward(into, x, weight, self.eps, &dy)
+        })
+    }
+
+    fn weight<'a, A>(&'a self, run: &Run, segments: &'a [Segment<A>]) -> &'a Tensor {
+        match run.weight(segments) {
+            Some(Weight::Dense(weight)) => weight,
+            _ => self.weight,
+        }
+    }
+}
+
+/// A run's rows of what a gradient is added to: all of it, if the run is the only one.
+fn part(into: &mut Option<Tensor>, run: &Run, runs: usize) -> Result<Option<Tensor>> {
+    if runs == 1 {
+        return Ok(into.take());
+    }
+    let rows = into.as_ref().map(|into| into.narrow(0, run.rows.start, run.rows.len())?.copy());
+    Ok(rows.transpose()?)
 }
 
 /// What a layer's backward needs of its forward. Norms and activations are computed again.
@@ -190,7 +299,7 @@ impl<'a> Pass<'a> {
         mut attend: impl FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor>,
         mut keep: impl FnMut(Saved),
     ) -> Result<Held> {
-        let mut x = self.hold(ops::gather(&self.base.embedding, ids)?);
+        let mut x = self.hold(self.embedded(ids, segments)?);
         for index in 0..self.base.layers.len() {
             let saved = self.layer(index, x, segments, &mut attend)?;
             x = self.output(index, &saved, segments)?;
@@ -199,30 +308,81 @@ impl<'a> Pass<'a> {
         Ok(x)
     }
 
+    /// The rows of the embedding, or of a trial's own, that tokens have.
+    fn embedded<A: Borrow<Adapter>>(&self, ids: &[u32], segments: &[Segment<A>]) -> Result<Tensor> {
+        let rows = |run: &Run| match run.weight(segments) {
+            Some(Weight::Dense(own)) => ops::gather(own, &ids[run.rows.clone()]),
+            _ => ops::gather(&self.base.embedding, &ids[run.rows.clone()]),
+        };
+        let runs = runs(segments, Kind::Embedding, 0..ids.len());
+        match runs.as_slice() {
+            [run] => rows(run),
+            runs => Ok(Tensor::cat(&runs.iter().map(rows).collect::<Result<Vec<_>>>()?, 0)?),
+        }
+    }
+
+    /// Adds the gradients by the trials' own embeddings, given that by the first layer's input.
+    pub(super) fn embedding_backward(
+        &self,
+        ids: &[u32],
+        dx: &Tensor,
+        segments: &mut [Segment<&mut Adapter>],
+    ) -> Result<()> {
+        for Run { rows, owner } in runs(segments, Kind::Embedding, 0..ids.len()) {
+            let Some((trial, copy)) = owner else { continue };
+            let module = &mut segments[trial].adapter.saved[copy];
+            let into = module.grad_weight.take().map_or_else(|| module.weight.zeros_like(), Ok)?;
+            let dy = dx.narrow(0, rows.start, rows.len())?;
+            module.grad_weight = Some(ops::scatter_add(into, &dy, &ids[rows])?);
+        }
+        Ok(())
+    }
+
+    fn norm<'b>(&self, weight: &'b Tensor, number: usize) -> Norm<'b> {
+        Norm { weight, number, eps: self.base.config.rms_norm_eps, of_heads: false }
+    }
+
     fn hold(&self, tensor: Tensor) -> Held {
         self.meter.hold(tensor)
     }
 
     /// What is kept of a product that makes queries or keys.
-    fn kept(&self, product: Tensor, norm: Option<&Tensor>) -> Result<Held> {
+    fn kept(&self, product: Tensor, norm: Option<Norm>) -> Result<Held> {
         let dim = self.base.config.head_dim;
         Ok(self.hold(if norm.is_none() { self.rotary.forward(product, dim)? } else { product }))
     }
 
     /// What attention takes of that, if it is something else.
-    fn normed(&self, kept: &Tensor, norm: Option<&Tensor>) -> Result<Option<Held>> {
-        let Some(weight) = norm else { return Ok(None) };
-        let config = &self.base.config;
-        let normed = ops::head_norm(kept, weight, config.rms_norm_eps)?;
-        Ok(Some(self.hold(self.rotary.forward(normed, config.head_dim)?)))
+    fn normed<A: Borrow<Adapter>>(
+        &self,
+        kept: &Tensor,
+        norm: Option<Norm>,
+        segments: &[Segment<A>],
+    ) -> Result<Option<Held>> {
+        let Some(norm) = norm else { return Ok(None) };
+        let normed = norm.forward(kept, 0, segments)?;
+        Ok(Some(self.hold(self.rotary.forward(normed, self.base.config.head_dim)?)))
     }
 
     /// The gradient by the product, given that by what attention takes.
-    fn normed_backward(&self, kept: Held, norm: Option<&Tensor>, dy: Tensor) -> Result<Held> {
-        let config = &self.base.config;
-        let dy = self.hold(self.rotary.backward(dy, config.head_dim)?);
-        let Some(weight) = norm else { return Ok(dy) };
-        Ok(self.hold(ops::head_norm_backward(&kept, weight, config.rms_norm_eps, &dy)?))
+    fn normed_backward(
+        &self,
+        kept: Held,
+        norm: Option<Norm>,
+        dy: Tensor,
+        segments: &mut [Segment<&mut Adapter>],
+    ) -> Result<Held> {
+        let dy = self.hold(self.rotary.backward(dy, self.base.config.head_dim)?);
+        let Some(norm) = norm else { return Ok(dy) };
+        Ok(self.hold(norm.backward(None, &kept, 0, &dy, segments)?))
+    }
+
+    /// The norms of a layer's query heads and key heads, if it has them.
+    fn head_norms(&self, index: usize) -> [Option<Norm<'_>>; 2] {
+        let numbers = NormNumbers::of(index).heads;
+        let [q, k] = self.base.layers[index].head_norms();
+        let of = |weight: &'a Tensor, number| Norm { of_heads: true, ..self.norm(weight, number) };
+        [q.map(|weight| of(weight, numbers[0])), k.map(|weight| of(weight, numbers[1]))]
     }
 
     /// A layer's forward once more, up to what its backward needs: its last product is not among that.
@@ -247,23 +407,24 @@ impl<'a> Pass<'a> {
         attend: &mut impl FnMut(usize, &Tensor, &Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Saved> {
         let layer = &self.base.layers[index];
-        let eps = self.base.config.rms_norm_eps;
-        let [q_norm, k_norm] = layer.head_norms();
+        let ([q_norm, k_norm], numbers) = (self.head_norms(index), NormNumbers::of(index));
         let number = |place: usize| index * layer.linears.len() + place;
         let linear = |place: usize, x: &Tensor| {
             linear(&layer.linears[place], number(place), x, 0, x.dtype(), segments)
         };
 
-        let normed = self.hold(ops::rms_norm(&input, &layer.input_norm, eps)?);
+        let norm = self.norm(&layer.input_norm, numbers.input);
+        let normed = self.hold(norm.forward(&input, 0, segments)?);
         let q = self.kept(linear(Q, &normed)?, q_norm)?;
         let k = self.kept(linear(K, &normed)?, k_norm)?;
         let v = self.hold(linear(V, &normed)?);
         drop(normed);
-        let (seen_q, seen_k) = (self.normed(&q, q_norm)?, self.normed(&k, k_norm)?);
+        let (seen_q, seen_k) = (self.normed(&q, q_norm, segments)?, self.normed(&k, k_norm, segments)?);
         let (seen_q, seen_k) = (seen_q.as_deref().unwrap_or(&q), seen_k.as_deref().unwrap_or(&k));
         let attended = self.hold(attend(index, seen_q, seen_k, &v)?);
         let middle = self.hold(ops::add(linear(O, &attended)?, &input)?);
-        let normed = self.hold(ops::rms_norm(&middle, &layer.post_attention_norm, eps)?);
+        let norm = self.norm(&layer.post_attention_norm, numbers.post_attention);
+        let normed = self.hold(norm.forward(&middle, 0, segments)?);
         let gate = self.hold(linear(GATE, &normed)?);
         let up = self.hold(linear(UP, &normed)?);
         drop(normed);
@@ -285,8 +446,8 @@ impl<'a> Pass<'a> {
         Ok(self.hold(ops::add(down, &saved.middle)?))
     }
 
-    /// The gradient by the layer's input, given that by its output; adds the adapters' gradients. Nobody asks
-    /// for the first layer's, the gradient by embedding rows: there it is `None`.
+    /// The gradient by the layer's input, given that by its output; adds the trials' gradients. Where nobody asks
+    /// for the first layer's, the gradient by embedding rows, it is `None`.
     pub(super) fn layer_backward(
         &self,
         index: usize,
@@ -295,33 +456,37 @@ impl<'a> Pass<'a> {
         segments: &mut [Segment<&mut Adapter>],
     ) -> Result<Option<Held>> {
         let layer = &self.base.layers[index];
-        let eps = self.base.config.rms_norm_eps;
-        let [q_norm, k_norm] = layer.head_norms();
+        let ([q_norm, k_norm], numbers) = (self.head_norms(index), NormNumbers::of(index));
         let Saved { input, q, k, v, attended, middle, gate, up } = saved;
         let number = |place: usize| index * layer.linears.len() + place;
-        let mut back = |place: usize, x: &Tensor, dy: &Tensor, into: Option<Held>| -> Result<Held> {
+        let back = |place: usize,
+                    x: &Tensor,
+                    dy: &Tensor,
+                    into: Option<Held>,
+                    segments: &mut [Segment<&mut Adapter>]|
+         -> Result<Held> {
             let (linear, into) = (&layer.linears[place], into.map(Held::release));
             Ok(self.hold(linear_backward(linear, number(place), x, 0, dy, into, segments)?))
         };
 
         let activated = self.hold(ops::swiglu(&gate, &up)?);
-        let d_activated = back(DOWN, &activated, &dy, None)?;
+        let d_activated = back(DOWN, &activated, &dy, None, segments)?;
         let (activated, d_activated) = (activated.release(), d_activated.release());
         let (d_gate, d_up) = ops::swiglu_backward(&gate, &up, activated, d_activated)?;
         let (d_gate, d_up) = (self.hold(d_gate), self.hold(d_up));
         drop((gate, up));
-        let normed = self.hold(ops::rms_norm(&middle, &layer.post_attention_norm, eps)?);
-        let d_normed = back(GATE, &normed, &d_gate, None)?;
+        let norm = self.norm(&layer.post_attention_norm, numbers.post_attention);
+        let normed = self.hold(norm.forward(&middle, 0, segments)?);
+        let d_normed = back(GATE, &normed, &d_gate, None, segments)?;
         drop(d_gate);
-        let d_normed = back(UP, &normed, &d_up, Some(d_normed))?;
+        let d_normed = back(UP, &normed, &d_up, Some(d_normed), segments)?;
         drop((normed, d_up));
-        let norm = &layer.post_attention_norm;
-        let d_middle = self.hold(ops::add_rms_norm_backward(dy.release(), &middle, norm, eps, &d_normed)?);
+        let d_middle = self.hold(norm.backward(Some(dy.release()), &middle, 0, &d_normed, segments)?);
         drop((d_normed, middle));
 
-        let d_attended = back(O, &attended, &d_middle, None)?;
+        let d_attended = back(O, &attended, &d_middle, None, segments)?;
         drop(attended);
-        let normed = (self.normed(&q, q_norm)?, self.normed(&k, k_norm)?);
+        let normed = (self.normed(&q, q_norm, segments)?, self.normed(&k, k_norm, segments)?);
         let (dq, dk, dv) = ops::attention_backward(
             normed.0.as_deref().unwrap_or(&q),
             normed.1.as_deref().unwrap_or(&k),
@@ -331,27 +496,29 @@ impl<'a> Pass<'a> {
             &d_attended,
         )?;
         drop((d_attended, normed, v));
-        let dq = self.normed_backward(q, q_norm, dq)?;
-        let dk = self.normed_backward(k, k_norm, dk)?;
+        let dq = self.normed_backward(q, q_norm, dq, segments)?;
+        let dk = self.normed_backward(k, k_norm, dk, segments)?;
         let dv = self.hold(dv);
-        let normed = self.hold(ops::rms_norm(&input, &layer.input_norm, eps)?);
-        if index == 0 {
+        let norm = self.norm(&layer.input_norm, numbers.input);
+        let normed = self.hold(norm.forward(&input, 0, segments)?);
+        let asked = |s: &Segment<_>| s.has(Kind::Embedding) || s.has(Kind::Norm(numbers.input));
+        if index == 0 && !segments.iter().any(asked) {
             for (place, dy) in [(Q, &dq), (K, &dk), (V, &dv)] {
                 adapters_backward(&layer.linears[place], number(place), &normed, 0, dy, segments)?;
+                copies_backward(number(place), &normed, 0, dy, segments)?;
             }
             return Ok(None);
         }
-        let d_normed = back(Q, &normed, &dq, None)?;
-        let d_normed = back(K, &normed, &dk, Some(d_normed))?;
-        let d_normed = back(V, &normed, &dv, Some(d_normed))?;
+        let d_normed = back(Q, &normed, &dq, None, segments)?;
+        let d_normed = back(K, &normed, &dk, Some(d_normed), segments)?;
+        let d_normed = back(V, &normed, &dv, Some(d_normed), segments)?;
         drop((normed, dq, dk, dv));
-        let norm = &layer.input_norm;
-        Ok(Some(self.hold(ops::add_rms_norm_backward(d_middle.release(), &input, norm, eps, &d_normed)?)))
+        Ok(Some(self.hold(norm.backward(Some(d_middle.release()), &input, 0, &d_normed, segments)?)))
     }
 }
 
-/// `x · Wᵀ` once for all rows, plus each trial's low-rank product for its own, plus the bias, which magnitudes leave
-/// alone. `number` is the layer's among all
+/// `x · Wᵀ` once for all rows but those of trials with a W of their own, plus each trial's low-rank product for its own
+/// rows, plus the bias, which magnitudes leave alone. `number` is the layer's among all
 /// linear layers; `x` holds the rows from `first` on of all that go through it. The results are in `dtype`.
 pub(super) fn linear<A: Borrow<Adapter>>(
     linear: &Linear,
@@ -361,8 +528,10 @@ pub(super) fn linear<A: Borrow<Adapter>>(
     dtype: DType,
     segments: &[Segment<A>],
 ) -> Result<Tensor> {
-    let mut y = ops::linear(x, &linear.weight, dtype)?;
     let block = first..first + x.dims()[0];
+    let runs = runs(segments, Kind::Linear(number), block.clone());
+    let mut y =
+        by_runs(x, &runs, |x, run| ops::linear(x, run.weight(segments).unwrap_or(&linear.weight), dtype))?;
     for segment in segments {
         let Some(share) = segment.share(number, block.clone()) else { continue };
         let x = x.narrow(0, share.start, share.rows)?;
@@ -372,10 +541,14 @@ pub(super) fn linear<A: Borrow<Adapter>>(
             y = ops::scale_columns(y, share.start, share.rows, &columns.factor)?;
         }
     }
-    if let Some(bias) = &linear.bias {
-        y = ops::add_bias(y, bias)?;
+    let Some(bias) = &linear.bias else { return Ok(y) };
+    if let [Run { owner: None, .. }] = runs.as_slice() {
+        return ops::add_bias(y, bias);
     }
-    Ok(y)
+    by_runs(&y, &runs, |y, run| {
+        let own = run.owner.map(|(trial, copy)| &segments[trial].adapter.borrow().saved[copy]);
+        ops::add_bias(y.copy()?, own.and_then(|module| module.bias.as_ref()).unwrap_or(bias))
+    })
 }
 
 /// `dy · W` once for all rows (a frozen weight has no gradient of its own), plus each trial's part, added to
@@ -390,13 +563,40 @@ pub(super) fn linear_backward(
     segments: &mut [Segment<&mut Adapter>],
 ) -> Result<Tensor> {
     let (dz, narrow) = adapters_backward(linear, number, x, first, dy, segments)?;
-    let mut dx = ops::linear_backward(dz.as_ref().unwrap_or(dy), &linear.weight, into)?;
+    copies_backward(number, x, first, dy, segments)?;
+    let runs = runs(segments, Kind::Linear(number), first..first + x.dims()[0]);
+    let mut into = into;
+    let mut dx = by_runs(dz.as_ref().unwrap_or(dy), &runs, |dy, run| {
+        let weight = run.weight(segments).unwrap_or(&linear.weight);
+        ops::linear_backward(dy, weight, part(&mut into, run, runs.len())?)
+    })?;
     for Narrow { segment, share, dh } in narrow {
         let Segment { adapter, working, .. } = &segments[segment];
         let working = &working[share.module];
         dx = adapter.add_input_gradient(share.module, working, &dh, dx, share.start, share.mask)?;
     }
     Ok(dx)
+}
+
+/// Adds the gradients by the trials' own copies of linear layer `number`, whose output has the gradient `dy`.
+fn copies_backward(
+    number: usize,
+    x: &Tensor,
+    first: usize,
+    dy: &Tensor,
+    segments: &mut [Segment<&mut Adapter>],
+) -> Result<()> {
+    for Run { rows, owner } in runs(segments, Kind::Linear(number), first..first + x.dims()[0]) {
+        let Some((trial, copy)) = owner else { continue };
+        let (x, dy) = (x.narrow(0, rows.start, rows.len())?, dy.narrow(0, rows.start, rows.len())?);
+        let module = &mut segments[trial].adapter.saved[copy];
+        let sum = module.grad_weight.take();
+        module.grad_weight = Some(ops::linear_weight_gradient(sum, &x, &dy)?);
+        if module.bias.is_some() {
+            accumulate(&mut module.grad_bias, dy.to_dtype(DType::F32)?.sum(0)?)?;
+        }
+    }
+    Ok(())
 }
 
 /// A gradient on the narrow side of a trial's adapter.

@@ -90,6 +90,7 @@ impl Run {
             precision: loaded.base.precision,
             trainable_parameters: self.state.adapter.parameters(),
             initial_parameters: self.state.adapter.initial_parameters(),
+            saved: loaded.base.config.shape().saved(self.config.modules_to_save.as_deref()),
             tokens: preflight::batch_tokens(&self.data, self.config.batch_size),
             longest: preflight::batch_tokens(&self.data, 1),
         }
