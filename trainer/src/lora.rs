@@ -237,30 +237,19 @@ impl Adapter {
         })
     }
 
-    /// Adds the low-rank products of a module to its trial's rows: `x` `[tokens, in]`, to rows `start..` of `y`
-    /// `[_, out]`. `place` is `None` outside training (no dropout).
-    pub(crate) fn forward(
+    /// What the trained product of a module sees of its input, if that is not the input itself: the input with dropout.
+    pub(crate) fn dropped(
         &self,
         module: usize,
-        working: &Working,
         x: &Tensor,
-        mut y: Tensor,
-        start: usize,
         place: Option<MaskPlace>,
-    ) -> Result<Tensor> {
-        for product in &working.products {
-            let mask = self.mask(module, place).filter(|_| product.is_trained);
-            let h = match mask {
-                Some(mask) => ops::project(&mask.apply(x)?, &product.a)?,
-                None => ops::project(x, &product.a)?,
-            };
-            y = ops::add_product_transposed(y, start, &h, &product.b, product.scaling)?;
-        }
-        Ok(y)
+    ) -> Result<Option<Tensor>> {
+        self.mask(module, place).map(|mask| mask.apply(x)).transpose()
     }
 
-    /// Adds the module's gradients, for `x` `[tokens, in]` and the gradient `dy` `[tokens, out]` by what
-    /// [`Adapter::forward`] added to. Returns dh `[tokens, rank]` of each product, for [`Adapter::add_input_gradient`].
+    /// Adds the gradients by the module's matrices, for what its trained product saw, `x` `[tokens, in]`, and the
+    /// gradient `dy` `[tokens, out]` by what that gave; `d_initial` is the gradient by what the other gave. Returns dh
+    /// `[tokens, rank]` of each product, for [`Adapter::add_input_gradient`].
     ///
     /// With h = A·x and dh = Bᵀ·dy: dB += s·dy ⊗ h, dA += s·dh ⊗ x.
     pub(crate) fn backward(
@@ -269,24 +258,32 @@ impl Adapter {
         working: &Working,
         x: &Tensor,
         dy: &Tensor,
-        place: Option<MaskPlace>,
+        d_initial: &Tensor,
     ) -> Result<Vec<Tensor>> {
-        let masked = self.mask(module, place).map(|mask| mask.apply(x)).transpose()?;
-        let x = masked.as_ref().unwrap_or(x);
         let lora = &mut self.modules[module];
         let mut gradients = Vec::with_capacity(working.products.len());
         for Product { a, b, scaling, is_trained } in &working.products {
-            if *is_trained {
-                let h = ops::project(x, a)?;
-                accumulate(&mut lora.grad_b, ops::outer_transposed(&h, dy, *scaling)?)?;
+            if !is_trained {
+                gradients.push(ops::project_transposed(d_initial, b)?);
+                continue;
             }
+            let h = ops::project(x, a)?;
+            accumulate(&mut lora.grad_b, ops::outer_transposed(&h, dy, *scaling)?)?;
             let dh = ops::project_transposed(dy, b)?;
-            if *is_trained {
-                accumulate(&mut lora.grad_a, ops::outer(&dh, x, *scaling)?)?;
-            }
+            accumulate(&mut lora.grad_a, ops::outer(&dh, x, *scaling)?)?;
             gradients.push(dh);
         }
         Ok(gradients)
+    }
+
+    /// The gradient by a module's dropped input: `dx`, masked as that was.
+    pub(crate) fn dropped_backward(
+        &self,
+        module: usize,
+        dx: Tensor,
+        place: Option<MaskPlace>,
+    ) -> Result<Tensor> {
+        self.mask(module, place).map_or(Ok(dx.clone()), |mask| mask.apply(&dx))
     }
 
     /// Adds the gradient by the module's input to rows `start..` of `dx`: s·Aᵀ·dh of each product, masked as its input
@@ -333,6 +330,27 @@ pub(crate) struct Working {
     pub(crate) columns: Option<Columns>,
 }
 
+impl Working {
+    /// Adds its trained product, or its initial one if there is any, to rows `start..` of `y` `[_, out]`: that of `x`
+    /// `[tokens, in]`.
+    pub(crate) fn add(&self, trained: bool, x: &Tensor, mut y: Tensor, start: usize) -> Result<Tensor> {
+        for product in self.products.iter().filter(|product| product.is_trained == trained) {
+            let h = ops::project(x, &product.a)?;
+            y = ops::add_product_transposed(y, start, &h, &product.b, product.scaling)?;
+        }
+        Ok(y)
+    }
+
+    /// Adds the gradient by the input of its initial product, if there is any, to `dx`.
+    pub(crate) fn add_initial_backward(&self, dy: &Tensor, mut dx: Tensor) -> Result<Tensor> {
+        for product in self.products.iter().filter(|product| !product.is_trained) {
+            let dh = ops::project_transposed(dy, &product.b)?;
+            dx = ops::add_product(dx, 0, &dh, &product.a, product.scaling)?;
+        }
+        Ok(dx)
+    }
+}
+
 /// A low-rank product, in the pass's numbers.
 struct Product {
     /// `[rank, in_features]`
@@ -343,10 +361,13 @@ struct Product {
     is_trained: bool,
 }
 
-/// What magnitudes make of a layer's outputs in a pass.
+/// What magnitudes make of a layer's outputs in a pass: `W·x` becomes `factor · (W·x + s·B·A·x)`. With dropout, which
+/// PEFT has the whole of DoRA's part see, x̃ for x in `W·x + surplus · W·x̃ + factor · s·B·A·x̃`.
 pub(crate) struct Columns {
     /// `[out_features]`: what each output is multiplied by, m / norm.
     pub(crate) factor: Tensor,
+    /// `[out_features]`: m / norm − 1.
+    pub(crate) surplus: Tensor,
     /// `[out_features]`: ‖row of W + scaling · B · A‖, which the gradient takes for a constant.
     norm: Tensor,
 }
@@ -354,11 +375,8 @@ pub(crate) struct Columns {
 impl Adapter {
     /// The modules' matrices as a pass on `base` uses them: in float32 themselves, else copies.
     pub(crate) fn working(&self, base: &Base) -> Result<Vec<Working>> {
-        let matrices: Vec<&Tensor> = self
-            .modules
-            .iter()
-            .flat_map(|m| [&m.a, &m.b].into_iter().chain(m.initial.iter().flatten()))
-            .collect();
+        let matrices: Vec<&Tensor> =
+            self.modules.iter().flat_map(|m| [&m.a, &m.b].into_iter().chain(m.initial.iter().flatten())).collect();
         let mut copies = ops::cast(&matrices, base.compute_dtype())?.into_iter();
         let mut working = Vec::with_capacity(self.modules.len());
         for (number, module) in self.modules.iter().enumerate() {
@@ -387,7 +405,9 @@ impl Adapter {
         let across = (b.t()?.mul(&across)?.sum(0)? * (2.0 * s))?;
         let within = (b.matmul(&a.matmul(&a.t()?)?)?.mul(&b)?.sum(1)? * (s * s))?;
         let norm = ((linear.row_squares()? + across)? + within)?.maximum(0f32)?.sqrt()?;
-        Ok(Some(Columns { factor: magnitude.div(&norm)?, norm }))
+        let factor = magnitude.div(&norm)?;
+        let surplus = (&factor - 1.0)?;
+        Ok(Some(Columns { factor, surplus, norm }))
     }
 
     /// Adds the gradient by a module's magnitudes: `z` `[tokens, out]` are its outputs before them, `dy` the gradient

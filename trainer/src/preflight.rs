@@ -139,11 +139,6 @@ pub fn check(config: &TrialConfig, base: &Base) -> Result<Trainable> {
         let problem = format!("asks for a base in {asked}, but it is loaded in {}", base.precision);
         return Err(TrainError::parameter("precision_mode", problem, "load the base in these numbers"));
     }
-    if config.use_dora && config.lora_dropout > 0.0 {
-        let problem =
-            format!("is {} with use_dora, which would need a second frozen product", config.lora_dropout);
-        return Err(TrainError::parameter("lora_dropout", problem, "set it to 0 for DoRA"));
-    }
     check_pissa(config)?;
     let trainable = adapter_file::resolve(base, &PeftConfig::of(config))?;
     let width = |t: &Target| t.module.in_features.min(t.module.out_features);

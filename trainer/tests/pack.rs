@@ -6,7 +6,7 @@ mod common;
 
 use candle_core::Tensor;
 use common::{FAMILIES, device, family, shared, tiny_base};
-use domain::trial::Precision;
+use domain::trial::{InitLoraWeights, Precision};
 use trainer::lora::{Adapter, Target};
 use trainer::model::Base;
 use trainer::pack::{self, Member, Outcome, Row};
@@ -22,7 +22,10 @@ fn families() -> Vec<Base> {
 /// An adapter on every linear layer and the head, whose A and B are both random: with B zero, A has no gradient.
 fn adapter(base: &Base, rank: usize, dropout: f64, seed: u64) -> Adapter {
     let modules = [base.linear_modules(), vec![base.head_module()]].concat();
-    let targets = Target::all(&modules, rank, 2.0 * rank as f64);
+    of_targets(base, Target::all(&modules, rank, 2.0 * rank as f64), dropout, seed)
+}
+
+fn of_targets(base: &Base, targets: Vec<Target>, dropout: f64, seed: u64) -> Adapter {
     let mut adapter = Adapter::new(base, &targets.into(), dropout, seed).unwrap();
     for module in &mut adapter.modules {
         module.b = (random(&module.b, seed + 1, &module.path) * 0.1).unwrap();
@@ -91,13 +94,20 @@ fn difference(a: &[Tensor], b: &[Tensor]) -> f64 {
 }
 
 /// Every matrix of every layer: the slope of the loss along a random direction, measured and computed.
-fn check_gradients(name: &str, base: &Base, mut adapter: Adapter) {
+fn check_gradients(name: &str, base: &Base, adapter: Adapter) {
+    let all: Vec<_> = (0..adapter.named().count()).collect();
+    check_some(name, base, adapter, &all);
+}
+
+/// Those of the parameters of these numbers.
+fn check_some(name: &str, base: &Base, mut adapter: Adapter, which: &[usize]) {
     let rows = rows(base, 4, 7);
     solo(base, &mut adapter, &rows, 3);
     let all = gradients(&adapter);
     let names: Vec<_> = adapter.named().map(|(path, part, _)| format!("{name}: {path} {part}")).collect();
     assert_eq!(all.len(), names.len(), "{name}: a parameter without a gradient");
-    for (i, (gradient, what)) in all.iter().zip(&names).enumerate() {
+    for i in which.iter().copied() {
+        let (gradient, what) = (&all[i], &names[i]);
         let direction = random(gradient, 11, what);
         let loss_at = |distance: f64| {
             let mut moved = adapter.clone();
@@ -127,6 +137,38 @@ fn every_adapter_matrix_has_the_gradient_that_finite_differences_have() {
     if let Some(dir) = shared("reference/gqa/base") {
         check("gqa", &Base::load(&dir, Precision::default(), device()).unwrap(), 0.0);
     }
+}
+
+/// PEFT takes the norms for constants, which a loss does not: so that they are, A and B do not move them here.
+#[test]
+fn magnitudes_have_the_gradient_that_finite_differences_have_with_dropout() {
+    for (init, dropout) in [
+        (InitLoraWeights::Default, 0.0),
+        (InitLoraWeights::Default, 0.3),
+        (InitLoraWeights::Pissa, 0.0),
+        (InitLoraWeights::Pissa, 0.3),
+    ] {
+        check_magnitudes(init, dropout);
+    }
+}
+
+/// The slope of the loss along a random direction of what is given to every layer of the model: of its magnitudes; and
+/// of the embedding's rows, whose gradient goes through the magnitudes and the dropped inputs of all layers.
+fn check_magnitudes(init: InitLoraWeights, dropout: f64) {
+    let base = tiny_base();
+    let mut targets = Target::all(&[base.linear_modules(), vec![base.head_module()]].concat(), 3, 6.0);
+    targets.iter_mut().for_each(|target| (target.use_dora, target.init) = (true, init));
+    let mut adapter = of_targets(&base, targets, dropout, 5);
+    for module in &mut adapter.modules {
+        let change = (random(module.magnitude.as_ref().unwrap(), 6, &module.path) * 0.2).unwrap();
+        module.magnitude = Some((module.magnitude.as_ref().unwrap() * (change + 1.0).unwrap()).unwrap());
+    }
+    let embedding = base.modules().remove(0);
+    adapter.saved.push(SavedModule::of(&base, &embedding).unwrap());
+    let steady = |(_, (_, part, _)): &(usize, (&str, &str, &Tensor))| !part.starts_with("lora_A") && !part.starts_with("lora_B");
+    let which: Vec<_> = adapter.named().enumerate().filter(steady).map(|(i, _)| i).collect();
+    assert_eq!(which.len(), adapter.modules.len() + 1);
+    check_some(&format!("{init}, dropout {dropout}"), &base, adapter, &which);
 }
 
 #[test]

@@ -536,10 +536,22 @@ pub(super) fn linear<A: Borrow<Adapter>>(
         let Some(share) = segment.share(number, block.clone()) else { continue };
         let x = x.narrow(0, share.start, share.rows)?;
         let working = &segment.working[share.module];
-        y = segment.adapter.borrow().forward(share.module, working, &x, y, share.start, share.mask)?;
-        if let Some(columns) = &working.columns {
-            y = ops::scale_columns(y, share.start, share.rows, &columns.factor)?;
-        }
+        let dropped = segment.adapter.borrow().dropped(share.module, &x, share.mask)?;
+        y = working.add(false, &x, y, share.start)?;
+        y = match (&working.columns, dropped) {
+            (None, dropped) => working.add(true, dropped.as_ref().unwrap_or(&x), y, share.start)?,
+            (Some(columns), None) => {
+                let y = working.add(true, &x, y, share.start)?;
+                ops::scale_columns(y, share.start, share.rows, &columns.factor)?
+            }
+            (Some(columns), Some(dropped)) => {
+                let frozen = working.add(false, &dropped, ops::linear(&dropped, &linear.weight, dtype)?, 0)?;
+                let product = working.add(true, &dropped, frozen.zeros_like()?, 0)?;
+                let frozen = ops::scale_columns(frozen, 0, share.rows, &columns.surplus)?;
+                let product = ops::scale_columns(product, 0, share.rows, &columns.factor)?;
+                ops::add_rows(ops::add_rows(y, share.start, &frozen)?, share.start, &product)?
+            }
+        };
     }
     let Some(bias) = &linear.bias else { return Ok(y) };
     if let [Run { owner: None, .. }] = runs.as_slice() {
@@ -570,10 +582,14 @@ pub(super) fn linear_backward(
         let weight = run.weight(segments).unwrap_or(&linear.weight);
         ops::linear_backward(dy, weight, part(&mut into, run, runs.len())?)
     })?;
-    for Narrow { segment, share, dh } in narrow {
+    for Narrow { segment, share, dh, dropped } in narrow {
         let Segment { adapter, working, .. } = &segments[segment];
         let working = &working[share.module];
         dx = adapter.add_input_gradient(share.module, working, &dh, dx, share.start, share.mask)?;
+        if let Some(dropped) = dropped {
+            let part = adapter.dropped_backward(share.module, dropped, share.mask)?;
+            dx = ops::add_rows(dx, share.start, &part)?;
+        }
     }
     Ok(dx)
 }
@@ -605,10 +621,12 @@ struct Narrow {
     share: Share,
     /// `[rows, rank]` of each of its products.
     dh: Vec<Tensor>,
+    /// `[rows, in]`: with magnitudes and dropout, the gradient by what the frozen product saw of the dropped input.
+    dropped: Option<Tensor>,
 }
 
 /// Adds the gradients of the trials' adapters of linear layer `number`, whose output has the gradient `dy`. Where a
-/// trial has magnitudes, the gradient before them comes back too: it is what goes on through the frozen product.
+/// trial has magnitudes and no dropout, the gradient before them comes back too: it is what goes on through the frozen product.
 fn adapters_backward(
     linear: &Linear,
     number: usize,
@@ -623,20 +641,34 @@ fn adapters_backward(
     let block = first..first + x.dims()[0];
     for (place, segment) in segments.iter_mut().enumerate() {
         let Some(share) = segment.share(number, block.clone()) else { continue };
-        let (x, mut dy) = (x.narrow(0, share.start, share.rows)?, dy.narrow(0, share.start, share.rows)?);
+        let (x, dy) = (x.narrow(0, share.start, share.rows)?, dy.narrow(0, share.start, share.rows)?);
         let working = &segment.working[share.module];
+        let (mut d_product, mut d_initial, mut d_dropped) = (dy.clone(), dy.clone(), None);
+        let seen = segment.adapter.dropped(share.module, &x, share.mask)?;
+        let is_dropped = seen.is_some();
+        let seen = seen.unwrap_or(x);
         if let Some(columns) = &working.columns {
             // The outputs before the magnitudes were not kept.
-            let z = ops::linear(&x, &linear.weight, x.dtype())?;
-            let z = segment.adapter.forward(share.module, working, &x, z, 0, share.mask)?;
+            let z = ops::linear(&seen, &linear.weight, seen.dtype())?;
+            let z = working.add(true, &seen, working.add(false, &seen, z, 0)?, 0)?;
             segment.adapter.magnitude_backward(share.module, columns, &z, &dy)?;
-            let whole = dz.take().map_or_else(|| whole_dy.copy(), Ok)?;
-            let whole = ops::scale_columns(whole, share.start, share.rows, &columns.factor)?;
-            dy = whole.narrow(0, share.start, share.rows)?;
-            dz = Some(whole);
+            drop(z);
+            let scaled = |factors| ops::scale_columns(dy.copy()?, 0, share.rows, factors);
+            if is_dropped {
+                d_product = scaled(&columns.factor)?;
+                let surplus = scaled(&columns.surplus)?;
+                let frozen = ops::linear_backward(&surplus, &linear.weight, None)?;
+                d_dropped = Some(working.add_initial_backward(&surplus, frozen)?);
+            } else {
+                let whole = dz.take().map_or_else(|| whole_dy.copy(), Ok)?;
+                let whole = ops::scale_columns(whole, share.start, share.rows, &columns.factor)?;
+                d_product = whole.narrow(0, share.start, share.rows)?;
+                d_initial = d_product.clone();
+                dz = Some(whole);
+            }
         }
-        let dh = segment.adapter.backward(share.module, working, &x, &dy, share.mask)?;
-        narrow.push(Narrow { segment: place, share, dh });
+        let dh = segment.adapter.backward(share.module, working, &seen, &d_product, &d_initial)?;
+        narrow.push(Narrow { segment: place, share, dh, dropped: d_dropped });
     }
     Ok((dz, narrow))
 }
