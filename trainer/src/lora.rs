@@ -375,8 +375,11 @@ pub(crate) struct Columns {
 impl Adapter {
     /// The modules' matrices as a pass on `base` uses them: in float32 themselves, else copies.
     pub(crate) fn working(&self, base: &Base) -> Result<Vec<Working>> {
-        let matrices: Vec<&Tensor> =
-            self.modules.iter().flat_map(|m| [&m.a, &m.b].into_iter().chain(m.initial.iter().flatten())).collect();
+        let matrices: Vec<&Tensor> = self
+            .modules
+            .iter()
+            .flat_map(|m| [&m.a, &m.b].into_iter().chain(m.initial.iter().flatten()))
+            .collect();
         let mut copies = ops::cast(&matrices, base.compute_dtype())?.into_iter();
         let mut working = Vec::with_capacity(self.modules.len());
         for (number, module) in self.modules.iter().enumerate() {

@@ -148,7 +148,8 @@ impl Merge<'_> {
         let shards = shards(entries(&tensors, untie)?, self.shard_bytes);
         let layers: HashMap<String, &LoraMatrix> =
             adapter.modules.iter().map(|m| (format!("{}.weight", m.path), m)).collect();
-        let saved = adapter.saved.iter().flat_map(|m| m.parameters().map(move |(name, value)| (m, name, value)));
+        let saved =
+            adapter.saved.iter().flat_map(|m| m.parameters().map(move |(name, value)| (m, name, value)));
         let saved: HashMap<String, &Tensor> =
             saved.map(|(m, name, value)| (format!("{}.{name}", m.path), value)).collect();
         let (mut places, mut bytes) = (BTreeMap::new(), 0);

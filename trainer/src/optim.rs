@@ -95,8 +95,7 @@ impl AdamW {
         // LoRA+ moves B, and what has one dimension, by another rate than other matrices. Norms and biases do not
         // decay, as with transformers' Trainer.
         let fast = learning_rate * c.loraplus_lr_ratio;
-        let steps =
-            [step(learning_rate, c.weight_decay), step(fast, c.weight_decay), step(fast, 0.0)];
+        let steps = [step(learning_rate, c.weight_decay), step(fast, c.weight_decay), step(fast, 0.0)];
         let mut places: Vec<_> = Vec::new();
         for ((name, weight, gradient), moments) in adapter.trained().zip(&mut self.moments) {
             let Some(gradient) = gradient.take() else { continue };

@@ -125,7 +125,11 @@ fn the_peak_of_the_allocator_is_predicted() {
         println!(
             "seed {seed}: {predicted} predicted and {grown} of buffers, {measured} handed out, ratio {ratio:.3}; \
              hidden {hidden}, {layers} layers, batch {batch} x {length}, rank {}, {}, {:?}, {:?}, {:?}",
-            trial.lora_rank, trial.init_lora_weights, trial.modules_to_save, trial.precision_mode, trial.gradient_checkpointing,
+            trial.lora_rank,
+            trial.init_lora_weights,
+            trial.modules_to_save,
+            trial.precision_mode,
+            trial.gradient_checkpointing,
         );
         assert!((0.95..1.05).contains(&ratio), "seed {seed}: {predicted} predicted, {measured} handed out");
     }

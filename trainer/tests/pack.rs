@@ -165,7 +165,9 @@ fn check_magnitudes(init: InitLoraWeights, dropout: f64) {
     }
     let embedding = base.modules().remove(0);
     adapter.saved.push(SavedModule::of(&base, &embedding).unwrap());
-    let steady = |(_, (_, part, _)): &(usize, (&str, &str, &Tensor))| !part.starts_with("lora_A") && !part.starts_with("lora_B");
+    let steady = |(_, (_, part, _)): &(usize, (&str, &str, &Tensor))| {
+        !part.starts_with("lora_A") && !part.starts_with("lora_B")
+    };
     let which: Vec<_> = adapter.named().enumerate().filter(steady).map(|(i, _)| i).collect();
     assert_eq!(which.len(), adapter.modules.len() + 1);
     check_some(&format!("{init}, dropout {dropout}"), &base, adapter, &which);
@@ -239,7 +241,8 @@ fn a_pack_has_its_members_solo_numbers() {
             [of(base, 2, 0.0, 1), adapter(base, 7, 0.2, 2), of(base, 4, 0.5, 3)]
         };
         // Copies of a head that is that wide would take a while.
-        let (mut together, mut alone) = (make(base.config.vocab_size < 1000), make(base.config.vocab_size < 1000));
+        let (mut together, mut alone) =
+            (make(base.config.vocab_size < 1000), make(base.config.vocab_size < 1000));
         let mut members: Vec<Member> = together
             .iter_mut()
             .zip(&data)

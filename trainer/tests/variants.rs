@@ -413,7 +413,8 @@ fn modules_to_save_are_pefts() {
         change(&mut config);
         let got = resolve(&base, &config).map_err(|e| e.to_string());
         let got = got.map(|t| (t.saved.into_iter().map(|m| m.path).collect::<Vec<_>>(), t.targets.len()));
-        let want = want.map(|(paths, count)| (paths.iter().map(ToString::to_string).collect::<Vec<_>>(), count));
+        let want =
+            want.map(|(paths, count)| (paths.iter().map(ToString::to_string).collect::<Vec<_>>(), count));
         assert_eq!(got, want.map_err(ToString::to_string));
     };
     let same = |_: &mut PeftConfig| ();
@@ -467,7 +468,8 @@ fn modules_to_save_are_pefts() {
     };
     assert_eq!(resolve(&quantised, &saved(&["lm_head", "norm"])).unwrap().saved.len(), 6);
     let message = resolve(&quantised, &saved(&["v_proj"])).unwrap_err().to_string();
-    let start = "modules_to_save: \"v_proj\" matches model.layers.0.self_attn.v_proj, which precision_mode 4bit";
+    let start =
+        "modules_to_save: \"v_proj\" matches model.layers.0.self_attn.v_proj, which precision_mode 4bit";
     assert!(message.starts_with(start), "{message}");
 }
 

@@ -239,6 +239,17 @@ impl<'de> Deserialize<'de> for InitLoraWeights {
     }
 }
 
+/// When a mixture of data sets ends, in Hugging Face's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoppingStrategy {
+    /// When one of them has no more rows.
+    #[default]
+    FirstExhausted,
+    /// When each has had its last row; those that have no more begin anew.
+    AllExhausted,
+}
+
 /// How rows are held out when no evaluation file is named.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -283,6 +294,13 @@ trial_config! {
     pretrained_model_id: String = String::new();
     /// The training rows: a `.jsonl`, `.json` or `.parquet` file, a directory of them, or a data set of the hub.
     dataset_name: String = String::new();
+    /// More data sets, named likewise, whose rows are mixed with those of `dataset_name`.
+    interleave_datasets: Option<Vec<String>> = None;
+    /// How often the next row is one of `dataset_name` and of each of `interleave_datasets`, brought to a sum of 1; without
+    /// it they take turns.
+    interleave_probabilities: Option<Vec<f64>> = None;
+    /// Whether a mixture ends when one data set has no more rows, or when all have had their last.
+    stopping_strategy: StoppingStrategy = StoppingStrategy::default();
     /// The column that holds a row's text. Rows of messages, prompts or tokens need none.
     instruct_column_in_dataset: String = "text".into();
     /// Evaluation rows, named likewise; without it, rows are held out of `dataset_name`.

@@ -64,8 +64,10 @@ fn resolve_saved(base: &Base, config: &PeftConfig, targets: &[Target]) -> Result
     for name in names {
         // As PEFT, which asks for no dot before the name.
         let matched = || modules.iter().filter(|module| module.path.ends_with(name.as_str()));
-        let whole = |path: &str| path.match_indices('.').map(|(at, _)| path[..at].to_string()).collect::<Vec<_>>();
-        let made_of = modules.iter().flat_map(|module| whole(&module.path)).find(|p| p.ends_with(name.as_str()));
+        let whole =
+            |path: &str| path.match_indices('.').map(|(at, _)| path[..at].to_string()).collect::<Vec<_>>();
+        let made_of =
+            modules.iter().flat_map(|module| whole(&module.path)).find(|p| p.ends_with(name.as_str()));
         if let Some(path) = made_of {
             let problem = format!("{name:?} matches {path}, which is made of several modules");
             return Err(TrainError::parameter(key, problem, "name those of them that are to be trained"));

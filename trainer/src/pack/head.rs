@@ -4,11 +4,11 @@
 //! trial adapts the head, each block has its low-rank product, and adds to its gradients, for the trial's rows.
 
 use super::pass::{Norm, Segment, linear, linear_backward};
-use crate::saved::Kind;
 use crate::error::Result;
 use crate::lora::Adapter;
 use crate::model::Base;
 use crate::ops;
+use crate::saved::Kind;
 use candle_core::{DType, Tensor};
 use domain::footprint::logits_block;
 use std::borrow::Borrow;

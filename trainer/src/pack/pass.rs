@@ -545,7 +545,8 @@ pub(super) fn linear<A: Borrow<Adapter>>(
                 ops::scale_columns(y, share.start, share.rows, &columns.factor)?
             }
             (Some(columns), Some(dropped)) => {
-                let frozen = working.add(false, &dropped, ops::linear(&dropped, &linear.weight, dtype)?, 0)?;
+                let frozen =
+                    working.add(false, &dropped, ops::linear(&dropped, &linear.weight, dtype)?, 0)?;
                 let product = working.add(true, &dropped, frozen.zeros_like()?, 0)?;
                 let frozen = ops::scale_columns(frozen, 0, share.rows, &columns.surplus)?;
                 let product = ops::scale_columns(product, 0, share.rows, &columns.factor)?;

@@ -342,7 +342,12 @@ fn optimizer_config(config: &TrialConfig) -> AdamWConfig {
 }
 
 /// The adapter that a run starts from; it must be of the shape that the configuration asks for.
-fn initial_adapter(config: &TrialConfig, dir: &Path, trainable: &Trainable, loaded: &Loaded) -> Result<Adapter> {
+fn initial_adapter(
+    config: &TrialConfig,
+    dir: &Path,
+    trainable: &Trainable,
+    loaded: &Loaded,
+) -> Result<Adapter> {
     let written = PeftConfig::load(dir)?;
     let differs = |key, has: f64, asked: f64| {
         let problem = format!("is {asked}, but the adapter {} has {has}", dir.display());

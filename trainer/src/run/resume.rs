@@ -22,9 +22,10 @@ const FORMAT: u32 = 1;
 
 /// Parameters that may differ between a checkpoint and the run that goes on from it: places (the digests
 /// guard what lies there), how often something is reported, what is computed twice, and how long the run is.
-const MAY_CHANGE: [&str; 10] = [
+const MAY_CHANGE: [&str; 11] = [
     "pretrained_model_id",
     "dataset_name",
+    "interleave_datasets",
     "eval_dataset_name",
     "init_adapter",
     "gradient_checkpointing",
