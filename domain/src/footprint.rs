@@ -4,6 +4,10 @@
 use crate::trial::{ComputeDtype, Precision, PrecisionMode, TargetModules, TrialConfig};
 use serde::{Deserialize, Serialize};
 
+mod modules;
+
+pub use modules::{Module, Saved};
+
 /// The shape of a model of the Llama family, as its `config.json` gives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelShape {
@@ -42,30 +46,6 @@ pub struct Linear {
     pub out_features: u64,
 }
 
-/// A module that holds weights.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Module {
-    /// Its path, such as `model.layers.0.input_layernorm`.
-    pub path: String,
-    /// Elements of its matrix, if it has one.
-    pub matrix: u64,
-    /// Elements of what has one dimension: a norm's weight, a bias.
-    pub vector: u64,
-}
-
-/// The modules that a trial trains whole (`modules_to_save`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Saved {
-    /// Their parameters.
-    pub parameters: u64,
-    /// Elements of the largest matrix among them.
-    pub largest: u64,
-    /// Whether the output head is one.
-    pub has_head: bool,
-    /// Whether a linear layer of the decoder is one.
-    pub has_linears: bool,
-}
-
 impl ModelShape {
     /// The linear layers of a decoder layer, in model order. The output head is not among them.
     pub fn linears(&self) -> [Linear; 7] {
@@ -102,44 +82,6 @@ impl ModelShape {
     pub fn parameters(&self) -> u64 {
         let tables = if self.tie_word_embeddings { 1 } else { 2 };
         self.linear_parameters() + tables * self.vocab_size * self.hidden_size + self.vector_parameters()
-    }
-
-    /// Every module that holds weights, by its path, in model order.
-    pub fn modules(&self) -> Vec<Module> {
-        let module = |path: String, matrix: u64, vector: u64| Module { path, matrix, vector };
-        let table = self.vocab_size * self.hidden_size;
-        let mut modules = vec![module("model.embed_tokens".into(), table, 0)];
-        for layer in 0..self.num_hidden_layers {
-            let path = |name: &str| format!("model.layers.{layer}.{name}");
-            for (place, linear) in self.linears().into_iter().enumerate() {
-                let parent = if place < 4 { "self_attn" } else { "mlp" };
-                let bias = if place < 3 && self.query_key_value_bias { linear.out_features } else { 0 };
-                let weight = linear.in_features * linear.out_features;
-                modules.push(module(path(&format!("{parent}.{}", linear.name)), weight, bias));
-            }
-            if self.query_key_norms {
-                modules.push(module(path("self_attn.q_norm"), 0, self.head_dim));
-                modules.push(module(path("self_attn.k_norm"), 0, self.head_dim));
-            }
-            modules.push(module(path("input_layernorm"), 0, self.hidden_size));
-            modules.push(module(path("post_attention_layernorm"), 0, self.hidden_size));
-        }
-        modules.push(module("model.norm".into(), 0, self.hidden_size));
-        modules.push(module(Self::HEAD.into(), table, 0));
-        modules
-    }
-
-    /// What `modules_to_save` of these names takes: as PEFT matches them, every module whose path ends in one.
-    pub fn saved(&self, names: Option<&[String]>) -> Saved {
-        let is_saved = |module: &&Module| names.is_some_and(|n| n.iter().any(|n| module.path.ends_with(n)));
-        let modules = self.modules();
-        let modules = modules.iter().filter(is_saved);
-        modules.fold(Saved::default(), |sum, module| Saved {
-            parameters: sum.parameters + module.matrix + module.vector,
-            largest: sum.largest.max(module.matrix),
-            has_head: sum.has_head || module.path == Self::HEAD,
-            has_linears: sum.has_linears || module.path.ends_with("_proj"),
-        })
     }
 
     /// The output head's name.
@@ -266,6 +208,10 @@ pub struct Load {
     pub initial_parameters: u64,
     /// Of the trainable parameters, those of modules that are trained whole.
     pub saved: Saved,
+    /// Whether adapters see their inputs with dropout.
+    pub has_dropout: bool,
+    /// Whether adapters have magnitudes (DoRA).
+    pub has_magnitudes: bool,
     /// Tokens of the largest micro-batch.
     pub tokens: u64,
     /// Tokens of the longest row.
@@ -311,9 +257,11 @@ impl ModelShape {
         // output are gone: the gradients by queries, keys and values, head by head and joined, and what head norms give.
         let normed = if self.query_key_norms { query + key_value } else { 0 };
         let attention = (2 * (query + 2 * key_value) + normed).saturating_sub(2 * inter);
-        // So has a linear layer.
-        let turned = if load.saved.has_linears { inter } else { 0 };
-        let backward = element * tokens * (again + turned + attention.max(hidden + 2 * inter));
+        // So has a linear layer. Dropout makes the input's gradient apart and masks it; magnitudes need outputs again.
+        let mut beside = if load.saved.has_linears { inter } else { 0 };
+        beside += if load.has_dropout { 2 * inter } else { 0 };
+        beside += if load.has_magnitudes { 2 * hidden } else { 0 };
+        let backward = element * tokens * (again + beside + attention.max(hidden + 2 * inter));
         let pass = PeakBytes {
             weights: self.base_bytes(load.precision),
             adapter: 20 * load.trainable_parameters + 4 * load.initial_parameters,
@@ -347,8 +295,11 @@ impl ModelShape {
         };
         // Of a layer's backward, its feed-forward part, and its attention part, when gate, up, middle and attention's
         // output are gone.
-        let turned = if load.saved.has_linears { 2 * 4 * inter } else { 0 };
-        let feed_forward = element * tokens * (2 * inter + 3 * hidden) + matrix + tokens * turned;
+        let mut beside = if load.saved.has_linears { 2 * 4 * inter } else { 0 };
+        beside += if load.has_dropout { element * 2 * inter } else { 0 };
+        // In float32: outputs once more, the gradient by them, and their product.
+        beside += if load.has_magnitudes { 3 * 4 * inter } else { 0 };
+        let feed_forward = element * tokens * (2 * inter + 3 * hidden) + matrix + tokens * beside;
         let scores = (4 + element) * heads * load.longest.min(ATTENTION_BLOCK) * load.longest;
         let shared = heads > self.num_key_value_heads || load.longest > ATTENTION_BLOCK;
         let keys = if shared { 2 * 4 * key_value } else { 2 * element * key_value };
@@ -411,6 +362,8 @@ impl ModelShape {
             engine,
             trainable_parameters: matrices + magnitudes + saved.parameters,
             saved,
+            has_dropout: config.lora_dropout > 0.0,
+            has_magnitudes: config.use_dora,
             initial_parameters: if config.init_lora_weights.is_pissa() { matrices } else { 0 },
             tokens: u64::from(config.batch_size) * u64::from(config.max_sequence_length),
             longest: u64::from(config.max_sequence_length),
@@ -536,6 +489,8 @@ mod tests {
                 trainable_parameters,
                 initial_parameters: 0,
                 saved: Saved::default(),
+                has_dropout: false,
+                has_magnitudes: false,
                 tokens,
                 longest,
             };
@@ -555,6 +510,8 @@ mod tests {
             trainable_parameters: 1000,
             initial_parameters: 0,
             saved: Saved::default(),
+            has_dropout: false,
+            has_magnitudes: false,
             tokens: 1024,
             longest: 512,
         };

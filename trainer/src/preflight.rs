@@ -77,6 +77,8 @@ pub fn preflight(config: &TrialConfig, engine: Engine) -> Result<Preflight> {
         trainable_parameters,
         initial_parameters,
         saved: base.config.shape().saved(config.modules_to_save.as_deref()),
+        has_dropout: config.lora_dropout > 0.0,
+        has_magnitudes: config.use_dora,
         tokens: batch_tokens,
         longest: self::batch_tokens(&data, 1),
     };

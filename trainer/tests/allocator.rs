@@ -91,6 +91,8 @@ fn the_peak_of_the_allocator_is_predicted() {
                 _ if numbers == PrecisionMode::FourBit => Some(vec!["norm".into()]),
                 _ => Some(vec!["down_proj".into(), "v_proj".into()]),
             },
+            lora_dropout: [0.0, 0.1][pick(18, &[0, 1])],
+            use_dora: pick(19, &[0, 1]) == 1,
             batch_size: batch as u32,
             max_sequence_length: length as u32,
             max_steps: Some(4),
@@ -124,10 +126,12 @@ fn the_peak_of_the_allocator_is_predicted() {
         let ratio = (predicted + grown) as f64 / measured as f64;
         println!(
             "seed {seed}: {predicted} predicted and {grown} of buffers, {measured} handed out, ratio {ratio:.3}; \
-             hidden {hidden}, {layers} layers, batch {batch} x {length}, rank {}, {}, {:?}, {:?}, {:?}",
+             hidden {hidden}, {layers} layers, batch {batch} x {length}, rank {}, {}, {:?}, dropout {}, dora {}, {:?}, {:?}",
             trial.lora_rank,
             trial.init_lora_weights,
             trial.modules_to_save,
+            trial.lora_dropout,
+            trial.use_dora,
             trial.precision_mode,
             trial.gradient_checkpointing,
         );

@@ -111,6 +111,8 @@ fn check(precision: Precision, recomputed: usize, init: InitLoraWeights) {
             trainable_parameters: trainable,
             initial_parameters: adapter.initial_parameters(),
             saved: Saved::default(),
+            has_dropout: false,
+            has_magnitudes: false,
             tokens,
             longest: length.into(),
         };

@@ -8,7 +8,8 @@ use common::{device, flat, json_file, shared, tiny_run};
 use domain::SystemClock;
 use domain::metric::REPORTED;
 use domain::trial::{
-    GradientCheckpointing, InitLoraWeights, LrSchedulerType, PrecisionMode, Throughput, TrialConfig,
+    GradientCheckpointing, InitLoraWeights, LrSchedulerType, PrecisionMode, StoppingStrategy, Throughput,
+    TrialConfig,
 };
 use std::collections::HashMap;
 use std::path::Path;
@@ -173,6 +174,12 @@ fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() {
     }
     check_resume(&|config| config.init_lora_weights = InitLoraWeights::PissaNiter(4));
     let names = ["lm_head", "embed_tokens", "norm"];
+    check_resume(&|config| config.use_dora = true);
+    check_resume(&|config| {
+        config.interleave_datasets = Some(vec![config.dataset_name.clone()]);
+        config.interleave_probabilities = Some(vec![3.0, 1.0]);
+        config.stopping_strategy = StoppingStrategy::AllExhausted;
+    });
     check_resume(&|config| config.modules_to_save = Some(names.map(String::from).into()));
 }
 
@@ -210,8 +217,9 @@ fn check_resume(change: &dyn Fn(&mut TrialConfig)) {
     let (a, b) = (whole.summary(&loaded).unwrap(), second.summary(&loaded).unwrap());
     assert_eq!((a.steps, a.loss, a.eval_loss), (b.steps, b.loss, b.eval_loss));
     assert_eq!(a.throughput, Throughput::Solo);
+    let magnitudes = if config.use_dora { 2 * (16 + 8 + 8 + 16 + 24 + 24 + 16) } else { 0 };
     let saved = if config.modules_to_save.is_some() { 2 * 40 * 16 + 5 * 16 } else { 0 };
-    assert_eq!(a.trainable_parameters, 4 * 2 * (32 + 24 + 24 + 32 + 40 + 40 + 40) + saved);
+    assert_eq!(a.trainable_parameters, 4 * 2 * (32 + 24 + 24 + 32 + 40 + 40 + 40) + saved + magnitudes);
 }
 
 /// A step whose gradients overflow is left out, and the next one tries with half the scale.

@@ -79,9 +79,9 @@ pub fn load(dir: &Path, trainable: &Trainable, seed: u64, device: &Device) -> Re
         let mut b = take(&module.path, lora_b, &[module.out_features, held])?;
         let mut initial = None;
         if target.init.is_pissa() {
-            let (a_0, b_0) = (a.narrow(0, rank, rank)?.copy()?, b.narrow(1, rank, rank)?.neg()?);
-            initial = Some([a_0, b_0.contiguous()?]);
-            (a, b) = (a.narrow(0, 0, rank)?.copy()?, b.narrow(1, 0, rank)?.contiguous()?);
+            let part = |t: &Tensor, dim, start| t.narrow(dim, start, rank)?.force_contiguous();
+            initial = Some([part(&a, 0, rank)?, part(&b, 1, rank)?.neg()?]);
+            (a, b) = (part(&a, 0, 0)?, part(&b, 1, 0)?);
         }
         let magnitude =
             target.use_dora.then(|| take(&module.path, magnitude, &[module.out_features])).transpose()?;

@@ -3,7 +3,8 @@
 //! The rows go through the head in blocks, so that `[targets, vocab]` never exists for long targets. Where a
 //! trial adapts the head, each block has its low-rank product, and adds to its gradients, for the trial's rows.
 
-use super::pass::{Norm, Segment, linear, linear_backward};
+use super::linear::{linear, linear_backward};
+use super::segment::{Norm, Segment};
 use crate::error::Result;
 use crate::lora::Adapter;
 use crate::model::Base;

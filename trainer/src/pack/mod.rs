@@ -4,8 +4,10 @@
 
 mod generate;
 mod head;
+mod linear;
 mod pass;
 mod score;
+mod segment;
 mod tokens;
 
 pub use generate::generate;
@@ -16,7 +18,8 @@ use crate::lora::{Adapter, DropoutCounter};
 use crate::model::Base;
 use crate::ops;
 use candle_core::Tensor;
-use pass::{Kept, Pass, Segment};
+use pass::{Kept, Pass};
+use segment::Segment;
 use tokens::Tokens;
 
 /// One row of text: its tokens, and which of them are predicted.
