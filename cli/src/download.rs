@@ -25,7 +25,9 @@ impl Downloads {
             ("dataset_name", Kind::Dataset, Some(&config.dataset_name)),
             ("eval_dataset_name", Kind::Dataset, config.eval_dataset_name.as_ref()),
         ];
-        named.into_iter().try_for_each(|(key, kind, name)| {
+        let mixed = config.interleave_datasets.iter().flatten();
+        let mixed = mixed.map(|name| ("interleave_datasets", Kind::Dataset, Some(name)));
+        named.into_iter().chain(mixed).try_for_each(|(key, kind, name)| {
             let Some(name) = name else { return Ok(()) };
             self.one(kind, name).map_err(|error| failure(&error, &place(key)))
         })

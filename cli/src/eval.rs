@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use trainer::adapter_file::{self, PeftConfig, resolve_targets};
+use trainer::adapter_file::{self, PeftConfig, resolve};
 use trainer::lora::Adapter;
 use trainer::model::Base;
 use trainer::tokenizer::Tokenizer;
@@ -193,8 +193,8 @@ impl Loaded {
             ))
         })?;
         let adapter = |dir: &PathBuf| {
-            let targets = resolve_targets(&base, &PeftConfig::load(dir)?)?;
-            Ok(adapter_file::load(dir, &targets, 0, device)?.1)
+            let trainable = resolve(&base, &PeftConfig::load(dir)?)?;
+            Ok(adapter_file::load(dir, &trainable, 0, device)?.1)
         };
         let adapter = args.adapter.as_ref().map(adapter).transpose().map_err(of_trainer)?;
         Ok(Self { base, adapter, tokenizer })

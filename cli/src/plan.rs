@@ -10,6 +10,7 @@ use coordinator::search::{Proposal, Proposed, Searcher};
 use domain::footprint::{self, Engine};
 use domain::trial::TrialConfig;
 use serde_json::{Value, json};
+use std::iter;
 use std::path::PathBuf;
 use trainer::TrainError;
 use trainer::preflight::{Preflight, preflight};
@@ -129,9 +130,11 @@ pub(crate) fn readings(planned: &[Planned]) -> Vec<String> {
 
 /// How a trial's rows are read: how many there are, and what was left out of them.
 pub(crate) fn reading(config: &TrialConfig, preflight: &Preflight) -> String {
+    let names = iter::once(&config.dataset_name).chain(config.interleave_datasets.iter().flatten());
+    let names: Vec<_> = names.map(String::as_str).collect();
     format!(
         "{}: {} rows to train on, {} held out, {} cut to {} tokens, {} skipped as unreadable",
-        config.dataset_name,
+        names.join(", "),
         preflight.rows,
         preflight.eval_rows,
         preflight.truncated_rows,
@@ -174,7 +177,10 @@ fn explain(loaded: &sweep_file::Loaded, config: &TrialConfig, error: &TrainError
         TrainError::Model { .. } => at("pretrained_model_id"),
         TrainError::Data { path, .. } => match &config.eval_dataset_name {
             Some(name) if is_of(path, name) => at("eval_dataset_name"),
-            _ => at("dataset_name"),
+            _ => match config.interleave_datasets.iter().flatten().any(|name| is_of(path, name)) {
+                true => at("interleave_datasets"),
+                false => at("dataset_name"),
+            },
         },
         TrainError::Io { .. } | TrainError::Tensor(_) => error.to_string(),
     })
@@ -196,7 +202,7 @@ fn document(planned: &Planned) -> Value {
     let shape = preflight.shape.shape();
     let tokens = footprint::tokens_per_step(config);
     let steps = config.total_steps(preflight.rows);
-    let tensors = 2 * preflight.target_modules;
+    let tensors = 2 * preflight.target_modules + preflight.saved_modules;
     let length = u64::from(config.max_sequence_length);
     let flops = shape.flops_per_token(preflight.trainable_parameters, length);
     json!({
@@ -210,7 +216,7 @@ fn document(planned: &Planned) -> Value {
         "trainable_parameters": preflight.trainable_parameters,
         "total_parameters": preflight.total_parameters,
         "trainable_share": preflight.trainable_parameters as f64 / preflight.total_parameters as f64,
-        "adapter_bytes": footprint::adapter_bytes(preflight.trainable_parameters, tensors),
+        "adapter_bytes": footprint::adapter_bytes(preflight.trainable_parameters + preflight.initial_parameters, tensors),
         "peak_memory_bytes": preflight.peak_memory_bytes,
         "tokens_at_most": tokens * steps,
         "flops_per_token": flops,

@@ -11,6 +11,7 @@ use std::path::{Component, Path, PathBuf};
 const PATH_PARAMETERS: &[(&str, &str)] = &[
     ("pretrained_model_id", "a model's directory"),
     ("dataset_name", "a .jsonl, .json or .parquet file or a directory of them"),
+    ("interleave_datasets", "a .jsonl, .json or .parquet file or a directory of them"),
     ("eval_dataset_name", "a .jsonl, .json or .parquet file or a directory of them"),
     ("init_adapter", "an adapter's directory"),
 ];

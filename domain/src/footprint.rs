@@ -4,6 +4,10 @@
 use crate::trial::{ComputeDtype, Precision, PrecisionMode, TargetModules, TrialConfig};
 use serde::{Deserialize, Serialize};
 
+mod modules;
+
+pub use modules::{Module, Saved};
+
 /// The shape of a model of the Llama family, as its `config.json` gives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelShape {
@@ -133,7 +137,7 @@ pub struct PeakBytes {
     /// The frozen base.
     pub weights: u64,
     /// The adapter, its gradients, its two moments, and the adapter that a divergence falls back to:
-    /// 4 × (1 + 1 + 2 + 1) bytes a parameter. On a GPU the gradients count only where the peak is at the
+    /// 4 × (1 + 1 + 2 + 1) bytes a parameter; and the matrices that PiSSA began with, 4 bytes each. On a GPU the gradients count only where the peak is at the
     /// backward's end, when all of them are there, and a copy in the activations' numbers comes on top.
     pub adapter: u64,
     /// What every layer keeps for its backward: per token the input, the middle, queries, keys, values,
@@ -200,6 +204,14 @@ pub struct Load {
     pub engine: Engine,
     /// Trainable parameters.
     pub trainable_parameters: u64,
+    /// Frozen parameters of the adapter: PiSSA's initial matrices.
+    pub initial_parameters: u64,
+    /// Of the trainable parameters, those of modules that are trained whole.
+    pub saved: Saved,
+    /// Whether adapters see their inputs with dropout.
+    pub has_dropout: bool,
+    /// Whether adapters have magnitudes (DoRA).
+    pub has_magnitudes: bool,
     /// Tokens of the largest micro-batch.
     pub tokens: u64,
     /// Tokens of the longest row.
@@ -236,20 +248,29 @@ impl ModelShape {
             return self.peak_bytes_on_gpu(load, recomputed, kept, element);
         }
         // Logits are float32 everywhere.
-        let loss = element * (tokens * hidden + 2 * block * hidden) + 4 * block * self.vocab_size;
+        // A head that is trained has its gradient by the logits' transpose.
+        let logits = if load.saved.has_head { 2 } else { 1 } * block * self.vocab_size;
+        let loss = element * (tokens * hidden + 2 * block * hidden) + 4 * logits;
         // The layers that keep all come last, so that they are gone when the first is computed again.
         let again = if kept == 0 { layer - hidden } else { 0 };
         // Of a layer's backward, its feed-forward part, and its attention part, when gate, up, middle and attention's
         // output are gone: the gradients by queries, keys and values, head by head and joined, and what head norms give.
         let normed = if self.query_key_norms { query + key_value } else { 0 };
         let attention = (2 * (query + 2 * key_value) + normed).saturating_sub(2 * inter);
-        let backward = element * tokens * (again + attention.max(hidden + 2 * inter));
-        PeakBytes {
+        // So has a linear layer. Dropout makes the input's gradient apart and masks it; magnitudes need outputs again.
+        let mut beside = if load.saved.has_linears { inter } else { 0 };
+        beside += if load.has_dropout { 2 * inter } else { 0 };
+        beside += if load.has_magnitudes { 2 * hidden } else { 0 };
+        let backward = element * tokens * (again + beside + attention.max(hidden + 2 * inter));
+        let pass = PeakBytes {
             weights: self.base_bytes(load.precision),
-            adapter: 20 * load.trainable_parameters,
+            adapter: 20 * load.trainable_parameters + 4 * load.initial_parameters,
             activations: element * tokens * (kept * layer + recomputed * hidden),
             working: loss.max(backward),
-        }
+        };
+        // With nothing of the pass left, AdamW makes a matrix and its moments anew.
+        let update = PeakBytes { activations: 0, working: 12 * load.saved.largest, ..pass };
+        if update.total() > pass.total() { update } else { pass }
     }
 
     /// [`ModelShape::peak_bytes`] on a GPU, whose elements of activations take `element` bytes.
@@ -261,8 +282,11 @@ impl ModelShape {
         // A copy in other numbers, where they are others.
         let copy = if element == 4 { 0 } else { element };
         let block = logits_block(self.vocab_size).min(tokens);
-        let loss =
+        let mut loss =
             element * (2 * tokens * hidden + 3 * block * hidden) + (4 + copy) * block * self.vocab_size;
+        // A head that is trained has its gradient in float32 and by the logits' transpose from here on.
+        let head_gradient = if load.saved.has_head { 4 * self.vocab_size * hidden } else { 0 };
+        loss += if load.saved.has_head { (4 + copy) * block * self.vocab_size } else { 0 };
         let matrix = match load.precision.mode {
             PrecisionMode::FourBit => {
                 element * self.linears().iter().map(|l| l.in_features * l.out_features).max().unwrap_or(0)
@@ -271,7 +295,11 @@ impl ModelShape {
         };
         // Of a layer's backward, its feed-forward part, and its attention part, when gate, up, middle and attention's
         // output are gone.
-        let feed_forward = element * tokens * (2 * inter + 3 * hidden) + matrix;
+        let mut beside = if load.saved.has_linears { 2 * 4 * inter } else { 0 };
+        beside += if load.has_dropout { element * 2 * inter } else { 0 };
+        // In float32: outputs once more, the gradient by them, and their product.
+        beside += if load.has_magnitudes { 3 * 4 * inter } else { 0 };
+        let feed_forward = element * tokens * (2 * inter + 3 * hidden) + matrix + tokens * beside;
         let scores = (4 + element) * heads * load.longest.min(ATTENTION_BLOCK) * load.longest;
         let shared = heads > self.num_key_value_heads || load.longest > ATTENTION_BLOCK;
         let keys = if shared { 2 * 4 * key_value } else { 2 * element * key_value };
@@ -285,8 +313,14 @@ impl ModelShape {
         let held = element * tokens * (kept * layer + recomputed * hidden);
         let first = if kept == 0 { again + backward } else { backward };
         let (weights, parameters) = (self.base_bytes(load.precision), load.trainable_parameters);
-        let adapter = (16 + copy) * parameters;
-        let at_start = PeakBytes { weights, adapter, activations: held, working: loss.max(first) };
+        let initial = load.initial_parameters;
+        let adapter = (16 + copy) * parameters + (4 + copy) * initial;
+        let at_start = PeakBytes {
+            weights,
+            adapter: adapter + head_gradient,
+            activations: held,
+            working: loss.max(first),
+        };
         // At its end the backward holds one layer and all gradients.
         let at_end = PeakBytes {
             adapter: adapter + 4 * parameters,
@@ -296,8 +330,10 @@ impl ModelShape {
         };
         // Then, with nothing of the pass left, AdamW makes a group's weights and moments anew.
         let tensors = 2 * self.linears().len() as u64 * self.num_hidden_layers;
-        let anew = 12 * parameters * ADAMW_TOGETHER.min(tensors) / tensors.max(1);
-        let update = PeakBytes { adapter: 20 * parameters, activations: 0, working: anew, ..at_start };
+        let low_rank = parameters - load.saved.parameters.min(parameters);
+        let anew = 12 * (low_rank * ADAMW_TOGETHER.min(tensors) / tensors.max(1) + load.saved.parameters);
+        let update =
+            PeakBytes { adapter: 20 * parameters + 4 * initial, activations: 0, working: anew, ..at_start };
         [at_end, update].into_iter().fold(at_start, |a, b| if b.total() > a.total() { b } else { a })
     }
 
@@ -319,10 +355,16 @@ impl ModelShape {
         let outputs: u64 =
             self.linears().iter().map(|l| l.out_features).sum::<u64>() * self.num_hidden_layers;
         let magnitudes = if config.use_dora { outputs + self.vocab_size } else { 0 };
+        let matrices = self.trainable_parameters(u64::from(rank), is_target);
+        let saved = self.saved(config.modules_to_save.as_deref());
         Load {
             precision: config.base_model().precision,
             engine,
-            trainable_parameters: self.trainable_parameters(u64::from(rank), is_target) + magnitudes,
+            trainable_parameters: matrices + magnitudes + saved.parameters,
+            saved,
+            has_dropout: config.lora_dropout > 0.0,
+            has_magnitudes: config.use_dora,
+            initial_parameters: if config.init_lora_weights.is_pissa() { matrices } else { 0 },
             tokens: u64::from(config.batch_size) * u64::from(config.max_sequence_length),
             longest: u64::from(config.max_sequence_length),
         }
@@ -337,9 +379,10 @@ impl ModelShape {
     }
 }
 
-/// Bytes of `adapter_model.safetensors` in float32: the values, and a header of some 115 bytes a tensor.
-pub fn adapter_bytes(trainable_parameters: u64, tensors: u64) -> u64 {
-    4 * trainable_parameters + 115 * tensors + 8
+/// Bytes of `adapter_model.safetensors` in float32: the values, with PiSSA the initial ones too, and a header of some
+/// 115 bytes a tensor.
+pub fn adapter_bytes(parameters: u64, tensors: u64) -> u64 {
+    4 * parameters + 115 * tensors + 8
 }
 
 /// Trainable parameters as a share of base and adapter together.
@@ -375,6 +418,8 @@ mod tests {
     #[test]
     fn the_published_table() {
         assert_eq!(OPEN_LLAMA_7B.parameters(), 6_738_415_616);
+        let all: u64 = OPEN_LLAMA_7B.modules().iter().map(|module| module.matrix + module.vector).sum();
+        assert_eq!(all, OPEN_LLAMA_7B.parameters());
         // (rank, trainable, total in 10⁹, share in per cent, adapter in MiB)
         for (rank, trainable, total, share, mib) in [
             (8, 19_988_480, 6.76, 0.3, 76.4),
@@ -438,7 +483,17 @@ mod tests {
         ] {
             let trainable_parameters = 39_976_960;
             let tokens = rows * longest;
-            let load = Load { precision, engine: Engine::Gpu, trainable_parameters, tokens, longest };
+            let load = Load {
+                precision,
+                engine: Engine::Gpu,
+                trainable_parameters,
+                initial_parameters: 0,
+                saved: Saved::default(),
+                has_dropout: false,
+                has_magnitudes: false,
+                tokens,
+                longest,
+            };
             let peak = OPEN_LLAMA_7B.peak_bytes(&load, if again { 32 } else { 0 });
             let gigabytes = peak.total() as f64 / 1e9;
             println!("{precision} {rows} x {longest}, layers again: {again}: {gigabytes:.2} GB, {peak:?}");
@@ -453,6 +508,10 @@ mod tests {
             precision: Precision::default(),
             engine,
             trainable_parameters: 1000,
+            initial_parameters: 0,
+            saved: Saved::default(),
+            has_dropout: false,
+            has_magnitudes: false,
             tokens: 1024,
             longest: 512,
         };

@@ -16,7 +16,7 @@ use eval::run::{self, Model, Options, Sample};
 use eval::task::{self, Chosen, FewshotConfig, Sampler};
 use serde::Deserialize;
 use serde_json::Value;
-use trainer::adapter_file::{self, PeftConfig, resolve_targets};
+use trainer::adapter_file::{self, PeftConfig, resolve};
 use trainer::model::Base;
 use trainer::tokenizer::Tokenizer;
 
@@ -180,7 +180,7 @@ fn with_an_adapter() {
         return;
     };
     let Loaded { base, tokenizer } = &loaded;
-    let targets = resolve_targets(base, &PeftConfig::load(&dir).unwrap()).unwrap();
+    let targets = resolve(base, &PeftConfig::load(&dir).unwrap()).unwrap();
     let (_, adapter) = adapter_file::load(&dir, &targets, 0, device()).unwrap();
     let all: Value = serde_json::from_str(include_str!("fixtures/adapter.json")).unwrap();
     for (name, items) in all.as_object().unwrap() {

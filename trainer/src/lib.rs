@@ -7,6 +7,8 @@
 //! | [`model`] | the frozen base: configuration and weights |
 //! | [`ops`] | the operations of a step, each with its backward |
 //! | [`lora`] | adapters: initialisation, dropout, low-rank products |
+//! | [`pissa`] | a weight's largest singular values as an adapter's beginning |
+//! | [`saved`] | modules that are trained whole beside an adapter |
 //! | [`pack`] | a step of a pack, evaluation, generation |
 //! | [`optim`], [`schedule`], [`scaler`] | AdamW with clipping; the learning rate's course; float16's loss scaler |
 //! | [`tokenizer`] | text to token ids and back |
@@ -37,9 +39,11 @@ pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod pack;
+pub mod pissa;
 pub mod preflight;
 pub mod quant;
 pub mod run;
+pub mod saved;
 pub mod scaler;
 pub mod schedule;
 pub mod tokenizer;

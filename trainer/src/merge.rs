@@ -1,15 +1,16 @@
 //! A base and an adapter as one model in Hugging Face's layout: W + `lora_alpha / lora_rank` · B · A in place of
-//! each adapted layer's W.
+//! each adapted layer's W, and the adapter's own copy in place of a module that was trained whole.
 //!
 //! The products are computed in float32 and kept in the type of the base's tensor; all other tensors are the
-//! base's bytes. An adapter of a tied head unties it: the embedding stays as it is, and `config.json` says so.
+//! base's bytes. An adapter of a tied head unties it, as does a copy of head or embedding: the other stays as it is, and `config.json` says so.
 
-use crate::adapter_file::{self, resolve_targets};
+use crate::adapter_file::{self, resolve};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Result, TrainError};
 use crate::files;
-use crate::lora::LoraMatrix;
+use crate::lora::{LoraMatrix, Target};
 use crate::model::Base;
+use crate::saved::{Kind, SavedSpec};
 use candle_core::{DType, Device, Tensor};
 use domain::trial::Precision;
 use serde_json::{Value, json};
@@ -135,9 +136,11 @@ impl Merge<'_> {
     fn write(&self, dir: &Path, stop: &mut dyn FnMut() -> bool) -> Result<Option<Merged>> {
         let mut outline = Base::outline(self.base, Precision::default())?;
         let tied = std::mem::take(&mut outline.config.tie_word_embeddings);
-        let targets = resolve_targets(&outline, &adapter_file::PeftConfig::load(self.adapter)?)?;
-        let (_, adapter) = adapter_file::load(self.adapter, &targets, 0, &Device::Cpu)?;
-        let untie = tied && targets.iter().any(|target| target.module == outline.head_module());
+        let trainable = resolve(&outline, &adapter_file::PeftConfig::load(self.adapter)?)?;
+        let (_, adapter) = adapter_file::load(self.adapter, &trainable, 0, &Device::Cpu)?;
+        let whole = |spec: &SavedSpec| spec.kind == Kind::Embedding || spec.path == outline.head.path;
+        let head = |target: &Target| target.module == outline.head_module();
+        let untie = tied && (trainable.targets.iter().any(head) || trainable.saved.iter().any(whole));
         if untie {
             self.check_untied()?;
         }
@@ -145,6 +148,10 @@ impl Merge<'_> {
         let shards = shards(entries(&tensors, untie)?, self.shard_bytes);
         let layers: HashMap<String, &LoraMatrix> =
             adapter.modules.iter().map(|m| (format!("{}.weight", m.path), m)).collect();
+        let saved =
+            adapter.saved.iter().flat_map(|m| m.parameters().map(move |(name, value)| (m, name, value)));
+        let saved: HashMap<String, &Tensor> =
+            saved.map(|(m, name, value)| (format!("{}.{name}", m.path), value)).collect();
         let (mut places, mut bytes) = (BTreeMap::new(), 0);
         for (index, shard) in shards.iter().enumerate() {
             let file = match shards.len() {
@@ -160,6 +167,9 @@ impl Merge<'_> {
                 if let Some(layer) = layers.get(name.as_str()) {
                     tensor = sum(&tensor, layer)?;
                 }
+                if let Some(value) = saved.get(name.as_str()) {
+                    tensor = value.to_dtype(tensor.dtype())?;
+                }
                 held.insert(name.clone(), tensor);
                 places.insert(name.clone(), file.clone());
                 bytes += size;
@@ -174,7 +184,7 @@ impl Merge<'_> {
             write_json(&dir.join("model.safetensors.index.json"), &index)?;
         }
         self.write_companions(dir, untie)?;
-        Ok(Some(Merged { layers: layers.len(), weight_files: shards.len(), bytes }))
+        Ok(Some(Merged { layers: layers.len() + adapter.saved.len(), weight_files: shards.len(), bytes }))
     }
 
     /// PEFT can tie the embedding to the adapter of a tied head; that is another adapter than one of the head alone.

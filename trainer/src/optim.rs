@@ -2,7 +2,7 @@
 //! own, with its own step count, clipping and loss normalisation.
 
 use crate::error::Result;
-use crate::lora::{Adapter, LoraMatrix};
+use crate::lora::Adapter;
 use crate::memory;
 use crate::ops::{self, AdamWStep, Parameter};
 use candle_core::Tensor;
@@ -41,8 +41,8 @@ pub struct AdamW {
     pub config: AdamWConfig,
     /// Steps made.
     pub step: u64,
-    /// Moments of the parameters of each module, in the adapter's order.
-    pub moments: Vec<Vec<Moments>>,
+    /// Moments of the parameters, in the adapter's order.
+    pub moments: Vec<Moments>,
 }
 
 impl AdamW {
@@ -54,15 +54,13 @@ impl AdamW {
         let zeros = |t: &Tensor| -> Result<Moments> {
             Ok(Moments { first: t.zeros_like()?, second: t.zeros_like()? })
         };
-        let of = |module: &LoraMatrix| module.parameters().map(|(_, value)| zeros(value)).collect();
-        let moments = adapter.modules.iter().map(of).collect::<Result<_>>()?;
+        let moments = adapter.named().map(|(_, _, value)| zeros(value)).collect::<Result<_>>()?;
         Ok(Self { config, step: 0, moments })
     }
 
     /// Bytes of its moments.
     pub fn bytes(&self) -> u64 {
-        let matrices = self.moments.iter().flatten();
-        matrices.map(|m| memory::bytes(&m.first) + memory::bytes(&m.second)).sum()
+        self.moments.iter().map(|m| memory::bytes(&m.first) + memory::bytes(&m.second)).sum()
     }
 
     /// The global L2 norm of the mean gradient: that of the accumulated sums divided by `divisor`, the number of
@@ -71,7 +69,7 @@ impl AdamW {
     /// # Errors
     /// A tensor operation fails.
     pub fn grad_norm(adapter: &Adapter, divisor: f64) -> Result<f64> {
-        let gradients: Vec<&Tensor> = adapter.modules.iter().flat_map(LoraMatrix::gradients).collect();
+        let gradients: Vec<&Tensor> = adapter.gradients().collect();
         Ok(ops::sum_of_squares(&gradients)?.sqrt() / divisor)
     }
 
@@ -85,38 +83,47 @@ impl AdamW {
         // torch's clip_grad_norm_: factor min(1, max / (norm + 1e-6)).
         let clip = if c.max_grad_norm > 0.0 { (c.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
         self.step += 1;
-        // LoRA+ moves B, and what has one dimension, by another rate than A.
-        let step = |learning_rate: f64| AdamWStep {
+        let step = |learning_rate: f64, weight_decay: f64| AdamWStep {
             factor: clip / divisor,
             beta1: c.beta1,
             beta2: c.beta2,
             correction2: (1.0 - c.beta2.powf(self.step as f64)).sqrt(),
             epsilon: c.epsilon,
-            decay: 1.0 - learning_rate * c.weight_decay,
+            decay: 1.0 - learning_rate * weight_decay,
             rate: learning_rate / (1.0 - c.beta1.powf(self.step as f64)),
         };
-        let (a, others) = (step(learning_rate), step(learning_rate * c.loraplus_lr_ratio));
-        let trained = adapter.modules.iter_mut().flat_map(LoraMatrix::trained);
-        let mut places = Vec::new();
-        for ((name, weight, gradient), moments) in trained.zip(self.moments.iter_mut().flatten()) {
+        // LoRA+ moves B, and what has one dimension, by another rate than other matrices. Norms and biases do not
+        // decay, as with transformers' Trainer.
+        let fast = learning_rate * c.loraplus_lr_ratio;
+        let steps = [step(learning_rate, c.weight_decay), step(fast, c.weight_decay), step(fast, 0.0)];
+        let mut places: Vec<_> = Vec::new();
+        for ((name, weight, gradient), moments) in adapter.trained().zip(&mut self.moments) {
             let Some(gradient) = gradient.take() else { continue };
-            let step = if name == LoraMatrix::PARAMETERS[0] { &a } else { &others };
-            places.push((weight, gradient, moments, step));
+            let which = match name {
+                "lora_A" => 0,
+                "lora_B" | "lora_magnitude_vector" => 1,
+                _ if weight.rank() > 1 => 0,
+                _ => 2,
+            };
+            places.push((which, weight, gradient, moments));
         }
+        // A launch has room for two kinds of steps.
+        places.sort_by_key(|(which, ..)| *which == 2);
         // A GPU is given many in one launch. No more of the new values than a group's are there beside the old ones.
-        let on_gpu = places.first().is_some_and(|(weight, ..)| ops::on_gpu(weight.device()));
+        let on_gpu = places.first().is_some_and(|(_, weight, ..)| ops::on_gpu(weight.device()));
         let together = if on_gpu { ADAMW_TOGETHER as usize } else { 1 };
         while !places.is_empty() {
-            let group: Vec<_> = places.drain(..places.len().min(together)).collect();
+            let alike = places.iter().take_while(|(which, ..)| (*which == 2) == (places[0].0 == 2)).count();
+            let group: Vec<_> = places.drain(..alike.min(together)).collect();
             let parameters: Vec<Parameter> = group
                 .iter()
-                .map(|(weight, gradient, moments, step)| {
+                .map(|(which, weight, gradient, moments)| {
                     let Moments { first, second } = &**moments;
-                    Parameter { weight, gradient, first, second, step }
+                    Parameter { weight, gradient, first, second, step: &steps[*which] }
                 })
                 .collect();
             let results = ops::adamw(&parameters)?;
-            for ((weight, _, moments, _), [new, first, second]) in group.into_iter().zip(results) {
+            for ((_, weight, _, moments), [new, first, second]) in group.into_iter().zip(results) {
                 *weight = new;
                 *moments = Moments { first, second };
             }

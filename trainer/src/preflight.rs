@@ -7,9 +7,10 @@ use crate::error::{Result, TrainError};
 use crate::locate;
 use crate::lora::Target;
 use crate::model::{Base, LlamaConfig};
+use crate::saved::Trainable;
 use crate::tokenizer::Tokenizer;
 use domain::footprint::{Engine, Load};
-use domain::trial::{PARAMETER_NAMES, TrialConfig};
+use domain::trial::{PARAMETER_NAMES, PrecisionMode, TrialConfig};
 use std::path::Path;
 
 /// What a run will be.
@@ -29,8 +30,12 @@ pub struct Preflight {
     pub total_steps: u64,
     /// Linear layers that get an adapter.
     pub target_modules: u64,
+    /// Modules that are trained whole.
+    pub saved_modules: u64,
     /// Trainable parameters.
     pub trainable_parameters: u64,
+    /// Frozen parameters of the adapter: PiSSA's initial matrices.
+    pub initial_parameters: u64,
     /// Parameters of base and adapter together.
     pub total_parameters: u64,
     /// Tokens of the largest micro-batch that there can be.
@@ -56,19 +61,24 @@ pub fn preflight(config: &TrialConfig, engine: Engine) -> Result<Preflight> {
     check_values(config)?;
     let dir = locate::model(&config.pretrained_model_id)?;
     let base = Base::outline(&dir, config.base_model().precision)?;
-    let targets = check(config, &base)?;
+    let trainable = check(config, &base)?;
     let tokenizer = tokenizer(&dir, &base.config)?;
     let data = data(config, tokenizer.as_ref(), &base.config)?;
     if let Some(dir) = &config.init_adapter {
-        adapter_file::load(Path::new(dir), &targets, config.seed, base.device())?;
+        adapter_file::load(Path::new(dir), &trainable, config.seed, base.device())?;
     }
     let rows = data.train.len() as u64;
-    let trainable_parameters = targets.iter().map(Target::parameters).sum();
+    let trainable_parameters = trainable.parameters();
+    let initial_parameters = trainable.initial_parameters();
     let batch_tokens = self::batch_tokens(&data, config.batch_size);
     let load = Load {
         precision: base.precision,
         engine,
         trainable_parameters,
+        initial_parameters,
+        saved: base.config.shape().saved(config.modules_to_save.as_deref()),
+        has_dropout: config.lora_dropout > 0.0,
+        has_magnitudes: config.use_dora,
         tokens: batch_tokens,
         longest: self::batch_tokens(&data, 1),
     };
@@ -83,8 +93,10 @@ pub fn preflight(config: &TrialConfig, engine: Engine) -> Result<Preflight> {
         truncated_rows: data.truncated_rows,
         skipped_rows: data.skipped_rows,
         total_steps: config.total_steps(rows),
-        target_modules: targets.len() as u64,
+        target_modules: trainable.targets.len() as u64,
+        saved_modules: trainable.saved.len() as u64,
         trainable_parameters,
+        initial_parameters,
         total_parameters: base.parameters() + trainable_parameters,
         shape: base.config,
     })
@@ -118,32 +130,46 @@ pub fn data(config: &TrialConfig, tokenizer: Option<&Tokenizer>, shape: &LlamaCo
     Dataset::load(config, tokenizer, shape.vocab_size, shape.max_position_embeddings)
 }
 
-/// Checks a configuration's values, and that they suit `base`. Returns the layers that get an adapter.
+/// Checks a configuration's values, and that they suit `base`. Returns what is trained.
 ///
 /// # Errors
 /// A parameter is out of its range or above what the model has.
-pub fn check(config: &TrialConfig, base: &Base) -> Result<Vec<Target>> {
+pub fn check(config: &TrialConfig, base: &Base) -> Result<Trainable> {
     check_values(config)?;
     let asked = config.base_model().precision;
     if asked != base.precision {
         let problem = format!("asks for a base in {asked}, but it is loaded in {}", base.precision);
         return Err(TrainError::parameter("precision_mode", problem, "load the base in these numbers"));
     }
-    if config.use_dora && config.lora_dropout > 0.0 {
-        let problem =
-            format!("is {} with use_dora, which would need a second frozen product", config.lora_dropout);
-        return Err(TrainError::parameter("lora_dropout", problem, "set it to 0 for DoRA"));
-    }
-    let targets = adapter_file::resolve_targets(base, &PeftConfig::of(config))?;
+    check_pissa(config)?;
+    let trainable = adapter_file::resolve(base, &PeftConfig::of(config))?;
     let width = |t: &Target| t.module.in_features.min(t.module.out_features);
-    match targets.iter().filter(|t| t.rank > width(t)).min_by_key(|t| width(t)) {
+    match trainable.targets.iter().filter(|t| t.rank > width(t)).min_by_key(|t| width(t)) {
         Some(narrow) => Err(TrainError::parameter(
             if narrow.rank == config.lora_rank as usize { "lora_rank" } else { "rank_pattern" },
             format!("is {}, above the width {} of {}", narrow.rank, width(narrow), narrow.module.path),
             format!("set it to {} or less, or leave the layer out of target_modules", width(narrow)),
         )),
-        None => Ok(targets),
+        None => Ok(trainable),
     }
+}
+
+/// PiSSA needs the weights themselves, and begins with them.
+fn check_pissa(config: &TrialConfig) -> Result<()> {
+    let init = config.init_lora_weights;
+    let (problem, remedy) = match &config.init_adapter {
+        _ if !init.is_pissa() => return Ok(()),
+        Some(_) => (
+            "with init_adapter, whose matrices it would replace",
+            "leave one of them out: an adapter that began so goes on without",
+        ),
+        None if config.precision_mode == PrecisionMode::FourBit => (
+            "with precision_mode 4bit, whose weights have no singular values of their own",
+            "set precision_mode to float32, bfloat16 or float16, or init_lora_weights to default",
+        ),
+        None => return Ok(()),
+    };
+    Err(TrainError::parameter("init_lora_weights", format!("is {init} {problem}"), remedy))
 }
 
 /// Checks what needs no model: each value, by the rules of sweep files.

@@ -5,8 +5,8 @@
 mod common;
 
 use common::{CPU, flat, tiny_base};
-use domain::trial::{InitLoraWeights, TargetModules};
-use trainer::adapter_file::{self, PeftConfig, WEIGHTS_FILE, resolve_targets, written_targets};
+use domain::trial::TargetModules;
+use trainer::adapter_file::{self, PeftConfig, WEIGHTS_FILE, resolve, written_targets};
 use trainer::lora::Adapter;
 use trainer::model::Base;
 
@@ -32,8 +32,8 @@ fn of(targets: &TargetModules) -> PeftConfig {
 
 /// The number of layers, and the last of them; or what the message says.
 fn check(base: &Base, targets: &TargetModules, want: Result<(usize, &str), &str>) {
-    let got = resolve_targets(base, &of(targets)).map_err(|e| e.to_string());
-    let got = got.map(|targets| (targets.len(), targets[targets.len() - 1].module.path.clone()));
+    let got = resolve(base, &of(targets)).map_err(|e| e.to_string());
+    let got = got.map(|t| (t.targets.len(), t.targets[t.targets.len() - 1].module.path.clone()));
     let want = want.map(|(count, last)| (count, last.to_string())).map_err(ToString::to_string);
     assert_eq!(got, want, "{targets:?}");
 }
@@ -83,7 +83,7 @@ fn target_modules_are_pefts() {
     }
     // What exactly is wrong with it, the parser says.
     for text in ["(q_proj", "q_proj)|(v_proj", "[q_proj", "\\p{Nonsense}", "(?<q", "*_proj"] {
-        let message = resolve_targets(&base, &of(&pattern(text))).unwrap_err().to_string();
+        let message = resolve(&base, &of(&pattern(text))).unwrap_err().to_string();
         let start = format!("target_modules: {text:?} is no regular expression: ");
         assert!(message.starts_with(&start) && message.lines().count() == 1, "{message}");
         assert!(message.ends_with("; give all-linear, a list of names, or a pattern of whole module paths"));
@@ -106,8 +106,8 @@ fn an_adapter_of_the_head_comes_back_from_its_files() {
         target_modules: written_targets(&base, &targets),
         ..PeftConfig::default()
     };
-    let modules = resolve_targets(&base, &config).unwrap();
-    let adapter = Adapter::new(&base, &modules, InitLoraWeights::Default, 0.0, 1).unwrap();
+    let modules = resolve(&base, &config).unwrap();
+    let adapter = Adapter::new(&base, &modules, 0.0, 1).unwrap();
     adapter_file::save(dir.path(), &adapter, &config).unwrap();
     let (written, loaded) = adapter_file::load(dir.path(), &modules, 1, &CPU).unwrap();
     assert_eq!((written, flat(&loaded)), (config.clone(), flat(&adapter)));

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use domain::SystemClock;
-use domain::trial::{GradientCheckpointing, PrecisionMode, TrialConfig};
+use domain::trial::{GradientCheckpointing, InitLoraWeights, PrecisionMode, TrialConfig};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 use trainer::data::Dataset;
@@ -71,15 +71,28 @@ fn the_peak_of_the_allocator_is_predicted() {
             sliding_windows: vec![[None, Some(48)][pick(15, &[0, 1])]; layers],
         };
         let (batch, length) = (pick(7, &[4, 8]), pick(8, &[64, 128, 256]));
+        let numbers =
+            [PrecisionMode::Float32, PrecisionMode::Bfloat16, PrecisionMode::FourBit][pick(9, &[0, 1, 2])];
         let trial = TrialConfig {
-            precision_mode: [PrecisionMode::Float32, PrecisionMode::Bfloat16, PrecisionMode::FourBit]
-                [pick(9, &[0, 1, 2])],
+            precision_mode: numbers,
             gradient_checkpointing: match pick(10, &[0, 1, 2]) {
                 0 => GradientCheckpointing::On,
                 _ => GradientCheckpointing::Off,
             },
             // Gradients count from the start, which for ranks near the width says too much.
             lora_rank: pick(11, &[4, 8]) as u32,
+            init_lora_weights: match pick(16, &[0, 1]) {
+                1 if numbers != PrecisionMode::FourBit => InitLoraWeights::PissaNiter(1),
+                _ => InitLoraWeights::Default,
+            },
+            modules_to_save: match pick(17, &[0, 1, 2]) {
+                0 => None,
+                1 => Some(vec!["lm_head".into(), "embed_tokens".into(), "norm".into()]),
+                _ if numbers == PrecisionMode::FourBit => Some(vec!["norm".into()]),
+                _ => Some(vec!["down_proj".into(), "v_proj".into()]),
+            },
+            lora_dropout: [0.0, 0.1][pick(18, &[0, 1])],
+            use_dora: pick(19, &[0, 1]) == 1,
             batch_size: batch as u32,
             max_sequence_length: length as u32,
             max_steps: Some(4),
@@ -113,8 +126,14 @@ fn the_peak_of_the_allocator_is_predicted() {
         let ratio = (predicted + grown) as f64 / measured as f64;
         println!(
             "seed {seed}: {predicted} predicted and {grown} of buffers, {measured} handed out, ratio {ratio:.3}; \
-             hidden {hidden}, {layers} layers, batch {batch} x {length}, rank {}, {:?}, {:?}",
-            trial.lora_rank, trial.precision_mode, trial.gradient_checkpointing,
+             hidden {hidden}, {layers} layers, batch {batch} x {length}, rank {}, {}, {:?}, dropout {}, dora {}, {:?}, {:?}",
+            trial.lora_rank,
+            trial.init_lora_weights,
+            trial.modules_to_save,
+            trial.lora_dropout,
+            trial.use_dora,
+            trial.precision_mode,
+            trial.gradient_checkpointing,
         );
         assert!((0.95..1.05).contains(&ratio), "seed {seed}: {predicted} predicted, {measured} handed out");
     }

@@ -7,11 +7,11 @@ mod common;
 
 use candle_core::DType;
 use common::CPU;
-use domain::trial::{InitLoraWeights, Precision, TargetModules};
+use domain::trial::{Precision, TargetModules};
 use proptest::prelude::*;
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use trainer::adapter_file::{self, PeftConfig, resolve_targets};
+use trainer::adapter_file::{self, PeftConfig, resolve};
 use trainer::checkpoint::{Checkpoint, digest};
 use trainer::lora::Adapter;
 use trainer::merge::{Merge, SHARD_BYTES};
@@ -107,8 +107,8 @@ fn a_model_in_shards_of_pickles_is_loaded_and_merged() {
         target_modules: TargetModules::default(),
         ..PeftConfig::default()
     };
-    let targets = resolve_targets(&base, &config).unwrap();
-    let mut adapter = Adapter::new(&base, &targets, InitLoraWeights::Default, 0.0, 1).unwrap();
+    let targets = resolve(&base, &config).unwrap();
+    let mut adapter = Adapter::new(&base, &targets, 0.0, 1).unwrap();
     for module in &mut adapter.modules {
         module.b = module.b.ones_like().unwrap();
     }

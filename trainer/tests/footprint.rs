@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use candle_core::Device;
-use domain::footprint::{Engine, Load, ModelShape};
+use domain::footprint::{Engine, Load, ModelShape, Saved};
 use domain::trial::{InitLoraWeights, Precision, PrecisionMode};
 use trainer::lora::{Adapter, Target};
 use trainer::model::{Base, LlamaConfig, RopeScaling};
@@ -16,14 +16,21 @@ fn the_peak_is_predicted() {
     let four_bit = Precision { mode: PrecisionMode::FourBit, compute_dtype: None, double_quant: true };
     let half = Precision { mode: PrecisionMode::Bfloat16, ..Precision::default() };
     let full = Precision::default();
-    for (precision, recomputed) in [(full, 0), (full, 1), (full, 9), (half, 0), (four_bit, 0), (four_bit, 3)]
-    {
-        check(precision, recomputed);
+    let (plain, pissa) = (InitLoraWeights::Default, InitLoraWeights::PissaNiter(1));
+    for (precision, recomputed, init) in [
+        (full, 0, plain),
+        (full, 1, pissa),
+        (full, 9, plain),
+        (half, 0, pissa),
+        (four_bit, 0, plain),
+        (four_bit, 3, plain),
+    ] {
+        check(precision, recomputed, init);
     }
 }
 
 /// Shapes of every kind with the base in such numbers and so many layers computed again.
-fn check(precision: Precision, recomputed: usize) {
+fn check(precision: Precision, recomputed: usize, init: InitLoraWeights) {
     let (llama, qwen2) = ((false, false), (true, false));
     let qwen3 = (false, true);
     for (
@@ -70,10 +77,14 @@ fn check(precision: Precision, recomputed: usize) {
         let shape = config.shape();
         let base = Base::random(config, precision, &Device::Cpu).unwrap();
         assert_eq!((base.bytes(), base.parameters()), (shape.base_bytes(precision), shape.parameters()));
+        let modules: Vec<_> = base.modules().into_iter().map(|m| (m.parameters(), m.path)).collect();
+        let by_shape = shape.modules().into_iter().map(|m| (m.matrix + m.vector, m.path));
+        assert_eq!(modules, by_shape.collect::<Vec<_>>());
         let head = adapted.then(|| base.head_module());
         let modules: Vec<_> = base.linear_modules().into_iter().chain(head).collect();
-        let targets = Target::all(&modules, rank, 2.0 * rank as f64);
-        let mut adapter = Adapter::new(&base, &targets, InitLoraWeights::Default, 0.0, 1).unwrap();
+        let mut targets = Target::all(&modules, rank, 2.0 * rank as f64);
+        targets.iter_mut().for_each(|target| target.init = init);
+        let mut adapter = Adapter::new(&base, &targets.into(), 0.0, 1).unwrap();
         let config = AdamWConfig {
             beta1: 0.9,
             beta2: 0.999,
@@ -98,6 +109,10 @@ fn check(precision: Precision, recomputed: usize) {
             precision,
             engine: Engine::Cpu,
             trainable_parameters: trainable,
+            initial_parameters: adapter.initial_parameters(),
+            saved: Saved::default(),
+            has_dropout: false,
+            has_magnitudes: false,
             tokens,
             longest: length.into(),
         };

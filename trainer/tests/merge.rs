@@ -6,11 +6,11 @@ mod common;
 
 use candle_core::{DType, Tensor};
 use common::{CPU, json_file, write_tiny_model, write_tokenizer};
-use domain::trial::{InitLoraWeights, Precision, TargetModules};
+use domain::trial::{Precision, TargetModules};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
-use trainer::adapter_file::{self, CONFIG_FILE, PeftConfig, resolve_targets, written_targets};
+use trainer::adapter_file::{self, CONFIG_FILE, PeftConfig, resolve, written_targets};
 use trainer::lora::Adapter;
 use trainer::merge::{Merge, Merged, SHARD_BYTES};
 use trainer::model::Base;
@@ -30,9 +30,8 @@ fn write_adapter(dir: &Path, base: &Base, targets: &TargetModules) -> Adapter {
         target_modules: written_targets(base, targets),
         ..PeftConfig::default()
     };
-    let modules = resolve_targets(base, &config).unwrap();
-    let fresh =
-        |dropout, seed| Adapter::new(base, &modules, InitLoraWeights::Default, dropout, seed).unwrap();
+    let modules = resolve(base, &config).unwrap();
+    let fresh = |dropout, seed| Adapter::new(base, &modules, dropout, seed).unwrap();
     let (mut adapter, drawn) = (fresh(0.1, 1), fresh(0.0, 2));
     for (module, other) in adapter.modules.iter_mut().zip(drawn.modules) {
         // Values of A, in another order, make a B of its own shape.

@@ -7,10 +7,11 @@ mod common;
 use candle_core::Tensor;
 use common::{FAMILIES, device, family, shared, tiny_base};
 use domain::trial::{InitLoraWeights, Precision};
-use trainer::lora::{Adapter, LoraMatrix, Target};
+use trainer::lora::{Adapter, Target};
 use trainer::model::Base;
 use trainer::pack::{self, Member, Outcome, Row};
 use trainer::rng;
+use trainer::saved::SavedModule;
 
 /// The tiny models of Llama's kin.
 fn families() -> Vec<Base> {
@@ -21,12 +22,28 @@ fn families() -> Vec<Base> {
 /// An adapter on every linear layer and the head, whose A and B are both random: with B zero, A has no gradient.
 fn adapter(base: &Base, rank: usize, dropout: f64, seed: u64) -> Adapter {
     let modules = [base.linear_modules(), vec![base.head_module()]].concat();
-    let targets = Target::all(&modules, rank, 2.0 * rank as f64);
-    let mut adapter = Adapter::new(base, &targets, InitLoraWeights::Default, dropout, seed).unwrap();
+    of_targets(base, Target::all(&modules, rank, 2.0 * rank as f64), dropout, seed)
+}
+
+fn of_targets(base: &Base, targets: Vec<Target>, dropout: f64, seed: u64) -> Adapter {
+    let mut adapter = Adapter::new(base, &targets.into(), dropout, seed).unwrap();
     for module in &mut adapter.modules {
         module.b = (random(&module.b, seed + 1, &module.path) * 0.1).unwrap();
     }
     adapter
+}
+
+/// An adapter on half of the linear layers, and all else trained whole.
+fn with_whole_modules(base: &Base, rank: usize, dropout: f64, seed: u64) -> Adapter {
+    let mut adapter = adapter(base, rank, dropout, seed);
+    adapter.modules.retain(|module| ["q_proj", "k_proj", "up_proj"].iter().any(|n| module.path.ends_with(n)));
+    let saved = base.modules().into_iter().filter(|m| adapter.modules.iter().all(|a| a.path != m.path));
+    let mut saved: Vec<_> = saved.map(|spec| SavedModule::of(base, &spec).unwrap()).collect();
+    for module in &mut saved {
+        let change = (random(&module.weight, seed + 2, &module.path) * 0.05).unwrap();
+        module.weight = (&module.weight + change).unwrap();
+    }
+    Adapter { saved, ..adapter }
 }
 
 /// A tensor like `like` of numbers uniform in ±1.
@@ -64,8 +81,7 @@ fn dot(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 fn gradients(adapter: &Adapter) -> Vec<Tensor> {
-    let both = |m: &LoraMatrix| [m.grad_a.clone().unwrap(), m.grad_b.clone().unwrap()];
-    adapter.modules.iter().flat_map(both).collect()
+    adapter.gradients().cloned().collect()
 }
 
 /// The largest difference of two lists of gradients, relative to the norm of each.
@@ -78,20 +94,24 @@ fn difference(a: &[Tensor], b: &[Tensor]) -> f64 {
 }
 
 /// Every matrix of every layer: the slope of the loss along a random direction, measured and computed.
-fn check_gradients(name: &str, base: &Base, dropout: f64) {
-    let mut adapter = adapter(base, 3, dropout, 5);
+fn check_gradients(name: &str, base: &Base, adapter: Adapter) {
+    let all: Vec<_> = (0..adapter.named().count()).collect();
+    check_some(name, base, adapter, &all);
+}
+
+/// Those of the parameters of these numbers.
+fn check_some(name: &str, base: &Base, mut adapter: Adapter, which: &[usize]) {
     let rows = rows(base, 4, 7);
     solo(base, &mut adapter, &rows, 3);
     let all = gradients(&adapter);
-    assert_eq!(all.len(), 2 * (7 * base.layers.len() + 1), "{name}: a matrix without a gradient");
-    for (i, gradient) in all.iter().enumerate() {
-        let (module, part) = (i / 2, ["A", "B"][i % 2]);
-        let what = format!("{name}: {} {part}", adapter.modules[module].path);
-        let direction = random(gradient, 11, &what);
+    let names: Vec<_> = adapter.named().map(|(path, part, _)| format!("{name}: {path} {part}")).collect();
+    assert_eq!(all.len(), names.len(), "{name}: a parameter without a gradient");
+    for i in which.iter().copied() {
+        let (gradient, what) = (&all[i], &names[i]);
+        let direction = random(gradient, 11, what);
         let loss_at = |distance: f64| {
             let mut moved = adapter.clone();
-            let lora = &mut moved.modules[module];
-            let weight = if part == "A" { &mut lora.a } else { &mut lora.b };
+            let (_, weight, _) = moved.trained().nth(i).unwrap();
             *weight = (&*weight + (&direction * distance).unwrap()).unwrap();
             solo(base, &mut moved, &rows, 3).nll
         };
@@ -108,12 +128,56 @@ fn check_gradients(name: &str, base: &Base, dropout: f64) {
 
 #[test]
 fn every_adapter_matrix_has_the_gradient_that_finite_differences_have() {
-    check_gradients("tiny", &tiny_base(), 0.0);
-    check_gradients("tiny with dropout", &tiny_base(), 0.3);
-    FAMILIES.iter().zip(families()).for_each(|(name, base)| check_gradients(name, &base, 0.2));
+    let check = |name: &str, base: &Base, dropout: f64| {
+        check_gradients(name, base, adapter(base, 3, dropout, 5));
+    };
+    check("tiny", &tiny_base(), 0.0);
+    check("tiny with dropout", &tiny_base(), 0.3);
+    FAMILIES.iter().zip(families()).for_each(|(name, base)| check(name, &base, 0.2));
     if let Some(dir) = shared("reference/gqa/base") {
-        check_gradients("gqa", &Base::load(&dir, Precision::default(), device()).unwrap(), 0.0);
+        check("gqa", &Base::load(&dir, Precision::default(), device()).unwrap(), 0.0);
     }
+}
+
+/// PEFT takes the norms for constants, which a loss does not: so that they are, A and B do not move them here.
+#[test]
+fn magnitudes_have_the_gradient_that_finite_differences_have_with_dropout() {
+    for (init, dropout) in [
+        (InitLoraWeights::Default, 0.0),
+        (InitLoraWeights::Default, 0.3),
+        (InitLoraWeights::Pissa, 0.0),
+        (InitLoraWeights::Pissa, 0.3),
+    ] {
+        check_magnitudes(init, dropout);
+    }
+}
+
+/// The slope of the loss along a random direction of what is given to every layer of the model: of its magnitudes; and
+/// of the embedding's rows, whose gradient goes through the magnitudes and the dropped inputs of all layers.
+fn check_magnitudes(init: InitLoraWeights, dropout: f64) {
+    let base = tiny_base();
+    let mut targets = Target::all(&[base.linear_modules(), vec![base.head_module()]].concat(), 3, 6.0);
+    targets.iter_mut().for_each(|target| (target.use_dora, target.init) = (true, init));
+    let mut adapter = of_targets(&base, targets, dropout, 5);
+    for module in &mut adapter.modules {
+        let change = (random(module.magnitude.as_ref().unwrap(), 6, &module.path) * 0.2).unwrap();
+        module.magnitude = Some((module.magnitude.as_ref().unwrap() * (change + 1.0).unwrap()).unwrap());
+    }
+    let embedding = base.modules().remove(0);
+    adapter.saved.push(SavedModule::of(&base, &embedding).unwrap());
+    let steady = |(_, (_, part, _)): &(usize, (&str, &str, &Tensor))| {
+        !part.starts_with("lora_A") && !part.starts_with("lora_B")
+    };
+    let which: Vec<_> = adapter.named().enumerate().filter(steady).map(|(i, _)| i).collect();
+    assert_eq!(which.len(), adapter.modules.len() + 1);
+    check_some(&format!("{init}, dropout {dropout}"), &base, adapter, &which);
+}
+
+#[test]
+fn every_module_that_is_trained_whole_has_the_gradient_that_finite_differences_have() {
+    let check = |name: &str, base: &Base| check_gradients(name, base, with_whole_modules(base, 3, 0.2, 5));
+    check("tiny", &tiny_base());
+    FAMILIES.iter().zip(families()).for_each(|(name, base)| check(name, &base));
 }
 
 #[test]
@@ -172,8 +236,13 @@ fn a_pack_has_its_members_solo_numbers() {
     let llamas = llamas.map(|(base, sizes)| (base, sizes, 2e-6));
     for (base, sizes, tolerance) in llamas.into_iter().chain(kin.iter().map(|base| (base, [2, 4, 3], 1e-5))) {
         let data: Vec<_> = sizes.iter().zip(20..).map(|(n, seed)| rows(&tiny, *n, seed)).collect();
-        let make = || [adapter(base, 2, 0.0, 1), adapter(base, 7, 0.2, 2), adapter(base, 4, 0.5, 3)];
-        let (mut together, mut alone) = (make(), make());
+        let make = |whole: bool| {
+            let of = if whole { with_whole_modules } else { adapter };
+            [of(base, 2, 0.0, 1), adapter(base, 7, 0.2, 2), of(base, 4, 0.5, 3)]
+        };
+        // Copies of a head that is that wide would take a while.
+        let (mut together, mut alone) =
+            (make(base.config.vocab_size < 1000), make(base.config.vocab_size < 1000));
         let mut members: Vec<Member> = together
             .iter_mut()
             .zip(&data)

@@ -6,7 +6,7 @@ mod common;
 
 use candle_core::{DType, Tensor};
 use common::{FAMILIES, device, family, write_tiny_model};
-use domain::trial::{ComputeDtype, InitLoraWeights, Precision, PrecisionMode};
+use domain::trial::{ComputeDtype, Precision, PrecisionMode};
 use std::path::{Path, PathBuf};
 use trainer::lora::{Adapter, Target};
 use trainer::model::Base;
@@ -21,7 +21,7 @@ fn rows() -> Vec<Row> {
 fn adapter(base: &Base, seed: u64) -> Adapter {
     let modules = [base.linear_modules(), vec![base.head_module()]].concat();
     let targets = Target::all(&modules, 4, 8.0);
-    let mut adapter = Adapter::new(base, &targets, InitLoraWeights::Default, 0.2, seed).unwrap();
+    let mut adapter = Adapter::new(base, &targets.into(), 0.2, seed).unwrap();
     for module in &mut adapter.modules {
         let source = module.a.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         let values: Vec<f32> = source.iter().cycle().take(module.b.elem_count()).map(|x| x / 3.0).collect();

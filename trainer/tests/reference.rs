@@ -11,7 +11,7 @@ use domain::trial::{Precision, PrecisionMode};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use trainer::adapter_file::{self, PeftConfig, resolve_targets};
+use trainer::adapter_file::{self, PeftConfig, resolve};
 use trainer::lora::{Adapter, LoraMatrix};
 use trainer::model::{Base, LlamaConfig};
 use trainer::optim::{AdamW, AdamWConfig};
@@ -29,7 +29,7 @@ fn numbers<T: serde::de::DeserializeOwned>(value: &Value) -> T {
 
 /// An adapter from a PEFT directory.
 fn adapter(base: &Base, dir: PathBuf) -> Adapter {
-    let targets = resolve_targets(base, &PeftConfig::load(&dir).unwrap()).unwrap();
+    let targets = resolve(base, &PeftConfig::load(&dir).unwrap()).unwrap();
     adapter_file::load(&dir, &targets, 0, device()).unwrap().1
 }
 

@@ -7,7 +7,10 @@ mod common;
 use common::{device, flat, json_file, shared, tiny_run};
 use domain::SystemClock;
 use domain::metric::REPORTED;
-use domain::trial::{GradientCheckpointing, LrSchedulerType, PrecisionMode, Throughput, TrialConfig};
+use domain::trial::{
+    GradientCheckpointing, InitLoraWeights, LrSchedulerType, PrecisionMode, StoppingStrategy, Throughput,
+    TrialConfig,
+};
 use std::collections::HashMap;
 use std::path::Path;
 use trainer::run::{Loaded, Run, Stepped, step_pack};
@@ -167,13 +170,23 @@ fn a_resumed_run_is_the_uninterrupted_one_bit_for_bit() {
     for mode in
         [PrecisionMode::Float32, PrecisionMode::Bfloat16, PrecisionMode::Float16, PrecisionMode::FourBit]
     {
-        check_resume(mode);
+        check_resume(&|config| config.precision_mode = mode);
     }
+    check_resume(&|config| config.init_lora_weights = InitLoraWeights::PissaNiter(4));
+    let names = ["lm_head", "embed_tokens", "norm"];
+    check_resume(&|config| config.use_dora = true);
+    check_resume(&|config| {
+        config.interleave_datasets = Some(vec![config.dataset_name.clone()]);
+        config.interleave_probabilities = Some(vec![3.0, 1.0]);
+        config.stopping_strategy = StoppingStrategy::AllExhausted;
+    });
+    check_resume(&|config| config.modules_to_save = Some(names.map(String::from).into()));
 }
 
-fn check_resume(precision_mode: PrecisionMode) {
+fn check_resume(change: &dyn Fn(&mut TrialConfig)) {
     let dir = tempfile::tempdir().unwrap();
-    let config = TrialConfig { precision_mode, ..tiny_run(dir.path()) };
+    let mut config = tiny_run(dir.path());
+    change(&mut config);
     let loaded = load(&config);
     let mut whole = Run::new(&loaded, config.clone()).unwrap();
     let all = steps(&loaded, &mut whole, 20);
@@ -184,7 +197,7 @@ fn check_resume(precision_mode: PrecisionMode) {
     first.save(&adapter, &resume).unwrap();
     // What is computed twice may change on the way: it changes no number.
     let config = TrialConfig { gradient_checkpointing: GradientCheckpointing::On, ..config };
-    let mut second = Run::resume(&load(&config), config, &adapter, &resume).unwrap();
+    let mut second = Run::resume(&load(&config), config.clone(), &adapter, &resume).unwrap();
     assert_eq!((second.step(), second.recomputed_layers()), (7, 2));
     let rest = steps(&loaded, &mut second, 13);
 
@@ -204,7 +217,9 @@ fn check_resume(precision_mode: PrecisionMode) {
     let (a, b) = (whole.summary(&loaded).unwrap(), second.summary(&loaded).unwrap());
     assert_eq!((a.steps, a.loss, a.eval_loss), (b.steps, b.loss, b.eval_loss));
     assert_eq!(a.throughput, Throughput::Solo);
-    assert_eq!(a.trainable_parameters, 4 * 2 * (32 + 24 + 24 + 32 + 40 + 40 + 40));
+    let magnitudes = if config.use_dora { 2 * (16 + 8 + 8 + 16 + 24 + 24 + 16) } else { 0 };
+    let saved = if config.modules_to_save.is_some() { 2 * 40 * 16 + 5 * 16 } else { 0 };
+    assert_eq!(a.trainable_parameters, 4 * 2 * (32 + 24 + 24 + 32 + 40 + 40 + 40) + saved + magnitudes);
 }
 
 /// A step whose gradients overflow is left out, and the next one tries with half the scale.

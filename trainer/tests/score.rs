@@ -6,7 +6,6 @@ mod common;
 
 use candle_core::Tensor;
 use common::{device, tiny_base};
-use domain::trial::InitLoraWeights;
 use trainer::lora::{Adapter, Target};
 use trainer::model::Base;
 use trainer::pack::{self, Answer, Question};
@@ -16,7 +15,7 @@ use trainer::rng;
 fn adapter(base: &Base) -> Adapter {
     let modules = [base.linear_modules(), vec![base.head_module()]].concat();
     let targets = Target::all(&modules, 4, 8.0);
-    let mut adapter = Adapter::new(base, &targets, InitLoraWeights::Default, 0.0, 5).unwrap();
+    let mut adapter = Adapter::new(base, &targets.into(), 0.0, 5).unwrap();
     for module in &mut adapter.modules {
         let key = rng::key(6, &module.path);
         let value = |i: u64| (0.4 * rng::uniform(key, i) - 0.2) as f32;

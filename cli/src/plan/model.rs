@@ -207,7 +207,7 @@ fn document(shape: &ModelShape, config: &TrialConfig, devices: &[Device]) -> Val
         "trainable_parameters": trainable,
         "total_parameters": shape.parameters() + trainable,
         "trainable_share": footprint::trainable_share(trainable, shape.parameters()),
-        "adapter_bytes": footprint::adapter_bytes(trainable, 14 * shape.num_hidden_layers),
+        "adapter_bytes": footprint::adapter_bytes(trainable + load.initial_parameters, 14 * shape.num_hidden_layers),
         "flops_per_token": shape.flops_per_token(trainable, u64::from(config.max_sequence_length)),
         "peak_memory_bytes": peak.total(),
         "peak": {

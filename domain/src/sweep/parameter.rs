@@ -64,6 +64,16 @@ const RULES: &[Rule] = &[
     rule("dataset_name", Kind::Text, "a file of rows, a directory of them, or an id on the hub", |c| {
         !c.dataset_name.is_empty()
     }),
+    rule("interleave_datasets", Kind::Mixed, "a list of data sets", |c| {
+        c.interleave_datasets
+            .as_ref()
+            .is_none_or(|names| !names.is_empty() && names.iter().all(|n| !n.is_empty()))
+    }),
+    rule("interleave_probabilities", Kind::Mixed, "a list of numbers from 0, not all of them 0", |c| {
+        let sound = |list: &Vec<f64>| list.iter().all(|p| from_0(*p)) && above_0(list.iter().sum());
+        c.interleave_probabilities.as_ref().is_none_or(sound)
+    }),
+    rule("stopping_strategy", Kind::Text, "first_exhausted or all_exhausted", |_| true),
     rule("instruct_column_in_dataset", Kind::Text, "a column's name", |c| {
         !c.instruct_column_in_dataset.is_empty()
     }),
@@ -96,6 +106,11 @@ const RULES: &[Rule] = &[
     rule("layers_to_transform", Kind::Mixed, "a list of whole numbers from 0", |c| {
         c.layers_to_transform.as_ref().is_none_or(|layers| !layers.is_empty())
     }),
+    rule("modules_to_save", Kind::Mixed, "a list of modules' names", |c| {
+        c.modules_to_save
+            .as_ref()
+            .is_none_or(|names| !names.is_empty() && names.iter().all(|n| !n.is_empty()))
+    }),
     rule("rank_pattern", Kind::Mixed, "a map of paths to whole numbers from 1", |c| {
         c.rank_pattern.iter().all(|(path, rank)| !path.is_empty() && *rank >= 1)
     }),
@@ -104,7 +119,7 @@ const RULES: &[Rule] = &[
     }),
     rule("use_rslora", Kind::Flag, TRUE_OR_FALSE, |_| true),
     rule("use_dora", Kind::Flag, TRUE_OR_FALSE, |_| true),
-    rule("init_lora_weights", Kind::Text, "default or gaussian", |_| true),
+    rule("init_lora_weights", Kind::Text, "default, gaussian, pissa or pissa_niter_N", |_| true),
     rule("init_adapter", Kind::Text, "an adapter's directory", |c| {
         c.init_adapter.as_ref().is_none_or(|a| !a.is_empty())
     }),
@@ -236,6 +251,8 @@ mod tests {
             ("eval_size", json!(50), json!(50.0)),
             ("shuffle", json!(false), json!(false)),
             ("seed", json!(LARGEST_WHOLE), json!(LARGEST_WHOLE)),
+            ("interleave_probabilities", json!([3, 1]), json!([3.0, 1.0])),
+            ("init_lora_weights", json!("pissa_niter_16"), json!("pissa_niter_16")),
         ] {
             assert_eq!(check_parameter(name, &value), Ok(normal), "{name}: {value}");
         }
@@ -264,6 +281,22 @@ mod tests {
             ("seed", json!(LARGEST_WHOLE + 1), "must be a whole number from 0 to 2^53, not 9007199254740993"),
             ("precision_mode", json!("8bit"), "must be float32, bfloat16, float16 or 4bit, not \"8bit\""),
             ("shuffle", json!("yes"), "must be true or false, not \"yes\""),
+            (
+                "interleave_probabilities",
+                json!([1, -1]),
+                "must be a list of numbers from 0, not all of them 0, not a list",
+            ),
+            (
+                "interleave_probabilities",
+                json!([0, 0]),
+                "must be a list of numbers from 0, not all of them 0, not a list",
+            ),
+            ("stopping_strategy", json!("never"), "must be first_exhausted or all_exhausted, not \"never\""),
+            (
+                "init_lora_weights",
+                json!("pissa_niter_"),
+                "must be default, gaussian, pissa or pissa_niter_N, not \"pissa_niter_\"",
+            ),
             (
                 "target_modules",
                 json!([]),

@@ -183,14 +183,71 @@ impl Default for TargetModules {
 }
 
 /// How an adapter's matrices begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum InitLoraWeights {
     /// A uniform in ±1/√in_features (Kaiming with a = √5), B zero.
     #[default]
     Default,
     /// A normal with a standard deviation of 1/rank, B zero.
     Gaussian,
+    /// The weight's largest singular values and their vectors, in both; what is left of the weight is frozen
+    /// (PiSSA, Meng, Wang and Zhang 2024, <https://arxiv.org/abs/2404.02948>).
+    Pissa,
+    /// The same by so many subspace iterations from random vectors instead of the whole decomposition.
+    PissaNiter(u32),
+}
+
+impl InitLoraWeights {
+    const PISSA_NITER: &str = "pissa_niter_";
+
+    /// Whether the matrices begin as a part of the weight.
+    pub fn is_pissa(self) -> bool {
+        matches!(self, Self::Pissa | Self::PissaNiter(_))
+    }
+}
+
+impl fmt::Display for InitLoraWeights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => write!(f, "default"),
+            Self::Gaussian => write!(f, "gaussian"),
+            Self::Pissa => write!(f, "pissa"),
+            Self::PissaNiter(iterations) => write!(f, "{}{iterations}", Self::PISSA_NITER),
+        }
+    }
+}
+
+/// PEFT's words, `default` in place of its `true`.
+impl Serialize for InitLoraWeights {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for InitLoraWeights {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let iterations = || text.strip_prefix(Self::PISSA_NITER)?.parse().ok();
+        match text.as_str() {
+            "default" => Ok(Self::Default),
+            "gaussian" => Ok(Self::Gaussian),
+            "pissa" => Ok(Self::Pissa),
+            _ => iterations().map(Self::PissaNiter).ok_or_else(|| {
+                serde::de::Error::custom(format!("{text:?} is not default, gaussian, pissa or pissa_niter_N"))
+            }),
+        }
+    }
+}
+
+/// When a mixture of data sets ends, in Hugging Face's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StoppingStrategy {
+    /// When one of them has no more rows.
+    #[default]
+    FirstExhausted,
+    /// When each has had its last row; those that have no more begin anew.
+    AllExhausted,
 }
 
 /// How rows are held out when no evaluation file is named.
@@ -237,6 +294,13 @@ trial_config! {
     pretrained_model_id: String = String::new();
     /// The training rows: a `.jsonl`, `.json` or `.parquet` file, a directory of them, or a data set of the hub.
     dataset_name: String = String::new();
+    /// More data sets, named likewise, whose rows are mixed with those of `dataset_name`.
+    interleave_datasets: Option<Vec<String>> = None;
+    /// How often the next row is one of `dataset_name` and of each of `interleave_datasets`, brought to a sum of 1; without
+    /// it they take turns.
+    interleave_probabilities: Option<Vec<f64>> = None;
+    /// Whether a mixture ends when one data set has no more rows, or when all have had their last.
+    stopping_strategy: StoppingStrategy = StoppingStrategy::default();
     /// The column that holds a row's text. Rows of messages, prompts or tokens need none.
     instruct_column_in_dataset: String = "text".into();
     /// Evaluation rows, named likewise; without it, rows are held out of `dataset_name`.
@@ -274,6 +338,9 @@ trial_config! {
     exclude_modules: Option<TargetModules> = None;
     /// The decoder layers, by number from 0, that get adapters; all unless given.
     layers_to_transform: Option<Vec<u32>> = None;
+    /// Modules that are trained whole beside the adapter, each that ends in one of these names: `lm_head`,
+    /// `embed_tokens`, `norm` (every norm), a linear layer. They get no adapter.
+    modules_to_save: Option<Vec<String>> = None;
     /// Other ranks, by the end of a layer's path or a regular expression for it.
     rank_pattern: BTreeMap<String, u32> = BTreeMap::new();
     /// Other values of `lora_alpha`, likewise.

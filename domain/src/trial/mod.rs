@@ -6,7 +6,8 @@ mod state;
 
 pub use config::{
     BaseModel, ComputeDtype, EvalSplit, GradientCheckpointing, InitLoraWeights, LrSchedulerType,
-    PARAMETER_MEANINGS, PARAMETER_NAMES, Precision, PrecisionMode, TargetModules, Task, TrialConfig,
+    PARAMETER_MEANINGS, PARAMETER_NAMES, Precision, PrecisionMode, StoppingStrategy, TargetModules, Task,
+    TrialConfig,
 };
 pub use record::{Digests, Failure, FailureClass, Throughput, Trial, TrialSummary};
 pub use state::{IllegalTransition, TrialState};

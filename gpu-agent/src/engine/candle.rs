@@ -64,7 +64,8 @@ impl Backend for Candle {
 
     fn start(&mut self, base: &Loaded, admission: &Admission) -> Result<Run, Failure> {
         let config = admission.config.clone();
-        for name in [Some(&config.dataset_name), config.eval_dataset_name.as_ref()].into_iter().flatten() {
+        let named = [Some(&config.dataset_name), config.eval_dataset_name.as_ref()].into_iter().flatten();
+        for name in named.chain(config.interleave_datasets.iter().flatten()) {
             self.sources.ready(Kind::Dataset, name)?;
         }
         match &admission.resume {

@@ -26,6 +26,8 @@ pub struct PeftConfig {
     pub exclude_modules: Option<TargetModules>,
     /// The decoder layers that have adapters; all if `None`.
     pub layers_to_transform: Option<Vec<u32>>,
+    /// The modules that are trained whole.
+    pub modules_to_save: Option<Vec<String>>,
     /// Other ranks, by the end of a path or a regular expression for it.
     pub rank_pattern: BTreeMap<String, usize>,
     /// Other alphas, likewise.
@@ -55,6 +57,7 @@ impl PeftConfig {
             target_modules: config.target_modules.clone(),
             exclude_modules: config.exclude_modules.clone(),
             layers_to_transform: config.layers_to_transform.clone(),
+            modules_to_save: config.modules_to_save.clone(),
             rank_pattern: config.rank_pattern.iter().map(|(k, r)| (k.clone(), *r as usize)).collect(),
             alpha_pattern: config.alpha_pattern.clone(),
             use_rslora: config.use_rslora,
@@ -63,8 +66,26 @@ impl PeftConfig {
         }
     }
 
+    /// What the file says of such an adapter: of one that began as a part of the weights, that it is one on the
+    /// whole weights, of twice the rank and the same scaling, as PEFT converts it
+    /// (`path_initial_model_for_weight_conversion`).
+    pub fn as_written(&self) -> Self {
+        if !self.init_lora_weights.is_pissa() {
+            return self.clone();
+        }
+        let twice = if self.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
+        Self {
+            r: 2 * self.r,
+            lora_alpha: twice * self.lora_alpha,
+            rank_pattern: self.rank_pattern.iter().map(|(k, r)| (k.clone(), 2 * r)).collect(),
+            alpha_pattern: self.alpha_pattern.iter().map(|(k, a)| (k.clone(), twice * a)).collect(),
+            init_lora_weights: InitLoraWeights::Default,
+            ..self.clone()
+        }
+    }
+
     /// The file's content, with the keys that PEFT 0.17 and later write.
-    pub fn to_json(&self) -> Value {
+    pub(super) fn to_json(&self) -> Value {
         // PEFT keeps a hub's revision apart from the name.
         let (base, revision) = match hub::locate(&self.base_model_name_or_path) {
             Located::Repo(id) => (id.name().to_string(), id.named_revision().map(Into::into)),
@@ -82,7 +103,7 @@ impl PeftConfig {
             "inference_mode": true,
             "init_lora_weights": match self.init_lora_weights {
                 InitLoraWeights::Default => json!(true),
-                InitLoraWeights::Gaussian => json!("gaussian"),
+                how => json!(how),
             },
             "layer_replication": null,
             "layers_pattern": null,
@@ -93,7 +114,7 @@ impl PeftConfig {
             "lora_dropout": self.lora_dropout,
             "megatron_config": null,
             "megatron_core": "megatron.core",
-            "modules_to_save": null,
+            "modules_to_save": self.modules_to_save,
             "peft_type": "LORA",
             "qalora_group_size": 16,
             "r": self.r,
@@ -121,7 +142,12 @@ impl PeftConfig {
         let value: Value = serde_json::from_str(&text)
             .map_err(|e| TrainError::model(&path, format!("is no JSON ({e})"), "restore the file"))?;
         check_supported(&value).map_err(|(key, value)| {
-            let remedy = "it changes what the adapter computes, and this engine does not compute it";
+            let remedy = match key {
+                "init_lora_weights" => {
+                    "its base is not the whole one: save it with PEFT's path_initial_model_for_weight_conversion"
+                }
+                _ => "it changes what the adapter computes, and this engine does not compute it",
+            };
             TrainError::model(&path, format!("{key} is {value}"), remedy)
         })?;
         let positive = |key: &str| {
@@ -146,6 +172,8 @@ impl PeftConfig {
                 Value::Number(layer) => layer.as_u64().map(|layer| vec![layer as u32]),
                 _ => optional(&value, "layers_to_transform", &path)?,
             },
+            modules_to_save: optional(&value, "modules_to_save", &path)?
+                .filter(|names: &Vec<String>| !names.is_empty()),
             rank_pattern: optional(&value, "rank_pattern", &path)?.unwrap_or_default(),
             alpha_pattern: optional(&value, "alpha_pattern", &path)?.unwrap_or_default(),
             use_rslora: optional(&value, "use_rslora", &path)?.unwrap_or_default(),
@@ -181,7 +209,6 @@ fn check_supported(config: &Value) -> std::result::Result<(), (&'static str, Str
         "use_bdlora",
         "fan_in_fan_out",
         "lora_bias",
-        "modules_to_save",
         "layers_pattern",
         "layer_replication",
         "target_parameters",
@@ -202,6 +229,10 @@ fn check_supported(config: &Value) -> std::result::Result<(), (&'static str, Str
     let init = &config["init_lora_weights"];
     if init.as_str().is_some_and(|how| !["gaussian", "eva", "orthogonal"].contains(&how)) {
         return Err(("init_lora_weights", init.to_string()));
+    }
+    // PEFT then has one copy for embedding and head.
+    if config["ensure_weight_tying"] == json!(true) && !plain("modules_to_save") {
+        return Err(("ensure_weight_tying", "true with modules_to_save".into()));
     }
     match off.into_iter().find(|key| !plain(key)) {
         Some(key) => Err((key, config[key].to_string())),

@@ -5,11 +5,12 @@ mod config;
 mod targets;
 
 pub use config::PeftConfig;
-pub use targets::{resolve_targets, written_targets};
+pub use targets::{resolve, written_targets};
 
 use crate::error::{Result, TrainError};
 use crate::files;
 use crate::lora::{Adapter, LoraMatrix, Target};
+use crate::saved::{SavedModule, SavedSpec, Trainable};
 use candle_core::{DType, Device, Tensor};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -19,9 +20,10 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The weights' file name.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
-/// PEFT's key of a parameter of the adapter of a layer. Magnitudes alone have no `.weight` behind their name.
+/// PEFT's key of a parameter of the adapter of a layer, or of a module that is trained whole. Of an adapter's, magnitudes
+/// alone have no `.weight` behind their name.
 fn key(path: &str, parameter: &str) -> String {
-    let weight = if parameter == LoraMatrix::PARAMETERS[2] { "" } else { ".weight" };
+    let weight = if LoraMatrix::PARAMETERS[..2].contains(&parameter) { ".weight" } else { "" };
     format!("base_model.model.{path}.{parameter}{weight}")
 }
 
@@ -32,8 +34,8 @@ fn key(path: &str, parameter: &str) -> String {
 /// The system refuses a write.
 pub fn save(dir: &Path, adapter: &Adapter, config: &PeftConfig) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
-    files::write_atomically(&dir.join(WEIGHTS_FILE), &serialize(named(adapter))?)?;
-    let text = serde_json::to_string_pretty(&config.to_json()).unwrap_or_default();
+    files::write_atomically(&dir.join(WEIGHTS_FILE), &weights(adapter)?)?;
+    let text = serde_json::to_string_pretty(&config.as_written().to_json()).unwrap_or_default();
     files::write_atomically(&dir.join(CONFIG_FILE), text.as_bytes())
 }
 
@@ -43,18 +45,19 @@ pub(crate) fn serialize(tensors: BTreeMap<String, &Tensor>) -> Result<Vec<u8>> {
     Ok(safetensors::serialize(tensors, Some(metadata)).map_err(candle_core::Error::from)?)
 }
 
-/// Reads an adapter directory for the layers `targets` of a base. `seed` is that of its dropout masks.
+/// Reads an adapter directory for what is `trainable` of a base. `seed` is that of its dropout masks. A target that
+/// began as a part of its weight is found as [`save`] wrote it: with the matrices that it began with.
 ///
 /// # Errors
 /// A file is missing or broken, the adapter is of an unknown kind, or its layers or shapes are not those asked for.
-pub fn load(dir: &Path, targets: &[Target], seed: u64, device: &Device) -> Result<(PeftConfig, Adapter)> {
+pub fn load(dir: &Path, trainable: &Trainable, seed: u64, device: &Device) -> Result<(PeftConfig, Adapter)> {
     let config = PeftConfig::load(dir)?;
     let path = dir.join(WEIGHTS_FILE);
     let mut tensors = candle_core::safetensors::load(&path, &Device::Cpu).map_err(|e| {
         TrainError::model(&path, format!("cannot be read ({e})"), "copy the adapter directory again")
     })?;
-    let mut take = |target: &Target, parameter: &str, shape: &[usize]| -> Result<Tensor> {
-        let key = key(&target.module.path, parameter);
+    let mut take = |module: &str, parameter: &str, shape: &[usize]| -> Result<Tensor> {
+        let key = key(module, parameter);
         let tensor = tensors.remove(&key).ok_or_else(|| {
             let remedy = "give target_modules and its kin as the adapter's adapter_config.json does";
             TrainError::model(&path, format!("lacks {key}"), remedy)
@@ -69,15 +72,29 @@ pub fn load(dir: &Path, targets: &[Target], seed: u64, device: &Device) -> Resul
         Ok(tensor.to_dtype(DType::F32)?.to_device(device)?)
     };
     let [lora_a, lora_b, magnitude] = LoraMatrix::PARAMETERS;
-    let matrix = |target: &Target| {
+    let mut matrix = |target: &Target| {
         let (rank, module) = (target.rank, &target.module);
-        let a = take(target, lora_a, &[rank, module.in_features])?;
-        let b = take(target, lora_b, &[module.out_features, rank])?;
+        let held = if target.init.is_pissa() { 2 * rank } else { rank };
+        let mut a = take(&module.path, lora_a, &[held, module.in_features])?;
+        let mut b = take(&module.path, lora_b, &[module.out_features, held])?;
+        let mut initial = None;
+        if target.init.is_pissa() {
+            let part = |t: &Tensor, dim, start| t.narrow(dim, start, rank)?.force_contiguous();
+            initial = Some([part(&a, 0, rank)?, part(&b, 1, rank)?.neg()?]);
+            (a, b) = (part(&a, 0, 0)?, part(&b, 1, 0)?);
+        }
         let magnitude =
-            target.use_dora.then(|| take(target, magnitude, &[module.out_features])).transpose()?;
-        Ok(LoraMatrix::new(target, a, b, magnitude))
+            target.use_dora.then(|| take(&module.path, magnitude, &[module.out_features])).transpose()?;
+        Ok(LoraMatrix::new(target, a, b, magnitude, initial))
     };
-    let modules = targets.iter().map(matrix).collect::<Result<Vec<_>>>()?;
+    let modules = trainable.targets.iter().map(&mut matrix).collect::<Result<Vec<_>>>()?;
+    let [weight, bias] = SavedModule::PARAMETERS;
+    let whole = |spec: &SavedSpec| {
+        let value = take(&spec.path, weight, &spec.shape)?;
+        let bias = spec.has_bias.then(|| take(&spec.path, bias, &spec.shape[..1])).transpose()?;
+        Ok(SavedModule::new(spec, value, bias))
+    };
+    let saved = trainable.saved.iter().map(whole).collect::<Result<Vec<_>>>()?;
     if modules.iter().any(|m| m.path == "lm_head") {
         // PEFT writes the frozen head and embedding too where the head has an adapter.
         tensors.remove("base_model.model.lm_head.base_layer.weight");
@@ -91,7 +108,7 @@ pub fn load(dir: &Path, targets: &[Target], seed: u64, device: &Device) -> Resul
         ));
     }
     let dropout = config.lora_dropout;
-    Ok((config, Adapter { modules, dropout, seed }))
+    Ok((config, Adapter { modules, saved, dropout, seed }))
 }
 
 /// Bytes that the adapter's weights take on disk.
@@ -99,11 +116,20 @@ pub fn load(dir: &Path, targets: &[Target], seed: u64, device: &Device) -> Resul
 /// # Errors
 /// A tensor cannot be read from its device.
 pub fn size(adapter: &Adapter) -> Result<u64> {
-    Ok(serialize(named(adapter))?.len() as u64)
+    Ok(weights(adapter)?.len() as u64)
 }
 
-fn named(adapter: &Adapter) -> BTreeMap<String, &Tensor> {
-    let named = |m: &LoraMatrix, parameter, value| (key(&m.path, parameter), value);
-    let matrices = adapter.modules.iter().map(|m| m.parameters().map(move |(name, value)| (m, name, value)));
-    matrices.flatten().map(|(m, name, value)| named(m, name, value)).collect()
+/// The file of an adapter's weights, as the adapter is on the whole weights of the base.
+fn weights(adapter: &Adapter) -> Result<Vec<u8>> {
+    let mut named = BTreeMap::new();
+    for module in &adapter.modules {
+        let [a, b] = module.on_whole_weight()?;
+        let values = [a, b].into_iter().chain(module.magnitude.clone());
+        let keys = LoraMatrix::PARAMETERS.map(|parameter| key(&module.path, parameter));
+        named.extend(keys.into_iter().zip(values));
+    }
+    for module in &adapter.saved {
+        named.extend(module.parameters().map(|(name, value)| (key(&module.path, name), value.clone())));
+    }
+    serialize(named.iter().map(|(key, value)| (key.clone(), value)).collect())
 }

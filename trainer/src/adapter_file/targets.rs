@@ -4,7 +4,8 @@ use super::PeftConfig;
 use crate::error::{Result, TrainError};
 use crate::lora::{ModuleSpec, Target};
 use crate::model::Base;
-use domain::trial::TargetModules;
+use crate::saved::{Kind, SavedSpec, Trainable};
+use domain::trial::{PrecisionMode, TargetModules};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The linear layers of `base` that get an adapter, in model order.
@@ -12,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 /// # Errors
 /// A pattern is no regular expression; a name or a pattern matches no layer, or the head where it is tied; nothing
 /// is left to adapt.
-pub fn resolve_targets(base: &Base, config: &PeftConfig) -> Result<Vec<Target>> {
+fn resolve_targets(base: &Base, config: &PeftConfig) -> Result<Vec<Target>> {
     let mut modules = matched(base, &config.target_modules)?;
     if let Some(exclude) = &config.exclude_modules {
         let excluded = selection(exclude, "exclude_modules")?;
@@ -31,8 +32,10 @@ pub fn resolve_targets(base: &Base, config: &PeftConfig) -> Result<Vec<Target>> 
         transformed(base, config, layers)?;
         modules.retain(|module| layer(&module.path).is_some_and(|number| layers.contains(&number)));
     }
+    let saved = config.modules_to_save.as_deref().unwrap_or_default();
+    modules.retain(|module| !saved.iter().any(|name| within(&module.path, name)));
     if modules.is_empty() {
-        let remedy = "let exclude_modules and layers_to_transform leave one";
+        let remedy = "let exclude_modules, layers_to_transform and modules_to_save leave one";
         return Err(TrainError::parameter("target_modules", "no linear layer is left to adapt", remedy));
     }
     let ranks = patterned("rank_pattern", &config.rank_pattern, &modules)?;
@@ -40,9 +43,78 @@ pub fn resolve_targets(base: &Base, config: &PeftConfig) -> Result<Vec<Target>> 
     let target = |((module, rank), alpha): ((ModuleSpec, Option<usize>), Option<f64>)| {
         let (rank, alpha) = (rank.unwrap_or(config.r), alpha.unwrap_or(config.lora_alpha));
         let divisor = if config.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
-        Target { module, rank, scaling: alpha / divisor, use_dora: config.use_dora }
+        Target {
+            module,
+            rank,
+            scaling: alpha / divisor,
+            use_dora: config.use_dora,
+            init: config.init_lora_weights,
+        }
     };
     Ok(modules.into_iter().zip(ranks).zip(alphas).map(target).collect())
+}
+
+/// The modules of `base` that are trained whole, in model order: every one whose path ends in one of the names.
+///
+/// # Errors
+/// A name matches no module, or one that is made of several; a module has an adapter, or is held in 4 bits.
+fn resolve_saved(base: &Base, config: &PeftConfig, targets: &[Target]) -> Result<Vec<SavedSpec>> {
+    let key = "modules_to_save";
+    let (mut modules, names) = (base.modules(), config.modules_to_save.as_deref().unwrap_or_default());
+    for name in names {
+        // As PEFT, which asks for no dot before the name.
+        let matched = || modules.iter().filter(|module| module.path.ends_with(name.as_str()));
+        let whole =
+            |path: &str| path.match_indices('.').map(|(at, _)| path[..at].to_string()).collect::<Vec<_>>();
+        let made_of =
+            modules.iter().flat_map(|module| whole(&module.path)).find(|p| p.ends_with(name.as_str()));
+        if let Some(path) = made_of {
+            let problem = format!("{name:?} matches {path}, which is made of several modules");
+            return Err(TrainError::parameter(key, problem, "name those of them that are to be trained"));
+        }
+        if matched().next().is_none() {
+            let known: BTreeSet<_> = modules.iter().map(|m| short_name(&m.path)).collect();
+            let known = known.into_iter().collect::<Vec<_>>().join(", ");
+            let problem = format!("{name:?} matches no module");
+            return Err(TrainError::parameter(key, problem, format!("this model has {known}")));
+        }
+        let quantised = |m: &&SavedSpec| matches!(m.kind, Kind::Linear(_)) && m.path != base.head.path;
+        if base.precision.mode == PrecisionMode::FourBit
+            && let Some(module) = matched().find(quantised)
+        {
+            let problem = format!("{name:?} matches {}, which precision_mode 4bit quantises", module.path);
+            let remedy = "leave it out, or set precision_mode to float32, bfloat16 or float16";
+            return Err(TrainError::parameter(key, problem, remedy));
+        }
+    }
+    modules.retain(|module| names.iter().any(|name| module.path.ends_with(name.as_str())));
+    match modules.iter().find(|module| targets.iter().any(|target| target.module.path == module.path)) {
+        None => Ok(modules),
+        Some(module) => {
+            let problem = format!("matches {}, which has an adapter", module.path);
+            let remedy = format!("name it {}, or leave it out of target_modules", short_name(&module.path));
+            Err(TrainError::parameter(key, problem, remedy))
+        }
+    }
+}
+
+/// All that a configuration trains of `base`.
+///
+/// # Errors
+/// A pattern is no regular expression; a name or a pattern matches nothing, or the head where it is tied and to get an
+/// adapter; nothing is left to adapt; a module cannot be trained whole.
+pub fn resolve(base: &Base, config: &PeftConfig) -> Result<Trainable> {
+    let targets = resolve_targets(base, config)?;
+    let saved = resolve_saved(base, config, &targets)?;
+    Ok(Trainable { targets, saved })
+}
+
+/// Whether a module is one of that name or stands below one: PEFT gives it no adapter then.
+fn within(path: &str, name: &str) -> bool {
+    path.match_indices(name).any(|(at, _)| {
+        let after = &path[at + name.len()..];
+        (at == 0 || path[..at].ends_with('.')) && (after.is_empty() || after.starts_with('.'))
+    })
 }
 
 /// Checks `layers_to_transform`.

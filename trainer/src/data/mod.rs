@@ -9,6 +9,7 @@
 //! | `marked` | a text and the assistant's parts of it |
 //! | `assistant` | the assistant's turns in a text of guanaco's form |
 //! | `split` | which rows are held out |
+//! | `mix` | several data sets' rows as one |
 //! | `batches` | which rows an optimizer step takes |
 
 mod assistant;
@@ -16,6 +17,7 @@ mod batches;
 mod chat;
 mod json;
 mod marked;
+mod mix;
 mod parquet;
 mod record;
 mod source;
@@ -33,12 +35,13 @@ use domain::trial::TrialConfig;
 use marked::Marked;
 use rayon::prelude::*;
 use record::{Columns, Content};
+use std::iter;
 use std::path::PathBuf;
 
 /// A trial's rows.
 #[derive(Debug, Clone, Default)]
 pub struct Dataset {
-    /// The training rows, in the files' order.
+    /// The training rows, in the files' order; of several data sets, as they are mixed.
     pub train: Vec<Row>,
     /// The held-out rows, in the files' order.
     pub eval: Vec<Row>,
@@ -88,26 +91,35 @@ impl Dataset {
         let chat = Chat::new(settings, config.assistant_only_loss);
         let dataset = Self::default();
         let mut reader = Reader { config, tokenizer, vocab_size, chat, dataset, files: Vec::new() };
-        let key = "dataset_name";
-        let found = source::find(key, &config.dataset_name)?;
-        let rows = reader.read(key, found.train)?;
-        let (train, eval) = match &config.eval_dataset_name {
-            Some(name) => {
-                let key = "eval_dataset_name";
-                let found = source::find(key, name)?;
-                let files = if found.held_out.is_empty() { found.train } else { found.held_out };
-                (rows, reader.read(key, files)?)
-            }
-            None if !found.held_out.is_empty() && config.eval_size != 0.0 => {
-                (rows, reader.read(key, found.held_out)?)
-            }
-            None => split::hold_out(config, rows)?,
-        };
+        mix::probabilities(config)?;
+        let others = config.interleave_datasets.iter().flatten().map(|name| ("interleave_datasets", name));
+        let (mut sets, mut eval) = (Vec::new(), Vec::new());
+        for (key, name) in iter::once(("dataset_name", &config.dataset_name)).chain(others) {
+            let found = source::find(key, name)?;
+            let rows = reader.read(key, found.train)?;
+            let (train, held_out) = match config.eval_dataset_name {
+                Some(_) => (rows, Vec::new()),
+                None if !found.held_out.is_empty() && config.eval_size != 0.0 => {
+                    (rows, reader.read(key, found.held_out)?)
+                }
+                None => split::hold_out(config, rows)?,
+            };
+            sets.push(train);
+            eval.extend(held_out);
+        }
+        if let Some(name) = &config.eval_dataset_name {
+            let key = "eval_dataset_name";
+            let found = source::find(key, name)?;
+            let files = if found.held_out.is_empty() { found.train } else { found.held_out };
+            eval = reader.read(key, files)?;
+        }
         let is_chat = |(_, text): &Read| text.as_ref().is_some_and(|text| text.whole);
-        let template = settings.template.as_ref().filter(|_| train.iter().chain(&eval).any(is_chat));
-        reader.sample_prompt(&eval, &train)?;
+        let all = || eval.iter().chain(sets.iter().flatten());
+        let template = settings.template.as_ref().filter(|_| all().any(is_chat));
+        reader.sample_prompt(all())?;
         let Reader { mut dataset, files: read, .. } = reader;
-        dataset.train = train.into_iter().map(|(row, _)| row).collect();
+        let rows = |set: Vec<Read>| set.into_iter().map(|(row, _)| row).collect();
+        dataset.train = mix::interleave(config, sets.into_iter().map(rows).collect())?;
         dataset.eval = eval.into_iter().map(|(row, _)| row).collect();
         dataset.digest = files::digest_files(read.iter().map(PathBuf::as_path))?;
         if let Some(template) = template {
@@ -216,9 +228,9 @@ impl Reader<'_> {
         }
     }
 
-    fn sample_prompt(&mut self, eval: &[Read], train: &[Read]) -> Result<()> {
+    fn sample_prompt<'a>(&mut self, rows: impl Iterator<Item = &'a Read>) -> Result<()> {
         let Some(tokenizer) = self.tokenizer else { return Ok(()) };
-        let texts = eval.iter().chain(train).filter_map(|(_, text)| text.as_ref());
+        let texts = rows.filter_map(|(_, text)| text.as_ref());
         for marked in texts.filter(|text| text.prompt > 0) {
             let prompt = &marked.text[..marked.prompt];
             let mut ids = encoded(tokenizer, prompt, marked.whole)?.ids;

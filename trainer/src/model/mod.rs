@@ -5,4 +5,5 @@ mod family;
 mod weights;
 
 pub use config::{LlamaConfig, RopeScaling};
+pub(crate) use weights::NormNumbers;
 pub use weights::{Base, Layer, Linear};

@@ -5,6 +5,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Result, TrainError};
 use crate::lora::ModuleSpec;
 use crate::ops;
+use crate::saved::{Kind, SavedSpec};
 use crate::weight::{Numbers, Weight};
 use candle_core::{DType, Device, Tensor};
 use domain::trial::Precision;
@@ -63,6 +64,12 @@ pub struct Layer {
 }
 
 impl Layer {
+    /// One of its norms, in the order of [`NORM_PATHS`].
+    fn norm(&self, which: usize) -> Option<&Tensor> {
+        let [q, k] = self.head_norms();
+        [q, k, Some(&self.input_norm), Some(&self.post_attention_norm)].into_iter().nth(which).flatten()
+    }
+
     /// The norms of query heads and of key heads, if the model has them.
     pub fn head_norms(&self) -> [Option<&Tensor>; 2] {
         self.head_norms.as_ref().map_or([None, None], |[q, k]| [Some(q), Some(k)])
@@ -79,6 +86,28 @@ const LINEAR_PATHS: [&str; 7] = [
     "mlp.up_proj",
     "mlp.down_proj",
 ];
+
+/// The paths of a layer's norms.
+const NORM_PATHS: [&str; 4] =
+    ["self_attn.q_norm", "self_attn.k_norm", "input_layernorm", "post_attention_layernorm"];
+
+/// The numbers of a layer's norms among all ([`Base::modules`]).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NormNumbers {
+    /// Of each query head and of each key head.
+    pub(crate) heads: [usize; 2],
+    /// Before attention.
+    pub(crate) input: usize,
+    /// Before the feed-forward layer.
+    pub(crate) post_attention: usize,
+}
+
+impl NormNumbers {
+    pub(crate) fn of(layer: usize) -> Self {
+        let first = layer * NORM_PATHS.len();
+        Self { heads: [first, first + 1], input: first + 2, post_attention: first + 3 }
+    }
+}
 
 /// So many of them, the first, have a bias where queries, keys and values do.
 const BIASED: usize = 3;
@@ -224,6 +253,61 @@ impl Base {
         let head = Linear::new(HEAD_PATH.into(), head);
         let inverse_frequencies = config.inverse_frequencies();
         Ok(Self { config, precision, embedding, layers, norm, head, inverse_frequencies })
+    }
+
+    /// Every module that holds weights, in model order.
+    pub fn modules(&self) -> Vec<SavedSpec> {
+        let module = |path: String, kind, shape: &[usize], has_bias| SavedSpec {
+            path,
+            kind,
+            shape: shape.to_vec(),
+            has_bias,
+        };
+        let table = [self.config.vocab_size, self.config.hidden_size];
+        let mut modules = vec![module("model.embed_tokens".into(), Kind::Embedding, &table, false)];
+        let linear = |number: usize, linear: &Linear| {
+            module(linear.path.clone(), Kind::Linear(number), &linear.weight.dims(), linear.bias.is_some())
+        };
+        for (i, layer) in self.layers.iter().enumerate() {
+            let first = i * layer.linears.len();
+            modules.extend(layer.linears.iter().enumerate().map(|(j, l)| linear(first + j, l)));
+            for (which, name) in NORM_PATHS.into_iter().enumerate() {
+                if let Some(weight) = layer.norm(which) {
+                    let path = format!("model.layers.{i}.{name}");
+                    let number = i * NORM_PATHS.len() + which;
+                    modules.push(module(path, Kind::Norm(number), weight.dims(), false));
+                }
+            }
+        }
+        modules.push(module("model.norm".into(), Kind::Norm(self.last_norm()), self.norm.dims(), false));
+        let head = self.layers.iter().map(|layer| layer.linears.len()).sum();
+        modules.push(linear(head, &self.head));
+        modules
+    }
+
+    /// The number of the last norm among all: each layer has four, whether it holds weights for them or not.
+    pub(crate) fn last_norm(&self) -> usize {
+        self.layers.len() * NORM_PATHS.len()
+    }
+
+    /// A module's weight and bias in float32.
+    ///
+    /// # Errors
+    /// The device runs out of memory.
+    pub(crate) fn values(&self, kind: Kind) -> Result<(Tensor, Option<Tensor>)> {
+        Ok(match kind {
+            Kind::Embedding => (self.embedding.to_dtype(DType::F32)?, None),
+            Kind::Norm(number) => {
+                let layer = self.layers.get(number / NORM_PATHS.len());
+                let norm = layer.and_then(|layer| layer.norm(number % NORM_PATHS.len()));
+                (norm.unwrap_or(&self.norm).clone(), None)
+            }
+            Kind::Linear(number) => {
+                let linear = self.layers.iter().flat_map(|layer| &layer.linears).nth(number);
+                let linear = linear.unwrap_or(&self.head);
+                (linear.weight.to_float32()?, linear.bias.clone())
+            }
+        })
     }
 
     /// The device that holds the weights.

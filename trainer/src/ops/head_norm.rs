@@ -1,6 +1,6 @@
 //! RMSNorm of the heads within a row, by that of whole rows.
 
-use super::{add_rms_norm_backward, rms_norm};
+use super::{add_rms_norm_backward, rms_norm, rms_norm_weight_gradient};
 use crate::error::Result;
 use candle_core::Tensor;
 
@@ -14,6 +14,11 @@ pub fn head_norm_backward(x: &Tensor, weight: &Tensor, eps: f64, dy: &Tensor) ->
     let (heads, dy) = (by_head(x, weight)?, by_head(dy, weight)?);
     let into = Tensor::zeros(heads.shape(), x.dtype(), x.device())?;
     Ok(add_rms_norm_backward(into, &heads, weight, eps, &dy)?.reshape(x.shape())?)
+}
+
+/// The gradient of [`head_norm`] by `weight`, in float32.
+pub fn head_norm_weight_gradient(x: &Tensor, weight: &Tensor, eps: f64, dy: &Tensor) -> Result<Tensor> {
+    rms_norm_weight_gradient(&by_head(x, weight)?, eps, &by_head(dy, weight)?)
 }
 
 /// `[tokens · heads, dim]`

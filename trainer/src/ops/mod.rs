@@ -20,7 +20,7 @@ mod plain;
 #[cfg(test)]
 mod tests;
 
-pub use head_norm::{head_norm, head_norm_backward};
+pub use head_norm::{head_norm, head_norm_backward, head_norm_weight_gradient};
 
 use crate::error::Result;
 use crate::model::Base;
@@ -128,6 +128,13 @@ pub fn add_rms_norm_backward(
         gpu: gpu::elementwise::add_rms_norm_backward(into, x, weight, eps, dy),
         plain: Ok(into.add(&plain::rms_norm_backward(x, weight, eps, dy)?)?),
     )
+}
+
+/// The gradient of [`rms_norm`] by `weight`, in float32: Σ dy·x/√(mean(x²) + eps) over the rows.
+pub fn rms_norm_weight_gradient(x: &Tensor, eps: f64, dy: &Tensor) -> Result<Tensor> {
+    let ones = Tensor::ones(x.dims2()?.1, DType::F32, x.device())?;
+    let normed = rms_norm(x, &ones, eps)?.to_dtype(DType::F32)?;
+    Ok(normed.mul(&dy.to_dtype(DType::F32)?)?.sum(0)?)
 }
 
 /// SwiGLU: `silu(gate) · up`, all `[tokens, intermediate]`.
@@ -318,6 +325,20 @@ pub fn linear_backward(dy: &Tensor, weight: &Weight, into: Option<Tensor>) -> Re
         gpu: gpu::frozen::linear_backward(dy, weight, into),
         plain: plain::linear_backward(dy, weight, into),
     )
+}
+
+/// The gradient of [`linear`] by a weight that is trained, in float32: `dy`ᵀ` · x`, `[out, in]`, added to `into` if there
+/// is one.
+pub fn linear_weight_gradient(into: Option<Tensor>, x: &Tensor, dy: &Tensor) -> Result<Tensor> {
+    let turned = dy.to_dtype(DType::F32)?.t()?.contiguous()?;
+    linear_backward(&turned, &Weight::Dense(x.to_dtype(DType::F32)?), into)
+}
+
+/// The gradient of [`gather`] where a row may be named more than once, in float32: each row of `dy` is added to its row
+/// of `into`.
+pub fn scatter_add(into: Tensor, dy: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    let rows = Tensor::from_slice(rows, rows.len(), dy.device())?;
+    Ok(into.index_add(&rows, &dy.to_dtype(DType::F32)?.contiguous()?, 0)?)
 }
 
 /// The product with an adapter's narrow side: `x` `[tokens, width]` · `a`ᵀ, `a` `[rank, width]`.

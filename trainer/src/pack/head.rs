@@ -3,11 +3,13 @@
 //! The rows go through the head in blocks, so that `[targets, vocab]` never exists for long targets. Where a
 //! trial adapts the head, each block has its low-rank product, and adds to its gradients, for the trial's rows.
 
-use super::pass::{Segment, linear, linear_backward};
+use super::linear::{linear, linear_backward};
+use super::segment::{Norm, Segment};
 use crate::error::Result;
 use crate::lora::Adapter;
 use crate::model::Base;
 use crate::ops;
+use crate::saved::Kind;
 use candle_core::{DType, Tensor};
 use domain::footprint::logits_block;
 use std::borrow::Borrow;
@@ -18,13 +20,19 @@ fn number(base: &Base) -> usize {
     base.layers.iter().map(|layer| layer.linears.len()).sum()
 }
 
+/// The norm before the head.
+fn norm(base: &Base) -> Norm<'_> {
+    let (weight, number, eps) = (&base.norm, base.last_norm(), base.config.rms_norm_eps);
+    Norm { weight, number, eps, of_heads: false }
+}
+
 /// The logits `[rows, vocab]` of `hidden` `[rows, hidden]`, the states before the last norm.
 pub(super) fn logits<A: Borrow<Adapter>>(
     base: &Base,
     hidden: &Tensor,
     segments: &[Segment<A>],
 ) -> Result<Tensor> {
-    let normed = ops::rms_norm(hidden, &base.norm, base.config.rms_norm_eps)?;
+    let normed = norm(base).forward(hidden, 0, segments)?;
     linear(&base.head, number(base), &normed, 0, DType::F32, segments)
 }
 
@@ -34,10 +42,18 @@ fn blocks<'a>(base: &Base, targets: &'a [u32]) -> impl Iterator<Item = (usize, &
     targets.chunks(block).enumerate().map(move |(i, targets)| (i * block, targets))
 }
 
-/// The most bytes that a block holds: its logits and the states around them.
-pub(super) fn working_bytes(base: &Base, targets: &[u32]) -> u64 {
+/// The most bytes that a block holds: its logits and the states around them, and where a trial's head of its own
+/// `is_trained` the transpose of the gradient by the logits.
+pub(super) fn working_bytes<A: Borrow<Adapter>>(
+    base: &Base,
+    targets: &[u32],
+    segments: &[Segment<A>],
+    is_trained: bool,
+) -> u64 {
     let largest = blocks(base, targets).next().map_or(0, |(_, block)| block.len());
-    (4 * largest * (base.config.vocab_size + 2 * base.config.hidden_size)) as u64
+    let turned = is_trained && segments.iter().any(|segment| segment.has(Kind::Linear(number(base))));
+    let logits = (1 + usize::from(turned)) * base.config.vocab_size;
+    (4 * largest * (logits + 2 * base.config.hidden_size)) as u64
 }
 
 /// Each target's negative log-likelihood; `hidden` `[targets, hidden]` are the states that predict them, before
@@ -48,10 +64,10 @@ pub(super) fn nll<A: Borrow<Adapter>>(
     targets: &[u32],
     segments: &[Segment<A>],
 ) -> Result<Vec<f32>> {
-    let (eps, mut nll) = (base.config.rms_norm_eps, Vec::new());
+    let mut nll = Vec::new();
     for (first, targets) in blocks(base, targets) {
         let x = hidden.narrow(0, first, targets.len())?;
-        let normed = ops::rms_norm(&x, &base.norm, eps)?;
+        let normed = norm(base).forward(&x, first, segments)?;
         let logits = linear(&base.head, number(base), &normed, first, DType::F32, segments)?;
         nll.push(ops::nll_and_gradient(logits, targets)?.0);
     }
@@ -65,10 +81,10 @@ pub(super) fn nll_and_greedy<A: Borrow<Adapter>>(
     targets: &[u32],
     segments: &[Segment<A>],
 ) -> Result<(Vec<f32>, Vec<bool>)> {
-    let (eps, mut nll, mut best) = (base.config.rms_norm_eps, Vec::new(), Vec::new());
+    let (mut nll, mut best) = (Vec::new(), Vec::new());
     for (first, targets) in blocks(base, targets) {
         let x = hidden.narrow(0, first, targets.len())?;
-        let normed = ops::rms_norm(&x, &base.norm, eps)?;
+        let normed = norm(base).forward(&x, first, segments)?;
         let logits = linear(&base.head, number(base), &normed, first, DType::F32, segments)?;
         best.extend(logits.argmax(1)?.to_vec1::<u32>()?);
         nll.push(ops::nll_and_gradient(logits, targets)?.0);
@@ -94,11 +110,11 @@ pub(super) fn nll_backward(
     scales: &[(Range<usize>, f32)],
     segments: &mut [Segment<&mut Adapter>],
 ) -> Result<(Vec<Tensor>, Tensor)> {
-    let (eps, mut nll) = (base.config.rms_norm_eps, Vec::new());
+    let mut nll = Vec::new();
     let mut gradients = Vec::new();
     for (first, targets) in blocks(base, targets) {
         let x = hidden.narrow(0, first, targets.len())?;
-        let normed = ops::rms_norm(&x, &base.norm, eps)?;
+        let normed = norm(base).forward(&x, first, segments)?;
         let logits = linear(&base.head, number(base), &normed, first, DType::F32, segments)?;
         let (rows, mut d_logits) = ops::nll_and_gradient(logits, targets)?;
         nll.push(rows);
@@ -110,7 +126,7 @@ pub(super) fn nll_backward(
         }
         let d_logits = d_logits.to_dtype(normed.dtype())?;
         let d_normed = linear_backward(&base.head, number(base), &normed, first, &d_logits, None, segments)?;
-        gradients.push(ops::add_rms_norm_backward(x.zeros_like()?, &x, &base.norm, eps, &d_normed)?);
+        gradients.push(norm(base).backward(None, &x, first, &d_normed, segments)?);
     }
     let gradient = match gradients.len() {
         0 => Tensor::zeros((0, base.config.hidden_size), hidden.dtype(), hidden.device())?,

@@ -4,8 +4,10 @@
 
 mod generate;
 mod head;
+mod linear;
 mod pass;
 mod score;
+mod segment;
 mod tokens;
 
 pub use generate::generate;
@@ -16,7 +18,8 @@ use crate::lora::{Adapter, DropoutCounter};
 use crate::model::Base;
 use crate::ops;
 use candle_core::Tensor;
-use pass::{Kept, Pass, Segment};
+use pass::{Kept, Pass};
+use segment::Segment;
 use tokens::Tokens;
 
 /// One row of text: its tokens, and which of them are predicted.
@@ -101,7 +104,8 @@ fn outcomes(base: &Base, tokens: &Tokens, nll: &[f32], adapters: &[u64], peak: u
 /// A token id is no row of the embedding; the device runs out of memory.
 pub fn forward_backward(base: &Base, members: &mut [Member]) -> Result<Vec<Outcome>> {
     let tokens = Tokens::new(members.iter().map(|m| m.rows), base.config.vocab_size)?;
-    let adapters: Vec<u64> = members.iter().map(|m| m.adapter.bytes()).collect();
+    // With the gradients.
+    let adapters: Vec<u64> = members.iter().map(|m| m.adapter.bytes() + m.adapter.trained_bytes()).collect();
     let resident = base.bytes() + adapters.iter().sum::<u64>();
     if tokens.wanted.is_empty() {
         return Ok(outcomes(base, &tokens, &[], &adapters, resident));
@@ -123,7 +127,7 @@ pub fn forward_backward(base: &Base, members: &mut [Member]) -> Result<Vec<Outco
     })?;
     let predicting = pass.meter.hold(ops::gather(&hidden, &tokens.predicting)?);
     drop(hidden);
-    pass.meter.touch(head::working_bytes(base, &tokens.wanted));
+    pass.meter.touch(head::working_bytes(base, &tokens.wanted, &segments, true));
     let (nll, gradient) = head::nll_backward(base, &predicting, &tokens.wanted, &scales, &mut segments)?;
     drop(predicting);
     let mut dx = Some(pass.meter.hold(ops::scatter(&gradient, &tokens.predicting, tokens.ids.len())?));
@@ -136,6 +140,9 @@ pub fn forward_backward(base: &Base, members: &mut [Member]) -> Result<Vec<Outco
         };
         dx = pass.layer_backward(index, saved, dy, &mut segments)?;
     }
+    if let Some(dx) = dx {
+        pass.embedding_backward(&tokens.ids, &dx, &mut segments)?;
+    }
     // Only here is a GPU waited for: until now it was only given work.
     Ok(outcomes(base, &tokens, &head::values(&nll)?, &adapters, pass.meter.peak()))
 }
@@ -146,14 +153,14 @@ pub fn forward_backward(base: &Base, members: &mut [Member]) -> Result<Vec<Outco
 /// A token id is no row of the embedding; the device runs out of memory.
 pub fn evaluate(base: &Base, adapter: Option<&Adapter>, rows: &[Row]) -> Result<Outcome> {
     let tokens = Tokens::new([rows].into_iter(), base.config.vocab_size)?;
-    let own = adapter.map_or(0, |a| a.bytes() / 2);
+    let own = adapter.map_or(0, Adapter::bytes);
     let pass = Pass::new(base, &tokens, base.bytes() + own)?;
     let mut nll = Vec::new();
     if !tokens.wanted.is_empty() {
         let segments = segments(base, adapter, tokens.ids.len(), tokens.wanted.len())?;
         let hidden = pass.hidden(&tokens.ids, &segments, drop)?;
         let predicting = ops::gather(&hidden, &tokens.predicting)?;
-        pass.meter.touch(head::working_bytes(base, &tokens.wanted));
+        pass.meter.touch(head::working_bytes(base, &tokens.wanted, &segments, false));
         nll = head::nll(base, &predicting, &tokens.wanted, &segments)?;
     }
     Ok(outcomes(base, &tokens, &nll, &[own], pass.meter.peak())[0])

@@ -20,11 +20,12 @@ use crate::checkpoint;
 use crate::data::Dataset;
 use crate::error::{Result, TrainError};
 use crate::files;
-use crate::lora::{Adapter, Target};
+use crate::lora::Adapter;
 use crate::model::Base;
 use crate::optim::{AdamW, AdamWConfig};
 use crate::pack::{self, Outcome, Row};
 use crate::preflight;
+use crate::saved::Trainable;
 use crate::scaler::LossScaler;
 use crate::schedule::Schedule;
 use crate::tokenizer::Tokenizer;
@@ -209,16 +210,10 @@ impl Run {
     /// # Errors
     /// A parameter does not fit the model.
     pub fn with_data(loaded: &Loaded, config: TrialConfig, data: Dataset) -> Result<Self> {
-        let targets = preflight::check(&config, &loaded.base)?;
+        let trainable = preflight::check(&config, &loaded.base)?;
         let mut adapter = match &config.init_adapter {
-            Some(dir) => initial_adapter(&config, Path::new(dir), &targets, loaded)?,
-            None => Adapter::new(
-                &loaded.base,
-                &targets,
-                config.init_lora_weights,
-                config.lora_dropout,
-                config.seed,
-            )?,
+            Some(dir) => initial_adapter(&config, Path::new(dir), &trainable, loaded)?,
+            None => Adapter::new(&loaded.base, &trainable, config.lora_dropout, config.seed)?,
         };
         adapter.dropout = config.lora_dropout;
         let optimizer = AdamW::new(&adapter, optimizer_config(&config))?;
@@ -347,7 +342,12 @@ fn optimizer_config(config: &TrialConfig) -> AdamWConfig {
 }
 
 /// The adapter that a run starts from; it must be of the shape that the configuration asks for.
-fn initial_adapter(config: &TrialConfig, dir: &Path, targets: &[Target], loaded: &Loaded) -> Result<Adapter> {
+fn initial_adapter(
+    config: &TrialConfig,
+    dir: &Path,
+    trainable: &Trainable,
+    loaded: &Loaded,
+) -> Result<Adapter> {
     let written = PeftConfig::load(dir)?;
     let differs = |key, has: f64, asked: f64| {
         let problem = format!("is {asked}, but the adapter {} has {has}", dir.display());
@@ -368,5 +368,5 @@ fn initial_adapter(config: &TrialConfig, dir: &Path, targets: &[Target], loaded:
             return Err(TrainError::parameter(key, problem, format!("set {key} to {has}")));
         }
     }
-    Ok(adapter_file::load(dir, targets, config.seed, loaded.base.device())?.1)
+    Ok(adapter_file::load(dir, trainable, config.seed, loaded.base.device())?.1)
 }

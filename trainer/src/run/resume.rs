@@ -4,7 +4,7 @@ use super::{Loaded, Progress, Run, State, optimizer_config};
 use crate::adapter_file::{self, WEIGHTS_FILE};
 use crate::error::{Result, TrainError};
 use crate::files;
-use crate::lora::{Adapter, LoraMatrix};
+use crate::lora::Adapter;
 use crate::optim::{AdamW, Moments};
 use crate::preflight;
 use crate::scaler::LossScaler;
@@ -22,9 +22,10 @@ const FORMAT: u32 = 1;
 
 /// Parameters that may differ between a checkpoint and the run that goes on from it: places (the digests
 /// guard what lies there), how often something is reported, what is computed twice, and how long the run is.
-const MAY_CHANGE: [&str; 10] = [
+const MAY_CHANGE: [&str; 11] = [
     "pretrained_model_id",
     "dataset_name",
+    "interleave_datasets",
     "eval_dataset_name",
     "init_adapter",
     "gradient_checkpointing",
@@ -66,11 +67,9 @@ impl Run {
         std::fs::create_dir_all(resume_dir).map_err(TrainError::io(resume_dir))?;
         let State { step, adapter, optimizer, scaler } = &self.state;
         let mut tensors: BTreeMap<String, &Tensor> = BTreeMap::new();
-        for (module, moments) in adapter.modules.iter().zip(&optimizer.moments) {
-            for ((name, _), moments) in module.parameters().zip(moments) {
-                tensors.insert(key(&module.path, name, "exp_avg"), &moments.first);
-                tensors.insert(key(&module.path, name, "exp_avg_sq"), &moments.second);
-            }
+        for ((path, name, _), moments) in adapter.named().zip(&optimizer.moments) {
+            tensors.insert(key(path, name, "exp_avg"), &moments.first);
+            tensors.insert(key(path, name, "exp_avg_sq"), &moments.second);
         }
         files::write_atomically(&resume_dir.join(MOMENTS_FILE), &adapter_file::serialize(tensors)?)?;
         let saved = Saved {
@@ -114,9 +113,9 @@ impl Run {
             return Err(broken(format!("has format {}, not {FORMAT}", saved.format)));
         }
         check_config(&saved.config, &config, &path)?;
-        let targets = preflight::check(&config, &loaded.base)?;
+        let trainable = preflight::check(&config, &loaded.base)?;
         let device = loaded.base.device();
-        let (_, mut adapter) = adapter_file::load(adapter_dir, &targets, config.seed, device)?;
+        let (_, mut adapter) = adapter_file::load(adapter_dir, &trainable, config.seed, device)?;
         adapter.dropout = config.lora_dropout;
         let weights = adapter_dir.join(WEIGHTS_FILE);
         if files::digest_files([weights.as_path()])? != saved.adapter {
@@ -133,7 +132,7 @@ impl Run {
     }
 }
 
-fn load_moments(adapter: &Adapter, path: &Path, device: &Device) -> Result<Vec<Vec<Moments>>> {
+fn load_moments(adapter: &Adapter, path: &Path, device: &Device) -> Result<Vec<Moments>> {
     let remedy = "go on from another checkpoint, or start anew";
     let mut tensors: HashMap<String, Tensor> = candle_core::safetensors::load(path, device)
         .map_err(|e| TrainError::model(path, format!("cannot be read ({e})"), remedy))?;
@@ -147,10 +146,7 @@ fn load_moments(adapter: &Adapter, path: &Path, device: &Device) -> Result<Vec<V
             second: take(key(module, parameter, "exp_avg_sq"), like)?,
         })
     };
-    let mut of = |module: &LoraMatrix| {
-        module.parameters().map(|(name, value)| both(&module.path, name, value)).collect()
-    };
-    adapter.modules.iter().map(&mut of).collect()
+    adapter.named().map(|(path, name, value)| both(path, name, value)).collect()
 }
 
 /// Refuses a configuration under which the run would not go on as it began, naming the parameter.

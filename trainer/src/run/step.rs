@@ -110,7 +110,7 @@ impl Run {
     /// state that it would fall back to.
     fn state_bytes(&self) -> u64 {
         let previous = self.previous.as_ref();
-        self.state.optimizer.bytes() + previous.map_or(0, |good| good.adapter.bytes() / 2)
+        self.state.optimizer.bytes() + previous.map_or(0, |good| good.adapter.trained_bytes())
     }
 
     /// The rows of the coming step's micro-batches; none if the run is done.

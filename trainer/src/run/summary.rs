@@ -89,6 +89,10 @@ impl Run {
             engine: if ops::on_gpu(loaded.base.device()) { Engine::Gpu } else { Engine::Cpu },
             precision: loaded.base.precision,
             trainable_parameters: self.state.adapter.parameters(),
+            initial_parameters: self.state.adapter.initial_parameters(),
+            saved: loaded.base.config.shape().saved(self.config.modules_to_save.as_deref()),
+            has_dropout: self.config.lora_dropout > 0.0,
+            has_magnitudes: self.config.use_dora,
             tokens: preflight::batch_tokens(&self.data, self.config.batch_size),
             longest: preflight::batch_tokens(&self.data, 1),
         }

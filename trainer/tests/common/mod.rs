@@ -184,6 +184,5 @@ pub fn tiny_run(dir: &Path) -> TrialConfig {
 
 /// All weights of an adapter, in order.
 pub fn flat(adapter: &trainer::lora::Adapter) -> Vec<f32> {
-    let tensors = adapter.modules.iter().flat_map(|m| [&m.a, &m.b]);
-    tensors.flat_map(|t| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
+    adapter.named().flat_map(|(_, _, t)| t.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect()
 }

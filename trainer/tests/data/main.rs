@@ -5,6 +5,7 @@
 
 mod files;
 mod forms;
+mod mixed;
 mod parquet_files;
 mod rows;
 

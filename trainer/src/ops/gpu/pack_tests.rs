@@ -8,7 +8,7 @@ use crate::pack::{self, Member, Row};
 use crate::rng;
 use crate::weight::Numbers;
 use candle_core::{DType, Device, Tensor};
-use domain::trial::{ComputeDtype, InitLoraWeights, Precision, PrecisionMode};
+use domain::trial::{ComputeDtype, Precision, PrecisionMode};
 
 /// A model of random weights that both sides have: a Llama, or one with all that sets its kin apart.
 fn base(side: Side, precision: Precision, kin: bool) -> Base {
@@ -60,7 +60,7 @@ fn adapter(base: &Base, rank: usize, use_dora: bool, dropout: f64, seed: u64) ->
     let modules = [base.linear_modules(), vec![base.head_module()]].concat();
     let mut targets = Target::all(&modules, rank, 2.0 * rank as f64);
     targets.iter_mut().for_each(|target| target.use_dora = use_dora);
-    let mut adapter = Adapter::new(base, &targets, InitLoraWeights::Default, dropout, seed).unwrap();
+    let mut adapter = Adapter::new(base, &targets.into(), dropout, seed).unwrap();
     for module in &mut adapter.modules {
         let b = Pair::random(module.b.dims(), seed, 0.1, DType::F32);
         module.b = b.cpu.to_device(base.device()).unwrap();
