@@ -8,7 +8,7 @@ use domain::trial::{GradientCheckpointing, PrecisionMode, TrialConfig};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 use trainer::data::Dataset;
-use trainer::model::{Base, LlamaConfig, RopeScaling};
+use trainer::model::{Base, ModelConfig, RopeScaling};
 use trainer::pack::Row;
 use trainer::run::{Loaded, Run, step_pack};
 use trainer::{Device, rng};
@@ -53,7 +53,7 @@ fn the_peak_of_the_allocator_is_predicted() {
         let hidden = heads * pick(1, &[32, 48, 64]);
         let layers = pick(2, &[3, 4, 6]);
         let intermediate = hidden * pick(4, &[2, 3]);
-        let config = LlamaConfig {
+        let config = ModelConfig {
             vocab_size: pick(3, &[600, 2000, 5000]),
             hidden_size: hidden,
             intermediate_size: intermediate,

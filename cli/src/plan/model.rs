@@ -7,7 +7,7 @@ use domain::sweep::check_config;
 use domain::trial::TrialConfig;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
-use trainer::model::LlamaConfig;
+use trainer::model::ModelConfig;
 
 /// Values of parameters, each a list.
 #[derive(Debug, clap::Args)]
@@ -129,7 +129,7 @@ fn shape(args: &Args) -> Result<(ModelShape, u64), Failure> {
     let text = std::fs::read_to_string(&path).map_err(|e| {
         Failure::invalid(format!("{}: cannot be read ({e}); name a model's config.json", path.display()))
     })?;
-    let config = LlamaConfig::parse(&text)
+    let config = ModelConfig::parse(&text)
         .map_err(|(problem, remedy)| Failure::invalid(format!("{}: {problem}; {remedy}", path.display())))?;
     Ok((config.shape(), config.max_position_embeddings as u64))
 }

@@ -1,4 +1,4 @@
-//! The `config.json` of a Llama or one of its kin, as transformers 4 and 5 write it.
+//! The `config.json` of a model: a Llama or one of its kin, as transformers 4 and 5 write it.
 
 use super::family::Family;
 use crate::error::{Result, TrainError};
@@ -9,7 +9,7 @@ use std::path::Path;
 /// The shape of a Llama, a Mistral, a Qwen2 or a Qwen3: the last three are Llamas but for biases, norms of heads, and
 /// windows.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LlamaConfig {
+pub struct ModelConfig {
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -97,7 +97,7 @@ struct RawRope {
     original_max_position_embeddings: Option<f64>,
 }
 
-impl LlamaConfig {
+impl ModelConfig {
     /// Reads `config.json` in a model directory.
     ///
     /// # Errors
@@ -180,7 +180,7 @@ impl LlamaConfig {
 }
 
 impl RawConfig {
-    fn check(self, family: Family) -> std::result::Result<LlamaConfig, (String, String)> {
+    fn check(self, family: Family) -> std::result::Result<ModelConfig, (String, String)> {
         let fix = |what: &str| format!("{what}; restore config.json from the model's authors");
         if self.attention_bias == Some(true) || self.mlp_bias == Some(true) {
             let problem = "attention_bias or mlp_bias is true";
@@ -233,7 +233,7 @@ impl RawConfig {
                 ));
             }
         };
-        Ok(LlamaConfig {
+        Ok(ModelConfig {
             vocab_size: self.vocab_size,
             hidden_size: self.hidden_size,
             intermediate_size: self.intermediate_size,

@@ -110,7 +110,7 @@ fn whole_number(config: &Value, key: &str, least: u64) -> Result<Option<usize>, 
 
 #[cfg(test)]
 mod tests {
-    use crate::model::LlamaConfig;
+    use crate::model::ModelConfig;
     use serde_json::{Map, Value, json};
 
     /// A configuration with some keys set, or without those that are given as the word `absent`: its windows, or what
@@ -124,7 +124,7 @@ mod tests {
         let keys: &mut Map<_, _> = config.as_object_mut().unwrap();
         keys.extend(change.as_object().unwrap().clone());
         keys.retain(|_, value| value != "absent");
-        let got = LlamaConfig::parse(&config.to_string()).map(|config| config.sliding_windows);
+        let got = ModelConfig::parse(&config.to_string()).map(|config| config.sliding_windows);
         match (got, want) {
             (Ok(got), Ok(want)) => assert_eq!(got, want, "{model_type} {change}"),
             (Err((problem, remedy)), Err(want)) => {
@@ -225,7 +225,7 @@ mod tests {
                 r#"{{"model_type": "{family}", "vocab_size": 40, "hidden_size": 24, "intermediate_size": 32,
                 "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}}"#
             );
-            let config = LlamaConfig::parse(&text).unwrap();
+            let config = ModelConfig::parse(&text).unwrap();
             let got = (config.query_key_value_bias, config.query_key_norms, config.head_dim);
             assert_eq!(got, (bias, norms, head_dim), "{family}");
             let shape = config.shape();

@@ -4,5 +4,5 @@ mod config;
 mod family;
 mod weights;
 
-pub use config::{LlamaConfig, RopeScaling};
+pub use config::{ModelConfig, RopeScaling};
 pub use weights::{Base, Layer, Linear};

@@ -1,6 +1,6 @@
 //! Frozen weights: read from a checkpoint, never given a gradient, never copied.
 
-use super::LlamaConfig;
+use super::ModelConfig;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Result, TrainError};
 use crate::lora::ModuleSpec;
@@ -90,7 +90,7 @@ const HEAD_PATH: &str = "lm_head";
 #[derive(Debug)]
 pub struct Base {
     /// Its shape.
-    pub config: LlamaConfig,
+    pub config: ModelConfig,
     /// How its weights are held.
     pub precision: Precision,
     /// `[vocab, hidden]`, in the precision's numbers.
@@ -155,7 +155,7 @@ impl Base {
     ///
     /// # Errors
     /// The device runs out of memory.
-    pub fn random(config: LlamaConfig, precision: Precision, device: &Device) -> Result<Self> {
+    pub fn random(config: ModelConfig, precision: Precision, device: &Device) -> Result<Self> {
         Self::assemble(config, precision, |name, shape, held| {
             held.hold(&if name.ends_with("norm.weight") {
                 Tensor::ones(shape, DType::F32, device)?
@@ -166,7 +166,7 @@ impl Base {
     }
 
     fn assemble(
-        config: LlamaConfig,
+        config: ModelConfig,
         precision: Precision,
         mut read: impl FnMut(&str, &[usize], Numbers) -> Result<Weight>,
     ) -> Result<Self> {
@@ -278,8 +278,8 @@ impl Base {
 }
 
 /// A model directory's configuration and its weights.
-fn open(dir: &Path) -> Result<(LlamaConfig, Checkpoint)> {
-    Ok((LlamaConfig::load(dir)?, Checkpoint::open(dir)?))
+fn open(dir: &Path) -> Result<(ModelConfig, Checkpoint)> {
+    Ok((ModelConfig::load(dir)?, Checkpoint::open(dir)?))
 }
 
 /// Finds a tensor of numbers with the shape that the configuration asks for.

@@ -3,7 +3,7 @@
 
 use super::emulated;
 use crate::data::Dataset;
-use crate::model::{Base, LlamaConfig, RopeScaling};
+use crate::model::{Base, ModelConfig, RopeScaling};
 use crate::pack::Row;
 use crate::run::{Loaded, Run, step_pack};
 use candle_core::Device;
@@ -68,7 +68,7 @@ fn the_peak_is_predicted() {
         (lora, 64, 160, 3, 2, 2, 96, 4, 4, 48, false, true),
         (qlora, 64, 160, 3, 2, 1, 96, 4, 4, 48, true, true),
     ] {
-        let config = LlamaConfig {
+        let config = ModelConfig {
             vocab_size: vocab,
             hidden_size: hidden,
             intermediate_size: inter,

@@ -2,7 +2,7 @@
 
 use super::tests::{Pair, Side, gpu, on_gpu, values};
 use crate::lora::{Adapter, Target};
-use crate::model::{Base, LlamaConfig, RopeScaling};
+use crate::model::{Base, ModelConfig, RopeScaling};
 use crate::optim::{AdamW, AdamWConfig};
 use crate::pack::{self, Member, Row};
 use crate::rng;
@@ -12,7 +12,7 @@ use domain::trial::{ComputeDtype, InitLoraWeights, Precision, PrecisionMode};
 
 /// A model of random weights that both sides have: a Llama, or one with all that sets its kin apart.
 fn base(side: Side, precision: Precision, kin: bool) -> Base {
-    let config = LlamaConfig {
+    let config = ModelConfig {
         vocab_size: 48,
         hidden_size: 32,
         intermediate_size: 40,
