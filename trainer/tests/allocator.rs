@@ -69,6 +69,7 @@ fn the_peak_of_the_allocator_is_predicted() {
             query_key_value_bias: pick(13, &[0, 1]) == 1,
             query_key_norms: pick(14, &[0, 1]) == 1,
             sliding_windows: vec![[None, Some(48)][pick(15, &[0, 1])]; layers],
+            quantization: None,
         };
         let (batch, length) = (pick(7, &[4, 8]), pick(8, &[64, 128, 256]));
         let trial = TrialConfig {

@@ -66,6 +66,7 @@ fn check(precision: Precision, recomputed: usize) {
             query_key_value_bias: bias,
             query_key_norms: norms,
             sliding_windows: vec![Some(24); layers],
+            quantization: None,
         };
         let shape = config.shape();
         let base = Base::random(config, precision, &Device::Cpu).unwrap();

@@ -170,6 +170,7 @@ fn shape(args: &Args) -> Result<ModelConfig, Failure> {
         query_key_value_bias: false,
         query_key_norms: false,
         sliding_windows: Vec::new(),
+        quantization: None,
     })
 }
 

@@ -1,5 +1,6 @@
 //! The `config.json` of a model: a Llama or one of its kin, as transformers 4 and 5 write it.
 
+use super::Quantization;
 use super::family::Family;
 use crate::error::{Result, TrainError};
 use domain::footprint::ModelShape;
@@ -40,6 +41,8 @@ pub struct ModelConfig {
     pub query_key_norms: bool,
     /// By layer, how many keys a query sees at most, its own among them. `None`, or a layer beyond the last: all.
     pub sliding_windows: Vec<Option<usize>>,
+    /// How its linear layers lie in its files, if they were quantised before.
+    pub quantization: Option<Quantization>,
 }
 
 /// How rotary frequencies are stretched for long sequences.
@@ -125,7 +128,8 @@ impl ModelConfig {
         let raw: RawConfig = serde_json::from_value(value.clone())
             .map_err(|e| (e.to_string(), "restore config.json from the model's authors".into()))?;
         let sliding_windows = family.sliding_windows(&value, raw.num_hidden_layers)?;
-        Ok(Self { sliding_windows, ..raw.check(family)? })
+        let quantization = Quantization::of(&value)?;
+        Ok(Self { sliding_windows, quantization, ..raw.check(family)? })
     }
 
     /// What the footprint model needs of it.
@@ -249,6 +253,7 @@ impl RawConfig {
             query_key_value_bias: family == Family::Qwen2,
             query_key_norms: family == Family::Qwen3,
             sliding_windows: Vec::new(),
+            quantization: None,
         })
     }
 }

@@ -5,7 +5,7 @@
 use serde_json::Value;
 
 /// A problem and its remedy.
-type Refusal = (String, String);
+pub(super) type Refusal = (String, String);
 
 /// An architecture that can be trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

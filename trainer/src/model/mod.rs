@@ -2,7 +2,9 @@
 
 mod config;
 mod family;
+mod quantization;
 mod weights;
 
 pub use config::{ModelConfig, RopeScaling};
+pub use quantization::Quantization;
 pub use weights::{Base, Layer, Linear};

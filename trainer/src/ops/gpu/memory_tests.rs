@@ -84,6 +84,7 @@ fn the_peak_is_predicted() {
             query_key_value_bias: kin,
             query_key_norms: kin,
             sliding_windows: Vec::new(),
+            quantization: None,
         };
         let trial = TrialConfig {
             precision_mode: mode,

@@ -28,6 +28,7 @@ fn base(side: Side, precision: Precision, kin: bool) -> Base {
         query_key_value_bias: kin,
         query_key_norms: kin,
         sliding_windows: if kin { vec![None, Some(6)] } else { Vec::new() },
+        quantization: None,
     };
     let mut base = Base::random(config, precision, &Device::Cpu).unwrap();
     let device = if side == Side::Gpu { gpu().unwrap() } else { &Device::Cpu };

@@ -1,0 +1,287 @@
+//! Models that bitsandbytes quantised before their files were written. `fixtures/quantized/make.py` wrote them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use candle_core::{DType, Tensor};
+use common::{CPU, json_file};
+use domain::trial::{ComputeDtype, Precision, PrecisionMode};
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use trainer::model::{Base, ModelConfig};
+use trainer::pack;
+use trainer::weight::Weight;
+
+/// A fixture and whether its magnitudes are quantised too.
+const FIXTURES: [(&str, bool); 2] = [("single", false), ("double", true)];
+
+fn fixture(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/quantized").join(name)
+}
+
+fn four_bit(double_quant: bool) -> Precision {
+    Precision { mode: PrecisionMode::FourBit, compute_dtype: Some(ComputeDtype::Float32), double_quant }
+}
+
+fn tensors(dir: &Path) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(dir.join("model.safetensors"), &CPU).unwrap()
+}
+
+/// The largest difference, relative to the largest value.
+fn difference(got: &Tensor, want: &Tensor) -> f32 {
+    let largest = |t: &Tensor| -> f32 { t.abs().unwrap().max_all().unwrap().to_scalar().unwrap() };
+    largest(&(got - want).unwrap()) / largest(want)
+}
+
+#[test]
+fn codes_and_magnitudes_are_the_files() {
+    for (name, double) in FIXTURES {
+        let file = tensors(&fixture(name));
+        let base = Base::load(&fixture(name), four_bit(double), &CPU).unwrap();
+        for linear in &base.layers[0].linears {
+            let Weight::Nf4(matrix) = &linear.weight else { panic!("{name}: {} is dense", linear.path) };
+            let part = |part: &str| &file[&format!("{}.weight{part}", linear.path)];
+            let bytes = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<u8>().unwrap();
+            let floats = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let (codes, nested) = matrix.parts().unwrap();
+            assert_eq!(codes, bytes(part("")), "{name}: {}", linear.path);
+            let Some((scales, absmax, offset)) = nested else {
+                assert!(!double);
+                assert_eq!(matrix.magnitudes().unwrap(), floats(part(".absmax")), "{name}: {}", linear.path);
+                continue;
+            };
+            let state = bytes(part(".quant_state.bitsandbytes__nf4"));
+            let state: Value = serde_json::from_slice(&state).unwrap();
+            assert!(double);
+            assert_eq!(scales, bytes(part(".absmax")), "{name}: {}", linear.path);
+            assert_eq!(absmax, floats(part(".nested_absmax")), "{name}: {}", linear.path);
+            assert_eq!(
+                f64::from(offset),
+                state["nested_offset"].as_f64().unwrap(),
+                "{name}: {}",
+                linear.path
+            );
+        }
+    }
+}
+
+#[test]
+fn logits_are_transformers_and_those_of_the_dequantised_weights() {
+    for (name, double) in FIXTURES {
+        let log = json_file(&fixture(name).join("logits.json"));
+        let ids: Vec<u32> = serde_json::from_value(log["input_ids"].clone()).unwrap();
+        let want: Vec<Vec<f32>> = serde_json::from_value(log["logits"].clone()).unwrap();
+        let want = Tensor::new(want, &CPU).unwrap();
+        let logits = |precision| {
+            let base = Base::load(&fixture(name), precision, &CPU).unwrap();
+            pack::logits(&base, None, &ids).unwrap()
+        };
+        let (quantized, dequantized) = (logits(four_bit(double)), logits(Precision::default()));
+        println!(
+            "{name}: {:e} from transformers, {:e} from the dequantised",
+            difference(&quantized, &want),
+            difference(&quantized, &dequantized)
+        );
+        assert!(difference(&quantized, &want) < 1e-5, "{name}");
+        assert!(difference(&quantized, &dequantized) < 1e-5, "{name}");
+        // In 16 bits the numbers are those of the dequantised weights, rounded.
+        let sixteen = logits(Precision { mode: PrecisionMode::Bfloat16, ..Precision::default() });
+        assert!(difference(&sixteen, &want) < 3e-2, "{name}");
+    }
+}
+
+#[test]
+fn what_it_takes_is_predicted() {
+    for (name, double) in FIXTURES {
+        let sixteen = Precision { mode: PrecisionMode::Bfloat16, ..Precision::default() };
+        for precision in [four_bit(double), Precision::default(), sixteen] {
+            let outline = Base::outline(&fixture(name), precision).unwrap();
+            let mut watched = Vec::new();
+            let base = Base::load_watched(&fixture(name), precision, &CPU, &mut |read, of| {
+                watched.push((read, of));
+            })
+            .unwrap();
+            assert_eq!(outline.bytes(), base.bytes(), "{name} {precision}");
+            assert_eq!(base.config.shape().base_bytes(precision), base.bytes(), "{name} {precision}");
+            assert_eq!(outline.parameters(), base.config.shape().parameters(), "{name} {precision}");
+            let (read, of) = watched.last().unwrap();
+            assert_eq!(read, of, "{name}: all of the file is read");
+        }
+    }
+}
+
+const Q: &str = "model.layers.0.self_attn.q_proj.weight";
+const STATE: &str = "model.layers.0.self_attn.q_proj.weight.quant_state.bitsandbytes__nf4";
+
+/// A copy of a fixture with its tensors and its configuration changed.
+fn changed(name: &str, change: impl Fn(&mut HashMap<String, Tensor>, &mut Value)) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut tensors, mut config) = (tensors(&fixture(name)), json_file(&fixture(name).join("config.json")));
+    change(&mut tensors, &mut config);
+    candle_core::safetensors::save(&tensors, dir.path().join("model.safetensors")).unwrap();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    dir
+}
+
+/// Changes a key of the state of [`Q`].
+fn state(tensors: &mut HashMap<String, Tensor>, key: &str, value: Value) {
+    let text = tensors[STATE].to_vec1::<u8>().unwrap();
+    let mut state: Value = serde_json::from_slice(&text).unwrap();
+    state[key] = value;
+    let text = state.to_string().into_bytes();
+    let count = text.len();
+    tensors.insert(STATE.into(), Tensor::from_vec(text, count, &CPU).unwrap());
+}
+
+fn part(tensors: &mut HashMap<String, Tensor>, part: &str, tensor: Tensor) {
+    tensors.insert(format!("{Q}{part}"), tensor);
+}
+
+fn zeros(shape: impl Into<candle_core::Shape>, dtype: DType) -> Tensor {
+    Tensor::zeros(shape, dtype, &CPU).unwrap()
+}
+
+#[test]
+fn what_cannot_be_read_is_named() {
+    type Change = fn(&mut HashMap<String, Tensor>, &mut Value);
+    let file = format!("model.safetensors: {Q}");
+    let cases: [(Change, String); 24] = [
+        (
+            |t, _| drop(t.remove(&format!("{Q}.absmax"))),
+            format!("{file} is quantised, but {Q}.absmax is missing"),
+        ),
+        (
+            |t, _| drop(t.remove(&format!("{Q}.quant_map"))),
+            format!("{file} is quantised, but {Q}.quant_map is missing"),
+        ),
+        (|t, _| drop(t.remove(STATE)), format!("{file} is quantised, but {STATE} is missing")),
+        (
+            |t, _| drop(t.remove(&format!("{Q}.nested_quant_map"))),
+            format!("{file} is quantised, but {Q}.nested_quant_map is missing"),
+        ),
+        (
+            // Without nested magnitudes, those that are there ought to be float32.
+            |t, _| {
+                t.remove(&format!("{Q}.nested_absmax"));
+                state(t, "nested_offset", json!(null));
+            },
+            format!("{Q}.absmax has 64 elements of type U8, but a matrix of 64 x 64 needs 64 of type F32"),
+        ),
+        (
+            |t, _| drop(t.remove(&format!("{Q}.nested_absmax"))),
+            format!("{file} is quantised, but {Q}.nested_absmax is missing"),
+        ),
+        (
+            |t, _| state(t, "nested_offset", json!(null)),
+            format!("{file} has nested magnitudes, but {STATE} no nested_offset"),
+        ),
+        (
+            |t, _| state(t, "nested_offset", json!(1e300)),
+            format!("{file} has a nested_offset beyond float32"),
+        ),
+        (
+            |t, _| part(t, "", zeros((100, 1), DType::U8)),
+            format!("{file} has 100 elements of type U8, but a matrix of 64 x 64 needs 2048 of type U8"),
+        ),
+        (
+            |t, _| part(t, "", zeros((2048, 1), DType::F32)),
+            format!("{file} has 2048 elements of type F32, but a matrix of 64 x 64 needs 2048 of type U8"),
+        ),
+        (
+            |t, _| part(t, ".nested_absmax", zeros(9, DType::F32)),
+            format!("{file}.nested_absmax has 9 elements of type F32"),
+        ),
+        (
+            |t, _| part(t, ".quant_map", zeros(16, DType::F32)),
+            format!("{file}.quant_map has other values than bitsandbytes'"),
+        ),
+        (|t, _| part(t, ".quant_map", zeros(15, DType::F32)), format!("{file}.quant_map has 15 elements")),
+        (
+            |t, _| part(t, ".nested_quant_map", zeros(256, DType::F32)),
+            format!("{file}.nested_quant_map has other values than bitsandbytes'"),
+        ),
+        (
+            |t, _| state(t, "shape", json!([32, 128])),
+            format!("{file} has shape [32, 128], but config.json says [64, 64]"),
+        ),
+        (
+            |t, _| state(t, "shape", json!([1u64 << 40, 1u64 << 40])),
+            format!("{file} has shape [1099511627776, 1099511627776], but config.json says [64, 64]"),
+        ),
+        (|t, _| state(t, "shape", json!([4096])), format!("{STATE} says shape [4096], which is no matrix's")),
+        (|t, _| state(t, "shape", json!([-1, 4])), format!("{STATE} is no state of a matrix (invalid value")),
+        (|t, _| state(t, "blocksize", json!(128)), format!("{file} has blocksize 128; 64 can be read")),
+        (
+            |t, _| state(t, "nested_blocksize", json!(64)),
+            format!("{file} has nested_blocksize 64; 256 can be read"),
+        ),
+        (|t, _| state(t, "dtype", json!("int4")), format!("{file} has dtype int4, which cannot be read")),
+        (
+            |t, _| {
+                let parts = ["", ".absmax", ".nested_absmax"];
+                let state = t.remove(STATE).unwrap();
+                assert!(parts.iter().all(|part| t.contains_key(&format!("{Q}{part}"))));
+                t.insert(format!("{Q}.quant_state.bitsandbytes__fp4"), state);
+            },
+            format!("{file} is in fp4, which cannot be read; nf4 can be"),
+        ),
+        (
+            |t, _| drop(t.insert(Q.replace(".weight", ".SCB"), zeros(64, DType::F32))),
+            format!("{file} is in LLM.int8() (it has model.layers.0.self_attn.q_proj.SCB)"),
+        ),
+        (
+            |_, config| drop(config.as_object_mut().unwrap().remove("quantization_config")),
+            format!("{Q} is quantised, but config.json has no quantization_config"),
+        ),
+    ];
+    for (change, want) in cases {
+        let dir = changed("double", change);
+        for precision in [four_bit(true), Precision::default()] {
+            let message = Base::outline(dir.path(), precision).unwrap_err().to_string();
+            assert!(message.contains(&want), "{message}\nlacks {want}");
+        }
+    }
+}
+
+/// A file that says of itself what it is not, and a trial that asks for what it is not.
+#[test]
+fn the_trial_the_configuration_and_the_files_agree_on_double_quantisation() {
+    for (name, double) in FIXTURES {
+        let message = Base::outline(&fixture(name), four_bit(!double)).unwrap_err().to_string();
+        let want = format!("was quantised with bnb_4bit_use_double_quant {double}; set it to {double}");
+        assert!(message.starts_with("double_quant: is ") && message.ends_with(&want), "{message}");
+        let dir = changed(name, |_, config| {
+            config["quantization_config"]["bnb_4bit_use_double_quant"] = json!(!double);
+        });
+        let message = Base::outline(dir.path(), four_bit(double)).unwrap_err().to_string();
+        assert!(message.contains("config.json: bnb_4bit_use_double_quant is "), "{message}");
+    }
+    for (key, value) in [("quant_method", json!("awq")), ("bnb_4bit_quant_type", json!("fp4"))] {
+        let dir = changed("double", |_, config| config["quantization_config"][key] = value.clone());
+        let message = Base::outline(dir.path(), four_bit(true)).unwrap_err().to_string();
+        assert!(message.contains(&format!("config.json: quantization_config: {key} is ")), "{message}");
+    }
+}
+
+/// Files whose linear layers are quantised but for some, as with `llm_int8_skip_modules`.
+#[test]
+fn a_layer_that_was_left_out_is_read_but_not_in_four_bits() {
+    let dense = |tensors: &mut HashMap<String, Tensor>| {
+        let base = Base::load(&fixture("single"), Precision::default(), &CPU).unwrap();
+        tensors.retain(|name, _| !name.starts_with(Q));
+        tensors.insert(
+            Q.into(),
+            base.linear(Q.trim_end_matches(".weight")).unwrap().weight.clone().dense().unwrap(),
+        );
+    };
+    let dir = changed("single", |tensors, _| dense(tensors));
+    let message = Base::outline(dir.path(), four_bit(false)).unwrap_err().to_string();
+    assert!(message.starts_with(&format!("precision_mode: is 4bit, but {Q} is the one that ")), "{message}");
+    let ids: Vec<u32> = (0..12).collect();
+    let logits =
+        |dir: &Path| pack::logits(&Base::load(dir, Precision::default(), &CPU).unwrap(), None, &ids).unwrap();
+    assert_eq!(difference(&logits(dir.path()), &logits(&fixture("single"))), 0.0);
+    assert!(ModelConfig::load(dir.path()).unwrap().quantization.is_some());
+}
