@@ -10,17 +10,13 @@ use crate::error::{Result, TrainError};
 use crate::files;
 use crate::lora::LoraMatrix;
 use crate::model::Base;
+use crate::new_model::{CONFIG, Entry, NewModel, Writer, copy_companions, read_json, write_json};
 use candle_core::{DType, Device, Tensor};
 use domain::trial::Precision;
-use serde_json::{Value, json};
+use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::path::Path;
 
-/// Bytes of tensors in a file at most, as the hub's tools write them.
-pub const SHARD_BYTES: u64 = 5_000_000_000;
-
-const CONFIG: &str = "config.json";
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
@@ -33,7 +29,7 @@ pub struct Merge<'a> {
     pub adapter: &'a Path,
     /// The new model's directory.
     pub to: &'a Path,
-    /// Bytes of tensors in a file at most ([`SHARD_BYTES`] unless a test wants less). A tensor above that has a
+    /// Bytes of tensors in a file at most ([`crate::new_model::SHARD_BYTES`] unless a test wants less). A tensor above that has a
     /// file of its own.
     pub shard_bytes: u64,
     /// Whether a model that is in `to` already is replaced.
@@ -51,89 +47,25 @@ pub struct Merged {
     pub bytes: u64,
 }
 
-/// A tensor of the new model.
-struct Entry {
-    name: String,
-    /// The base's tensor that it is made of.
-    source: String,
-    bytes: u64,
-}
-
 impl Merge<'_> {
-    /// Refuses a target that is not empty, but for a model that may be replaced.
+    /// Writes the new model to a directory beside `to`, and renames that once it is whole and durable. One tensor at a
+    /// time is held. `stop` is asked between two tensors; where it says so, nothing is left behind, and the answer is
+    /// `None`.
     ///
     /// # Errors
-    /// The target holds something, or the base or the adapter lie in it.
-    pub fn check_target(&self) -> Result<()> {
-        let wrong = |problem: &str, remedy: &str| Err(TrainError::model(self.to, problem, remedy));
-        if self.to.file_name().is_none() {
-            return wrong("is no name for a new directory", "name one that can be made");
-        }
-        let Ok(mut entries) = std::fs::read_dir(self.to) else {
-            return match self.to.exists() {
-                true => wrong("is no directory that can be read", "name another"),
-                false => Ok(()),
-            };
-        };
-        if entries.next().is_none() {
-            return Ok(());
-        }
-        if !self.overwrite {
-            return wrong(
-                "is not empty",
-                "name another directory, or replace the model in it with --overwrite",
-            );
-        }
-        if !self.to.join(CONFIG).is_file() {
-            return wrong("is not empty and no model, which alone is overwritten", "name another directory");
-        }
-        let real = |path: &Path| std::fs::canonicalize(path).map_err(TrainError::io(path));
-        let to = real(self.to)?;
-        if real(self.base)?.starts_with(&to) || real(self.adapter)?.starts_with(&to) {
-            return wrong("holds what is to be merged", "name another directory");
-        }
-        Ok(())
-    }
-
-    /// Writes the new model to a directory beside `to`, and renames that once it is whole and durable. At most one
-    /// file's tensors are held. `stop` is asked between two tensors; where it says so, nothing is left behind, and
-    /// the answer is `None`.
-    ///
-    /// # Errors
-    /// Those of [`Merge::check_target`]; a file of base or adapter is missing, broken or not of the other's model;
-    /// the system refuses a write.
+    /// `to` holds something; a file of base or adapter is missing, broken or not of the other's model; the system
+    /// refuses a write.
     pub fn run(&self, stop: &mut dyn FnMut() -> bool) -> Result<Option<Merged>> {
-        self.check_target()?;
-        let parent = match self.to.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let beside = |what: &str| {
-            let name = self.to.file_name().unwrap_or_default().to_string_lossy();
-            parent.join(format!(".{name}.{what}"))
-        };
-        let (partial, replaced) = (beside("partial"), beside("replaced"));
-        // What an earlier call that was killed left there.
-        remove(&partial)?;
-        std::fs::create_dir_all(&partial).map_err(TrainError::io(&partial))?;
-        let written = self.write(&partial, stop);
-        let Ok(Some(merged)) = written else {
-            remove(&partial)?;
-            return written;
-        };
-        files::sync_directory(&partial)?;
-        remove(&replaced)?;
-        if self.to.exists() {
-            std::fs::rename(self.to, &replaced).map_err(TrainError::io(self.to))?;
-        }
-        std::fs::rename(&partial, self.to).map_err(TrainError::io(self.to))?;
-        files::sync_directory(parent)?;
-        remove(&replaced)?;
-        Ok(Some(merged))
+        let new = NewModel { to: self.to, overwrite: self.overwrite };
+        new.create(&[self.base, self.adapter], |dir| self.write(dir, stop))
     }
 
     fn write(&self, dir: &Path, stop: &mut dyn FnMut() -> bool) -> Result<Option<Merged>> {
         let mut outline = Base::outline(self.base, Precision::default())?;
+        if outline.config.quantization.is_some() {
+            let remedy = "merge the adapter into the model that it was made of";
+            return Err(TrainError::model(self.base, "is quantised in 4 bits", remedy));
+        }
         let tied = std::mem::take(&mut outline.config.tie_word_embeddings);
         let targets = resolve_targets(&outline, &adapter_file::PeftConfig::load(self.adapter)?)?;
         let (_, adapter) = adapter_file::load(self.adapter, &targets, 0, &Device::Cpu)?;
@@ -142,39 +74,25 @@ impl Merge<'_> {
             self.check_untied()?;
         }
         let tensors = Checkpoint::open(self.base)?;
-        let shards = shards(entries(&tensors, untie)?, self.shard_bytes);
+        let sources = sources(&tensors, untie);
+        let entry = |(name, source): (&String, &&str)| Ok(vec![Entry::like(&tensors, source, name)?]);
+        let entries = sources.iter().map(entry).collect::<Result<_>>()?;
+        let mut writer = Writer::new(dir, entries, self.shard_bytes)?;
         let layers: HashMap<String, &LoraMatrix> =
             adapter.modules.iter().map(|m| (format!("{}.weight", m.path), m)).collect();
-        let (mut places, mut bytes) = (BTreeMap::new(), 0);
-        for (index, shard) in shards.iter().enumerate() {
-            let file = match shards.len() {
-                1 => "model.safetensors".to_string(),
-                count => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
-            };
-            let mut held = BTreeMap::new();
-            for Entry { name, source, bytes: size } in shard {
-                if stop() {
-                    return Ok(None);
-                }
-                let mut tensor = tensors.read(source, &Device::Cpu)?;
-                if let Some(layer) = layers.get(name.as_str()) {
-                    tensor = sum(&tensor, layer)?;
-                }
-                held.insert(name.clone(), tensor);
-                places.insert(name.clone(), file.clone());
-                bytes += size;
+        for (name, source) in &sources {
+            if stop() {
+                return Ok(None);
             }
-            let path = dir.join(file);
-            let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-            safetensors::serialize_to_file(held, Some(metadata), &path).map_err(candle_core::Error::from)?;
-            File::open(&path).and_then(|file| file.sync_all()).map_err(TrainError::io(&path))?;
+            let mut tensor = tensors.read(source, &Device::Cpu)?;
+            if let Some(layer) = layers.get(name) {
+                tensor = sum(&tensor, layer)?;
+            }
+            writer.put(name, &tensor)?;
         }
-        if shards.len() > 1 {
-            let index = json!({ "metadata": { "total_size": bytes }, "weight_map": places });
-            write_json(&dir.join("model.safetensors.index.json"), &index)?;
-        }
-        self.write_companions(dir, untie)?;
-        Ok(Some(Merged { layers: layers.len(), weight_files: shards.len(), bytes }))
+        let written = writer.finish()?;
+        self.write_config(dir, untie)?;
+        Ok(Some(Merged { layers: layers.len(), weight_files: written.files, bytes: written.bytes }))
     }
 
     /// PEFT can tie the embedding to the adapter of a tied head; that is another adapter than one of the head alone.
@@ -188,14 +106,8 @@ impl Merge<'_> {
         Err(TrainError::model(&path, problem, "merge it with the tool that trained it"))
     }
 
-    fn write_companions(&self, dir: &Path, untie: bool) -> Result<()> {
-        for name in hub::COMPANIONS {
-            let from = self.base.join(name);
-            if from.exists() {
-                let bytes = std::fs::read(&from).map_err(TrainError::io(&from))?;
-                files::write_atomically(&dir.join(name), &bytes)?;
-            }
-        }
+    fn write_config(&self, dir: &Path, untie: bool) -> Result<()> {
+        copy_companions(self.base, dir)?;
         let from = self.base.join(CONFIG);
         if untie {
             let mut config = read_json(&from)?;
@@ -207,42 +119,14 @@ impl Merge<'_> {
     }
 }
 
-/// The new model's tensors in the order of their names. A head that comes untied is made of the embedding, whatever
-/// the base's files hold under its name.
-fn entries(tensors: &Checkpoint, untie: bool) -> Result<Vec<Entry>> {
-    let mut entries = BTreeMap::new();
-    for source in tensors.names() {
-        let bytes = tensors.bytes(source)?;
-        let mut insert = |name: &str| {
-            entries.insert(name.to_string(), Entry { name: name.into(), source: source.into(), bytes })
-        };
-        if untie && source == EMBEDDING {
-            insert(HEAD);
-        }
-        if !(untie && source == HEAD) {
-            insert(source);
-        }
+/// The new model's tensors, and the base's tensors that they are made of. A head that comes untied is made of the
+/// embedding, whatever the base's files hold under its name.
+fn sources(tensors: &Checkpoint, untie: bool) -> BTreeMap<String, &str> {
+    let mut sources: BTreeMap<_, _> = tensors.names().map(|name| (name.to_string(), name)).collect();
+    if untie {
+        sources.insert(HEAD.into(), EMBEDDING);
     }
-    Ok(entries.into_values().collect())
-}
-
-/// Tensors in files of `most` bytes each, in order.
-fn shards(entries: Vec<Entry>, most: u64) -> Vec<Vec<Entry>> {
-    let mut shards: Vec<Vec<Entry>> = Vec::new();
-    let mut room = 0;
-    for entry in entries {
-        match shards.last_mut() {
-            Some(shard) if entry.bytes <= room => {
-                room -= entry.bytes;
-                shard.push(entry);
-            }
-            _ => {
-                room = most.saturating_sub(entry.bytes);
-                shards.push(vec![entry]);
-            }
-        }
-    }
-    shards
+    sources
 }
 
 /// A layer's weight with its adapter in it, in the weight's own type.
@@ -254,22 +138,4 @@ fn sum(weight: &Tensor, layer: &LoraMatrix) -> Result<Tensor> {
         sum = sum.broadcast_mul(&magnitude.div(&norm)?.unsqueeze(1)?)?;
     }
     Ok(sum.to_dtype(weight.dtype())?)
-}
-
-fn remove(dir: &Path) -> Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(TrainError::io(dir)(error)),
-        _ => Ok(()),
-    }
-}
-
-fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read_to_string(path).map_err(TrainError::io(path))?;
-    serde_json::from_str(&text)
-        .map_err(|e| TrainError::model(path, format!("is no JSON ({e})"), "restore the file"))
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<()> {
-    let text = serde_json::to_string_pretty(value).unwrap_or_default();
-    files::write_atomically(path, (text + "\n").as_bytes())
 }

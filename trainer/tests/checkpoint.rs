@@ -14,8 +14,9 @@ use std::path::{Path, PathBuf};
 use trainer::adapter_file::{self, PeftConfig, resolve_targets};
 use trainer::checkpoint::{Checkpoint, digest};
 use trainer::lora::Adapter;
-use trainer::merge::{Merge, SHARD_BYTES};
+use trainer::merge::Merge;
 use trainer::model::Base;
+use trainer::new_model::SHARD_BYTES;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pickles").join(name)

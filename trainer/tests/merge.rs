@@ -12,8 +12,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use trainer::adapter_file::{self, CONFIG_FILE, PeftConfig, resolve_targets, written_targets};
 use trainer::lora::Adapter;
-use trainer::merge::{Merge, Merged, SHARD_BYTES};
+use trainer::merge::{Merge, Merged};
 use trainer::model::Base;
+use trainer::new_model::SHARD_BYTES;
 use trainer::{TrainError, pack};
 
 fn names(names: &[&str]) -> TargetModules {

@@ -10,8 +10,11 @@ use domain::trial::{ComputeDtype, Precision, PrecisionMode};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use trainer::checkpoint::Checkpoint;
 use trainer::model::{Base, ModelConfig};
+use trainer::new_model::SHARD_BYTES;
 use trainer::pack;
+use trainer::quantize::{Quantize, QuantizedModel};
 use trainer::weight::Weight;
 
 /// A fixture and whether its magnitudes are quantised too.
@@ -284,4 +287,121 @@ fn a_layer_that_was_left_out_is_read_but_not_in_four_bits() {
         |dir: &Path| pack::logits(&Base::load(dir, Precision::default(), &CPU).unwrap(), None, &ids).unwrap();
     assert_eq!(difference(&logits(dir.path()), &logits(&fixture("single"))), 0.0);
     assert!(ModelConfig::load(dir.path()).unwrap().quantization.is_some());
+}
+
+fn quantize(model: &Path, to: &Path, double_quant: bool, shard_bytes: u64) -> QuantizedModel {
+    let compute_dtype = Some(ComputeDtype::Float32);
+    let quantize = Quantize { model, to, double_quant, compute_dtype, shard_bytes, overwrite: false };
+    quantize.run(&mut |_, _| false).unwrap().unwrap()
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// What is written is what a 4-bit base is in memory, to the last bit; all else is the model's. Where
+/// `LORAFLEET_KEEP_MODELS` names a directory, the models stay there with their logits, for `make.py --load`.
+#[test]
+fn a_model_that_is_quantised_reads_back_bit_for_bit() {
+    let quickstart = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../config/quickstart/base");
+    let temporary = tempfile::tempdir().unwrap();
+    let kept = std::env::var_os("LORAFLEET_KEEP_MODELS").map(PathBuf::from);
+    let dir = kept.as_deref().unwrap_or(temporary.path());
+    for (name, model, shard_bytes) in [
+        ("quickstart", quickstart, SHARD_BYTES),
+        ("qwen2", common::family("qwen2").join("base"), SHARD_BYTES),
+        ("mistral", common::family("mistral").join("base"), 3000),
+    ] {
+        for double in [false, true] {
+            let to = dir.join(format!("{name}-{}", if double { "double" } else { "single" }));
+            let written = quantize(&model, &to, double, shard_bytes);
+            let want = Base::load(&model, four_bit(double), &CPU).unwrap();
+            let got = Base::load(&to, four_bit(double), &CPU).unwrap();
+            assert_eq!(written.layers, 7 * want.layers.len(), "{name}");
+            for (got, want) in
+                got.layers.iter().flat_map(|l| &l.linears).zip(want.layers.iter().flat_map(|l| &l.linears))
+            {
+                let (Weight::Nf4(a), Weight::Nf4(b)) = (&got.weight, &want.weight) else {
+                    panic!("{name}: {} is dense", got.path)
+                };
+                assert_eq!(a.parts().unwrap(), b.parts().unwrap(), "{name}: {}", got.path);
+                assert_eq!(a.magnitudes().unwrap(), b.magnitudes().unwrap(), "{name}: {}", got.path);
+            }
+            let ids: Vec<u32> = (0..12).map(|i| (7 * i + 3) % 40).collect();
+            let logits = pack::logits(&got, None, &ids).unwrap();
+            assert_eq!(difference(&logits, &pack::logits(&want, None, &ids).unwrap()), 0.0, "{name}");
+            check_files(&model, &to, double, &written, shard_bytes);
+            if kept.is_some() {
+                let log = json!({ "input_ids": ids, "logits": logits.to_vec2::<f32>().unwrap() });
+                std::fs::write(to.join("logits.json"), log.to_string()).unwrap();
+            }
+        }
+    }
+}
+
+/// The new directory's configuration and files; every tensor is aligned, as torch wants it.
+fn check_files(model: &Path, to: &Path, double: bool, written: &QuantizedModel, shard_bytes: u64) {
+    let mut config = json_file(&to.join("config.json"));
+    let quantization = config.as_object_mut().unwrap().remove("quantization_config").unwrap();
+    assert_eq!(config, json_file(&model.join("config.json")));
+    let fixture = json_file(&fixture(if double { "double" } else { "single" }).join("config.json"));
+    assert_eq!(quantization, fixture["quantization_config"]);
+    let files = names(to);
+    let weights: Vec<_> = files.iter().filter(|name| name.ends_with(".safetensors")).collect();
+    assert_eq!(weights.len(), written.weight_files);
+    assert_eq!(weights.len() == 1, written.bytes <= shard_bytes, "{files:?}");
+    for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+        assert_eq!(std::fs::read(to.join(name)).ok(), std::fs::read(model.join(name)).ok(), "{name}");
+    }
+    let mut bytes = 0;
+    for file in weights {
+        let file = std::fs::read(to.join(file)).unwrap();
+        let length = u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+        let header: Value = serde_json::from_slice(&file[8..8 + length]).unwrap();
+        for (name, about) in header.as_object().unwrap() {
+            let Some(start) = about["data_offsets"][0].as_u64() else { continue };
+            let size = match about["dtype"].as_str().unwrap() {
+                "F32" => 4,
+                "F16" | "BF16" => 2,
+                _ => 1,
+            };
+            assert_eq!((8 + length as u64 + start) % size, 0, "{name} is not aligned");
+            bytes += about["data_offsets"][1].as_u64().unwrap() - start;
+        }
+    }
+    assert_eq!(bytes, written.bytes);
+    let checkpoint = Checkpoint::open(to).unwrap();
+    assert_eq!(checkpoint.names().map(|name| checkpoint.bytes(name).unwrap()).sum::<u64>(), written.bytes);
+}
+
+#[test]
+fn what_cannot_be_quantised_is_named_and_nothing_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, to) = (dir.path().join("model"), dir.path().join("models/new"));
+    common::write_tiny_model(&model);
+    let run = |model: &Path, overwrite, stop_at| {
+        let mut asked = 0;
+        let (compute_dtype, shard_bytes) = (None, 4000);
+        let quantize = Quantize { model, to: &to, double_quant: true, compute_dtype, shard_bytes, overwrite };
+        quantize.run(&mut |_, _| {
+            asked += 1;
+            asked == stop_at
+        })
+    };
+    let refused = |model: &Path, overwrite, want: &str| {
+        let message = run(model, overwrite, 0).unwrap_err().to_string();
+        assert!(message.contains(want), "{message}\nlacks {want}");
+    };
+    refused(&fixture("double"), false, "double: is quantised in 4 bits already; ");
+    refused(&dir.path().join("none"), false, "none: no such directory");
+    assert_eq!(run(&model, false, 15).unwrap(), None, "interrupted");
+    assert_eq!(names(&dir.path().join("models")), [""; 0]);
+    assert_eq!(run(&model, false, 0).unwrap().unwrap().compute_dtype, ComputeDtype::Float32);
+    refused(&model, false, "new: is not empty; ");
+    refused(&to, true, "new: holds what the new model is made of");
+    assert!(run(&model, true, 0).unwrap().is_some());
+    assert_eq!(names(&dir.path().join("models")), ["new"]);
 }

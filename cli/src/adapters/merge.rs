@@ -12,7 +12,8 @@ use proto::v1;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use trainer::adapter_file::{CONFIG_FILE, PeftConfig};
-use trainer::merge::{Merge, SHARD_BYTES};
+use trainer::merge::Merge;
+use trainer::new_model::SHARD_BYTES;
 use trainer::{TrainError, checkpoint, locate};
 
 /// Writes a model with an adapter in its weights: one that needs no PEFT.

@@ -13,9 +13,10 @@
 
 use super::Checkpoint;
 use crate::error::{Result, TrainError};
+use crate::new_model::Entry;
 use crate::quant::{BLOCK, CODE, NESTED_BLOCK, Nf4, dynamic};
-use candle_core::{DType, Device};
-use serde::Deserialize;
+use candle_core::{DType, Device, Tensor};
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 /// The parts' names behind that of their matrix.
@@ -28,6 +29,9 @@ const STATE: &str = ".quant_state.bitsandbytes__nf4";
 /// Bytes of a state's JSON at most; it has some 150.
 const STATE_BYTES: usize = 1 << 16;
 
+/// Bytes that we write one in.
+const WRITTEN_STATE_BYTES: usize = 256;
+
 /// How far a table may be off from ours, relative to a value: other versions of torch round its values otherwise.
 const TABLE_ROUNDING: f32 = 1e-6;
 
@@ -35,16 +39,19 @@ const REMEDY: &str =
     "write it anew with transformers and bitsandbytes (nf4), or use the model that it was made of";
 
 /// `X.quant_state.bitsandbytes__nf4`, in bitsandbytes' names.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct State {
     quant_type: String,
     blocksize: u64,
     /// The type that it is dequantised to.
     dtype: String,
     shape: Vec<usize>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     nested_blocksize: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     nested_dtype: Option<String>,
     /// The magnitudes' mean.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     nested_offset: Option<f64>,
 }
 
@@ -237,4 +244,64 @@ impl Quantized<'_> {
         let (name, (file, _)) = (self.name, self.checkpoint.get(self.name)?);
         Err(TrainError::model(file, format!("{name}{part} has other values than bitsandbytes'"), REMEDY))
     }
+}
+
+/// The tensors that a matrix in NF4 is written as.
+pub(crate) fn entries(name: &str, shape: [usize; 2], double_quant: bool) -> Vec<Entry> {
+    let elements = shape[0] * shape[1];
+    let blocks = elements.div_ceil(BLOCK);
+    let mut parts = vec![
+        ("", DType::U8, vec![elements.div_ceil(2), 1]),
+        (ABSMAX, if double_quant { DType::U8 } else { DType::F32 }, vec![blocks]),
+        (QUANT_MAP, DType::F32, vec![CODE.len()]),
+        (STATE, DType::U8, vec![WRITTEN_STATE_BYTES]),
+    ];
+    if double_quant {
+        parts.push((NESTED_ABSMAX, DType::F32, vec![blocks.div_ceil(NESTED_BLOCK)]));
+        parts.push((NESTED_QUANT_MAP, DType::F32, vec![dynamic::TABLE.len()]));
+    }
+    let entry = |(part, dtype, shape)| Entry { name: format!("{name}{part}"), dtype, shape };
+    parts.into_iter().map(entry).collect()
+}
+
+/// What stands in them; `dtype` is that of the numbers that the matrix was made of.
+///
+/// # Errors
+/// The numbers cannot be read from the device.
+pub(crate) fn parts(name: &str, matrix: &Nf4, dtype: DType) -> Result<Vec<(String, Tensor)>> {
+    let [rows, columns] = matrix.dims();
+    let (codes, nested) = matrix.parts()?;
+    let mut state = State {
+        quant_type: "nf4".into(),
+        blocksize: BLOCK as u64,
+        dtype: match dtype {
+            DType::BF16 => "bfloat16",
+            DType::F16 => "float16",
+            _ => "float32",
+        }
+        .into(),
+        shape: vec![rows, columns],
+        nested_blocksize: None,
+        nested_dtype: None,
+        nested_offset: None,
+    };
+    let floats = |values: &[f32]| Tensor::new(values, &Device::Cpu);
+    let codes = Tensor::new(codes, &Device::Cpu)?.unsqueeze(1)?;
+    let mut parts = vec![("", codes), (QUANT_MAP, floats(&CODE)?)];
+    match nested {
+        None => parts.push((ABSMAX, floats(&matrix.magnitudes()?)?)),
+        Some((scales, absmax, offset)) => {
+            state.nested_blocksize = Some(NESTED_BLOCK as u64);
+            state.nested_dtype = Some("float32".into());
+            state.nested_offset = Some(f64::from(offset));
+            parts.push((ABSMAX, Tensor::new(scales, &Device::Cpu)?));
+            parts.push((NESTED_ABSMAX, floats(&absmax)?));
+            parts.push((NESTED_QUANT_MAP, floats(&*dynamic::TABLE)?));
+        }
+    }
+    let mut text = serde_json::to_vec(&state).map_err(candle_core::Error::wrap)?;
+    // Spaces behind a JSON text mean nothing; with them its length is known before the offset is.
+    text.resize(WRITTEN_STATE_BYTES.max(text.len()), b' ');
+    parts.push((STATE, Tensor::new(text, &Device::Cpu)?));
+    Ok(parts.into_iter().map(|(part, tensor)| (format!("{name}{part}"), tensor)).collect())
 }

@@ -3,7 +3,6 @@
 //! Keys and defaults are those of transformers' `BitsAndBytesConfig`.
 
 use super::family::Refusal;
-#[cfg(test)]
 use domain::trial::ComputeDtype;
 use serde_json::{Value, json};
 
@@ -52,8 +51,7 @@ impl Quantization {
     }
 
     /// The object that transformers writes for it, to be computed in `compute_dtype`.
-    #[cfg(test)]
-    fn to_json(self, compute_dtype: ComputeDtype) -> Value {
+    pub fn to_json(self, compute_dtype: ComputeDtype) -> Value {
         json!({
             "_load_in_4bit": true,
             "_load_in_8bit": false,
