@@ -2,23 +2,65 @@
 //! each adapted layer's W.
 //!
 //! The products are computed in float32 and kept in the type of the base's tensor; all other tensors are the
-//! base's bytes. An adapter of a tied head unties it: the embedding stays as it is, and `config.json` says so.
+//! base's bytes. What was trained on a base in 4 bits belongs to the numbers that these 4 bits mean, not to those that
+//! they were made of: [`MergeInto`] says which of them the adapter is added to. An adapter of a tied head unties it: the embedding stays as it is, and `config.json` says so.
 
 use crate::adapter_file::{self, resolve_targets};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Quantized};
 use crate::error::{Result, TrainError};
 use crate::files;
 use crate::lora::LoraMatrix;
-use crate::model::Base;
+use crate::model::{Base, ModelConfig, Quantization};
 use crate::new_model::{CONFIG, Entry, NewModel, Writer, copy_companions, read_json, write_json};
+use crate::quant::Nf4;
 use candle_core::{DType, Device, Tensor};
-use domain::trial::Precision;
+use domain::trial::{Precision, PrecisionMode};
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
+
+/// The numbers that an adapter is added to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MergeInto {
+    /// Those of the base's files.
+    Original,
+    /// Those that the decoder's linear layers have in 4 bits: of a base whose files are in 4 bits theirs, of another
+    /// those that a trial in 4 bits trains on. All of these layers have them then, adapted or not.
+    Dequantized {
+        /// Whether the blocks' magnitudes are quantised too.
+        double_quant: bool,
+    },
+}
+
+impl MergeInto {
+    /// What a trial of that precision was trained on.
+    pub fn of(precision: Precision) -> Self {
+        match precision.mode {
+            PrecisionMode::FourBit => Self::Dequantized { double_quant: precision.double_quant },
+            _ => Self::Original,
+        }
+    }
+
+    /// What is there to add to if nobody says it: of files in 4 bits what these mean.
+    ///
+    /// # Errors
+    /// The base has no configuration that can be read.
+    pub fn of_files(base: &Path) -> Result<Self> {
+        let quantization = ModelConfig::load(base)?.quantization;
+        Ok(quantization.map_or(Self::Original, |q| Self::Dequantized { double_quant: q.double_quant }))
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Original => "original",
+            Self::Dequantized { .. } => "dequantized",
+        }
+    }
+}
 
 /// What to merge, and where to.
 #[derive(Debug, Clone)]
@@ -29,6 +71,8 @@ pub struct Merge<'a> {
     pub adapter: &'a Path,
     /// The new model's directory.
     pub to: &'a Path,
+    /// What the adapter is added to.
+    pub into: MergeInto,
     /// Bytes of tensors in a file at most ([`crate::new_model::SHARD_BYTES`] unless a test wants less). A tensor above that has a
     /// file of its own.
     pub shard_bytes: u64,
@@ -62,9 +106,16 @@ impl Merge<'_> {
 
     fn write(&self, dir: &Path, stop: &mut dyn FnMut() -> bool) -> Result<Option<Merged>> {
         let mut outline = Base::outline(self.base, Precision::default())?;
-        if outline.config.quantization.is_some() {
-            let remedy = "merge the adapter into the model that it was made of";
-            return Err(TrainError::model(self.base, "is quantised in 4 bits", remedy));
+        let quantization = outline.config.quantization;
+        if let Some(Quantization { double_quant }) = quantization
+            && self.into != (MergeInto::Dequantized { double_quant })
+        {
+            let problem = format!(
+                "is in 4 bits (bnb_4bit_use_double_quant {double_quant}), so that its original numbers are not in it"
+            );
+            let remedy =
+                "merge into the dequantised ones, or name the model that it was made of with --model";
+            return Err(TrainError::model(self.base, problem, remedy));
         }
         let tied = std::mem::take(&mut outline.config.tie_word_embeddings);
         let targets = resolve_targets(&outline, &adapter_file::PeftConfig::load(self.adapter)?)?;
@@ -75,8 +126,22 @@ impl Merge<'_> {
         }
         let tensors = Checkpoint::open(self.base)?;
         let sources = sources(&tensors, untie);
-        let entry = |(name, source): (&String, &&str)| Ok(vec![Entry::like(&tensors, source, name)?]);
-        let entries = sources.iter().map(entry).collect::<Result<_>>()?;
+        let linears: HashMap<String, [usize; 2]> = outline
+            .linear_modules()
+            .into_iter()
+            .chain([outline.head_module()])
+            .map(|m| (format!("{}.weight", m.path), [m.out_features, m.in_features]))
+            .collect();
+        let mut entries = Vec::with_capacity(sources.len());
+        for (name, source) in &sources {
+            entries.push(vec![match quantized(&tensors, source, &linears)? {
+                Some(matrix) => {
+                    let (dtype, shape) = (matrix.dtype(), linears[*source].to_vec());
+                    Entry { name: name.clone(), dtype, shape }
+                }
+                None => Entry::like(&tensors, source, name)?,
+            }]);
+        }
         let mut writer = Writer::new(dir, entries, self.shard_bytes)?;
         let layers: HashMap<String, &LoraMatrix> =
             adapter.modules.iter().map(|m| (format!("{}.weight", m.path), m)).collect();
@@ -84,14 +149,27 @@ impl Merge<'_> {
             if stop() {
                 return Ok(None);
             }
-            let mut tensor = tensors.read(source, &Device::Cpu)?;
+            let (mut tensor, dtype) = match quantized(&tensors, source, &linears)? {
+                Some(matrix) => (matrix.read(&Device::Cpu)?.dequantize()?, matrix.dtype()),
+                None => {
+                    let tensor = tensors.read(source, &Device::Cpu)?;
+                    let dtype = tensor.dtype();
+                    match self.into {
+                        MergeInto::Dequantized { double_quant } if in_four_bits(source, &linears) => {
+                            let tensor = tensor.to_dtype(DType::F32)?;
+                            (Nf4::quantize(&tensor, double_quant)?.dequantize()?, dtype)
+                        }
+                        _ => (tensor, dtype),
+                    }
+                }
+            };
             if let Some(layer) = layers.get(name) {
                 tensor = sum(&tensor, layer)?;
             }
-            writer.put(name, &tensor)?;
+            writer.put(name, &tensor.to_dtype(dtype)?)?;
         }
         let written = writer.finish()?;
-        self.write_config(dir, untie)?;
+        self.write_config(dir, untie, quantization.is_some())?;
         Ok(Some(Merged { layers: layers.len(), weight_files: written.files, bytes: written.bytes }))
     }
 
@@ -106,12 +184,18 @@ impl Merge<'_> {
         Err(TrainError::model(&path, problem, "merge it with the tool that trained it"))
     }
 
-    fn write_config(&self, dir: &Path, untie: bool) -> Result<()> {
+    /// The base's configuration, but for what is no longer true of the new model.
+    fn write_config(&self, dir: &Path, untie: bool, dequantized: bool) -> Result<()> {
         copy_companions(self.base, dir)?;
         let from = self.base.join(CONFIG);
-        if untie {
+        if untie || dequantized {
             let mut config = read_json(&from)?;
-            config["tie_word_embeddings"] = json!(false);
+            if untie {
+                config["tie_word_embeddings"] = json!(false);
+            }
+            if let Some(keys) = config.as_object_mut().filter(|_| dequantized) {
+                keys.remove("quantization_config");
+            }
             return write_json(&dir.join(CONFIG), &config);
         }
         let bytes = std::fs::read(&from).map_err(TrainError::io(&from))?;
@@ -122,11 +206,29 @@ impl Merge<'_> {
 /// The new model's tensors, and the base's tensors that they are made of. A head that comes untied is made of the
 /// embedding, whatever the base's files hold under its name.
 fn sources(tensors: &Checkpoint, untie: bool) -> BTreeMap<String, &str> {
-    let mut sources: BTreeMap<_, _> = tensors.names().map(|name| (name.to_string(), name)).collect();
+    let names = tensors.names().filter(|name| !tensors.is_part(name));
+    let mut sources: BTreeMap<_, _> = names.map(|name| (name.to_string(), name)).collect();
     if untie {
         sources.insert(HEAD.into(), EMBEDDING);
     }
     sources
+}
+
+/// A linear layer's weight, if the files have it in 4 bits.
+fn quantized<'a>(
+    tensors: &'a Checkpoint,
+    source: &'a str,
+    linears: &HashMap<String, [usize; 2]>,
+) -> Result<Option<Quantized<'a>>> {
+    match linears.get(source) {
+        Some(shape) if tensors.is_quantized(source) => tensors.quantized(source, shape),
+        _ => Ok(None),
+    }
+}
+
+/// Whether a tensor is held in 4 bits where the base is: the head is not.
+fn in_four_bits(source: &str, linears: &HashMap<String, [usize; 2]>) -> bool {
+    source != HEAD && linears.contains_key(source)
 }
 
 /// A layer's weight with its adapter in it, in the weight's own type.

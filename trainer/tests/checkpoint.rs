@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use trainer::adapter_file::{self, PeftConfig, resolve_targets};
 use trainer::checkpoint::{Checkpoint, digest};
 use trainer::lora::Adapter;
-use trainer::merge::Merge;
+use trainer::merge::{Merge, MergeInto};
 use trainer::model::Base;
 use trainer::new_model::SHARD_BYTES;
 
@@ -116,8 +116,14 @@ fn a_model_in_shards_of_pickles_is_loaded_and_merged() {
     adapter_file::save(&at("adapter"), &adapter, &config).unwrap();
     for name in ["pickles", "safetensors"] {
         let (base, adapter, to) = (at(name), at("adapter"), at(&format!("merged-{name}")));
-        let merge =
-            Merge { base: &base, adapter: &adapter, to: &to, shard_bytes: SHARD_BYTES, overwrite: false };
+        let merge = Merge {
+            base: &base,
+            adapter: &adapter,
+            to: &to,
+            into: MergeInto::Original,
+            shard_bytes: SHARD_BYTES,
+            overwrite: false,
+        };
         merge.run(&mut || false).unwrap().unwrap();
     }
     let merged = Checkpoint::open(&at("merged-pickles")).unwrap();

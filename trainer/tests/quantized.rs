@@ -6,11 +6,14 @@ mod common;
 
 use candle_core::{DType, Tensor};
 use common::{CPU, json_file};
-use domain::trial::{ComputeDtype, Precision, PrecisionMode};
+use domain::trial::{ComputeDtype, InitLoraWeights, Precision, PrecisionMode, TargetModules};
 use serde_json::{Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use trainer::adapter_file::{self, PeftConfig, resolve_targets};
 use trainer::checkpoint::Checkpoint;
+use trainer::lora::Adapter;
+use trainer::merge::{Merge, MergeInto};
 use trainer::model::{Base, ModelConfig};
 use trainer::new_model::SHARD_BYTES;
 use trainer::pack;
@@ -404,4 +407,80 @@ fn what_cannot_be_quantised_is_named_and_nothing_is_written() {
     refused(&to, true, "new: holds what the new model is made of");
     assert!(run(&model, true, 0).unwrap().is_some());
     assert_eq!(names(&dir.path().join("models")), ["new"]);
+}
+
+/// Writes an adapter of all linear layers whose matrices are all drawn, and gives it back.
+fn write_adapter(dir: &Path, base: &Base) -> Adapter {
+    let config = PeftConfig {
+        base_model_name_or_path: "base".into(),
+        r: 4,
+        lora_alpha: 6.0,
+        target_modules: TargetModules::default(),
+        ..PeftConfig::default()
+    };
+    let targets = resolve_targets(base, &config).unwrap();
+    let mut adapter = Adapter::new(base, &targets, InitLoraWeights::Default, 0.0, 1).unwrap();
+    for (number, module) in adapter.modules.iter_mut().enumerate() {
+        let key = trainer::rng::key(number as u64, "b");
+        let (rows, columns) = module.b.dims2().unwrap();
+        let value = |i| (trainer::rng::uniform(key, i) - 0.5) as f32;
+        let values: Vec<f32> = (0..(rows * columns) as u64).map(value).collect();
+        module.b = Tensor::from_vec(values, (rows, columns), &CPU).unwrap();
+    }
+    adapter_file::save(dir, &adapter, &config).unwrap();
+    adapter
+}
+
+fn merge(base: &Path, adapter: &Path, to: &Path, into: MergeInto) -> Result<(), trainer::TrainError> {
+    let merge = Merge { base, adapter, to, into, shard_bytes: SHARD_BYTES, overwrite: true };
+    merge.run(&mut || false).map(|merged| assert!(merged.is_some()))
+}
+
+/// What was trained on 4 bits is merged into what these mean, be the files in 4 bits or not.
+#[test]
+fn a_merged_model_is_the_dequantised_base_and_the_adapter() {
+    for (name, base, double) in [
+        ("single", fixture("single"), false),
+        ("double", fixture("double"), true),
+        ("mistral", common::family("mistral").join("base"), false),
+        ("qwen2", common::family("qwen2").join("base"), true),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let (to, at) = (dir.path().join("merged"), dir.path().join("adapter"));
+        let trained_on = Base::load(&base, four_bit(double), &CPU).unwrap();
+        let adapter = write_adapter(&at, &trained_on);
+        let ids: Vec<u32> = (0..12).map(|i| (5 * i + 2) % 40).collect();
+        let logits = |dir: &Path| {
+            pack::logits(&Base::load(dir, Precision::default(), &CPU).unwrap(), None, &ids).unwrap()
+        };
+        let want = pack::logits(&trained_on, Some(&adapter), &ids).unwrap();
+        let into = MergeInto::Dequantized { double_quant: double };
+        merge(&base, &at, &to, into).unwrap();
+        let off = difference(&logits(&to), &want);
+        println!("{name}: {off:e}");
+        assert!(off < 1e-4, "{name}: {off}");
+        let config = json_file(&to.join("config.json"));
+        assert!(config.get("quantization_config").is_none(), "{name}");
+        assert_eq!(MergeInto::of_files(&to).unwrap(), MergeInto::Original, "{name}");
+        let merged = Checkpoint::open(&to).unwrap();
+        assert!(merged.names().all(|name| merged.dtype(name).unwrap() == DType::F32), "{name}");
+        if trained_on.config.quantization.is_some() {
+            assert_eq!(MergeInto::of_files(&base).unwrap(), into, "{name}");
+            for other in [MergeInto::Original, MergeInto::Dequantized { double_quant: !double }] {
+                let message = merge(&base, &at, &to, other).unwrap_err().to_string();
+                let want = format!("{name}: is in 4 bits (bnb_4bit_use_double_quant {double}), so that");
+                assert!(message.contains(&want), "{message}\nlacks {want}");
+            }
+            continue;
+        }
+        assert_eq!(MergeInto::of_files(&base).unwrap(), MergeInto::Original, "{name}");
+        // Into the base's own weights it is another model.
+        merge(&base, &at, &to, MergeInto::Original).unwrap();
+        let dense = Base::load(&base, Precision::default(), &CPU).unwrap();
+        assert!(
+            difference(&logits(&to), &pack::logits(&dense, Some(&adapter), &ids).unwrap()) < 1e-4,
+            "{name}"
+        );
+        assert!(difference(&logits(&to), &want) > 1e-2, "{name}: 4 bits change nothing");
+    }
 }

@@ -153,6 +153,13 @@ impl Checkpoint {
             || self.tensors.get(name).is_some_and(|(_, stored)| stored.dtype == Ok(DType::U8))
     }
 
+    /// Whether a tensor is a part of a quantised one beside its codes.
+    pub fn is_part(&self, name: &str) -> bool {
+        let parts = [ABSMAX, QUANT_MAP, NESTED_ABSMAX, NESTED_QUANT_MAP, STATE];
+        let whole = parts.into_iter().find_map(|part| name.strip_suffix(part));
+        whole.is_some_and(|whole| self.tensors.contains_key(whole))
+    }
+
     fn state(&self, name: &str) -> Result<State> {
         let part = format!("{name}{STATE}");
         let (file, stored) = self.part(name, &part)?;
