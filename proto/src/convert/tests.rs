@@ -52,11 +52,14 @@ fn a_models_shape_travels_unchanged() {
         tie_word_embeddings: false,
         query_key_value_bias: false,
         query_key_norms: false,
+        sliding_window: None,
+        sliding_window_layers: 0,
     };
     for shape in [
         ModelShape { tie_word_embeddings: true, ..shape },
         ModelShape { query_key_value_bias: true, ..shape },
         ModelShape { query_key_norms: true, ..shape },
+        ModelShape { sliding_window: Some(4096), sliding_window_layers: 1, ..shape },
     ] {
         assert_eq!(ModelShape::try_from(v1::ModelShape::from(shape)).unwrap(), shape);
     }

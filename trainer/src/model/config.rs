@@ -145,6 +145,9 @@ impl ModelConfig {
             tie_word_embeddings: self.tie_word_embeddings,
             query_key_value_bias: self.query_key_value_bias,
             query_key_norms: self.query_key_norms,
+            // All windows of a model are as long.
+            sliding_window: self.sliding_windows.iter().flatten().next().map(|window| *window as u64),
+            sliding_window_layers: self.sliding_windows.iter().flatten().count() as u64,
         }
     }
 
