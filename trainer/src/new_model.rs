@@ -100,11 +100,14 @@ impl NewModel<'_> {
             return written;
         };
         files::sync_directory(&partial)?;
+        domain::crash::point("model/whole");
         remove(&replaced)?;
         if self.to.exists() {
             std::fs::rename(self.to, &replaced).map_err(TrainError::io(self.to))?;
+            domain::crash::point("model/replaced");
         }
         std::fs::rename(&partial, self.to).map_err(TrainError::io(self.to))?;
+        domain::crash::point("model/renamed");
         files::sync_directory(parent)?;
         remove(&replaced)?;
         Ok(Some(written))
@@ -253,6 +256,7 @@ impl Writer {
         file.seek(SeekFrom::Start(place.start))
             .and_then(|_| file.write_all(&tensor.data()))
             .map_err(TrainError::io(&path))?;
+        domain::crash::point("model/tensor");
         self.left = self.left.saturating_sub(1);
         Ok(())
     }
