@@ -21,7 +21,7 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use trainer::adapter_file::{self, PeftConfig, resolve};
 use trainer::lora::Adapter;
-use trainer::model::Base;
+use trainer::model::{Base, ModelConfig};
 use trainer::tokenizer::Tokenizer;
 use trainer::{Device, TrainError, locate, preflight};
 
@@ -179,7 +179,11 @@ struct Loaded {
 
 impl Loaded {
     fn new(dir: &Path, args: &Args, device: &Device) -> Result<Self, Failure> {
-        let config = TrialConfig { precision_mode: args.precision_mode, ..TrialConfig::default() };
+        // A model that is quantised already is quantised with or without its magnitudes.
+        let quantization = ModelConfig::load(dir).map_err(of_trainer)?.quantization;
+        let double_quant = quantization.is_none_or(|quantization| quantization.double_quant);
+        let config =
+            TrialConfig { precision_mode: args.precision_mode, double_quant, ..TrialConfig::default() };
         let mut loading = Loading::new();
         let base = Base::load_watched(dir, config.base_model().precision, device, &mut |read, of| {
             loading.read(read, of)

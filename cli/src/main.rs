@@ -13,6 +13,7 @@
 //! | [`fsck`] | whether a data directory is sound |
 //! | [`train`] | one fine-tuning run without a server |
 //! | [`eval`] | a model on evaluation tasks |
+//! | [`quantize`] | a model in 4 bits |
 //! | [`bench`] | how fast parts of it are on this machine |
 //! | [`context`] | servers by name |
 //! | [`client`], [`embedded`] | the way to a server, or one in this process |
@@ -47,6 +48,7 @@ mod listing;
 mod output;
 mod plan;
 mod progress;
+mod quantize;
 mod run;
 mod submit;
 mod sweeps;
@@ -87,6 +89,7 @@ enum Verb {
     Submit(submit::Args),
     Train(Box<train::Args>),
     Eval(Box<eval::Args>),
+    Quantize(quantize::Args),
     #[command(subcommand)]
     Bench(bench::Verb),
     List(sweeps::ListArgs),
@@ -148,6 +151,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Submit(args) => block_on(submit::run(args)),
         Verb::Train(args) => train::run(*args),
         Verb::Eval(args) => eval::run(*args),
+        Verb::Quantize(args) => block_on(quantize::run(args)),
         Verb::Bench(verb) => bench::run(verb),
         Verb::List(args) => block_on(sweeps::run_list(args)),
         Verb::Get(args) => block_on(sweeps::run_get(args)),

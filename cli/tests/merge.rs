@@ -82,3 +82,59 @@ fn a_trials_adapter_becomes_a_model() {
     sandbox.json(&["adapters", "merge", trial, "--model", "moved", "--to", "new"]);
     assert_eq!(weights(&sandbox, "new"), weights(&sandbox, "model"));
 }
+
+/// What was trained on 4 bits is merged into what these mean, and the document says so.
+#[test]
+fn a_trial_in_4_bits_is_merged_into_what_it_was_trained_on() {
+    let sandbox = sandbox();
+    let quantized = sandbox.json(&["quantize", "base", "--to", "base-4bit", "--double-quant", "false"]);
+    assert_eq!((quantized["layers"].as_u64(), &quantized["compute_dtype"]), (Some(21), &"float16".into()));
+    assert!(quantized["bytes"].as_u64() < quantized["base_bytes"].as_u64());
+    let trained = |id: &str, double_quant: bool| {
+        let model = format!("pretrained_model_id={id}");
+        let double_quant = format!("double_quant={double_quant}");
+        let run =
+            ["run", "sweep.yaml", "--set", &model, "--set", "precision_mode=4bit", "--set", &double_quant];
+        let result = sandbox.json(&run);
+        result["trials"][0]["id"].as_str().unwrap().to_string()
+    };
+    let merge = |adapter: &str, to: &str, rest: &[&str]| {
+        let merged = sandbox.json(&[&["adapters", "merge", adapter, "--to", to], rest].concat());
+        (merged["into"].as_str().unwrap().to_string(), merged["double_quant"].as_bool())
+    };
+    let dequantized = |double_quant| ("dequantized".to_string(), Some(double_quant));
+    let trial = trained("base", true);
+    assert_eq!(merge(&trial, "a", &[]), dequantized(true));
+    assert_eq!(merge(&trial, "b", &["--into", "original"]), ("original".to_string(), None));
+    assert_ne!(weights(&sandbox, "a"), weights(&sandbox, "b"));
+    // Of an adapter's directory nobody knows on what it was trained.
+    sandbox.json(&["adapters", "pull", &trial, "--to", "adapter"]);
+    assert_eq!(merge("adapter", "c", &[]), ("original".to_string(), None));
+    assert_eq!(weights(&sandbox, "c"), weights(&sandbox, "b"));
+    assert_eq!(merge("adapter", "d", &["--into", "dequantized"]), dequantized(true));
+    assert_eq!(weights(&sandbox, "d"), weights(&sandbox, "a"));
+    // Without double quantisation, a base that is in 4 bits already and one that a trial has in 4 bits are the same.
+    let (of_files, of_trial) = (trained("base-4bit", false), trained("base", false));
+    assert_eq!(merge(&of_files, "e", &[]), dequantized(false));
+    assert_eq!(merge(&of_trial, "f", &[]), dequantized(false));
+    assert_eq!(weights(&sandbox, "e"), weights(&sandbox, "f"));
+
+    let refused = |args: &[&str], want: &str| {
+        let output = sandbox.lorafleet(args);
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {message}");
+        assert!(message.contains(want), "{args:?}: {message}\nlacks {want}");
+    };
+    refused(&["adapters", "merge", &of_files, "--into", "original", "--to", "g"], "base-4bit: is in 4 bits");
+    let double = ["--double-quant", "true", "--to", "g"];
+    refused(
+        &[&["adapters", "merge", "adapter"], &double[..]].concat(),
+        "--double-quant: the adapter is added to",
+    );
+    refused(&["quantize", "base-4bit", "--to", "g"], "base-4bit: is quantised in 4 bits already");
+    refused(&["quantize", "gone", "--to", "g"], "gone");
+    let plan =
+        ["plan", "sweep.yaml", "--set", "pretrained_model_id=base-4bit", "--set", "precision_mode=4bit"];
+    refused(&plan, "was quantised with bnb_4bit_use_double_quant false; set it to false");
+    assert!(!sandbox.path().join("g").exists());
+}

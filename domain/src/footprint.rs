@@ -33,6 +33,12 @@ pub struct ModelShape {
     /// Whether each query head and each key head has an RMSNorm, as Qwen3's do.
     #[serde(default)]
     pub query_key_norms: bool,
+    /// In layers that have a window, how many keys a query sees at most, its own among them.
+    #[serde(default)]
+    pub sliding_window: Option<u64>,
+    /// How many layers have it.
+    #[serde(default)]
+    pub sliding_window_layers: u64,
 }
 
 /// A linear layer of every decoder layer.
@@ -103,15 +109,30 @@ impl ModelShape {
 
     /// Operations of one token's training pass: forward and the gradient by the input of every frozen
     /// product (2 × 2 × parameters), the head once each way, the low-rank products three times (forward and
-    /// both gradients), and causal attention over `length` tokens: (length + 1) / 2 keys on average, two
-    /// products forward, five backward.
+    /// both gradients), and causal attention over `length` tokens: (length + 1) / 2 keys on average, fewer in layers
+    /// with a window, two products forward, five backward.
     pub fn flops_per_token(&self, trainable_parameters: u64, length: u64) -> f64 {
         let frozen = 4.0 * (self.linear_parameters() + self.vocab_size * self.hidden_size) as f64;
         let low_rank = 6.0 * trainable_parameters as f64;
-        let keys = (length as f64 + 1.0) / 2.0;
-        let width = (self.num_attention_heads * self.head_dim * self.num_hidden_layers) as f64;
+        let windowed = self.windowed_layers() as f64;
+        let full = self.num_hidden_layers as f64 - windowed;
+        let window = self.sliding_window.unwrap_or(length).min(length);
+        let keys = full * average_keys(length, length) + windowed * average_keys(length, window);
+        let width = (self.num_attention_heads * self.head_dim) as f64;
         frozen + low_rank + 7.0 * 2.0 * keys * width
     }
+
+    /// Layers that have a window.
+    fn windowed_layers(&self) -> u64 {
+        self.sliding_window.map_or(0, |_| self.sliding_window_layers.min(self.num_hidden_layers))
+    }
+}
+
+/// How many keys each of `length` queries sees on average, one after the other, each at most `window` of them: the
+/// first `window` queries see one more each, the others `window`.
+fn average_keys(length: u64, window: u64) -> f64 {
+    let (length, window) = (length.max(1) as f64, window as f64);
+    (window * (window + 1.0) / 2.0 + (length - window) * window) / length
 }
 
 /// Rows of the block of logits that the engine makes at a time: as many as make 8 Mi elements, and if that is more than
@@ -300,7 +321,15 @@ impl ModelShape {
         // In float32: outputs once more, the gradient by them, and their product.
         beside += if load.has_magnitudes { 3 * 4 * inter } else { 0 };
         let feed_forward = element * tokens * (2 * inter + 3 * hidden) + matrix + tokens * beside;
-        let scores = (4 + element) * heads * load.longest.min(ATTENTION_BLOCK) * load.longest;
+        // Where every layer has a window, a block's queries see no more keys than theirs together.
+        let block_queries = load.longest.min(ATTENTION_BLOCK);
+        let keys_seen = match self.sliding_window {
+            Some(window) if self.windowed_layers() == self.num_hidden_layers => {
+                load.longest.min(block_queries + window.saturating_sub(1))
+            }
+            _ => load.longest,
+        };
+        let scores = (4 + element) * heads * block_queries * keys_seen;
         let shared = heads > self.num_key_value_heads || load.longest > ATTENTION_BLOCK;
         let keys = if shared { 2 * 4 * key_value } else { 2 * element * key_value };
         // Queries and keys after their norms are made again beside those before them.
@@ -412,6 +441,8 @@ mod tests {
         tie_word_embeddings: false,
         query_key_value_bias: false,
         query_key_norms: false,
+        sliding_window: None,
+        sliding_window_layers: 0,
     };
 
     /// The published benchmark's table of fine-tuned parameters.
@@ -443,6 +474,59 @@ mod tests {
     fn operations_of_a_token() {
         let giga = OPEN_LLAMA_7B.flops_per_token(39_976_960, 512) / 1e9;
         assert!((26.0..28.5).contains(&giga), "{giga}");
+    }
+
+    /// A window of as many keys as there are changes nothing; a smaller one counts the keys that are seen.
+    #[test]
+    fn operations_within_a_window() {
+        let shape = OPEN_LLAMA_7B;
+        let windowed = |window, layers| ModelShape {
+            sliding_window: Some(window),
+            sliding_window_layers: layers,
+            ..shape
+        };
+        // The keys that the queries of a row see, counted one by one.
+        let keys = |length: u64, window: u64| (1..=length).map(|query| query.min(window)).sum::<u64>() as f64;
+        let attention = |shape: ModelShape, length: u64| {
+            let none = ModelShape { num_attention_heads: 0, num_key_value_heads: 0, ..shape };
+            let frozen = shape.linear_parameters() - none.linear_parameters();
+            shape.flops_per_token(0, length) - none.flops_per_token(0, length) - 4.0 * frozen as f64
+        };
+        for (length, window, layers) in
+            [(512, 4096, 32), (512, 512, 32), (8192, 4096, 32), (100, 7, 3), (64, 1, 32)]
+        {
+            let seen = layers as f64 * keys(length, window) + (32 - layers) as f64 * keys(length, length);
+            let want = 14.0 * 4096.0 * seen / length as f64;
+            let got = attention(windowed(window, layers), length);
+            assert!(
+                (got - want).abs() < 1e-9 * shape.flops_per_token(0, length),
+                "{length} {window} {layers}"
+            );
+        }
+        assert_eq!(windowed(512, 32).flops_per_token(9, 512), shape.flops_per_token(9, 512));
+        assert_eq!(windowed(7, 0).flops_per_token(9, 512), shape.flops_per_token(9, 512));
+    }
+
+    /// On a GPU a block's scores are those of the keys that its queries see, if no layer sees more.
+    #[test]
+    fn scores_within_a_window() {
+        let precision = Precision { mode: PrecisionMode::Bfloat16, ..Precision::default() };
+        let shape = |sliding_window, sliding_window_layers| ModelShape {
+            intermediate_size: 64,
+            sliding_window,
+            sliding_window_layers,
+            ..OPEN_LLAMA_7B
+        };
+        let peak = |shape: ModelShape| {
+            let (trainable_parameters, tokens) = (1000, 8192);
+            let load = Load { precision, engine: Engine::Gpu, trainable_parameters, tokens, longest: tokens };
+            shape.peak_bytes(&load, 0).total()
+        };
+        let full = peak(shape(None, 0));
+        assert_eq!(peak(shape(Some(1024), 31)), full, "one layer sees all keys");
+        assert_eq!(peak(shape(Some(8192), 32)), full);
+        // 512 queries of 32 heads see 512 + 1023 keys, in float32 and in 16 bits.
+        assert_eq!(full - peak(shape(Some(1024), 32)), 6 * 32 * 512 * (8192 - 1535));
     }
 
     /// The design's floors at 7B: 13.48 GB in float16, 3.87 in NF4 with embedding and head in 16 bits, 4.127 bits

@@ -44,6 +44,8 @@ impl From<ModelShape> for v1::ModelShape {
             tie_word_embeddings: s.tie_word_embeddings,
             query_key_value_bias: s.query_key_value_bias,
             query_key_norms: s.query_key_norms,
+            sliding_window: s.sliding_window,
+            sliding_window_layers: s.sliding_window_layers,
         }
     }
 }
@@ -63,11 +65,16 @@ impl TryFrom<v1::ModelShape> for ModelShape {
             ("num_attention_heads", s.num_attention_heads),
             ("num_key_value_heads", s.num_key_value_heads),
             ("head_dim", s.head_dim),
+            ("sliding_window", s.sliding_window.unwrap_or(1)),
         ];
         for (field, value) in dimensions {
             if !(1..=LARGEST_DIMENSION).contains(&value) {
                 return Err(ConvertError::new(field, format!("is {value}, not in 1 to {LARGEST_DIMENSION}")));
             }
+        }
+        if s.sliding_window_layers > s.num_hidden_layers {
+            let problem = format!("is {}, of {} layers", s.sliding_window_layers, s.num_hidden_layers);
+            return Err(ConvertError::new("sliding_window_layers", problem));
         }
         Ok(Self {
             vocab_size: s.vocab_size,
@@ -80,6 +87,8 @@ impl TryFrom<v1::ModelShape> for ModelShape {
             tie_word_embeddings: s.tie_word_embeddings,
             query_key_value_bias: s.query_key_value_bias,
             query_key_norms: s.query_key_norms,
+            sliding_window: s.sliding_window,
+            sliding_window_layers: s.sliding_window_layers,
         })
     }
 }

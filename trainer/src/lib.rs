@@ -16,7 +16,8 @@
 //! | [`run`] | a fine-tuning run: from files to metrics and checkpoints |
 //! | [`preflight`] | what can be checked before anything is trained |
 //! | [`adapter_file`], [`files`] | adapters in PEFT's format; whole files and digests |
-//! | [`merge`] | base and adapter as one model |
+//! | [`merge`], [`quantize`] | base and adapter as one model; a model in 4 bits |
+//! | [`new_model`] | a model's directory, whole or not at all |
 //! | [`quant`], [`weight`] | NF4; a frozen matrix in the numbers that it is held in |
 //! | [`locate`] | where on this machine a configuration's names lie |
 //! | [`device`], [`memory`] | the device by its name; how many bytes of tensors a pass holds |
@@ -36,12 +37,14 @@ pub mod lora;
 pub mod memory;
 pub mod merge;
 pub mod model;
+pub mod new_model;
 pub mod ops;
 pub mod optim;
 pub mod pack;
 pub mod pissa;
 pub mod preflight;
 pub mod quant;
+pub mod quantize;
 pub mod run;
 pub mod saved;
 pub mod scaler;

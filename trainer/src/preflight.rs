@@ -6,7 +6,7 @@ use crate::data::Dataset;
 use crate::error::{Result, TrainError};
 use crate::locate;
 use crate::lora::Target;
-use crate::model::{Base, LlamaConfig};
+use crate::model::{Base, ModelConfig};
 use crate::saved::Trainable;
 use crate::tokenizer::Tokenizer;
 use domain::footprint::{Engine, Load};
@@ -17,7 +17,7 @@ use std::path::Path;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Preflight {
     /// The base's shape.
-    pub shape: LlamaConfig,
+    pub shape: ModelConfig,
     /// Rows to train on.
     pub rows: u64,
     /// Rows held out.
@@ -106,7 +106,7 @@ pub fn preflight(config: &TrialConfig, engine: Engine) -> Result<Preflight> {
 ///
 /// # Errors
 /// The tokenizer's file is broken or has too many ids.
-pub fn tokenizer(dir: &Path, shape: &LlamaConfig) -> Result<Option<Tokenizer>> {
+pub fn tokenizer(dir: &Path, shape: &ModelConfig) -> Result<Option<Tokenizer>> {
     if !["tokenizer.json", "tokenizer.model"].iter().any(|name| dir.join(name).exists()) {
         return Ok(None);
     }
@@ -126,7 +126,7 @@ pub fn tokenizer(dir: &Path, shape: &LlamaConfig) -> Result<Option<Tokenizer>> {
 ///
 /// # Errors
 /// Those of [`Dataset::load`].
-pub fn data(config: &TrialConfig, tokenizer: Option<&Tokenizer>, shape: &LlamaConfig) -> Result<Dataset> {
+pub fn data(config: &TrialConfig, tokenizer: Option<&Tokenizer>, shape: &ModelConfig) -> Result<Dataset> {
     Dataset::load(config, tokenizer, shape.vocab_size, shape.max_position_embeddings)
 }
 

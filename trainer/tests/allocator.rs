@@ -8,7 +8,7 @@ use domain::trial::{GradientCheckpointing, InitLoraWeights, PrecisionMode, Trial
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicU64, Ordering};
 use trainer::data::Dataset;
-use trainer::model::{Base, LlamaConfig, RopeScaling};
+use trainer::model::{Base, ModelConfig, RopeScaling};
 use trainer::pack::Row;
 use trainer::run::{Loaded, Run, step_pack};
 use trainer::{Device, rng};
@@ -53,7 +53,7 @@ fn the_peak_of_the_allocator_is_predicted() {
         let hidden = heads * pick(1, &[32, 48, 64]);
         let layers = pick(2, &[3, 4, 6]);
         let intermediate = hidden * pick(4, &[2, 3]);
-        let config = LlamaConfig {
+        let config = ModelConfig {
             vocab_size: pick(3, &[600, 2000, 5000]),
             hidden_size: hidden,
             intermediate_size: intermediate,
@@ -69,6 +69,7 @@ fn the_peak_of_the_allocator_is_predicted() {
             query_key_value_bias: pick(13, &[0, 1]) == 1,
             query_key_norms: pick(14, &[0, 1]) == 1,
             sliding_windows: vec![[None, Some(48)][pick(15, &[0, 1])]; layers],
+            quantization: None,
         };
         let (batch, length) = (pick(7, &[4, 8]), pick(8, &[64, 128, 256]));
         let numbers =

@@ -14,8 +14,9 @@ use std::path::{Path, PathBuf};
 use trainer::adapter_file::{self, PeftConfig, resolve};
 use trainer::checkpoint::{Checkpoint, digest};
 use trainer::lora::Adapter;
-use trainer::merge::{Merge, SHARD_BYTES};
+use trainer::merge::{Merge, MergeInto};
 use trainer::model::Base;
+use trainer::new_model::SHARD_BYTES;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/pickles").join(name)
@@ -115,8 +116,14 @@ fn a_model_in_shards_of_pickles_is_loaded_and_merged() {
     adapter_file::save(&at("adapter"), &adapter, &config).unwrap();
     for name in ["pickles", "safetensors"] {
         let (base, adapter, to) = (at(name), at("adapter"), at(&format!("merged-{name}")));
-        let merge =
-            Merge { base: &base, adapter: &adapter, to: &to, shard_bytes: SHARD_BYTES, overwrite: false };
+        let merge = Merge {
+            base: &base,
+            adapter: &adapter,
+            to: &to,
+            into: MergeInto::Original,
+            shard_bytes: SHARD_BYTES,
+            overwrite: false,
+        };
         merge.run(&mut || false).unwrap().unwrap();
     }
     let merged = Checkpoint::open(&at("merged-pickles")).unwrap();

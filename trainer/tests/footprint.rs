@@ -6,7 +6,7 @@ use candle_core::Device;
 use domain::footprint::{Engine, Load, ModelShape, Saved};
 use domain::trial::{InitLoraWeights, Precision, PrecisionMode};
 use trainer::lora::{Adapter, Target};
-use trainer::model::{Base, LlamaConfig, RopeScaling};
+use trainer::model::{Base, ModelConfig, RopeScaling};
 use trainer::optim::{AdamW, AdamWConfig};
 use trainer::pack::{self, Member, Row};
 
@@ -57,7 +57,7 @@ fn check(precision: Precision, recomputed: usize, init: InitLoraWeights) {
         (64, 192, 5, 8, (4, 16), qwen3, 512, (true, false), 4, 4, 64),
         (64, 192, 3, 4, (2, 32), qwen3, 300, (false, true), 8, 2, 48),
     ] {
-        let config = LlamaConfig {
+        let config = ModelConfig {
             vocab_size: vocab,
             hidden_size: hidden,
             intermediate_size: inter,
@@ -73,6 +73,7 @@ fn check(precision: Precision, recomputed: usize, init: InitLoraWeights) {
             query_key_value_bias: bias,
             query_key_norms: norms,
             sliding_windows: vec![Some(24); layers],
+            quantization: None,
         };
         let shape = config.shape();
         let base = Base::random(config, precision, &Device::Cpu).unwrap();

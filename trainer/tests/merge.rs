@@ -12,8 +12,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use trainer::adapter_file::{self, CONFIG_FILE, PeftConfig, resolve, written_targets};
 use trainer::lora::Adapter;
-use trainer::merge::{Merge, Merged, SHARD_BYTES};
+use trainer::merge::{Merge, MergeInto, Merged};
 use trainer::model::Base;
+use trainer::new_model::SHARD_BYTES;
 use trainer::{TrainError, pack};
 
 fn names(names: &[&str]) -> TargetModules {
@@ -75,7 +76,8 @@ fn edit(path: &Path, key: &str, value: serde_json::Value) {
 
 fn merge(dir: &Path, shard_bytes: u64, overwrite: bool) -> Result<Option<Merged>, TrainError> {
     let (base, adapter, to) = (dir.join("base"), dir.join("adapter"), dir.join("models/merged"));
-    Merge { base: &base, adapter: &adapter, to: &to, shard_bytes, overwrite }.run(&mut || false)
+    Merge { base: &base, adapter: &adapter, to: &to, into: MergeInto::Original, shard_bytes, overwrite }
+        .run(&mut || false)
 }
 
 /// The base's head as its own tensor, which an adapter of it needs.
@@ -251,7 +253,7 @@ fn what_cannot_be_merged_is_named_and_nothing_is_written() {
                 std::os::unix::fs::symlink(d.join("models/merged/adapter"), d.join("adapter")).unwrap();
             },
             true,
-            "holds what is to be merged",
+            "holds what the new model is made of",
         ),
     ];
     for (change, overwrite, want) in cases {
@@ -292,7 +294,14 @@ fn an_interrupted_merge_leaves_what_was() {
     // What a killed one left is in nobody's way.
     fill(&dir.join("models/.merged.partial/model.safetensors"));
     let (from, adapter, to) = (dir.join("base"), dir.join("adapter"), dir.join("models/merged"));
-    let merge = Merge { base: &from, adapter: &adapter, to: &to, shard_bytes: 4000, overwrite: true };
+    let merge = Merge {
+        base: &from,
+        adapter: &adapter,
+        to: &to,
+        into: MergeInto::Original,
+        shard_bytes: 4000,
+        overwrite: true,
+    };
     let mut asked = 0;
     let stopped = merge.run(&mut || {
         asked += 1;

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use trainer::adapter_file::{self, PeftConfig, resolve};
 use trainer::lora::{Adapter, LoraMatrix};
-use trainer::model::{Base, LlamaConfig};
+use trainer::model::{Base, ModelConfig};
 use trainer::optim::{AdamW, AdamWConfig};
 use trainer::pack::{self, Member, Outcome, Row};
 use trainer::quant::Nf4;
@@ -268,7 +268,7 @@ fn rope_variants_are_transformers() {
     let batches = json(batches);
     for name in ["rope_base_longprobe", "rope_500k", "rope_llama3"] {
         let dir = gqa.join(name);
-        let config = LlamaConfig::load(&dir).unwrap();
+        let config = ModelConfig::load(&dir).unwrap();
         let mut base = Base::load(&gqa.join("base"), Precision::default(), device()).unwrap();
         base.inverse_frequencies = config.inverse_frequencies();
         base.config = config;

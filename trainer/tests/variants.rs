@@ -12,8 +12,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use trainer::adapter_file::{self, PeftConfig, WEIGHTS_FILE, resolve};
 use trainer::lora::{Adapter, LoraMatrix, Target};
-use trainer::merge::{Merge, SHARD_BYTES};
+use trainer::merge::{Merge, MergeInto};
 use trainer::model::Base;
+use trainer::new_model::SHARD_BYTES;
 use trainer::optim::{AdamW, AdamWConfig};
 use trainer::pack::{self, Member, Row};
 use trainer::{Tensor, preflight};
@@ -145,8 +146,14 @@ fn check(dir: &Path, base_dir: &Path, dropout: f64) {
     // Merged, it is the same model.
     let merged = tempfile::tempdir().unwrap();
     let target = merged.path().join("merged");
-    let merge =
-        Merge { base: base_dir, adapter: to.path(), to: &target, shard_bytes: SHARD_BYTES, overwrite: false };
+    let merge = Merge {
+        base: base_dir,
+        adapter: to.path(),
+        to: &target,
+        into: MergeInto::Original,
+        shard_bytes: SHARD_BYTES,
+        overwrite: false,
+    };
     merge.run(&mut || false).unwrap();
     let whole = Base::load(&target, Precision::default(), device()).unwrap();
     let off = off(&values(&pack::logits(&whole, None, probe).unwrap()), &got);

@@ -6,7 +6,7 @@ use domain::{Clock, SystemClock, rng};
 use serde_json::{Value, json};
 use trainer::TrainError;
 use trainer::data::Dataset;
-use trainer::model::{Base, LlamaConfig, RopeScaling};
+use trainer::model::{Base, ModelConfig, RopeScaling};
 use trainer::pack::Row;
 use trainer::run::{Loaded, Run, peak_rss_bytes, step_pack};
 
@@ -124,7 +124,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     crate::output::to_stdout(&format!("{document:#}"))
 }
 
-fn shape(args: &Args) -> Result<LlamaConfig, Failure> {
+fn shape(args: &Args) -> Result<ModelConfig, Failure> {
     let kv = args.kv_heads.unwrap_or(args.heads);
     let least_one = [
         ("--hidden", args.hidden),
@@ -154,7 +154,7 @@ fn shape(args: &Args) -> Result<LlamaConfig, Failure> {
     if !args.heads.is_multiple_of(kv) {
         return Err(Failure::invalid(format!("--kv-heads {kv} does not divide --heads {}", args.heads)));
     }
-    Ok(LlamaConfig {
+    Ok(ModelConfig {
         vocab_size: args.vocab,
         hidden_size: args.hidden,
         intermediate_size: args.intermediate,
@@ -170,6 +170,7 @@ fn shape(args: &Args) -> Result<LlamaConfig, Failure> {
         query_key_value_bias: false,
         query_key_norms: false,
         sliding_windows: Vec::new(),
+        quantization: None,
     })
 }
 

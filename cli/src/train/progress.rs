@@ -53,9 +53,10 @@ impl Progress {
     }
 }
 
-/// What is shown while a base loads: a changing line on a terminal, a line a tenth of the way elsewhere, neither for
+/// What is shown while a model's weights are read: a changing line on a terminal, a line a tenth of the way elsewhere, neither for
 /// what is small.
 pub(crate) struct Loading {
+    what: &'static str,
     bar: Option<ProgressBar>,
     tenth: u64,
 }
@@ -65,7 +66,12 @@ const SMALL: u64 = 1_000_000_000;
 
 impl Loading {
     pub(crate) fn new() -> Self {
-        Self { bar: None, tenth: 0 }
+        Self::of("loading")
+    }
+
+    /// Of what is done with the weights.
+    pub(crate) fn of(what: &'static str) -> Self {
+        Self { what, bar: None, tenth: 0 }
     }
 
     /// Shows how many bytes of the files are read.
@@ -75,8 +81,8 @@ impl Loading {
         }
         if std::io::stderr().is_terminal() {
             let bar = || {
-                let bar = ProgressBar::new(total);
-                match ProgressStyle::with_template("loading {bar:24} {bytes}/{total_bytes}  {eta}") {
+                let bar = ProgressBar::new(total).with_message(self.what);
+                match ProgressStyle::with_template("{msg} {bar:24} {bytes}/{total_bytes}  {eta}") {
                     Ok(style) => bar.with_style(style),
                     Err(_) => bar,
                 }
@@ -86,7 +92,7 @@ impl Loading {
         let tenth = Progress::tenth_of(read, total);
         if tenth > self.tenth {
             self.tenth = tenth;
-            say!("loading: {} of {}", bytes(read), bytes(total));
+            say!("{}: {} of {}", self.what, bytes(read), bytes(total));
         }
     }
 

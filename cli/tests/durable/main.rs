@@ -7,6 +7,7 @@
 mod common;
 mod full;
 mod kills;
+mod models;
 mod points;
 mod refusals;
 mod server;

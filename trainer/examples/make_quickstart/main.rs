@@ -25,7 +25,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::{Path, PathBuf};
-use trainer::model::{Base, LlamaConfig};
+use trainer::model::{Base, ModelConfig};
 use trainer::pack;
 
 const SEED: u64 = 1;
@@ -101,7 +101,7 @@ fn make_base(dir: &Path, steps: usize) -> Outcome<()> {
     )?;
     let config = config();
     write_json(&dir.join("config.json"), &config)?;
-    let shape = LlamaConfig::parse(&config.to_string()).map_err(|(problem, _)| problem)?;
+    let shape = ModelConfig::parse(&config.to_string()).map_err(|(problem, _)| problem)?;
     let model = Model::new(shape, SEED)?;
 
     let mut next = 0;

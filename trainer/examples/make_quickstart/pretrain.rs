@@ -5,7 +5,7 @@
 use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use std::collections::BTreeMap;
-use trainer::model::LlamaConfig;
+use trainer::model::ModelConfig;
 use trainer::rng;
 
 /// Sequences of a step, their tokens, and the number of steps.
@@ -15,7 +15,7 @@ const PEAK: f64 = 4e-3;
 const WARMUP: usize = 100;
 
 pub struct Model {
-    config: LlamaConfig,
+    config: ModelConfig,
     pub weights: BTreeMap<String, Var>,
     cos: Tensor,
     sin: Tensor,
@@ -24,7 +24,7 @@ pub struct Model {
 
 impl Model {
     /// Normal weights of the usual widths; the layers that write to the residual stream start smaller.
-    pub fn new(config: LlamaConfig, seed: u64) -> Result<Self> {
+    pub fn new(config: ModelConfig, seed: u64) -> Result<Self> {
         let device = Device::Cpu;
         let c = &config;
         let (q, kv) = (c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);

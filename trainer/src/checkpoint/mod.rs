@@ -7,13 +7,17 @@
 //! | `safetensors` | the header of a safetensors file |
 //! | `torch` | torch's zip archive (`pytorch_model.bin`) |
 //! | `pickle` | the tensors that an archive's pickle describes; it runs no code |
+//! | `bitsandbytes` | matrices that were quantised before they were written |
 //!
 //! Opening reads names, types and shapes alone. Whatever is found wrong is an error: no tensor is passed over.
 
+pub(crate) mod bitsandbytes;
 mod index;
 mod pickle;
 mod safetensors;
 mod torch;
+
+pub use bitsandbytes::Quantized;
 
 use crate::error::{Result, TrainError};
 use crate::files;

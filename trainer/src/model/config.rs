@@ -1,5 +1,6 @@
-//! The `config.json` of a Llama or one of its kin, as transformers 4 and 5 write it.
+//! The `config.json` of a model: a Llama or one of its kin, as transformers 4 and 5 write it.
 
+use super::Quantization;
 use super::family::Family;
 use crate::error::{Result, TrainError};
 use domain::footprint::ModelShape;
@@ -9,7 +10,7 @@ use std::path::Path;
 /// The shape of a Llama, a Mistral, a Qwen2 or a Qwen3: the last three are Llamas but for biases, norms of heads, and
 /// windows.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LlamaConfig {
+pub struct ModelConfig {
     /// Rows of the embedding.
     pub vocab_size: usize,
     /// Width of the residual stream.
@@ -40,6 +41,8 @@ pub struct LlamaConfig {
     pub query_key_norms: bool,
     /// By layer, how many keys a query sees at most, its own among them. `None`, or a layer beyond the last: all.
     pub sliding_windows: Vec<Option<usize>>,
+    /// How its linear layers lie in its files, if they were quantised before.
+    pub quantization: Option<Quantization>,
 }
 
 /// How rotary frequencies are stretched for long sequences.
@@ -97,7 +100,7 @@ struct RawRope {
     original_max_position_embeddings: Option<f64>,
 }
 
-impl LlamaConfig {
+impl ModelConfig {
     /// Reads `config.json` in a model directory.
     ///
     /// # Errors
@@ -125,7 +128,8 @@ impl LlamaConfig {
         let raw: RawConfig = serde_json::from_value(value.clone())
             .map_err(|e| (e.to_string(), "restore config.json from the model's authors".into()))?;
         let sliding_windows = family.sliding_windows(&value, raw.num_hidden_layers)?;
-        Ok(Self { sliding_windows, ..raw.check(family)? })
+        let quantization = Quantization::of(&value)?;
+        Ok(Self { sliding_windows, quantization, ..raw.check(family)? })
     }
 
     /// What the footprint model needs of it.
@@ -141,6 +145,9 @@ impl LlamaConfig {
             tie_word_embeddings: self.tie_word_embeddings,
             query_key_value_bias: self.query_key_value_bias,
             query_key_norms: self.query_key_norms,
+            // All windows of a model are as long.
+            sliding_window: self.sliding_windows.iter().flatten().next().map(|window| *window as u64),
+            sliding_window_layers: self.sliding_windows.iter().flatten().count() as u64,
         }
     }
 
@@ -180,7 +187,7 @@ impl LlamaConfig {
 }
 
 impl RawConfig {
-    fn check(self, family: Family) -> std::result::Result<LlamaConfig, (String, String)> {
+    fn check(self, family: Family) -> std::result::Result<ModelConfig, (String, String)> {
         let fix = |what: &str| format!("{what}; restore config.json from the model's authors");
         if self.attention_bias == Some(true) || self.mlp_bias == Some(true) {
             let problem = "attention_bias or mlp_bias is true";
@@ -233,7 +240,7 @@ impl RawConfig {
                 ));
             }
         };
-        Ok(LlamaConfig {
+        Ok(ModelConfig {
             vocab_size: self.vocab_size,
             hidden_size: self.hidden_size,
             intermediate_size: self.intermediate_size,
@@ -249,6 +256,7 @@ impl RawConfig {
             query_key_value_bias: family == Family::Qwen2,
             query_key_norms: family == Family::Qwen3,
             sliding_windows: Vec::new(),
+            quantization: None,
         })
     }
 }

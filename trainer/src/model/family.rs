@@ -5,7 +5,7 @@
 use serde_json::Value;
 
 /// A problem and its remedy.
-type Refusal = (String, String);
+pub(super) type Refusal = (String, String);
 
 /// An architecture that can be trained.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +110,7 @@ fn whole_number(config: &Value, key: &str, least: u64) -> Result<Option<usize>, 
 
 #[cfg(test)]
 mod tests {
-    use crate::model::LlamaConfig;
+    use crate::model::ModelConfig;
     use serde_json::{Map, Value, json};
 
     /// A configuration with some keys set, or without those that are given as the word `absent`: its windows, or what
@@ -124,7 +124,7 @@ mod tests {
         let keys: &mut Map<_, _> = config.as_object_mut().unwrap();
         keys.extend(change.as_object().unwrap().clone());
         keys.retain(|_, value| value != "absent");
-        let got = LlamaConfig::parse(&config.to_string()).map(|config| config.sliding_windows);
+        let got = ModelConfig::parse(&config.to_string()).map(|config| config.sliding_windows);
         match (got, want) {
             (Ok(got), Ok(want)) => assert_eq!(got, want, "{model_type} {change}"),
             (Err((problem, remedy)), Err(want)) => {
@@ -158,6 +158,36 @@ mod tests {
             );
             let types = json!(["sliding_attention", "full_attention", "sliding_attention"]);
             check(family, windows(json!({"layer_types": types})), Ok(&[Some(8), None, Some(8)]));
+        }
+    }
+
+    /// The footprint model knows how long windows are, and of how many layers.
+    #[test]
+    fn windows_are_counted_in_the_shape() {
+        let some = ["full_attention", "sliding_attention", "full_attention"];
+        for (family, change, want) in [
+            ("llama", json!({}), (None, 0)),
+            ("mistral", json!({}), (Some(4096), 3)),
+            ("mistral", json!({"sliding_window": null}), (None, 0)),
+            ("qwen2", json!({"sliding_window": 8}), (None, 0)),
+            (
+                "qwen2",
+                json!({"use_sliding_window": true, "sliding_window": 8, "max_window_layers": 1}),
+                (Some(8), 2),
+            ),
+            (
+                "qwen3",
+                json!({"use_sliding_window": true, "sliding_window": 8, "layer_types": some}),
+                (Some(8), 1),
+            ),
+        ] {
+            let mut config = json!({
+                "model_type": family, "vocab_size": 40, "hidden_size": 24, "intermediate_size": 32,
+                "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+            });
+            config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            let shape = ModelConfig::parse(&config.to_string()).unwrap().shape();
+            assert_eq!((shape.sliding_window, shape.sliding_window_layers), want, "{family} {change}");
         }
     }
 
@@ -225,7 +255,7 @@ mod tests {
                 r#"{{"model_type": "{family}", "vocab_size": 40, "hidden_size": 24, "intermediate_size": 32,
                 "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2}}"#
             );
-            let config = LlamaConfig::parse(&text).unwrap();
+            let config = ModelConfig::parse(&text).unwrap();
             let got = (config.query_key_value_bias, config.query_key_norms, config.head_dim);
             assert_eq!(got, (bias, norms, head_dim), "{family}");
             let shape = config.shape();

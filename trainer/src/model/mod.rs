@@ -2,8 +2,10 @@
 
 mod config;
 mod family;
+mod quantization;
 mod weights;
 
-pub use config::{LlamaConfig, RopeScaling};
+pub use config::{ModelConfig, RopeScaling};
+pub use quantization::Quantization;
 pub(crate) use weights::NormNumbers;
 pub use weights::{Base, Layer, Linear};

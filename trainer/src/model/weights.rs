@@ -1,7 +1,7 @@
 //! Frozen weights: read from a checkpoint, never given a gradient, never copied.
 
-use super::LlamaConfig;
-use crate::checkpoint::Checkpoint;
+use super::{ModelConfig, Quantization};
+use crate::checkpoint::{Checkpoint, Quantized};
 use crate::error::{Result, TrainError};
 use crate::lora::ModuleSpec;
 use crate::ops;
@@ -119,7 +119,7 @@ const HEAD_PATH: &str = "lm_head";
 #[derive(Debug)]
 pub struct Base {
     /// Its shape.
-    pub config: LlamaConfig,
+    pub config: ModelConfig,
     /// How its weights are held.
     pub precision: Precision,
     /// `[vocab, hidden]`, in the precision's numbers.
@@ -157,11 +157,15 @@ impl Base {
         let (config, tensors) = open(dir)?;
         let bytes = |name: &str| tensors.bytes(name).unwrap_or_default();
         let total = tensors.names().map(bytes).sum();
-        let mut read = 0;
+        let (mut read, quantization) = (0, config.quantization);
         Self::assemble(config, precision, |name, shape, held| {
-            check_tensor(dir, &tensors, name, shape)?;
-            let weight = held.hold(&tensors.read(name, device)?)?;
-            read += bytes(name);
+            let found = check_tensor(dir, &tensors, quantization, name, shape, held)?;
+            read += found.as_ref().map_or_else(|| bytes(name), Quantized::bytes);
+            let weight = match (found, held) {
+                (None, _) => held.hold(&tensors.read(name, device)?)?,
+                (Some(matrix), Numbers::Nf4 { .. }) => Weight::Nf4(matrix.read(device)?),
+                (Some(matrix), _) => held.hold(&matrix.read(device)?.dequantize()?)?,
+            };
             watch(read, total);
             Ok(weight)
         })
@@ -174,8 +178,9 @@ impl Base {
     /// Those of [`Base::load`].
     pub fn outline(dir: &Path, precision: Precision) -> Result<Self> {
         let (config, tensors) = open(dir)?;
+        let quantization = config.quantization;
         Self::assemble(config, precision, |name, shape, held| {
-            check_tensor(dir, &tensors, name, shape)?;
+            check_tensor(dir, &tensors, quantization, name, shape, held)?;
             held.outline(shape)
         })
     }
@@ -184,7 +189,7 @@ impl Base {
     ///
     /// # Errors
     /// The device runs out of memory.
-    pub fn random(config: LlamaConfig, precision: Precision, device: &Device) -> Result<Self> {
+    pub fn random(config: ModelConfig, precision: Precision, device: &Device) -> Result<Self> {
         Self::assemble(config, precision, |name, shape, held| {
             held.hold(&if name.ends_with("norm.weight") {
                 Tensor::ones(shape, DType::F32, device)?
@@ -195,7 +200,7 @@ impl Base {
     }
 
     fn assemble(
-        config: LlamaConfig,
+        config: ModelConfig,
         precision: Precision,
         mut read: impl FnMut(&str, &[usize], Numbers) -> Result<Weight>,
     ) -> Result<Self> {
@@ -362,12 +367,63 @@ impl Base {
 }
 
 /// A model directory's configuration and its weights.
-fn open(dir: &Path) -> Result<(LlamaConfig, Checkpoint)> {
-    Ok((LlamaConfig::load(dir)?, Checkpoint::open(dir)?))
+fn open(dir: &Path) -> Result<(ModelConfig, Checkpoint)> {
+    Ok((ModelConfig::load(dir)?, Checkpoint::open(dir)?))
 }
 
-/// Finds a tensor of numbers with the shape that the configuration asks for.
-fn check_tensor(dir: &Path, checkpoint: &Checkpoint, name: &str, shape: &[usize]) -> Result<()> {
+/// Finds a tensor of numbers with the shape that the configuration asks for, to be held in `held`; it is `Some` if it was
+/// quantised before.
+fn check_tensor<'a>(
+    dir: &Path,
+    checkpoint: &'a Checkpoint,
+    quantization: Option<Quantization>,
+    name: &'a str,
+    shape: &[usize],
+    held: Numbers,
+) -> Result<Option<Quantized<'a>>> {
+    let Some(quantization) = quantization else {
+        if checkpoint.is_quantized(name) {
+            let problem = format!("{name} is quantised, but config.json has no quantization_config");
+            let remedy = "restore config.json from who quantised the model";
+            return Err(TrainError::model(dir, problem, remedy));
+        }
+        check_dense(dir, checkpoint, name, shape)?;
+        return Ok(None);
+    };
+    let found = checkpoint.quantized(name, shape)?;
+    let Some(matrix) = &found else {
+        if matches!(held, Numbers::Nf4 { .. }) {
+            let problem = format!("is 4bit, but {name} is the one that {} leaves unquantised", dir.display());
+            let remedy = "set it to bfloat16, float16 or float32, in which the model is dequantised, or use the model \
+                          that it was made of";
+            return Err(TrainError::parameter("precision_mode", problem, remedy));
+        }
+        check_dense(dir, checkpoint, name, shape)?;
+        return Ok(None);
+    };
+    let double = matrix.double_quant();
+    if double != quantization.double_quant {
+        let problem = format!(
+            "bnb_4bit_use_double_quant is {}, but {name} is {} it",
+            quantization.double_quant,
+            if double { "quantised with" } else { "quantised without" }
+        );
+        let remedy = "config.json and the weights belong to different models";
+        return Err(TrainError::model(&dir.join("config.json"), problem, remedy));
+    }
+    match held {
+        Numbers::Nf4 { double_quant } if double_quant != double => {
+            let problem = format!(
+                "is {double_quant}, but {} was quantised with bnb_4bit_use_double_quant {double}",
+                dir.display()
+            );
+            Err(TrainError::parameter("double_quant", problem, format!("set it to {double}")))
+        }
+        _ => Ok(found),
+    }
+}
+
+fn check_dense(dir: &Path, checkpoint: &Checkpoint, name: &str, shape: &[usize]) -> Result<()> {
     let dtype = checkpoint.dtype(name)?;
     if !matches!(dtype, DType::F32 | DType::F16 | DType::BF16 | DType::F64) {
         return Err(TrainError::model(

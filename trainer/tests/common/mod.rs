@@ -8,7 +8,7 @@ use domain::trial::TrialConfig;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
-use trainer::model::{Base, LlamaConfig};
+use trainer::model::{Base, ModelConfig};
 use trainer::quant::{CODE, Nf4};
 use trainer::{Device, Tensor, rng};
 
@@ -61,7 +61,7 @@ pub fn tiny_shape() -> Value {
 pub fn write_tiny_model(dir: &Path) {
     std::fs::create_dir_all(dir).unwrap();
     std::fs::write(dir.join("config.json"), tiny_shape().to_string()).unwrap();
-    let config = LlamaConfig::load(dir).unwrap();
+    let config = ModelConfig::load(dir).unwrap();
     let (h, f, v) = (config.hidden_size, config.intermediate_size, config.vocab_size);
     let kv = config.num_key_value_heads * config.head_dim;
     let mut shapes = vec![

@@ -2,7 +2,7 @@
 
 use super::tests::{Pair, Side, gpu, on_gpu, values};
 use crate::lora::{Adapter, Target};
-use crate::model::{Base, LlamaConfig, RopeScaling};
+use crate::model::{Base, ModelConfig, RopeScaling};
 use crate::optim::{AdamW, AdamWConfig};
 use crate::pack::{self, Member, Row};
 use crate::rng;
@@ -12,7 +12,7 @@ use domain::trial::{ComputeDtype, Precision, PrecisionMode};
 
 /// A model of random weights that both sides have: a Llama, or one with all that sets its kin apart.
 fn base(side: Side, precision: Precision, kin: bool) -> Base {
-    let config = LlamaConfig {
+    let config = ModelConfig {
         vocab_size: 48,
         hidden_size: 32,
         intermediate_size: 40,
@@ -28,6 +28,7 @@ fn base(side: Side, precision: Precision, kin: bool) -> Base {
         query_key_value_bias: kin,
         query_key_norms: kin,
         sliding_windows: if kin { vec![None, Some(6)] } else { Vec::new() },
+        quantization: None,
     };
     let mut base = Base::random(config, precision, &Device::Cpu).unwrap();
     let device = if side == Side::Gpu { gpu().unwrap() } else { &Device::Cpu };

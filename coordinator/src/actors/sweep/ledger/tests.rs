@@ -262,6 +262,8 @@ fn memory_is_predicted_from_the_models_shape() {
         tie_word_embeddings: true,
         query_key_value_bias: true,
         query_key_norms: true,
+        sliding_window: None,
+        sliding_window_layers: 0,
     };
     let mut known = record(document());
     known.base_models.insert("/m".into(), shape);
