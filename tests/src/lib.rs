@@ -1,6 +1,9 @@
 //! What the end-to-end tests share.
 
+pub mod certificates;
 pub mod etcd;
+pub mod log;
+pub mod program;
 
 use std::io::Write;
 use std::path::PathBuf;

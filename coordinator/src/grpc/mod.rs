@@ -23,12 +23,10 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::Response;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_reflection::pb as reflection;
 use tower::util::MapResponseLayer;
@@ -67,7 +65,7 @@ pub struct Services {
 }
 
 /// Serves until the scope is cancelled.
-pub async fn serve(services: Services, listener: TcpListener) -> std::result::Result<(), ServeError> {
+pub async fn serve(services: Services, incoming: crate::Incoming) -> std::result::Result<(), ServeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
     for name in SERVED {
         health.set_service_status(name, ServingStatus::Serving).await;
@@ -79,8 +77,6 @@ pub async fn serve(services: Services, listener: TcpListener) -> std::result::Re
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let scope = services.scope.clone();
-    // An answer is sent at once: it would otherwise wait some 40 ms for the other side's acknowledgement of its head.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .layer(MapResponseLayer::new(explained))

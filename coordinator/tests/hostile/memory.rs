@@ -28,6 +28,7 @@ fn role() {
             clock: Arc::new(SystemClock::new()),
             heartbeat: LONG / 4,
             lease: LONG,
+            access: coordinator::Access::default(),
         };
         println!("ready {}", coordinator::start(options, scope.clone()).await.unwrap().address);
         scope.cancelled().await;

@@ -127,6 +127,7 @@ async fn serve(dir: &TempDir, lease: Duration, clock: Arc<dyn Clock>) -> (Scope,
         clock,
         heartbeat: lease / 4,
         lease,
+        access: coordinator::Access::default(),
     };
     let Server { address, .. } = coordinator::start(options, scope.clone()).await.unwrap();
     let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
