@@ -10,11 +10,11 @@ use proto::v1::adapter_service_client::AdapterServiceClient;
 use proto::v1::fleet_service_client::FleetServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
 use proto::v1::trial_service_client::TrialServiceClient;
-use security::Client;
+use security::{Client, Line};
 use security::args::ClientArgs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -78,7 +78,7 @@ pub(crate) const ENDPOINT_FILE: &str = "endpoint";
 
 /// An open connection, and the embedded server behind it if there is one.
 pub(crate) struct Connection {
-    channel: Channel,
+    channel: Line,
     embedded: Option<Embedded>,
 }
 
@@ -90,7 +90,7 @@ impl Connection {
         if let Some(named) = &args.named()? {
             return Ok(Self { channel: connect(named).await?, embedded: None });
         }
-        if let Some(channel) = serving(data_dir).await {
+        if let Some(channel) = serving(data_dir, &args.client.client()).await? {
             return Ok(Self { channel, embedded: None });
         }
         if !data_dir.is_dir() {
@@ -106,14 +106,14 @@ impl Connection {
     pub(crate) async fn again(args: &ServerArgs) -> Option<Self> {
         let channel = match &args.named().ok()? {
             Some(named) => connect(named).await.ok(),
-            None => serving(args.data_dir()).await,
+            None => serving(args.data_dir(), &args.client.client()).await.ok()?,
         };
         Some(Self { channel: channel?, embedded: None })
     }
 
     /// A connection to a server in this process, which is stopped if there is none to be had.
     pub(crate) async fn to_embedded(embedded: Embedded) -> Result<Self, Failure> {
-        match connect_here(&embedded.endpoint()).await {
+        match connect_here(&embedded.endpoint(), &Client::default()).await {
             Ok(channel) => Ok(Self { channel, embedded: Some(embedded) }),
             Err(failure) => {
                 embedded.stop().await;
@@ -124,11 +124,11 @@ impl Connection {
 
     /// Connects to a server on this machine.
     pub(crate) async fn to(endpoint: &str) -> Result<Self, Failure> {
-        Ok(Self { channel: connect_here(endpoint).await?, embedded: None })
+        Ok(Self { channel: connect_here(endpoint, &Client::default()).await?, embedded: None })
     }
 
     /// The connection itself; clones share it.
-    pub(crate) fn channel(&self) -> Channel {
+    pub(crate) fn channel(&self) -> Line {
         self.channel.clone()
     }
 
@@ -178,22 +178,22 @@ impl Connection {
     }
 
     /// Calls about sweeps.
-    pub(crate) fn sweeps(&self) -> SweepServiceClient<Channel> {
+    pub(crate) fn sweeps(&self) -> SweepServiceClient<Line> {
         SweepServiceClient::new(self.channel.clone())
     }
 
     /// Calls about trials.
-    pub(crate) fn trials(&self) -> TrialServiceClient<Channel> {
+    pub(crate) fn trials(&self) -> TrialServiceClient<Line> {
         TrialServiceClient::new(self.channel.clone())
     }
 
     /// Calls about adapters.
-    pub(crate) fn adapters(&self) -> AdapterServiceClient<Channel> {
+    pub(crate) fn adapters(&self) -> AdapterServiceClient<Line> {
         AdapterServiceClient::new(self.channel.clone())
     }
 
     /// Calls about agents and the server.
-    pub(crate) fn fleet(&self) -> FleetServiceClient<Channel> {
+    pub(crate) fn fleet(&self) -> FleetServiceClient<Line> {
         FleetServiceClient::new(self.channel.clone())
     }
 }
@@ -203,9 +203,10 @@ impl Connection {
 /// # Errors
 /// One answers.
 pub(crate) async fn refuse_in_use(data_dir: &Path) -> Result<(), Failure> {
-    match serving(data_dir).await {
-        None => Ok(()),
-        Some(_) => Err(Failure::invalid(format!(
+    match serving(data_dir, &Client::default()).await {
+        Ok(None) => Ok(()),
+        // It wants to know who asks: it is there.
+        Ok(Some(_)) | Err(_) => Err(Failure::invalid(format!(
             "{} is in use by a running LoraFleet; `lorafleet submit` gives it a sweep, or choose another \
              --data-dir",
             data_dir.display()
@@ -214,17 +215,24 @@ pub(crate) async fn refuse_in_use(data_dir: &Path) -> Result<(), Failure> {
 }
 
 /// A connection to whoever serves the data directory now.
-pub(crate) async fn serving(data_dir: &Path) -> Option<Channel> {
-    let endpoint = std::fs::read_to_string(data_dir.join(ENDPOINT_FILE)).ok()?;
+///
+/// # Errors
+/// Somebody does, and does not let this client in.
+pub(crate) async fn serving(data_dir: &Path, client: &Client) -> Result<Option<Line>, Failure> {
+    let Ok(endpoint) = std::fs::read_to_string(data_dir.join(ENDPOINT_FILE)) else { return Ok(None) };
     // A file left behind by a killed server names an address where nobody, or a stranger, listens.
-    let channel = connect_here(endpoint.trim()).await.ok()?;
-    let info = FleetServiceClient::new(channel.clone())
-        .get_server_info(proto::v1::GetServerInfoRequest {})
-        .await
-        .ok()?
-        .into_inner();
-    let same = std::fs::canonicalize(info.data_dir).ok()? == std::fs::canonicalize(data_dir).ok()?;
-    same.then_some(channel)
+    let Ok(channel) = connect_here(endpoint.trim(), client).await else { return Ok(None) };
+    let asked = FleetServiceClient::new(channel.clone());
+    let info = match { asked }.get_server_info(proto::v1::GetServerInfoRequest {}).await {
+        Ok(info) => info.into_inner(),
+        Err(status) if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) => {
+            return Err(status.into());
+        }
+        Err(_) => return Ok(None),
+    };
+    let path = |path: &Path| std::fs::canonicalize(path).ok();
+    let same = path(Path::new(&info.data_dir)).is_some_and(|found| Some(found) == path(data_dir));
+    Ok(same.then_some(channel))
 }
 
 /// A server's addresses as they are connected to; commas stand between them.
@@ -239,17 +247,18 @@ pub(crate) fn check_endpoint(endpoint: &str, client: &Client) -> Result<Vec<Endp
     endpoint.split(',').map(str::trim).map(one).collect()
 }
 
-/// Connects to a server on this machine, with which nothing is agreed.
-async fn connect_here(endpoint: &str) -> Result<Channel, Failure> {
-    connect(&Named { endpoint: endpoint.into(), client: Client::default() }).await
+/// Connects to a server on this machine, to which a token says who calls, if it wants one.
+async fn connect_here(endpoint: &str, client: &Client) -> Result<Line, Failure> {
+    let client = Client { token: client.token.clone(), ..Client::default() };
+    connect(&Named { endpoint: endpoint.into(), client }).await
 }
 
 /// Connects to the one that leads.
-async fn connect(Named { endpoint, client }: &Named) -> Result<Channel, Failure> {
+async fn connect(Named { endpoint, client }: &Named) -> Result<Line, Failure> {
     let mut refusal = None;
     for address in check_endpoint(endpoint, client)? {
         let channel = match address.connect().await {
-            Ok(channel) => channel,
+            Ok(channel) => client.line(channel).map_err(Failure::invalid)?,
             Err(error) => {
                 refusal = refusal.or(security::explain(&error).map(|why| format!("{}: {why}", address.uri())));
                 continue;
@@ -261,6 +270,7 @@ async fn connect(Named { endpoint, client }: &Named) -> Result<Channel, Failure>
         if let Some(leader) = leader
             && let Some(address) = check_endpoint(&leader, client)?.pop()
             && let Ok(channel) = address.connect().await
+            && let Ok(channel) = client.line(channel)
             && standing_by(&channel).await.is_none()
         {
             return Ok(channel);
@@ -275,7 +285,7 @@ async fn connect(Named { endpoint, client }: &Named) -> Result<Channel, Failure>
 }
 
 /// What a coordinator answers that does not lead; `None` of any other server.
-async fn standing_by(channel: &Channel) -> Option<Status> {
+async fn standing_by(channel: &Line) -> Option<Status> {
     let mut fleet = FleetServiceClient::new(channel.clone());
     let refusal = fleet.get_server_info(proto::v1::GetServerInfoRequest {}).await.err()?;
     let reason = refusal.get_details_error_info().map(|info| info.reason);
@@ -296,7 +306,11 @@ impl From<Status> for Failure {
                     violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
                 Failure::invalid(lines.join("\n"))
             }
-            Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition => {
+            Code::InvalidArgument
+            | Code::NotFound
+            | Code::FailedPrecondition
+            | Code::Unauthenticated
+            | Code::PermissionDenied => {
                 Failure::invalid(status.message())
             }
             Code::Unavailable => Failure::unreachable(format!("the server is gone: {}", status.message())),

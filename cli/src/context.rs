@@ -5,6 +5,7 @@ use crate::output::{self, OutputArgs};
 use clap::Subcommand;
 use config::contexts::{self, Contexts, Server};
 use security::Client;
+use security::client::Token;
 use security::args::ClientArgs;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -62,7 +63,11 @@ pub(crate) fn current() -> Result<Option<Server>, Failure> {
 
 /// How a context's server is talked to.
 pub(crate) fn client(server: &Server) -> Client {
-    Client { ca: server.ca.clone(), identity: server.cert.clone().zip(server.key.clone()) }
+    Client {
+        ca: server.ca.clone(),
+        identity: server.cert.clone().zip(server.key.clone()),
+        token: server.token_file.clone().map(Token::File),
+    }
 }
 
 /// A context of these flags. Its files are found from everywhere.
@@ -73,7 +78,13 @@ fn server(endpoint: String, client: &ClientArgs) -> Result<Server, Failure> {
         });
         found.transpose()
     };
-    Ok(Server { endpoint, ca: found(&client.ca)?, cert: found(&client.cert)?, key: found(&client.key)? })
+    Ok(Server {
+        endpoint,
+        ca: found(&client.ca)?,
+        cert: found(&client.cert)?,
+        key: found(&client.key)?,
+        token_file: found(&client.token_file)?,
+    })
 }
 
 /// `lorafleet context …`.

@@ -10,6 +10,8 @@ use gpu_agent::EngineHost;
 use gpu_agent::devices::CPU;
 use gpu_agent::devices::choose::Found;
 use registry::RegistryError;
+use security::client::Token;
+use security::{Client, Secret};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -63,8 +65,13 @@ impl Embedded {
     }
 
     /// Starts an agent with this machine's GPUs as its devices, or its CPU if it has none to train on, at a price in
-    /// dollars an hour for all of it.
-    pub(crate) async fn start_agent(&mut self, data_dir: &Path, price_per_hour: f64) -> Result<(), Failure> {
+    /// dollars an hour for all of it. `token` is the agent's, where the coordinator wants one.
+    pub(crate) async fn start_agent(
+        &mut self,
+        data_dir: &Path,
+        price_per_hour: f64,
+        token: Option<Secret>,
+    ) -> Result<(), Failure> {
         let Found { mut devices, notes } = gpu_agent::devices::local();
         for note in notes {
             tracing::warn!("{note}");
@@ -78,8 +85,9 @@ impl Embedded {
         }
         // Not a child of the coordinator's scope: it must have a coordinator to hand its trials back to.
         let scope = actor::Scope::new();
+        let client = Client { token: token.map(Token::Given), ..Client::default() };
         let options = gpu_agent::Options {
-            coordinator: self.endpoint().into(),
+            coordinator: gpu_agent::Coordinator::from(self.endpoint()).with(client),
             data_dir: data_dir.join("agent"),
             devices,
             labels: BTreeMap::new(),

@@ -5,8 +5,7 @@ use crate::client;
 use crate::embedded::Embedded;
 use crate::interrupt::Requests;
 use crate::output::say;
-use coordinator::Access;
-use security::args::ServerArgs;
+use coordinator::access::AccessArgs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -39,17 +38,16 @@ pub(crate) struct Args {
     #[arg(long, alias = "price_per_hour", default_value_t = 0.0, value_name = "USD")]
     price_per_hour: f64,
     #[command(flatten)]
-    server: ServerArgs,
+    access: AccessArgs,
 }
 
 /// Runs the verb.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
-    let tls = args.server.tls(args.listen).map_err(Failure::invalid)?;
-    let access = Access { tls, ..Access::default() };
+    let (access, token) = args.access.with_agent(args.listen).map_err(Failure::invalid)?;
     client::refuse_in_use(&args.data_dir).await?;
     let mut requests = Requests::new()?;
     let mut server = Embedded::serve(&args.data_dir, args.listen, access.clone()).await?;
-    if let Err(failure) = server.start_agent(&args.data_dir, args.price_per_hour).await {
+    if let Err(failure) = server.start_agent(&args.data_dir, args.price_per_hour, token).await {
         server.stop().await;
         return Err(failure);
     }

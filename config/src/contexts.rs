@@ -34,12 +34,15 @@ pub struct Server {
     pub cert: Option<PathBuf>,
     /// The private key of that.
     pub key: Option<PathBuf>,
+    /// The file of the token that says who calls.
+    pub token_file: Option<PathBuf>,
 }
 
 impl Server {
     /// Its files, by the keys that they have in `contexts.yaml`.
     pub fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
-        let files = [("ca", &self.ca), ("cert", &self.cert), ("key", &self.key)];
+        let files =
+            [("ca", &self.ca), ("cert", &self.cert), ("key", &self.key), ("token_file", &self.token_file)];
         files.into_iter().filter_map(|(key, file)| Some((key, file.as_deref()?)))
     }
 }
@@ -112,7 +115,13 @@ impl Contexts {
                 let named = entry.get(key).filter(|v| !v.is_null());
                 named.map(|v| text_of(v, &format!("contexts.{name}.{key}")).map(PathBuf::from)).transpose()
             };
-            let server = Server { endpoint, ca: file("ca")?, cert: file("cert")?, key: file("key")? };
+            let server = Server {
+                endpoint,
+                ca: file("ca")?,
+                cert: file("cert")?,
+                key: file("key")?,
+                token_file: file("token_file")?,
+            };
             contexts.servers.insert(name.clone(), server);
         }
         match &contexts.current {
@@ -175,6 +184,7 @@ mod tests {
             ca: Some("/a: b/ca.crt".into()),
             cert: Some("c.crt".into()),
             key: Some("c.key".into()),
+            token_file: Some("t".into()),
         };
         let servers = [("a: b".to_string(), plain), ("lab".to_string(), safe.clone())].into();
         let mut contexts = Contexts { current: None, servers };

@@ -122,7 +122,7 @@ async fn serve(
     store: Store,
     scope: Scope,
 ) -> Result<()> {
-    let Options { data_dir, clock, heartbeat, lease, .. } = options;
+    let Options { data_dir, clock, heartbeat, lease, access, .. } = options;
     let deleted = store.tombstones().await?.into_iter().map(|tombstone| tombstone.sweep).collect();
     let history = History::open_without(&data_dir.join("history"), &deleted)?;
     let artifacts = Artifacts::local(&data_dir.join("artifacts"))?;
@@ -142,7 +142,7 @@ async fn serve(
     };
     let directory = Directory::start(tools, &scope).await?;
     let desk = Desk { directory, dispatcher, history, trouble, lease };
-    let services = Services { desk, artifacts, clock, data_dir, scope: scope.clone() };
+    let services = Services { desk, artifacts, clock, access, data_dir, scope: scope.clone() };
     tracing::info!(data = %services.data_dir.display(), "serving");
     scope.clone().spawn("grpc server", async move {
         // The directory is this coordinator's until the last request is answered.

@@ -1,9 +1,10 @@
 //! The `coordinator` program: one machine's, or one of a fleet's over etcd.
 
 use clap::Parser;
+use coordinator::access::AccessArgs;
 use coordinator::{Access, CoordinatorError, Options, Server};
 use domain::SystemClock;
-use security::args::{EtcdArgs, ServerArgs};
+use security::args::EtcdArgs;
 use std::fmt::Display;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
@@ -52,7 +53,7 @@ struct Args {
     #[arg(long, env = "LORAFLEET_DATA_DIR", default_value = "./lorafleet-data", value_name = "DIR")]
     data_dir: PathBuf,
     #[command(flatten)]
-    server: ServerArgs,
+    access: AccessArgs,
     #[command(flatten)]
     fleet: FleetArgs,
 }
@@ -136,8 +137,7 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<(), End> {
-    let tls = args.server.tls(args.listen).map_err(End::invalid)?;
-    let access = Access { tls, also_local: false };
+    let access = args.access.access(args.listen).map_err(End::invalid)?;
     let options = |data_dir| Options {
         data_dir,
         listen: args.listen,

@@ -2,11 +2,11 @@
 
 use crate::AgentError;
 use registry::{Leadership, RegistryError};
-use security::Client;
+use security::{Client, Line};
 use security::client::AddressError;
 use std::sync::Arc;
 use std::time::Duration;
-use tonic::transport::{Endpoint, Uri};
+use tonic::transport::{Channel, Endpoint, Uri};
 
 /// The pause between signs of life of an idle connection, and the time to answer one.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -86,6 +86,14 @@ impl Finder {
             Place::Leading(leadership) => leadership.leader().await?.ok_or(FindError::Nobody)?,
         };
         Ok(at(&address, &self.0.client)?)
+    }
+
+    /// Calls over a connection to it, with the agent's token.
+    ///
+    /// # Errors
+    /// The token's file cannot be read.
+    pub fn line(&self, channel: Channel) -> Result<Line, AddressError> {
+        self.0.client.line(channel)
     }
 
     /// The same coordinator once more, by another connection with certificates that are read anew.

@@ -15,7 +15,8 @@ use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Uri};
+use security::Line;
+use tonic::transport::Uri;
 use tonic::{Code, Status, Streaming};
 use v1::download_checkpoint_response::Piece as Down;
 use v1::upload_checkpoint_request::Piece as Up;
@@ -88,11 +89,11 @@ impl Transfers {
         self.to.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn client(&self) -> Result<AgentServiceClient<Channel>, TransferError> {
+    fn client(&self) -> Result<AgentServiceClient<Line>, TransferError> {
         let to = self.to().clone();
         let to = to.ok_or_else(|| TransferError::Later("no coordinator was found yet".into()))?;
-        let endpoint = self.finder.again(&to).map_err(|error| TransferError::Later(error.to_string()))?;
-        Ok(AgentServiceClient::new(endpoint.connect_lazy()))
+        let line = self.finder.again(&to).and_then(|endpoint| self.finder.line(endpoint.connect_lazy()));
+        Ok(AgentServiceClient::new(line.map_err(|error| TransferError::Later(error.to_string()))?))
     }
 
     /// Uploads a checkpoint. When it returns, the checkpoint is durable and the trial's record points at it.

@@ -36,6 +36,10 @@ pub enum RpcError {
     Storage(String),
     /// Another coordinator leads; ask that one: its address, where it is known.
     Standby(Option<String>),
+    /// Nobody knows who calls.
+    Unauthenticated(String),
+    /// Who calls may not do this.
+    Denied(String),
     /// A defect on our side.
     Internal(String),
 }
@@ -55,6 +59,8 @@ impl RpcError {
             Self::Unavailable(why) => Self::Unavailable(short(why)),
             Self::Storage(why) => Self::Storage(short(why)),
             Self::Standby(leader) => Self::Standby(leader.map(short)),
+            Self::Unauthenticated(why) => Self::Unauthenticated(short(why)),
+            Self::Denied(why) => Self::Denied(short(why)),
             Self::Internal(why) => Self::Internal(short(why)),
         }
     }
@@ -124,6 +130,12 @@ impl From<RpcError> for Status {
                     details,
                 )
             }
+            RpcError::Unauthenticated(why) => {
+                Status::with_error_details(Code::Unauthenticated, why, info("UNAUTHENTICATED"))
+            }
+            RpcError::Denied(why) => {
+                Status::with_error_details(Code::PermissionDenied, why, info("PERMISSION_DENIED"))
+            }
             RpcError::Internal(why) => Status::with_error_details(Code::Internal, why, info("INTERNAL")),
         }
     }
@@ -179,6 +191,8 @@ mod tests {
             (RpcError::DataLoss("sha256".into()), Code::DataLoss),
             (RpcError::Unavailable("later".into()), Code::Unavailable),
             (RpcError::Storage("disk".into()), Code::Unavailable),
+            (RpcError::Unauthenticated("who".into()), Code::Unauthenticated),
+            (RpcError::Denied("no".into()), Code::PermissionDenied),
             (RpcError::Internal("defect".into()), Code::Internal),
         ] {
             let status = Status::from(error);

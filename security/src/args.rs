@@ -1,5 +1,6 @@
 //! The flags of all programs.
 
+use crate::client::Token;
 use crate::server::ServerFiles;
 use crate::{Client, FileError, Secret, ServerTls};
 use std::net::SocketAddr;
@@ -68,12 +69,24 @@ pub struct ClientArgs {
     /// The private key of --cert, in PEM.
     #[arg(long, env = "LORAFLEET_KEY", value_name = "FILE", requires = "cert")]
     pub key: Option<PathBuf>,
+    /// File whose first line is the token that says who calls. Without it, LORAFLEET_TOKEN is the token itself.
+    #[arg(long, env = "LORAFLEET_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
 }
+
+/// The variable that holds a token. There is no flag for it: whoever lists processes reads flags.
+pub const TOKEN_VARIABLE: &str = "LORAFLEET_TOKEN";
 
 impl ClientArgs {
     /// The client that these flags describe.
     pub fn client(&self) -> Client {
-        Client { ca: self.ca.clone(), identity: self.cert.clone().zip(self.key.clone()) }
+        let given = || std::env::var(TOKEN_VARIABLE).ok().filter(|token| !token.trim().is_empty());
+        let given = || given().map(|token| Token::Given(token.trim().to_string().into()));
+        Client {
+            ca: self.ca.clone(),
+            identity: self.cert.clone().zip(self.key.clone()),
+            token: self.token_file.clone().map(Token::File).or_else(given),
+        }
     }
 }
 
@@ -100,7 +113,11 @@ pub struct EtcdArgs {
 impl EtcdArgs {
     /// The client of etcd that these flags describe.
     pub fn client(&self) -> Client {
-        Client { ca: self.etcd_ca.clone(), identity: self.etcd_cert.clone().zip(self.etcd_key.clone()) }
+        Client {
+            ca: self.etcd_ca.clone(),
+            identity: self.etcd_cert.clone().zip(self.etcd_key.clone()),
+            token: None,
+        }
     }
 
     /// The user and the password.

@@ -1,8 +1,12 @@
 //! A client's side: what it trusts and what it shows.
 
-use crate::{FileError, pem};
+use crate::{FileError, Secret, pem};
 use std::path::PathBuf;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, Uri};
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity, Uri};
+use tonic::{Request, Status};
 
 /// What a client trusts and shows. Its files are read at each connection that is made with them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -11,6 +15,33 @@ pub struct Client {
     pub ca: Option<PathBuf>,
     /// Its own certificate and its private key, for servers that want one.
     pub identity: Option<(PathBuf, PathBuf)>,
+    /// The token that says who it is.
+    pub token: Option<Token>,
+}
+
+/// Where a token is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Token {
+    /// The first line of a file.
+    File(PathBuf),
+    /// Here.
+    Given(Secret),
+}
+
+/// A connection over which each call says who makes it.
+pub type Line = InterceptedService<Channel, Credentials>;
+
+/// Says with each call who makes it.
+#[derive(Debug, Clone, Default)]
+pub struct Credentials(Option<MetadataValue<Ascii>>);
+
+impl Interceptor for Credentials {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        if let Some(token) = &self.0 {
+            request.metadata_mut().insert("authorization", token.clone());
+        }
+        Ok(request)
+    }
 }
 
 /// Why an address cannot be connected to.
@@ -28,9 +59,18 @@ pub enum AddressError {
         /// The address.
         address: String,
     },
+    /// A token would be readable on the way.
+    #[error("{address} is not encrypted, and a token is sent over https:// or to this machine alone; write https://")]
+    ReadableToken {
+        /// The address.
+        address: String,
+    },
     /// A file cannot be used.
     #[error(transparent)]
     File(#[from] FileError),
+    /// A token has characters that none has.
+    #[error("the token is none: it has characters that no token has")]
+    Token,
 }
 
 /// Whether a host is this machine.
@@ -42,7 +82,11 @@ pub fn is_loopback(host: &str) -> bool {
 impl Client {
     /// These files where they are named, else the other's.
     pub fn or(self, other: Self) -> Self {
-        Self { ca: self.ca.or(other.ca), identity: self.identity.or(other.identity) }
+        Self {
+            ca: self.ca.or(other.ca),
+            identity: self.identity.or(other.identity),
+            token: self.token.or(other.token),
+        }
     }
 
     /// A server's address, to connect to. One without a scheme is taken for `http://` on this machine, and for
@@ -68,15 +112,40 @@ impl Client {
                 endpoint.tls_config(tls).map_err(|e| invalid(format!("{address}: {}", innermost(&e))))
             }
             (Some("http"), Some(host)) => {
-                let named = self.ca.is_some() || self.identity.is_some();
-                match named && !is_loopback(host) {
-                    true => Err(AddressError::Plain { address: address.into() }),
+                let address = || address.to_string();
+                match is_loopback(host) {
+                    true => Ok(endpoint),
+                    false if self.token.is_some() => Err(AddressError::ReadableToken { address: address() }),
+                    false if self.ca.is_some() || self.identity.is_some() => {
+                        Err(AddressError::Plain { address: address() })
+                    }
                     false => Ok(endpoint),
                 }
             }
             (Some(scheme), Some(_)) => Err(invalid(format!("{address}: {scheme}:// is not known"))),
             _ => Err(invalid(format!("{address} is no address"))),
         }
+    }
+
+    /// Calls over a connection to what [`Client::endpoint`] gave, with the token as it is now.
+    ///
+    /// # Errors
+    /// The token's file cannot be used.
+    pub fn line(&self, channel: Channel) -> Result<Line, AddressError> {
+        let token = match &self.token {
+            None => None,
+            Some(Token::File(path)) => Some(Secret::read(path)?),
+            Some(Token::Given(secret)) => Some(secret.clone()),
+        };
+        let header = |token: Secret| {
+            let text = format!("Bearer {}", token.expose());
+            let mut value = MetadataValue::try_from(text).map_err(|_| AddressError::Token)?;
+            // Its `Debug` does not show it then.
+            value.set_sensitive(true);
+            Ok::<_, AddressError>(value)
+        };
+        let credentials = Credentials(token.map(header).transpose()?);
+        Ok(InterceptedService::new(channel, credentials))
     }
 
     /// These files, read now.

@@ -20,7 +20,7 @@ pub mod secret;
 pub mod server;
 pub mod watched;
 
-pub use client::Client;
+pub use client::{Client, Line};
 pub use explain::explain;
 pub use secret::Secret;
 pub use server::{Connection, ServerTls, incoming};

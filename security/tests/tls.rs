@@ -63,7 +63,7 @@ async fn who_is_let_in_and_what_the_others_are_told() {
     let expired = serve(Some(files(&ours.issue_expired("old"), None)), &scope).await;
     let elsewhere = serve(Some(files(&ours.issue_for("other", &["other.example.org"]), None)), &scope).await;
 
-    let trusting = Client { ca: Some(ours.ca.clone()), identity: None };
+    let trusting = Client { ca: Some(ours.ca.clone()), ..Client::default() };
     let showing = |pair: Pair| Client { identity: Some(pair.both()), ..trusting.clone() };
     let mine = showing(ours.issue("client"));
     let rows: &[(&str, &Client, &str, SocketAddr, Option<&str>)] = &[
@@ -75,7 +75,7 @@ async fn who_is_let_in_and_what_the_others_are_told() {
         ("another's", &showing(theirs.issue("x")), "https", mutual, Some("authority of its --client-ca")),
         ("an old one", &showing(ours.issue_expired("y")), "https", mutual, Some("renew it")),
         ("no authority", &Client::default(), "https", tls, Some("with --ca")),
-        ("the wrong one", &Client { ca: Some(theirs.ca.clone()), identity: None }, "https", tls, Some("with --ca")),
+        ("the wrong one", &Client { ca: Some(theirs.ca.clone()), ..Client::default() }, "https", tls, Some("with --ca")),
         ("expired", &trusting, "https", expired, Some("has expired; replace its file on the server")),
         ("another name", &trusting, "https", elsewhere, Some("other.example.org")),
         ("TLS to plaintext", &trusting, "https", plain, Some("write the address with http://")),
@@ -120,7 +120,7 @@ async fn certificates_rotate_under_a_live_server() {
     let first = der(&used);
     let scope = Scope::new();
     let address = serve(Some(files(&used, None)), &scope).await;
-    let client = Client { ca: Some(authority.ca.clone()), identity: None };
+    let client = Client { ca: Some(authority.ca.clone()), ..Client::default() };
     let endpoint = client.endpoint(&format!("https://{address}")).unwrap();
     // Open all the while.
     let mut open = HealthClient::new(endpoint.connect().await.unwrap());
@@ -160,7 +160,7 @@ async fn clients_that_stall_keep_nobody_waiting() {
     for _ in 0..100 {
         silent.push(TcpStream::connect(address).await.unwrap());
     }
-    let client = Client { ca: Some(authority.ca.clone()), identity: None };
+    let client = Client { ca: Some(authority.ca.clone()), ..Client::default() };
     assert_eq!(call(&client, &format!("https://{address}")).await, Ok(()));
     scope.cancel();
 }
@@ -186,8 +186,8 @@ fn files_and_addresses_that_cannot_be_used() {
     }
 
     let none = Client::default();
-    let trusting = Client { ca: Some(authority.ca.clone()), identity: None };
-    let blind = Client { ca: Some(empty), identity: None };
+    let trusting = Client { ca: Some(authority.ca.clone()), ..Client::default() };
+    let blind = Client { ca: Some(empty), ..Client::default() };
     let rows = [
         (&none, "http://10.0.0.5:7401", Ok("http://10.0.0.5:7401/")),
         (&none, "localhost:7401", Ok("http://localhost:7401/")),

@@ -45,7 +45,17 @@ impl Program {
     /// # Panics
     /// It cannot be started.
     pub fn start(name: &str, arguments: &[&str]) -> Self {
-        let mut child = Self::command(name, arguments).stdout(Stdio::piped()).spawn().expect("it starts");
+        Self::start_with(name, arguments, |_| {})
+    }
+
+    /// The same with other variables, or with its log elsewhere.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    pub fn start_with(name: &str, arguments: &[&str], how: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Self::command(name, arguments);
+        how(&mut command);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("it starts");
         let said: Box<dyn Read + Send> = Box::new(child.stdout.take().expect("it is piped"));
         Self { child, lines: BufReader::new(said).lines() }
     }
@@ -75,6 +85,11 @@ impl Program {
             Some(line.expect("it speaks UTF-8").strip_prefix(beginning)?.to_string())
         };
         self.lines.find_map(line).unwrap_or_else(|| panic!("it ended before it said `{beginning}`"))
+    }
+
+    /// Its number.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Kills it.

@@ -5,10 +5,12 @@ mod adapters;
 mod agents;
 mod checkpoints;
 mod fleet;
+pub mod guard;
 mod page;
 mod sweeps;
 mod trials;
 
+use crate::access::Access;
 use crate::actors::agent_session::Desk;
 use crate::artifacts::Artifacts;
 use crate::error::{CoordinatorError, Result};
@@ -58,6 +60,8 @@ pub struct Services {
     pub artifacts: Artifacts,
     /// The hour.
     pub clock: Arc<dyn Clock>,
+    /// Who may call what.
+    pub access: Access,
     /// Where the coordinator keeps things.
     pub data_dir: PathBuf,
     /// Ends streams, and with them the server.
@@ -80,6 +84,7 @@ pub async fn serve(services: Services, incoming: crate::Incoming) -> std::result
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .layer(MapResponseLayer::new(explained))
+        .layer(guard::Guard(services.access.clone()))
         .add_service(health_service)
         .add_service(described().build_v1()?)
         .add_service(described().build_v1alpha()?)
