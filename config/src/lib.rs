@@ -14,7 +14,7 @@
 pub mod contexts;
 pub mod machines;
 mod overrides;
-mod paths;
+pub mod paths;
 pub mod sweep_file;
 pub mod tasks;
 pub mod tokens;

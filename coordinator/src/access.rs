@@ -1,5 +1,6 @@
 //! Who may reach a coordinator, how, and as whom.
 
+use crate::allow::Allow;
 use config::tokens::{self, Known, Principal, Role, Tokens};
 use security::args::{ServerArgs, ServerArgsError};
 use security::watched::Watched;
@@ -17,6 +18,8 @@ pub struct Access {
     pub also_local: bool,
     /// Who may call; `None`: whoever reaches it may do everything.
     pub tokens: Option<Arc<Watched<Tokens>>>,
+    /// What submissions may name.
+    pub allow: Allow,
 }
 
 /// The flags of a coordinator that others reach.
@@ -32,6 +35,14 @@ pub struct AccessArgs {
     /// reach.
     #[arg(long, env = "LORAFLEET_ALLOW_ANONYMOUS")]
     allow_anonymous: bool,
+    /// Directories of the agents' machines that sweeps may name, with all below them, or `all`. May be given several times.
+    /// On 127.0.0.1 all, else none, unless given.
+    #[arg(long = "allow-path", env = "LORAFLEET_ALLOW_PATH", value_delimiter = ',', value_name = "DIR|all")]
+    allow_paths: Vec<String>,
+    /// Models and data sets of the hub that sweeps may name: `ORG/NAME`, `ORG/` for all of an organisation, or `all`. May
+    /// be given several times. On 127.0.0.1 all, else none, unless given.
+    #[arg(long, env = "LORAFLEET_ALLOW_HUB", value_delimiter = ',', value_name = "ORG/[NAME]|all")]
+    allow_hub: Vec<String>,
 }
 
 /// Why the flags do not go together.
@@ -71,7 +82,8 @@ impl AccessArgs {
             return Err(AccessError::Anonymous(listen));
         }
         let tokens = self.tokens.as_deref().map(|path| watch(path, None)).transpose()?;
-        Ok(Access { tls, also_local: false, tokens })
+        let allow = Allow::new(&self.allow_paths, &self.allow_hub, reachable);
+        Ok(Access { tls, also_local: false, tokens, allow })
     }
 
     /// The same with an agent that is in no file, and its token if there are tokens.
@@ -118,6 +130,11 @@ impl Access {
 pub struct Caller(Option<(Known, Arc<Watched<Tokens>>)>);
 
 impl Caller {
+    /// Who made a call.
+    pub fn of<T>(request: &tonic::Request<T>) -> Self {
+        request.extensions().get().cloned().unwrap_or_default()
+    }
+
     /// Somebody with a token of these.
     pub fn known(token: Known, tokens: Arc<Watched<Tokens>>) -> Self {
         Self(Some((token, tokens)))

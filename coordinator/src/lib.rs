@@ -8,6 +8,8 @@
 //! | [`store`] | typed records over the registry |
 //! | [`history`] | metric points |
 //! | [`artifacts`] | checkpoints |
+//! | [`allow`] | what a submission may name |
+//! | [`owners`] | which token an agent belongs to |
 //! | [`fleet`] | one of several coordinators: standing by, and leading |
 //! | [`fsck`] | whether a data directory is sound |
 //! | [`search`] | which trial next, and which to stop (pure) |
@@ -17,12 +19,14 @@
 
 pub mod access;
 pub mod actors;
+pub mod allow;
 pub mod artifacts;
 pub mod error;
 pub mod fleet;
 pub mod fsck;
 pub mod grpc;
 pub mod history;
+pub mod owners;
 pub mod placement;
 pub mod report;
 pub mod search;
@@ -45,6 +49,7 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use grpc::Services;
 use history::History;
+use owners::Owners;
 use registry::{DirectoryLock, SqliteRegistry};
 use security::Connection;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -141,7 +146,8 @@ async fn serve(
         tick: heartbeat,
     };
     let directory = Directory::start(tools, &scope).await?;
-    let desk = Desk { directory, dispatcher, history, trouble, lease };
+    let owners = Owners::open(directory.store().clone()).await?;
+    let desk = Desk { directory, dispatcher, history, owners, trouble, lease };
     let services = Services { desk, artifacts, clock, access, data_dir, scope: scope.clone() };
     tracing::info!(data = %services.data_dir.display(), "serving");
     scope.clone().spawn("grpc server", async move {
