@@ -222,8 +222,8 @@ pub(crate) async fn serving(data_dir: &Path, client: &Client) -> Result<Option<L
     let Ok(endpoint) = std::fs::read_to_string(data_dir.join(ENDPOINT_FILE)) else { return Ok(None) };
     // A file left behind by a killed server names an address where nobody, or a stranger, listens.
     let Ok(channel) = connect_here(endpoint.trim(), client).await else { return Ok(None) };
-    let asked = FleetServiceClient::new(channel.clone());
-    let info = match { asked }.get_server_info(proto::v1::GetServerInfoRequest {}).await {
+    let mut fleet = FleetServiceClient::new(channel.clone());
+    let info = match fleet.get_server_info(proto::v1::GetServerInfoRequest {}).await {
         Ok(info) => info.into_inner(),
         Err(status) if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) => {
             return Err(status.into());

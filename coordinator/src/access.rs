@@ -1,6 +1,7 @@
 //! Who may reach a coordinator, how, and as whom.
 
 use crate::allow::Allow;
+use crate::grpc::limit::Terms;
 use config::tokens::{self, Known, Principal, Role, Tokens};
 use security::args::{ServerArgs, ServerArgsError};
 use security::watched::Watched;
@@ -20,10 +21,12 @@ pub struct Access {
     pub tokens: Option<Arc<Watched<Tokens>>>,
     /// What submissions may name.
     pub allow: Allow,
+    /// How much one client may ask; `None`: without limits.
+    pub terms: Option<Terms>,
 }
 
 /// The flags of a coordinator that others reach.
-#[derive(Debug, Clone, Default, clap::Args)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct AccessArgs {
     #[command(flatten)]
     server: ServerArgs,
@@ -43,6 +46,14 @@ pub struct AccessArgs {
     /// be given several times. On 127.0.0.1 all, else none, unless given.
     #[arg(long, env = "LORAFLEET_ALLOW_HUB", value_delimiter = ',', value_name = "ORG/[NAME]|all")]
     allow_hub: Vec<String>,
+    /// Calls that one client, by its token or its address, may have open at a time.
+    #[arg(long, env = "LORAFLEET_MAX_CALLS", default_value_t = 256, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..))]
+    max_calls: u32,
+    /// Calls that one client may make in a second, in the long run; five times as many in one go.
+    #[arg(long, env = "LORAFLEET_MAX_CALLS_PER_SECOND", default_value_t = 200, value_name = "N",
+        value_parser = clap::value_parser!(u32).range(1..))]
+    max_calls_per_second: u32,
 }
 
 /// Why the flags do not go together.
@@ -83,7 +94,8 @@ impl AccessArgs {
         }
         let tokens = self.tokens.as_deref().map(|path| watch(path, None)).transpose()?;
         let allow = Allow::new(&self.allow_paths, &self.allow_hub, reachable);
-        Ok(Access { tls, also_local: false, tokens, allow })
+        let terms = Terms { at_once: self.max_calls as usize, per_second: f64::from(self.max_calls_per_second) };
+        Ok(Access { tls, also_local: false, tokens, allow, terms: Some(terms) })
     }
 
     /// The same with an agent that is in no file, and its token if there are tokens.

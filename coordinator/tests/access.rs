@@ -18,9 +18,12 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_types::StatusExt;
 
 #[derive(Parser)]
@@ -44,10 +47,15 @@ struct Fixture {
 
 impl Fixture {
     async fn start(known: &[(&str, Role)]) -> Self {
+        Self::start_with(known, &[]).await
+    }
+
+    async fn start_with(known: &[(&str, Role)], more: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), known);
         let file = tokens_file(dir.path());
-        let access = flags(&["--tokens", file.to_str().unwrap()], "127.0.0.1:0").unwrap();
+        let given = [&["--tokens", file.to_str().unwrap()], more].concat();
+        let access = flags(&given, "127.0.0.1:0").unwrap();
         let scope = Scope::new();
         let options = coordinator::Options {
             data_dir: dir.path().join("data"),
@@ -206,4 +214,34 @@ fn a_server_that_others_reach_says_who_may() {
     for more in [&["--tokens", file][..], &["--client-ca", authority.ca.to_str().unwrap()], &["--allow-anonymous"]] {
         assert!(with(more).unwrap().tls.is_some(), "{more:?}");
     }
+}
+
+/// More calls than a client may have open are refused with what to do, and another client's are not.
+#[tokio::test]
+async fn a_client_that_asks_too_much_is_told_so() {
+    let known = [("one", Role::Viewer), ("other", Role::Viewer)];
+    let fixture = Fixture::start_with(&known, &["--max-calls", "2"]).await;
+    let (one, other) = (fixture.line(Some("lft_one")).await, fixture.line(Some("lft_other")).await);
+    let watch = async |line: &Line| {
+        // Reflection stays open as long as the asker does.
+        let (asks, asked) = tokio::sync::mpsc::channel::<ServerReflectionRequest>(1);
+        let mut reflection = ServerReflectionClient::new(line.clone());
+        let stream = ReceiverStream::new(asked);
+        let answer = reflection.server_reflection_info(stream).await;
+        answer.map(|answer| (asks, answer.into_inner()))
+    };
+    let open = (watch(&one).await.unwrap(), watch(&one).await.unwrap());
+    let status = watch(&one).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::ResourceExhausted, "EXHAUSTED"));
+    assert!(status.message().contains("one has 2 calls open"), "{}", status.message());
+    let details = status.get_error_details();
+    assert!(details.retry_info().is_some());
+    assert_eq!(details.quota_failure().unwrap().violations[0].subject, "one");
+    watch(&other).await.unwrap();
+    drop(open);
+    // Told of the end, the server counts less.
+    while watch(&one).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+    fixture.scope.cancel();
 }

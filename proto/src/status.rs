@@ -2,6 +2,7 @@
 
 use crate::convert::ConvertError;
 use crate::limits::{NAME_BYTES, REFUSAL_BYTES, cut};
+use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -40,6 +41,15 @@ pub enum RpcError {
     Unauthenticated(String),
     /// Who calls may not do this.
     Denied(String),
+    /// A client asks too much: who, why, and when to try again.
+    Exhausted {
+        /// The client.
+        client: String,
+        /// What it has too much of, and what to do.
+        why: String,
+        /// Time until another try may succeed.
+        retry: Duration,
+    },
     /// A defect on our side.
     Internal(String),
 }
@@ -61,6 +71,9 @@ impl RpcError {
             Self::Standby(leader) => Self::Standby(leader.map(short)),
             Self::Unauthenticated(why) => Self::Unauthenticated(short(why)),
             Self::Denied(why) => Self::Denied(short(why)),
+            Self::Exhausted { client, why, retry } => {
+                Self::Exhausted { client: id(client), why: short(why), retry }
+            }
             Self::Internal(why) => Self::Internal(short(why)),
         }
     }
@@ -136,6 +149,12 @@ impl From<RpcError> for Status {
             RpcError::Denied(why) => {
                 Status::with_error_details(Code::PermissionDenied, why, info("PERMISSION_DENIED"))
             }
+            RpcError::Exhausted { client, why, retry } => {
+                let mut details = info("EXHAUSTED");
+                details.set_retry_info(Some(retry));
+                details.add_quota_failure_violation(client, why.clone());
+                Status::with_error_details(Code::ResourceExhausted, why, details)
+            }
             RpcError::Internal(why) => Status::with_error_details(Code::Internal, why, info("INTERNAL")),
         }
     }
@@ -193,6 +212,10 @@ mod tests {
             (RpcError::Storage("disk".into()), Code::Unavailable),
             (RpcError::Unauthenticated("who".into()), Code::Unauthenticated),
             (RpcError::Denied("no".into()), Code::PermissionDenied),
+            (
+                RpcError::Exhausted { client: "c".into(), why: "much".into(), retry: Duration::from_secs(1) },
+                Code::ResourceExhausted,
+            ),
             (RpcError::Internal("defect".into()), Code::Internal),
         ] {
             let status = Status::from(error);

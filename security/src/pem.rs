@@ -6,6 +6,9 @@ use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::pki_types::pem::{Error, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+/// What is said of a file that is no whole PEM: nothing of what it holds.
+const DAMAGED: &str = "is no whole PEM file; was it cut off, or is it in another form?";
+
 /// A file's bytes.
 ///
 /// # Errors
@@ -20,7 +23,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
 /// It cannot be read, or has none.
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, FileError> {
     let found = CertificateDer::pem_slice_iter(&read(path)?).collect::<Result<Vec<_>, _>>();
-    let found = found.map_err(|error| FileError::new(path, format!("is no PEM file: {error:?}")))?;
+    let found = found.map_err(|_| FileError::new(path, DAMAGED))?;
     match found.is_empty() {
         true => Err(FileError::new(path, "holds no certificate; it begins with -----BEGIN CERTIFICATE-----")),
         false => Ok(found),
@@ -37,8 +40,7 @@ pub fn key(path: &Path) -> Result<PrivateKeyDer<'static>, FileError> {
             path,
             "holds no private key that can be read; it begins with -----BEGIN PRIVATE KEY-----, without a passphrase",
         ),
-        // The error says where, never what.
-        error => FileError::new(path, format!("is no PEM file: {error:?}")),
+        _ => FileError::new(path, DAMAGED),
     })
 }
 

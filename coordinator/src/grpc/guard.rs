@@ -1,6 +1,7 @@
 //! Who may call what: one table, and the layer before all services that asks it. What is not in the table nobody may
-//! call, so that a new method is closed until somebody decides.
+//! call, so that a new method is closed until somebody decides. The same layer counts what each client asks.
 
+use super::limit::{Call, Limits};
 use crate::access::{Access, Caller};
 use config::tokens::Role;
 use futures::FutureExt;
@@ -14,6 +15,7 @@ use tonic::body::Body;
 use tonic::codegen::http::header::AUTHORIZATION;
 use tonic::codegen::http::{Request, Response};
 use tonic::codegen::{Bytes, Service};
+use tonic::transport::server::TcpConnectInfo;
 use tower::layer::Layer;
 
 /// Who may call a method.
@@ -90,20 +92,25 @@ impl Who {
 
 /// Asks the table before each call.
 #[derive(Debug, Clone)]
-pub struct Guard(pub Access);
+pub struct Guard {
+    /// Who may call.
+    pub access: Access,
+    /// How much.
+    pub limits: Limits,
+}
 
 impl<S> Layer<S> for Guard {
     type Service = Guarded<S>;
 
     fn layer(&self, inner: S) -> Guarded<S> {
-        Guarded { access: self.0.clone(), inner }
+        Guarded { guard: self.clone(), inner }
     }
 }
 
 /// A service behind the table.
 #[derive(Debug, Clone)]
 pub struct Guarded<S> {
-    access: Access,
+    guard: Guard,
     inner: S,
 }
 
@@ -111,6 +118,7 @@ impl<S> Service<Request<Body>> for Guarded<S>
 where
     S: Service<Request<Body>, Response = Response<Body>>,
     S::Future: Send + 'static,
+    S::Error: Send + 'static,
 {
     type Response = Response<Body>;
     type Error = S::Error;
@@ -124,15 +132,34 @@ where
         // Nobody behind this needs it, and nobody can log it then.
         let shown = request.headers_mut().remove(AUTHORIZATION);
         let token = shown.as_ref().and_then(|value| value.to_str().ok());
-        let caller = match admit(&self.access, request.uri().path(), token) {
-            Ok(caller) => caller,
+        let admitted = admit(&self.guard.access, request.uri().path(), token);
+        let begun = admitted.and_then(|caller| Ok((self.guard.begin(&caller, &request)?, caller)));
+        let (call, caller) = match begun {
+            Ok(begun) => begun,
             Err(refusal) => return std::future::ready(Ok(Status::from(refusal).into_http())).boxed(),
         };
         request.extensions_mut().insert(caller.clone());
-        let guarded = |body, caller, tells| Body::new(WhileKnown { body, caller, tells });
-        let request = request.map(|body| guarded(body, caller.clone(), false));
+        let asked = caller.clone();
+        let request =
+            request.map(|body| Body::new(WhileKnown { body, caller: asked, tells: false, _call: None }));
         let answer = self.inner.call(request);
-        async move { Ok(answer.await?.map(|body| guarded(body, caller, true))) }.boxed()
+        async move {
+            let answer = answer.await?;
+            // The call is over when its answer is.
+            Ok(answer.map(|body| Body::new(WhileKnown { body, caller, tells: true, _call: call })))
+        }
+        .boxed()
+    }
+}
+
+impl Guard {
+    /// Counts a call: of the token's name, or of the address that it comes from.
+    fn begin(&self, caller: &Caller, request: &Request<Body>) -> Result<Option<Call>, RpcError> {
+        if let Some(name) = caller.name() {
+            return self.limits.begin(name);
+        }
+        let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
+        self.limits.begin(&peer.map_or_else(|| "a client without an address".into(), |peer| peer.ip().to_string()))
     }
 }
 
@@ -178,6 +205,7 @@ struct WhileKnown {
     caller: Caller,
     /// Whether this is the answer, in which a caller is told.
     tells: bool,
+    _call: Option<Call>,
 }
 
 impl http_body::Body for WhileKnown {

@@ -6,6 +6,7 @@ mod agents;
 mod checkpoints;
 mod fleet;
 pub mod guard;
+pub mod limit;
 mod page;
 mod sweeps;
 mod trials;
@@ -16,6 +17,7 @@ use crate::artifacts::Artifacts;
 use crate::error::{CoordinatorError, Result};
 use actor::Scope;
 use domain::{Clock, SweepId, TrialId};
+use limit::Limits;
 use proto::v1::adapter_service_server::{self, AdapterServiceServer};
 use proto::v1::agent_service_server::{self, AgentServiceServer};
 use proto::v1::fleet_service_server::{self, FleetServiceServer};
@@ -35,6 +37,9 @@ use tower::util::MapResponseLayer;
 
 /// Silence on a connection after which the other side is asked for a sign of life.
 const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// Calls that one connection may have open; a client opens another connection for more.
+const STREAMS: u32 = 256;
 
 /// Every service of the server, for the health service to report.
 const SERVED: [&str; 8] = [
@@ -80,11 +85,15 @@ pub async fn serve(services: Services, incoming: crate::Incoming) -> std::result
             .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
+    let access = services.access.clone();
+    let limits = Limits::new(access.terms, services.clock.clone());
+    let guard = guard::Guard { access, limits };
     let scope = services.scope.clone();
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
+        .max_concurrent_streams(STREAMS)
         .layer(MapResponseLayer::new(explained))
-        .layer(guard::Guard(services.access.clone()))
+        .layer(guard)
         .add_service(health_service)
         .add_service(described().build_v1()?)
         .add_service(described().build_v1alpha()?)

@@ -37,7 +37,7 @@ impl std::fmt::Debug for Etcd {
 pub(super) type Found = (Vec<u8>, Vec<u8>, i64);
 
 impl Etcd {
-    /// Connects, and sees that somebody answers.
+    /// Connects, and sees that somebody answers: who leads, which everyone may ask.
     pub(super) async fn connect(options: &EtcdOptions) -> Result<Self> {
         let endpoints = options.endpoints.join(",");
         let settings = ConnectOptions::new()
@@ -56,7 +56,7 @@ impl Etcd {
         let client = client.await.map_err(|_| failed(silence()))??;
         let prefix = options.prefix.trim_end_matches('/').to_string();
         let etcd = Self { client, prefix, endpoints };
-        etcd.get(etcd.state(""), GetOptions::new().with_count_only()).await?;
+        etcd.get(format!("{}/", etcd.election()), GetOptions::new().with_count_only()).await?;
         Ok(etcd)
     }
 
