@@ -1,7 +1,7 @@
 //! The way to a server: the one named by `--endpoint`, the one that serves the data directory, or one started
 //! in this process for as long as the command runs.
 
-use crate::embedded::{self, Embedded};
+use crate::embedded::Embedded;
 use crate::interrupt::Requests;
 use crate::output::say;
 use crate::{Failure, context};
@@ -10,16 +10,18 @@ use proto::v1::adapter_service_client::AdapterServiceClient;
 use proto::v1::fleet_service_client::FleetServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
 use proto::v1::trial_service_client::TrialServiceClient;
+use security::args::ClientArgs;
+use security::{Client, Line};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
 /// Which server a command talks to.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ServerArgs {
-    /// A server's address, such as http://10.0.0.5:7401, or those of a fleet's coordinators, of which the leading one is
+    /// A server's address, such as https://fleet.example.org:7401, or those of a fleet's coordinators, of which the leading one is
     /// found. Without it, the context in use, or the data directory's own server.
     #[arg(long, env = "LORAFLEET_ENDPOINT", value_name = "URL[,URL…]")]
     endpoint: Option<String>,
@@ -27,6 +29,14 @@ pub(crate) struct ServerArgs {
     /// the context in use.
     #[arg(long, alias = "data_dir", env = "LORAFLEET_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// A server that was named, and how it is talked to.
+struct Named {
+    endpoint: String,
+    client: Client,
 }
 
 impl ServerArgs {
@@ -36,10 +46,18 @@ impl ServerArgs {
     /// # Errors
     /// The contexts cannot be read.
     pub(crate) fn endpoint(&self) -> Result<Option<String>, Failure> {
+        Ok(self.named()?.map(|named| named.endpoint))
+    }
+
+    fn named(&self) -> Result<Option<Named>, Failure> {
+        let client = self.client.client();
         match (&self.endpoint, &self.data_dir) {
-            (Some(endpoint), _) => Ok(Some(endpoint.clone())),
+            (Some(endpoint), _) => Ok(Some(Named { endpoint: endpoint.clone(), client })),
             (None, Some(_)) => Ok(None),
-            (None, None) => context::endpoint(),
+            (None, None) => Ok(context::current()?.map(|server| Named {
+                client: client.or(context::client(&server)),
+                endpoint: server.endpoint,
+            })),
         }
     }
 
@@ -60,7 +78,7 @@ pub(crate) const ENDPOINT_FILE: &str = "endpoint";
 
 /// An open connection, and the embedded server behind it if there is one.
 pub(crate) struct Connection {
-    channel: Channel,
+    channel: Line,
     embedded: Option<Embedded>,
 }
 
@@ -69,10 +87,10 @@ impl Connection {
     /// directory, a coordinator is started on it in this process, without an agent.
     pub(crate) async fn open(args: &ServerArgs) -> Result<Self, Failure> {
         let data_dir = args.data_dir();
-        if let Some(endpoint) = &args.endpoint()? {
-            return Ok(Self { channel: connect(endpoint).await?, embedded: None });
+        if let Some(named) = &args.named()? {
+            return Ok(Self { channel: connect(named).await?, embedded: None });
         }
-        if let Some(channel) = serving(data_dir).await {
+        if let Some(channel) = serving(data_dir, &args.client.client()).await? {
             return Ok(Self { channel, embedded: None });
         }
         if !data_dir.is_dir() {
@@ -81,21 +99,21 @@ impl Connection {
                 data_dir.display()
             )));
         }
-        Self::to_embedded(Embedded::coordinator(data_dir, embedded::FREE_PORT).await?).await
+        Self::to_embedded(Embedded::coordinator(data_dir).await?).await
     }
 
     /// Connects again to a server that was gone, if it is there; none is started in this process.
     pub(crate) async fn again(args: &ServerArgs) -> Option<Self> {
-        let channel = match &args.endpoint().ok()? {
-            Some(endpoint) => connect(endpoint).await.ok(),
-            None => serving(args.data_dir()).await,
+        let channel = match &args.named().ok()? {
+            Some(named) => connect(named).await.ok(),
+            None => serving(args.data_dir(), &args.client.client()).await.ok()?,
         };
         Some(Self { channel: channel?, embedded: None })
     }
 
     /// A connection to a server in this process, which is stopped if there is none to be had.
     pub(crate) async fn to_embedded(embedded: Embedded) -> Result<Self, Failure> {
-        match connect(&embedded.endpoint()).await {
+        match connect_here(&embedded.endpoint(), &Client::default()).await {
             Ok(channel) => Ok(Self { channel, embedded: Some(embedded) }),
             Err(failure) => {
                 embedded.stop().await;
@@ -104,13 +122,13 @@ impl Connection {
         }
     }
 
-    /// Connects to the server at an address.
+    /// Connects to a server on this machine.
     pub(crate) async fn to(endpoint: &str) -> Result<Self, Failure> {
-        Ok(Self { channel: connect(endpoint).await?, embedded: None })
+        Ok(Self { channel: connect_here(endpoint, &Client::default()).await?, embedded: None })
     }
 
     /// The connection itself; clones share it.
-    pub(crate) fn channel(&self) -> Channel {
+    pub(crate) fn channel(&self) -> Line {
         self.channel.clone()
     }
 
@@ -160,22 +178,22 @@ impl Connection {
     }
 
     /// Calls about sweeps.
-    pub(crate) fn sweeps(&self) -> SweepServiceClient<Channel> {
+    pub(crate) fn sweeps(&self) -> SweepServiceClient<Line> {
         SweepServiceClient::new(self.channel.clone())
     }
 
     /// Calls about trials.
-    pub(crate) fn trials(&self) -> TrialServiceClient<Channel> {
+    pub(crate) fn trials(&self) -> TrialServiceClient<Line> {
         TrialServiceClient::new(self.channel.clone())
     }
 
     /// Calls about adapters.
-    pub(crate) fn adapters(&self) -> AdapterServiceClient<Channel> {
+    pub(crate) fn adapters(&self) -> AdapterServiceClient<Line> {
         AdapterServiceClient::new(self.channel.clone())
     }
 
     /// Calls about agents and the server.
-    pub(crate) fn fleet(&self) -> FleetServiceClient<Channel> {
+    pub(crate) fn fleet(&self) -> FleetServiceClient<Line> {
         FleetServiceClient::new(self.channel.clone())
     }
 }
@@ -185,9 +203,10 @@ impl Connection {
 /// # Errors
 /// One answers.
 pub(crate) async fn refuse_in_use(data_dir: &Path) -> Result<(), Failure> {
-    match serving(data_dir).await {
-        None => Ok(()),
-        Some(_) => Err(Failure::invalid(format!(
+    match serving(data_dir, &Client::default()).await {
+        Ok(None) => Ok(()),
+        // It wants to know who asks: it is there.
+        Ok(Some(_)) | Err(_) => Err(Failure::invalid(format!(
             "{} is in use by a running LoraFleet; `lorafleet submit` gives it a sweep, or choose another \
              --data-dir",
             data_dir.display()
@@ -196,45 +215,64 @@ pub(crate) async fn refuse_in_use(data_dir: &Path) -> Result<(), Failure> {
 }
 
 /// A connection to whoever serves the data directory now.
-pub(crate) async fn serving(data_dir: &Path) -> Option<Channel> {
-    let endpoint = std::fs::read_to_string(data_dir.join(ENDPOINT_FILE)).ok()?;
+///
+/// # Errors
+/// Somebody does, and does not let this client in.
+pub(crate) async fn serving(data_dir: &Path, client: &Client) -> Result<Option<Line>, Failure> {
+    let Ok(endpoint) = std::fs::read_to_string(data_dir.join(ENDPOINT_FILE)) else { return Ok(None) };
     // A file left behind by a killed server names an address where nobody, or a stranger, listens.
-    let channel = connect(endpoint.trim()).await.ok()?;
-    let info = FleetServiceClient::new(channel.clone())
-        .get_server_info(proto::v1::GetServerInfoRequest {})
-        .await
-        .ok()?
-        .into_inner();
-    let same = std::fs::canonicalize(info.data_dir).ok()? == std::fs::canonicalize(data_dir).ok()?;
-    same.then_some(channel)
+    let Ok(channel) = connect_here(endpoint.trim(), client).await else { return Ok(None) };
+    let mut fleet = FleetServiceClient::new(channel.clone());
+    let info = match fleet.get_server_info(proto::v1::GetServerInfoRequest {}).await {
+        Ok(info) => info.into_inner(),
+        Err(status) if matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied) => {
+            return Err(status.into());
+        }
+        Err(_) => return Ok(None),
+    };
+    let path = |path: &Path| std::fs::canonicalize(path).ok();
+    let same = path(Path::new(&info.data_dir)).is_some_and(|found| Some(found) == path(data_dir));
+    Ok(same.then_some(channel))
 }
 
 /// A server's addresses as they are connected to; commas stand between them.
 ///
 /// # Errors
-/// One is none.
-pub(crate) fn check_endpoint(endpoint: &str) -> Result<Vec<Endpoint>, Failure> {
+/// One is none, or a certificate cannot be used.
+pub(crate) fn check_endpoint(endpoint: &str, client: &Client) -> Result<Vec<Endpoint>, Failure> {
     let one = |address: &str| {
-        let url = if address.contains("://") { address.to_string() } else { format!("http://{address}") };
-        let limited = |endpoint: Endpoint| endpoint.connect_timeout(CONNECT_LIMIT);
-        Endpoint::from_shared(url)
-            .map(limited)
-            .map_err(|e| Failure::invalid(format!("--endpoint {address}: {e}; write http://HOST:PORT")))
+        let endpoint =
+            client.endpoint(address).map_err(|error| Failure::invalid(format!("--endpoint: {error}")))?;
+        Ok(endpoint.connect_timeout(CONNECT_LIMIT))
     };
     endpoint.split(',').map(str::trim).map(one).collect()
 }
 
+/// Connects to a server on this machine, to which a token says who calls, if it wants one.
+async fn connect_here(endpoint: &str, client: &Client) -> Result<Line, Failure> {
+    let client = Client { token: client.token.clone(), ..Client::default() };
+    connect(&Named { endpoint: endpoint.into(), client }).await
+}
+
 /// Connects to the one that leads.
-async fn connect(endpoint: &str) -> Result<Channel, Failure> {
+async fn connect(Named { endpoint, client }: &Named) -> Result<Line, Failure> {
     let mut refusal = None;
-    for address in check_endpoint(endpoint)? {
-        let Ok(channel) = address.connect().await else { continue };
+    for address in check_endpoint(endpoint, client)? {
+        let channel = match address.connect().await {
+            Ok(channel) => client.line(channel).map_err(Failure::invalid)?,
+            Err(error) => {
+                refusal =
+                    refusal.or(security::explain(&error).map(|why| format!("{}: {why}", address.uri())));
+                continue;
+            }
+        };
         let Some(standby) = standing_by(&channel).await else { return Ok(channel) };
         // It knows the leader, whose address may not be among ours.
         let leader = standby.get_details_error_info().and_then(|mut info| info.metadata.remove(LEADER));
         if let Some(leader) = leader
-            && let Some(address) = check_endpoint(&leader)?.pop()
+            && let Some(address) = check_endpoint(&leader, client)?.pop()
             && let Ok(channel) = address.connect().await
+            && let Ok(channel) = client.line(channel)
             && standing_by(&channel).await.is_none()
         {
             return Ok(channel);
@@ -249,7 +287,7 @@ async fn connect(endpoint: &str) -> Result<Channel, Failure> {
 }
 
 /// What a coordinator answers that does not lead; `None` of any other server.
-async fn standing_by(channel: &Channel) -> Option<Status> {
+async fn standing_by(channel: &Line) -> Option<Status> {
     let mut fleet = FleetServiceClient::new(channel.clone());
     let refusal = fleet.get_server_info(proto::v1::GetServerInfoRequest {}).await.err()?;
     let reason = refusal.get_details_error_info().map(|info| info.reason);
@@ -258,6 +296,9 @@ async fn standing_by(channel: &Channel) -> Option<Status> {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
+        if let Some(why) = security::explain(&status) {
+            return Failure::unreachable(why);
+        }
         let violations = status.get_details_bad_request().map(|b| b.field_violations).unwrap_or_default();
         let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
         match status.code() {
@@ -267,9 +308,11 @@ impl From<Status> for Failure {
                     violations.iter().map(|v| format!("{}: {}", v.field, v.description)).collect();
                 Failure::invalid(lines.join("\n"))
             }
-            Code::InvalidArgument | Code::NotFound | Code::FailedPrecondition => {
-                Failure::invalid(status.message())
-            }
+            Code::InvalidArgument
+            | Code::NotFound
+            | Code::FailedPrecondition
+            | Code::Unauthenticated
+            | Code::PermissionDenied => Failure::invalid(status.message()),
             Code::Unavailable => Failure::unreachable(format!("the server is gone: {}", status.message())),
             code => Failure::failed(format!("{code:?}: {}", status.message())),
         }

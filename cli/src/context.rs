@@ -3,7 +3,10 @@
 use crate::Failure;
 use crate::output::{self, OutputArgs};
 use clap::Subcommand;
-use config::contexts::{self, Contexts};
+use config::contexts::{self, Contexts, Server};
+use security::Client;
+use security::args::ClientArgs;
+use security::client::Token;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -12,7 +15,7 @@ use std::path::PathBuf;
 /// --endpoint, LORAFLEET_ENDPOINT, --data-dir and LORAFLEET_DATA_DIR go before the context in use.
 #[derive(Debug, Subcommand)]
 #[command(after_help = "Examples:
-  lorafleet context add lab http://10.0.0.5:7401
+  lorafleet context add lab https://lab.example.org:7401 --ca lab-ca.crt
   lorafleet context use lab")]
 pub(crate) enum Verb {
     /// Lists the contexts; a star stands at the one in use.
@@ -28,13 +31,17 @@ pub(crate) enum Verb {
         name: Option<String>,
     },
     /// Adds a context, or gives one another address.
-    #[command(after_help = "Example:\n  lorafleet context add lab http://10.0.0.5:7401")]
+    #[command(after_help = "Examples:
+  lorafleet context add lab https://lab.example.org:7401 --ca lab-ca.crt
+  lorafleet context add old http://10.0.0.5:7401")]
     Add {
         /// The context's name.
         name: String,
-        /// The server's address.
-        #[arg(value_name = "URL")]
+        /// The server's address, or those of a fleet's coordinators.
+        #[arg(value_name = "URL[,URL…]")]
         endpoint: String,
+        #[command(flatten)]
+        client: ClientArgs,
     },
     /// Removes a context.
     #[command(after_help = "Example:\n  lorafleet context remove lab")]
@@ -48,17 +55,43 @@ pub(crate) enum Verb {
 ///
 /// # Errors
 /// The file cannot be read.
-pub(crate) fn endpoint() -> Result<Option<String>, Failure> {
+pub(crate) fn current() -> Result<Option<Server>, Failure> {
     let Some(path) = contexts::path() else { return Ok(None) };
     let contexts = Contexts::read(&path).map_err(Failure::invalid)?;
-    Ok(contexts.endpoint().map(String::from))
+    Ok(contexts.server().cloned())
+}
+
+/// How a context's server is talked to.
+pub(crate) fn client(server: &Server) -> Client {
+    Client {
+        ca: server.ca.clone(),
+        identity: server.cert.clone().zip(server.key.clone()),
+        token: server.token_file.clone().map(Token::File),
+    }
+}
+
+/// A context of these flags. Its files are found from everywhere.
+fn server(endpoint: String, client: &ClientArgs) -> Result<Server, Failure> {
+    let found = |file: &Option<PathBuf>| {
+        let found = file.as_ref().map(|file| {
+            std::path::absolute(file).map_err(|e| Failure::invalid(format!("{}: {e}", file.display())))
+        });
+        found.transpose()
+    };
+    Ok(Server {
+        endpoint,
+        ca: found(&client.ca)?,
+        cert: found(&client.cert)?,
+        key: found(&client.key)?,
+        token_file: found(&client.token_file)?,
+    })
 }
 
 /// `lorafleet context …`.
 pub(crate) fn run(verb: Verb) -> Result<(), Failure> {
     let path = path()?;
     let mut contexts = Contexts::read(&path).map_err(Failure::invalid)?;
-    let known = |contexts: &Contexts, name: &str| match contexts.endpoints.contains_key(name) {
+    let known = |contexts: &Contexts, name: &str| match contexts.servers.contains_key(name) {
         true => Ok(()),
         false => Err(Failure::invalid(format!(
             "there is no context {name}; `lorafleet context list` shows them, `lorafleet context add` makes one"
@@ -70,13 +103,13 @@ pub(crate) fn run(verb: Verb) -> Result<(), Failure> {
             name.iter().try_for_each(|name| known(&contexts, name))?;
             contexts.current = name;
         }
-        Verb::Add { name, endpoint } => {
-            crate::client::check_endpoint(&endpoint)?;
-            contexts.endpoints.insert(name, endpoint);
+        Verb::Add { name, endpoint, client } => {
+            crate::client::check_endpoint(&endpoint, &client.client())?;
+            contexts.servers.insert(name, server(endpoint, &client)?);
         }
         Verb::Remove { name } => {
             known(&contexts, &name)?;
-            contexts.endpoints.remove(&name);
+            contexts.servers.remove(&name);
             contexts.current = contexts.current.filter(|current| *current != name);
         }
     }
@@ -89,13 +122,19 @@ fn path() -> Result<PathBuf, Failure> {
 
 fn list(contexts: &Contexts, output: &OutputArgs) -> Result<(), Failure> {
     let current = |name: &String| contexts.current.as_ref() == Some(name);
-    let entries = || contexts.endpoints.iter();
-    let document =
-        entries().map(|(name, url)| json!({ "name": name, "endpoint": url, "current": current(name) }));
+    let entries = || contexts.servers.iter();
+    let document = entries().map(|(name, server)| {
+        let mut entry = json!({ "name": name, "endpoint": server.endpoint, "current": current(name) });
+        for (key, file) in server.files() {
+            entry[key] = json!(file);
+        }
+        entry
+    });
     output::print(output.format, &Value::Array(document.collect()), || {
         let star = |name| if current(name) { "*" } else { "" };
-        let rows: Vec<_> =
-            entries().map(|(name, url)| vec![star(name).to_string(), name.clone(), url.clone()]).collect();
+        let rows: Vec<_> = entries()
+            .map(|(name, server)| vec![star(name).to_string(), name.clone(), server.endpoint.clone()])
+            .collect();
         output::table(&["", "context", "endpoint"], &rows, &[])
     })
 }

@@ -3,13 +3,15 @@
 
 use crate::Failure;
 use crate::client::ENDPOINT_FILE;
-use coordinator::CoordinatorError;
 use coordinator::history::HistoryError;
+use coordinator::{Access, CoordinatorError};
 use domain::SystemClock;
 use gpu_agent::EngineHost;
 use gpu_agent::devices::CPU;
 use gpu_agent::devices::choose::Found;
 use registry::RegistryError;
+use security::client::Token;
+use security::{Client, Secret};
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -20,7 +22,7 @@ use std::time::Duration;
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// Any free port of this machine.
-pub(crate) const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// For tests: `process` has the CPU's engine run in a process of its own, as a GPU's does.
 const ENGINE_HOST_VARIABLE: &str = "LORAFLEET_ENGINE_HOST";
@@ -30,12 +32,18 @@ pub(crate) struct Embedded {
     coordinator: actor::Scope,
     agent: Option<actor::Scope>,
     address: SocketAddr,
+    local: String,
     endpoint_file: PathBuf,
 }
 
 impl Embedded {
-    /// Starts a coordinator on a data directory, made if it is not there.
-    pub(crate) async fn coordinator(data_dir: &Path, listen: SocketAddr) -> Result<Self, Failure> {
+    /// Starts a coordinator for this process on a data directory, made if it is not there.
+    pub(crate) async fn coordinator(data_dir: &Path) -> Result<Self, Failure> {
+        Self::serve(data_dir, FREE_PORT, Access::default()).await
+    }
+
+    /// Starts a coordinator for others too.
+    pub(crate) async fn serve(data_dir: &Path, listen: SocketAddr, access: Access) -> Result<Self, Failure> {
         std::fs::create_dir_all(data_dir).map_err(|e| {
             Failure::invalid(format!("{}: {e}; choose another --data-dir", data_dir.display()))
         })?;
@@ -46,17 +54,24 @@ impl Embedded {
             clock: Arc::new(SystemClock::new()),
             heartbeat: Duration::from_secs(2),
             lease: Duration::from_secs(10),
+            access: Access { also_local: access.tls.is_some(), ..access },
         };
         let server = coordinator::start(options, scope.clone()).await.map_err(refused)?;
         let endpoint_file = data_dir.join(ENDPOINT_FILE);
-        std::fs::write(&endpoint_file, format!("http://{}\n", server.address))
+        let local = format!("http://{}", server.local.unwrap_or(server.address));
+        std::fs::write(&endpoint_file, format!("{local}\n"))
             .map_err(|e| Failure::failed(format!("{}: {e}", endpoint_file.display())))?;
-        Ok(Self { coordinator: scope, agent: None, address: server.address, endpoint_file })
+        Ok(Self { coordinator: scope, agent: None, address: server.address, local, endpoint_file })
     }
 
     /// Starts an agent with this machine's GPUs as its devices, or its CPU if it has none to train on, at a price in
-    /// dollars an hour for all of it.
-    pub(crate) async fn start_agent(&mut self, data_dir: &Path, price_per_hour: f64) -> Result<(), Failure> {
+    /// dollars an hour for all of it. `token` is the agent's, where the coordinator wants one.
+    pub(crate) async fn start_agent(
+        &mut self,
+        data_dir: &Path,
+        price_per_hour: f64,
+        token: Option<Secret>,
+    ) -> Result<(), Failure> {
         let Found { mut devices, notes } = gpu_agent::devices::local();
         for note in notes {
             tracing::warn!("{note}");
@@ -70,8 +85,9 @@ impl Embedded {
         }
         // Not a child of the coordinator's scope: it must have a coordinator to hand its trials back to.
         let scope = actor::Scope::new();
+        let client = Client { token: token.map(Token::Given), ..Client::default() };
         let options = gpu_agent::Options {
-            coordinator: self.endpoint().into(),
+            coordinator: gpu_agent::Coordinator::from(self.endpoint()).with(client),
             data_dir: data_dir.join("agent"),
             devices,
             labels: BTreeMap::new(),
@@ -95,9 +111,14 @@ impl Embedded {
         self.coordinator.cancelled().await;
     }
 
-    /// Where it listens.
+    /// Where it serves this machine.
     pub(crate) fn endpoint(&self) -> String {
-        format!("http://{}", self.address)
+        self.local.clone()
+    }
+
+    /// Where it serves whoever may reach it.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Checkpoints and hands back the agent's trials, then stops the coordinator.

@@ -16,6 +16,7 @@
 //! | [`quantize`] | a model in 4 bits |
 //! | [`bench`] | how fast parts of it are on this machine |
 //! | [`context`] | servers by name |
+//! | [`token`] | who may call a server |
 //! | [`client`], [`embedded`] | the way to a server, or one in this process |
 //! | [`interrupt`] | Ctrl-C and SIGTERM |
 //! | [`output`], [`view`], [`failure`] | tables, JSON, YAML; how records look; exit codes |
@@ -52,6 +53,7 @@ mod quantize;
 mod run;
 mod submit;
 mod sweeps;
+mod token;
 mod train;
 mod trials;
 mod up;
@@ -120,6 +122,8 @@ enum Verb {
     EngineHost(engine_host::Args),
     #[command(subcommand)]
     Context(context::Verb),
+    #[command(subcommand)]
+    Token(token::Verb),
     /// Prints a completion script for a shell.
     #[command(
         after_help = "Example:\n  lorafleet completions bash > ~/.local/share/bash-completion/completions/lorafleet"
@@ -169,6 +173,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Fsck(args) => fsck::run(args),
         Verb::EngineHost(args) => engine_host::run(&args),
         Verb::Context(verb) => context::run(verb),
+        Verb::Token(verb) => token::run(verb),
         Verb::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "lorafleet", &mut script);

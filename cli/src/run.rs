@@ -183,8 +183,8 @@ fn check_accelerators(loaded: &sweep_file::Loaded) -> Result<(), Failure> {
 async fn embedded(args: &Args) -> Result<Connection, Failure> {
     let data_dir = args.server.data_dir();
     client::refuse_in_use(data_dir).await?;
-    let mut embedded = Embedded::coordinator(data_dir, embedded::FREE_PORT).await?;
-    if let Err(failure) = embedded.start_agent(data_dir, args.price_per_hour).await {
+    let mut embedded = Embedded::coordinator(data_dir).await?;
+    if let Err(failure) = embedded.start_agent(data_dir, args.price_per_hour, None).await {
         embedded.stop().await;
         return Err(failure);
     }

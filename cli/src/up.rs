@@ -5,6 +5,7 @@ use crate::client;
 use crate::embedded::Embedded;
 use crate::interrupt::Requests;
 use crate::output::say;
+use coordinator::access::AccessArgs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -16,6 +17,7 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:
   lorafleet up
   lorafleet up --data-dir /data/lorafleet --listen 127.0.0.1:7401 --price-per-hour 0.35
+  lorafleet up --listen 0.0.0.0:7401 --tls-cert gpu1.crt --tls-key gpu1.key
   lorafleet submit sweep.yaml && lorafleet list    # in another terminal
 
 Exit codes: 0 stopped when told to, 1 it could not go on, 2 usage, or the data directory is in use.")]
@@ -29,28 +31,23 @@ pub(crate) struct Args {
         value_name = "DIR"
     )]
     data_dir: PathBuf,
-    /// Address to serve at, on this machine; port 0 takes a free one.
+    /// Address to serve at; port 0 takes a free one. With a certificate, this machine has a second one, without.
     #[arg(long, default_value = "127.0.0.1:7401", value_name = "ADDRESS")]
     listen: SocketAddr,
     /// Dollars that an hour of this machine costs, for the trials' cost.
     #[arg(long, alias = "price_per_hour", default_value_t = 0.0, value_name = "USD")]
     price_per_hour: f64,
+    #[command(flatten)]
+    access: AccessArgs,
 }
 
 /// Runs the verb.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
-    if !args.listen.ip().is_loopback() {
-        return Err(Failure::invalid(format!(
-            "--listen {}: others could reach it, and it neither encrypts nor asks who they are; listen on \
-             127.0.0.1 and reach it through an SSH tunnel (ssh -L 7401:127.0.0.1:{} HOST)",
-            args.listen,
-            args.listen.port()
-        )));
-    }
+    let (access, token) = args.access.with_agent(args.listen).map_err(Failure::invalid)?;
     client::refuse_in_use(&args.data_dir).await?;
     let mut requests = Requests::new()?;
-    let mut server = Embedded::coordinator(&args.data_dir, args.listen).await?;
-    if let Err(failure) = server.start_agent(&args.data_dir, args.price_per_hour).await {
+    let mut server = Embedded::serve(&args.data_dir, args.listen, access.clone()).await?;
+    if let Err(failure) = server.start_agent(&args.data_dir, args.price_per_hour, token).await {
         server.stop().await;
         return Err(failure);
     }
@@ -58,7 +55,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         "LoraFleet {} · serving {} at {} (Ctrl-C stops it)",
         env!("CARGO_PKG_VERSION"),
         args.data_dir.display(),
-        server.endpoint()
+        access.url(server.address())
     );
     let ended = tokio::select! {
         () = requests.next() => {

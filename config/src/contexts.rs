@@ -4,7 +4,8 @@
 //! current: "lab"
 //! contexts:
 //!   "lab":
-//!     endpoint: "http://10.0.0.5:7401"
+//!     endpoint: "https://lab.example.org:7401"
+//!     ca: "/home/me/lab-ca.crt"
 //! ```
 
 use crate::yaml;
@@ -18,8 +19,32 @@ use std::path::{Path, PathBuf};
 pub struct Contexts {
     /// The name of the one in use.
     pub current: Option<String>,
-    /// Each one's address, by its name.
-    pub endpoints: BTreeMap<String, String>,
+    /// The servers by their names.
+    pub servers: BTreeMap<String, Server>,
+}
+
+/// A server: where it is, and the files with which it is talked to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Server {
+    /// Its address, or those of a fleet's coordinators.
+    pub endpoint: String,
+    /// Authorities of its certificate.
+    pub ca: Option<PathBuf>,
+    /// The certificate that it is shown.
+    pub cert: Option<PathBuf>,
+    /// The private key of that.
+    pub key: Option<PathBuf>,
+    /// The file of the token that says who calls.
+    pub token_file: Option<PathBuf>,
+}
+
+impl Server {
+    /// Its files, by the keys that they have in `contexts.yaml`.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let files =
+            [("ca", &self.ca), ("cert", &self.cert), ("key", &self.key), ("token_file", &self.token_file)];
+        files.into_iter().filter_map(|(key, file)| Some((key, file.as_deref()?)))
+    }
 }
 
 /// Why the file cannot be used.
@@ -86,10 +111,21 @@ impl Contexts {
         for (name, entry) in entries.and_then(Value::as_object).into_iter().flatten() {
             let endpoint = entry.get("endpoint").unwrap_or(&Value::Null);
             let endpoint = text_of(endpoint, &format!("contexts.{name}.endpoint"))?;
-            contexts.endpoints.insert(name.clone(), endpoint);
+            let file = |key: &str| {
+                let named = entry.get(key).filter(|v| !v.is_null());
+                named.map(|v| text_of(v, &format!("contexts.{name}.{key}")).map(PathBuf::from)).transpose()
+            };
+            let server = Server {
+                endpoint,
+                ca: file("ca")?,
+                cert: file("cert")?,
+                key: file("key")?,
+                token_file: file("token_file")?,
+            };
+            contexts.servers.insert(name.clone(), server);
         }
         match &contexts.current {
-            Some(current) if !contexts.endpoints.contains_key(current) => {
+            Some(current) if !contexts.servers.contains_key(current) => {
                 Err(format!("current: there is no context {current}"))
             }
             _ => Ok(contexts),
@@ -117,15 +153,18 @@ impl Contexts {
         let quoted = |text: &str| Value::from(text).to_string();
         let current = self.current.as_ref().map_or_else(|| "null".into(), |name| quoted(name));
         let mut text = format!("current: {current}\ncontexts:\n");
-        for (name, endpoint) in &self.endpoints {
-            text += &format!("  {}:\n    endpoint: {}\n", quoted(name), quoted(endpoint));
+        for (name, server) in &self.servers {
+            text += &format!("  {}:\n    endpoint: {}\n", quoted(name), quoted(&server.endpoint));
+            for (key, file) in server.files() {
+                text += &format!("    {key}: {}\n", quoted(&file.to_string_lossy()));
+            }
         }
         text
     }
 
-    /// The address of the one in use.
-    pub fn endpoint(&self) -> Option<&str> {
-        self.endpoints.get(self.current.as_ref()?).map(String::as_str)
+    /// The one in use.
+    pub fn server(&self) -> Option<&Server> {
+        self.servers.get(self.current.as_ref()?)
     }
 }
 
@@ -139,15 +178,22 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new/contexts.yaml");
         assert_eq!(Contexts::read(&path).unwrap(), Contexts::default());
-        let endpoints = [("a: b", "http://x:1"), ("lab", "http://\"y\":2")];
-        let endpoints = endpoints.map(|(name, endpoint)| (name.to_string(), endpoint.to_string())).into();
-        let mut contexts = Contexts { current: None, endpoints };
+        let plain = Server { endpoint: "http://x:1".into(), ..Server::default() };
+        let safe = Server {
+            endpoint: "https://\"y\":2".into(),
+            ca: Some("/a: b/ca.crt".into()),
+            cert: Some("c.crt".into()),
+            key: Some("c.key".into()),
+            token_file: Some("t".into()),
+        };
+        let servers = [("a: b".to_string(), plain), ("lab".to_string(), safe.clone())].into();
+        let mut contexts = Contexts { current: None, servers };
         for current in [None, Some("lab".to_string())] {
             contexts.current = current;
             contexts.write(&path).unwrap();
             assert_eq!(Contexts::read(&path).unwrap(), contexts);
         }
-        assert_eq!(contexts.endpoint(), Some("http://\"y\":2"));
+        assert_eq!(contexts.server(), Some(&safe));
         Contexts::default().write(&path).unwrap();
         assert_eq!(Contexts::read(&path).unwrap(), Contexts::default());
     }
@@ -162,6 +208,7 @@ mod tests {
             ("current: 1", "current: must be a text"),
             ("contexts: []", "contexts: must be a mapping"),
             ("contexts: {a: {}}", "contexts.a.endpoint: must be a text"),
+            ("contexts: {a: {endpoint: x, ca: 1}}", "contexts.a.ca: must be a text"),
             ("a: [", "line"),
         ] {
             std::fs::write(path, text).unwrap();

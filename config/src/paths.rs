@@ -31,23 +31,53 @@ pub(crate) fn resolve(
     missing: Missing,
 ) -> Vec<Problem> {
     let mut resolver = Resolver { base, missing, problems: Vec::new() };
+    each(document, &mut |path, text, what| resolver.text(path, text, what));
+    resolver.problems
+}
+
+/// Every path and hub id that a sweep's document names, and where it does.
+pub fn named(document: &Map<String, Value>) -> Vec<(String, String)> {
+    let mut named = Vec::new();
+    each(&mut document.clone(), &mut |path, text, _| named.push((path.to_string(), text.clone())));
+    named
+}
+
+/// What is done with a name: where it stands, the name, and what it must be on disk.
+type Visit<'a> = dyn FnMut(&str, &mut String, &'static str) + 'a;
+
+fn each(document: &mut Map<String, Value>, visit: &mut Visit<'_>) {
     for (name, what) in PATH_PARAMETERS {
         if let Some(value) = document.get_mut(*name) {
-            resolver.value(name, value, what);
+            each_of(name, value, what, visit);
         }
         let path = format!("parameters.{name}");
         match document.get_mut("parameters") {
             Some(Value::Object(object)) => {
-                object.get_mut(*name).into_iter().for_each(|v| resolver.value(&path, v, what));
+                object.get_mut(*name).into_iter().for_each(|v| each_of(&path, v, what, visit));
             }
             Some(Value::Array(items)) => {
                 let found = items.iter_mut().filter_map(|item| item.as_object_mut()?.get_mut(*name));
-                found.for_each(|v| resolver.value(&path, v, what));
+                found.for_each(|v| each_of(&path, v, what, visit));
             }
             _ => {}
         }
     }
-    resolver.problems
+}
+
+fn each_of(path: &str, value: &mut Value, what: &'static str, visit: &mut Visit<'_>) {
+    match value {
+        Value::String(text) => visit(path, text, what),
+        Value::Array(items) => {
+            let items = items.iter_mut().enumerate();
+            items.for_each(|(i, v)| each_of(&format!("{path}[{i}]"), v, what, visit));
+        }
+        Value::Object(object) => {
+            for (key, value) in object.iter_mut().filter(|(key, _)| *key != "when") {
+                each_of(&format!("{path}.{key}"), value, what, visit);
+            }
+        }
+        _ => {}
+    }
 }
 
 struct Resolver<'a> {
@@ -57,21 +87,6 @@ struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    fn value(&mut self, path: &str, value: &mut Value, what: &str) {
-        match value {
-            Value::String(text) => self.text(path, text, what),
-            Value::Array(items) => {
-                items.iter_mut().enumerate().for_each(|(i, v)| self.value(&format!("{path}[{i}]"), v, what));
-            }
-            Value::Object(object) => {
-                for (key, value) in object.iter_mut().filter(|(key, _)| *key != "when") {
-                    self.value(&format!("{path}.{key}"), value, what);
-                }
-            }
-            _ => {}
-        }
-    }
-
     fn text(&mut self, path: &str, text: &mut String, what: &str) {
         let base = (self.base)(path);
         let full = base.join(home(text).unwrap_or_else(|| PathBuf::from(&*text)));
@@ -90,7 +105,7 @@ impl Resolver<'_> {
 }
 
 /// Whether a value that does not exist must have been meant as a local path.
-fn is_local(text: &str) -> bool {
+pub fn is_local(text: &str) -> bool {
     let begins = ["/", "./", "../", "~"].iter().any(|prefix| text.starts_with(prefix));
     let is_file = [".jsonl", ".json", ".parquet"].iter().any(|suffix| text.ends_with(suffix));
     // A revision may have slashes of its own (`refs/pr/1`).

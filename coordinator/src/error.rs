@@ -69,6 +69,9 @@ pub enum CoordinatorError {
         /// The attempt that the message carries.
         attempt: Attempt,
     },
+    /// Who calls may not do this: why, and what to do.
+    #[error("{0}")]
+    Denied(String),
     /// The disk refuses, so that nothing can be changed now.
     #[error("nothing can be written at the moment, so nothing was changed: {0}; make room, then ask again")]
     Trouble(String),
@@ -121,6 +124,7 @@ impl From<CoordinatorError> for RpcError {
             CoordinatorError::NotFound { kind, id } => Self::NotFound(kind, id),
             CoordinatorError::Over { kind, id, state } => Self::Precondition(kind, id, format!("is {state}")),
             CoordinatorError::Fenced { .. } => Self::Fenced(text),
+            CoordinatorError::Denied(why) => Self::Denied(why),
             CoordinatorError::Artifact(error) => artifact(&error),
             CoordinatorError::Registry(RegistryError::Fenced { .. }) | CoordinatorError::Gone(_) => {
                 Self::Unavailable(text)

@@ -7,8 +7,9 @@
 use crate::error::{CoordinatorError, Result};
 use crate::history::History;
 use crate::store::Store;
-use crate::{Options, Server};
+use crate::{Incoming, Options, Server};
 use actor::Scope;
+use futures::StreamExt;
 use proto::status::RpcError;
 use registry::{DirectoryLock, Leadership, Registry, RegistryError};
 use std::path::Path;
@@ -20,7 +21,6 @@ use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::Response;
 use tonic::transport::Server as Transport;
-use tonic::transport::server::TcpIncoming;
 use tower::util::MapResponseLayer;
 
 /// The pause between two looks at who leads, and between two tries to take the directory.
@@ -35,7 +35,7 @@ pub struct Fleet {
     pub registry: Arc<dyn Registry>,
     /// Says who leads.
     pub leadership: Arc<dyn Leadership>,
-    /// Where others reach this coordinator, as `http://host:port`; `None`: at the address that it listens on.
+    /// Where others reach this coordinator, as `https://host:port`; `None`: at the address that it listens on.
     pub advertise: Option<String>,
 }
 
@@ -53,13 +53,14 @@ pub async fn start(
     let (listener, address) = crate::bind(options.listen).await?;
     let failed = |source| CoordinatorError::Listen { address, source };
     let listener = listener.into_std().map_err(failed)?;
-    let server = Server { address };
+    let server = Server { address, local: None };
     told(&server);
     let standby = scope.child();
     let waiting = TcpListener::from_std(listener.try_clone().map_err(failed)?).map_err(failed)?;
-    stand_by(waiting, fleet.leadership.clone(), &standby);
+    let tls = options.access.tls.clone();
+    stand_by(security::incoming(waiting, tls.clone()).boxed(), fleet.leadership.clone(), &standby);
 
-    let advertise = fleet.advertise.unwrap_or_else(|| format!("http://{address}"));
+    let advertise = fleet.advertise.unwrap_or_else(|| options.access.url(address));
     let led = tokio::select! {
         led = lead(&options, fleet.registry, &advertise) => led,
         () = scope.cancelled() => Err(actor::Gone.into()),
@@ -69,7 +70,7 @@ pub async fn start(
     }
     let (store, lock) = led?;
     let listener = TcpListener::from_std(listener).map_err(failed)?;
-    crate::serve(options, listener, lock, store, scope).await?;
+    crate::serve(options, security::incoming(listener, tls).boxed(), lock, store, scope).await?;
     Ok(server)
 }
 
@@ -102,7 +103,7 @@ async fn take(dir: &Path) -> Result<DirectoryLock> {
 }
 
 /// Answers every call with who leads, until the scope is cancelled.
-fn stand_by(listener: TcpListener, leadership: Arc<dyn Leadership>, scope: &Scope) {
+fn stand_by(incoming: Incoming, leadership: Arc<dyn Leadership>, scope: &Scope) {
     let (leader, known) = watch::channel(None);
     let stop = scope.clone();
     scope.spawn("leader watch", async move {
@@ -129,7 +130,7 @@ fn stand_by(listener: TcpListener, leadership: Arc<dyn Leadership>, scope: &Scop
         let (_, health) = tonic_health::server::health_reporter();
         let server = Transport::builder().layer(MapResponseLayer::new(refuse)).add_service(health);
         tokio::select! {
-            served = server.serve_with_incoming(TcpIncoming::from(listener)) => {
+            served = server.serve_with_incoming(incoming) => {
                 if let Err(error) = served {
                     tracing::error!(%error, "standing by, but nobody can ask");
                 }

@@ -2,11 +2,14 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`access`] | who may reach it, and how |
 //! | [`actors`] | who owns which state: sweeps, dispatcher, agent sessions |
 //! | [`grpc`] | the services |
 //! | [`store`] | typed records over the registry |
 //! | [`history`] | metric points |
 //! | [`artifacts`] | checkpoints |
+//! | [`allow`] | what a submission may name |
+//! | [`owners`] | which token an agent belongs to |
 //! | [`fleet`] | one of several coordinators: standing by, and leading |
 //! | [`fsck`] | whether a data directory is sound |
 //! | [`search`] | which trial next, and which to stop (pure) |
@@ -14,13 +17,16 @@
 //! | [`trouble`] | what cannot be written now |
 //! | [`report`] | a sweep's HTML report (pure) |
 
+pub mod access;
 pub mod actors;
+pub mod allow;
 pub mod artifacts;
 pub mod error;
 pub mod fleet;
 pub mod fsck;
 pub mod grpc;
 pub mod history;
+pub mod owners;
 pub mod placement;
 pub mod report;
 pub mod search;
@@ -28,6 +34,8 @@ pub mod store;
 pub mod trouble;
 
 pub use error::CoordinatorError;
+
+pub use access::Access;
 
 use actor::Scope;
 use actors::agent_session::Desk;
@@ -37,10 +45,14 @@ use actors::sweep::Tools;
 use artifacts::Artifacts;
 use domain::Clock;
 use error::Result;
+use futures::StreamExt;
+use futures::stream::BoxStream;
 use grpc::Services;
 use history::History;
+use owners::Owners;
 use registry::{DirectoryLock, SqliteRegistry};
-use std::net::SocketAddr;
+use security::Connection;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -61,6 +73,8 @@ pub struct Options {
     pub heartbeat: Duration,
     /// Time without a heartbeat after which an agent's trials go to others.
     pub lease: Duration,
+    /// Who may reach it, and how.
+    pub access: Access,
 }
 
 /// A coordinator that serves.
@@ -68,7 +82,12 @@ pub struct Options {
 pub struct Server {
     /// Where it serves.
     pub address: SocketAddr,
+    /// Where it also serves this machine alone, without TLS.
+    pub local: Option<SocketAddr>,
 }
+
+/// The connections of clients.
+type Incoming = BoxStream<'static, std::io::Result<Connection>>;
 
 /// Starts a coordinator and goes on with what its data directory says was under way. It stops when `scope` is
 /// cancelled, and cancels `scope` itself if it cannot go on; `scope.finish` waits for its end.
@@ -77,13 +96,20 @@ pub struct Server {
 /// The data directory is in use or cannot be read, or the address cannot be listened on.
 pub async fn start(options: Options, scope: Scope) -> Result<Server> {
     let (listener, address) = bind(options.listen).await?;
+    let mut incoming = security::incoming(listener, options.access.tls.clone()).boxed();
+    let mut local = None;
+    if options.access.also_local {
+        let (listener, address) = bind((Ipv4Addr::LOCALHOST, 0).into()).await?;
+        incoming = futures::stream::select(incoming, security::incoming(listener, None).boxed()).boxed();
+        local = Some(address);
+    }
     let lock = DirectoryLock::acquire(&options.data_dir)?;
     // Before anything in the directory changes.
     History::refuse_newer(&options.data_dir.join("history"))?;
     let registry = Arc::new(SqliteRegistry::open(&options.data_dir.join("coordinator.db"))?);
     let store = Store::lead(registry, &format!("process {} at {address}", std::process::id())).await?;
-    serve(options, listener, lock, store, scope).await?;
-    Ok(Server { address })
+    serve(options, incoming, lock, store, scope).await?;
+    Ok(Server { address, local })
 }
 
 async fn bind(listen: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
@@ -96,12 +122,12 @@ async fn bind(listen: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
 /// Leads: goes on with what is under way, and serves.
 async fn serve(
     options: Options,
-    listener: TcpListener,
+    incoming: Incoming,
     lock: DirectoryLock,
     store: Store,
     scope: Scope,
 ) -> Result<()> {
-    let Options { data_dir, clock, heartbeat, lease, .. } = options;
+    let Options { data_dir, clock, heartbeat, lease, access, .. } = options;
     let deleted = store.tombstones().await?.into_iter().map(|tombstone| tombstone.sweep).collect();
     let history = History::open_without(&data_dir.join("history"), &deleted)?;
     let artifacts = Artifacts::local(&data_dir.join("artifacts"))?;
@@ -120,13 +146,14 @@ async fn serve(
         tick: heartbeat,
     };
     let directory = Directory::start(tools, &scope).await?;
-    let desk = Desk { directory, dispatcher, history, trouble, lease };
-    let services = Services { desk, artifacts, clock, data_dir, scope: scope.clone() };
+    let owners = Owners::open(directory.store().clone()).await?;
+    let desk = Desk { directory, dispatcher, history, owners, trouble, lease };
+    let services = Services { desk, artifacts, clock, access, data_dir, scope: scope.clone() };
     tracing::info!(data = %services.data_dir.display(), "serving");
     scope.clone().spawn("grpc server", async move {
         // The directory is this coordinator's until the last request is answered.
         let _lock = lock;
-        if let Err(error) = grpc::serve(services, listener).await {
+        if let Err(error) = grpc::serve(services, incoming).await {
             tracing::error!(%error, "the server ended");
         }
         scope.cancel();

@@ -1,8 +1,10 @@
 //! The `coordinator` program: one machine's, or one of a fleet's over etcd.
 
 use clap::Parser;
-use coordinator::{CoordinatorError, Options, Server};
+use coordinator::access::AccessArgs;
+use coordinator::{Access, CoordinatorError, Options, Server};
 use domain::SystemClock;
+use security::args::EtcdArgs;
 use std::fmt::Display;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
@@ -29,7 +31,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
     version,
     after_help = "Examples:
   coordinator --data-dir /var/lib/lorafleet
-  coordinator --listen 0.0.0.0:7401 --advertise http://10.0.0.5:7401 --allow-plaintext \\
+  coordinator --listen 0.0.0.0:7401 --advertise https://c1.example.org:7401 --tls-cert c1.crt --tls-key c1.key \\
       --etcd http://10.0.0.2:2379,http://10.0.0.3:2379 --artifacts /mnt/lorafleet
 
 Exit codes: 0 stopped when told to, 1 it could not go on, 2 usage, or the data directory is in use."
@@ -38,10 +40,6 @@ struct Args {
     /// Address to serve at; port 0 takes a free one.
     #[arg(long, env = "LORAFLEET_LISTEN", default_value = "127.0.0.1:7401", value_name = "ADDRESS")]
     listen: SocketAddr,
-    /// Serve at an address that other machines reach, though nothing is encrypted and nobody is asked who they are. For
-    /// private networks.
-    #[arg(long, env = "LORAFLEET_ALLOW_PLAINTEXT")]
-    allow_plaintext: bool,
     /// Seconds without a sign of life from an agent after which its trials go to others.
     #[arg(
         long,
@@ -54,6 +52,8 @@ struct Args {
     /// Where the state, metrics and checkpoints of a single coordinator are kept. With --etcd nothing is kept there.
     #[arg(long, env = "LORAFLEET_DATA_DIR", default_value = "./lorafleet-data", value_name = "DIR")]
     data_dir: PathBuf,
+    #[command(flatten)]
+    access: AccessArgs,
     #[command(flatten)]
     fleet: FleetArgs,
 }
@@ -88,6 +88,8 @@ struct FleetArgs {
     /// Where others reach this coordinator: the address that it listens on, unless given.
     #[arg(long, env = "LORAFLEET_ADVERTISE", value_name = "URL")]
     advertise: Option<String>,
+    #[command(flatten)]
+    access: EtcdArgs,
 }
 
 /// Why the program ends, and its exit code.
@@ -135,19 +137,14 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: Args) -> Result<(), End> {
-    if !args.listen.ip().is_loopback() && !args.allow_plaintext {
-        return Err(End::invalid(format!(
-            "--listen {}: others could reach it, and it neither encrypts nor asks who they are; on a private network \
-             say so with --allow-plaintext, else listen on 127.0.0.1 and reach it through a tunnel",
-            args.listen
-        )));
-    }
+    let access = args.access.access(args.listen).map_err(End::invalid)?;
     let options = |data_dir| Options {
         data_dir,
         listen: args.listen,
         clock: Arc::new(SystemClock::new()),
         heartbeat: Duration::from_secs(args.assignment_lease) / HEARTBEATS,
         lease: Duration::from_secs(args.assignment_lease),
+        access: access.clone(),
     };
     if args.fleet.etcd.is_empty() {
         return alone(options(args.data_dir)).await;
@@ -174,15 +171,16 @@ fn announce(what: impl Display) {
     println!("{what}");
 }
 
-fn listening(server: &Server) -> String {
-    format!("listening on http://{}", server.address)
+fn listening(access: &Access, server: &Server) -> String {
+    format!("listening on {}", access.url(server.address))
 }
 
 async fn alone(options: Options) -> Result<(), End> {
     let mut interrupts = actor::Interrupts::new().map_err(End::failed)?;
     let scope = actor::Scope::new();
+    let access = options.access.clone();
     let server = coordinator::start(options, scope.clone()).await.map_err(End::of)?;
-    announce(listening(&server));
+    announce(listening(&access, &server));
     let ended = tokio::select! {
         () = interrupts.next() => Ok(()),
         () = scope.cancelled() => Err(End::failed("the coordinator cannot go on; its last message says why")),
@@ -208,6 +206,8 @@ async fn in_fleet(mut options: Options, args: &FleetArgs) -> Result<(), End> {
         endpoints: args.etcd.clone(),
         prefix: args.etcd_prefix.clone(),
         ttl: Duration::from_secs(args.election_ttl),
+        client: args.access.client(),
+        user: args.access.user().map_err(End::invalid)?,
     };
     let mut connected = false;
     loop {
@@ -215,7 +215,7 @@ async fn in_fleet(mut options: Options, args: &FleetArgs) -> Result<(), End> {
         let (scope, in_etcd) = (actor::Scope::new(), actor::Scope::new());
         let mut address = options.listen;
         let told = |server: &Server| {
-            announce(listening(server));
+            announce(listening(&options.access, server));
             address = server.address;
         };
         let leadership = async {

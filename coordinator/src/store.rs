@@ -9,12 +9,13 @@
 //! | `requests/<request id>` | the id of the sweep that the request made |
 //! | `deleted/<sweep>` | the [`Tombstone`] of a deleted sweep: its id is never given again |
 //! | `drains/<agent>` | the id of an agent that is drained |
+//! | `owners/<agent>` | the [`Owner`] of an agent |
 //! | `newest/<time, descending>-<sweep>` | the sweep's id, so that a listing begins with the newest |
 
 mod records;
 
 pub use records::{
-    Checkpoint, LogEntry, Placement, Revision, StopCause, SweepRecord, Tombstone, TrialRecord,
+    Checkpoint, LogEntry, Owner, Placement, Revision, StopCause, SweepRecord, Tombstone, TrialRecord,
 };
 
 use crate::actors::sweep::Selection;
@@ -73,6 +74,11 @@ impl Store {
     /// Agents that are drained.
     pub async fn drained(&self) -> Result<BTreeSet<AgentId>> {
         Ok(self.read_all(DRAINS).await?.into_iter().collect())
+    }
+
+    /// Agents that belong to a token.
+    pub async fn owners(&self) -> Result<Vec<Owner>> {
+        self.read_all(OWNERS).await
     }
 
     /// Every deleted sweep.
@@ -257,6 +263,11 @@ impl Batch {
         }
     }
 
+    /// Sets whom an agent belongs to.
+    pub fn own(&mut self, owner: &Owner) {
+        self.put(format!("{OWNERS}{}", owner.agent), owner);
+    }
+
     /// Sets what stays of a deleted sweep.
     pub fn tombstone(&mut self, tombstone: &Tombstone) {
         self.put(tombstone_key(&tombstone.sweep), tombstone);
@@ -274,6 +285,8 @@ const NEWEST: &str = "newest/";
 const TOMBSTONES: &str = "deleted/";
 const LOGS: &str = "logs/";
 const DRAINS: &str = "drains/";
+
+const OWNERS: &str = "owners/";
 
 /// What the keys of a trial's log begin with.
 pub(crate) fn log_prefix(sweep: &SweepId, number: u32) -> String {

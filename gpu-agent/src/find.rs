@@ -2,27 +2,47 @@
 
 use crate::AgentError;
 use registry::{Leadership, RegistryError};
+use security::client::AddressError;
+use security::{Client, Line};
 use std::sync::Arc;
 use std::time::Duration;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint, Uri};
 
 /// The pause between signs of life of an idle connection, and the time to answer one.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// The time in which a connection is made: a machine that is gone does not answer at all.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
-/// Where an agent's coordinator is.
+/// Where an agent's coordinator is, and how it is talked to.
 #[derive(Clone)]
-pub enum Coordinator {
-    /// At an address, as `http://host:port`.
+pub struct Coordinator {
+    place: Place,
+    client: Client,
+}
+
+#[derive(Clone)]
+enum Place {
+    /// At an address, as `https://host:port`.
     At(String),
     /// Where the leader of a fleet's coordinators is.
     Leading(Arc<dyn Leadership>),
 }
 
 impl From<String> for Coordinator {
-    fn from(endpoint: String) -> Self {
-        Self::At(endpoint)
+    fn from(address: String) -> Self {
+        Self { place: Place::At(address), client: Client::default() }
+    }
+}
+
+impl Coordinator {
+    /// The one that leads a fleet.
+    pub fn leading(leadership: Arc<dyn Leadership>) -> Self {
+        Self { place: Place::Leading(leadership), client: Client::default() }
+    }
+
+    /// The same, talked to with these certificates.
+    pub fn with(self, client: Client) -> Self {
+        Self { client, ..self }
     }
 }
 
@@ -35,53 +55,58 @@ pub enum FindError {
     /// The registry does not say.
     #[error("it is not known who leads: {0}")]
     Registry(#[from] RegistryError),
-    /// What the leader calls itself is no address.
-    #[error("the leader's address is none: {0}")]
-    Address(String),
+    /// It cannot be connected to.
+    #[error(transparent)]
+    Address(#[from] AddressError),
 }
 
 /// Finds the coordinator.
 #[derive(Clone)]
-pub struct Finder(Where);
-
-#[derive(Clone)]
-enum Where {
-    At(Box<Endpoint>),
-    Leading(Arc<dyn Leadership>),
-}
+pub struct Finder(Coordinator);
 
 impl Finder {
     /// Finds that coordinator.
     ///
     /// # Errors
-    /// The address cannot be read.
+    /// The address, or a file that belongs to it, cannot be read.
     pub fn new(coordinator: Coordinator) -> Result<Self, AgentError> {
-        match coordinator {
-            Coordinator::At(endpoint) => match at(&endpoint) {
-                Ok(found) => Ok(Self(Where::At(Box::new(found)))),
-                Err(problem) => Err(AgentError::Endpoint { endpoint, problem }),
-            },
-            Coordinator::Leading(leadership) => Ok(Self(Where::Leading(leadership))),
+        if let Place::At(address) = &coordinator.place {
+            at(address, &coordinator.client)?;
         }
+        Ok(Self(coordinator))
     }
 
-    /// Where the coordinator is now.
+    /// Where the coordinator is now. Certificates are read anew.
     ///
     /// # Errors
-    /// It is not known.
+    /// It is not known, or cannot be connected to.
     pub async fn find(&self) -> Result<Endpoint, FindError> {
-        match &self.0 {
-            Where::At(endpoint) => Ok(Endpoint::clone(endpoint)),
-            Where::Leading(leadership) => {
-                let leader = leadership.leader().await?.ok_or(FindError::Nobody)?;
-                at(&leader).map_err(|problem| FindError::Address(format!("{leader}: {problem}")))
-            }
-        }
+        let address = match &self.0.place {
+            Place::At(address) => address.clone(),
+            Place::Leading(leadership) => leadership.leader().await?.ok_or(FindError::Nobody)?,
+        };
+        Ok(at(&address, &self.0.client)?)
+    }
+
+    /// Calls over a connection to it, with the agent's token.
+    ///
+    /// # Errors
+    /// The token's file cannot be read.
+    pub fn line(&self, channel: Channel) -> Result<Line, AddressError> {
+        self.0.client.line(channel)
+    }
+
+    /// The same coordinator once more, by another connection with certificates that are read anew.
+    ///
+    /// # Errors
+    /// A file cannot be read.
+    pub fn again(&self, coordinator: &Uri) -> Result<Endpoint, AddressError> {
+        at(&coordinator.to_string(), &self.0.client)
     }
 }
 
-fn at(address: &str) -> Result<Endpoint, String> {
-    let endpoint = Endpoint::from_shared(address.to_string()).map_err(|error| error.to_string())?;
+fn at(address: &str, client: &Client) -> Result<Endpoint, AddressError> {
+    let endpoint = client.endpoint(address)?;
     Ok(endpoint
         .connect_timeout(CONNECT_LIMIT)
         .http2_keep_alive_interval(KEEP_ALIVE)

@@ -113,14 +113,9 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// Why an agent does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// The coordinator's address cannot be read.
-    #[error("{endpoint}: {problem}; give it as http://host:port")]
-    Endpoint {
-        /// What was given.
-        endpoint: String,
-        /// What is wrong with it.
-        problem: String,
-    },
+    /// The coordinator's address, or a certificate for it, cannot be used.
+    #[error(transparent)]
+    Address(#[from] security::client::AddressError),
     /// This build cannot train on that device.
     #[error("{device}: this build trains on the device `{cpu}` alone", cpu = devices::CPU)]
     Device {
@@ -217,7 +212,7 @@ async fn start_on(
     let home = Home::open(&options.data_dir)?;
     let id = home.agent_id()?;
     let spool = open_spool(&home)?;
-    let transfers = Transfers::default();
+    let transfers = Transfers::new(finder.clone());
     let mut devices = Vec::new();
     for device in &options.devices {
         let host = host(device, &scope)

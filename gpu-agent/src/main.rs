@@ -5,6 +5,7 @@ use domain::SystemClock;
 use gpu_agent::devices::choose::Found;
 use gpu_agent::engine::child::{self, ChildError};
 use gpu_agent::{Coordinator, DeviceOptions, Options, SHUTDOWN_GRACE, devices};
+use security::args::{ClientArgs, EtcdArgs};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::io::IsTerminal;
@@ -71,6 +72,8 @@ struct AgentArgs {
     /// What the fleet's keys in etcd begin with.
     #[arg(long, env = "LORAFLEET_ETCD_PREFIX", default_value = "/lorafleet", value_name = "PREFIX")]
     etcd_prefix: String,
+    #[command(flatten)]
+    etcd_access: EtcdArgs,
     /// The agent's own folder: its name, and what was not acknowledged yet.
     #[arg(long, env = "LORAFLEET_DATA_DIR", default_value = "./lorafleet-agent", value_name = "DIR")]
     data_dir: PathBuf,
@@ -83,6 +86,8 @@ struct AgentArgs {
     /// What is said of this machine where agents are listed.
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
+    #[command(flatten)]
+    client: ClientArgs,
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -143,14 +148,14 @@ async fn run(args: AgentArgs) -> Result<(), End> {
     let coordinator = args.coordinator.map(Coordinator::from).or_else(|| fleet.coordinator());
     let coordinator = coordinator.ok_or_else(|| End::invalid("name the coordinator, or the fleet's etcd"))?;
     let options = Options {
-        coordinator,
+        coordinator: coordinator.with(args.client.client()),
         data_dir: args.data_dir,
         devices: devices.clone(),
         labels: labels.clone(),
         clock: Arc::new(SystemClock::new()),
     };
     let agent = gpu_agent::start(options, scope.clone()).await.map_err(|error| match error {
-        gpu_agent::AgentError::InUse { .. } | gpu_agent::AgentError::Endpoint { .. } => End::invalid(error),
+        gpu_agent::AgentError::InUse { .. } | gpu_agent::AgentError::Address(_) => End::invalid(error),
         error => End::failed(error),
     })?;
     fleet.register(&agent.id, &devices, &labels, &in_etcd);
@@ -222,7 +227,12 @@ mod fleet {
         if args.etcd.is_empty() {
             return Ok(Fleet(None));
         }
-        let options = EtcdOptions { prefix: args.etcd_prefix.clone(), ..EtcdOptions::new(args.etcd.clone()) };
+        let options = EtcdOptions {
+            prefix: args.etcd_prefix.clone(),
+            client: args.etcd_access.client(),
+            user: args.etcd_access.user().map_err(End::invalid)?,
+            ..EtcdOptions::new(args.etcd.clone())
+        };
         let members = Members::connect(&options).await.map_err(End::failed)?;
         Ok(Fleet(Some(members)))
     }
@@ -230,7 +240,7 @@ mod fleet {
     impl Fleet {
         /// Where the leader is, if there is a fleet.
         pub(super) fn coordinator(&self) -> Option<Coordinator> {
-            self.0.clone().map(|members| Coordinator::Leading(Arc::new(members)))
+            self.0.clone().map(|members| Coordinator::leading(Arc::new(members)))
         }
 
         /// Enters the agent, as long as the scope is not cancelled.

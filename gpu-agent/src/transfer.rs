@@ -3,9 +3,11 @@
 
 use crate::Assignment;
 use crate::engine::{Checkpoint, CheckpointDirs};
+use crate::find::Finder;
 use bytes::Bytes;
 use proto::v1::agent_service_client::AgentServiceClient;
 use proto::v1::{self, CheckpointPart};
+use security::Line;
 use sha2::{Digest, Sha256};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,7 +16,7 @@ use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Uri;
 use tonic::{Code, Status, Streaming};
 use v1::download_checkpoint_response::Piece as Down;
 use v1::upload_checkpoint_request::Piece as Up;
@@ -46,7 +48,8 @@ pub enum TransferError {
 
 impl From<Status> for TransferError {
     fn from(status: Status) -> Self {
-        let text = format!("{}: {}", status.code(), status.message());
+        let text = security::explain(&status);
+        let text = text.unwrap_or_else(|| format!("{}: {}", status.code(), status.message()));
         match status.code() {
             // A trial that is gone is as little ours as one that was given to somebody else.
             Code::Aborted | Code::NotFound => Self::Fenced(text),
@@ -62,35 +65,35 @@ fn io(path: &Path) -> impl FnOnce(io::Error) -> TransferError + '_ {
     move |source| TransferError::Io { path: path.into(), source }
 }
 
-/// The checkpoint plane. Clones share its connection, which opens when it is used.
-#[derive(Debug, Clone, Default)]
-pub struct Transfers(Arc<Mutex<Option<Way>>>);
-
-/// The way to the coordinator.
-#[derive(Debug)]
-struct Way {
-    to: Uri,
-    client: AgentServiceClient<Channel>,
+/// The checkpoint plane. Each transfer has a connection of its own, with certificates that are read anew.
+#[derive(Clone)]
+pub struct Transfers {
+    finder: Finder,
+    /// The coordinator of the session; clones share it.
+    to: Arc<Mutex<Option<Uri>>>,
 }
 
 impl Transfers {
+    /// Transfers to the coordinator that [`Transfers::follow`] names, reached as the finder reaches it.
+    pub fn new(finder: Finder) -> Self {
+        Self { finder, to: Arc::default() }
+    }
+
     /// Transfers to that coordinator from now on.
-    pub fn follow(&self, endpoint: &Endpoint) {
-        let mut current = self.current();
-        if current.as_ref().is_none_or(|way| way.to != *endpoint.uri()) {
-            let client = AgentServiceClient::new(endpoint.connect_lazy());
-            *current = Some(Way { to: endpoint.uri().clone(), client });
-        }
+    pub fn follow(&self, coordinator: &Uri) {
+        *self.to() = Some(coordinator.clone());
     }
 
-    fn current(&self) -> MutexGuard<'_, Option<Way>> {
+    fn to(&self) -> MutexGuard<'_, Option<Uri>> {
         // Nothing that can panic is done while it is held.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.to.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn client(&self) -> Result<AgentServiceClient<Channel>, TransferError> {
-        let client = self.current().as_ref().map(|way| way.client.clone());
-        client.ok_or_else(|| TransferError::Later("no coordinator was found yet".into()))
+    fn client(&self) -> Result<AgentServiceClient<Line>, TransferError> {
+        let to = self.to().clone();
+        let to = to.ok_or_else(|| TransferError::Later("no coordinator was found yet".into()))?;
+        let line = self.finder.again(&to).and_then(|endpoint| self.finder.line(endpoint.connect_lazy()));
+        Ok(AgentServiceClient::new(line.map_err(|error| TransferError::Later(error.to_string()))?))
     }
 
     /// Uploads a checkpoint. When it returns, the checkpoint is durable and the trial's record points at it.

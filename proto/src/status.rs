@@ -2,6 +2,7 @@
 
 use crate::convert::ConvertError;
 use crate::limits::{NAME_BYTES, REFUSAL_BYTES, cut};
+use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
@@ -36,6 +37,19 @@ pub enum RpcError {
     Storage(String),
     /// Another coordinator leads; ask that one: its address, where it is known.
     Standby(Option<String>),
+    /// Nobody knows who calls.
+    Unauthenticated(String),
+    /// Who calls may not do this.
+    Denied(String),
+    /// A client asks too much: who, why, and when to try again.
+    Exhausted {
+        /// The client.
+        client: String,
+        /// What it has too much of, and what to do.
+        why: String,
+        /// Time until another try may succeed.
+        retry: Duration,
+    },
     /// A defect on our side.
     Internal(String),
 }
@@ -55,6 +69,11 @@ impl RpcError {
             Self::Unavailable(why) => Self::Unavailable(short(why)),
             Self::Storage(why) => Self::Storage(short(why)),
             Self::Standby(leader) => Self::Standby(leader.map(short)),
+            Self::Unauthenticated(why) => Self::Unauthenticated(short(why)),
+            Self::Denied(why) => Self::Denied(short(why)),
+            Self::Exhausted { client, why, retry } => {
+                Self::Exhausted { client: id(client), why: short(why), retry }
+            }
             Self::Internal(why) => Self::Internal(short(why)),
         }
     }
@@ -124,6 +143,18 @@ impl From<RpcError> for Status {
                     details,
                 )
             }
+            RpcError::Unauthenticated(why) => {
+                Status::with_error_details(Code::Unauthenticated, why, info("UNAUTHENTICATED"))
+            }
+            RpcError::Denied(why) => {
+                Status::with_error_details(Code::PermissionDenied, why, info("PERMISSION_DENIED"))
+            }
+            RpcError::Exhausted { client, why, retry } => {
+                let mut details = info("EXHAUSTED");
+                details.set_retry_info(Some(retry));
+                details.add_quota_failure_violation(client, why.clone());
+                Status::with_error_details(Code::ResourceExhausted, why, details)
+            }
             RpcError::Internal(why) => Status::with_error_details(Code::Internal, why, info("INTERNAL")),
         }
     }
@@ -179,6 +210,12 @@ mod tests {
             (RpcError::DataLoss("sha256".into()), Code::DataLoss),
             (RpcError::Unavailable("later".into()), Code::Unavailable),
             (RpcError::Storage("disk".into()), Code::Unavailable),
+            (RpcError::Unauthenticated("who".into()), Code::Unauthenticated),
+            (RpcError::Denied("no".into()), Code::PermissionDenied),
+            (
+                RpcError::Exhausted { client: "c".into(), why: "much".into(), retry: Duration::from_secs(1) },
+                Code::ResourceExhausted,
+            ),
             (RpcError::Internal("defect".into()), Code::Internal),
         ] {
             let status = Status::from(error);

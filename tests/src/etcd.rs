@@ -1,5 +1,6 @@
 //! A real etcd of one node, for as long as a test has it.
 
+use crate::certificates::Pair;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -8,7 +9,7 @@ use std::process::{Child, Command, Stdio};
 #[derive(Debug)]
 pub struct Etcd {
     process: Child,
-    /// Where it serves, as `http://127.0.0.1:<port>`.
+    /// Where it serves, as `http://127.0.0.1:<port>` or `https://127.0.0.1:<port>`.
     pub endpoint: String,
 }
 
@@ -17,15 +18,33 @@ impl Etcd {
     ///
     /// # Panics
     /// It does not start.
-    #[allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
     pub fn start(dir: &Path) -> Option<Self> {
-        let any = "http://127.0.0.1:0";
+        Self::start_with(dir, "http", |_| {})
+    }
+
+    /// The same over TLS, for clients with a certificate of that authority. Their common name is their user.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub fn start_secured(dir: &Path, own: &Pair, authority: &Path) -> Option<Self> {
+        Self::start_with(dir, "https", |command| {
+            command.arg("--cert-file").arg(&own.cert).arg("--key-file").arg(&own.key);
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(authority);
+        })
+    }
+
+    #[allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+    fn start_with(dir: &Path, scheme: &str, how: impl FnOnce(&mut Command)) -> Option<Self> {
+        let any = &format!("{scheme}://127.0.0.1:0");
         // A cluster of one speaks to no peer: nobody needs to reach it at this address.
         let peer = "http://127.0.0.1:1";
-        let started = Command::new("etcd")
+        let mut command = Command::new("etcd");
+        how(&mut command);
+        let started = command
             .arg("--data-dir")
             .arg(dir)
-            .args(["--listen-client-urls", any, "--advertise-client-urls", any, "--listen-peer-urls", any])
+            .args(["--listen-client-urls", any, "--advertise-client-urls", any, "--listen-peer-urls"])
+            .arg("http://127.0.0.1:0")
             .args(["--initial-advertise-peer-urls", peer, "--initial-cluster", &format!("default={peer}")])
             .args(["--logger", "zap", "--log-outputs", "stderr"])
             .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH.replace("aarch64", "arm64"))
@@ -51,7 +70,7 @@ impl Etcd {
         let address = address.unwrap_or_else(|| panic!("etcd did not start:\n{}", said.join("\n")));
         // Its pipe must not run full.
         std::thread::spawn(move || lines.for_each(drop));
-        Some(Self { process, endpoint: format!("http://{address}") })
+        Some(Self { process, endpoint: format!("{scheme}://{address}") })
     }
 
     /// Sends its process a signal, such as `STOP`.

@@ -1,6 +1,9 @@
 //! What the end-to-end tests share.
 
+pub mod certificates;
 pub mod etcd;
+pub mod log;
+pub mod program;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -10,18 +13,6 @@ pub fn root() -> PathBuf {
     let mut root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     root.pop();
     root
-}
-
-/// A program of the workspace. `cargo test --workspace` builds it.
-///
-/// # Panics
-/// It is not built.
-#[allow(clippy::expect_used, reason = "a test fails by panicking")]
-pub fn program(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a test knows its program");
-    let path = test.ancestors().nth(2).map(|folder| folder.join(name)).unwrap_or_default();
-    assert!(path.exists(), "{} is not built: cargo build --release --workspace", path.display());
-    path
 }
 
 /// Says that this machine cannot run a test, and why: on the spot, and at the end of `tests/run`.

@@ -56,6 +56,7 @@ async fn coordinator(dir: &Path, clock: Arc<dyn Clock>, scope: &Scope) -> String
         clock,
         heartbeat: Duration::from_millis(100),
         lease: Duration::from_secs(20),
+        access: coordinator::Access::default(),
     };
     let server = coordinator::start(options, scope.clone()).await.unwrap();
     format!("http://{}", server.address)

@@ -38,7 +38,7 @@ fn settings_are_the_programs() {
         ("coordinator", "coordinator.env", &["--artifacts", dir][..], "10.0.0.2:7401"),
         ("gpu-agent", "gpu-agent.env", &["--data-dir", dir, "--devices", "99"], "99"),
     ] {
-        let help = run(Command::new(tests::program(program)).arg("--help"));
+        let help = run(Command::new(tests::program::path(program)).arg("--help"));
         let settings = settings(file);
         assert!(settings.len() > 3, "{file} has settings");
         for (name, value) in &settings {
@@ -49,7 +49,7 @@ fn settings_are_the_programs() {
             );
             assert!(!value.is_empty(), "{file}: {name} has no value");
         }
-        let mut command = Command::new(tests::program(program));
+        let mut command = Command::new(tests::program::path(program));
         let output = command.envs(settings).args(arguments).current_dir(dir).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(!output.status.success() && said.contains(lacks), "{program}: {said}");
@@ -71,7 +71,7 @@ fn systemd_takes_the_units() {
         assert!(content.contains(&start), "{unit}");
         // systemd asks that what a unit starts is there.
         let path = dir.path().join(unit);
-        let there = format!("ExecStart={}\n", tests::program(program).display());
+        let there = format!("ExecStart={}\n", tests::program::path(program).display());
         std::fs::write(&path, content.replace(&start, &there)).unwrap();
         let output = Command::new("systemd-analyze").arg("verify").arg(&path).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -117,7 +117,7 @@ fn container_files_name_what_there_is() {
                 ["COPY", _, ref programs @ .., _] => {
                     for program in programs {
                         let name = Path::new(program).file_name().unwrap().to_str().unwrap();
-                        assert!(tests::program(name).exists());
+                        assert!(tests::program::path(name).exists());
                     }
                 }
                 ["RUN", "cargo", "build", ..] => {

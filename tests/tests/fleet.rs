@@ -10,55 +10,14 @@ use proto::v1::trial_service_client::TrialServiceClient;
 use registry::Leadership;
 use registry::etcd::{EtcdOptions, Members};
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Lines};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
+use tests::program::{self, Program};
 
 /// What a test waits for at most.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Seconds of the leader's lease.
 const ELECTION_TTL: &str = "2";
-
-/// A running program. It is killed when it is dropped.
-struct Program {
-    child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Program {
-    fn start(name: &str, arguments: &[&str]) -> Self {
-        let mut command = Command::new(tests::program(name));
-        command.args(arguments).env("LORAFLEET_LOG", "warn").stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self { child, lines }
-    }
-
-    /// The rest of its next line that begins so.
-    fn says(&mut self, beginning: &str) -> String {
-        let found = self.lines.find_map(|line| Some(line.unwrap().strip_prefix(beginning)?.to_string()));
-        found.unwrap_or_else(|| panic!("it ended before it said `{beginning}`"))
-    }
-
-    fn kill(mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-
-    /// Told to stop as a service manager does it; whether it says that all went well.
-    fn terminate(mut self) -> bool {
-        tests::signal(self.child.id(), "TERM");
-        self.child.wait().unwrap().success()
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// A fleet over one etcd.
 struct Fleet {
@@ -126,7 +85,7 @@ async fn a_leader_and_an_agent_are_killed_and_nothing_is_lost() {
 
     // Whoever asks the one that stands by is sent to the one that leads.
     let list = |endpoint: &str| {
-        let output = Command::new(tests::program("lorafleet"))
+        let output = Command::new(program::path("lorafleet"))
             .args(["list", "-o", "json", "--endpoint", endpoint])
             .output();
         let output = output.unwrap();
@@ -213,12 +172,14 @@ fn arguments_that_are_refused() {
         ("coordinator", &["--election-ttl", "1"], "2..=300"),
         ("gpu-agent", &[], "--coordinator"),
         ("gpu-agent", &["--coordinator", "http://127.0.0.1:1", "--devices", "7"], "no GPU \"7\""),
-        ("gpu-agent", &["--coordinator", "not an address"], "http://host:port"),
+        ("gpu-agent", &["--coordinator", "not an address"], "https://HOST:PORT"),
+        ("coordinator", &["--tls-cert", "x"], "--tls-key"),
+        ("coordinator", &["--tls-cert", "gone.crt", "--tls-key", "gone.key"], "gone.crt: No such file"),
     ];
     let dir = tempfile::tempdir().unwrap();
     for (name, arguments, expected) in rows {
         let output =
-            Command::new(tests::program(name)).args(*arguments).current_dir(dir.path()).output().unwrap();
+            Command::new(program::path(name)).args(*arguments).current_dir(dir.path()).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.contains(expected), "{name} {arguments:?}: {said}");
         assert_eq!(output.status.code(), Some(2), "{name} {arguments:?}: {said}");

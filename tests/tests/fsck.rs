@@ -27,6 +27,7 @@ async fn run(dir: &Path, sweeps: &[Value]) -> Vec<String> {
         clock: clock.clone(),
         heartbeat: Duration::from_millis(100),
         lease: Duration::from_secs(20),
+        access: coordinator::Access::default(),
     };
     let server = coordinator::start(options, coordinator_scope.clone()).await.unwrap();
     let endpoint = format!("http://{}", server.address);

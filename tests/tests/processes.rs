@@ -31,7 +31,8 @@ fn role() {
         let (data_dir, heartbeat, lease) = (dir.into(), Duration::from_millis(100), Duration::from_secs(5));
         let address = if role == "coordinator" {
             let listen = address.parse().unwrap();
-            let options = coordinator::Options { data_dir, listen, clock, heartbeat, lease };
+            let access = coordinator::Access::default();
+            let options = coordinator::Options { data_dir, listen, clock, heartbeat, lease, access };
             coordinator::start(options, scope.clone()).await.unwrap().address.to_string()
         } else {
             let endpoint = format!("http://{address}");

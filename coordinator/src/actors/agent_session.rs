@@ -9,8 +9,10 @@ use super::directory::Directory;
 use super::dispatcher::{Dispatcher, SessionId};
 use super::message::{FromAgent, Numbered, Outbox, StopReason, ToAgent, TrialEvent, Unreachable};
 use super::sweep::Standing;
+use crate::access::Caller;
 use crate::error::{CoordinatorError, Result};
 use crate::history::{History, HistoryError};
+use crate::owners::Owners;
 use crate::trouble::{RETRY, Storage, Trouble};
 use actor::{Gone, Scope};
 use domain::fleet::Holding;
@@ -32,6 +34,8 @@ pub struct Desk {
     pub dispatcher: Dispatcher,
     /// Metric history.
     pub history: History,
+    /// Which token an agent belongs to.
+    pub owners: Owners,
     /// What cannot be written now.
     pub trouble: Trouble,
     /// Silence after which a stream counts as dead.
@@ -48,6 +52,7 @@ pub async fn serve(
     desk: Desk,
     incoming: impl Stream<Item = Result<FromAgent>>,
     outbox: Outbox,
+    caller: Caller,
     scope: Scope,
 ) {
     let mut incoming = pin!(incoming);
@@ -62,6 +67,10 @@ pub async fn serve(
         Ok(None) | Err(_) => return,
     };
     let id = agent.id.clone();
+    if let Err(error) = desk.owners.claim(&id, &caller).await {
+        tracing::warn!(agent = %id, %error, "not let in");
+        return outbox.refuse(error);
+    }
     tracing::info!(agent = %id, holdings = holdings.len(), "connected");
     let Ok(session) = desk.dispatcher.connect(agent, holdings, outbox.clone()).await else { return };
     let talk = Session { desk: &desk, agent: &id, session, outbox: &outbox };
@@ -164,17 +173,19 @@ impl Session<'_> {
     /// Takes one message to where it is durable.
     async fn work(&self, message: Numbered<Body>) -> (Numbered<()>, Result<()>) {
         let Numbered { trial, attempt, sequence, body } = message;
-        let done = match body {
-            Body::Metrics(points) => self.metrics(&trial, attempt, points).await,
-            Body::Event(event) => self.desk.directory.event(&trial, attempt, *event).await,
+        // The attempt may be current and another agent's.
+        let done = match self.desk.directory.standing(&trial, attempt, Some(self.agent)).await {
+            Err(error) => Err(error),
+            Ok(Standing::Over) => Ok(()),
+            Ok(Standing::Current) => match body {
+                Body::Metrics(points) => self.metrics(&trial, attempt, points).await,
+                Body::Event(event) => self.desk.directory.event(&trial, attempt, *event).await,
+            },
         };
         (Numbered { trial, attempt, sequence, body: () }, done)
     }
 
     async fn metrics(&self, trial: &TrialId, attempt: Attempt, points: Vec<MetricPoint>) -> Result<()> {
-        if self.desk.directory.standing(trial, attempt).await? == Standing::Over {
-            return Ok(());
-        }
         while let Err(error) = self.desk.history.append(trial, attempt, points.clone()).await {
             if !matches!(error, HistoryError::Io { .. }) {
                 return Err(error.into());

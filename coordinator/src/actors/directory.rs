@@ -151,14 +151,14 @@ impl Directory {
     ///
     /// # Errors
     /// `Fenced` if it does not; `NotFound` if there is no such trial.
-    pub async fn standing(&self, id: &TrialId, attempt: Attempt) -> Result<Standing> {
+    pub async fn standing(&self, id: &TrialId, attempt: Attempt, by: Option<&AgentId>) -> Result<Standing> {
         let (sweep, number) = parts(id)?;
         if let Some(sweep) = self.find(&sweep)
-            && let Ok(standing) = sweep.standing(number, attempt).await
+            && let Ok(standing) = sweep.standing(number, attempt, by.cloned()).await
         {
             return standing;
         }
-        Standing::of(&self.trial(id).await?.trial, attempt)
+        Standing::of(&self.trial(id).await?.trial, attempt, by)
     }
 
     /// Durable points of an attempt.
@@ -278,7 +278,7 @@ impl Directory {
 
     /// The sweep is not running: a message about one of its trials can only be a repetition.
     async fn repetition(&self, id: &TrialId, attempt: Attempt) -> Result<()> {
-        match self.standing(id, attempt).await? {
+        match self.standing(id, attempt, None).await? {
             Standing::Over => Ok(()),
             Standing::Current => Err(Gone.into()),
         }

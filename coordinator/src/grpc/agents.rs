@@ -1,6 +1,7 @@
 //! `AgentService`: the control stream, put into domain words. Checkpoints are in `checkpoints`.
 
 use super::{Answers, Services, checkpoints};
+use crate::access::Caller;
 use crate::actors::agent_session;
 use crate::actors::message::{
     Assignment, Ending, FromAgent, Numbered, Outbox, StopReason, ToAgent, TrialEvent,
@@ -25,6 +26,7 @@ impl AgentService for Services {
         &self,
         request: Request<Streaming<v1::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        let caller = Caller::of(&request);
         let said = request.into_inner();
         // A connection that breaks ends the stream like one that is closed: the agent comes back.
         let incoming = said.take_while(|message| std::future::ready(message.is_ok())).map(|message| {
@@ -34,7 +36,7 @@ impl AgentService for Services {
         let (outbox, outgoing) = Outbox::new();
         let (desk, scope) = (self.desk.clone(), self.scope.clone());
         self.scope.spawn("agent session", async move {
-            agent_session::serve(desk, incoming, outbox, scope).await;
+            agent_session::serve(desk, incoming, outbox, caller, scope).await;
         });
         let answers = ReceiverStream::new(outgoing)
             .map(|message| message.map(to_agent).map_err(|error| Status::from(RpcError::from(error))));
@@ -45,7 +47,7 @@ impl AgentService for Services {
         &self,
         request: Request<Streaming<v1::UploadCheckpointRequest>>,
     ) -> Result<Response<v1::UploadCheckpointResponse>, Status> {
-        Ok(Response::new(checkpoints::upload(self, request.into_inner()).await?))
+        Ok(Response::new(checkpoints::upload(self, request).await?))
     }
 
     type DownloadCheckpointStream = Answers<v1::DownloadCheckpointResponse>;
@@ -54,7 +56,7 @@ impl AgentService for Services {
         &self,
         request: Request<v1::DownloadCheckpointRequest>,
     ) -> Result<Response<Self::DownloadCheckpointStream>, Status> {
-        Ok(Response::new(checkpoints::download(self, request.into_inner()).await?))
+        Ok(Response::new(checkpoints::download(self, request).await?))
     }
 }
 

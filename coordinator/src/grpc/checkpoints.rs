@@ -1,28 +1,31 @@
 //! The checkpoint plane of `AgentService`: files in and out of the object store.
 
 use super::{Answers, Services};
+use crate::access::Caller;
 use crate::actors::sweep::Standing;
 use crate::artifacts::{ArtifactError, Artifacts, FileSpec, Part};
 use crate::error::{CoordinatorError, Result};
 use crate::trouble::Storage;
 use bytes::Bytes;
-use domain::{Attempt, TrialId, crash};
+use domain::{AgentId, Attempt, TrialId, crash};
 use futures::{Stream, StreamExt, TryStreamExt};
 use proto::v1;
 use proto::v1::download_checkpoint_response::Piece as Down;
 use proto::v1::upload_checkpoint_request::Piece as Up;
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming};
 
 /// Takes a checkpoint in: checked against the assignment, stored, then pointed at.
 pub async fn upload(
     services: &Services,
-    mut pieces: Streaming<v1::UploadCheckpointRequest>,
+    request: Request<Streaming<v1::UploadCheckpointRequest>>,
 ) -> std::result::Result<v1::UploadCheckpointResponse, Status> {
+    let caller = Caller::of(&request);
+    let mut pieces = request.into_inner();
     let Some(Up::Header(header)) = pieces.message().await?.and_then(|m| m.piece) else {
         return Err(CoordinatorError::invalid("header", "must come first").into());
     };
     let (trial, attempt, step) = (TrialId::new(header.trial_id), Attempt(header.attempt), header.step);
-    current(services, &trial, attempt).await?;
+    current(services, &trial, attempt, &caller).await?;
     let files = header.files.into_iter().map(file_spec).collect::<Result<_>>()?;
     let begun = services.artifacts.begin(&trial, attempt, step, files);
     let mut upload = begun.map_err(CoordinatorError::from)?;
@@ -66,10 +69,12 @@ fn told<T>(services: &Services, done: std::result::Result<T, ArtifactError>) -> 
 /// Streams the newest complete checkpoint of a trial to the agent that holds it.
 pub async fn download(
     services: &Services,
-    request: v1::DownloadCheckpointRequest,
+    request: Request<v1::DownloadCheckpointRequest>,
 ) -> Result<Answers<v1::DownloadCheckpointResponse>> {
+    let caller = Caller::of(&request);
+    let request = request.into_inner();
     let (trial, attempt) = (TrialId::new(request.trial_id), Attempt(request.attempt));
-    current(services, &trial, attempt).await?;
+    current(services, &trial, attempt, &caller).await?;
     let checkpoint = services.desk.directory.trial(&trial).await?.checkpoint;
     let checkpoint = checkpoint.ok_or_else(|| CoordinatorError::not_found("checkpoint of trial", &trial))?;
     let mut files = Vec::new();
@@ -90,8 +95,14 @@ pub async fn download(
     Ok(Box::pin(first.chain(data.map_err(Status::from))))
 }
 
-async fn current(services: &Services, trial: &TrialId, attempt: Attempt) -> Result<()> {
-    match services.desk.directory.standing(trial, attempt).await? {
+/// Refuses an attempt that is not current, or that an agent of another token holds.
+async fn current(services: &Services, trial: &TrialId, attempt: Attempt, caller: &Caller) -> Result<()> {
+    if caller.name().is_some()
+        && let Some(agent) = services.desk.directory.trial(trial).await?.trial.agent
+    {
+        services.desk.owners.check(&AgentId::new(agent), caller).await?;
+    }
+    match services.desk.directory.standing(trial, attempt, None).await? {
         Standing::Current => Ok(()),
         Standing::Over => Err(CoordinatorError::Fenced { trial: trial.clone(), attempt }),
     }

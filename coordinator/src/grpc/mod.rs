@@ -5,15 +5,19 @@ mod adapters;
 mod agents;
 mod checkpoints;
 mod fleet;
+pub mod guard;
+pub mod limit;
 mod page;
 mod sweeps;
 mod trials;
 
+use crate::access::Access;
 use crate::actors::agent_session::Desk;
 use crate::artifacts::Artifacts;
 use crate::error::{CoordinatorError, Result};
 use actor::Scope;
 use domain::{Clock, SweepId, TrialId};
+use limit::Limits;
 use proto::v1::adapter_service_server::{self, AdapterServiceServer};
 use proto::v1::agent_service_server::{self, AgentServiceServer};
 use proto::v1::fleet_service_server::{self, FleetServiceServer};
@@ -23,18 +27,19 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::Response;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::ServingStatus;
 use tonic_reflection::pb as reflection;
 use tower::util::MapResponseLayer;
 
 /// Silence on a connection after which the other side is asked for a sign of life.
 const KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// Calls that one connection may have open; a client opens another connection for more.
+const STREAMS: u32 = 256;
 
 /// Every service of the server, for the health service to report.
 const SERVED: [&str; 8] = [
@@ -60,6 +65,8 @@ pub struct Services {
     pub artifacts: Artifacts,
     /// The hour.
     pub clock: Arc<dyn Clock>,
+    /// Who may call what.
+    pub access: Access,
     /// Where the coordinator keeps things.
     pub data_dir: PathBuf,
     /// Ends streams, and with them the server.
@@ -67,7 +74,7 @@ pub struct Services {
 }
 
 /// Serves until the scope is cancelled.
-pub async fn serve(services: Services, listener: TcpListener) -> std::result::Result<(), ServeError> {
+pub async fn serve(services: Services, incoming: crate::Incoming) -> std::result::Result<(), ServeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
     for name in SERVED {
         health.set_service_status(name, ServingStatus::Serving).await;
@@ -78,12 +85,15 @@ pub async fn serve(services: Services, listener: TcpListener) -> std::result::Re
             .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
+    let access = services.access.clone();
+    let limits = Limits::new(access.terms, services.clock.clone());
+    let guard = guard::Guard { access, limits };
     let scope = services.scope.clone();
-    // An answer is sent at once: it would otherwise wait some 40 ms for the other side's acknowledgement of its head.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
+        .max_concurrent_streams(STREAMS)
         .layer(MapResponseLayer::new(explained))
+        .layer(guard)
         .add_service(health_service)
         .add_service(described().build_v1()?)
         .add_service(described().build_v1alpha()?)

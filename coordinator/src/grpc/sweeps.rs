@@ -31,7 +31,7 @@ impl SweepService for Services {
         self.writable().await?;
         let request = request.into_inner();
         let request_id = request_id(&request.request_id)?;
-        let spec = sweep_spec(request.spec)?;
+        let spec = self.sweep_spec(request.spec)?;
         let (count, most) = (request.base_models.len(), limits::BASE_MODELS);
         if count > most {
             return Err(CoordinatorError::invalid("base_models", format!("are {count}, above {most}")).into());
@@ -102,7 +102,7 @@ impl SweepService for Services {
         let request = request.into_inner();
         let id = sweep_id(request.sweep_id)?;
         let request_id = request_id(&request.request_id)?;
-        let spec = sweep_spec(request.spec)?;
+        let spec = self.sweep_spec(request.spec)?;
         let sweep = self.desk.directory.operate(&id, Operation::Extend(request_id, Box::new(spec))).await?;
         Ok(Response::new(v1::ExtendSweepResponse { sweep: Some(convert::sweep(&sweep)) }))
     }
@@ -162,10 +162,14 @@ impl SweepService for Services {
     }
 }
 
-fn sweep_spec(spec: Option<prost_types::Struct>) -> Result<SweepSpec> {
-    let document =
-        convert::sweep_document(spec).map_err(|e| CoordinatorError::invalid(e.field, e.problem))?;
-    SweepSpec::from_document(&document).map_err(CoordinatorError::problems)
+impl Services {
+    fn sweep_spec(&self, spec: Option<prost_types::Struct>) -> Result<SweepSpec> {
+        let document =
+            convert::sweep_document(spec).map_err(|e| CoordinatorError::invalid(e.field, e.problem))?;
+        let spec = SweepSpec::from_document(&document).map_err(CoordinatorError::problems)?;
+        self.access.allow.check(&document)?;
+        Ok(spec)
+    }
 }
 
 /// A caller's UUID in its one spelling: hyphenated, in lower case.

@@ -141,6 +141,15 @@ impl SweepRecord {
     }
 }
 
+/// An agent, and the name of the token that it belongs to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// The agent.
+    pub agent: AgentId,
+    /// The token's name.
+    pub token: String,
+}
+
 /// A trial, and what only the coordinator needs to know of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrialRecord {

@@ -10,9 +10,9 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use prost::Message;
 use proto::v1::session_request::Message as Say;
 use proto::{convert, v1};
+use security::Line;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
@@ -72,7 +72,7 @@ pub fn methods() -> Vec<String> {
 }
 
 /// Sends messages to a call and reads its answers; of a call that follows something, the first.
-pub async fn send(channel: &Channel, method: &str, messages: Vec<Vec<u8>>) -> Result<(), Status> {
+pub async fn send(channel: &Line, method: &str, messages: Vec<Vec<u8>>) -> Result<(), Status> {
     let mut client = tonic::client::Grpc::new(channel.clone());
     client.ready().await.unwrap();
     let path = PathAndQuery::try_from(method).unwrap();

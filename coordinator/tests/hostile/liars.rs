@@ -49,6 +49,9 @@ async fn what_is_not_an_agents_own_is_stopped() {
     let released = || Some(Event::Released(v1::Released { reason: "r".into() }));
     let stops = [
         metrics(&trial, 2, 1, vec![point(1, 1, 0, "loss", 1.0)]),
+        // The very attempt, and of another agent.
+        metrics(&trial, 1, 1, vec![point(2, 1, 0, "loss", 9.0)]),
+        event(&trial, 1, 1, released()),
         metrics(&trial, 0, 1, vec![]),
         metrics(&trial, u32::MAX, u64::MAX, vec![]),
         metrics(&format!("{sweep}/2"), 0, 1, vec![]),

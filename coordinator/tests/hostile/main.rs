@@ -13,6 +13,7 @@ mod fixture;
 mod liars;
 mod memory;
 mod requests;
+mod stolen;
 mod together;
 
 use fixture::Fixture;

@@ -11,7 +11,6 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use tonic::transport::Channel;
 use v1::session_request::Message as Say;
 
 const DIR: &str = "LORAFLEET_TEST_DIR";
@@ -28,6 +27,7 @@ fn role() {
             clock: Arc::new(SystemClock::new()),
             heartbeat: LONG / 4,
             lease: LONG,
+            access: coordinator::Access::default(),
         };
         println!("ready {}", coordinator::start(options, scope.clone()).await.unwrap().address);
         scope.cancelled().await;
@@ -87,7 +87,7 @@ fn messages(round: usize) -> Vec<Vec<u8>> {
 async fn hostile_input_does_not_fill_the_servers_memory() {
     let dir = tempfile::tempdir().unwrap();
     let server = Server::start(dir.path());
-    let channel = Channel::from_shared(format!("http://{}", server.1)).unwrap().connect().await.unwrap();
+    let channel = super::fixture::line(&format!("http://{}", server.1), None).await;
     let round = async |round| {
         for message in messages(round) {
             for method in methods() {

@@ -7,16 +7,16 @@ use proto::v1::agent_service_client::AgentServiceClient;
 use proto::v1::session_request::Message as Say;
 use proto::v1::session_response::Message as Hear;
 use proto::v1::trial_event::Event;
+use security::Line;
 use sha2::{Digest, Sha256};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 pub struct FakeAgent {
-    client: AgentServiceClient<Channel>,
+    client: AgentServiceClient<Line>,
     say: mpsc::Sender<v1::SessionRequest>,
     hear: Streaming<v1::SessionResponse>,
     holdings: Arc<Mutex<Vec<v1::Holding>>>,
@@ -52,7 +52,11 @@ pub fn holding(assign: &v1::Assign, step: u64) -> v1::Holding {
 
 impl FakeAgent {
     pub async fn connect(fixture: &Fixture, hello: v1::Hello) -> Self {
-        let mut client = AgentServiceClient::new(fixture.channel.clone());
+        Self::connect_over(fixture.channel.clone(), hello).await
+    }
+
+    pub async fn connect_over(line: Line, hello: v1::Hello) -> Self {
+        let mut client = AgentServiceClient::new(line);
         let (say, outgoing) = mpsc::channel(64);
         let holdings = Arc::new(Mutex::new(hello.holdings.clone()));
         say.send(v1::SessionRequest { message: Some(Say::Hello(hello)) }).await.unwrap();

@@ -1,7 +1,7 @@
 //! A coordinator on a free port with its data in a temporary directory, and clients for it.
 
 use actor::Scope;
-use coordinator::{Options, Server};
+use coordinator::{Access, Options, Server};
 use domain::{Clock, SystemClock};
 use proto::convert;
 use proto::v1;
@@ -9,11 +9,12 @@ use proto::v1::adapter_service_client::AdapterServiceClient;
 use proto::v1::fleet_service_client::FleetServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
 use proto::v1::trial_service_client::TrialServiceClient;
+use security::client::Token;
+use security::{Client, Line, Secret};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
-use tonic::transport::Channel;
 use tonic::{Status, Streaming};
 
 /// Longer than anything here should take on a busy machine.
@@ -30,7 +31,10 @@ pub struct Fixture {
     lease: Duration,
     clock: Arc<dyn Clock>,
     scope: Scope,
-    pub channel: Channel,
+    access: Access,
+    endpoint: String,
+    /// Without a token, or with that of [`Fixture::start_guarded`].
+    pub channel: Line,
 }
 
 impl Fixture {
@@ -40,41 +44,57 @@ impl Fixture {
 
     /// A coordinator with a clock of the test's own.
     pub async fn start_at(lease: Duration, clock: Arc<dyn Clock>) -> Self {
+        Self::begin(lease, clock, Access::default(), None).await
+    }
+
+    /// A coordinator that asks for tokens, and calls with one.
+    pub async fn start_guarded(lease: Duration, access: Access, token: &str) -> Self {
+        Self::begin(lease, Arc::new(SystemClock::new()), access, Some(token)).await
+    }
+
+    async fn begin(lease: Duration, clock: Arc<dyn Clock>, access: Access, token: Option<&str>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let (scope, channel) = serve(&dir, lease, clock.clone()).await;
-        Self { dir, lease, clock, scope, channel }
+        let (scope, endpoint) = serve(&dir, lease, clock.clone(), access.clone()).await;
+        let channel = line(&endpoint, token).await;
+        Self { dir, lease, clock, scope, access, endpoint, channel }
+    }
+
+    /// A connection of somebody else's.
+    pub async fn line(&self, token: &str) -> Line {
+        line(&self.endpoint, Some(token)).await
     }
 
     /// Ends the coordinator and starts another on the same directory.
     pub async fn restart(&mut self) {
-        assert!(self.scope.finish(PATIENCE).await, "the coordinator did not end in time");
-        (self.scope, self.channel) = serve(&self.dir, self.lease, self.clock.clone()).await;
+        self.stop_and(|_| std::future::ready(())).await;
     }
 
     /// Ends the coordinator, does something to its directory, and starts another on it.
     pub async fn stop_and<F: Future<Output = ()>>(&mut self, work: impl FnOnce(std::path::PathBuf) -> F) {
         assert!(self.scope.finish(PATIENCE).await, "the coordinator did not end in time");
         work(self.dir().to_path_buf()).await;
-        (self.scope, self.channel) = serve(&self.dir, self.lease, self.clock.clone()).await;
+        let begun = serve(&self.dir, self.lease, self.clock.clone(), self.access.clone()).await;
+        (self.scope, self.endpoint) = begun;
+        self.channel = line(&self.endpoint, None).await;
     }
 
     pub fn dir(&self) -> &std::path::Path {
         self.dir.path()
     }
 
-    pub fn sweeps(&self) -> SweepServiceClient<Channel> {
+    pub fn sweeps(&self) -> SweepServiceClient<Line> {
         SweepServiceClient::new(self.channel.clone())
     }
 
-    pub fn trials(&self) -> TrialServiceClient<Channel> {
+    pub fn trials(&self) -> TrialServiceClient<Line> {
         TrialServiceClient::new(self.channel.clone())
     }
 
-    pub fn adapters(&self) -> AdapterServiceClient<Channel> {
+    pub fn adapters(&self) -> AdapterServiceClient<Line> {
         AdapterServiceClient::new(self.channel.clone())
     }
 
-    pub fn fleet(&self) -> FleetServiceClient<Channel> {
+    pub fn fleet(&self) -> FleetServiceClient<Line> {
         FleetServiceClient::new(self.channel.clone())
     }
 
@@ -119,7 +139,7 @@ impl Fixture {
     }
 }
 
-async fn serve(dir: &TempDir, lease: Duration, clock: Arc<dyn Clock>) -> (Scope, Channel) {
+async fn serve(dir: &TempDir, lease: Duration, clock: Arc<dyn Clock>, access: Access) -> (Scope, String) {
     let scope = Scope::new();
     let options = Options {
         data_dir: dir.path().to_path_buf(),
@@ -127,10 +147,17 @@ async fn serve(dir: &TempDir, lease: Duration, clock: Arc<dyn Clock>) -> (Scope,
         clock,
         heartbeat: lease / 4,
         lease,
+        access,
     };
     let Server { address, .. } = coordinator::start(options, scope.clone()).await.unwrap();
-    let channel = Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap();
-    (scope, channel)
+    (scope, format!("http://{address}"))
+}
+
+/// A connection, with a token or without one.
+pub async fn line(endpoint: &str, token: Option<&str>) -> Line {
+    let token = token.map(|token| Token::Given(Secret::from(token.to_string())));
+    let client = Client { token, ..Client::default() };
+    client.line(client.endpoint(endpoint).unwrap().connect().await.unwrap()).unwrap()
 }
 
 /// What a watcher hears.

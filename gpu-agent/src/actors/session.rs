@@ -99,6 +99,7 @@ impl Session {
     async fn run(mut self) -> Infallible {
         loop {
             let Err(error) = self.serve().await;
+            let error = security::explain(&error).unwrap_or_else(|| error.to_string());
             tracing::warn!(%error, pause = ?self.pause, "not connected to the coordinator; training goes on");
             tokio::time::sleep(jittered(self.pause)).await;
             self.pause = (self.pause * 2).min(LONGEST_PAUSE);
@@ -108,8 +109,9 @@ impl Session {
     /// One connection, from `Hello` to its end.
     async fn serve(&mut self) -> Result<Infallible, SessionError> {
         let endpoint = self.finder.find().await?;
-        self.transfers.follow(&endpoint);
-        let mut client = AgentServiceClient::new(endpoint.connect().await?);
+        self.transfers.follow(endpoint.uri());
+        let mut client =
+            AgentServiceClient::new(self.finder.line(endpoint.connect().await?).map_err(FindError::from)?);
         let (outgoing, requests) = mpsc::channel(OUTGOING);
         // There is room: the channel is new.
         let _ = outgoing.try_send(self.hello());

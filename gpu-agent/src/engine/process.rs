@@ -75,6 +75,8 @@ impl Running {
     fn start(launch: &Launch) -> std::io::Result<Self> {
         let mut command = tokio::process::Command::new(&launch.program);
         command.args(&launch.arguments).envs(launch.variables.iter().cloned());
+        // It calls nobody.
+        command.env_remove(security::args::TOKEN_VARIABLE);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         // A Ctrl-C in the terminal is for the agent, which has its engines write checkpoints.
         #[cfg(unix)]

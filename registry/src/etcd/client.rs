@@ -37,7 +37,7 @@ impl std::fmt::Debug for Etcd {
 pub(super) type Found = (Vec<u8>, Vec<u8>, i64);
 
 impl Etcd {
-    /// Connects, and sees that somebody answers.
+    /// Connects, and sees that somebody answers: who leads, which everyone may ask.
     pub(super) async fn connect(options: &EtcdOptions) -> Result<Self> {
         let endpoints = options.endpoints.join(",");
         let settings = ConnectOptions::new()
@@ -45,13 +45,20 @@ impl Etcd {
             .with_connect_timeout(KEEP_ALIVE)
             .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE)
             .with_keep_alive_while_idle(true);
-        let connect = Client::connect(&options.endpoints, Some(settings));
-        let client = connect.await.map_err(|error| {
-            RegistryError::Storage(format!("etcd at {endpoints}: {error}; write http://HOST:2379"))
-        })?;
+        let failed = |problem: String| RegistryError::Storage(format!("etcd at {endpoints}: {problem}"));
+        let client = async {
+            let settings = authenticated(settings, options).map_err(|error| failed(error.to_string()))?;
+            let connect = Client::connect(&options.endpoints, Some(settings));
+            connect.await.map_err(|error| {
+                failed(format!("{}; write https://HOST:2379, or http:// without TLS", explained(&error)))
+            })
+        };
+        // It signs in first, where it has a user; an etcd that does not answer would be waited for without end.
+        let client = tokio::time::timeout(DEADLINE, client);
+        let client = client.await.map_err(|_| failed(silence()))??;
         let prefix = options.prefix.trim_end_matches('/').to_string();
         let etcd = Self { client, prefix, endpoints };
-        etcd.get(etcd.state(""), GetOptions::new().with_count_only()).await?;
+        etcd.get(format!("{}/", etcd.election()), GetOptions::new().with_count_only()).await?;
         Ok(etcd)
     }
 
@@ -70,11 +77,8 @@ impl Etcd {
             RegistryError::Storage(format!("etcd at {}: {what}: {problem}", self.endpoints))
         };
         match tokio::time::timeout(DEADLINE, call).await {
-            Ok(answer) => answer.map_err(|error| failed(error.to_string())),
-            Err(_) => Err(failed(format!(
-                "no answer within {} s; is it running, with a majority?",
-                DEADLINE.as_secs()
-            ))),
+            Ok(answer) => answer.map_err(|error| failed(explained(&error))),
+            Err(_) => Err(failed(silence())),
         }
     }
 
@@ -148,6 +152,34 @@ impl Etcd {
     pub(super) fn member(&self, id: &str) -> String {
         format!("{}/agents/{id}", self.prefix)
     }
+}
+
+/// With certificates, and a user who signs in again when etcd forgot of it.
+fn authenticated(
+    mut settings: ConnectOptions,
+    options: &EtcdOptions,
+) -> std::result::Result<ConnectOptions, security::FileError> {
+    if options.endpoints.iter().any(|endpoint| endpoint.starts_with("https://")) {
+        settings = settings.with_tls(options.client.tls()?);
+    }
+    if let Some((user, password)) = &options.user {
+        settings = settings.with_user(user, password.expose()).with_auto_token_refresh(true);
+    }
+    Ok(settings)
+}
+
+/// What etcd, or the way to it, says, and what to do.
+fn explained(error: &etcd_client::Error) -> String {
+    let why = match error {
+        etcd_client::Error::TransportError(error) => security::explain(error),
+        etcd_client::Error::GRpcStatus(status) => security::explain(status),
+        _ => None,
+    };
+    why.unwrap_or_else(|| error.to_string())
+}
+
+fn silence() -> String {
+    format!("no answer within {} s; is it running, with a majority?", DEADLINE.as_secs())
 }
 
 /// The least key after every key that begins with `prefix`, which is not empty.

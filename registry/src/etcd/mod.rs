@@ -33,6 +33,7 @@ use client::Etcd;
 use etcd_client::GetOptions;
 use futures::future::{BoxFuture, FutureExt};
 use lease::Lease;
+use security::{Client, Secret};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{RwLock, watch};
@@ -48,12 +49,16 @@ const CAMPAIGN_PAUSE: Duration = Duration::from_millis(500);
 /// Where etcd is, and where in it our keys are.
 #[derive(Debug, Clone)]
 pub struct EtcdOptions {
-    /// Addresses, as `http://host:2379`; any one that answers will do.
+    /// Addresses, as `https://host:2379`; any one that answers will do.
     pub endpoints: Vec<String>,
     /// What our keys begin with; fleets with different prefixes share an etcd without knowing of each other.
     pub prefix: String,
     /// Time after its last sign of life that a leader counts as gone. At least two seconds.
     pub ttl: Duration,
+    /// What is trusted, and shown, where the addresses are `https://`.
+    pub client: Client,
+    /// A user of etcd and the password.
+    pub user: Option<(String, Secret)>,
 }
 
 impl EtcdOptions {
@@ -64,7 +69,7 @@ impl EtcdOptions {
 
     /// With the usual prefix and term.
     pub fn new(endpoints: Vec<String>) -> Self {
-        Self { endpoints, prefix: Self::PREFIX.into(), ttl: Self::TTL }
+        Self { endpoints, prefix: Self::PREFIX.into(), ttl: Self::TTL, client: Client::default(), user: None }
     }
 }
 

@@ -4,13 +4,13 @@
 use crate::Failure;
 use proto::v1;
 use proto::v1::agent_service_client::AgentServiceClient;
+use security::Line;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
 use v1::session_request::Message as Request;
 use v1::session_response::Message as Response;
 use v1::trial_event::Event;
@@ -49,7 +49,7 @@ struct Held {
 ///
 /// # Errors
 /// The coordinator refuses the stream.
-pub(super) async fn serve(plan: Plan, channel: Channel) -> Result<(), Failure> {
+pub(super) async fn serve(plan: Plan, channel: Line) -> Result<(), Failure> {
     let (outgoing, requests) = mpsc::channel(OUTGOING);
     let hello = Request::Hello(v1::Hello { agent: Some(agent(&plan)), holdings: Vec::new() });
     let closed = || Failure::failed("the coordinator closed an agent's stream");

@@ -52,9 +52,10 @@ pub enum Standing {
 }
 
 impl Standing {
-    /// Where an attempt of a trial stands; an error if it is not the trial's newest.
-    pub fn of(trial: &Trial, attempt: Attempt) -> Result<Self> {
-        match trial.attempt == attempt {
+    /// Where an attempt of a trial stands; an error if it is not the trial's newest, or not that of the agent which asks.
+    pub fn of(trial: &Trial, attempt: Attempt, by: Option<&AgentId>) -> Result<Self> {
+        let its_own = by.is_none_or(|agent| trial.agent.as_deref() == Some(agent.as_str()));
+        match trial.attempt == attempt && its_own {
             true if trial.state.holds_device() => Ok(Self::Current),
             true if trial.state.is_terminal() => Ok(Self::Over),
             _ => Err(CoordinatorError::Fenced { trial: trial.id.clone(), attempt }),

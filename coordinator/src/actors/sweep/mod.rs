@@ -108,7 +108,7 @@ enum Query {
     Subscribe(Reply<broadcast::Receiver<Change>>),
     Trial(u32, Reply<Result<TrialRecord>>),
     Trials(Selection, Reply<Vec<TrialRecord>>),
-    Standing(u32, Attempt, Reply<Result<Standing>>),
+    Standing(u32, Attempt, Option<AgentId>, Reply<Result<Standing>>),
 }
 
 /// What is answered once it is durable.
@@ -198,13 +198,14 @@ impl SweepHandle {
         self.query(|reply| Query::Trials(selection, reply)).await
     }
 
-    /// Whether a message about an attempt still counts.
+    /// Whether a message about an attempt still counts; `by`: from that agent.
     pub async fn standing(
         &self,
         number: u32,
         attempt: Attempt,
+        by: Option<AgentId>,
     ) -> std::result::Result<Result<Standing>, Gone> {
-        self.query(|reply| Query::Standing(number, attempt, reply)).await
+        self.query(|reply| Query::Standing(number, attempt, by, reply)).await
     }
 
     /// Durable points of an attempt.

@@ -197,7 +197,10 @@ impl RunningSweep {
             Query::Subscribe(reply) => drop(reply.send(self.changes.subscribe())),
             Query::Trial(number, reply) => drop(reply.send(self.ledger.get(number).cloned())),
             Query::Trials(selection, reply) => drop(reply.send(self.select(&selection))),
-            Query::Standing(number, attempt, reply) => drop(reply.send(self.standing(number, attempt))),
+            Query::Standing(number, attempt, by, reply) => {
+                let trial = self.ledger.get(number).map(|record| &record.trial);
+                drop(reply.send(trial.and_then(|trial| Standing::of(trial, attempt, by.as_ref()))));
+            }
         }
     }
 
@@ -248,7 +251,7 @@ impl RunningSweep {
     }
 
     fn standing(&self, number: u32, attempt: Attempt) -> Result<Standing> {
-        Standing::of(&self.ledger.get(number)?.trial, attempt)
+        Standing::of(&self.ledger.get(number)?.trial, attempt, None)
     }
 
     fn metrics(&mut self, number: u32, attempt: Attempt, points: &[MetricPoint]) -> Result<()> {
