@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use tests::certificates::Authority;
 
 fn deploy(name: &str) -> PathBuf {
     tests::root().join("config/deploy").join(name)
@@ -33,6 +34,18 @@ fn settings(file: &str) -> Vec<(String, String)> {
 #[test]
 fn settings_are_the_programs() {
     let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new(dir.path(), "authority");
+    let pair = authority.issue("coordinator");
+    let (tokens, token) = (dir.path().join("tokens.yaml"), dir.path().join("token"));
+    std::fs::write(&tokens, "[]").unwrap();
+    std::fs::write(&token, "lft_0").unwrap();
+    let files = [
+        ("LORAFLEET_TLS_CERT", &pair.cert),
+        ("LORAFLEET_TLS_KEY", &pair.key),
+        ("LORAFLEET_TOKENS", &tokens),
+        ("LORAFLEET_CA", &authority.ca),
+        ("LORAFLEET_TOKEN_FILE", &token),
+    ];
     let dir = dir.path().to_str().unwrap();
     for (program, file, arguments, lacks) in [
         ("coordinator", "coordinator.env", &["--artifacts", dir][..], "10.0.0.2:7401"),
@@ -50,7 +63,7 @@ fn settings_are_the_programs() {
             assert!(!value.is_empty(), "{file}: {name} has no value");
         }
         let mut command = Command::new(tests::program::path(program));
-        let output = command.envs(settings).args(arguments).current_dir(dir).output().unwrap();
+        let output = command.envs(settings).envs(files).args(arguments).current_dir(dir).output().unwrap();
         let said = String::from_utf8(output.stderr).unwrap();
         assert!(!output.status.success() && said.contains(lacks), "{program}: {said}");
     }
