@@ -103,14 +103,15 @@ impl ModelShape {
 
     /// Operations of one token's training pass: forward and the gradient by the input of every frozen
     /// product (2 × 2 × parameters), the head once each way, the low-rank products three times (forward and
-    /// both gradients), and causal attention over `length` tokens: (length + 1) / 2 keys on average, two
+    /// both gradients), the gradient by the weight of what is trained whole (2 × parameters), and causal attention over `length` tokens: (length + 1) / 2 keys on average, two
     /// products forward, five backward.
-    pub fn flops_per_token(&self, trainable_parameters: u64, length: u64) -> f64 {
+    pub fn flops_per_token(&self, trainable_parameters: u64, saved: Saved, length: u64) -> f64 {
         let frozen = 4.0 * (self.linear_parameters() + self.vocab_size * self.hidden_size) as f64;
-        let low_rank = 6.0 * trainable_parameters as f64;
+        let low_rank = 6.0 * trainable_parameters.saturating_sub(saved.parameters) as f64;
+        let whole = 2.0 * saved.multiplied as f64;
         let keys = (length as f64 + 1.0) / 2.0;
         let width = (self.num_attention_heads * self.head_dim * self.num_hidden_layers) as f64;
-        frozen + low_rank + 7.0 * 2.0 * keys * width
+        frozen + low_rank + whole + 7.0 * 2.0 * keys * width
     }
 }
 
@@ -257,19 +258,22 @@ impl ModelShape {
         // output are gone: the gradients by queries, keys and values, head by head and joined, and what head norms give.
         let normed = if self.query_key_norms { query + key_value } else { 0 };
         let attention = (2 * (query + 2 * key_value) + normed).saturating_sub(2 * inter);
-        // So has a linear layer. Dropout makes the input's gradient apart and masks it; magnitudes need outputs again.
+        // So has a linear layer. Dropout makes the input's gradient apart and masks it; with magnitudes there are two.
         let mut beside = if load.saved.has_linears { inter } else { 0 };
         beside += if load.has_dropout { 2 * inter } else { 0 };
-        beside += if load.has_magnitudes { 2 * hidden } else { 0 };
+        beside += if load.has_dropout && load.has_magnitudes { inter } else { 0 };
         let backward = element * tokens * (again + beside + attention.max(hidden + 2 * inter));
+        // The embedding's gradient is there when all else of the pass is gone.
+        let last = if load.saved.has_embedding { 4 * self.vocab_size * hidden } else { 0 };
+        let adapter = 20 * load.trainable_parameters + 4 * load.initial_parameters;
         let pass = PeakBytes {
             weights: self.base_bytes(load.precision),
-            adapter: 20 * load.trainable_parameters + 4 * load.initial_parameters,
+            adapter: adapter.saturating_sub(last),
             activations: element * tokens * (kept * layer + recomputed * hidden),
             working: loss.max(backward),
         };
         // With nothing of the pass left, AdamW makes a matrix and its moments anew.
-        let update = PeakBytes { activations: 0, working: 12 * load.saved.largest, ..pass };
+        let update = PeakBytes { adapter, activations: 0, working: 12 * load.saved.largest, ..pass };
         if update.total() > pass.total() { update } else { pass }
     }
 
@@ -441,7 +445,7 @@ mod tests {
     /// The design's floor: 26.7 GFLOP a token forward and dX at 7B.
     #[test]
     fn operations_of_a_token() {
-        let giga = OPEN_LLAMA_7B.flops_per_token(39_976_960, 512) / 1e9;
+        let giga = OPEN_LLAMA_7B.flops_per_token(39_976_960, Saved::default(), 512) / 1e9;
         assert!((26.0..28.5).contains(&giga), "{giga}");
     }
 
