@@ -204,7 +204,8 @@ fn document(planned: &Planned) -> Value {
     let steps = config.total_steps(preflight.rows);
     let tensors = 2 * preflight.target_modules + preflight.saved_modules;
     let length = u64::from(config.max_sequence_length);
-    let flops = shape.flops_per_token(preflight.trainable_parameters, length);
+    let saved = shape.saved(config.modules_to_save.as_deref());
+    let flops = shape.flops_per_token(preflight.trainable_parameters, saved, length);
     json!({
         "trial": trial.number,
         "parameters": trial.parameters,

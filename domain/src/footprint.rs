@@ -109,17 +109,19 @@ impl ModelShape {
 
     /// Operations of one token's training pass: forward and the gradient by the input of every frozen
     /// product (2 × 2 × parameters), the head once each way, the low-rank products three times (forward and
-    /// both gradients), and causal attention over `length` tokens: (length + 1) / 2 keys on average, fewer in layers
-    /// with a window, two products forward, five backward.
-    pub fn flops_per_token(&self, trainable_parameters: u64, length: u64) -> f64 {
+    /// both gradients), the gradient by the weight of what is trained whole (2 × parameters), and causal attention
+    /// over `length` tokens: (length + 1) / 2 keys on average, fewer in layers with a window, two products forward,
+    /// five backward.
+    pub fn flops_per_token(&self, trainable_parameters: u64, saved: Saved, length: u64) -> f64 {
         let frozen = 4.0 * (self.linear_parameters() + self.vocab_size * self.hidden_size) as f64;
-        let low_rank = 6.0 * trainable_parameters as f64;
+        let low_rank = 6.0 * trainable_parameters.saturating_sub(saved.parameters) as f64;
+        let whole = 2.0 * saved.multiplied as f64;
         let windowed = self.windowed_layers() as f64;
         let full = self.num_hidden_layers as f64 - windowed;
         let window = self.sliding_window.unwrap_or(length).min(length);
         let keys = full * average_keys(length, length) + windowed * average_keys(length, window);
         let width = (self.num_attention_heads * self.head_dim) as f64;
-        frozen + low_rank + 7.0 * 2.0 * keys * width
+        frozen + low_rank + whole + 7.0 * 2.0 * keys * width
     }
 
     /// Layers that have a window.
@@ -278,19 +280,22 @@ impl ModelShape {
         // output are gone: the gradients by queries, keys and values, head by head and joined, and what head norms give.
         let normed = if self.query_key_norms { query + key_value } else { 0 };
         let attention = (2 * (query + 2 * key_value) + normed).saturating_sub(2 * inter);
-        // So has a linear layer. Dropout makes the input's gradient apart and masks it; magnitudes need outputs again.
+        // So has a linear layer. Dropout makes the input's gradient apart and masks it; with magnitudes there are two.
         let mut beside = if load.saved.has_linears { inter } else { 0 };
         beside += if load.has_dropout { 2 * inter } else { 0 };
-        beside += if load.has_magnitudes { 2 * hidden } else { 0 };
+        beside += if load.has_dropout && load.has_magnitudes { inter } else { 0 };
         let backward = element * tokens * (again + beside + attention.max(hidden + 2 * inter));
+        // The embedding's gradient is there when all else of the pass is gone.
+        let last = if load.saved.has_embedding { 4 * self.vocab_size * hidden } else { 0 };
+        let adapter = 20 * load.trainable_parameters + 4 * load.initial_parameters;
         let pass = PeakBytes {
             weights: self.base_bytes(load.precision),
-            adapter: 20 * load.trainable_parameters + 4 * load.initial_parameters,
+            adapter: adapter.saturating_sub(last),
             activations: element * tokens * (kept * layer + recomputed * hidden),
             working: loss.max(backward),
         };
         // With nothing of the pass left, AdamW makes a matrix and its moments anew.
-        let update = PeakBytes { activations: 0, working: 12 * load.saved.largest, ..pass };
+        let update = PeakBytes { adapter, activations: 0, working: 12 * load.saved.largest, ..pass };
         if update.total() > pass.total() { update } else { pass }
     }
 
@@ -472,7 +477,7 @@ mod tests {
     /// The design's floor: 26.7 GFLOP a token forward and dX at 7B.
     #[test]
     fn operations_of_a_token() {
-        let giga = OPEN_LLAMA_7B.flops_per_token(39_976_960, 512) / 1e9;
+        let giga = OPEN_LLAMA_7B.flops_per_token(39_976_960, Saved::default(), 512) / 1e9;
         assert!((26.0..28.5).contains(&giga), "{giga}");
     }
 
@@ -490,7 +495,9 @@ mod tests {
         let attention = |shape: ModelShape, length: u64| {
             let none = ModelShape { num_attention_heads: 0, num_key_value_heads: 0, ..shape };
             let frozen = shape.linear_parameters() - none.linear_parameters();
-            shape.flops_per_token(0, length) - none.flops_per_token(0, length) - 4.0 * frozen as f64
+            shape.flops_per_token(0, Saved::default(), length)
+                - none.flops_per_token(0, Saved::default(), length)
+                - 4.0 * frozen as f64
         };
         for (length, window, layers) in
             [(512, 4096, 32), (512, 512, 32), (8192, 4096, 32), (100, 7, 3), (64, 1, 32)]
@@ -499,12 +506,18 @@ mod tests {
             let want = 14.0 * 4096.0 * seen / length as f64;
             let got = attention(windowed(window, layers), length);
             assert!(
-                (got - want).abs() < 1e-9 * shape.flops_per_token(0, length),
+                (got - want).abs() < 1e-9 * shape.flops_per_token(0, Saved::default(), length),
                 "{length} {window} {layers}"
             );
         }
-        assert_eq!(windowed(512, 32).flops_per_token(9, 512), shape.flops_per_token(9, 512));
-        assert_eq!(windowed(7, 0).flops_per_token(9, 512), shape.flops_per_token(9, 512));
+        assert_eq!(
+            windowed(512, 32).flops_per_token(9, Saved::default(), 512),
+            shape.flops_per_token(9, Saved::default(), 512)
+        );
+        assert_eq!(
+            windowed(7, 0).flops_per_token(9, Saved::default(), 512),
+            shape.flops_per_token(9, Saved::default(), 512)
+        );
     }
 
     /// On a GPU a block's scores are those of the keys that its queries see, if no layer sees more.

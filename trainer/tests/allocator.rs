@@ -45,8 +45,10 @@ const PANEL: usize = 256;
 /// Ten shapes, drawn: model, its family's own, rank, batch, length, numbers, layers computed again.
 #[test]
 fn the_peak_of_the_allocator_is_predicted() {
-    let (clock, mut buffers) = (SystemClock::new(), 0);
-    for seed in 0..10u64 {
+    let (clock, mut buffers, mut ratios) = (SystemClock::new(), 0, Vec::new());
+    // The first trial of a process also makes what each thread keeps for matrix products for good, which is as large as
+    // a part of the processor's cache and not as the trial: it is not counted.
+    for (round, seed) in [2u64].into_iter().chain(0..10).enumerate() {
         let key = rng::key(seed, "shape");
         let pick = |i: u64, choices: &[usize]| choices[(rng::bits(key, i) % choices.len() as u64) as usize];
         let heads = pick(0, &[4, 8]);
@@ -136,6 +138,12 @@ fn the_peak_of_the_allocator_is_predicted() {
             trial.precision_mode,
             trial.gradient_checkpointing,
         );
-        assert!((0.95..1.05).contains(&ratio), "seed {seed}: {predicted} predicted, {measured} handed out");
+        if round > 0 {
+            ratios.push(ratio);
+        }
     }
+    assert!(
+        ratios.iter().all(|ratio| (0.95..1.05).contains(ratio)),
+        "predicted beside handed out: {ratios:?}"
+    );
 }

@@ -20,6 +20,10 @@ pub struct Saved {
     pub parameters: u64,
     /// Elements of the largest matrix among them.
     pub largest: u64,
+    /// Elements of the matrices among them that rows are multiplied by: all but the embedding's.
+    pub multiplied: u64,
+    /// Whether the embedding is one.
+    pub has_embedding: bool,
     /// Whether the output head is one.
     pub has_head: bool,
     /// Whether a linear layer of the decoder is one.
@@ -60,6 +64,9 @@ impl ModelShape {
         modules.fold(Saved::default(), |sum, module| Saved {
             parameters: sum.parameters + module.matrix + module.vector,
             largest: sum.largest.max(module.matrix),
+            multiplied: sum.multiplied
+                + if module.path.ends_with("embed_tokens") { 0 } else { module.matrix },
+            has_embedding: sum.has_embedding || module.path.ends_with("embed_tokens"),
             has_head: sum.has_head || module.path == Self::HEAD,
             has_linears: sum.has_linears || module.path.ends_with("_proj"),
         })
