@@ -108,6 +108,56 @@ fn a_qwen3_is_planned_with_its_own_heads() {
     assert_eq!(rows[0]["peak"]["weights"], json!(2 * base + 2 * norms));
 }
 
+/// A model in 4 bits is planned with the magnitudes that it has; in other numbers it is as large as any.
+#[test]
+fn a_model_in_4_bits_is_planned_as_its_files_have_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let weights = |double: Option<bool>, mode: &str| {
+        write_config(dir.path());
+        let path = dir.path().join("config.json");
+        let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        config["quantization_config"] = double.map_or(Value::Null, |double| {
+            json!({
+                "quant_method": "bitsandbytes", "load_in_4bit": true, "bnb_4bit_quant_type": "nf4",
+                "bnb_4bit_use_double_quant": double,
+            })
+        });
+        std::fs::write(&path, config.to_string()).unwrap();
+        let mode = format!("--precision-mode={mode}");
+        rows(dir.path(), &[&mode, "--device=A100-40GB"])[0]["peak"]["weights"].as_u64().unwrap()
+    };
+    let (double, single) = (weights(Some(true), "4bit"), weights(Some(false), "4bit"));
+    assert_eq!(double, weights(None, "4bit"));
+    assert!(single > double);
+    assert_eq!(weights(Some(false), "float16"), weights(None, "float16"));
+    weights(Some(false), "4bit");
+    let output = plan(dir.path(), &["--double-quant=true"]);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(message.contains("--double-quant: is true, but the model was quantised with"), "{message}");
+}
+
+/// Mistral 7B v0.1's window of 4,096 keys saves operations of rows that are longer.
+#[test]
+fn a_windows_operations_are_planned() {
+    let dir = tempfile::tempdir().unwrap();
+    let flops = |window: Value, length: u64| {
+        let config = json!({
+            "model_type": "mistral", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 14_336,
+            "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 32_000,
+            "max_position_embeddings": 32_768, "rms_norm_eps": 1e-5, "sliding_window": window,
+        });
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let length = format!("--max-sequence-length={length}");
+        rows(dir.path(), &[&length, "--device=A100-40GB"])[0]["flops_per_token"].as_f64().unwrap()
+    };
+    assert_eq!(flops(json!(4096), 4096), flops(Value::Null, 4096));
+    // 14 operations a key and element of the 32 layers' queries; 8,192 queries see 3,072.25 keys on average, not 4,096.5.
+    let saved = flops(Value::Null, 8192) - flops(json!(4096), 8192);
+    let want = 14.0 * 32.0 * 4096.0 * (4096.5 - 3072.25);
+    assert!((saved - want).abs() < 1e-6 * want, "{saved}, not {want}");
+}
+
 #[test]
 fn what_cannot_be_planned_is_named() {
     let dir = tempfile::tempdir().unwrap();

@@ -7,7 +7,7 @@ use domain::sweep::check_config;
 use domain::trial::TrialConfig;
 use serde_json::{Map, Value, json};
 use std::path::PathBuf;
-use trainer::model::ModelConfig;
+use trainer::model::{ModelConfig, Quantization};
 
 /// Values of parameters, each a list.
 #[derive(Debug, clap::Args)]
@@ -30,7 +30,7 @@ pub(super) struct Args {
     /// With 4bit, the numbers of embedding and head. float16 unless given.
     #[arg(long, alias = "compute_dtype", requires = "model")]
     compute_dtype: Option<String>,
-    /// With 4bit, whether magnitudes are quantised too.
+    /// With 4bit, whether magnitudes are quantised too. true unless given or the model is in 4 bits already.
     #[arg(long, alias = "double_quant", requires = "model")]
     double_quant: Option<bool>,
     /// Accelerators of the catalogue (A100-40GB), CPU, or bytes (24GB). All of the catalogue unless given.
@@ -104,9 +104,10 @@ impl Device {
 
 /// Runs the verb for a model.
 pub(super) fn run(args: &Args, format: Format) -> Result<(), Failure> {
-    let (shape, positions) = shape(args)?;
+    let config = config(args)?;
+    let (shape, positions) = (config.shape(), config.max_position_embeddings as u64);
     let devices = Device::named(&args.device)?;
-    let configs = configs(args)?;
+    let configs = configs(args, config.quantization)?;
     match &args.solve {
         Some(parameter) => {
             let solve = |config| devices.iter().map(move |device| (config, device));
@@ -122,20 +123,28 @@ pub(super) fn run(args: &Args, format: Format) -> Result<(), Failure> {
     }
 }
 
-/// The model's shape, and the longest sequence that it knows.
-fn shape(args: &Args) -> Result<(ModelShape, u64), Failure> {
+/// The model's configuration.
+fn config(args: &Args) -> Result<ModelConfig, Failure> {
     let path = args.model.clone().unwrap_or_default();
     let path = if path.is_dir() { path.join("config.json") } else { path };
     let text = std::fs::read_to_string(&path).map_err(|e| {
         Failure::invalid(format!("{}: cannot be read ({e}); name a model's config.json", path.display()))
     })?;
-    let config = ModelConfig::parse(&text)
-        .map_err(|(problem, remedy)| Failure::invalid(format!("{}: {problem}; {remedy}", path.display())))?;
-    Ok((config.shape(), config.max_position_embeddings as u64))
+    ModelConfig::parse(&text)
+        .map_err(|(problem, remedy)| Failure::invalid(format!("{}: {problem}; {remedy}", path.display())))
 }
 
 /// Every combination of the values, checked by the rules of sweep files.
-fn configs(args: &Args) -> Result<Vec<TrialConfig>, Failure> {
+fn configs(args: &Args, quantization: Option<Quantization>) -> Result<Vec<TrialConfig>, Failure> {
+    // Files in 4 bits have quantised magnitudes or not.
+    let of_files = quantization.map(|quantization| quantization.double_quant);
+    if let (Some(asked), Some(has)) = (args.double_quant, of_files)
+        && asked != has
+    {
+        return Err(Failure::invalid(format!(
+            "--double-quant: is {asked}, but the model was quantised with bnb_4bit_use_double_quant {has}; leave it out"
+        )));
+    }
     let numbers = |values: &[u32]| values.iter().map(|value| json!(value)).collect::<Vec<_>>();
     let precision = args.precision_mode.iter().map(|mode| json!(mode)).collect::<Vec<_>>();
     let precision = if precision.is_empty() { vec![json!("float16")] } else { precision };
@@ -147,7 +156,7 @@ fn configs(args: &Args) -> Result<Vec<TrialConfig>, Failure> {
     ];
     let mut rows = vec![Map::from_iter([
         ("compute_dtype".to_string(), json!(args.compute_dtype.as_deref().unwrap_or("float16"))),
-        ("double_quant".to_string(), json!(args.double_quant.unwrap_or(true))),
+        ("double_quant".to_string(), json!(args.double_quant.or(of_files).unwrap_or(true))),
     ])];
     for (name, values) in axes.into_iter().filter(|(_, values)| !values.is_empty()) {
         let with = |row: &Map<String, Value>| {
