@@ -63,6 +63,18 @@ fn a_models_shape_travels_unchanged() {
     ] {
         assert_eq!(ModelShape::try_from(v1::ModelShape::from(shape)).unwrap(), shape);
     }
+    // Who knows nothing of windows says nothing of them.
+    let old = v1::ModelShape { sliding_window: None, sliding_window_layers: 0, ..shape.into() };
+    assert_eq!(ModelShape::try_from(old).unwrap(), shape);
+    for (windows, want) in [
+        ((Some(0), 1), "sliding_window: is 0, not in 1 to 16777216"),
+        ((Some(u64::MAX), 1), "sliding_window: is 18446744073709551615, not in 1 to 16777216"),
+        ((Some(8), 5), "sliding_window_layers: is 5, of 4 layers"),
+    ] {
+        let (sliding_window, sliding_window_layers) = windows;
+        let wire = v1::ModelShape { sliding_window, sliding_window_layers, ..shape.into() };
+        assert_eq!(ModelShape::try_from(wire).unwrap_err().to_string(), want);
+    }
 }
 
 #[test]

@@ -161,6 +161,36 @@ mod tests {
         }
     }
 
+    /// The footprint model knows how long windows are, and of how many layers.
+    #[test]
+    fn windows_are_counted_in_the_shape() {
+        let some = ["full_attention", "sliding_attention", "full_attention"];
+        for (family, change, want) in [
+            ("llama", json!({}), (None, 0)),
+            ("mistral", json!({}), (Some(4096), 3)),
+            ("mistral", json!({"sliding_window": null}), (None, 0)),
+            ("qwen2", json!({"sliding_window": 8}), (None, 0)),
+            (
+                "qwen2",
+                json!({"use_sliding_window": true, "sliding_window": 8, "max_window_layers": 1}),
+                (Some(8), 2),
+            ),
+            (
+                "qwen3",
+                json!({"use_sliding_window": true, "sliding_window": 8, "layer_types": some}),
+                (Some(8), 1),
+            ),
+        ] {
+            let mut config = json!({
+                "model_type": family, "vocab_size": 40, "hidden_size": 24, "intermediate_size": 32,
+                "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+            });
+            config.as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            let shape = ModelConfig::parse(&config.to_string()).unwrap().shape();
+            assert_eq!((shape.sliding_window, shape.sliding_window_layers), want, "{family} {change}");
+        }
+    }
+
     #[test]
     fn what_a_family_does_not_have_is_refused() {
         check(
