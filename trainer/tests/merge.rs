@@ -254,7 +254,7 @@ fn what_cannot_be_merged_is_named_and_nothing_is_written() {
                 std::os::unix::fs::symlink(d.join("models/merged/adapter"), d.join("adapter")).unwrap();
             },
             true,
-            "holds what is to be merged",
+            "holds what the new model is made of",
         ),
     ];
     for (change, overwrite, want) in cases {

@@ -271,6 +271,28 @@ fn the_trial_the_configuration_and_the_files_agree_on_double_quantisation() {
     }
 }
 
+/// A head that is quantised too is held as other heads are: dequantised.
+#[test]
+fn a_quantised_head_is_dequantised() {
+    let dir = changed("double", |tensors, config| {
+        // Some matrix of the files serves as a head of as many rows.
+        let parts: Vec<_> = tensors.iter().filter(|(name, _)| name.starts_with(Q)).collect();
+        let parts: Vec<_> =
+            parts.into_iter().map(|(name, part)| (name.replace(Q, "lm_head.weight"), part.clone())).collect();
+        tensors.extend(parts);
+        tensors.insert("model.embed_tokens.weight".into(), zeros((64, 64), DType::F32));
+        config["vocab_size"] = json!(64);
+        config["tie_word_embeddings"] = json!(false);
+    });
+    for precision in [four_bit(true), Precision::default()] {
+        let base = Base::load(dir.path(), precision, &CPU).unwrap();
+        let want = base.linear(Q.trim_end_matches(".weight")).unwrap().weight.to_float32().unwrap();
+        let Weight::Dense(head) = &base.head.weight else { panic!("{precision}: the head is in 4 bits") };
+        assert_eq!(difference(head, &want), 0.0, "{precision}");
+        assert_eq!(base.config.shape().base_bytes(precision), base.bytes(), "{precision}");
+    }
+}
+
 /// Files whose linear layers are quantised but for some, as with `llm_int8_skip_modules`.
 #[test]
 fn a_layer_that_was_left_out_is_read_but_not_in_four_bits() {
@@ -313,11 +335,13 @@ fn a_model_that_is_quantised_reads_back_bit_for_bit() {
     let temporary = tempfile::tempdir().unwrap();
     let kept = std::env::var_os("LORAFLEET_KEEP_MODELS").map(PathBuf::from);
     let dir = kept.as_deref().unwrap_or(temporary.path());
-    for (name, model, shard_bytes) in [
+    let mut models = vec![
         ("quickstart", quickstart, SHARD_BYTES),
         ("qwen2", common::family("qwen2").join("base"), SHARD_BYTES),
         ("mistral", common::family("mistral").join("base"), 3000),
-    ] {
+    ];
+    models.extend(common::shared("data/models/stories260K-hf").map(|dir| ("stories260k", dir, SHARD_BYTES)));
+    for (name, model, shard_bytes) in models {
         for double in [false, true] {
             let to = dir.join(format!("{name}-{}", if double { "double" } else { "single" }));
             let written = quantize(&model, &to, double, shard_bytes);
