@@ -147,6 +147,11 @@ impl Merge<'_> {
             }]);
         }
         let mut writer = Writer::new(dir, entries, self.shard_bytes)?;
+        // Files in 4 bits are as they were trained on; what they leave in other numbers stays so.
+        let to_quantize = match self.into {
+            MergeInto::Dequantized { double_quant } if quantization.is_none() => Some(double_quant),
+            _ => None,
+        };
         let layers: HashMap<String, &LoraMatrix> =
             adapter.modules.iter().map(|m| (format!("{}.weight", m.path), m)).collect();
         let saved =
@@ -162,8 +167,8 @@ impl Merge<'_> {
                 None => {
                     let tensor = tensors.read(source, &Device::Cpu)?;
                     let dtype = tensor.dtype();
-                    match self.into {
-                        MergeInto::Dequantized { double_quant } if in_four_bits(source, &linears) => {
+                    match to_quantize {
+                        Some(double_quant) if in_four_bits(source, &linears) => {
                             let tensor = tensor.to_dtype(DType::F32)?;
                             (Nf4::quantize(&tensor, double_quant)?.dequantize()?, dtype)
                         }
