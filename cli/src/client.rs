@@ -10,8 +10,8 @@ use proto::v1::adapter_service_client::AdapterServiceClient;
 use proto::v1::fleet_service_client::FleetServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
 use proto::v1::trial_service_client::TrialServiceClient;
-use security::{Client, Line};
 use security::args::ClientArgs;
+use security::{Client, Line};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tonic::transport::Endpoint;
@@ -241,7 +241,8 @@ pub(crate) async fn serving(data_dir: &Path, client: &Client) -> Result<Option<L
 /// One is none, or a certificate cannot be used.
 pub(crate) fn check_endpoint(endpoint: &str, client: &Client) -> Result<Vec<Endpoint>, Failure> {
     let one = |address: &str| {
-        let endpoint = client.endpoint(address).map_err(|error| Failure::invalid(format!("--endpoint: {error}")))?;
+        let endpoint =
+            client.endpoint(address).map_err(|error| Failure::invalid(format!("--endpoint: {error}")))?;
         Ok(endpoint.connect_timeout(CONNECT_LIMIT))
     };
     endpoint.split(',').map(str::trim).map(one).collect()
@@ -260,7 +261,8 @@ async fn connect(Named { endpoint, client }: &Named) -> Result<Line, Failure> {
         let channel = match address.connect().await {
             Ok(channel) => client.line(channel).map_err(Failure::invalid)?,
             Err(error) => {
-                refusal = refusal.or(security::explain(&error).map(|why| format!("{}: {why}", address.uri())));
+                refusal =
+                    refusal.or(security::explain(&error).map(|why| format!("{}: {why}", address.uri())));
                 continue;
             }
         };
@@ -310,9 +312,7 @@ impl From<Status> for Failure {
             | Code::NotFound
             | Code::FailedPrecondition
             | Code::Unauthenticated
-            | Code::PermissionDenied => {
-                Failure::invalid(status.message())
-            }
+            | Code::PermissionDenied => Failure::invalid(status.message()),
             Code::Unavailable => Failure::unreachable(format!("the server is gone: {}", status.message())),
             code => Failure::failed(format!("{code:?}: {}", status.message())),
         }

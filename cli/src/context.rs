@@ -5,8 +5,8 @@ use crate::output::{self, OutputArgs};
 use clap::Subcommand;
 use config::contexts::{self, Contexts, Server};
 use security::Client;
-use security::client::Token;
 use security::args::ClientArgs;
+use security::client::Token;
 use serde_json::{Value, json};
 use std::path::PathBuf;
 

@@ -3,8 +3,8 @@
 
 use crate::Failure;
 use crate::client::ENDPOINT_FILE;
-use coordinator::{Access, CoordinatorError};
 use coordinator::history::HistoryError;
+use coordinator::{Access, CoordinatorError};
 use domain::SystemClock;
 use gpu_agent::EngineHost;
 use gpu_agent::devices::CPU;

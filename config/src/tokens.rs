@@ -123,8 +123,9 @@ impl Tokens {
 
     fn add(&mut self, Entry { name, role, sha256 }: Entry) -> Result<(), String> {
         check_name(&name)?;
-        let hash = unhex(&sha256)
-            .ok_or("sha256: must have 64 digits; `lorafleet token create` prints it, and not the token is it")?;
+        let hash = unhex(&sha256).ok_or(
+            "sha256: must have 64 digits; `lorafleet token create` prints it, and not the token is it",
+        )?;
         let principal = Principal { name, role };
         let same = |known: &&Known| known.hash == hash || known.principal.name == principal.name;
         if let Some(Known { principal: other, .. }) = self.0.iter().find(same)
@@ -202,8 +203,11 @@ mod tests {
 
     #[test]
     fn whose_token_it_is() {
-        let known =
-            [("ada", Role::Operator, "lft_1"), ("gpu-1", Role::Agent, "lft_2"), ("ada", Role::Operator, "lft_3")];
+        let known = [
+            ("ada", Role::Operator, "lft_1"),
+            ("gpu-1", Role::Agent, "lft_2"),
+            ("ada", Role::Operator, "lft_3"),
+        ];
         let lines: Vec<_> =
             known.iter().map(|(name, role, token)| line(&principal(name, *role), &hash(token))).collect();
         let tokens = Tokens::parse(&lines.join("\n")).unwrap();
@@ -234,7 +238,9 @@ mod tests {
             ("- {name: a, role: viewer, sha256: lft_ab}".into(), "must have 64 digits"),
             (format!("- {{name: 'a b', role: viewer, sha256: '{hash}'}}"), "is no name"),
             (
-                format!("- {{name: a, role: viewer, sha256: '{hash}'}}\n- {{name: b, role: viewer, sha256: '{hash}'}}"),
+                format!(
+                    "- {{name: a, role: viewer, sha256: '{hash}'}}\n- {{name: b, role: viewer, sha256: '{hash}'}}"
+                ),
                 "line 2: b, viewer: a, viewer has the same name or token",
             ),
         ] {

@@ -63,7 +63,9 @@ pub enum AccessError {
     #[error(transparent)]
     Server(#[from] ServerArgsError),
     /// Tokens would be readable on the way.
-    #[error("--listen {0}: with --tokens, others could read the tokens on their way; add --tls-cert and --tls-key")]
+    #[error(
+        "--listen {0}: with --tokens, others could read the tokens on their way; add --tls-cert and --tls-key"
+    )]
     ReadableTokens(SocketAddr),
     /// Nobody would be asked who they are, and nobody said that this is meant.
     #[error(
@@ -94,7 +96,8 @@ impl AccessArgs {
         }
         let tokens = self.tokens.as_deref().map(|path| watch(path, None)).transpose()?;
         let allow = Allow::new(&self.allow_paths, &self.allow_hub, reachable);
-        let terms = Terms { at_once: self.max_calls as usize, per_second: f64::from(self.max_calls_per_second) };
+        let terms =
+            Terms { at_once: self.max_calls as usize, per_second: f64::from(self.max_calls_per_second) };
         Ok(Access { tls, also_local: false, tokens, allow, terms: Some(terms) })
     }
 
@@ -113,10 +116,7 @@ impl AccessArgs {
     }
 }
 
-fn watch(
-    path: &Path,
-    beside: Option<(Principal, tokens::Hash)>,
-) -> Result<Arc<Watched<Tokens>>, FileError> {
+fn watch(path: &Path, beside: Option<(Principal, tokens::Hash)>) -> Result<Arc<Watched<Tokens>>, FileError> {
     let file = path.to_path_buf();
     let load = move || {
         let text = std::fs::read_to_string(&file).map_err(|error| FileError::new(&file, error))?;

@@ -3,11 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use actor::Scope;
+use clap::Parser;
 use config::tokens::{self, Principal, Role};
 use coordinator::Access;
 use coordinator::access::AccessArgs;
 use coordinator::grpc::guard::{TABLE, Who};
-use clap::Parser;
 use domain::SystemClock;
 use proto::v1;
 use proto::v1::fleet_service_client::FleetServiceClient;
@@ -114,9 +114,10 @@ async fn each_role_may_call_what_its_row_says() {
     for role in Role::ALL {
         let line = fixture.line(Some(&token(role.name()))).await;
         for (path, who) in TABLE {
-            let refused = call(&line, path).await.err().filter(|status| {
-                matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied)
-            });
+            let refused = call(&line, path)
+                .await
+                .err()
+                .filter(|status| matches!(status.code(), Code::Unauthenticated | Code::PermissionDenied));
             assert_eq!(refused.is_none(), who.permits(role), "{role} {path}: {refused:?}");
             if let Some(status) = refused {
                 assert_eq!(reason(&status), "PERMISSION_DENIED");
@@ -157,7 +158,8 @@ async fn a_token_that_is_taken_back_ends_what_it_opened() {
     let mut sweeps = SweepServiceClient::new(writer);
     let id = sweeps.submit_sweep(request).await.unwrap().into_inner().sweep.unwrap().id;
     let request = v1::WatchSweepRequest { sweep_id: id.clone() };
-    let mut watched = SweepServiceClient::new(reader.clone()).watch_sweep(request).await.unwrap().into_inner();
+    let mut watched =
+        SweepServiceClient::new(reader.clone()).watch_sweep(request).await.unwrap().into_inner();
     // The sweep and its trials as they are.
     for _ in 0..3 {
         watched.message().await.unwrap().unwrap();
@@ -211,7 +213,9 @@ fn a_server_that_others_reach_says_who_may() {
     let tls = ["--tls-cert", pair.cert.to_str().unwrap(), "--tls-key", pair.key.to_str().unwrap()];
     let with = |more: &[&str]| flags(&[&tls[..], more].concat(), "0.0.0.0:0");
     assert!(with(&[]).unwrap_err().contains("--allow-anonymous"));
-    for more in [&["--tokens", file][..], &["--client-ca", authority.ca.to_str().unwrap()], &["--allow-anonymous"]] {
+    for more in
+        [&["--tokens", file][..], &["--client-ca", authority.ca.to_str().unwrap()], &["--allow-anonymous"]]
+    {
         assert!(with(more).unwrap().tls.is_some(), "{more:?}");
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::AgentError;
 use registry::{Leadership, RegistryError};
-use security::{Client, Line};
 use security::client::AddressError;
+use security::{Client, Line};
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint, Uri};

@@ -54,13 +54,17 @@ pub enum AddressError {
         problem: String,
     },
     /// A certificate was named for a connection that has none.
-    #[error("{address} is not encrypted, so that --ca, --cert and --key say nothing; write https:// or leave them out")]
+    #[error(
+        "{address} is not encrypted, so that --ca, --cert and --key say nothing; write https:// or leave them out"
+    )]
     Plain {
         /// The address.
         address: String,
     },
     /// A token would be readable on the way.
-    #[error("{address} is not encrypted, and a token is sent over https:// or to this machine alone; write https://")]
+    #[error(
+        "{address} is not encrypted, and a token is sent over https:// or to this machine alone; write https://"
+    )]
     ReadableToken {
         /// The address.
         address: String,

@@ -80,7 +80,10 @@ fn config(files: &ServerFiles) -> Result<ServerConfig, FileError> {
 fn unusable(files: &ServerFiles, error: &rustls::Error) -> String {
     match error {
         rustls::Error::InconsistentKeys(_) => {
-            format!("{} is the key of another certificate; write both, then it is read again", files.key.display())
+            format!(
+                "{} is the key of another certificate; write both, then it is read again",
+                files.key.display()
+            )
         }
         error => error.to_string(),
     }
@@ -194,11 +197,7 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match &mut self.get_mut().io {
             Io::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
             Io::Tls(stream) => Pin::new(stream).poll_write(context, bytes),

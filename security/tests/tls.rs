@@ -22,7 +22,11 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 fn files(pair: &Pair, client_ca: Option<&Path>) -> ServerFiles {
-    ServerFiles { cert: pair.cert.clone(), key: pair.key.clone(), client_ca: client_ca.map(Path::to_path_buf) }
+    ServerFiles {
+        cert: pair.cert.clone(),
+        key: pair.key.clone(),
+        client_ca: client_ca.map(Path::to_path_buf),
+    }
 }
 
 /// A server of gRPC on a free port, until the scope ends.
@@ -75,7 +79,13 @@ async fn who_is_let_in_and_what_the_others_are_told() {
         ("another's", &showing(theirs.issue("x")), "https", mutual, Some("authority of its --client-ca")),
         ("an old one", &showing(ours.issue_expired("y")), "https", mutual, Some("renew it")),
         ("no authority", &Client::default(), "https", tls, Some("with --ca")),
-        ("the wrong one", &Client { ca: Some(theirs.ca.clone()), ..Client::default() }, "https", tls, Some("with --ca")),
+        (
+            "the wrong one",
+            &Client { ca: Some(theirs.ca.clone()), ..Client::default() },
+            "https",
+            tls,
+            Some("with --ca"),
+        ),
         ("expired", &trusting, "https", expired, Some("has expired; replace its file on the server")),
         ("another name", &trusting, "https", elsewhere, Some("other.example.org")),
         ("TLS to plaintext", &trusting, "https", plain, Some("write the address with http://")),
@@ -115,7 +125,8 @@ async fn certificates_rotate_under_a_live_server() {
     let log = Log::listen();
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::new(dir.path(), "ours");
-    let (used, second, third) = (authority.issue("used"), authority.issue("second"), authority.issue("third"));
+    let (used, second, third) =
+        (authority.issue("used"), authority.issue("second"), authority.issue("third"));
     let der = |pair: &Pair| CertificateDer::from_pem_file(&pair.cert).unwrap();
     let first = der(&used);
     let scope = Scope::new();

@@ -21,11 +21,7 @@ pub fn path(name: &str) -> PathBuf {
 /// # Panics
 /// It cannot be started.
 #[allow(clippy::expect_used, reason = "a test fails by panicking")]
-pub fn output(
-    name: &str,
-    arguments: &[&str],
-    variables: &[(&str, &str)],
-) -> (Option<i32>, String, String) {
+pub fn output(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let output = Command::new(path(name)).args(arguments).envs(variables.iter().copied()).output();
     let output = output.expect("it starts");
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();

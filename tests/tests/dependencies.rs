@@ -41,7 +41,8 @@ fn built() -> Vec<(String, String)> {
 fn locked() -> Vec<(String, Option<String>)> {
     let lock = std::fs::read_to_string(tests::root().join("Cargo.lock")).unwrap();
     let value = |package: &str, key: &str| {
-        let found = package.lines().find_map(|line| line.strip_prefix(&format!("{key} = ")).map(String::from));
+        let found =
+            package.lines().find_map(|line| line.strip_prefix(&format!("{key} = ")).map(String::from));
         found.map(|value| value.trim_matches('"').to_string())
     };
     let packages = lock.split("[[package]]").skip(1);
@@ -114,7 +115,12 @@ fn every_dependency_is_one_that_may_be() {
             wrong.push(format!("{name}: comes from {source:?}"));
         }
     }
-    assert!(built.len() > 100 && locked.len() >= built.len(), "{} built, {} locked", built.len(), locked.len());
+    assert!(
+        built.len() > 100 && locked.len() >= built.len(),
+        "{} built, {} locked",
+        built.len(),
+        locked.len()
+    );
     assert!(wrong.is_empty(), "see deny.toml:\n{}", wrong.join("\n"));
 }
 

@@ -85,8 +85,9 @@ async fn a_leader_and_an_agent_are_killed_and_nothing_is_lost() {
 
     // Whoever asks the one that stands by is sent to the one that leads.
     let list = |endpoint: &str| {
-        let output =
-            Command::new(program::path("lorafleet")).args(["list", "-o", "json", "--endpoint", endpoint]).output();
+        let output = Command::new(program::path("lorafleet"))
+            .args(["list", "-o", "json", "--endpoint", endpoint])
+            .output();
         let output = output.unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
@@ -177,7 +178,8 @@ fn arguments_that_are_refused() {
     ];
     let dir = tempfile::tempdir().unwrap();
     for (name, arguments, expected) in rows {
-        let output = Command::new(program::path(name)).args(*arguments).current_dir(dir.path()).output().unwrap();
+        let output =
+            Command::new(program::path(name)).args(*arguments).current_dir(dir.path()).output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(said.contains(expected), "{name} {arguments:?}: {said}");
         assert_eq!(output.status.code(), Some(2), "{name} {arguments:?}: {said}");

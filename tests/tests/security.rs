@@ -35,7 +35,8 @@ fn a_sweep_over_mutual_tls() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
     let authority = Authority::new(dir.path(), "authority");
-    let (server, agent, person) = (authority.issue("server"), authority.issue("agent"), authority.issue("me"));
+    let (server, agent, person) =
+        (authority.issue("server"), authority.issue("agent"), authority.issue("me"));
     let ca = authority.ca.to_str().unwrap();
     let (cert, key) = (server.cert.to_str().unwrap(), server.key.to_str().unwrap());
     let tls = ["--tls-cert", cert, "--tls-key", key, "--client-ca", ca];
@@ -84,7 +85,8 @@ fn this_machine_as_a_server_for_others() {
     let authority = Authority::new(dir.path(), "authority");
     let server = authority.issue("server");
     let (cert, key) = (server.cert.to_str().unwrap(), server.key.to_str().unwrap());
-    let options = ["up", "--listen", "127.0.0.1:0", "--data-dir", &data, "--tls-cert", cert, "--tls-key", key];
+    let options =
+        ["up", "--listen", "127.0.0.1:0", "--data-dir", &data, "--tls-cert", cert, "--tls-key", key];
     let mut up = Program::start_heard("lorafleet", &options);
     let line = up.says("LoraFleet ");
     let endpoint = line.split_whitespace().find(|word| word.starts_with("https://")).unwrap();
@@ -147,7 +149,11 @@ fn tokens_are_seen_nowhere() {
     let id = id.trim();
     assert_eq!(lorafleet(&["watch", id], &eve).0, Some(0));
     for (arguments, token, want) in [
-        (vec!["cancel", id], &eve, "eve is a token of the role viewer, and CancelSweep is for submitter or operator"),
+        (
+            vec!["cancel", id],
+            &eve,
+            "eve is a token of the role viewer, and CancelSweep is for submitter or operator",
+        ),
         (vec!["delete", id, "--force"], &ada, "DeleteSweep is for operator"),
         (vec!["list"], &gone, "none that this server knows"),
         (vec!["list"], &String::new(), "give --token-file or LORAFLEET_TOKEN"),

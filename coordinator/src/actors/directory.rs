@@ -12,7 +12,7 @@ use actor::{Gone, Mailbox, Reply, Scope};
 use domain::footprint::ModelShape;
 use domain::metric::MetricPoint;
 use domain::sweep::{StateCounts, Sweep, SweepSpec, SweepState};
-use domain::{Attempt, SweepId, TrialId};
+use domain::{AgentId, Attempt, SweepId, TrialId};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio::sync::{broadcast, mpsc, watch};
@@ -151,12 +151,7 @@ impl Directory {
     ///
     /// # Errors
     /// `Fenced` if it does not; `NotFound` if there is no such trial.
-    pub async fn standing(
-        &self,
-        id: &TrialId,
-        attempt: Attempt,
-        by: Option<&AgentId>,
-    ) -> Result<Standing> {
+    pub async fn standing(&self, id: &TrialId, attempt: Attempt, by: Option<&AgentId>) -> Result<Standing> {
         let (sweep, number) = parts(id)?;
         if let Some(sweep) = self.find(&sweep)
             && let Ok(standing) = sweep.standing(number, attempt, by.cloned()).await

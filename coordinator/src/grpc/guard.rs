@@ -6,7 +6,7 @@ use crate::access::{Access, Caller};
 use config::tokens::Role;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use proto::status::RpcError;
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -159,7 +159,8 @@ impl Guard {
             return self.limits.begin(name);
         }
         let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
-        self.limits.begin(&peer.map_or_else(|| "a client without an address".into(), |peer| peer.ip().to_string()))
+        self.limits
+            .begin(&peer.map_or_else(|| "a client without an address".into(), |peer| peer.ip().to_string()))
     }
 }
 
@@ -173,7 +174,8 @@ fn admit(access: &Access, path: &str, authorization: Option<&str>) -> Result<Cal
         return Ok(Caller::default());
     }
     let token = authorization.and_then(|text| text.split_once(' '));
-    let token = token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token.trim());
+    let token =
+        token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token.trim());
     let Some(token) = token else {
         return Err(RpcError::Unauthenticated(
             "this server wants a token: give --token-file or LORAFLEET_TOKEN; who runs the server makes one with \

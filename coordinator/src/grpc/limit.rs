@@ -65,7 +65,8 @@ impl Limits {
         if clients.len() >= REMEMBERED && !clients.contains_key(client) {
             clients.retain(|_, client| client.calls > 0 || client.refilled(&terms, now) < terms.burst());
         }
-        let entry = clients.entry(client.into()).or_insert(Client { calls: 0, credit: terms.burst(), at: now });
+        let entry =
+            clients.entry(client.into()).or_insert(Client { calls: 0, credit: terms.burst(), at: now });
         entry.credit = entry.refilled(&terms, now);
         entry.at = now;
         let exhausted = |why: String, retry| Err(RpcError::Exhausted { client: client.into(), why, retry });
@@ -153,7 +154,10 @@ mod tests {
             drop(limits.begin("a").unwrap());
         }
         let (why, retry) = refused("a");
-        assert!(why.contains("--max-calls-per-second") && retry == Duration::from_millis(500), "{why} {retry:?}");
+        assert!(
+            why.contains("--max-calls-per-second") && retry == Duration::from_millis(500),
+            "{why} {retry:?}"
+        );
         clock.0.store(500, Ordering::Relaxed);
         drop(limits.begin("a").unwrap());
         refused("a");

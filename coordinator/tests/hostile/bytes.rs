@@ -10,9 +10,9 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use prost::Message;
 use proto::v1::session_request::Message as Say;
 use proto::{convert, v1};
+use security::Line;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
-use security::Line;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 

@@ -110,7 +110,8 @@ impl Session {
     async fn serve(&mut self) -> Result<Infallible, SessionError> {
         let endpoint = self.finder.find().await?;
         self.transfers.follow(endpoint.uri());
-        let mut client = AgentServiceClient::new(self.finder.line(endpoint.connect().await?).map_err(FindError::from)?);
+        let mut client =
+            AgentServiceClient::new(self.finder.line(endpoint.connect().await?).map_err(FindError::from)?);
         let (outgoing, requests) = mpsc::channel(OUTGOING);
         // There is room: the channel is new.
         let _ = outgoing.try_send(self.hello());

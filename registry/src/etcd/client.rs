@@ -49,7 +49,9 @@ impl Etcd {
         let client = async {
             let settings = authenticated(settings, options).map_err(|error| failed(error.to_string()))?;
             let connect = Client::connect(&options.endpoints, Some(settings));
-            connect.await.map_err(|error| failed(format!("{}; write https://HOST:2379, or http:// without TLS", explained(&error))))
+            connect.await.map_err(|error| {
+                failed(format!("{}; write https://HOST:2379, or http:// without TLS", explained(&error)))
+            })
         };
         // It signs in first, where it has a user; an etcd that does not answer would be waited for without end.
         let client = tokio::time::timeout(DEADLINE, client);

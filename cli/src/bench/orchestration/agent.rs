@@ -4,13 +4,13 @@
 use crate::Failure;
 use proto::v1;
 use proto::v1::agent_service_client::AgentServiceClient;
+use security::Line;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use security::Line;
 use v1::session_request::Message as Request;
 use v1::session_response::Message as Response;
 use v1::trial_event::Event;
