@@ -2,7 +2,7 @@
 
 use crate::board::Board;
 use crate::client::{self, Connection, ServerArgs};
-use crate::embedded::{self, Embedded};
+use crate::embedded::Embedded;
 use crate::follow::Follow;
 use crate::interrupt::Requests;
 use crate::output::{self, Format, OutputArgs, say};

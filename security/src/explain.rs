@@ -3,7 +3,7 @@
 
 use std::error::Error as StdError;
 use std::io;
-use tokio_rustls::rustls::{AlertDescription, CertificateError, Error, InvalidMessage};
+use tokio_rustls::rustls::{CertificateError, Error, InvalidMessage};
 
 /// What went wrong between client and server, and what to do; `None` if it is none of what has to do with TLS.
 pub fn explain(error: &(dyn StdError + 'static)) -> Option<String> {
@@ -15,8 +15,14 @@ pub fn explain(error: &(dyn StdError + 'static)) -> Option<String> {
         if let Some(tls) = wrapped.or_else(|| error.downcast_ref::<Error>()) {
             return Some(of_tls(tls));
         }
+        // What ends a connection that was agreed on keeps its words alone.
+        let text = error.to_string();
+        if let Some((_, alert)) = text.split_once("received fatal alert: ") {
+            let name = alert.split(|c: char| !c.is_alphanumeric()).next();
+            return Some(of_alert(name.unwrap_or_default()));
+        }
         // HTTP/2 takes the first bytes of TLS for the head of a frame that is far too large.
-        if error.to_string().contains("frame with invalid size") {
+        if text.contains("frame with invalid size") {
             return Some("the server speaks TLS, or no gRPC at all; write the address with https://".into());
         }
         next = error.source();
@@ -30,7 +36,7 @@ fn of_tls(error: &Error) -> String {
         Error::InvalidMessage(InvalidMessage::InvalidContentType) => {
             "the server does not speak TLS; write the address with http:// if that is meant".into()
         }
-        Error::AlertReceived(alert) => of_alert(*alert),
+        Error::AlertReceived(alert) => of_alert(&format!("{alert:?}")),
         error => format!("TLS failed: {error}"),
     }
 }
@@ -54,22 +60,21 @@ fn of_certificate(why: &CertificateError) -> String {
     }
 }
 
-fn of_alert(alert: AlertDescription) -> String {
-    match alert {
-        AlertDescription::CertificateRequired => {
+/// What the other side's refusal means, by the name that its kind has in TLS.
+fn of_alert(name: &str) -> String {
+    match name {
+        "CertificateRequired" => {
             "the server wants a certificate of its clients; show one with --cert and --key".into()
         }
-        AlertDescription::UnknownCA
-        | AlertDescription::BadCertificate
-        | AlertDescription::DecryptError
-        | AlertDescription::UnsupportedCertificate
-        | AlertDescription::CertificateUnknown => {
-            "the server does not take the certificate of --cert; have one made by an authority of its --client-ca"
+        // Go says `BadCertificate` also where there is none.
+        "BadCertificate" | "UnknownCA" | "DecryptError" | "UnsupportedCertificate" | "CertificateUnknown" => {
+            "the server does not take this client's certificate; show one with --cert and --key that is made by an \
+             authority of its --client-ca"
                 .into()
         }
-        AlertDescription::CertificateExpired | AlertDescription::CertificateRevoked => {
+        "CertificateExpired" | "CertificateRevoked" => {
             "the server does not take the certificate of --cert any more: it has expired; renew it".into()
         }
-        alert => format!("the server ended the connection: {alert:?}"),
+        name => format!("the server ended the connection: {name}"),
     }
 }

@@ -12,7 +12,7 @@ use actor::{Gone, Mailbox, Reply, Scope};
 use domain::footprint::ModelShape;
 use domain::metric::MetricPoint;
 use domain::sweep::{StateCounts, Sweep, SweepSpec, SweepState};
-use domain::{Attempt, SweepId, TrialId};
+use domain::{AgentId, Attempt, SweepId, TrialId};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use tokio::sync::{broadcast, mpsc, watch};

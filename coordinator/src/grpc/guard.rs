@@ -6,7 +6,7 @@ use crate::access::{Access, Caller};
 use config::tokens::Role;
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use http_body::{Body as _, Frame, SizeHint};
+use http_body::{Frame, SizeHint};
 use proto::status::RpcError;
 use std::pin::Pin;
 use std::task::{Context, Poll};

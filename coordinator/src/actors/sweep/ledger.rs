@@ -16,7 +16,7 @@ use domain::footprint::PeakBytes;
 use domain::metric::{EVAL_LOSS, MetricPoint};
 use domain::sweep::SweepState;
 use domain::trial::{Digests, Failure, FailureClass, Trial, TrialState, TrialSummary};
-use domain::{Attempt, Timestamp, TrialId};
+use domain::{AgentId, Attempt, Timestamp, TrialId};
 use std::collections::{BTreeMap, BTreeSet};
 use tally::Tally;
 

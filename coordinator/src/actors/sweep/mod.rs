@@ -28,7 +28,7 @@ use actor::{Gone, Mailbox, Reply, Scope};
 use domain::metric::MetricPoint;
 use domain::sweep::{Sweep, SweepSpec};
 use domain::trial::{Trial, TrialState};
-use domain::{Attempt, Clock, SweepId, TrialId};
+use domain::{AgentId, Attempt, Clock, SweepId, TrialId};
 use futures::future::BoxFuture;
 use std::sync::Arc;
 use std::time::Duration;
