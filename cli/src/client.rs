@@ -12,7 +12,8 @@ use proto::v1::sweep_service_client::SweepServiceClient;
 use proto::v1::trial_service_client::TrialServiceClient;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tonic::transport::{Channel, Endpoint};
+use telemetry::grpc::Traced;
+use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -51,6 +52,9 @@ impl ServerArgs {
 
 /// The data directory unless another is named.
 pub(crate) const DATA_DIR: &str = "./lorafleet-data";
+
+/// A connection, over which calls say which command they belong to.
+pub(crate) type Channel = Traced<tonic::transport::Channel>;
 
 /// The time in which a connection is made.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -228,13 +232,13 @@ pub(crate) fn check_endpoint(endpoint: &str) -> Result<Vec<Endpoint>, Failure> {
 async fn connect(endpoint: &str) -> Result<Channel, Failure> {
     let mut refusal = None;
     for address in check_endpoint(endpoint)? {
-        let Ok(channel) = address.connect().await else { continue };
+        let Ok(channel) = address.connect().await.map(Traced::client) else { continue };
         let Some(standby) = standing_by(&channel).await else { return Ok(channel) };
         // It knows the leader, whose address may not be among ours.
         let leader = standby.get_details_error_info().and_then(|mut info| info.metadata.remove(LEADER));
         if let Some(leader) = leader
             && let Some(address) = check_endpoint(&leader)?.pop()
-            && let Ok(channel) = address.connect().await
+            && let Ok(channel) = address.connect().await.map(Traced::client)
             && standing_by(&channel).await.is_none()
         {
             return Ok(channel);

@@ -30,6 +30,7 @@ pub(crate) struct Embedded {
     coordinator: actor::Scope,
     agent: Option<actor::Scope>,
     address: SocketAddr,
+    health: coordinator::Health,
     endpoint_file: PathBuf,
 }
 
@@ -51,7 +52,8 @@ impl Embedded {
         let endpoint_file = data_dir.join(ENDPOINT_FILE);
         std::fs::write(&endpoint_file, format!("http://{}\n", server.address))
             .map_err(|e| Failure::failed(format!("{}: {e}", endpoint_file.display())))?;
-        Ok(Self { coordinator: scope, agent: None, address: server.address, endpoint_file })
+        let coordinator::Server { address, health } = server;
+        Ok(Self { coordinator: scope, agent: None, address, health, endpoint_file })
     }
 
     /// Starts an agent with this machine's GPUs as its devices, or its CPU if it has none to train on, at a price in
@@ -83,6 +85,11 @@ impl Embedded {
         })?;
         self.agent = Some(scope);
         Ok(())
+    }
+
+    /// What the coordinator can say of itself.
+    pub(crate) fn health(&self) -> coordinator::Health {
+        self.health.clone()
     }
 
     /// Whether something trains here.

@@ -7,6 +7,8 @@ use crate::interrupt::Requests;
 use crate::output::say;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use telemetry::http::{self, Readiness};
 
 /// Serves this machine: a coordinator and an agent on its GPUs or its CPU, until Ctrl-C or SIGTERM.
 ///
@@ -35,6 +37,9 @@ pub(crate) struct Args {
     /// Dollars that an hour of this machine costs, for the trials' cost.
     #[arg(long, alias = "price_per_hour", default_value_t = 0.0, value_name = "USD")]
     price_per_hour: f64,
+    /// Address of /metrics, /healthz and /readyz; nothing is served there unless it is given.
+    #[arg(long, env = "LORAFLEET_HTTP", value_name = "ADDRESS")]
+    pub(crate) http: Option<SocketAddr>,
 }
 
 /// Runs the verb.
@@ -48,12 +53,26 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         )));
     }
     client::refuse_in_use(&args.data_dir).await?;
+    let ready = Readiness::not_yet("it has not started to serve");
+    match http::beside(args.http, ready.clone(), async { Ok(serve(args, &ready).await) }).await {
+        Ok(served) => served,
+        Err(end) => Err(Failure::invalid(end)),
+    }
+}
+
+/// Serves until it is told to stop.
+async fn serve(args: Args, ready: &Readiness) -> Result<(), Failure> {
     let mut requests = Requests::new()?;
     let mut server = Embedded::coordinator(&args.data_dir, args.listen).await?;
     if let Err(failure) = server.start_agent(&args.data_dir, args.price_per_hour).await {
         server.stop().await;
         return Err(failure);
     }
+    let health = server.health();
+    ready.look(Arc::new(move || {
+        let health = health.clone();
+        Box::pin(async move { health.check().await })
+    }));
     say!(
         "LoraFleet {} · serving {} at {} (Ctrl-C stops it)",
         env!("CARGO_PKG_VERSION"),

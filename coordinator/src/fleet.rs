@@ -7,7 +7,7 @@
 use crate::error::{CoordinatorError, Result};
 use crate::history::History;
 use crate::store::Store;
-use crate::{Options, Server};
+use crate::{Health, Options, Server};
 use actor::Scope;
 use proto::status::RpcError;
 use registry::{DirectoryLock, Leadership, Registry, RegistryError};
@@ -53,7 +53,7 @@ pub async fn start(
     let (listener, address) = crate::bind(options.listen).await?;
     let failed = |source| CoordinatorError::Listen { address, source };
     let listener = listener.into_std().map_err(failed)?;
-    let server = Server { address };
+    let mut server = Server { address, health: Health::default() };
     told(&server);
     let standby = scope.child();
     let waiting = TcpListener::from_std(listener.try_clone().map_err(failed)?).map_err(failed)?;
@@ -69,7 +69,7 @@ pub async fn start(
     }
     let (store, lock) = led?;
     let listener = TcpListener::from_std(listener).map_err(failed)?;
-    crate::serve(options, listener, lock, store, scope).await?;
+    server.health = crate::serve(options, listener, lock, store, scope).await?;
     Ok(server)
 }
 

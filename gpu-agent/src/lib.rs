@@ -50,6 +50,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use transfer::Transfers;
 use wire::Saying;
 
@@ -157,6 +158,8 @@ pub enum AgentError {
 pub struct Agent {
     /// Its id, the same at each start on one data directory.
     pub id: AgentId,
+    /// Whether it is connected to a coordinator.
+    pub connected: watch::Receiver<bool>,
 }
 
 /// Makes the engine of a device.
@@ -217,6 +220,7 @@ async fn start_on(
     let home = Home::open(&options.data_dir)?;
     let id = home.agent_id()?;
     let spool = open_spool(&home)?;
+    devices::observe();
     let transfers = Transfers::default();
     let mut devices = Vec::new();
     for device in &options.devices {
@@ -227,8 +231,8 @@ async fn start_on(
     }
     let Options { devices: of_machine, labels, .. } = options;
     let identity = Identity { id: id.clone(), hostname: devices::hostname(), devices: of_machine, labels };
-    Session::start(identity, (finder, transfers), devices, spool, home, &scope);
-    Ok(Agent { id })
+    let connected = Session::start(identity, (finder, transfers), devices, spool, home, &scope);
+    Ok(Agent { id, connected })
 }
 
 /// The spool as the last agent left it. What that agent was training is reported as failed: nothing trains it

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use telemetry::grpc::Traced;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -70,7 +71,7 @@ pub struct Transfers(Arc<Mutex<Option<Way>>>);
 #[derive(Debug)]
 struct Way {
     to: Uri,
-    client: AgentServiceClient<Channel>,
+    client: AgentServiceClient<Traced<Channel>>,
 }
 
 impl Transfers {
@@ -78,7 +79,7 @@ impl Transfers {
     pub fn follow(&self, endpoint: &Endpoint) {
         let mut current = self.current();
         if current.as_ref().is_none_or(|way| way.to != *endpoint.uri()) {
-            let client = AgentServiceClient::new(endpoint.connect_lazy());
+            let client = AgentServiceClient::new(Traced::client(endpoint.connect_lazy()));
             *current = Some(Way { to: endpoint.uri().clone(), client });
         }
     }
@@ -88,12 +89,13 @@ impl Transfers {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn client(&self) -> Result<AgentServiceClient<Channel>, TransferError> {
+    fn client(&self) -> Result<AgentServiceClient<Traced<Channel>>, TransferError> {
         let client = self.current().as_ref().map(|way| way.client.clone());
         client.ok_or_else(|| TransferError::Later("no coordinator was found yet".into()))
     }
 
-    /// Uploads a checkpoint. When it returns, the checkpoint is durable and the trial's record points at it.
+    /// Uploads a checkpoint. When it returns, the checkpoint is durable and the trial's record points at it. Answers with
+    /// its bytes.
     ///
     /// # Errors
     /// See [`TransferError`].
@@ -101,8 +103,9 @@ impl Transfers {
         &self,
         assignment: &Assignment,
         checkpoint: &Checkpoint,
-    ) -> Result<(), TransferError> {
+    ) -> Result<u64, TransferError> {
         let (files, paths) = files_of(&checkpoint.dirs).await?;
+        let bytes = files.iter().map(|file| file.bytes).sum();
         let header = v1::CheckpointHeader {
             trial_id: assignment.trial.to_string(),
             attempt: assignment.attempt.0,
@@ -115,7 +118,7 @@ impl Transfers {
         let (sent, answer) = tokio::join!(send(header, paths, pieces), call);
         sent?;
         answer?;
-        Ok(())
+        Ok(bytes)
     }
 
     /// Downloads the trial's newest checkpoint into a work folder.

@@ -83,6 +83,7 @@ pub async fn serve(services: Services, listener: TcpListener) -> std::result::Re
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
+        .layer(telemetry::grpc::ServerLayer)
         .layer(MapResponseLayer::new(explained))
         .add_service(health_service)
         .add_service(described().build_v1()?)
