@@ -310,6 +310,7 @@ mod tests {
             created_at: Timestamp(0),
             started_at: None,
             finished_at: None,
+            trace_id: None,
         };
         v1::WatchSweepResponse { event: Some(Event::Trial(trial.into())) }
     }

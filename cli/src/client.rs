@@ -10,10 +10,11 @@ use proto::v1::adapter_service_client::AdapterServiceClient;
 use proto::v1::fleet_service_client::FleetServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
 use proto::v1::trial_service_client::TrialServiceClient;
+use security::Client;
 use security::args::ClientArgs;
-use security::{Client, Line};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use telemetry::grpc::Traced;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -70,6 +71,9 @@ impl ServerArgs {
 /// The data directory unless another is named.
 pub(crate) const DATA_DIR: &str = "./lorafleet-data";
 
+/// A connection, over which calls say which command they belong to.
+pub(crate) type Channel = Traced<security::Line>;
+
 /// The time in which a connection is made.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -78,7 +82,7 @@ pub(crate) const ENDPOINT_FILE: &str = "endpoint";
 
 /// An open connection, and the embedded server behind it if there is one.
 pub(crate) struct Connection {
-    channel: Line,
+    channel: Channel,
     embedded: Option<Embedded>,
 }
 
@@ -128,7 +132,7 @@ impl Connection {
     }
 
     /// The connection itself; clones share it.
-    pub(crate) fn channel(&self) -> Line {
+    pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
     }
 
@@ -178,22 +182,22 @@ impl Connection {
     }
 
     /// Calls about sweeps.
-    pub(crate) fn sweeps(&self) -> SweepServiceClient<Line> {
+    pub(crate) fn sweeps(&self) -> SweepServiceClient<Channel> {
         SweepServiceClient::new(self.channel.clone())
     }
 
     /// Calls about trials.
-    pub(crate) fn trials(&self) -> TrialServiceClient<Line> {
+    pub(crate) fn trials(&self) -> TrialServiceClient<Channel> {
         TrialServiceClient::new(self.channel.clone())
     }
 
     /// Calls about adapters.
-    pub(crate) fn adapters(&self) -> AdapterServiceClient<Line> {
+    pub(crate) fn adapters(&self) -> AdapterServiceClient<Channel> {
         AdapterServiceClient::new(self.channel.clone())
     }
 
     /// Calls about agents and the server.
-    pub(crate) fn fleet(&self) -> FleetServiceClient<Line> {
+    pub(crate) fn fleet(&self) -> FleetServiceClient<Channel> {
         FleetServiceClient::new(self.channel.clone())
     }
 }
@@ -218,7 +222,7 @@ pub(crate) async fn refuse_in_use(data_dir: &Path) -> Result<(), Failure> {
 ///
 /// # Errors
 /// Somebody does, and does not let this client in.
-pub(crate) async fn serving(data_dir: &Path, client: &Client) -> Result<Option<Line>, Failure> {
+pub(crate) async fn serving(data_dir: &Path, client: &Client) -> Result<Option<Channel>, Failure> {
     let Ok(endpoint) = std::fs::read_to_string(data_dir.join(ENDPOINT_FILE)) else { return Ok(None) };
     // A file left behind by a killed server names an address where nobody, or a stranger, listens.
     let Ok(channel) = connect_here(endpoint.trim(), client).await else { return Ok(None) };
@@ -249,17 +253,17 @@ pub(crate) fn check_endpoint(endpoint: &str, client: &Client) -> Result<Vec<Endp
 }
 
 /// Connects to a server on this machine, to which a token says who calls, if it wants one.
-async fn connect_here(endpoint: &str, client: &Client) -> Result<Line, Failure> {
+async fn connect_here(endpoint: &str, client: &Client) -> Result<Channel, Failure> {
     let client = Client { token: client.token.clone(), ..Client::default() };
     connect(&Named { endpoint: endpoint.into(), client }).await
 }
 
 /// Connects to the one that leads.
-async fn connect(Named { endpoint, client }: &Named) -> Result<Line, Failure> {
+async fn connect(Named { endpoint, client }: &Named) -> Result<Channel, Failure> {
     let mut refusal = None;
     for address in check_endpoint(endpoint, client)? {
         let channel = match address.connect().await {
-            Ok(channel) => client.line(channel).map_err(Failure::invalid)?,
+            Ok(channel) => Traced::client(client.line(channel).map_err(Failure::invalid)?),
             Err(error) => {
                 refusal =
                     refusal.or(security::explain(&error).map(|why| format!("{}: {why}", address.uri())));
@@ -272,7 +276,7 @@ async fn connect(Named { endpoint, client }: &Named) -> Result<Line, Failure> {
         if let Some(leader) = leader
             && let Some(address) = check_endpoint(&leader, client)?.pop()
             && let Ok(channel) = address.connect().await
-            && let Ok(channel) = client.line(channel)
+            && let Ok(channel) = client.line(channel).map(Traced::client)
             && standing_by(&channel).await.is_none()
         {
             return Ok(channel);
@@ -287,7 +291,7 @@ async fn connect(Named { endpoint, client }: &Named) -> Result<Line, Failure> {
 }
 
 /// What a coordinator answers that does not lead; `None` of any other server.
-async fn standing_by(channel: &Line) -> Option<Status> {
+async fn standing_by(channel: &Channel) -> Option<Status> {
     let mut fleet = FleetServiceClient::new(channel.clone());
     let refusal = fleet.get_server_info(proto::v1::GetServerInfoRequest {}).await.err()?;
     let reason = refusal.get_details_error_info().map(|info| info.reason);

@@ -33,6 +33,7 @@ pub(crate) struct Embedded {
     agent: Option<actor::Scope>,
     address: SocketAddr,
     local: String,
+    health: coordinator::Health,
     endpoint_file: PathBuf,
 }
 
@@ -61,7 +62,8 @@ impl Embedded {
         let local = format!("http://{}", server.local.unwrap_or(server.address));
         std::fs::write(&endpoint_file, format!("{local}\n"))
             .map_err(|e| Failure::failed(format!("{}: {e}", endpoint_file.display())))?;
-        Ok(Self { coordinator: scope, agent: None, address: server.address, local, endpoint_file })
+        let coordinator::Server { address, health, .. } = server;
+        Ok(Self { coordinator: scope, agent: None, address, local, health, endpoint_file })
     }
 
     /// Starts an agent with this machine's GPUs as its devices, or its CPU if it has none to train on, at a price in
@@ -99,6 +101,11 @@ impl Embedded {
         })?;
         self.agent = Some(scope);
         Ok(())
+    }
+
+    /// What the coordinator can say of itself.
+    pub(crate) fn health(&self) -> coordinator::Health {
+        self.health.clone()
     }
 
     /// Whether something trains here.

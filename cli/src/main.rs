@@ -62,7 +62,6 @@ mod view;
 pub(crate) use failure::Failure;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 /// Finds the best LoRA fine-tuning configuration for a model, a data set and a budget.
@@ -137,13 +136,64 @@ enum Verb {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LORAFLEET_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
-    match dispatch(cli.verb) {
+    let options = telemetry::Options {
+        service: "lorafleet",
+        version: env!("CARGO_PKG_VERSION"),
+        level: "warn",
+        scraped: cli.verb.is_scraped(),
+    };
+    let settings = match &cli.verb {
+        // Its standard output is the agent's, and so is what is told of it.
+        Verb::EngineHost(_) => Ok(telemetry::Settings::log_only()),
+        _ => telemetry::Settings::from_env(),
+    };
+    let started = settings.and_then(|settings| telemetry::start(&options, &settings));
+    let done = started.map_err(Failure::invalid).and_then(|telemetry| {
+        let name = cli.verb.name();
+        let done = telemetry::trace::command(name).in_scope(|| dispatch(cli.verb));
+        drop(telemetry);
+        done
+    });
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.report(),
+    }
+}
+
+impl Verb {
+    /// Whether it serves its metrics.
+    fn is_scraped(&self) -> bool {
+        matches!(self, Self::Up(args) if args.http.is_some())
+    }
+
+    /// The name of its span.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Run(_) => "lorafleet run",
+            Self::Plan(_) => "lorafleet plan",
+            Self::Up(_) => "lorafleet up",
+            Self::Submit(_) => "lorafleet submit",
+            Self::Train(_) => "lorafleet train",
+            Self::Eval(_) => "lorafleet eval",
+            Self::Bench(_) => "lorafleet bench",
+            Self::List(_) => "lorafleet list",
+            Self::Get(_) => "lorafleet get",
+            Self::Watch(_) => "lorafleet watch",
+            Self::Cancel(_) => "lorafleet cancel",
+            Self::Pause(_) => "lorafleet pause",
+            Self::Resume(_) => "lorafleet resume",
+            Self::Extend(_) => "lorafleet extend",
+            Self::Delete(_) => "lorafleet delete",
+            Self::Report(_) => "lorafleet report",
+            Self::Export(_) => "lorafleet export",
+            Self::Trials(_) => "lorafleet trials",
+            Self::Adapters(_) => "lorafleet adapters",
+            Self::Agents(_) => "lorafleet agents",
+            Self::Fsck(_) => "lorafleet fsck",
+            Self::EngineHost(_) => "lorafleet engine-host",
+            Self::Context(_) => "lorafleet context",
+            Self::Completions { .. } => "lorafleet completions",
+        }
     }
 }
 
@@ -184,11 +234,12 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
 
 /// Runs a verb that talks to a server.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .map_err(|e| Failure::failed(format!("cannot start: {e}")))?
-        .block_on(work)
+        .map_err(|e| Failure::failed(format!("cannot start: {e}")))?;
+    telemetry::observe_runtime(&runtime);
+    runtime.block_on(work)
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@ use crate::output::say;
 use coordinator::access::AccessArgs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use telemetry::http::{self, Readiness};
 
 /// Serves this machine: a coordinator and an agent on its GPUs or its CPU, until Ctrl-C or SIGTERM.
 ///
@@ -39,18 +41,35 @@ pub(crate) struct Args {
     price_per_hour: f64,
     #[command(flatten)]
     access: AccessArgs,
+    /// Address of /metrics, /healthz and /readyz; nothing is served there unless it is given.
+    #[arg(long, env = "LORAFLEET_HTTP", value_name = "ADDRESS")]
+    pub(crate) http: Option<SocketAddr>,
 }
 
 /// Runs the verb.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let (access, token) = args.access.with_agent(args.listen).map_err(Failure::invalid)?;
     client::refuse_in_use(&args.data_dir).await?;
+    let ready = Readiness::not_yet("it has not started to serve");
+    match http::beside(args.http, ready.clone(), async { Ok(serve(args, &ready).await) }).await {
+        Ok(served) => served,
+        Err(end) => Err(Failure::invalid(end)),
+    }
+}
+
+/// Serves until it is told to stop.
+async fn serve(args: Args, ready: &Readiness) -> Result<(), Failure> {
     let mut requests = Requests::new()?;
     let mut server = Embedded::serve(&args.data_dir, args.listen, access.clone()).await?;
     if let Err(failure) = server.start_agent(&args.data_dir, args.price_per_hour, token).await {
         server.stop().await;
         return Err(failure);
     }
+    let health = server.health();
+    ready.look(Arc::new(move || {
+        let health = health.clone();
+        Box::pin(async move { health.check().await })
+    }));
     say!(
         "LoraFleet {} · serving {} at {} (Ctrl-C stops it)",
         env!("CARGO_PKG_VERSION"),

@@ -7,7 +7,7 @@
 use crate::error::{CoordinatorError, Result};
 use crate::history::History;
 use crate::store::Store;
-use crate::{Incoming, Options, Server};
+use crate::{Health, Incoming, Options, Server};
 use actor::Scope;
 use futures::StreamExt;
 use proto::status::RpcError;
@@ -53,7 +53,7 @@ pub async fn start(
     let (listener, address) = crate::bind(options.listen).await?;
     let failed = |source| CoordinatorError::Listen { address, source };
     let listener = listener.into_std().map_err(failed)?;
-    let server = Server { address, local: None };
+    let mut server = Server { address, local: None, health: Health::default() };
     told(&server);
     let standby = scope.child();
     let waiting = TcpListener::from_std(listener.try_clone().map_err(failed)?).map_err(failed)?;
@@ -70,7 +70,8 @@ pub async fn start(
     }
     let (store, lock) = led?;
     let listener = TcpListener::from_std(listener).map_err(failed)?;
-    crate::serve(options, security::incoming(listener, tls).boxed(), lock, store, scope).await?;
+    server.health =
+        crate::serve(options, security::incoming(listener, tls).boxed(), lock, store, scope).await?;
     Ok(server)
 }
 

@@ -84,6 +84,33 @@ pub struct Server {
     pub address: SocketAddr,
     /// Where it also serves this machine alone, without TLS.
     pub local: Option<SocketAddr>,
+    /// What it can say of itself.
+    pub health: Health,
+}
+
+/// Whether a coordinator can do its work.
+#[derive(Clone, Default)]
+pub struct Health(Option<(Store, Trouble, PathBuf)>);
+
+impl std::fmt::Debug for Health {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Health").field("leads", &self.0.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl Health {
+    /// Looks whether it leads, can read its state, and can write to its disk.
+    ///
+    /// # Errors
+    /// What it cannot do, for people.
+    pub async fn check(&self) -> std::result::Result<(), String> {
+        let Some((store, trouble, dir)) = self.0.clone() else {
+            return Err("another coordinator leads".into());
+        };
+        store.drained().await.map_err(|error| format!("the state cannot be read: {error}"))?;
+        let look = tokio::task::spawn_blocking(move || trouble.look(&dir));
+        look.await.unwrap_or_default().map_or(Ok(()), Err)
+    }
 }
 
 /// The connections of clients.
@@ -108,8 +135,8 @@ pub async fn start(options: Options, scope: Scope) -> Result<Server> {
     History::refuse_newer(&options.data_dir.join("history"))?;
     let registry = Arc::new(SqliteRegistry::open(&options.data_dir.join("coordinator.db"))?);
     let store = Store::lead(registry, &format!("process {} at {address}", std::process::id())).await?;
-    serve(options, incoming, lock, store, scope).await?;
-    Ok(Server { address, local })
+    let health = serve(options, incoming, lock, store, scope).await?;
+    Ok(Server { address, local, health })
 }
 
 async fn bind(listen: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
@@ -126,7 +153,7 @@ async fn serve(
     lock: DirectoryLock,
     store: Store,
     scope: Scope,
-) -> Result<()> {
+) -> Result<Health> {
     let Options { data_dir, clock, heartbeat, lease, access, .. } = options;
     let deleted = store.tombstones().await?.into_iter().map(|tombstone| tombstone.sweep).collect();
     let history = History::open_without(&data_dir.join("history"), &deleted)?;
@@ -136,6 +163,7 @@ async fn serve(
     let drained = store.drained().await?;
     let dispatcher = Dispatcher::start(clock.clone(), Terms { heartbeat, lease }, drained, &scope);
     let trouble = Trouble::new(clock.clone());
+    let health = Health(Some((store.clone(), trouble.clone(), data_dir.clone())));
     let tools = Tools {
         trouble: trouble.clone(),
         store,
@@ -158,7 +186,7 @@ async fn serve(
         }
         scope.cancel();
     });
-    Ok(())
+    Ok(health)
 }
 
 /// Removes checkpoints that no record points at: a deletion was cut off, or a coordinator ended between an upload and

@@ -2,16 +2,17 @@
 
 use clap::Parser;
 use coordinator::access::AccessArgs;
-use coordinator::{Access, CoordinatorError, Options, Server};
+use coordinator::{Access, CoordinatorError, Health, Options, Server};
 use domain::SystemClock;
 use security::args::EtcdArgs;
 use std::fmt::Display;
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use telemetry::End;
+use telemetry::http::{self, Readiness};
 
 /// Heartbeats in an assignment's lease: as many may be lost but one.
 const HEARTBEATS: u32 = 5;
@@ -52,6 +53,9 @@ struct Args {
     /// Where the state, metrics and checkpoints of a single coordinator are kept. With --etcd nothing is kept there.
     #[arg(long, env = "LORAFLEET_DATA_DIR", default_value = "./lorafleet-data", value_name = "DIR")]
     data_dir: PathBuf,
+    /// Address of /metrics, /healthz and /readyz; nothing is served there unless it is given.
+    #[arg(long, env = "LORAFLEET_HTTP", value_name = "ADDRESS")]
+    http: Option<SocketAddr>,
     #[command(flatten)]
     access: AccessArgs,
     #[command(flatten)]
@@ -92,48 +96,24 @@ struct FleetArgs {
     access: EtcdArgs,
 }
 
-/// Why the program ends, and its exit code.
-struct End(u8, String);
-
-impl End {
-    fn invalid(why: impl Display) -> Self {
-        Self(2, why.to_string())
-    }
-
-    fn failed(why: impl Display) -> Self {
-        Self(1, why.to_string())
-    }
-
-    /// A data directory that is somebody else's, or of a later version, is a wrong argument; all else is a failure.
-    fn of(error: CoordinatorError) -> Self {
-        use registry::RegistryError::{Foreign, InUse, Newer};
-        match error {
-            CoordinatorError::Registry(InUse { .. } | Newer { .. } | Foreign { .. }) => Self::invalid(error),
-            _ => Self::failed(error),
-        }
+/// A data directory that is somebody else's, or of a later version, is a wrong argument; all else is a failure.
+fn end(error: CoordinatorError) -> End {
+    use registry::RegistryError::{Foreign, InUse, Newer};
+    match error {
+        CoordinatorError::Registry(InUse { .. } | Newer { .. } | Foreign { .. }) => End::invalid(error),
+        _ => End::failed(error),
     }
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LORAFLEET_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
-    let runtime = match tokio::runtime::Runtime::new() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(%error, "no threads can be started");
-            return ExitCode::FAILURE;
-        }
+    let options = telemetry::Options {
+        service: "lorafleet-coordinator",
+        version: env!("CARGO_PKG_VERSION"),
+        level: "info",
+        scraped: args.http.is_some(),
     };
-    match runtime.block_on(run(args)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(End(code, why)) => {
-            tracing::error!("{why}");
-            ExitCode::from(code)
-        }
-    }
+    telemetry::program::run(&options, run(args))
 }
 
 async fn run(args: Args) -> Result<(), End> {
@@ -146,12 +126,24 @@ async fn run(args: Args) -> Result<(), End> {
         lease: Duration::from_secs(args.assignment_lease),
         access: access.clone(),
     };
-    if args.fleet.etcd.is_empty() {
-        return alone(options(args.data_dir)).await;
-    }
-    let artifacts = args.fleet.artifacts.as_deref().unwrap_or_default();
-    let artifacts = directory(artifacts)?;
-    in_fleet(options(artifacts), &args.fleet).await
+    let ready = Readiness::not_yet("it has not started to serve");
+    let work = async {
+        if args.fleet.etcd.is_empty() {
+            return alone(options(args.data_dir), &ready).await;
+        }
+        let artifacts = args.fleet.artifacts.as_deref().unwrap_or_default();
+        let artifacts = directory(artifacts)?;
+        in_fleet(options(artifacts), &args.fleet, &ready).await
+    };
+    http::beside(args.http, ready.clone(), work).await
+}
+
+/// Looks at a coordinator's health from now on.
+fn look_at(health: Health) -> http::Look {
+    Arc::new(move || {
+        let health = health.clone();
+        Box::pin(async move { health.check().await })
+    })
 }
 
 /// The directory that `--artifacts` names.
@@ -175,12 +167,13 @@ fn listening(access: &Access, server: &Server) -> String {
     format!("listening on {}", access.url(server.address))
 }
 
-async fn alone(options: Options) -> Result<(), End> {
+async fn alone(options: Options, ready: &Readiness) -> Result<(), End> {
     let mut interrupts = actor::Interrupts::new().map_err(End::failed)?;
     let scope = actor::Scope::new();
     let access = options.access.clone();
-    let server = coordinator::start(options, scope.clone()).await.map_err(End::of)?;
+    let server = coordinator::start(options, scope.clone()).await.map_err(end)?;
     announce(listening(&access, &server));
+    ready.look(look_at(server.health));
     let ended = tokio::select! {
         () = interrupts.next() => Ok(()),
         () = scope.cancelled() => Err(End::failed("the coordinator cannot go on; its last message says why")),
@@ -190,13 +183,13 @@ async fn alone(options: Options) -> Result<(), End> {
 }
 
 #[cfg(not(feature = "etcd"))]
-async fn in_fleet(_: Options, _: &FleetArgs) -> Result<(), End> {
+async fn in_fleet(_: Options, _: &FleetArgs, _: &Readiness) -> Result<(), End> {
     Err(End::invalid("--etcd: this program was built without the feature `etcd`"))
 }
 
 /// Stands by and leads in turn, until it is told to stop.
 #[cfg(feature = "etcd")]
-async fn in_fleet(mut options: Options, args: &FleetArgs) -> Result<(), End> {
+async fn in_fleet(mut options: Options, args: &FleetArgs, ready: &Readiness) -> Result<(), End> {
     use coordinator::fleet::{self, Fleet};
     use registry::etcd::EtcdOptions;
     use registry::{EtcdRegistry, RegistryError};
@@ -226,7 +219,8 @@ async fn in_fleet(mut options: Options, args: &FleetArgs) -> Result<(), End> {
                 leadership: Arc::new(registry.members()),
                 advertise: args.advertise.clone(),
             };
-            fleet::start(options.clone(), fleet, scope.clone(), told).await?;
+            let server = fleet::start(options.clone(), fleet, scope.clone(), told).await?;
+            ready.look(look_at(server.health));
             announce("leading");
             registry.lost().await;
             Ok::<_, CoordinatorError>(())
@@ -237,6 +231,7 @@ async fn in_fleet(mut options: Options, args: &FleetArgs) -> Result<(), End> {
             // It says why, and is no leader any more.
             () = scope.cancelled() => Some(Ok(())),
         };
+        ready.not_now("another coordinator leads, or none");
         scope.finish(STOP_LIMIT).await;
         in_etcd.finish(STOP_LIMIT).await;
         match ended {
@@ -250,7 +245,7 @@ async fn in_fleet(mut options: Options, args: &FleetArgs) -> Result<(), End> {
                     () = interrupts.next() => return Ok(()),
                 }
             }
-            Some(Err(error)) => return Err(End::of(error)),
+            Some(Err(error)) => return Err(end(error)),
         }
         announce("standing by");
         // The port that was taken is the one that others know.

@@ -27,6 +27,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use telemetry::metrics;
+use tokio::time::Instant;
 
 /// Records read in one go.
 const PAGE: usize = 1000;
@@ -53,7 +55,11 @@ impl Store {
         if batch.writes.is_empty() {
             return Ok(());
         }
-        Ok(self.registry.commit(self.fence, batch.writes).await?)
+        let started = Instant::now();
+        let done = self.registry.commit(self.fence, batch.writes).await;
+        let outcome = if done.is_ok() { "durable" } else { "failed" };
+        metrics::STORE_TRANSACTION_DURATION.record(started.elapsed().as_secs_f64(), &[("outcome", outcome)]);
+        Ok(done?)
     }
 
     /// A sweep.

@@ -50,6 +50,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use transfer::Transfers;
 use wire::Saying;
 
@@ -152,6 +153,8 @@ pub enum AgentError {
 pub struct Agent {
     /// Its id, the same at each start on one data directory.
     pub id: AgentId,
+    /// Whether it is connected to a coordinator.
+    pub connected: watch::Receiver<bool>,
 }
 
 /// Makes the engine of a device.
@@ -213,6 +216,7 @@ async fn start_on(
     let id = home.agent_id()?;
     let spool = open_spool(&home)?;
     let transfers = Transfers::new(finder.clone());
+    devices::observe();
     let mut devices = Vec::new();
     for device in &options.devices {
         let host = host(device, &scope)
@@ -222,8 +226,8 @@ async fn start_on(
     }
     let Options { devices: of_machine, labels, .. } = options;
     let identity = Identity { id: id.clone(), hostname: devices::hostname(), devices: of_machine, labels };
-    Session::start(identity, (finder, transfers), devices, spool, home, &scope);
-    Ok(Agent { id })
+    let connected = Session::start(identity, (finder, transfers), devices, spool, home, &scope);
+    Ok(Agent { id, connected })
 }
 
 /// The spool as the last agent left it. What that agent was training is reported as failed: nothing trains it

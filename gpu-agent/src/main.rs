@@ -7,12 +7,13 @@ use gpu_agent::engine::child::{self, ChildError};
 use gpu_agent::{Coordinator, DeviceOptions, Options, SHUTDOWN_GRACE, devices};
 use security::args::{ClientArgs, EtcdArgs};
 use std::collections::BTreeMap;
-use std::fmt::Display;
-use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
+use telemetry::End;
+use telemetry::http::{self, Readiness};
 
 /// The time beyond its own grace that the agent is waited for.
 const MARGIN: Duration = Duration::from_secs(2);
@@ -88,6 +89,9 @@ struct AgentArgs {
     labels: Vec<(String, String)>,
     #[command(flatten)]
     client: ClientArgs,
+    /// Address of /metrics, /healthz and /readyz; nothing is served there unless it is given.
+    #[arg(long, env = "LORAFLEET_HTTP", value_name = "ADDRESS")]
+    http: Option<SocketAddr>,
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -97,37 +101,19 @@ fn label(text: &str) -> Result<(String, String), String> {
     }
 }
 
-/// Why the program ends, and its exit code.
-struct End(u8, String);
-
-impl End {
-    fn invalid(why: impl Display) -> Self {
-        Self(2, why.to_string())
-    }
-
-    fn failed(why: impl Display) -> Self {
-        Self(1, why.to_string())
-    }
-}
-
 fn main() -> ExitCode {
     let args = Args::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LORAFLEET_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
-    let done = match args.verb {
-        Some(Verb::EngineHost { device, memory_bytes }) => host(&device, memory_bytes),
-        None => tokio::runtime::Runtime::new()
-            .map_err(End::failed)
-            .and_then(|runtime| runtime.block_on(run(args.agent))),
+    let options = telemetry::Options {
+        service: "lorafleet-agent",
+        version: env!("CARGO_PKG_VERSION"),
+        level: "info",
+        scraped: args.agent.http.is_some(),
     };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(End(code, why)) => {
-            tracing::error!("{why}");
-            ExitCode::from(code)
+    match args.verb {
+        Some(Verb::EngineHost { device, memory_bytes }) => {
+            telemetry::program::run_quietly(&options, || host(&device, memory_bytes))
         }
+        None => telemetry::program::run(&options, run(args.agent)),
     }
 }
 
@@ -139,6 +125,11 @@ fn host(device: &str, memory_bytes: u64) -> Result<(), End> {
 }
 
 async fn run(args: AgentArgs) -> Result<(), End> {
+    let ready = Readiness::not_yet("it has not started");
+    http::beside(args.http, ready.clone(), work(args, &ready)).await
+}
+
+async fn work(args: AgentArgs, ready: &Readiness) -> Result<(), End> {
     let mut interrupts = actor::Interrupts::new().map_err(End::failed)?;
     let devices = chosen(&args.devices, args.price_per_hour)?;
     let labels: BTreeMap<_, _> = args.labels.iter().cloned().collect();
@@ -158,6 +149,12 @@ async fn run(args: AgentArgs) -> Result<(), End> {
         gpu_agent::AgentError::InUse { .. } | gpu_agent::AgentError::Address(_) => End::invalid(error),
         error => End::failed(error),
     })?;
+    let connected = agent.connected.clone();
+    ready.look(Arc::new(move || {
+        let connected = *connected.borrow();
+        let ready = if connected { Ok(()) } else { Err("not connected to the coordinator".to_string()) };
+        Box::pin(std::future::ready(ready))
+    }));
     fleet.register(&agent.id, &devices, &labels, &in_etcd);
     tracing::info!(id = %agent.id, devices = devices.len(), "the agent runs");
     let ended = tokio::select! {

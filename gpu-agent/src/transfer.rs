@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use telemetry::grpc::Traced;
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
@@ -89,14 +90,16 @@ impl Transfers {
         self.to.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn client(&self) -> Result<AgentServiceClient<Line>, TransferError> {
+    fn client(&self) -> Result<AgentServiceClient<Traced<Line>>, TransferError> {
         let to = self.to().clone();
         let to = to.ok_or_else(|| TransferError::Later("no coordinator was found yet".into()))?;
         let line = self.finder.again(&to).and_then(|endpoint| self.finder.line(endpoint.connect_lazy()));
-        Ok(AgentServiceClient::new(line.map_err(|error| TransferError::Later(error.to_string()))?))
+        let line = line.map_err(|error| TransferError::Later(error.to_string()))?;
+        Ok(AgentServiceClient::new(Traced::client(line)))
     }
 
-    /// Uploads a checkpoint. When it returns, the checkpoint is durable and the trial's record points at it.
+    /// Uploads a checkpoint. When it returns, the checkpoint is durable and the trial's record points at it. Answers with
+    /// its bytes.
     ///
     /// # Errors
     /// See [`TransferError`].
@@ -104,8 +107,9 @@ impl Transfers {
         &self,
         assignment: &Assignment,
         checkpoint: &Checkpoint,
-    ) -> Result<(), TransferError> {
+    ) -> Result<u64, TransferError> {
         let (files, paths) = files_of(&checkpoint.dirs).await?;
+        let bytes = files.iter().map(|file| file.bytes).sum();
         let header = v1::CheckpointHeader {
             trial_id: assignment.trial.to_string(),
             attempt: assignment.attempt.0,
@@ -118,7 +122,7 @@ impl Transfers {
         let (sent, answer) = tokio::join!(send(header, paths, pieces), call);
         sent?;
         answer?;
-        Ok(())
+        Ok(bytes)
     }
 
     /// Downloads the trial's newest checkpoint into a work folder.

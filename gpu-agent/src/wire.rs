@@ -154,6 +154,7 @@ pub fn assign(assign: v1::Assign) -> (Assignment, DeviceId, Result<Assign, Conve
         resume_step: assign.resume_step,
         digests: assign.digests.map(Into::into),
         predicted_peak_memory_bytes: assign.predicted_peak_memory_bytes,
+        belongs: assign.traceparent.parse().ok(),
     });
     (assignment, DeviceId::new(assign.device_id), command)
 }

@@ -378,6 +378,7 @@ pub fn trial_without_config(t: Trial) -> v1::Trial {
         created_at: Some(timestamp(t.created_at)),
         started_at: t.started_at.map(timestamp),
         finished_at: t.finished_at.map(timestamp),
+        trace_id: t.trace_id,
     }
 }
 
@@ -413,6 +414,7 @@ pub fn trial_of_unknown_config(t: v1::Trial) -> Result<Trial, ConvertError> {
         created_at: from_timestamp(required("created_at", t.created_at)?),
         started_at: t.started_at.map(from_timestamp),
         finished_at: t.finished_at.map(from_timestamp),
+        trace_id: t.trace_id,
     })
 }
 

@@ -15,6 +15,7 @@ use domain::sweep::{StateCounts, Sweep, SweepSpec, SweepState};
 use domain::{AgentId, Attempt, SweepId, TrialId};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use telemetry::trace::Place;
 use tokio::sync::{broadcast, mpsc, watch};
 
 /// Commands that may wait.
@@ -29,6 +30,8 @@ pub struct Submission {
     pub spec: Box<SweepSpec>,
     /// Shapes of base models, by the name that trials give them.
     pub base_models: BTreeMap<String, ModelShape>,
+    /// Where in its trace the submitting command called.
+    pub submitted_by: Option<Place>,
 }
 
 enum Command {
@@ -335,7 +338,7 @@ impl State {
     }
 
     async fn submit(&mut self, submission: Submission) -> Result<Sweep> {
-        let Submission { request_id, spec, base_models } = submission;
+        let Submission { request_id, spec, base_models, submitted_by } = submission;
         let store = self.tools.store.clone();
         if let Some(id) = store.request(&request_id).await? {
             return self.existing(&id).await;
@@ -357,7 +360,8 @@ impl State {
             finished_at: None,
         };
         tracing::info!(sweep = %sweep.id, ?max_trials, "a new sweep");
-        let record = SweepRecord::new(sweep, base_models);
+        let mut record = SweepRecord::new(sweep, base_models);
+        record.submitted_by = submitted_by.map(|place| place.to_string());
         let mut batch = Batch::default();
         batch.submission(&record);
         store.commit(batch).await?;

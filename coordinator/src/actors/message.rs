@@ -7,6 +7,7 @@ use domain::trial::{Digests, Failure, TrialConfig, TrialSummary};
 use domain::{Attempt, DeviceId, TrialId};
 use std::collections::HashMap;
 use std::time::Duration;
+use telemetry::trace::Place;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -149,6 +150,8 @@ pub struct Assignment {
     pub digests: Option<Digests>,
     /// Predicted peak bytes; 0 is unknown.
     pub predicted_peak_memory_bytes: u64,
+    /// Where in a trace it belongs what the agent tells of it.
+    pub belongs: Option<Place>,
 }
 
 /// Messages that may wait for a slow agent before its stream is cut.

@@ -142,6 +142,7 @@ fn assign(assignment: Assignment) -> v1::Assign {
         resume_step: assignment.resume_step,
         digests: assignment.digests.map(Into::into),
         predicted_peak_memory_bytes: assignment.predicted_peak_memory_bytes,
+        traceparent: assignment.belongs.map(|place| place.to_string()).unwrap_or_default(),
     }
 }
 

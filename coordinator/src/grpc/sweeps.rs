@@ -29,6 +29,7 @@ impl SweepService for Services {
         request: Request<v1::SubmitSweepRequest>,
     ) -> std::result::Result<Response<v1::SubmitSweepResponse>, Status> {
         self.writable().await?;
+        let submitted_by = telemetry::grpc::caller(request.metadata().as_ref());
         let request = request.into_inner();
         let request_id = request_id(&request.request_id)?;
         let spec = self.sweep_spec(request.spec)?;
@@ -39,7 +40,7 @@ impl SweepService for Services {
         let shape = |(name, shape)| Ok::<_, ConvertError>((name, ModelShape::try_from(shape)?));
         let base_models =
             request.base_models.into_iter().map(shape).collect::<std::result::Result<_, _>>()?;
-        let submission = Submission { request_id, spec: Box::new(spec), base_models };
+        let submission = Submission { request_id, spec: Box::new(spec), base_models, submitted_by };
         let sweep = self.desk.directory.submit(submission).await?;
         Ok(Response::new(v1::SubmitSweepResponse { sweep: Some(convert::sweep(&sweep)) }))
     }

@@ -1,5 +1,6 @@
 //! What is kept of sweeps and trials.
 
+use crate::actors::sweep::Stage;
 use domain::footprint::ModelShape;
 use domain::sweep::{Sweep, SweepSpec};
 use domain::trial::{Trial, TrialConfig, TrialState};
@@ -111,6 +112,9 @@ pub struct SweepRecord {
     /// Shapes of base models, by the name that trials give them: what memory is predicted from.
     #[serde(default)]
     pub base_models: BTreeMap<String, ModelShape>,
+    /// Where in its trace the command called that submitted it: a W3C `traceparent`.
+    #[serde(default)]
+    pub submitted_by: Option<String>,
 }
 
 impl SweepRecord {
@@ -125,6 +129,7 @@ impl SweepRecord {
             revisions: Vec::new(),
             extensions: Vec::new(),
             base_models,
+            submitted_by: None,
         }
     }
 
@@ -184,6 +189,9 @@ pub struct TrialRecord {
     /// Entries of its log.
     #[serde(default)]
     pub logged: u32,
+    /// What it does, for its trace. `None` in a record of an earlier version.
+    #[serde(default)]
+    pub stage: Option<Stage>,
 }
 
 impl TrialRecord {
@@ -214,6 +222,7 @@ impl TrialRecord {
             created_at,
             started_at: None,
             finished_at: None,
+            trace_id: None,
         };
         Self {
             trial,
@@ -229,6 +238,7 @@ impl TrialRecord {
             charged_at: None,
             losses: 0,
             logged: 0,
+            stage: None,
         }
     }
 

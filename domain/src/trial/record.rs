@@ -133,6 +133,9 @@ pub struct Trial {
     pub failure: Option<Failure>,
     /// What it is trained on; known once an agent has read it.
     pub digests: Option<Digests>,
+    /// The id of its trace: 32 hexadecimal digits. `None` in a record of an earlier version.
+    #[serde(default)]
+    pub trace_id: Option<String>,
     /// When the search proposed it.
     pub created_at: Timestamp,
     /// When its first training step began.

@@ -5,6 +5,7 @@
 //! While the spool cannot be written (a full disk), nothing more is heard of the engine, so that it comes to a
 //! halt; what it had said is said as soon as there is room.
 
+use super::traced::{self, Traced};
 use crate::engine::host::Host;
 use crate::engine::{self, Admission, Checkpoint, Ending, Event, Happening, How};
 use crate::home::Home;
@@ -21,6 +22,8 @@ use futures::stream::FuturesUnordered;
 use prost::Message;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
+use telemetry::metrics;
+use telemetry::trace::Place;
 use tokio::sync::{mpsc, watch};
 
 /// Events that are looked at together: neighbouring points of a trial become one message.
@@ -45,6 +48,8 @@ pub struct Assign {
     pub digests: Option<Digests>,
     /// What the footprint model predicts; 0 if it predicts nothing.
     pub predicted_peak_memory_bytes: u64,
+    /// Where in a trace it belongs what is told of it.
+    pub belongs: Option<Place>,
 }
 
 /// What a device is told.
@@ -90,6 +95,7 @@ impl Device {
         let (sender, inbox) = mailbox(MAILBOX);
         let (status, seen) = watch::channel(Status::default());
         let actor = Actor {
+            id: id.to_string(),
             outgoing: VecDeque::new(),
             arrived: VecDeque::new(),
             unsaid: VecDeque::new(),
@@ -130,9 +136,13 @@ struct Held {
     reason: &'static str,
     /// Its last word, said once nothing is left to upload.
     last: Option<Saying>,
+    /// What is told of it.
+    traced: Traced,
 }
 
 struct Actor {
+    /// The device's name.
+    id: String,
     outgoing: VecDeque<engine::Command>,
     /// What the engine said and was not looked at yet.
     arrived: VecDeque<Event>,
@@ -214,6 +224,7 @@ impl Actor {
         let held = Held {
             step: assign.resume_step.unwrap_or(0),
             predicted_peak_memory_bytes: assign.predicted_peak_memory_bytes,
+            traced: Traced::new(assign.belongs),
             ..Held::default()
         };
         self.held.insert(assignment.clone(), held);
@@ -286,6 +297,16 @@ impl Actor {
                     self.say_points(&assignment, points);
                 }
                 Event::Trial(assignment, happening) => self.happened(&assignment, happening),
+                Event::Phase(assignment, phase) => {
+                    if let Some(held) = self.held.get_mut(&assignment) {
+                        held.traced.phase(&phase);
+                    }
+                }
+                Event::Steps(seconds) => {
+                    for seconds in seconds {
+                        metrics::STEP_DURATION.record(seconds, &[("device", self.id.as_str())]);
+                    }
+                }
                 Event::BaseResident(base) => self.resident_base = base,
             }
         }
@@ -294,6 +315,7 @@ impl Actor {
     fn say_points(&mut self, assignment: &Assignment, points: Vec<domain::metric::MetricPoint>) {
         let Some(held) = self.held.get_mut(assignment) else { return };
         held.step = points.last().map_or(held.step, |point| point.step);
+        points.iter().for_each(|point| held.traced.point(point, &self.id));
         self.say(assignment, Saying::Points(points));
     }
 
@@ -317,6 +339,9 @@ impl Actor {
             }
             happening => {
                 let last = happening.is_last();
+                if last {
+                    held.traced.over(&happening);
+                }
                 let Some(mut saying) = wire::saying(happening, reason) else { return };
                 if !last {
                     return self.say(assignment, saying);
@@ -380,11 +405,11 @@ impl Actor {
         let Some((checkpoint, before)) = held.newest.take() else { return };
         held.uploading = true;
         let (pause, transfers, spool) = (pause(held.failures), self.transfers.clone(), self.spool.clone());
-        let assignment = assignment.clone();
+        let (assignment, belongs) = (assignment.clone(), held.traced.belongs());
         self.transfers_under_way.push(Box::pin(async move {
             tokio::time::sleep(pause).await;
             spool.acknowledged(&assignment, before).await;
-            let result = transfers.upload(&assignment, &checkpoint).await;
+            let result = traced::upload(belongs, transfers.upload(&assignment, &checkpoint)).await;
             domain::crash::point("agent/uploaded");
             Transferred::Up(assignment, checkpoint, result)
         }));
@@ -397,7 +422,8 @@ impl Actor {
         let (transfers, work_dir) = (self.transfers.clone(), self.home.work_dir(&assign.assignment));
         self.transfers_under_way.push(Box::pin(async move {
             tokio::time::sleep(pause(failures)).await;
-            let result = transfers.download(&assign.assignment, &work_dir).await;
+            let work = transfers.download(&assign.assignment, &work_dir);
+            let result = traced::download(assign.belongs, work).await;
             Transferred::Down(assign, result)
         }));
     }

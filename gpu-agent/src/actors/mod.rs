@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`device`] | what is held on one device: its engine, its assignments, their checkpoints on the way |
 //! | [`session`] | the control stream to the coordinator |
+//! | `traced` | what a device tells of an attempt: spans and metrics |
 
 pub mod device;
 pub mod session;
+mod traced;

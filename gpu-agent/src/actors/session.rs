@@ -18,6 +18,7 @@ use proto::v1::agent_service_client::AgentServiceClient;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::Duration;
+use telemetry::grpc::Traced;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
@@ -73,11 +74,12 @@ pub struct Session {
     spool: Spool,
     home: Home,
     pause: Duration,
+    connected: watch::Sender<bool>,
 }
 
 impl Session {
     /// Starts the session's actor. When the scope is cancelled, it ends once the devices have ended and the
-    /// spool is empty, or [`SHUTDOWN_GRACE`] is over.
+    /// spool is empty, or [`SHUTDOWN_GRACE`] is over. Answers with whether it is connected.
     pub fn start(
         identity: Identity,
         (finder, transfers): (Finder, Transfers),
@@ -85,21 +87,26 @@ impl Session {
         spool: Spool,
         home: Home,
         scope: &Scope,
-    ) {
+    ) -> watch::Receiver<bool> {
         let over = over(scope.clone(), devices.iter().map(|d| d.status.clone()).collect(), spool.clone());
-        let session = Self { identity, finder, transfers, devices, spool, home, pause: SHORTEST_PAUSE };
+        let (connected, seen) = watch::channel(false);
+        let session =
+            Self { identity, finder, transfers, devices, spool, home, pause: SHORTEST_PAUSE, connected };
         scope.spawn("session", async move {
             tokio::select! {
                 never = session.run() => match never {},
                 () = over => {}
             }
         });
+        seen
     }
 
     async fn run(mut self) -> Infallible {
         loop {
             let Err(error) = self.serve().await;
             let error = security::explain(&error).unwrap_or_else(|| error.to_string());
+            self.connected.send_replace(false);
+            telemetry::metrics::SESSIONS_LOST.add(1.0, &[]);
             tracing::warn!(%error, pause = ?self.pause, "not connected to the coordinator; training goes on");
             tokio::time::sleep(jittered(self.pause)).await;
             self.pause = (self.pause * 2).min(LONGEST_PAUSE);
@@ -110,8 +117,8 @@ impl Session {
     async fn serve(&mut self) -> Result<Infallible, SessionError> {
         let endpoint = self.finder.find().await?;
         self.transfers.follow(endpoint.uri());
-        let mut client =
-            AgentServiceClient::new(self.finder.line(endpoint.connect().await?).map_err(FindError::from)?);
+        let line = self.finder.line(endpoint.connect().await?).map_err(FindError::from)?;
+        let mut client = AgentServiceClient::new(Traced::client(line));
         let (outgoing, requests) = mpsc::channel(OUTGOING);
         // There is room: the channel is new.
         let _ = outgoing.try_send(self.hello());
@@ -124,6 +131,7 @@ impl Session {
         };
         tracing::info!(version = welcome.version, "connected to the coordinator");
         self.pause = SHORTEST_PAUSE;
+        self.connected.send_replace(true);
         for old in welcome.drop {
             self.drop_assignment(&wire::held(old)).await;
         }

@@ -71,6 +71,11 @@ pub fn local() -> Found {
     found
 }
 
+/// Has the metrics tell of this machine's GPUs.
+pub(crate) fn observe() {
+    nvml::observe();
+}
+
 /// The machine's name.
 pub fn hostname() -> String {
     let kernel = std::fs::read_to_string("/proc/sys/kernel/hostname").ok();

@@ -6,6 +6,8 @@ use nvml_wrapper::enum_wrappers::device::{Clock, EccCounter, MemoryError, Temper
 use nvml_wrapper::error::NvmlError;
 use nvml_wrapper::{Device, Nvml, cuda_driver_version_major, cuda_driver_version_minor};
 use nvml_wrapper_sys::bindings::NvmlLib;
+use std::sync::OnceLock;
+use telemetry::metrics::{self, Reading};
 
 /// The library's name as drivers install it; the one without a number comes with development packages alone.
 const LIBRARY: &str = if cfg!(windows) { "nvml.dll" } else { "libnvidia-ml.so.1" };
@@ -70,6 +72,41 @@ fn gpu(nvml: &Nvml, device: &Device) -> Result<Gpu, NvmlError> {
         power: device.power_usage().ok(),
         temperature: device.temperature(TemperatureSensor::Gpu).ok(),
     })
+}
+
+/// Has the metrics read the GPUs whenever they are collected. The driver is asked first then.
+pub(super) fn observe() {
+    use metrics::{GPU_MEMORY_LIMIT, GPU_MEMORY_USAGE, GPU_UTILIZATION, HW_ERRORS, HW_POWER, HW_TEMPERATURE};
+    let (plain, typed): (&[_], &[_]) = (&[], &[("hw.type", "gpu")]);
+    let memory_errors = &[("hw.type", "gpu"), ("error.type", "uncorrected_memory")];
+    GPU_UTILIZATION.observe(each(plain, |gpu| Ok(f64::from(gpu.utilization_rates()?.gpu) / 100.0)));
+    GPU_MEMORY_USAGE.observe(each(plain, |gpu| Ok(gpu.memory_info()?.used as f64)));
+    GPU_MEMORY_LIMIT.observe(each(plain, |gpu| Ok(gpu.memory_info()?.total as f64)));
+    HW_POWER.observe(each(typed, |gpu| Ok(f64::from(gpu.power_usage()?) / 1e3)));
+    HW_TEMPERATURE.observe(each(typed, |gpu| Ok(f64::from(gpu.temperature(TemperatureSensor::Gpu)?))));
+    HW_ERRORS.observe(each(memory_errors, |gpu| {
+        Ok(gpu.total_ecc_errors(MemoryError::Uncorrected, EccCounter::Volatile)? as f64)
+    }));
+}
+
+/// Reads something of each GPU; not every card measures everything.
+fn each(
+    attributes: &'static [(&'static str, &'static str)],
+    read: impl Fn(&Device) -> Result<f64, NvmlError> + Send + Sync + 'static,
+) -> impl Fn() -> Vec<Reading> + Send + Sync + 'static {
+    static DRIVER: OnceLock<Option<Nvml>> = OnceLock::new();
+    move || {
+        let driver = DRIVER.get_or_init(|| Nvml::builder().lib_path(LIBRARY.as_ref()).init().ok());
+        let Some(nvml) = driver else { return Vec::new() };
+        let count = nvml.device_count().unwrap_or_default();
+        let gpus = (0..count).filter_map(|index| nvml.device_by_index(index).ok());
+        let reading = |gpu: Device| {
+            let (value, id, name) = (read(&gpu).ok()?, gpu.uuid().ok()?, gpu.name().ok()?);
+            let own = [("hw.id", id.as_str()), ("hw.name", name.as_str())];
+            Some(Reading::new(value, &[&own[..], attributes].concat()))
+        };
+        gpus.filter_map(reading).collect()
+    }
 }
 
 /// A GPU's MIG slices, for which the wrapper has no call.

@@ -97,6 +97,7 @@ impl Backend for Candle {
             point: s.point,
             checkpoint_due: s.checkpoint_due,
             diverged: s.diverged,
+            evaluation: s.evaluation,
         });
         Ok(stepped.collect())
     }

@@ -178,6 +178,7 @@ mod tests {
             match host.events.recv().await.expect("the host lives") {
                 Event::Trial(assignment, happening) => return (assignment.trial.to_string(), happening),
                 Event::BaseResident(base) => assert_eq!(base, None),
+                Event::Phase(..) | Event::Steps(_) => {}
             }
         }
     }

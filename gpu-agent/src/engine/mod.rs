@@ -23,10 +23,12 @@ pub mod simulated;
 pub mod sources;
 
 use crate::Assignment;
+use domain::Timestamp;
 use domain::metric::MetricPoint;
 use domain::trial::{Digests, Failure, TrialConfig, TrialSummary};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The two folders of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -151,11 +153,54 @@ impl Happening {
     }
 }
 
+/// What an engine does for a trial beside its steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Work {
+    /// Reads the base's weights to the device; to 4 bits they are quantised one by one as they come.
+    Load,
+    /// Reads its rows, and its checkpoint if it goes on from one.
+    Prepare,
+    /// Evaluates on the held-out rows.
+    Evaluate,
+    /// Writes a checkpoint to this machine's disk.
+    Checkpoint,
+}
+
+impl Work {
+    /// Its name in traces and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Load => "load",
+            Self::Prepare => "prepare",
+            Self::Evaluate => "evaluate",
+            Self::Checkpoint => "checkpoint",
+        }
+    }
+}
+
+/// A piece of work that is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Phase {
+    /// What it was.
+    pub work: Work,
+    /// When it began.
+    pub start: Timestamp,
+    /// How long it took.
+    pub took: Duration,
+    /// Finished steps of the trial then.
+    pub step: u64,
+}
+
 /// What an engine says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Event {
     /// About a trial.
     Trial(Assignment, Happening),
+    /// Something that it did for a trial is over.
+    Phase(Assignment, Phase),
+    /// The seconds that each of its last steps took, evaluations left out.
+    Steps(Vec<f64>),
     /// Which base is in the device's memory now.
     BaseResident(Option<String>),
 }

@@ -1,11 +1,11 @@
 //! The engine: the trials of one base, stepped together. What it does to a trial (join, step, checkpoint,
 //! stop, end) is the same whatever trains it, so that is a [`Backend`].
 
-use super::{Admission, Checkpoint, CheckpointDirs, Ending, Engine, Event, Happening, How};
+use super::{Admission, Checkpoint, CheckpointDirs, Ending, Engine, Event, Happening, How, Phase, Work};
 use crate::Assignment;
-use domain::Clock;
 use domain::metric::{self, MetricPoint};
 use domain::trial::{BaseModel, Digests, Failure, FailureClass, Throughput, TrialSummary};
+use domain::{Clock, Timestamp};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +19,8 @@ pub struct Stepped {
     pub checkpoint_due: bool,
     /// What became NaN or infinite, if something did.
     pub diverged: Option<String>,
+    /// The time that its evaluation took, if there was one.
+    pub evaluation: Option<Duration>,
 }
 
 /// What trains: a frozen base and runs on it.
@@ -98,7 +100,12 @@ pub struct Pack<B: Backend> {
     unsaved: Vec<Unsaved<B::Run>>,
     /// When, on the monotonic clock, the disk is asked again.
     save_again_at: Duration,
+    /// The seconds of steps that were not told of yet.
+    step_seconds: Vec<f64>,
 }
+
+/// Steps that are told of together at most.
+const STEPS: usize = 64;
 
 impl<B: Backend> Pack<B> {
     /// An empty pack on a device of so much memory.
@@ -115,6 +122,7 @@ impl<B: Backend> Pack<B> {
             stops: Vec::new(),
             unsaved: Vec::new(),
             save_again_at: Duration::ZERO,
+            step_seconds: Vec::new(),
         }
     }
 }
@@ -175,9 +183,11 @@ impl<B: Backend> Pack<B> {
 
     fn try_join(&mut self, admission: Admission, emit: &mut dyn FnMut(Event)) -> Result<(), Failure> {
         let since = self.clock.monotonic();
-        self.make_resident(admission.config.base_model(), emit)?;
+        self.make_resident(&admission, emit)?;
         let Some((_, base)) = &self.base else { return Ok(()) };
+        let begun = Begun::now(&*self.clock);
         let mut run = self.backend.start(base, &admission)?;
+        emit(begun.over(&*self.clock, &admission.assignment, Work::Prepare, self.backend.step(&run)));
         let own_bytes = self.backend.fit(base, &mut run, self.memory_bytes).unwrap_or_default();
         if own_bytes > self.free_bytes() {
             if self.members.is_empty() && self.unsaved.is_empty() {
@@ -197,7 +207,11 @@ impl<B: Backend> Pack<B> {
         let assignment = admission.assignment.clone();
         let started = Happening::Started { total_steps, start_step, digests };
         emit(Event::Trial(assignment.clone(), started));
+        let begun = Begun::now(&*self.clock);
         let base_eval = self.backend.base_eval(base, &mut run)?;
+        if base_eval.is_some() {
+            emit(begun.over(&*self.clock, &assignment, Work::Evaluate, start_step));
+        }
         if let (Some(loss), 0) = (base_eval, start_step) {
             let values = vec![(metric::EVAL_LOSS.to_string(), loss)];
             let point = MetricPoint { step: 0, time: self.clock.now(), values };
@@ -213,7 +227,9 @@ impl<B: Backend> Pack<B> {
         Ok(())
     }
 
-    fn make_resident(&mut self, base: BaseModel, emit: &mut dyn FnMut(Event)) -> Result<(), Failure> {
+    /// Loads the base of a trial, unless it is in memory.
+    fn make_resident(&mut self, admission: &Admission, emit: &mut dyn FnMut(Event)) -> Result<(), Failure> {
+        let base = admission.config.base_model();
         if self.base.as_ref().is_some_and(|(resident, _)| *resident == base) {
             return Ok(());
         }
@@ -225,7 +241,9 @@ impl<B: Backend> Pack<B> {
         if bytes > self.memory_bytes {
             return Err(does_not_fit(bytes, 0, self.memory_bytes));
         }
+        let begun = Begun::now(&*self.clock);
         let loaded = self.backend.load(&base)?;
+        emit(begun.over(&*self.clock, &admission.assignment, Work::Load, 0));
         emit(Event::BaseResident(Some(base.to_string())));
         self.base = Some((base, loaded));
         self.base_bytes = bytes;
@@ -237,8 +255,15 @@ impl<B: Backend> Pack<B> {
         let mut runs: Vec<_> = self.members.iter_mut().map(|member| &mut member.run).collect();
         let packed = runs.len() > 1;
         domain::crash::point("engine/step");
+        let begun = self.clock.monotonic();
         match self.backend.step_pack(base, &mut runs) {
             Ok(stepped) => {
+                let evaluated: Duration = stepped.iter().filter_map(|stepped| stepped.evaluation).sum();
+                let took = self.clock.monotonic().saturating_sub(begun).saturating_sub(evaluated);
+                self.step_seconds.push(took.as_secs_f64());
+                if self.step_seconds.len() >= STEPS || stepped.iter().any(|stepped| stepped.point.is_some()) {
+                    emit(Event::Steps(std::mem::take(&mut self.step_seconds)));
+                }
                 for (mut member, stepped) in std::mem::take(&mut self.members).into_iter().zip(stepped) {
                     member.packed |= packed;
                     self.after_step(member, stepped, emit);
@@ -266,6 +291,11 @@ impl<B: Backend> Pack<B> {
 
     fn after_step(&mut self, member: Member<B::Run>, stepped: Stepped, emit: &mut dyn FnMut(Event)) {
         let assignment = member.admission.assignment.clone();
+        if let Some(took) = stepped.evaluation {
+            let (now, step) = (self.clock.now(), self.backend.step(&member.run));
+            let start = Timestamp(now.0.saturating_sub(took.as_millis() as u64));
+            emit(Event::Phase(assignment.clone(), Phase { work: Work::Evaluate, start, took, step }));
+        }
         if let Some(point) = stepped.point {
             emit(Event::Trial(assignment.clone(), Happening::Points(vec![point])));
         }
@@ -328,7 +358,9 @@ impl<B: Backend> Pack<B> {
             return Ok(());
         }
         let dirs = CheckpointDirs::within(&member.admission.work_dir, step);
+        let begun = Begun::now(&*self.clock);
         self.backend.save(&member.run, &dirs)?;
+        emit(begun.over(&*self.clock, &member.admission.assignment, Work::Checkpoint, step));
         member.saved = Some(step);
         let checkpoint = Happening::Checkpoint(Checkpoint { step, dirs });
         emit(Event::Trial(member.admission.assignment.clone(), checkpoint));
@@ -380,6 +412,23 @@ impl<B: Backend> Pack<B> {
             How::Release => self.checkpoint_then(member, Then::Release, emit),
             How::Drop => forget(&member.admission),
         }
+    }
+}
+
+/// Work that has begun.
+struct Begun {
+    start: Timestamp,
+    since: Duration,
+}
+
+impl Begun {
+    fn now(clock: &dyn Clock) -> Self {
+        Self { start: clock.now(), since: clock.monotonic() }
+    }
+
+    fn over(self, clock: &dyn Clock, assignment: &Assignment, work: Work, step: u64) -> Event {
+        let took = clock.monotonic().saturating_sub(self.since);
+        Event::Phase(assignment.clone(), Phase { work, start: self.start, took, step })
     }
 }
 

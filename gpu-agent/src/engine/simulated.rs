@@ -143,6 +143,7 @@ impl Backend for Simulated {
                 point: (evaluate || run.due(run.config.logging_steps)).then_some(point),
                 checkpoint_due: run.due(run.config.save_steps),
                 diverged: None,
+                evaluation: evaluate.then_some(Duration::ZERO),
             }
         };
         Ok(runs.iter_mut().map(step).collect())

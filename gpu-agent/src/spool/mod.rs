@@ -19,7 +19,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use telemetry::metrics::{self, Part};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// Names the assignment; first, and only first.
 const NAME: u8 = 0;
@@ -43,6 +45,8 @@ struct Inner {
     dir: PathBuf,
     files: Mutex<BTreeMap<Assignment, Entry>>,
     changed: watch::Sender<()>,
+    /// How much is not acknowledged, as the metrics have it.
+    depth: Mutex<Part>,
 }
 
 /// A message's place in its file.
@@ -51,6 +55,8 @@ struct Place {
     sequence: u64,
     offset: u64,
     bytes: usize,
+    /// When it was spooled, or found.
+    since: Instant,
 }
 
 #[derive(Debug)]
@@ -91,7 +97,17 @@ impl Spool {
             }
         }
         let changed = watch::Sender::new(());
-        Ok(Self(Arc::new(Inner { dir: dir.into(), files: Mutex::new(files), changed })))
+        let depth = Mutex::new(metrics::SPOOL_MESSAGES.part(&[]));
+        let spool = Self(Arc::new(Inner { dir: dir.into(), files: Mutex::new(files), changed, depth }));
+        spool.tell_change();
+        Ok(spool)
+    }
+
+    /// Something was added or went.
+    fn tell_change(&self) {
+        let waiting: usize = self.files().values().map(|entry| entry.pending.len()).sum();
+        self.0.depth.lock().unwrap_or_else(PoisonError::into_inner).set(waiting as i64);
+        self.0.changed.send_replace(());
     }
 
     fn files(&self) -> MutexGuard<'_, BTreeMap<Assignment, Entry>> {
@@ -121,7 +137,7 @@ impl Spool {
             }
         };
         drop(files);
-        self.0.changed.send_replace(());
+        self.tell_change();
         Ok(sequence)
     }
 
@@ -157,7 +173,7 @@ impl Spool {
             std::fs::remove_file(entry.path)?;
         }
         drop(files);
-        self.0.changed.send_replace(());
+        self.tell_change();
         Ok(done)
     }
 
@@ -170,7 +186,7 @@ impl Spool {
         {
             tracing::warn!(path = %entry.path.display(), %error, "a spool file could not be removed");
         }
-        self.0.changed.send_replace(());
+        self.tell_change();
         over
     }
 
@@ -260,7 +276,7 @@ impl Entry {
         if kind == ACKNOWLEDGED {
             self.take_acknowledgement(sequence);
         } else if kind != NAME {
-            self.pending.push_back(Place { sequence, offset, bytes });
+            self.pending.push_back(Place { sequence, offset, bytes, since: Instant::now() });
             self.over |= kind == LAST;
         }
         if kind != NAME {
@@ -313,6 +329,9 @@ impl Entry {
         let sequence = sequence.min(self.last_sequence);
         if sequence <= self.acknowledged {
             return Ok(());
+        }
+        for place in self.pending.iter().take_while(|place| place.sequence <= sequence) {
+            metrics::ACKNOWLEDGEMENT_LAG.record(place.since.elapsed().as_secs_f64(), &[]);
         }
         if let Err(error) = self.write(ACKNOWLEDGED, sequence, &[]) {
             // A full disk is no reason to stop listening: what is not noted is sent again after a restart, and

@@ -262,6 +262,7 @@ pub fn assign(assignment: &Assignment, config: &TrialConfig) -> v1::Assign {
         resume_step: None,
         digests: None,
         predicted_peak_memory_bytes: 1_000,
+        traceparent: String::new(),
     }
 }
 

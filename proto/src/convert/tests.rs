@@ -29,6 +29,7 @@ fn a_trial_travels_unchanged() {
         created_at: Timestamp(1_700_000_000_123),
         started_at: Some(Timestamp(1)),
         finished_at: None,
+        trace_id: None,
     };
     let wire = v1::Trial::from(trial.clone());
     assert_eq!((wire.sweep_id.as_str(), wire.number), ("quickstart-0a1b", 7));

@@ -21,6 +21,8 @@ pub struct Stepped {
     pub checkpoint_due: bool,
     /// Why the run cannot go on, if it cannot; its state is the last good one.
     pub diverged: Option<String>,
+    /// The time that its evaluation took, if there was one.
+    pub evaluation: Option<Duration>,
 }
 
 /// What an update used and found.
@@ -193,19 +195,21 @@ impl Run {
         let evaluates = !self.data.eval.is_empty() && (end || due(self.config.eval_steps));
         let logs = end || evaluates || due(self.config.logging_steps);
         let checkpoint_due = end || due(self.config.save_steps);
-        let mut eval_loss = None;
+        let (mut eval_loss, mut evaluation) = (None, None);
         if evaluates {
             let started = clock.monotonic();
             eval_loss = self.evaluate(loaded)?;
-            self.progress.evaluation_seconds += since(clock, started);
+            let took = clock.monotonic().saturating_sub(started);
+            self.progress.evaluation_seconds += took.as_secs_f64();
+            evaluation = Some(took);
         }
         if let Some(loss) = eval_loss.filter(|loss| !loss.is_finite()) {
             self.progress.eval_loss = None;
             self.give_up(format!("eval/loss after step {step} is {loss}"), true);
-            return Ok(Stepped { diverged: self.diverged.clone(), ..Stepped::default() });
+            return Ok(Stepped { diverged: self.diverged.clone(), evaluation, ..Stepped::default() });
         }
         let point = logs.then(|| self.point(&update, sum, eval_loss, clock));
-        Ok(Stepped { point, checkpoint_due, diverged: None })
+        Ok(Stepped { point, checkpoint_due, diverged: None, evaluation })
     }
 
     fn point(&mut self, update: &Update, sum: Outcome, eval: Option<f64>, clock: &dyn Clock) -> MetricPoint {

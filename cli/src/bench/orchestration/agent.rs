@@ -2,9 +2,9 @@
 //! training would have said over time, and counts what is acknowledged.
 
 use crate::Failure;
+use crate::client::Channel;
 use proto::v1;
 use proto::v1::agent_service_client::AgentServiceClient;
-use security::Line;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -49,7 +49,7 @@ struct Held {
 ///
 /// # Errors
 /// The coordinator refuses the stream.
-pub(super) async fn serve(plan: Plan, channel: Line) -> Result<(), Failure> {
+pub(super) async fn serve(plan: Plan, channel: Channel) -> Result<(), Failure> {
     let (outgoing, requests) = mpsc::channel(OUTGOING);
     let hello = Request::Hello(v1::Hello { agent: Some(agent(&plan)), holdings: Vec::new() });
     let closed = || Failure::failed("the coordinator closed an agent's stream");

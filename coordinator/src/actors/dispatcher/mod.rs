@@ -47,6 +47,8 @@ pub struct Grant {
     pub device: DeviceId,
     /// The device's price, in US dollars an hour.
     pub price_per_hour: f64,
+    /// When it was decided.
+    pub at: Timestamp,
     /// Answers if the lease ends.
     pub lost: Lost,
 }

@@ -10,6 +10,7 @@ use domain::{AgentId, Attempt, Clock, DeviceId, Timestamp, TrialId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
+use telemetry::metrics::{self, Part};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -18,6 +19,12 @@ const REMEMBERED: Duration = Duration::from_secs(24 * 3600);
 
 /// Agents that are listed although they are gone.
 const MOST_GONE: usize = 100;
+
+/// What an agent may be, for the metrics.
+const STATES: [&str; 3] = ["connected", "drained", "gone"];
+const CONNECTED: usize = 0;
+const DRAINED: usize = 1;
+const GONE: usize = 2;
 
 /// A device of an agent.
 type Place = (AgentId, DeviceId);
@@ -33,6 +40,8 @@ pub(super) struct State {
     sessions: u64,
     /// Whether anything happened since the last placement that a waiting trial could profit from.
     may_place: bool,
+    /// Agents by state, as the metrics have it.
+    counted: [Part; STATES.len()],
 }
 
 struct Entry {
@@ -71,6 +80,7 @@ impl State {
             meters: HashMap::new(),
             sessions: 0,
             may_place: false,
+            counted: STATES.map(|state| metrics::AGENTS.part(&[("state", state)])),
         }
     }
 
@@ -95,7 +105,20 @@ impl State {
             if std::mem::take(&mut self.may_place) {
                 self.place();
             }
+            self.count();
         }
+    }
+
+    /// Keeps the metrics' count of agents.
+    fn count(&mut self) {
+        let state = |(id, entry): (&AgentId, &Entry)| match &entry.session {
+            None => GONE,
+            Some(_) if self.drained.contains(id) => DRAINED,
+            Some(_) => CONNECTED,
+        };
+        let mut counts = [0; STATES.len()];
+        self.agents.iter().for_each(|agent| counts[state(agent)] += 1);
+        self.counted.iter_mut().zip(counts).for_each(|(part, count)| part.set(count));
     }
 
     fn handle(&mut self, command: Command) {
@@ -211,11 +234,12 @@ impl State {
         for held in self.held.values().filter(|held| held.place.0 == *agent) {
             *sharing.entry(held.place.1.clone()).or_default() += 1;
         }
-        let mut stale = Vec::new();
+        let (mut stale, mut renewed) = (Vec::new(), 0);
         for holding in holdings {
             match self.held.get_mut(&holding.trial) {
                 Some(held) if held.attempt == holding.attempt && held.place.0 == *agent => {
                     held.deadline = deadline;
+                    renewed += 1;
                     let share = sharing.get(&held.place.1).copied().unwrap_or(1);
                     let unmetered = std::mem::take(&mut held.unmetered);
                     held.adopted += unmetered.as_secs_f64() / f64::from(share);
@@ -223,6 +247,7 @@ impl State {
                 _ => stale.push(holding.clone()),
             }
         }
+        metrics::LEASE_RENEWALS.add(f64::from(renewed), &[]);
         stale
     }
 
@@ -315,6 +340,7 @@ impl State {
             let Some((seconds, held)) = self.end(&trial) else { continue };
             let (agent, attempt) = (&held.place.0, held.attempt);
             tracing::warn!(%trial, %attempt, %agent, "the lease ended without a heartbeat");
+            metrics::LEASE_EXPIRATIONS.add(1.0, &[]);
             self.reach(agent, ToAgent::Stop(trial, attempt, StopReason::Fenced));
             // A sweep that is gone has no use for it.
             let _ = held.lost.send(seconds);
@@ -364,7 +390,10 @@ impl State {
         self.queue.sort_by_cached_key(|r| (r.created_at, r.trial.sweep(), r.trial.number()));
         let (places, slots): (Vec<_>, Vec<_>) = self.slots().into_iter().unzip();
         let waiting: Vec<_> = self.queue.iter().map(|request| request.needs.clone()).collect();
+        let started = self.clock.monotonic();
         let assignments: HashMap<_, _> = placement::solve(&waiting, &slots).into_iter().collect();
+        let took = self.clock.monotonic().saturating_sub(started);
+        metrics::PLACEMENT_DURATION.record(took.as_secs_f64(), &[]);
         let queue = std::mem::take(&mut self.queue);
         for (index, request) in queue.into_iter().enumerate() {
             match assignments.get(&index) {
@@ -377,7 +406,8 @@ impl State {
     fn grant(&mut self, request: Request, place: Place, price_per_hour: f64) {
         let Request { trial, attempt, needs, granted, .. } = request;
         let (lost, answer) = oneshot::channel();
-        let grant = Grant { agent: place.0.clone(), device: place.1.clone(), price_per_hour, lost: answer };
+        let (agent, device) = place.clone();
+        let grant = Grant { agent, device, price_per_hour, at: self.clock.now(), lost: answer };
         self.hold(trial.clone(), attempt, place, needs, Duration::ZERO, lost);
         if granted.send(grant).is_err() {
             self.end(&trial);

@@ -19,6 +19,7 @@ use domain::trial::{Digests, Failure, FailureClass, Trial, TrialState, TrialSumm
 use domain::{AgentId, Attempt, Timestamp, TrialId};
 use std::collections::{BTreeMap, BTreeSet};
 use tally::Tally;
+use telemetry::trace::TrialTrace;
 
 /// Trials that wait for a device at least, so that a device that frees up finds one. As many may wait as train, so
 /// that a large fleet fills in few rounds.
@@ -170,7 +171,9 @@ impl Ledger {
     fn enter(&mut self, proposed: Proposed, now: Timestamp) {
         let number = proposed.number;
         let id = TrialId::of(&self.record.sweep.id, number);
-        let record = TrialRecord::new(id, proposed.config, proposed.parameters, now);
+        let mut record = TrialRecord::new(id, proposed.config, proposed.parameters, now);
+        let trace = TrialTrace::of(&self.record.sweep.request_id, number);
+        record.trial.trace_id = Some(trace.id());
         self.tally.enter(number, &record);
         self.trials.insert(number, record);
         self.record.sweep.proposed = number;
@@ -201,6 +204,7 @@ impl Ledger {
         let resume_step = record.checkpoint.as_ref().map(|c| c.step);
         let trial = &mut record.trial;
         trial.attempt = trial.attempt.next();
+        let trace = trial.trace_id.as_deref().and_then(|id| TrialTrace::parse(id).ok());
         trial.step = resume_step.unwrap_or(0);
         trial.attempts.push((trial.attempt, trial.step));
         trial.agent = Some(placement.agent.to_string());
@@ -212,6 +216,7 @@ impl Ledger {
             resume_step,
             digests: trial.digests.clone(),
             predicted_peak_memory_bytes: needs.base_bytes + needs.own_bytes,
+            belongs: trace.map(|trace| trace.attempt(trial.attempt.0)),
         };
         record.placement = Some(placement);
         self.effects.push(Effect::Assign(Box::new(assignment)));

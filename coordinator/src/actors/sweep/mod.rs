@@ -7,6 +7,7 @@
 //! | `running.rs` | the actor: what came together is applied together |
 //! | `running/writing.rs` | what changed is written, then told |
 //! | `log.rs` | what a change of a trial's record tells people |
+//! | `traced.rs` | what it tells the trial's trace |
 //! | `budget.rs` | which part of a budget is spent |
 //! | `ledger.rs` | what happens to the records, without I/O |
 
@@ -14,6 +15,9 @@ mod budget;
 mod ledger;
 mod log;
 mod running;
+mod traced;
+
+pub use traced::Stage;
 
 pub use ledger::Standing;
 

@@ -4,9 +4,10 @@
 
 mod writing;
 
-use super::budget::spent;
+use super::budget::{LEVELS, spent};
 use super::ledger::{Ledger, Standing};
 use super::log::Told;
+use super::traced::Untold;
 use super::{Change, Command, Mutation, Operation, Query, Selection, Tools, View};
 use crate::actors::dispatcher::{Expected, Grant, Request};
 use crate::actors::message::{ToAgent, TrialEvent};
@@ -22,6 +23,7 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use std::collections::BTreeMap;
 use std::time::Duration;
+use telemetry::metrics::{self, Part};
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -52,6 +54,14 @@ pub(super) struct RunningSweep {
     why: BTreeMap<u32, String>,
     /// Entries of trials' logs that are not yet written: the trial, the entry's number, the entry.
     entries: Vec<(u32, u32, LogEntry)>,
+    /// When devices were granted whose assignments are not yet written.
+    granted: BTreeMap<u32, Timestamp>,
+    /// Spans of traces that wait for what they tell of to be written.
+    untold: Vec<Untold>,
+    /// How many of its trials stand in each state, as the metrics have it.
+    counted: [Part; TrialState::ALL.len()],
+    /// Itself, by how much of its budget is spent, as the metrics have it.
+    budgeted: [Part; LEVELS.len()],
     /// Trials that want a device. Dropping one withdraws it.
     requests: FuturesUnordered<BoxFuture<'static, Signal>>,
     /// Trials that hold one.
@@ -85,6 +95,10 @@ impl RunningSweep {
             told: BTreeMap::new(),
             why: BTreeMap::new(),
             entries: Vec::new(),
+            granted: BTreeMap::new(),
+            untold: Vec::new(),
+            budgeted: LEVELS.map(|level| metrics::SWEEPS.part(&[("budget", level)])),
+            counted: TrialState::ALL.map(|state| metrics::TRIALS.part(&[("state", state.as_str())])),
             requests: FuturesUnordered::new(),
             losses: FuturesUnordered::new(),
             scope,
@@ -281,7 +295,7 @@ impl RunningSweep {
         if !matches!(event, TrialEvent::Started { .. }) {
             let given_back = event == TrialEvent::Released;
             let seconds = self.tools.dispatcher.release(trial, attempt, given_back).await?;
-            self.ledger.close_account(number, seconds, self.now())?;
+            self.close_account(number, seconds)?;
         }
         if let TrialEvent::Failed(failure) = &event {
             self.why.insert(number, failure.message.clone());
@@ -344,7 +358,7 @@ impl RunningSweep {
         let now = self.now();
         for (trial, seconds) in self.tools.dispatcher.abandon(stopped).await? {
             let Some(number) = trial.number() else { continue };
-            self.ledger.close_account(number, seconds, now)?;
+            self.close_account(number, seconds)?;
             self.ledger.lost(number, "its agent is away", now)?;
         }
         Ok(())
@@ -376,10 +390,19 @@ impl RunningSweep {
             self.tools.dispatcher.release(id, attempt, false).await?;
             return Ok(());
         }
-        let Grant { agent, device, price_per_hour, lost } = grant;
+        let Grant { agent, device, price_per_hour, at, lost } = grant;
         tracing::info!(trial = %id, %attempt, %agent, %device, "assigning");
         self.ledger.assign(number, Placement { agent, device, price_per_hour })?;
+        self.granted.insert(number, at);
         self.await_loss(number, attempt, lost);
+        Ok(())
+    }
+
+    /// Charges an assignment that ends.
+    fn close_account(&mut self, number: u32, seconds: f64) -> Result<()> {
+        let earlier = self.ledger.get(number)?.earlier_cost_usd;
+        self.ledger.close_account(number, seconds, self.now())?;
+        metrics::TRIAL_COST.add(self.ledger.get(number)?.earlier_cost_usd - earlier, &[]);
         Ok(())
     }
 
@@ -387,7 +410,7 @@ impl RunningSweep {
         if !matches!(self.standing(number, attempt), Ok(Standing::Current)) {
             return Ok(());
         }
-        self.ledger.close_account(number, seconds, self.now())?;
+        self.close_account(number, seconds)?;
         let why = "its agent was not heard from for a whole lease";
         self.why.insert(number, why.into());
         self.ledger.lost(number, why, self.now())

@@ -103,7 +103,7 @@ fn run(pack: &mut Pack<Small>) -> Vec<String> {
             }
             Event::Trial(a, Happening::Failed(f)) => heard.push(format!("{} {}", a.trial, f.message)),
             Event::Trial(a, Happening::Released) => heard.push(format!("{} released", a.trial)),
-            Event::Trial(..) => {}
+            Event::Trial(..) | Event::Phase(..) | Event::Steps(_) => {}
         });
     }
     heard

@@ -33,6 +33,7 @@ async fn next(host: &mut Host) -> (String, Happening) {
         match host.events.recv().await.expect("the host lives") {
             Event::Trial(assignment, happening) => return (assignment.trial.to_string(), happening),
             Event::BaseResident(base) => assert_eq!(base, None),
+            Event::Phase(..) | Event::Steps(_) => {}
         }
     }
 }

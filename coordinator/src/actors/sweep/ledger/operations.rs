@@ -3,6 +3,7 @@
 use super::tally::Tally;
 use super::{Effect, Ledger, extension};
 use crate::actors::message::StopReason;
+use crate::actors::sweep::Stage;
 use crate::actors::sweep::budget::spent;
 use crate::error::{CoordinatorError, Result};
 use crate::search::Searcher;
@@ -174,6 +175,12 @@ impl Ledger {
         let first = record.logged;
         record.logged += u32::try_from(entries).unwrap_or(u32::MAX);
         Ok(first)
+    }
+
+    /// What a trial does, for its trace.
+    pub fn staged(&mut self, number: u32, stage: Option<Stage>) -> Result<()> {
+        self.get_mut(number)?.stage = stage;
+        Ok(())
     }
 
     fn refuse_over(&self) -> Result<()> {

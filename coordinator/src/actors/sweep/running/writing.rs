@@ -2,11 +2,12 @@
 
 use super::RunningSweep;
 use crate::actors::message::{StopReason, ToAgent};
-use crate::actors::sweep::Change;
 use crate::actors::sweep::ledger::{Changes, Effect};
+use crate::actors::sweep::{Change, budget, traced};
 use crate::error::Result;
 use crate::store::Batch;
 use crate::trouble::{RETRY, Storage};
+use domain::trial::TrialState;
 use tokio::time::Instant;
 
 impl RunningSweep {
@@ -41,6 +42,11 @@ impl RunningSweep {
             let why = self.why.remove(&number);
             let told = self.told.entry(number).or_default();
             let news = told.news(self.ledger.get(number)?, why.as_deref(), now);
+            let (granted, record) = (self.granted.remove(&number), self.ledger.get(number)?);
+            let (stage, untold) =
+                traced::follow(self.ledger.record(), record, &news, granted, why.as_deref());
+            self.untold.extend(untold);
+            self.ledger.staged(number, stage)?;
             let first = self.ledger.logged(number, news.len())?;
             self.entries.extend((first..).zip(news).map(|(entry, what)| (number, entry, what)));
             batch.trial(self.ledger.get(number)?);
@@ -57,6 +63,17 @@ impl RunningSweep {
         }
         self.tools.store.commit(batch).await?;
         self.entries.clear();
+        let durable = self.now();
+        self.untold.drain(..).for_each(|untold| untold.tell(durable));
+        let record = self.ledger.record();
+        let level = budget::level(&record.sweep.spec.budget, record.sweep.cost_usd, record.active_seconds());
+        for (i, part) in self.budgeted.iter_mut().enumerate() {
+            part.set(i64::from(i == level));
+        }
+        let counts = &record.sweep.counts;
+        for (part, state) in self.counted.iter_mut().zip(TrialState::ALL) {
+            part.set(i64::from(counts.of(state)));
+        }
         self.tools.trouble.succeeded(Storage::Registry);
         Ok(())
     }

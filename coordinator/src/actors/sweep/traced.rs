@@ -1,0 +1,179 @@
+//! A trial's trace, told from what a change of its record shows: what waited, and what was tried. Each span is told once the
+//! change that ends it is durable, from hours that are in the record, so that another coordinator goes on with it.
+
+use crate::store::{LogEntry, SweepRecord, TrialRecord};
+use domain::Timestamp;
+use domain::trial::TrialState;
+use serde::{Deserialize, Serialize};
+use telemetry::metrics;
+use telemetry::trace::{Place, Span, TrialTrace};
+
+/// What a trial does, since when. It is in the trial's record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Waits for a device.
+    Waits(Timestamp),
+    /// Holds one.
+    Holds(Timestamp),
+}
+
+/// A span that is told once its change is durable.
+#[derive(Debug)]
+pub(super) struct Untold {
+    own: Option<Place>,
+    parent: Option<Place>,
+    span: Span,
+    /// Whether it ends when the change is durable.
+    until_durable: bool,
+}
+
+impl Untold {
+    pub(super) fn tell(mut self, now: Timestamp) {
+        if self.until_durable {
+            self.span.end_ms = now.0;
+        }
+        match (self.own, self.parent) {
+            (Some(own), parent) => self.span.tell_at(own, parent),
+            (None, Some(parent)) => self.span.tell(parent),
+            (None, None) => {}
+        }
+    }
+}
+
+/// What news of a trial end, and the stage that it is in then. `granted` is when the device was decided that it was
+/// assigned, `why` what put it back into the queue.
+pub(super) fn follow(
+    sweep: &SweepRecord,
+    record: &TrialRecord,
+    news: &[LogEntry],
+    granted: Option<Timestamp>,
+    why: Option<&str>,
+) -> (Option<Stage>, Vec<Untold>) {
+    let mut stage = record.stage;
+    let mut untold = Vec::new();
+    let trace = record.trial.trace_id.as_deref().and_then(|id| TrialTrace::parse(id).ok());
+    for entry in news {
+        let now = entry.time;
+        match entry.event.as_str() {
+            "proposed" | "queued_again" => stage = Some(Stage::Waits(now)),
+            "assigned" => {
+                let granted = granted.unwrap_or(now).min(now);
+                if let Some(Stage::Waits(since)) = stage {
+                    metrics::TRIAL_QUEUE_DURATION.record(granted.since(since).as_secs_f64(), &[]);
+                    let attempt = entry.attempt.0;
+                    untold.extend(trace.map(|trace| queue(trace, attempt, since, granted)));
+                }
+                stage = Some(Stage::Holds(granted));
+                untold.extend(trace.map(|trace| place(trace, record, granted)));
+            }
+            "queued" => {
+                untold.extend(attempt(trace, record, stage, "queued", why, now));
+                stage = Some(Stage::Waits(now));
+            }
+            state if state == record.trial.state.as_str() && record.trial.state.is_terminal() => {
+                match stage {
+                    Some(Stage::Waits(since)) => {
+                        let next = record.trial.attempt.next().0;
+                        untold.extend(trace.map(|trace| queue(trace, next, since, now)));
+                    }
+                    _ => {
+                        let failure = record.trial.failure.as_ref().map(|failure| failure.message.as_str());
+                        untold.extend(attempt(trace, record, stage, state, failure, now));
+                    }
+                }
+                ended(record);
+                untold.extend(trace.map(|trace| whole(trace, sweep, record, now)));
+                stage = None;
+            }
+            _ => {}
+        }
+    }
+    (stage, untold)
+}
+
+fn queue(trace: TrialTrace, attempt: u32, since: Timestamp, until: Timestamp) -> Untold {
+    let attributes = vec![("lorafleet.trial.attempt", i64::from(attempt).into())];
+    let span = Span { name: "queue", start_ms: since.0, end_ms: until.0, attributes, ..Span::default() };
+    Untold { own: None, parent: Some(trace.whole()), span, until_durable: false }
+}
+
+fn place(trace: TrialTrace, record: &TrialRecord, granted: Timestamp) -> Untold {
+    let span = Span { name: "place", start_ms: granted.0, attributes: of_place(record), ..Span::default() };
+    let parent = Some(trace.attempt(record.trial.attempt.0));
+    Untold { own: None, parent, span, until_durable: true }
+}
+
+/// Where a trial trains, as attributes.
+fn of_place(record: &TrialRecord) -> Vec<(&'static str, telemetry::trace::Value)> {
+    let place = record.placement.as_ref();
+    let mut attributes = vec![("lorafleet.trial.id", record.trial.id.to_string().into())];
+    attributes.push(("lorafleet.trial.attempt", i64::from(record.trial.attempt.0).into()));
+    // Its placement is gone when it is over; its agent is not.
+    if let Some(agent) = &record.trial.agent {
+        attributes.push(("lorafleet.agent.id", agent.clone().into()));
+    }
+    if let Some(place) = place {
+        attributes.push(("lorafleet.device.id", place.device.to_string().into()));
+    }
+    attributes
+}
+
+/// The attempt that ended, if the trial held a device.
+fn attempt(
+    trace: Option<TrialTrace>,
+    record: &TrialRecord,
+    stage: Option<Stage>,
+    outcome: &str,
+    why: Option<&str>,
+    now: Timestamp,
+) -> Option<Untold> {
+    let Some(Stage::Holds(since)) = stage else { return None };
+    metrics::ATTEMPTS.add(1.0, &[("outcome", outcome)]);
+    let trace = trace?;
+    let mut attributes = of_place(record);
+    attributes.push(("lorafleet.trial.outcome", outcome.to_string().into()));
+    let error = why.map(String::from);
+    let span =
+        Span { name: "attempt", start_ms: since.0, end_ms: now.0, attributes, error, ..Span::default() };
+    let own = Some(trace.attempt(record.trial.attempt.0));
+    Some(Untold { own, parent: Some(trace.whole()), span, until_durable: false })
+}
+
+/// The whole trial. One that is tried again is told of again, with its longer life.
+fn whole(trace: TrialTrace, sweep: &SweepRecord, record: &TrialRecord, now: Timestamp) -> Untold {
+    let trial = &record.trial;
+    let attributes = vec![
+        ("lorafleet.trial.id", trial.id.to_string().into()),
+        ("lorafleet.sweep.id", sweep.sweep.id.to_string().into()),
+        ("lorafleet.trial.state", trial.state.as_str().into()),
+        ("lorafleet.trial.attempts", i64::from(trial.attempt.0).into()),
+    ];
+    let span = Span {
+        name: "trial",
+        start_ms: trial.created_at.0,
+        end_ms: now.0,
+        attributes,
+        link: sweep.submitted_by.as_deref().and_then(|place| place.parse().ok()),
+        error: trial.failure.as_ref().map(|failure| failure.message.clone()),
+        ..Span::default()
+    };
+    Untold { own: Some(trace.whole()), parent: None, span, until_durable: false }
+}
+
+/// What the metrics keep of a trial that is over.
+fn ended(record: &TrialRecord) {
+    let trial = &record.trial;
+    if let Some(loss) = trial.eval_loss.filter(|_| trial.state != TrialState::Diverged) {
+        metrics::TRIAL_EVAL_LOSS.record(loss, &[]);
+    }
+    let summary = trial.summary.as_ref();
+    if let Some(peak) = summary.and_then(|summary| summary.peak_memory_bytes)
+        && let Some(predicted) = summary.and_then(|summary| summary.predicted_peak_memory_bytes)
+        && predicted > 0
+    {
+        metrics::TRIAL_MEMORY_PEAK.record(peak as f64, &[]);
+        metrics::TRIAL_MEMORY_PREDICTED.record(predicted as f64, &[]);
+        metrics::TRIAL_MEMORY_QUOTIENT.record(peak as f64 / predicted as f64, &[]);
+    }
+}

@@ -1,0 +1,144 @@
+//! What a device tells of a trial's attempt: spans of its work once it is over, and one of its training, whose events are
+//! the points that it reported. Nothing is told from the thread that trains.
+
+use crate::engine::{Happening, Phase};
+use domain::Timestamp;
+use domain::metric::{self, MetricPoint};
+use std::future::Future;
+use telemetry::Instrument;
+use telemetry::metrics;
+use telemetry::trace::{Place, Span};
+use tokio::time::Instant;
+
+/// Points that are kept of an attempt at most: of more, every second is, and so on.
+const EVENTS: usize = 64;
+
+/// An attempt, as far as it is told of.
+#[derive(Debug, Default)]
+pub(super) struct Traced {
+    belongs: Option<Place>,
+    /// When the last piece of work before its first step was over, in milliseconds since the Unix epoch.
+    ready_ms: Option<u64>,
+    /// The last point's hour.
+    last: Timestamp,
+    points: Vec<MetricPoint>,
+    /// Points seen, and of how many one is kept.
+    seen: usize,
+    stride: usize,
+}
+
+impl Traced {
+    pub(super) fn new(belongs: Option<Place>) -> Self {
+        Self { belongs, stride: 1, ..Self::default() }
+    }
+
+    pub(super) fn belongs(&self) -> Option<Place> {
+        self.belongs
+    }
+
+    /// A piece of work is over.
+    pub(super) fn phase(&mut self, phase: &Phase) {
+        let name = phase.work.name();
+        metrics::PHASE_DURATION.record(phase.took.as_secs_f64(), &[("phase", name)]);
+        let Some(belongs) = self.belongs else { return };
+        let end_ms = phase.start.0 + phase.took.as_millis() as u64;
+        if self.seen == 0 {
+            self.ready_ms = Some(end_ms);
+        }
+        let attributes = vec![("lorafleet.trial.step", (phase.step as i64).into())];
+        Span { name, start_ms: phase.start.0, end_ms, attributes, ..Span::default() }.tell(belongs);
+    }
+
+    /// A point was reported by a device's trial.
+    pub(super) fn point(&mut self, point: &MetricPoint, device: &str) {
+        if let Some(rate) = point.get(metric::TOKENS_PER_SECOND) {
+            metrics::TOKENS_PER_SECOND.record(rate, &[("device", device)]);
+        }
+        if let Some(rate) = point.get(metric::SAMPLES_PER_SECOND) {
+            metrics::SAMPLES_PER_SECOND.record(rate, &[("device", device)]);
+        }
+        if self.belongs.is_none() {
+            return;
+        }
+        self.last = point.time;
+        if self.seen.is_multiple_of(self.stride) {
+            self.points.push(point.clone());
+        }
+        self.seen += 1;
+        if self.points.len() > EVENTS {
+            let mut kept = 0;
+            self.points.retain(|_| {
+                kept += 1;
+                kept % 2 == 1
+            });
+            self.stride *= 2;
+        }
+    }
+
+    /// Nothing more comes of it: tells of its training.
+    pub(super) fn over(&self, last: &Happening) {
+        let (Some(belongs), Some(first)) = (self.belongs, self.points.first()) else { return };
+        let start_ms = self.ready_ms.unwrap_or(first.time.0);
+        let events = self.points.iter().map(|point| {
+            let mut values = vec![("lorafleet.trial.step".to_string(), point.step as f64)];
+            values.extend(
+                point
+                    .values
+                    .iter()
+                    .map(|(name, value)| (format!("lorafleet.{}", name.replace('/', ".")), *value)),
+            );
+            (point.time.0, "step", values)
+        });
+        let error = match last {
+            Happening::Failed(failure) => Some(failure.message.clone()),
+            _ => None,
+        };
+        let span = Span {
+            name: "train",
+            start_ms,
+            end_ms: self.last.0,
+            events: events.collect(),
+            error,
+            ..Span::default()
+        };
+        span.tell(belongs);
+    }
+}
+
+/// An upload, within a span that its calls belong to.
+pub(super) async fn upload<E>(
+    belongs: Option<Place>,
+    work: impl Future<Output = Result<u64, E>>,
+) -> Result<(), E> {
+    let started = Instant::now();
+    let done = within(belongs, "checkpoint.upload", work).await;
+    let outcome = if done.is_ok() { "stored" } else { "failed" };
+    metrics::CHECKPOINT_UPLOAD_DURATION.record(started.elapsed().as_secs_f64(), &[("outcome", outcome)]);
+    if let Ok(bytes) = done {
+        metrics::CHECKPOINT_SIZE.record(bytes as f64, &[]);
+    }
+    done.map(drop)
+}
+
+/// A download, within a span that its calls belong to.
+pub(super) async fn download<T, E>(
+    belongs: Option<Place>,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    within(belongs, "checkpoint.download", work).await
+}
+
+async fn within<T, E>(
+    belongs: Option<Place>,
+    name: &'static str,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    // What belongs to no trace would begin one of its own.
+    let Some(belongs) = belongs else { return work.await };
+    let span = telemetry::trace::below(Some(belongs), name);
+    let done = work.instrument(span.clone()).await;
+    if done.is_err() {
+        telemetry::trace::failed(&span);
+    }
+    done
+}

@@ -1,0 +1,190 @@
+//! Calls: a span and a duration each, and the context of the caller in the metadata. One layer for servers, one service
+//! for clients.
+
+use crate::metrics;
+use crate::trace::{Place, TARGET};
+use opentelemetry::propagation::Injector;
+use opentelemetry_http::HeaderInjector;
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use tonic::codegen::http::{HeaderMap, Request, Response};
+use tower::{Layer, Service};
+use tracing::{Instrument, Span};
+
+/// Where a caller's place in its trace stands (W3C Trace Context).
+const TRACEPARENT: &str = "traceparent";
+
+/// A call's answer.
+type Answer<R, E> = Pin<Box<dyn Future<Output = Result<R, E>> + Send>>;
+
+/// The place in its trace that a caller sent.
+pub fn caller(headers: &HeaderMap) -> Option<Place> {
+    headers.get(TRACEPARENT)?.to_str().ok()?.parse().ok()
+}
+
+/// Which side of a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    Server,
+    Client,
+}
+
+/// Traces the calls of a server.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ServerLayer;
+
+impl<S> Layer<S> for ServerLayer {
+    type Service = Traced<S>;
+
+    fn layer(&self, inner: S) -> Traced<S> {
+        Traced { inner, side: Side::Server }
+    }
+}
+
+/// A service whose calls are traced.
+#[derive(Debug, Clone)]
+pub struct Traced<S> {
+    inner: S,
+    side: Side,
+}
+
+impl<S> Traced<S> {
+    /// Traces the calls of a client, and sends along where they belong.
+    pub fn client(inner: S) -> Self {
+        Self { inner, side: Side::Client }
+    }
+}
+
+impl<S, A, B> Service<Request<A>> for Traced<S>
+where
+    S: Service<Request<A>, Response = Response<B>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+    B: Send + 'static,
+{
+    type Response = Response<B>;
+    type Error = S::Error;
+    type Future = Answer<Response<B>, S::Error>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<A>) -> Self::Future {
+        let side = self.side;
+        // `/package.Service/Method`; what is called is ours, or refused without being looked at.
+        let method = request.uri().path().trim_start_matches('/').to_string();
+        let span = match side {
+            Side::Server => server_span(&method, request.headers()),
+            Side::Client => client_span(&method),
+        };
+        if side == Side::Client
+            && let Some(place) = span.in_scope(Place::current)
+        {
+            HeaderInjector(request.headers_mut()).set(TRACEPARENT, place.to_string());
+        }
+        let answer = span.in_scope(|| self.inner.call(request));
+        let told = span.clone();
+        let timed = async move {
+            let started = now();
+            let answer = answer.await;
+            let seconds = started.elapsed().as_secs_f64();
+            let code = match &answer {
+                Ok(answer) => tonic::Status::from_header_map(answer.headers())
+                    .map_or(tonic::Code::Ok, |status| status.code()),
+                Err(_) => tonic::Code::Unavailable,
+            };
+            told.record("rpc.response.status_code", name(code));
+            if failed(side, code) {
+                told.record("otel.status_code", "error");
+            }
+            note(side, &method, code, seconds);
+            answer
+        };
+        Box::pin(timed.instrument(span))
+    }
+}
+
+/// tokio's clock, which stands still in tests that stop it.
+fn now() -> tokio::time::Instant {
+    tokio::time::Instant::now()
+}
+
+fn server_span(method: &str, headers: &HeaderMap) -> Span {
+    use tracing_opentelemetry::OpenTelemetrySpanExt;
+    let span = tracing::info_span!(
+        target: TARGET,
+        "call",
+        otel.name = method,
+        otel.kind = "server",
+        otel.status_code = tracing::field::Empty,
+        rpc.system.name = "grpc",
+        rpc.method = method,
+        rpc.response.status_code = tracing::field::Empty,
+    );
+    if let Some(caller) = caller(headers) {
+        // Where traces are not exported there is nothing to be set.
+        let _ = span.set_parent(caller.context());
+    }
+    span
+}
+
+fn client_span(method: &str) -> Span {
+    tracing::info_span!(
+        target: TARGET,
+        "call",
+        otel.name = method,
+        otel.kind = "client",
+        otel.status_code = tracing::field::Empty,
+        rpc.system.name = "grpc",
+        rpc.method = method,
+        rpc.response.status_code = tracing::field::Empty,
+    )
+}
+
+/// Whether a call failed through the fault of the side that tells of it (semantic conventions of gRPC).
+fn failed(side: Side, code: tonic::Code) -> bool {
+    use tonic::Code::{DataLoss, DeadlineExceeded, Internal, Ok, Unavailable, Unimplemented, Unknown};
+    match side {
+        Side::Client => code != Ok,
+        Side::Server => {
+            matches!(code, Unknown | DeadlineExceeded | Unimplemented | Internal | Unavailable | DataLoss)
+        }
+    }
+}
+
+fn note(side: Side, method: &str, code: tonic::Code, seconds: f64) {
+    // What nobody serves may have any name.
+    let method = if code == tonic::Code::Unimplemented { "_OTHER" } else { method };
+    let attributes =
+        [("rpc.system.name", "grpc"), ("rpc.method", method), ("rpc.response.status_code", name(code))];
+    match side {
+        Side::Server => metrics::RPC_SERVER_DURATION.record(seconds, &attributes),
+        Side::Client => metrics::RPC_CLIENT_DURATION.record(seconds, &attributes),
+    }
+}
+
+/// A status' name as gRPC writes it.
+fn name(code: tonic::Code) -> &'static str {
+    use tonic::Code;
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}

@@ -1,0 +1,75 @@
+//! The frame that LoraFleet's programs share: the log and telemetry, a runtime, and how an end is said and becomes an exit
+//! code.
+
+use crate::{Options, Settings};
+use std::fmt::{self, Display};
+use std::process::ExitCode;
+
+/// Why a program ends, and its exit code.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End(u8, String);
+
+impl End {
+    /// A wrong argument, or a directory that is somebody else's: exit code 2.
+    pub fn invalid(why: impl Display) -> Self {
+        Self(2, why.to_string())
+    }
+
+    /// It could not go on: exit code 1.
+    pub fn failed(why: impl Display) -> Self {
+        Self(1, why.to_string())
+    }
+}
+
+impl Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.1)
+    }
+}
+
+/// Runs a program's work on the threads of a runtime, with telemetry as the environment asks for it.
+pub fn run(options: &Options, work: impl Future<Output = Result<(), End>>) -> ExitCode {
+    let settings = match Settings::from_env() {
+        Ok(settings) => settings,
+        Err(error) => return say(&End::invalid(error)),
+    };
+    let telemetry = match crate::start(options, &settings) {
+        Ok(telemetry) => telemetry,
+        Err(error) => return say(&End::invalid(error)),
+    };
+    let runtime = tokio::runtime::Runtime::new()
+        .map_err(|error| End::failed(format!("no threads can be started: {error}")));
+    let done = runtime.and_then(|runtime| {
+        crate::process::observe_runtime(&runtime);
+        runtime.block_on(work)
+    });
+    let code = end(done);
+    drop(telemetry);
+    code
+}
+
+/// Runs work that has no runtime and tells nothing but its log.
+pub fn run_quietly(options: &Options, work: impl FnOnce() -> Result<(), End>) -> ExitCode {
+    match crate::start(options, &Settings::log_only()) {
+        Ok(_telemetry) => end(work()),
+        Err(error) => say(&End::failed(error)),
+    }
+}
+
+fn end(done: Result<(), End>) -> ExitCode {
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(end) if end.0 == 2 => say(&end),
+        Err(End(code, why)) => {
+            tracing::error!("{why}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+/// What is wrong with arguments is said to people, as clap says it, and is no matter of the log.
+#[allow(clippy::print_stderr, reason = "it is the program's answer")]
+fn say(End(code, why): &End) -> ExitCode {
+    eprintln!("error: {why}");
+    ExitCode::from(*code)
+}

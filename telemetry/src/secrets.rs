@@ -1,0 +1,141 @@
+//! What no log may show. Known are the values of variables that hold secrets by their names, the values of the headers that
+//! go to a collector, what [`keep`] was told, and a password in an address.
+
+use std::borrow::Cow;
+use std::sync::{OnceLock, PoisonError, RwLock};
+
+/// What stands where a secret stood.
+const REDACTED: &str = "[redacted]";
+
+/// Shorter values are words like any other: to take them out would make the log unreadable and keep nothing.
+const SHORTEST: usize = 8;
+
+/// A variable whose name has one of these in it holds a secret.
+const NAMES: [&str; 6] = ["TOKEN", "SECRET", "PASSWORD", "PASSPHRASE", "API_KEY", "ACCESS_KEY"];
+
+fn known() -> &'static RwLock<Vec<String>> {
+    static KNOWN: OnceLock<RwLock<Vec<String>>> = OnceLock::new();
+    KNOWN.get_or_init(|| RwLock::new(of_variables(std::env::vars_os().filter_map(text))))
+}
+
+/// A variable that is text.
+fn text((name, value): (std::ffi::OsString, std::ffi::OsString)) -> Option<(String, String)> {
+    Some((name.into_string().ok()?, value.into_string().ok()?))
+}
+
+fn of_variables(variables: impl Iterator<Item = (String, String)>) -> Vec<String> {
+    let mut found = Vec::new();
+    for (name, value) in variables {
+        // A file that holds one is no secret; where it lies helps who looks for it.
+        if name.starts_with("OTEL_EXPORTER_OTLP_") && name.ends_with("HEADERS") {
+            let values = value.split(',').filter_map(|pair| Some(pair.split_once('=')?.1.trim()));
+            for value in values {
+                found.push(value.to_string());
+                found.push(decoded(value));
+            }
+        } else if NAMES.iter().any(|part| name.contains(part)) && !name.ends_with("_FILE") {
+            found.push(value);
+        }
+    }
+    found.retain(|value| value.len() >= SHORTEST);
+    found.sort_by_key(|value| std::cmp::Reverse(value.len()));
+    found.dedup();
+    found
+}
+
+/// Headers in variables are percent-encoded.
+fn decoded(text: &str) -> String {
+    let mut out = Vec::new();
+    let bytes = text.as_bytes();
+    let mut i = 0;
+    while i < bytes.len() {
+        let hex = text.get(i + 1..i + 3).filter(|_| bytes[i] == b'%');
+        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                i += 3;
+            }
+            None => {
+                out.push(bytes[i]);
+                i += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Keeps a value out of every log from now on, such as a token that was read from a file.
+pub fn keep(secret: &str) {
+    if secret.len() >= SHORTEST {
+        known().write().unwrap_or_else(PoisonError::into_inner).push(secret.into());
+    }
+}
+
+/// A text without the secrets in it.
+pub fn redact(text: &str) -> Cow<'_, str> {
+    without(text, &known().read().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// A text without the secrets in it, if there are any.
+pub(crate) fn cleaned(text: &str) -> Option<String> {
+    match redact(text) {
+        Cow::Owned(clean) => Some(clean),
+        Cow::Borrowed(_) => None,
+    }
+}
+
+fn without<'a>(text: &'a str, secrets: &[String]) -> Cow<'a, str> {
+    let mut clean = Cow::Borrowed(text);
+    for secret in secrets.iter().filter(|secret| text.contains(secret.as_str())) {
+        clean = Cow::Owned(clean.replace(secret.as_str(), REDACTED));
+    }
+    // `scheme://name:password@host`
+    let mut from = 0;
+    while let Some(found) = clean.get(from..).and_then(|rest| rest.find("://")) {
+        let start = from + found + 3;
+        let end = clean[start..].find(|c: char| c == '/' || c == '"' || c.is_whitespace());
+        let authority = &clean[start..end.map_or(clean.len(), |end| start + end)];
+        if let Some((user, _)) = authority.rsplit_once('@')
+            && user.contains(':')
+        {
+            let length = user.len();
+            clean = Cow::Owned(format!("{}{REDACTED}{}", &clean[..start], &clean[start + length..]));
+        }
+        from = start;
+    }
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn planted_secrets_are_taken_out() {
+        let variables = [
+            ("HF_TOKEN", "hf_0123456789"),
+            ("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20abcdefgh,x=1"),
+            ("LORAFLEET_TOKEN_FILE", "/etc/lorafleet/token"),
+            ("SHORT_TOKEN", "one"),
+            ("HOME", "/home/someone"),
+        ];
+        let secrets =
+            of_variables(variables.map(|(name, value)| (name.to_string(), value.to_string())).into_iter());
+        for (text, want) in [
+            ("token hf_0123456789 was refused", "token [redacted] was refused"),
+            ("key=wJalrXUtnFEMI;", "key=[redacted];"),
+            ("sent Bearer abcdefgh", "sent [redacted]"),
+            ("sent Bearer%20abcdefgh", "sent [redacted]"),
+            ("reads /etc/lorafleet/token", "reads /etc/lorafleet/token"),
+            ("one /home/someone", "one /home/someone"),
+            (
+                "to http://me:secret@host:1/x and http://host/y@z",
+                "to http://[redacted]@host:1/x and http://host/y@z",
+            ),
+            ("nothing", "nothing"),
+        ] {
+            assert_eq!(without(text, &secrets), want, "{text}");
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! What the standard variables ask for (OpenTelemetry specification, "Environment Variable Specification"). What this
+//! program lacks is refused by name.
+//!
+//! | variable | is read by |
+//! |---|---|
+//! | `OTEL_SDK_DISABLED`, `OTEL_{TRACES,METRICS,LOGS}_EXPORTER`, `OTEL_TRACES_SAMPLER[_ARG]`, `OTEL_PROPAGATORS`, protocols and certificates | here |
+//! | endpoints, headers, timeouts, compression, `…_INSECURE`, temporality | `opentelemetry-otlp` |
+//! | `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_*`, `OTEL_BLRP_*`, `OTEL_METRIC_EXPORT_INTERVAL`, span limits | `opentelemetry_sdk` |
+
+use crate::log::LogFormat;
+use opentelemetry_sdk::trace::Sampler;
+use std::path::PathBuf;
+
+/// Where `LORAFLEET_LOG_FORMAT` is read.
+const LOG_FORMAT: &str = "LORAFLEET_LOG_FORMAT";
+
+/// How a signal is exported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// OTLP over gRPC.
+    Grpc,
+    /// OTLP as protobuf over HTTP.
+    Http,
+}
+
+/// Where a signal goes; the rest of it is read by the exporter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// How.
+    pub protocol: Protocol,
+    /// A file of certificates (PEM) that the collector's is signed by, instead of the public ones.
+    pub certificate: Option<PathBuf>,
+}
+
+/// What the environment asks for.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Whether OpenTelemetry is switched off altogether.
+    pub disabled: bool,
+    /// Where traces go.
+    pub traces: Option<Target>,
+    /// Where metrics go.
+    pub metrics: Option<Target>,
+    /// Where logs go.
+    pub logs: Option<Target>,
+    /// Which traces are kept.
+    pub sampler: Sampler,
+    /// How the log looks on standard error.
+    pub log_format: LogFormat,
+}
+
+/// A setting that cannot be followed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    /// A variable.
+    #[error("{variable}={value}: {problem}")]
+    Variable {
+        /// Its name.
+        variable: String,
+        /// What it says.
+        value: String,
+        /// What is wrong with it, and what it may be.
+        problem: String,
+    },
+    /// An exporter cannot be made.
+    #[error("telemetry: {0}")]
+    Exporter(String),
+}
+
+impl Settings {
+    /// Reads the environment.
+    ///
+    /// # Errors
+    /// It asks for what this program lacks.
+    pub fn from_env() -> Result<Self, SettingsError> {
+        // A variable that is empty counts as none.
+        Self::read(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    }
+
+    /// Nothing but a log.
+    pub fn log_only() -> Self {
+        let log_format = LogFormat::Auto;
+        Self {
+            disabled: true,
+            traces: None,
+            metrics: None,
+            logs: None,
+            sampler: Sampler::AlwaysOff,
+            log_format,
+        }
+    }
+
+    /// Reads from anywhere.
+    ///
+    /// # Errors
+    /// As [`Settings::from_env`]'s.
+    pub fn read(of: impl Fn(&str) -> Option<String>) -> Result<Self, SettingsError> {
+        let log_format = match of(LOG_FORMAT).as_deref() {
+            None | Some("auto") => LogFormat::Auto,
+            Some("text") => LogFormat::Text,
+            Some("json") => LogFormat::Json,
+            Some(other) => return Err(refused(LOG_FORMAT, other, "it may be auto, text or json")),
+        };
+        if of("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+            return Ok(Self { log_format, ..Self::log_only() });
+        }
+        propagators(&of)?;
+        Ok(Self {
+            disabled: false,
+            traces: target(&of, "TRACES")?,
+            metrics: target(&of, "METRICS")?,
+            logs: target(&of, "LOGS")?,
+            sampler: sampler(&of)?,
+            log_format,
+        })
+    }
+
+    /// Whether any signal goes over gRPC.
+    pub(crate) fn exports_over_grpc(&self) -> bool {
+        let all = [&self.traces, &self.metrics, &self.logs];
+        all.into_iter().flatten().any(|target| target.protocol == Protocol::Grpc)
+    }
+}
+
+fn refused(variable: &str, value: &str, problem: impl Into<String>) -> SettingsError {
+    SettingsError::Variable { variable: variable.into(), value: value.into(), problem: problem.into() }
+}
+
+/// A signal's variable, or the one for all signals.
+fn either(of: &impl Fn(&str) -> Option<String>, signal: &str, what: &str) -> Option<(String, String)> {
+    let own = format!("OTEL_EXPORTER_OTLP_{signal}_{what}");
+    let all = format!("OTEL_EXPORTER_OTLP_{what}");
+    [own, all].into_iter().find_map(|name| Some((name.clone(), of(&name)?)))
+}
+
+/// Where a signal goes. The specification exports by default to a collector on this machine; here one has to ask, by an
+/// endpoint or an exporter.
+fn target(of: &impl Fn(&str) -> Option<String>, signal: &str) -> Result<Option<Target>, SettingsError> {
+    let exporter = format!("OTEL_{signal}_EXPORTER");
+    let asked = match of(&exporter).as_deref() {
+        Some("otlp") => true,
+        Some("none") => false,
+        None => either(of, signal, "ENDPOINT").is_some(),
+        Some(other) => {
+            let instead =
+                if other == "prometheus" { "; metrics are scraped where --http serves them" } else { "" };
+            return Err(refused(&exporter, other, format!("it may be otlp or none{instead}")));
+        }
+    };
+    if !asked {
+        return Ok(None);
+    }
+    let protocol = match either(of, signal, "PROTOCOL") {
+        None => Protocol::Http,
+        Some((name, value)) => match value.as_str() {
+            "grpc" => Protocol::Grpc,
+            "http/protobuf" => Protocol::Http,
+            other => return Err(refused(&name, other, "it may be grpc or http/protobuf")),
+        },
+    };
+    for what in ["CLIENT_CERTIFICATE", "CLIENT_KEY"] {
+        if let Some((name, value)) = either(of, signal, what) {
+            return Err(refused(&name, &value, "client certificates are not supported"));
+        }
+    }
+    let certificate = either(of, signal, "CERTIFICATE").map(|(_, path)| path.into());
+    if let Some((name, value)) = either(of, signal, "COMPRESSION")
+        && value != "none"
+    {
+        return Err(refused(&name, &value, "what is exported is not compressed"));
+    }
+    Ok(Some(Target { protocol, certificate }))
+}
+
+/// Which traces are kept.
+fn sampler(of: &impl Fn(&str) -> Option<String>) -> Result<Sampler, SettingsError> {
+    let (name, argument) = ("OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG");
+    let ratio = || match of(argument) {
+        None => Ok(Sampler::TraceIdRatioBased(1.0)),
+        Some(text) => match text.parse::<f64>() {
+            Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(Sampler::TraceIdRatioBased(ratio)),
+            _ => Err(refused(argument, &text, "it must be a number from 0 to 1")),
+        },
+    };
+    let parent_based = |root: Sampler| Sampler::ParentBased(Box::new(root));
+    Ok(match of(name).as_deref() {
+        None | Some("parentbased_always_on") => parent_based(Sampler::AlwaysOn),
+        Some("parentbased_always_off") => parent_based(Sampler::AlwaysOff),
+        Some("parentbased_traceidratio") => parent_based(ratio()?),
+        Some("always_on") => Sampler::AlwaysOn,
+        Some("always_off") => Sampler::AlwaysOff,
+        Some("traceidratio") => ratio()?,
+        Some(other) => {
+            let known = "always_on, always_off, traceidratio, or one of these after parentbased_";
+            return Err(refused(name, other, format!("it may be {known}")));
+        }
+    })
+}
+
+/// Context travels as W3C's `traceparent`.
+fn propagators(of: &impl Fn(&str) -> Option<String>) -> Result<(), SettingsError> {
+    let Some(value) = of("OTEL_PROPAGATORS") else { return Ok(()) };
+    let known = |name: &str| ["tracecontext", "baggage", "none"].contains(&name.trim());
+    match value.split(',').all(known) {
+        true => Ok(()),
+        false => Err(refused("OTEL_PROPAGATORS", &value, "context travels as tracecontext alone")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Settings, SettingsError> {
+        Settings::read(|name| {
+            variables.iter().find(|(other, _)| *other == name).map(|(_, value)| value.to_string())
+        })
+    }
+
+    #[test]
+    fn what_is_exported() {
+        let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318");
+        for (variables, want) in [
+            (vec![], [false; 3]),
+            (vec![endpoint], [true; 3]),
+            (vec![endpoint, ("OTEL_SDK_DISABLED", "true")], [false; 3]),
+            (vec![endpoint, ("OTEL_LOGS_EXPORTER", "none")], [true, true, false]),
+            (vec![("OTEL_TRACES_EXPORTER", "otlp")], [true, false, false]),
+            (vec![("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", "http://a")], [false, true, false]),
+        ] {
+            let found = read(&variables).unwrap();
+            let on = [found.traces, found.metrics, found.logs].map(|target| target.is_some());
+            assert_eq!(on, want, "{variables:?}");
+        }
+    }
+
+    #[test]
+    fn a_signal_has_its_own_settings() {
+        let found = read(&[
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ("OTEL_EXPORTER_OTLP_LOGS_PROTOCOL", "http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", "ca.pem"),
+        ])
+        .unwrap();
+        let target = |protocol| Some(Target { protocol, certificate: Some("ca.pem".into()) });
+        assert_eq!(found.traces, target(Protocol::Grpc));
+        assert_eq!(found.logs, target(Protocol::Http));
+        assert!(found.exports_over_grpc());
+    }
+
+    #[test]
+    fn what_is_lacking_is_refused_by_name() {
+        let on = ("OTEL_TRACES_EXPORTER", "otlp");
+        for variable in [
+            ("OTEL_METRICS_EXPORTER", "prometheus"),
+            ("OTEL_TRACES_EXPORTER", "zipkin"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+            ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "key.pem"),
+            ("OTEL_TRACES_SAMPLER", "xray"),
+            ("OTEL_PROPAGATORS", "b3"),
+            ("LORAFLEET_LOG_FORMAT", "xml"),
+        ] {
+            let error = read(&[variable, on]).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{}={}: ", variable.0, variable.1)), "{error}");
+        }
+        let ratio = [("OTEL_TRACES_SAMPLER", "traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "2")];
+        assert!(read(&ratio).unwrap_err().to_string().contains("from 0 to 1"));
+    }
+}

@@ -1,0 +1,97 @@
+//! What `config/otel` and the documentation ask for exists, under the names that Prometheus sees.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use opentelemetry::metrics::MeterProvider;
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use telemetry::metrics::{Kind, definitions};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+}
+
+/// The names of all metrics as a scraper sees them.
+fn scraped() -> BTreeSet<String> {
+    let registry = prometheus::Registry::new();
+    let exporter = opentelemetry_prometheus::exporter().with_registry(registry.clone()).build().unwrap();
+    let provider = SdkMeterProvider::builder().with_reader(exporter).build();
+    let meter = provider.meter("names");
+    for definition in definitions() {
+        let (name, unit) = (definition.name, definition.unit);
+        match definition.kind {
+            Kind::Counter => meter.f64_counter(name).with_unit(unit).build().add(1.0, &[]),
+            Kind::UpDownCounter => meter.i64_up_down_counter(name).with_unit(unit).build().add(1, &[]),
+            Kind::Gauge => meter.f64_gauge(name).with_unit(unit).build().record(1.0, &[]),
+            Kind::Histogram => meter.f64_histogram(name).with_unit(unit).build().record(1.0, &[]),
+        }
+    }
+    let families = registry.gather();
+    let mut names = BTreeSet::new();
+    for family in &families {
+        names.insert(family.name().to_string());
+        if family.get_field_type() == prometheus::proto::MetricType::HISTOGRAM {
+            names.extend(["bucket", "sum", "count"].map(|part| format!("{}_{part}", family.name())));
+        }
+    }
+    names
+}
+
+/// The words of a text that look like metrics of ours.
+fn named(text: &str) -> BTreeSet<String> {
+    let prefixes = ["lorafleet_", "rpc_server_", "rpc_client_", "process_", "hw_"];
+    // What a label is called, and a crate.
+    let others = ["rpc_server_address", "hw_id", "hw_name", "hw_type"];
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+    let metric =
+        |word: &&str| prefixes.iter().any(|prefix| word.starts_with(prefix)) && !others.contains(word);
+    words.filter(metric).map(String::from).collect()
+}
+
+#[test]
+fn every_metric_that_is_asked_for_exists() {
+    let known = scraped();
+    let otel = root().join("config/otel");
+    let boards =
+        ["fleet", "sweep", "trial", "coordinator"].map(|board| otel.join(format!("grafana/{board}.json")));
+    let files = [otel.join("alerts.yaml"), root().join("docs/observability.md")];
+    for path in boards.iter().chain(&files) {
+        let text = std::fs::read_to_string(path).unwrap();
+        let asked = named(&text);
+        assert!(!asked.is_empty(), "{}: no metric is found in it", path.display());
+        let unknown: Vec<_> = asked.difference(&known).collect();
+        assert!(unknown.is_empty(), "{}: {unknown:?} are not among {known:#?}", path.display());
+    }
+}
+
+#[test]
+fn every_metric_is_documented() {
+    let text = std::fs::read_to_string(root().join("docs/observability.md")).unwrap();
+    for definition in definitions() {
+        let attributes: Vec<_> = definition.attributes.iter().map(|key| format!("`{key}`")).collect();
+        let row = format!(
+            "| `{}` | `{}` | {} | {} |",
+            definition.name,
+            definition.unit,
+            if attributes.is_empty() { "–".to_string() } else { attributes.join(", ") },
+            definition.meaning
+        );
+        assert!(text.contains(&row), "docs/observability.md lacks the row:\n{row}");
+    }
+}
+
+#[test]
+fn prometheus_takes_the_rules() {
+    let rules = root().join("config/otel/alerts.yaml");
+    match Command::new("promtool").args(["check", "rules"]).arg(&rules).output() {
+        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
+        Err(error) => {
+            #[allow(clippy::print_stderr, reason = "a test says why it did nothing")]
+            {
+                eprintln!("SKIPPED: promtool is not installed (Debian: apt-get install prometheus): {error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! What programs tell a collector: on every way out, and when it does not listen. This program is also those programs:
+//! [`role`] is what they run.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod otlp;
+
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
+use otlp::{Collector, attribute};
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use telemetry::{Instrument, Options, Settings};
+
+const ROLE: &str = "LORAFLEET_TEST_ROLE";
+/// A secret that programs are told of and asked to log.
+const SECRET: &str = "hf_planted-0123456789";
+/// Spans that the program `many` tells of: more than a queue holds.
+const MANY: usize = 20_000;
+
+const OPTIONS: Options = Options { service: "tested", version: "0", level: "info", scraped: false };
+
+/// What the programs run; nothing when the tests are run.
+#[test]
+fn role() {
+    let Ok(role) = std::env::var(ROLE) else { return };
+    let work = async {
+        let span = telemetry::trace::below(None, "something");
+        async {
+            telemetry::metrics::LEASE_RENEWALS.add(3.0, &[]);
+            tracing::info!(token = SECRET, "logged with {SECRET}");
+        }
+        .instrument(span)
+        .await;
+        match role.as_str() {
+            "returns" => Ok(()),
+            "fails" => Err(telemetry::End::failed("on purpose")),
+            "panics" => panic!("on purpose"),
+            "waits" => {
+                let mut interrupts = actor::Interrupts::new().unwrap();
+                println!("ready");
+                interrupts.next().await;
+                Ok(())
+            }
+            _ => {
+                for _ in 0..MANY {
+                    drop(telemetry::trace::below(None, "one of many"));
+                }
+                println!("told");
+                Ok(())
+            }
+        }
+    };
+    let _ = telemetry::program::run(&OPTIONS, work);
+}
+
+fn start(role: &str, variables: &[(&str, String)]) -> Child {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "role", "--nocapture"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OTEL_")) {
+        command.env_remove(name);
+    }
+    command.env(ROLE, role).env("HF_TOKEN", SECRET).env_remove(telemetry::LOG);
+    command.envs(variables.iter().map(|(name, value)| (name, value))).spawn().unwrap()
+}
+
+fn output(child: Child) -> Output {
+    child.wait_with_output().unwrap()
+}
+
+fn said(log: &LogRecord) -> String {
+    match log.body.as_ref().and_then(|body| body.value.as_ref()) {
+        Some(Value::StringValue(text)) => text.clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_way_out_loses_nothing() {
+    for role in ["returns", "fails", "panics", "waits"] {
+        let collector = Collector::start().await;
+        // Nothing is sent before the end.
+        let mut variables = collector.variables();
+        variables.extend(
+            ["OTEL_BSP_SCHEDULE_DELAY", "OTEL_BLRP_SCHEDULE_DELAY", "OTEL_METRIC_EXPORT_INTERVAL"]
+                .map(|name| (name, "3600000".to_string())),
+        );
+        let mut child = start(role, &variables);
+        // Kept to the end, so that the program can go on writing.
+        let mut lines = None;
+        if role == "waits" {
+            let stdout = lines.insert(BufReader::new(child.stdout.take().unwrap()).lines());
+            assert!(stdout.any(|line| line.unwrap().contains("ready")));
+            assert!(collector.received().spans.is_empty());
+            tests::signal(child.id(), "TERM");
+        }
+        let output = tokio::task::spawn_blocking(move || output(child)).await.unwrap();
+        let received = collector.received();
+        let spans: Vec<_> =
+            received.spans.iter().map(|(of, span)| (of.as_str(), span.name.as_str())).collect();
+        assert_eq!(spans, [("tested", "something")], "{role}");
+        let span = &received.spans[0].1;
+
+        // The log, here and on standard error: with the trace's id and without the secret.
+        let (_, log) = received.logs.iter().find(|(_, log)| said(log).starts_with("logged")).expect(role);
+        assert_eq!(said(log), "logged with [redacted]", "{role}");
+        assert_eq!(attribute(&log.attributes, "token").as_deref(), Some("[redacted]"), "{role}");
+        assert_eq!((&log.trace_id, &log.span_id), (&span.trace_id, &span.span_id), "{role}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(!stderr.contains(SECRET), "{stderr}");
+        let lines = stderr.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+        let line = lines.into_iter().find(|line| line["message"] == "logged with [redacted]").expect(role);
+        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        assert_eq!(line["trace_id"], hex(&span.trace_id), "{role}");
+        let ended = received.logs.iter().any(|(_, log)| said(log).contains("on purpose"));
+        assert_eq!(ended, ["fails", "panics"].contains(&role), "{role}");
+
+        let renewals = received.metrics.iter().find(|(_, metric)| metric.name == "lorafleet.lease.renewals");
+        assert_eq!(renewals.expect(role).1.unit, "{lease}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_collector_that_reads_nothing_costs_no_time() {
+    // It takes connections, and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    for protocol in ["grpc", "http/protobuf"] {
+        let variables = [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint.clone()),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.to_string()),
+            ("OTEL_BSP_SCHEDULE_DELAY", "1".to_string()),
+        ];
+        let child = start("tells many", &variables);
+        #[allow(clippy::disallowed_methods, reason = "a real process takes real time")]
+        let started = Instant::now();
+        let mut child = child;
+        let mut stdout = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("told") {
+            line.clear();
+            assert_ne!(stdout.read_line(&mut line).unwrap(), 0, "{protocol}: it ended before it had told");
+        }
+        let told = started.elapsed();
+        let mut rest = String::new();
+        stdout.read_to_string(&mut rest).unwrap();
+        child.wait().unwrap();
+        let ended = started.elapsed();
+        // Many times as long as it takes, and shorter than a collector's time to answer.
+        assert!(told < Duration::from_secs(5), "{protocol}: {told:?}");
+        let most = telemetry::FLUSH_LIMIT + Duration::from_secs(4);
+        assert!(ended - told < most, "{protocol}: flushing took {:?}", ended - told);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_full_queue_drops_is_counted() {
+    let collector = Collector::start().await;
+    let mut variables = collector.variables();
+    variables.push(("OTEL_BSP_MAX_QUEUE_SIZE", "16".into()));
+    variables.push(("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "16".into()));
+    let child = start("tells many", &variables);
+    tokio::task::spawn_blocking(move || output(child)).await.unwrap();
+    let received = collector.received();
+    let arrived = received.spans.iter().filter(|(_, span)| span.name == "one of many").count();
+    let metrics = received.metrics.iter().filter(|(_, m)| m.name == "otel.sdk.processor.span.processed");
+    let dropped = metrics.filter_map(|(_, metric)| dropped(metric)).fold(0.0, f64::max);
+    assert!(arrived < MANY, "nothing was dropped");
+    assert_eq!(arrived + dropped as usize, MANY);
+}
+
+/// What a metric counts of a full queue.
+fn dropped(metric: &opentelemetry_proto::tonic::metrics::v1::Metric) -> Option<f64> {
+    use opentelemetry_proto::tonic::metrics::v1::{metric::Data, number_data_point::Value};
+    let Some(Data::Sum(sum)) = &metric.data else { return None };
+    let full = |attributes: &[_]| attribute(attributes, "error.type").as_deref() == Some("queue_full");
+    let point = sum.data_points.iter().find(|point| full(&point.attributes))?;
+    match point.value? {
+        Value::AsInt(number) => Some(number as f64),
+        Value::AsDouble(number) => Some(number),
+    }
+}
+
+#[test]
+fn nothing_runs_unless_it_is_asked_for() {
+    let settings = Settings::read(|_| None).unwrap();
+    assert!(settings.traces.is_none() && settings.metrics.is_none() && settings.logs.is_none());
+    // Telling costs nothing and does not fail.
+    telemetry::trace::Span { name: "x", ..Default::default() }
+        .tell(telemetry::trace::TrialTrace::of("a", 1).whole());
+    assert_eq!(telemetry::http::text(), "");
+}

@@ -1,0 +1,252 @@
+//! The trace of a trial, told by the programs as people start them: the command that submits, the coordinator, two agents.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod otlp;
+
+use opentelemetry_proto::tonic::trace::v1::Span;
+use otlp::{Collector, Received, attribute};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Lines, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+/// A program of the workspace. `cargo test --workspace` builds it.
+fn program(name: &str) -> PathBuf {
+    let tests = std::env::current_exe().unwrap();
+    let path = tests.parent().and_then(Path::parent).unwrap().join(name);
+    assert!(path.exists(), "{} is not built: cargo build --release --workspace", path.display());
+    path
+}
+
+fn command(name: &str, collector: &Collector) -> Command {
+    let mut command = Command::new(program(name));
+    command.envs(collector.variables()).env("LORAFLEET_LOG", "warn");
+    command
+}
+
+/// A running program. It is killed when it is dropped.
+struct Program {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Program {
+    fn start(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Self { child, lines }
+    }
+
+    /// The rest of its next line that begins so.
+    fn says(&mut self, beginning: &str) -> String {
+        let found = self.lines.find_map(|line| Some(line.unwrap().strip_prefix(beginning)?.to_string()));
+        found.unwrap_or_else(|| panic!("it ended before it said `{beginning}`"))
+    }
+
+    fn terminate(mut self) {
+        tests::signal(self.child.id(), "TERM");
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A port of this machine that was free a moment ago.
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+/// What is served at a path: the status, and the text.
+fn get(address: &str, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_string())
+}
+
+fn sweep_file(dir: &Path) -> PathBuf {
+    let quickstart = tests::root().join("config/quickstart");
+    let document = serde_json::json!({
+        "name": "one",
+        "pretrained_model_id": quickstart.join("base"),
+        "dataset_name": quickstart.join("instruct.jsonl"),
+        "eval_size": 2, "batch_size": 1, "max_sequence_length": 32, "max_steps": 400, "save_steps": 20,
+        "eval_steps": 40, "logging_steps": 1,
+        "search": { "algorithm": "grid" },
+        "parameters": { "lora_rank": [2] },
+    });
+    let path = dir.join("sweep.yaml");
+    std::fs::write(&path, document.to_string()).unwrap();
+    path
+}
+
+/// The spans of a trace by their names, in the order of their beginnings.
+fn spans(received: &Received, trace: &[u8]) -> BTreeMap<String, Vec<(String, Span)>> {
+    let mut named: BTreeMap<String, Vec<(String, Span)>> = BTreeMap::new();
+    for (of, span) in received.spans.iter().filter(|(_, span)| span.trace_id == trace) {
+        named.entry(span.name.clone()).or_default().push((of.clone(), span.clone()));
+    }
+    named.values_mut().for_each(|spans| spans.sort_by_key(|(_, span)| span.start_time_unix_nano));
+    named
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_trace_holds_a_trial_with_both_its_attempts() {
+    let collector = Collector::start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let data = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let http = free_address();
+    let coordinator_at = |listen: &str| {
+        let mut command = command("coordinator", &collector);
+        command.args(["--listen", listen, "--data-dir", &data("coordinator"), "--http", &http]);
+        Program::start(&mut command)
+    };
+    let mut coordinator = coordinator_at("127.0.0.1:0");
+    let endpoint = coordinator.says("listening on ");
+    let agent = |name: &str| {
+        let mut command = command("gpu-agent", &collector);
+        command.args(["--coordinator", &endpoint, "--devices", "cpu", "--data-dir", &data(name)]);
+        Program::start(&mut command)
+    };
+    let first = agent("first");
+    let submitted = command("lorafleet", &collector)
+        .args(["submit", sweep_file(dir.path()).to_str().unwrap(), "--endpoint", &endpoint])
+        .output()
+        .unwrap();
+    assert!(submitted.status.success(), "{}", String::from_utf8_lossy(&submitted.stderr));
+    let sweep = String::from_utf8(submitted.stdout).unwrap().trim().to_string();
+
+    // An agent that leaves gives the trial back, and a coordinator that ends goes on with it.
+    collector
+        .until("a checkpoint", |received| {
+            received.spans.iter().find(|(_, span)| span.name == "checkpoint.upload").map(drop)
+        })
+        .await;
+    assert_eq!(get(&http, "/healthz"), (200, "lives\n".into()));
+    assert_eq!(get(&http, "/readyz"), (200, "ready\n".into()));
+    let (status, text) = get(&http, "/metrics");
+    assert_eq!(status, 200);
+    assert!(text.contains("lorafleet_trials{state=\"running\"} 1"), "{text}");
+    assert!(text.contains("# TYPE rpc_server_call_duration_seconds histogram"), "{text}");
+    first.terminate();
+    coordinator.terminate();
+    let _coordinator = coordinator_at(endpoint.strip_prefix("http://").unwrap());
+    let second = agent("second");
+    let trial = collector
+        .until("the trial's end", |received| {
+            received.spans.iter().find(|(_, span)| span.name == "trial").map(|(_, span)| span.clone())
+        })
+        .await;
+    second.terminate();
+
+    let shown = command("lorafleet", &collector)
+        .args(["trials", "get", &format!("{sweep}/1"), "-o", "json", "--endpoint", &endpoint])
+        .output()
+        .unwrap();
+    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let hex: String = trial.trace_id.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!((&shown["trace_id"], &shown["state"]), (&hex.into(), &"completed".into()));
+
+    let received = collector.received();
+    let named = spans(&received, &trial.trace_id);
+    let of =
+        |name: &str| named.get(name).unwrap_or_else(|| panic!("no span {name}: {:?}", named.keys())).clone();
+    let services = |name: &str| of(name).iter().map(|(of, _)| of.clone()).collect::<BTreeSet<_>>();
+    let ids = |name: &str| of(name).iter().map(|(_, span)| span.span_id.clone()).collect::<Vec<_>>();
+
+    // The whole trial is linked to the command that submitted its sweep.
+    assert_eq!(of("trial").len(), 1);
+    assert!(trial.parent_span_id.is_empty());
+    let submit = received.spans.iter().find(|(_, span)| span.name == "lorafleet submit").unwrap();
+    assert_eq!(submit.0, "lorafleet");
+    assert_eq!(trial.links.len(), 1);
+    assert_eq!(trial.links[0].trace_id, submit.1.trace_id);
+    let calls = received.spans.iter().filter(|(_, span)| span.trace_id == submit.1.trace_id);
+    let sides: BTreeSet<_> = calls
+        .filter(|(_, span)| span.name == "lorafleet.v1.SweepService/SubmitSweep")
+        .map(|(of, _)| of.as_str())
+        .collect();
+    assert_eq!(sides, ["lorafleet", "lorafleet-coordinator"].into());
+
+    // Queue and attempts below the trial, all else below an attempt, each told by who did it.
+    let attempts = ids("attempt");
+    assert_eq!((of("queue").len(), attempts.len()), (2, 2));
+    for name in ["queue", "attempt"] {
+        assert!(of(name).iter().all(|(_, span)| span.parent_span_id == trial.span_id), "{name}");
+        assert_eq!(services(name), ["lorafleet-coordinator".to_string()].into(), "{name}");
+    }
+    let outcomes: Vec<_> = of("attempt")
+        .iter()
+        .map(|(_, span)| attribute(&span.attributes, "lorafleet.trial.outcome").unwrap())
+        .collect();
+    assert_eq!(outcomes, ["queued", "completed"]);
+    for (name, service, times) in [
+        ("place", "lorafleet-coordinator", 2),
+        ("load", "lorafleet-agent", 2),
+        ("prepare", "lorafleet-agent", 2),
+        ("train", "lorafleet-agent", 2),
+        ("checkpoint.download", "lorafleet-agent", 1),
+        // At the beginning, 10 times in 400 steps, and again where the second attempt begins.
+        ("evaluate", "lorafleet-agent", 12),
+    ] {
+        assert_eq!((of(name).len(), services(name)), (times, [service.to_string()].into()), "{name}");
+        let known = of(name).iter().all(|(_, span)| attempts.contains(&span.parent_span_id));
+        assert!(known, "{name} is below an attempt");
+    }
+    let uploads = ids("checkpoint.upload");
+    assert!(uploads.len() >= 2);
+    let below =
+        |name: &str| of(name).iter().map(|(_, span)| span.parent_span_id.clone()).collect::<BTreeSet<_>>();
+    assert!(below("checkpoint.upload").iter().all(|parent| attempts.contains(parent)));
+    let call = "lorafleet.v1.AgentService/UploadCheckpoint";
+    assert_eq!(services(call), ["lorafleet-agent".to_string(), "lorafleet-coordinator".into()].into());
+    let (of_agent, of_coordinator): (Vec<_>, Vec<_>) =
+        of(call).into_iter().partition(|(of, _)| of == "lorafleet-agent");
+    assert!(of_agent.iter().all(|(_, span)| uploads.contains(&span.parent_span_id)));
+    let callers: BTreeSet<_> = of_agent.iter().map(|(_, span)| span.span_id.clone()).collect();
+    assert!(of_coordinator.iter().all(|(_, span)| callers.contains(&span.parent_span_id)));
+
+    // Everything lies within the trial, and the steps that were reported are events, not more than fit.
+    for (name, spans) in &named {
+        for (_, span) in spans.iter().filter(|_| !name.contains('/') && !name.starts_with("checkpoint")) {
+            let within = trial.start_time_unix_nano <= span.start_time_unix_nano
+                && span.end_time_unix_nano <= trial.end_time_unix_nano + 1_000_000_000;
+            assert!(within, "{name}");
+        }
+    }
+    for (_, train) in of("train") {
+        assert!((1..=64).contains(&train.events.len()), "{}", train.events.len());
+        assert_eq!(train.events[0].name, "step");
+        assert!(attribute(&train.events[0].attributes, "lorafleet.loss").is_some());
+    }
+
+    // Metrics, by name and unit.
+    for (service, name, unit) in [
+        ("lorafleet-coordinator", "lorafleet.trial.queue.duration", "s"),
+        ("lorafleet-coordinator", "lorafleet.store.transaction.duration", "s"),
+        ("lorafleet-coordinator", "lorafleet.trials", "{trial}"),
+        ("lorafleet-coordinator", "rpc.server.call.duration", "s"),
+        ("lorafleet-coordinator", "process.memory.usage", "By"),
+        ("lorafleet-coordinator", "lorafleet.tokio.tasks", "{task}"),
+        ("lorafleet-agent", "lorafleet.step.duration", "s"),
+        ("lorafleet-agent", "lorafleet.trial.throughput.tokens", "{token}/s"),
+        ("lorafleet-agent", "lorafleet.checkpoint.size", "By"),
+        ("lorafleet-agent", "lorafleet.spool.acknowledgement.lag", "s"),
+    ] {
+        let found = received.metrics.iter().find(|(of, metric)| of == service && metric.name == name);
+        assert_eq!(found.unwrap_or_else(|| panic!("{service} tells no {name}")).1.unit, unit, "{name}");
+    }
+}
