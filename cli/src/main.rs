@@ -175,6 +175,7 @@ impl Verb {
             Self::Submit(_) => "lorafleet submit",
             Self::Train(_) => "lorafleet train",
             Self::Eval(_) => "lorafleet eval",
+            Self::Quantize(_) => "lorafleet quantize",
             Self::Bench(_) => "lorafleet bench",
             Self::List(_) => "lorafleet list",
             Self::Get(_) => "lorafleet get",
@@ -192,6 +193,7 @@ impl Verb {
             Self::Fsck(_) => "lorafleet fsck",
             Self::EngineHost(_) => "lorafleet engine-host",
             Self::Context(_) => "lorafleet context",
+            Self::Token(_) => "lorafleet token",
             Self::Completions { .. } => "lorafleet completions",
         }
     }

@@ -145,7 +145,7 @@ struct Column {
 }
 
 impl Column {
-    fn new<'a>(heading: &str, cells: impl Iterator<Item = Option<&'a String>> + Clone) -> Self {
+    fn new<'a>(heading: &'a str, cells: impl Iterator<Item = Option<&'a String>> + Clone) -> Self {
         let cells = cells.flatten().map(String::as_str);
         let lines = cells.clone().flat_map(str::lines).chain([heading]);
         let mut values = cells.filter(|cell| *cell != NONE).peekable();

@@ -5,7 +5,9 @@ use crate::client;
 use crate::embedded::Embedded;
 use crate::interrupt::Requests;
 use crate::output::say;
+use coordinator::Access;
 use coordinator::access::AccessArgs;
+use security::Secret;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -51,14 +53,20 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let (access, token) = args.access.with_agent(args.listen).map_err(Failure::invalid)?;
     client::refuse_in_use(&args.data_dir).await?;
     let ready = Readiness::not_yet("it has not started to serve");
-    match http::beside(args.http, ready.clone(), async { Ok(serve(args, &ready).await) }).await {
+    match http::beside(args.http, ready.clone(), async { Ok(serve(args, (access, token), &ready).await) })
+        .await
+    {
         Ok(served) => served,
         Err(end) => Err(Failure::invalid(end)),
     }
 }
 
 /// Serves until it is told to stop.
-async fn serve(args: Args, ready: &Readiness) -> Result<(), Failure> {
+async fn serve(
+    args: Args,
+    (access, token): (Access, Option<Secret>),
+    ready: &Readiness,
+) -> Result<(), Failure> {
     let mut requests = Requests::new()?;
     let mut server = Embedded::serve(&args.data_dir, args.listen, access.clone()).await?;
     if let Err(failure) = server.start_agent(&args.data_dir, args.price_per_hour, token).await {

@@ -132,6 +132,7 @@ fn trial(number: u32, (state, learning_rate, rank, targets, steps, end): Made) -
         created_at: Timestamp(START),
         started_at: Some(Timestamp(START + 100)),
         finished_at: finished.then_some(Timestamp(START + 60_000)),
+        trace_id: None,
     }
 }
 

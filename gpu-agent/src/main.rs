@@ -138,8 +138,12 @@ async fn work(args: AgentArgs, ready: &Readiness) -> Result<(), End> {
     let fleet = fleet::connect(&args).await?;
     let coordinator = args.coordinator.map(Coordinator::from).or_else(|| fleet.coordinator());
     let coordinator = coordinator.ok_or_else(|| End::invalid("name the coordinator, or the fleet's etcd"))?;
+    let client = args.client.client();
+    if let Ok(Some(token)) = client.secret() {
+        telemetry::secrets::keep(token.expose());
+    }
     let options = Options {
-        coordinator: coordinator.with(args.client.client()),
+        coordinator: coordinator.with(client),
         data_dir: args.data_dir,
         devices: devices.clone(),
         labels: labels.clone(),

@@ -131,16 +131,24 @@ impl Client {
         }
     }
 
+    /// The token as it is now.
+    ///
+    /// # Errors
+    /// Its file cannot be used.
+    pub fn secret(&self) -> Result<Option<Secret>, FileError> {
+        match &self.token {
+            None => Ok(None),
+            Some(Token::File(path)) => Secret::read(path).map(Some),
+            Some(Token::Given(secret)) => Ok(Some(secret.clone())),
+        }
+    }
+
     /// Calls over a connection to what [`Client::endpoint`] gave, with the token as it is now.
     ///
     /// # Errors
     /// The token's file cannot be used.
     pub fn line(&self, channel: Channel) -> Result<Line, AddressError> {
-        let token = match &self.token {
-            None => None,
-            Some(Token::File(path)) => Some(Secret::read(path)?),
-            Some(Token::Given(secret)) => Some(secret.clone()),
-        };
+        let token = self.secret()?;
         let header = |token: Secret| {
             let text = format!("Bearer {}", token.expose());
             let mut value = MetadataValue::try_from(text).map_err(|_| AddressError::Token)?;

@@ -66,8 +66,9 @@ fn decoded(text: &str) -> String {
 
 /// Keeps a value out of every log from now on, such as a token that was read from a file.
 pub fn keep(secret: &str) {
-    if secret.len() >= SHORTEST {
-        known().write().unwrap_or_else(PoisonError::into_inner).push(secret.into());
+    let mut known = known().write().unwrap_or_else(PoisonError::into_inner);
+    if secret.len() >= SHORTEST && !known.iter().any(|other| other == secret) {
+        known.push(secret.into());
     }
 }
 

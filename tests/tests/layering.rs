@@ -72,7 +72,7 @@ const ONLY: &[(&str, &[&str])] = &[
     ("opentelemetry_sdk", &["telemetry"]),
     ("opentelemetry-otlp", &["telemetry"]),
     ("tracing-opentelemetry", &["telemetry"]),
-    ("tracing-subscriber", &["telemetry"]),
+    ("tracing-subscriber", &["telemetry", "tests"]),
     ("hyper", &["telemetry"]),
 ];
 

@@ -6,6 +6,7 @@ use crate::model::{Base, ModelConfig, RopeScaling};
 use crate::optim::{AdamW, AdamWConfig};
 use crate::pack::{self, Member, Row};
 use crate::rng;
+use crate::saved::SavedModule;
 use crate::weight::Numbers;
 use candle_core::{DType, Device, Tensor};
 use domain::trial::{ComputeDtype, Precision, PrecisionMode};
@@ -69,8 +70,20 @@ fn adapter(base: &Base, rank: usize, use_dora: bool, dropout: f64, seed: u64) ->
     adapter
 }
 
-/// A pack's step on the GPU against the CPU: losses and every gradient, with dropout, with magnitudes, with layers
-/// computed again, with the base in 16 and 4 bits.
+/// An adapter on some layers, with magnitudes and dropout and beside what it began with, and all else trained whole.
+fn with_whole_modules(base: &Base, seed: u64) -> Adapter {
+    let mut adapter = adapter(base, 4, true, 0.3, seed);
+    adapter.modules.retain(|module| module.path.ends_with("q_proj") || module.path.ends_with("up_proj"));
+    for module in &mut adapter.modules {
+        module.initial = Some([(&module.a * 0.5).unwrap(), module.b.clone()]);
+    }
+    let rest = base.modules().into_iter().filter(|m| adapter.modules.iter().all(|a| a.path != m.path));
+    let saved = rest.map(|spec| SavedModule::of(base, &spec).unwrap()).collect();
+    Adapter { saved, ..adapter }
+}
+
+/// A pack's step on the GPU against the CPU: losses and every gradient, with dropout, with magnitudes, with modules
+/// trained whole, with layers computed again, with the base in 16 and 4 bits.
 #[test]
 fn a_packs_step() {
     if gpu().is_none() {
@@ -102,13 +115,15 @@ fn a_packs_step() {
         let step = |side: Side| {
             let base = base(side, precision, kin);
             let (mut one, mut two) = (adapter(&base, 4, false, 0.3, 1), adapter(&base, 16, true, 0.0, 2));
-            let (three, two_rows) = (rows(3, 1), rows(2, 9));
+            let mut whole = with_whole_modules(&base, 3);
+            let (three, two_rows, one_row) = (rows(3, 1), rows(2, 9), rows(2, 20));
             let mut members = [
                 Member { recomputed_layers, ..Member::new(&mut one, &three, 5) },
                 Member { loss_scale: 64.0, ..Member::new(&mut two, &two_rows, 6) },
+                Member::new(&mut whole, &one_row, 7),
             ];
             let outcomes = pack::forward_backward(&base, &mut members).unwrap();
-            (outcomes, [one, two])
+            (outcomes, [one, two, whole])
         };
         let what = format!("{precision}, {recomputed_layers} layers again, kin: {kin}");
         let ((got, got_adapters), (want, want_adapters)) = (on_gpu(|| step(Side::Gpu)), step(Side::Cpu));
@@ -120,11 +135,12 @@ fn a_packs_step() {
                 want.nll
             );
         }
-        let modules = |adapters: &'_ [Adapter; 2]| -> Vec<Tensor> {
-            adapters.iter().flat_map(|a| &a.modules).flat_map(|m| m.gradients().cloned()).collect()
+        let modules = |adapters: &'_ [Adapter; 3]| -> Vec<Tensor> {
+            adapters.iter().flat_map(Adapter::gradients).cloned().collect()
         };
         let (got, want) = (modules(&got_adapters), modules(&want_adapters));
-        assert_eq!(got.len(), 2 * 15 + 3 * 15, "{what}: every matrix and every magnitude");
+        let whole = got_adapters[2].named().count();
+        assert_eq!(got.len(), 2 * 15 + 3 * 15 + whole, "{what}: every matrix and every magnitude");
         for (i, (got, want)) in got.iter().zip(&want).enumerate() {
             let (got, want) = (values(got), values(want));
             let norm = want.iter().map(|x| x * x).sum::<f32>().sqrt();
@@ -151,7 +167,7 @@ fn a_few_steps() {
     };
     let train = |side: Side| {
         let base = base(side, Precision::default(), false);
-        let mut adapter = adapter(&base, 4, true, 0.2, 1);
+        let mut adapter = with_whole_modules(&base, 1);
         let mut optimizer = AdamW::new(&adapter, config).unwrap();
         for step in 0..4 {
             // Two micro-batches: their gradients add up.
@@ -165,8 +181,7 @@ fn a_few_steps() {
             let norm = AdamW::grad_norm(&adapter, targets as f64).unwrap();
             optimizer.step(&mut adapter, 1e-2, targets as f64, norm).unwrap();
         }
-        let parameters = adapter.modules.iter().flat_map(|m| m.parameters().map(|(_, t)| values(t)));
-        parameters.collect::<Vec<_>>().concat()
+        adapter.named().map(|(_, _, t)| values(t)).collect::<Vec<_>>().concat()
     };
     let (got, again, want) = (on_gpu(|| train(Side::Gpu)), on_gpu(|| train(Side::Gpu)), train(Side::Cpu));
     assert!(got == again, "the same steps give other bits");
