@@ -532,7 +532,17 @@ mod tests {
         };
         let peak = |shape: ModelShape| {
             let (trainable_parameters, tokens) = (1000, 8192);
-            let load = Load { precision, engine: Engine::Gpu, trainable_parameters, tokens, longest: tokens };
+            let load = Load {
+                precision,
+                engine: Engine::Gpu,
+                trainable_parameters,
+                initial_parameters: 0,
+                saved: Saved::default(),
+                has_dropout: false,
+                has_magnitudes: false,
+                tokens,
+                longest: tokens,
+            };
             shape.peak_bytes(&load, 0).total()
         };
         let full = peak(shape(None, 0));

@@ -4,6 +4,7 @@
 
 mod agent;
 mod devices;
+#[allow(dead_code, reason = "the hostile tests use the rest of it")]
 mod fixture;
 mod listings;
 mod operations;
