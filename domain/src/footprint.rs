@@ -322,7 +322,6 @@ impl ModelShape {
         // Of a layer's backward, its feed-forward part, and its attention part, when gate, up, middle and attention's
         // output are gone.
         let mut beside = if load.saved.has_linears { 2 * 4 * inter } else { 0 };
-        beside += if load.has_dropout { element * 2 * inter } else { 0 };
         // In float32: outputs once more, the gradient by them, and their product.
         beside += if load.has_magnitudes { 3 * 4 * inter } else { 0 };
         let feed_forward = element * tokens * (2 * inter + 3 * hidden) + matrix + tokens * beside;

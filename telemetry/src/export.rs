@@ -254,6 +254,9 @@ impl<P: LogProcessor> LogProcessor for Redacting<P> {
         if let Some(time) = record.timestamp() {
             again.set_timestamp(time);
         }
+        if let Some(time) = record.observed_timestamp() {
+            again.set_observed_timestamp(time);
+        }
         if let Some(target) = record.target() {
             again.set_target(target.clone());
         }

@@ -186,15 +186,15 @@ impl Observed {
         match definition.kind {
             Kind::Counter => {
                 let builder = meter.f64_observable_counter(definition.name).with_unit(unit);
-                drop(builder.with_description(meaning).with_callback(tell).build());
+                let _kept = builder.with_description(meaning).with_callback(tell).build();
             }
             Kind::UpDownCounter => {
                 let builder = meter.f64_observable_up_down_counter(definition.name).with_unit(unit);
-                drop(builder.with_description(meaning).with_callback(tell).build());
+                let _kept = builder.with_description(meaning).with_callback(tell).build();
             }
             Kind::Gauge | Kind::Histogram => {
                 let builder = meter.f64_observable_gauge(definition.name).with_unit(unit);
-                drop(builder.with_description(meaning).with_callback(tell).build());
+                let _kept = builder.with_description(meaning).with_callback(tell).build();
             }
         }
     }
@@ -244,7 +244,7 @@ metrics! {
         "Attempts that ended, by how: the state that the trial went into.";
     TRIAL_COST: Counter() Counter "lorafleet.trial.cost", "{USD}", [],
         "US dollars that attempts cost, once they are charged.";
-    TRIAL_EVAL_LOSS: Histogram(NATS) Histogram "lorafleet.trial.eval_loss", "1", [],
+    TRIAL_EVAL_LOSS: Histogram(NATS) Histogram "lorafleet.trial.eval_loss", "{nat}", [],
         "Held-out loss of trials that ended with one.";
     TRIAL_MEMORY_PREDICTED: Histogram(BYTES) Histogram "lorafleet.trial.memory.predicted", "By", [],
         "Peak bytes that the footprint model predicted, of trials that ended with a measurement.";

@@ -204,12 +204,15 @@ pub struct Span {
     /// More about it.
     pub attributes: Vec<(&'static str, Value)>,
     /// What happened in it: when, and what.
-    pub events: Vec<(u64, &'static str, Vec<(String, f64)>)>,
+    pub events: Vec<Happened>,
     /// What else led to it.
     pub link: Option<Place>,
     /// Why it did not end well.
     pub error: Option<String>,
 }
+
+/// Something in a span: when, in milliseconds since the Unix epoch, its name, and its numbers by their names.
+pub type Happened = (u64, &'static str, Vec<(String, f64)>);
 
 fn at(ms: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(ms)

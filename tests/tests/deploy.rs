@@ -48,7 +48,12 @@ fn settings_are_the_programs() {
     ];
     let dir = dir.path().to_str().unwrap();
     for (program, file, arguments, lacks) in [
-        ("coordinator", "coordinator.env", &["--artifacts", dir][..], "10.0.0.2:7401"),
+        (
+            "coordinator",
+            "coordinator.env",
+            &["--artifacts", dir, "--etcd", "http://127.0.0.1:1"][..],
+            "127.0.0.1:1",
+        ),
         ("gpu-agent", "gpu-agent.env", &["--data-dir", dir, "--devices", "99"], "99"),
     ] {
         let help = run(Command::new(tests::program::path(program)).arg("--help"));

@@ -104,11 +104,12 @@ async fn every_way_out_loses_nothing() {
         let span = &received.spans[0].1;
 
         // The log, here and on standard error: with the trace's id and without the secret.
-        let (_, log) = received.logs.iter().find(|(_, log)| said(log).starts_with("logged")).expect(role);
+        let logged = received.logs.iter().find(|(_, log)| said(log).starts_with("logged"));
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        let (_, log) = logged.unwrap_or_else(|| panic!("{role}: {:#?} {stderr}", received.logs));
         assert_eq!(said(log), "logged with [redacted]", "{role}");
         assert_eq!(attribute(&log.attributes, "token").as_deref(), Some("[redacted]"), "{role}");
         assert_eq!((&log.trace_id, &log.span_id), (&span.trace_id, &span.span_id), "{role}");
-        let stderr = String::from_utf8(output.stderr).unwrap();
         assert!(!stderr.contains(SECRET), "{stderr}");
         let lines = stderr.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         let line = lines.into_iter().find(|line| line["message"] == "logged with [redacted]").expect(role);

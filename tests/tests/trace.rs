@@ -230,7 +230,8 @@ async fn one_trace_holds_a_trial_with_both_its_attempts() {
     for (_, train) in of("train") {
         assert!((1..=64).contains(&train.events.len()), "{}", train.events.len());
         assert_eq!(train.events[0].name, "step");
-        assert!(attribute(&train.events[0].attributes, "lorafleet.loss").is_some());
+        let losses = train.events.iter().filter(|e| attribute(&e.attributes, "lorafleet.loss").is_some());
+        assert!(losses.count() + 1 >= train.events.len(), "all but the base's have a loss");
     }
 
     // Metrics, by name and unit.

@@ -174,9 +174,12 @@ impl Adapter {
     /// # Errors
     /// The device runs out of memory, or a weight that is to be decomposed is not finite.
     pub fn new(base: &Base, trainable: &Trainable, dropout: f64, seed: u64) -> Result<Self> {
-        // Each decomposition has one thread.
         let begin = |target: &Target| begin(base, target, seed);
-        let modules = trainable.targets.par_iter().map(begin).collect::<Result<_>>()?;
+        // Each decomposition has one thread; without one there is nothing to share out.
+        let modules = match trainable.targets.iter().any(|target| target.init.is_pissa()) {
+            true => trainable.targets.par_iter().map(begin).collect::<Result<_>>()?,
+            false => trainable.targets.iter().map(begin).collect::<Result<_>>()?,
+        };
         let saved = trainable.saved.iter().map(|spec| SavedModule::of(base, spec)).collect::<Result<_>>()?;
         Ok(Self { modules, saved, dropout, seed })
     }

@@ -107,7 +107,7 @@ fn a_torn_end_is_a_note_and_told_when_it_is_cut() {
     assert_eq!(std::fs::metadata(&segment).unwrap().len(), whole + 9, "nothing is repaired");
     let server = up(&sandbox, None).unwrap_or_else(|said| panic!("{said}"));
     let (_, said) = server.signal("-TERM");
-    for part in ["WARN", "segment-00000001.log", "bytes=9", "never finished"] {
+    for part in ["WARN", "segment-00000001.log", "\"bytes\":9", "never finished"] {
         assert!(said.contains(part), "{said}");
     }
     assert_eq!(std::fs::metadata(&segment).unwrap().len(), whole);

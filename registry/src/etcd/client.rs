@@ -77,7 +77,11 @@ impl Etcd {
             RegistryError::Storage(format!("etcd at {}: {what}: {problem}", self.endpoints))
         };
         match tokio::time::timeout(DEADLINE, call).await {
-            Ok(answer) => answer.map_err(|error| failed(explained(&error))),
+            Ok(answer) => answer.map_err(|error| {
+                let plain = self.endpoints.contains("http://") && is_cut_off(&error);
+                let hint = if plain { "; if etcd wants TLS, write https://" } else { "" };
+                failed(explained(&error) + hint)
+            }),
             Err(_) => Err(failed(silence())),
         }
     }
@@ -176,6 +180,24 @@ fn explained(error: &etcd_client::Error) -> String {
         _ => None,
     };
     why.unwrap_or_else(|| error.to_string())
+}
+
+/// Whether the other side broke off a connection: what it also does to who speaks no TLS where it expects that.
+fn is_cut_off(error: &etcd_client::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+    let mut next: Option<&dyn std::error::Error> = match error {
+        etcd_client::Error::TransportError(error) => Some(error),
+        etcd_client::Error::GRpcStatus(status) => Some(status),
+        _ => None,
+    };
+    while let Some(error) = next {
+        let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+        if matches!(kind, Some(ConnectionReset | BrokenPipe | UnexpectedEof)) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 fn silence() -> String {

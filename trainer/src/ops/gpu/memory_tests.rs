@@ -54,7 +54,7 @@ fn the_peak_is_predicted() {
     if !emulated::is_possible() {
         return;
     }
-    let clock = SystemClock::new();
+    let (clock, mut off) = (SystemClock::new(), Vec::new());
     let (lora, qlora) = (PrecisionMode::Bfloat16, PrecisionMode::FourBit);
     // (numbers, hidden, intermediate, layers, heads, key-value heads, vocab, rank, rows, length, all layers again,
     // wide heads with norms and biases)
@@ -120,6 +120,9 @@ fn the_peak_is_predicted() {
             "{mode:?}, hidden {hidden}, vocab {vocab}, rank {rank}, {rows} x {length}, again: {again}, kin: {kin}"
         );
         println!("{what}: {predicted} predicted, {measured} asked for, ratio {ratio:.3}");
-        assert!((0.95..1.05).contains(&ratio), "{what}: {predicted} predicted, {measured} asked for");
+        if !(0.95..1.05).contains(&ratio) {
+            off.push(what);
+        }
     }
+    assert!(off.is_empty(), "{off:#?}");
 }
