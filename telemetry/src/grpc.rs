@@ -15,6 +15,9 @@ use tracing::{Instrument, Span};
 /// Where a caller's place in its trace stands (W3C Trace Context).
 const TRACEPARENT: &str = "traceparent";
 
+/// What stands for all methods that nobody serves (semantic conventions of RPC).
+const OTHER: &str = "_OTHER";
+
 /// A call's answer.
 type Answer<R, E> = Pin<Box<dyn Future<Output = Result<R, E>> + Send>>;
 
@@ -31,14 +34,18 @@ enum Side {
 }
 
 /// Traces the calls of a server.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct ServerLayer;
+#[derive(Debug, Clone, Copy)]
+pub struct ServerLayer {
+    /// Whether a path is one that is served. All others are counted as one: whoever calls chooses their names, also
+    /// where the call is refused.
+    pub serves: fn(&str) -> bool,
+}
 
 impl<S> Layer<S> for ServerLayer {
     type Service = Traced<S>;
 
     fn layer(&self, inner: S) -> Traced<S> {
-        Traced { inner, side: Side::Server }
+        Traced { inner, side: Side::Server, serves: self.serves }
     }
 }
 
@@ -47,12 +54,13 @@ impl<S> Layer<S> for ServerLayer {
 pub struct Traced<S> {
     inner: S,
     side: Side,
+    serves: fn(&str) -> bool,
 }
 
 impl<S> Traced<S> {
     /// Traces the calls of a client, and sends along where they belong.
     pub fn client(inner: S) -> Self {
-        Self { inner, side: Side::Client }
+        Self { inner, side: Side::Client, serves: |_| true }
     }
 }
 
@@ -73,8 +81,7 @@ where
 
     fn call(&mut self, mut request: Request<A>) -> Self::Future {
         let side = self.side;
-        // `/package.Service/Method`; what is called is ours, or refused without being looked at.
-        let method = request.uri().path().trim_start_matches('/').to_string();
+        let method = method(request.uri().path(), self.serves).to_string();
         let span = match side {
             Side::Server => server_span(&method, request.headers()),
             Side::Client => client_span(&method),
@@ -104,6 +111,11 @@ where
         };
         Box::pin(timed.instrument(span))
     }
+}
+
+/// The name by which a call of `/package.Service/Method` is counted.
+fn method(path: &str, serves: fn(&str) -> bool) -> &str {
+    if serves(path) { path.trim_start_matches('/') } else { OTHER }
 }
 
 /// tokio's clock, which stands still in tests that stop it.
@@ -155,8 +167,6 @@ fn failed(side: Side, code: tonic::Code) -> bool {
 }
 
 fn note(side: Side, method: &str, code: tonic::Code, seconds: f64) {
-    // What nobody serves may have any name.
-    let method = if code == tonic::Code::Unimplemented { "_OTHER" } else { method };
     let attributes =
         [("rpc.system.name", "grpc"), ("rpc.method", method), ("rpc.response.status_code", name(code))];
     match side {
@@ -186,5 +196,20 @@ fn name(code: tonic::Code) -> &'static str {
         Code::Unavailable => "UNAVAILABLE",
         Code::DataLoss => "DATA_LOSS",
         Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn callers_make_up_no_names() {
+        let serves = |path: &str| path == "/a.B/C";
+        for (path, want) in
+            [("/a.B/C", "a.B/C"), ("/a.B/D", OTHER), ("/x/1", OTHER), ("a.B/C", OTHER), ("", OTHER)]
+        {
+            assert_eq!(method(path, serves), want, "{path}");
+        }
     }
 }

@@ -92,7 +92,7 @@ pub async fn serve(services: Services, incoming: crate::Incoming) -> std::result
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .max_concurrent_streams(STREAMS)
-        .layer(telemetry::grpc::ServerLayer)
+        .layer(telemetry::grpc::ServerLayer { serves: |path| guard::Who::of(path).is_some() })
         .layer(MapResponseLayer::new(explained))
         .layer(guard)
         .add_service(health_service)

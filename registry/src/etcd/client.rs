@@ -77,11 +77,7 @@ impl Etcd {
             RegistryError::Storage(format!("etcd at {}: {what}: {problem}", self.endpoints))
         };
         match tokio::time::timeout(DEADLINE, call).await {
-            Ok(answer) => answer.map_err(|error| {
-                let plain = self.endpoints.contains("http://") && is_cut_off(&error);
-                let hint = if plain { "; if etcd wants TLS, write https://" } else { "" };
-                failed(explained(&error) + hint)
-            }),
+            Ok(answer) => answer.map_err(|error| failed(explained(&error))),
             Err(_) => Err(failed(silence())),
         }
     }
@@ -172,32 +168,24 @@ fn authenticated(
     Ok(settings)
 }
 
-/// What etcd, or the way to it, says, and what to do.
+/// What etcd, or the way to it, says, and what to do. Of a connection that is refused for want of TLS or of a certificate
+/// the reason may arrive or not, as the other side is faster to send it or to close.
 fn explained(error: &etcd_client::Error) -> String {
-    let why = match error {
-        etcd_client::Error::TransportError(error) => security::explain(error),
-        etcd_client::Error::GRpcStatus(status) => security::explain(status),
-        _ => None,
-    };
-    why.unwrap_or_else(|| error.to_string())
-}
-
-/// Whether the other side broke off a connection: what it also does to who speaks no TLS where it expects that.
-fn is_cut_off(error: &etcd_client::Error) -> bool {
-    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
-    let mut next: Option<&dyn std::error::Error> = match error {
-        etcd_client::Error::TransportError(error) => Some(error),
-        etcd_client::Error::GRpcStatus(status) => Some(status),
-        _ => None,
-    };
-    while let Some(error) = next {
-        let kind = error.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
-        if matches!(kind, Some(ConnectionReset | BrokenPipe | UnexpectedEof)) {
-            return true;
+    let (why, is_connection) = match error {
+        etcd_client::Error::TransportError(error) => (security::explain(error), true),
+        // What etcd itself says has no other source.
+        etcd_client::Error::GRpcStatus(status) => {
+            (security::explain(status), std::error::Error::source(status).is_some())
         }
-        next = error.source();
-    }
-    false
+        _ => (None, false),
+    };
+    let hint = match is_connection {
+        true => {
+            "; write https:// if etcd wants TLS, and show a certificate with --cert and --key if it wants one"
+        }
+        false => "",
+    };
+    why.unwrap_or_else(|| format!("{error}{hint}"))
 }
 
 fn silence() -> String {
