@@ -21,7 +21,7 @@ use telemetry::http::{self, Readiness};
 #[command(after_help = "Examples:
   lorafleet up
   lorafleet up --data-dir /data/lorafleet --listen 127.0.0.1:7401 --price-per-hour 0.35
-  lorafleet up --listen 0.0.0.0:7401 --tls-cert gpu1.crt --tls-key gpu1.key
+  lorafleet up --listen 0.0.0.0:7401 --tls-cert gpu1.crt --tls-key gpu1.key --tokens tokens.yaml --allow-hub all
   lorafleet submit sweep.yaml && lorafleet list    # in another terminal
 
 Exit codes: 0 stopped when told to, 1 it could not go on, 2 usage, or the data directory is in use.")]

@@ -33,7 +33,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
     after_help = "Examples:
   coordinator --data-dir /var/lib/lorafleet
   coordinator --listen 0.0.0.0:7401 --advertise https://c1.example.org:7401 --tls-cert c1.crt --tls-key c1.key \\
-      --etcd http://10.0.0.2:2379,http://10.0.0.3:2379 --artifacts /mnt/lorafleet
+      --tokens tokens.yaml --allow-hub all --etcd http://10.0.0.2:2379,http://10.0.0.3:2379 --artifacts /mnt/lorafleet
 
 Exit codes: 0 stopped when told to, 1 it could not go on, 2 usage, or the data directory is in use."
 )]

@@ -434,6 +434,26 @@ pub fn tokens_per_step(config: &TrialConfig) -> u64 {
 mod tests {
     use super::*;
 
+    /// Plain LoRA without dropout, on so many tokens in all and in the longest row.
+    fn lora(
+        engine: Engine,
+        precision: Precision,
+        trainable_parameters: u64,
+        [tokens, longest]: [u64; 2],
+    ) -> Load {
+        Load {
+            precision,
+            engine,
+            trainable_parameters,
+            initial_parameters: 0,
+            saved: Saved::default(),
+            has_dropout: false,
+            has_magnitudes: false,
+            tokens,
+            longest,
+        }
+    }
+
     const OPEN_LLAMA_7B: ModelShape = ModelShape {
         vocab_size: 32_000,
         hidden_size: 4096,
@@ -531,17 +551,7 @@ mod tests {
         };
         let peak = |shape: ModelShape| {
             let (trainable_parameters, tokens) = (1000, 8192);
-            let load = Load {
-                precision,
-                engine: Engine::Gpu,
-                trainable_parameters,
-                initial_parameters: 0,
-                saved: Saved::default(),
-                has_dropout: false,
-                has_magnitudes: false,
-                tokens,
-                longest: tokens,
-            };
+            let load = lora(Engine::Gpu, precision, trainable_parameters, [tokens, tokens]);
             shape.peak_bytes(&load, 0).total()
         };
         let full = peak(shape(None, 0));
@@ -589,17 +599,7 @@ mod tests {
         ] {
             let trainable_parameters = 39_976_960;
             let tokens = rows * longest;
-            let load = Load {
-                precision,
-                engine: Engine::Gpu,
-                trainable_parameters,
-                initial_parameters: 0,
-                saved: Saved::default(),
-                has_dropout: false,
-                has_magnitudes: false,
-                tokens,
-                longest,
-            };
+            let load = lora(Engine::Gpu, precision, trainable_parameters, [tokens, longest]);
             let peak = OPEN_LLAMA_7B.peak_bytes(&load, if again { 32 } else { 0 });
             let gigabytes = peak.total() as f64 / 1e9;
             println!("{precision} {rows} x {longest}, layers again: {again}: {gigabytes:.2} GB, {peak:?}");
@@ -610,17 +610,7 @@ mod tests {
     #[test]
     fn as_few_layers_are_computed_again_as_fit() {
         let engine = Engine::Cpu;
-        let load = Load {
-            precision: Precision::default(),
-            engine,
-            trainable_parameters: 1000,
-            initial_parameters: 0,
-            saved: Saved::default(),
-            has_dropout: false,
-            has_magnitudes: false,
-            tokens: 1024,
-            longest: 512,
-        };
+        let load = lora(engine, Precision::default(), 1000, [1024, 512]);
         let shape = OPEN_LLAMA_7B;
         let peak = |layers| shape.peak_bytes(&load, layers).total();
         for layers in 0..=32 {

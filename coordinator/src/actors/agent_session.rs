@@ -173,19 +173,18 @@ impl Session<'_> {
     /// Takes one message to where it is durable.
     async fn work(&self, message: Numbered<Body>) -> (Numbered<()>, Result<()>) {
         let Numbered { trial, attempt, sequence, body } = message;
-        // The attempt may be current and another agent's.
-        let done = match self.desk.directory.standing(&trial, attempt, Some(self.agent)).await {
-            Err(error) => Err(error),
-            Ok(Standing::Over) => Ok(()),
-            Ok(Standing::Current) => match body {
-                Body::Metrics(points) => self.metrics(&trial, attempt, points).await,
-                Body::Event(event) => self.desk.directory.event(&trial, attempt, *event).await,
-            },
+        let done = match body {
+            Body::Metrics(points) => self.metrics(&trial, attempt, points).await,
+            Body::Event(event) => self.desk.directory.event(&trial, attempt, self.agent, *event).await,
         };
         (Numbered { trial, attempt, sequence, body: () }, done)
     }
 
     async fn metrics(&self, trial: &TrialId, attempt: Attempt, points: Vec<MetricPoint>) -> Result<()> {
+        // The attempt may be current and another agent's. What is over here had its points before, or it would not be.
+        if self.desk.directory.standing(trial, attempt, Some(self.agent)).await? == Standing::Over {
+            return Ok(());
+        }
         while let Err(error) = self.desk.history.append(trial, attempt, points.clone()).await {
             if !matches!(error, HistoryError::Io { .. }) {
                 return Err(error.into());

@@ -175,21 +175,21 @@ impl Directory {
         {
             return done;
         }
-        self.repetition(id, attempt).await
+        self.repetition(id, attempt, None).await
     }
 
     /// What an agent says of an attempt; durable when it returns.
     ///
     /// # Errors
     /// As [`Directory::standing`].
-    pub async fn event(&self, id: &TrialId, attempt: Attempt, event: TrialEvent) -> Result<()> {
+    pub async fn event(&self, id: &TrialId, attempt: Attempt, by: &AgentId, event: TrialEvent) -> Result<()> {
         let (sweep, number) = parts(id)?;
         if let Some(sweep) = self.find(&sweep)
-            && let Ok(done) = sweep.event(number, attempt, event).await
+            && let Ok(done) = sweep.event(number, attempt, by.clone(), event).await
         {
             return done;
         }
-        self.repetition(id, attempt).await
+        self.repetition(id, attempt, Some(by)).await
     }
 
     /// An attempt's checkpoint is in the object store; the trial's record points at it when this returns.
@@ -210,7 +210,7 @@ impl Directory {
         {
             return done;
         }
-        self.repetition(id, attempt).await.map(|()| Vec::new())
+        self.repetition(id, attempt, None).await.map(|()| Vec::new())
     }
 
     /// Ends a trial for a person.
@@ -280,8 +280,8 @@ impl Directory {
     }
 
     /// The sweep is not running: a message about one of its trials can only be a repetition.
-    async fn repetition(&self, id: &TrialId, attempt: Attempt) -> Result<()> {
-        match self.standing(id, attempt, None).await? {
+    async fn repetition(&self, id: &TrialId, attempt: Attempt, by: Option<&AgentId>) -> Result<()> {
+        match self.standing(id, attempt, by).await? {
             Standing::Over => Ok(()),
             Standing::Current => Err(Gone.into()),
         }

@@ -118,7 +118,7 @@ enum Query {
 /// What is answered once it is durable.
 enum Mutation {
     Metrics(u32, Attempt, Vec<MetricPoint>, Reply<Result<()>>),
-    Event(u32, Attempt, Box<TrialEvent>, Reply<Result<()>>),
+    Event(u32, Attempt, AgentId, Box<TrialEvent>, Reply<Result<()>>),
     Checkpoint(u32, Attempt, u64, Stored, Reply<Result<Vec<String>>>),
     StopTrial(u32, Reply<Result<TrialRecord>>),
     Cancel(Reply<Result<Sweep>>),
@@ -227,9 +227,10 @@ impl SweepHandle {
         &self,
         number: u32,
         attempt: Attempt,
+        by: AgentId,
         event: TrialEvent,
     ) -> std::result::Result<Result<()>, Gone> {
-        self.mutate(|reply| Mutation::Event(number, attempt, Box::new(event), reply)).await
+        self.mutate(|reply| Mutation::Event(number, attempt, by, Box::new(event), reply)).await
     }
 
     /// An attempt's checkpoint is in the object store; durable when it returns. Answers with the paths that

@@ -17,7 +17,7 @@ use crate::store::{LogEntry, Placement, StopCause, SweepRecord, TrialRecord};
 use actor::Scope;
 use domain::metric::MetricPoint;
 use domain::trial::TrialState;
-use domain::{Attempt, Timestamp, TrialId};
+use domain::{AgentId, Attempt, Timestamp, TrialId};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -236,8 +236,8 @@ impl RunningSweep {
                 let done = self.metrics(number, attempt, &points);
                 Box::new(move |_| drop(reply.send(done)))
             }
-            Mutation::Event(number, attempt, event, reply) => {
-                let done = self.event(number, attempt, *event).await;
+            Mutation::Event(number, attempt, by, event, reply) => {
+                let done = self.event(number, attempt, &by, *event).await;
                 Box::new(move |_| drop(reply.send(done)))
             }
             Mutation::Checkpoint(number, attempt, step, stored, reply) => {
@@ -286,8 +286,8 @@ impl RunningSweep {
         Ok(())
     }
 
-    async fn event(&mut self, number: u32, attempt: Attempt, event: TrialEvent) -> Result<()> {
-        if self.standing(number, attempt)? == Standing::Over {
+    async fn event(&mut self, number: u32, attempt: Attempt, by: &AgentId, event: TrialEvent) -> Result<()> {
+        if Standing::of(&self.ledger.get(number)?.trial, attempt, Some(by))? == Standing::Over {
             return Ok(());
         }
         let trial = self.ledger.get(number)?.trial.id.clone();
