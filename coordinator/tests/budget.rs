@@ -164,7 +164,7 @@ async fn train(agent: Agent, held: Held, directory: Directory, dispatcher: Dispa
                 ToAgent::Assign(assign) => {
                     held.lock().unwrap().insert(assign.trial.clone(), (assign.attempt, 0, None));
                     let started = TrialEvent::Started { total_steps: 1000, start_step: 0, digests: None };
-                    directory.event(&assign.trial, assign.attempt, started).await.unwrap();
+                    directory.event(&assign.trial, assign.attempt, &id, started).await.unwrap();
                 }
                 ToAgent::Stop(trial, _, reason) => {
                     // Nobody here is asked for more than to end; a pause is one, without an ending.
@@ -190,7 +190,7 @@ async fn train(agent: Agent, held: Held, directory: Directory, dispatcher: Dispa
                         Ending::Stopped => TrialEvent::Finished { ending: end, summary, message: String::new() },
                         _ => TrialEvent::Released,
                     };
-                    let _ = directory.event(&trial, attempt, event).await;
+                    let _ = directory.event(&trial, attempt, &id, event).await;
                 }
                 let _ = dispatcher.heartbeat(&id, session, holdings(), HashMap::new()).await;
             }

@@ -1,0 +1,181 @@
+//! What an agent says again while it cannot be written yet, in paused time: the actors as they are, on a registry that
+//! refuses writes for a while.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use actor::Scope;
+use coordinator::access::Caller;
+use coordinator::actors::agent_session::{self, Desk};
+use coordinator::actors::directory::{Directory, Submission};
+use coordinator::actors::dispatcher::{Dispatcher, Terms};
+use coordinator::actors::message::{
+    Assignment, Ending, FromAgent, Numbered, Outbox, Outgoing, ToAgent, TrialEvent,
+};
+use coordinator::actors::sweep::Tools;
+use coordinator::artifacts::Artifacts;
+use coordinator::history::History;
+use coordinator::owners::Owners;
+use coordinator::store::Store;
+use coordinator::trouble::Trouble;
+use domain::fleet::{Agent, Device, Holding};
+use domain::sweep::SweepSpec;
+use domain::trial::{TrialState, TrialSummary};
+use domain::{AgentId, DeviceId, SystemClock};
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
+use registry::{Entries, Fence, MemoryRegistry, Registry, RegistryError, Write};
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+
+/// Longer than anything takes that is not held up.
+const SOON: Duration = Duration::from_secs(30);
+
+/// A registry whose disk may be full.
+struct Full {
+    inner: MemoryRegistry,
+    is_full: AtomicBool,
+}
+
+impl Registry for Full {
+    fn lead(&self, holder: &str) -> BoxFuture<'_, registry::Result<Fence>> {
+        self.inner.lead(holder)
+    }
+
+    fn commit(&self, fence: Fence, batch: Vec<Write>) -> BoxFuture<'_, registry::Result<()>> {
+        match self.is_full.load(Ordering::Relaxed) {
+            true => std::future::ready(Err(RegistryError::Storage("the disk is full".into()))).boxed(),
+            false => self.inner.commit(fence, batch),
+        }
+    }
+
+    fn get(&self, key: &str) -> BoxFuture<'_, registry::Result<Option<Vec<u8>>>> {
+        self.inner.get(key)
+    }
+
+    fn list(
+        &self,
+        prefix: &str,
+        after: Option<&str>,
+        limit: usize,
+    ) -> BoxFuture<'_, registry::Result<Entries>> {
+        self.inner.list(prefix, after, limit)
+    }
+}
+
+/// A stream of the agent `agent`: what it says, and what it is told.
+fn stream(desk: &Desk, scope: &Scope, holdings: Vec<Holding>) -> (mpsc::Sender<FromAgent>, Outgoing) {
+    let (says, said) = mpsc::channel(16);
+    let (outbox, told) = Outbox::new();
+    let device = Device {
+        id: DeviceId::new("cpu"),
+        accelerator: "CPU".into(),
+        memory_bytes: 1 << 40,
+        max_pack_size: 1,
+        price_per_hour: 0.0,
+        resident_base: None,
+    };
+    let agent = Agent {
+        id: AgentId::new("agent"),
+        version: "0".into(),
+        hostname: "h".into(),
+        devices: vec![device],
+        labels: BTreeMap::new(),
+    };
+    says.try_send(FromAgent::Hello(agent, holdings)).unwrap();
+    let incoming = ReceiverStream::new(said).map(Ok);
+    let (desk, ends) = (desk.clone(), scope.clone());
+    scope.spawn("stream", async move {
+        agent_session::serve(desk, incoming, outbox, Caller::default(), ends).await;
+    });
+    (says, told)
+}
+
+/// The next that is told and wanted.
+async fn told<T>(from: &mut Outgoing, wanted: impl Fn(ToAgent) -> Option<T>) -> T {
+    loop {
+        if let Some(found) = wanted(from.recv().await.expect("the stream lasts").unwrap()) {
+            return found;
+        }
+    }
+}
+
+/// Waits for the acknowledgement of a message.
+async fn acknowledged(from: &mut Outgoing, wanted: u64) {
+    told(from, |message| match message {
+        ToAgent::Acknowledge(_, _, sequence) => (sequence == wanted).then_some(()),
+        ToAgent::Stop(..) => panic!("{message:?}"),
+        _ => None,
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_said_again_waits_for_its_first_to_be_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = Arc::new(Full { inner: MemoryRegistry::new(), is_full: AtomicBool::new(false) });
+    let (scope, clock) = (Scope::new(), Arc::new(SystemClock::new()));
+    let terms = Terms { heartbeat: SOON, lease: 1000 * SOON };
+    let dispatcher = Dispatcher::start(clock.clone(), terms, BTreeSet::new(), &scope);
+    let (store, trouble) =
+        (Store::lead(registry.clone(), "test").await.unwrap(), Trouble::new(clock.clone()));
+    let tools = Tools {
+        store: store.clone(),
+        history: History::open(&dir.path().join("history")).unwrap(),
+        artifacts: Artifacts::local(&dir.path().join("artifacts")).unwrap(),
+        dispatcher: dispatcher.clone(),
+        trouble: trouble.clone(),
+        clock,
+        tick: SOON,
+    };
+    let history = tools.history.clone();
+    let directory = Directory::start(tools, &scope).await.unwrap();
+    let owners = Owners::open(store.clone()).await.unwrap();
+    let desk =
+        Desk { directory: directory.clone(), dispatcher, history, owners, trouble, lease: 1000 * SOON };
+
+    let (says, mut hears) = stream(&desk, &scope, Vec::new());
+    let document = json!({
+        "name": "s", "pretrained_model_id": "/m", "dataset_name": "/d", "max_steps": 10,
+        "search": {"algorithm": "grid"}, "parameters": {"lora_rank": [2]},
+    });
+    let spec = Box::new(SweepSpec::from_document(document.as_object().unwrap()).unwrap());
+    let submission =
+        Submission { request_id: "r".into(), spec, base_models: BTreeMap::new(), submitted_by: None };
+    directory.submit(submission).await.unwrap();
+    let assigned = |message| if let ToAgent::Assign(assignment) = message { Some(assignment) } else { None };
+    let Assignment { trial, attempt, .. } = *told(&mut hears, assigned).await;
+    let event = |sequence, body| FromAgent::Event(Numbered { trial: trial.clone(), attempt, sequence, body });
+    let started = TrialEvent::Started { total_steps: 10, start_step: 0, digests: None };
+    says.send(event(1, started)).await.unwrap();
+    acknowledged(&mut hears, 1).await;
+    let finished = || {
+        let summary = Box::new(TrialSummary { steps: 10, ..TrialSummary::default() });
+        event(2, TrialEvent::Finished { ending: Ending::Completed, summary, message: String::new() })
+    };
+    let state = async || store.trial(&trial).await.unwrap().unwrap().trial.state;
+
+    registry.is_full.store(true, Ordering::Relaxed);
+    says.send(finished()).await.unwrap();
+    assert!(timeout(SOON, acknowledged(&mut hears, 2)).await.is_err(), "it is not durable");
+    // The stream breaks, and the agent says it again: what is over in the coordinator's memory alone is not over.
+    drop((says, hears));
+    let holding = Holding { trial: trial.clone(), attempt, step: 10 };
+    let (says, mut hears) = stream(&desk, &scope, vec![holding]);
+    says.send(finished()).await.unwrap();
+    assert!(timeout(SOON, acknowledged(&mut hears, 2)).await.is_err(), "its first is not durable yet");
+    assert_ne!(state().await, TrialState::Completed);
+
+    registry.is_full.store(false, Ordering::Relaxed);
+    acknowledged(&mut hears, 2).await;
+    assert_eq!(state().await, TrialState::Completed);
+    // Once more, now of a sweep that is over.
+    says.send(finished()).await.unwrap();
+    acknowledged(&mut hears, 2).await;
+    scope.finish(SOON).await;
+}
