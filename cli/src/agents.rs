@@ -110,6 +110,20 @@ async fn list(connection: &Connection) -> Result<Vec<v1::Agent>, Failure> {
     }
 }
 
+/// Whether there are agents, and all of their devices are simulated.
+pub(crate) async fn are_simulated(connection: &Connection) -> Result<bool, Failure> {
+    let agents = list(connection).await?;
+    let mut devices =
+        agents.iter().filter(|agent| agent.connected).flat_map(|agent| &agent.devices).peekable();
+    Ok(devices.peek().is_some() && devices.all(|device| device.simulated_speed > 0.0))
+}
+
+/// What a device is called where people read it.
+fn accelerator(device: &v1::Device) -> String {
+    let simulated = if device.simulated_speed > 0.0 { " (simulated)" } else { "" };
+    format!("{}{simulated}", device.accelerator)
+}
+
 fn document(agent: &v1::Agent) -> Value {
     let device = |d: &v1::Device| {
         json!({
@@ -119,6 +133,8 @@ fn document(agent: &v1::Agent) -> Value {
             "max_pack_size": d.max_pack_size,
             "price_per_hour": d.price_per_hour,
             "resident_base": d.resident_base,
+            "simulated": d.simulated_speed > 0.0,
+            "simulated_speed": (d.simulated_speed > 0.0).then_some(d.simulated_speed),
         })
     };
     json!({
@@ -153,7 +169,7 @@ fn table(agents: &[v1::Agent]) -> String {
                 agent.hostname.clone(),
                 state(agent).to_string(),
                 device.id.clone(),
-                device.accelerator.clone(),
+                accelerator(device),
                 output::bytes(device.memory_bytes),
                 format!("{}/{}", agent.trial_ids.len(), device.max_pack_size),
             ]);

@@ -6,9 +6,9 @@ use crate::client::ENDPOINT_FILE;
 use coordinator::history::HistoryError;
 use coordinator::{Access, CoordinatorError};
 use domain::SystemClock;
-use gpu_agent::EngineHost;
 use gpu_agent::devices::CPU;
-use gpu_agent::devices::choose::Found;
+use gpu_agent::devices::simulated::SimulateArgs;
+use gpu_agent::{DeviceOptions, EngineHost};
 use registry::RegistryError;
 use security::client::Token;
 use security::{Client, Secret};
@@ -66,25 +66,13 @@ impl Embedded {
         Ok(Self { coordinator: scope, agent: None, address, local, health, endpoint_file })
     }
 
-    /// Starts an agent with this machine's GPUs as its devices, or its CPU if it has none to train on, at a price in
-    /// dollars an hour for all of it. `token` is the agent's, where the coordinator wants one.
+    /// Starts an agent on this machine's devices. `token` is the agent's, where the coordinator wants one.
     pub(crate) async fn start_agent(
         &mut self,
         data_dir: &Path,
-        price_per_hour: f64,
+        devices: Vec<DeviceOptions>,
         token: Option<Secret>,
     ) -> Result<(), Failure> {
-        let Found { mut devices, notes } = gpu_agent::devices::local();
-        for note in notes {
-            tracing::warn!("{note}");
-        }
-        let each = price_per_hour / devices.len() as f64;
-        for device in &mut devices {
-            device.price_per_hour = each;
-            if device.id.as_str() == CPU {
-                device.host = cpu_host();
-            }
-        }
         // Not a child of the coordinator's scope: it must have a coordinator to hand its trials back to.
         let scope = actor::Scope::new();
         let client = Client { token: token.map(Token::Given), ..Client::default() };
@@ -141,6 +129,42 @@ impl Embedded {
         if let Err(error) = std::fs::remove_file(&self.endpoint_file) {
             tracing::warn!(%error, file = %self.endpoint_file.display(), "left behind");
         }
+    }
+}
+
+/// What this machine trains on.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DeviceArgs {
+    /// Dollars that an hour of this machine costs, for the trials' cost. 0 unless given; of simulated devices, the
+    /// catalogue's prices.
+    #[arg(long, alias = "price_per_hour", value_name = "USD")]
+    price_per_hour: Option<f64>,
+    #[command(flatten)]
+    simulate: SimulateArgs,
+}
+
+impl DeviceArgs {
+    /// Whether devices are simulated.
+    pub(crate) fn are_simulated(&self) -> bool {
+        !self.simulate.simulate.is_empty()
+    }
+
+    /// The simulated devices, or this machine's GPUs, or its CPU if it has none to train on; each at its share of the
+    /// machine's price. What is to be said about them is logged.
+    pub(crate) fn devices(&self) -> Result<Vec<DeviceOptions>, Failure> {
+        let mut devices = self.simulate.devices().map_err(Failure::invalid)?;
+        if devices.is_empty() {
+            let found = gpu_agent::devices::local();
+            for note in found.notes {
+                tracing::warn!("{note}");
+            }
+            devices = found.devices;
+        }
+        gpu_agent::devices::priced(&mut devices, self.price_per_hour);
+        for device in devices.iter_mut().filter(|device| device.id.as_str() == CPU) {
+            device.host = cpu_host();
+        }
+        Ok(devices)
     }
 }
 

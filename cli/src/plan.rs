@@ -1,5 +1,6 @@
 //! `lorafleet plan`: what a sweep needs, before anything runs; and the check that `run` makes before it starts.
 
+mod device;
 mod model;
 
 use crate::Failure;
@@ -7,9 +8,12 @@ use crate::download::Downloads;
 use crate::output::{self, OutputArgs};
 use config::sweep_file;
 use coordinator::search::{Proposal, Proposed, Searcher};
-use domain::footprint::{self, Engine};
+use device::Device;
+use domain::footprint::{self, Engine, Load};
 use domain::trial::TrialConfig;
+use gpu_agent::engine::simulated;
 use serde_json::{Value, json};
+use std::collections::HashMap;
 use std::iter;
 use std::path::PathBuf;
 use trainer::TrainError;
@@ -18,8 +22,9 @@ use trainer::preflight::{Preflight, preflight};
 /// Shows what each trial of a sweep needs, or what a model needs on each machine, without running anything.
 ///
 /// With --model and a config.json it needs no weights, no data and no network: parameters, adapter size, operations and
-/// peak memory of every combination of the values given, and on which accelerators each fits. --solve asks the other
-/// way round: the largest value that fits. What a GPU holds is predicted; no GPU has confirmed it yet.
+/// peak memory of every combination of the values given, on which accelerators each fits, and what its steps take there
+/// in seconds and dollars. --solve asks the other way round: the largest value that fits. What a GPU holds and how long
+/// it takes is predicted; no GPU has confirmed it yet. Evaluations are not in the seconds.
 ///
 /// Trials are listed as the search would propose them; successive halving may end some early. A trial's
 /// operations are those of all its steps at most, with every row as long as max_sequence_length.
@@ -36,6 +41,10 @@ pub(crate) struct Args {
     /// Sets a key of the sweep file; a dotted key reaches inside. May be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Accelerators of the catalogue (A100-40GB), CPU, or bytes (24GB). Unless given, those that the sweep names in
+    /// resources.accelerators, or all that can be rented.
+    #[arg(long, value_delimiter = ',')]
+    device: Vec<String>,
     #[command(flatten)]
     model: model::Args,
     #[command(flatten)]
@@ -47,10 +56,16 @@ const MOST_TRIALS: usize = 10_000;
 
 /// Runs the verb.
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
-    let Some(file) = &args.file else { return model::run(&args.model, args.output.format) };
+    let devices = |others: &[String]| match (args.device.as_slice(), others) {
+        ([], []) => Ok(Device::rented()),
+        ([], others) => Device::named(others),
+        (given, _) => Device::named(given),
+    };
+    let Some(file) = &args.file else { return model::run(&args.model, &devices(&[])?, args.output.format) };
     let loaded = load(file, &args.set)?;
+    let devices = devices(&loaded.spec.resources.accelerators)?;
     let trials = check(&loaded)?;
-    let documents: Vec<_> = trials.iter().map(document).collect();
+    let documents: Vec<_> = trials.iter().map(|trial| document(trial, &devices)).collect();
     output::print(args.output.format, &json!(documents), || table(&documents))
 }
 
@@ -80,26 +95,23 @@ pub(crate) struct Planned {
     preflight: Preflight,
 }
 
-impl Planned {
-    /// The trial's base model by name, and its shape.
-    pub(crate) fn base_model(&self) -> (String, proto::v1::ModelShape) {
-        (self.trial.config.pretrained_model_id.clone(), self.preflight.shape.shape().into())
-    }
+/// Base models by name, and their shapes.
+pub(crate) type BaseModels = HashMap<String, proto::v1::ModelShape>;
+
+/// The trials' base models.
+pub(crate) fn base_models(planned: &[Planned]) -> BaseModels {
+    let model = |Planned { trial, preflight }: &Planned| {
+        (trial.config.pretrained_model_id.clone(), preflight.shape.shape().into())
+    };
+    planned.iter().map(model).collect()
 }
 
 /// The trials that the search would propose, each checked against its model and data as far as that goes
 /// without training. Models and data are read once for all trials that share them.
 pub(crate) fn check(loaded: &sweep_file::Loaded) -> Result<Vec<Planned>, Failure> {
-    let mut searcher = Searcher::new(&loaded.spec).map_err(|problems| {
-        let lines: Vec<_> = problems.iter().map(|p| format!("{}: {p}", loaded.locate(&p.path))).collect();
-        Failure::invalid(lines.join("\n"))
-    })?;
     let mut known: Vec<(TrialConfig, Preflight)> = Vec::new();
     let (mut planned, mut downloads) = (Vec::new(), Downloads::default());
-    while planned.len() < MOST_TRIALS {
-        // Each trial ends at once, so that no limit on concurrent trials holds the next one back.
-        let Proposal::Trial(trial) = searcher.propose() else { break };
-        searcher.ended(trial.number, None);
+    for trial in proposals(loaded)? {
         let key = what_reading_depends_on(&trial.config);
         let preflight = match known.iter().find(|(k, _)| *k == key) {
             Some((_, preflight)) => preflight.clone(),
@@ -114,6 +126,38 @@ pub(crate) fn check(loaded: &sweep_file::Loaded) -> Result<Vec<Planned>, Failure
         planned.push(Planned { trial, preflight });
     }
     Ok(planned)
+}
+
+/// The base models of the trials that the search would propose, by name, from each one's config.json alone.
+pub(crate) fn outline(loaded: &sweep_file::Loaded) -> Result<BaseModels, Failure> {
+    let mut models = BaseModels::new();
+    for trial in proposals(loaded)? {
+        let name = trial.config.pretrained_model_id;
+        if !models.contains_key(&name) {
+            let shape = simulated::shape(&name).map_err(|failure| {
+                let key = "pretrained_model_id";
+                Failure::invalid(format!("{}: {key}: {}", place(loaded, key), failure.message))
+            })?;
+            models.insert(name, shape.into());
+        }
+    }
+    Ok(models)
+}
+
+/// The trials that the search would propose.
+fn proposals(loaded: &sweep_file::Loaded) -> Result<Vec<Proposed>, Failure> {
+    let mut searcher = Searcher::new(&loaded.spec).map_err(|problems| {
+        let lines: Vec<_> = problems.iter().map(|p| format!("{}: {p}", loaded.locate(&p.path))).collect();
+        Failure::invalid(lines.join("\n"))
+    })?;
+    let mut trials = Vec::new();
+    while trials.len() < MOST_TRIALS {
+        // Each trial ends at once, so that no limit on concurrent trials holds the next one back.
+        let Proposal::Trial(trial) = searcher.propose() else { break };
+        searcher.ended(trial.number, None);
+        trials.push(trial);
+    }
+    Ok(trials)
 }
 
 /// How the rows of the trials are read, each way once, in the order of the trials.
@@ -196,7 +240,7 @@ fn is_of(place: &std::path::Path, name: &str) -> bool {
     in_file || place.starts_with(&path)
 }
 
-fn document(planned: &Planned) -> Value {
+fn document(planned: &Planned, devices: &[Device]) -> Value {
     let Planned { trial, preflight } = planned;
     let config = &trial.config;
     let shape = preflight.shape.shape();
@@ -206,6 +250,16 @@ fn document(planned: &Planned) -> Value {
     let length = u64::from(config.max_sequence_length);
     let saved = shape.saved(config.modules_to_save.as_deref());
     let flops = shape.flops_per_token(preflight.trainable_parameters, saved, length);
+    let on = |device: &Device| {
+        let trainable_parameters = preflight.trainable_parameters;
+        let load = shape.load_at_most(config, device.engine);
+        device.document(
+            &shape,
+            config,
+            &Load { trainable_parameters, tokens: preflight.batch_tokens, ..load },
+            steps,
+        )
+    };
     json!({
         "trial": trial.number,
         "parameters": trial.parameters,
@@ -222,6 +276,7 @@ fn document(planned: &Planned) -> Value {
         "tokens_at_most": tokens * steps,
         "flops_per_token": flops,
         "flops_at_most": flops * (tokens * steps) as f64,
+        "devices": devices.iter().map(on).collect::<Vec<_>>(),
     })
 }
 
@@ -259,5 +314,34 @@ fn table(documents: &[Value]) -> String {
     let total: f64 = documents.iter().filter_map(|d| d["flops_at_most"].as_f64()).sum();
     let spare = ["tokens ≤", "adapter", "GFLOP ≤", "trainable", "rows skipped", "rows cut"];
     let table = output::table(&headings, &rows, &spare);
-    format!("{table}\n{} trials · {:.1} GFLOP at most\n", rows.len(), total / 1e9)
+    let all = documents.iter().flat_map(|d| d["devices"].as_array()).flatten();
+    format!(
+        "{table}\n{} trials · {:.1} GFLOP at most\n\n{}{}",
+        rows.len(),
+        total / 1e9,
+        devices_table(documents),
+        device::prices(all)
+    )
+}
+
+/// What the trials take on each device, one after the other.
+fn devices_table(documents: &[Value]) -> String {
+    let on = |trial: &Value, device: usize| trial["devices"][device].clone();
+    let count = documents.first().and_then(|d| d["devices"].as_array()).map_or(0, Vec::len);
+    let row = |device: usize| {
+        let trials: Vec<_> = documents.iter().map(|trial| on(trial, device)).collect();
+        let fitting = trials.iter().filter(|d| d["fits"] == json!(true)).count();
+        let sum = |key: &str| trials.iter().filter_map(|d| d[key].as_f64()).reduce(|a, b| a + b);
+        vec![
+            output::short(&trials[0]["device"]),
+            format!("{fitting} of {}", trials.len()),
+            output::bytes(
+                trials.iter().filter_map(|d| d["peak_memory_bytes"].as_u64()).max().unwrap_or_default(),
+            ),
+            output::or_none(sum("seconds").map(|s| output::duration(s))),
+            output::or_none(sum("cost_usd").map(output::dollars)),
+        ]
+    };
+    let rows: Vec<_> = (0..count).map(row).collect();
+    output::table(&["device", "trials that fit", "largest peak", "time ≤", "cost ≤"], &rows, &[])
 }

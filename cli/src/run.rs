@@ -2,16 +2,17 @@
 
 use crate::board::Board;
 use crate::client::{self, Connection, ServerArgs};
-use crate::embedded::Embedded;
+use crate::embedded::{DeviceArgs, Embedded};
 use crate::follow::Follow;
 use crate::interrupt::Requests;
 use crate::output::{self, Format, OutputArgs, say};
-use crate::plan::Planned;
+use crate::plan::BaseModels;
 use crate::submit::submit;
 use crate::{Failure, plan, sweeps, view};
 use config::sweep_file;
 use domain::metric;
 use domain::trial::TrialState;
+use gpu_agent::DeviceOptions;
 use proto::v1;
 use serde_json::{Value, json};
 use std::cell::OnceCell;
@@ -36,6 +37,7 @@ const MOST_READINGS: usize = 4;
   lorafleet run config/sweeps/quickstart.yaml
   lorafleet run sweep.yaml --set max_steps=100 --set search.max_trials=4
   lorafleet run sweep.yaml --set pretrained_model_id=../models/my-llama --data-dir /data/lorafleet
+  lorafleet run config/sweeps/openllama-7b.yaml --simulate A100-40GB:8,V100-16GB:8 --simulate-speed 1000
   lorafleet run sweep.yaml --endpoint http://10.0.0.5:7401 -o json
 
 Exit codes: 0 done, 1 the work failed, 2 usage or invalid spec, 3 unreachable, 130 interrupted.")]
@@ -52,9 +54,8 @@ pub(crate) struct Args {
     /// Counts rows that cannot be read instead of ending with an error.
     #[arg(long, alias = "skip_bad_rows")]
     skip_bad_rows: bool,
-    /// Dollars that an hour of this machine costs, for the trials' cost.
-    #[arg(long, alias = "price_per_hour", default_value_t = 0.0, value_name = "USD")]
-    price_per_hour: f64,
+    #[command(flatten)]
+    devices: DeviceArgs,
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
@@ -67,20 +68,32 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let endpoint = args.server.endpoint()?;
     let endpoint = endpoint.as_deref();
     // A server's models and data lie on its machines: what is wrong with them, only it can say.
-    let mut planned = Vec::new();
+    let (mut base_models, mut devices) = (BaseModels::new(), Vec::new());
     if endpoint.is_none() {
-        check_accelerators(&loaded)?;
-        planned = plan::check(&loaded)?;
-        announce(&args, &loaded, &planned);
+        devices = args.devices.devices()?;
+        check_accelerators(&loaded, &devices)?;
+        if args.devices.are_simulated() {
+            base_models = plan::outline(&loaded)?;
+            announce(&args, &loaded, &[]);
+            say!("simulated: nothing is trained, and every number is a model's");
+        } else {
+            let planned = plan::check(&loaded)?;
+            announce(&args, &loaded, &planned);
+            base_models = plan::base_models(&planned);
+        }
+    } else if args.devices.are_simulated() {
+        return Err(Failure::invalid(
+            "--simulate: a server has its own devices; leave --endpoint out, or start an agent there with --simulate",
+        ));
     }
     let mut requests = Requests::new()?;
     let connection = match endpoint {
         Some(_) => Connection::open(&args.server).await?,
-        None => embedded(&args).await?,
+        None => embedded(&args, devices).await?,
     };
     let sweep_id = OnceCell::new();
     let result = tokio::select! {
-        result = drive(&args, &loaded, &planned, &connection, &sweep_id) => result,
+        result = drive(&args, &loaded, base_models, &connection, &sweep_id) => result,
         () = requests.next() => {
             let command: Vec<_> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
             Err(Failure::interrupted(match endpoint {
@@ -161,9 +174,8 @@ fn announce(args: &Args, loaded: &sweep_file::Loaded, planned: &[plan::Planned])
 }
 
 /// Refuses a sweep whose trials would wait for a device that this machine will never have.
-fn check_accelerators(loaded: &sweep_file::Loaded) -> Result<(), Failure> {
+fn check_accelerators(loaded: &sweep_file::Loaded, devices: &[DeviceOptions]) -> Result<(), Failure> {
     let named = &loaded.spec.resources.accelerators;
-    let devices = gpu_agent::devices::local().devices;
     let mut here: Vec<_> = devices.iter().map(|device| device.accelerator.as_str()).collect();
     here.dedup();
     let found = named.iter().any(|name| here.iter().any(|here| name.eq_ignore_ascii_case(here)));
@@ -180,11 +192,11 @@ fn check_accelerators(loaded: &sweep_file::Loaded) -> Result<(), Failure> {
     )))
 }
 
-async fn embedded(args: &Args) -> Result<Connection, Failure> {
+async fn embedded(args: &Args, devices: Vec<DeviceOptions>) -> Result<Connection, Failure> {
     let data_dir = args.server.data_dir();
     client::refuse_in_use(data_dir).await?;
     let mut embedded = Embedded::coordinator(data_dir).await?;
-    if let Err(failure) = embedded.start_agent(data_dir, args.price_per_hour, None).await {
+    if let Err(failure) = embedded.start_agent(data_dir, devices, None).await {
         embedded.stop().await;
         return Err(failure);
     }
@@ -195,7 +207,7 @@ async fn embedded(args: &Args) -> Result<Connection, Failure> {
 async fn drive(
     args: &Args,
     loaded: &sweep_file::Loaded,
-    planned: &[Planned],
+    base_models: BaseModels,
     connection: &Connection,
     sweep_id: &OnceCell<String>,
 ) -> Result<(), Failure> {
@@ -205,7 +217,7 @@ async fn drive(
             id
         }
         None => {
-            let id = submit(loaded, planned, connection).await?.id;
+            let id = submit(loaded, base_models, connection).await?.id;
             say!("submitted {id}");
             id
         }

@@ -2,8 +2,8 @@
 
 use crate::client::{Connection, ServerArgs};
 use crate::output::{self, OutputArgs};
-use crate::plan::{self, Planned};
-use crate::{Failure, view};
+use crate::plan::{self, BaseModels};
+use crate::{Failure, agents, view};
 use config::sweep_file;
 use proto::v1;
 use std::path::PathBuf;
@@ -31,10 +31,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let loaded = plan::load(&args.file, &args.set)?;
     // A server elsewhere has models and data of its own; this machine's can be checked here.
-    let planned = match args.server.endpoint()? {
-        Some(_) => Vec::new(),
-        None => plan::check(&loaded)?,
-    };
+    let elsewhere = args.server.endpoint()?.is_some();
     let sweep = Connection::with(&args.server, async |connection| {
         if connection.trains_nothing() {
             return Err(Failure::unreachable(format!(
@@ -42,22 +39,29 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
                 args.server.data_dir().display()
             )));
         }
-        submit(&loaded, &planned, connection).await
+        let base_models = if elsewhere {
+            BaseModels::new()
+        } else if agents::are_simulated(connection).await? {
+            plan::outline(&loaded)?
+        } else {
+            plan::base_models(&plan::check(&loaded)?)
+        };
+        submit(&loaded, base_models, connection).await
     })
     .await?;
     output::print(args.output.format, &view::sweep(&sweep), || sweep.id.clone())
 }
 
-/// Starts a sweep. `planned` tells the server the shapes of the base models, if they could be read.
+/// Starts a sweep. `base_models` are the shapes that could be read here.
 pub(crate) async fn submit(
     loaded: &sweep_file::Loaded,
-    planned: &[Planned],
+    base_models: BaseModels,
     connection: &Connection,
 ) -> Result<v1::Sweep, Failure> {
     let request = v1::SubmitSweepRequest {
         request_id: uuid::Uuid::new_v4().to_string(),
         spec: Some(proto::convert::to_struct(&loaded.document)),
-        base_models: planned.iter().map(Planned::base_model).collect(),
+        base_models,
     };
     let response = connection.sweeps().submit_sweep(request).await?.into_inner();
     response.sweep.ok_or_else(|| Failure::failed("the server's answer names no sweep"))

@@ -2,11 +2,12 @@
 
 use crate::Failure;
 use crate::client;
-use crate::embedded::Embedded;
+use crate::embedded::{DeviceArgs, Embedded};
 use crate::interrupt::Requests;
 use crate::output::say;
 use coordinator::Access;
 use coordinator::access::AccessArgs;
+use gpu_agent::DeviceOptions;
 use security::Secret;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -38,9 +39,8 @@ pub(crate) struct Args {
     /// Address to serve at; port 0 takes a free one. With a certificate, this machine has a second one, without.
     #[arg(long, default_value = "127.0.0.1:7401", value_name = "ADDRESS")]
     listen: SocketAddr,
-    /// Dollars that an hour of this machine costs, for the trials' cost.
-    #[arg(long, alias = "price_per_hour", default_value_t = 0.0, value_name = "USD")]
-    price_per_hour: f64,
+    #[command(flatten)]
+    devices: DeviceArgs,
     #[command(flatten)]
     access: AccessArgs,
     /// Address of /metrics, /healthz and /readyz; nothing is served there unless it is given.
@@ -51,10 +51,13 @@ pub(crate) struct Args {
 /// Runs the verb.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let (access, token) = args.access.with_agent(args.listen).map_err(Failure::invalid)?;
+    let devices = args.devices.devices()?;
     client::refuse_in_use(&args.data_dir).await?;
     let ready = Readiness::not_yet("it has not started to serve");
-    match http::beside(args.http, ready.clone(), async { Ok(serve(args, (access, token), &ready).await) })
-        .await
+    match http::beside(args.http, ready.clone(), async {
+        Ok(serve(args, devices, (access, token), &ready).await)
+    })
+    .await
     {
         Ok(served) => served,
         Err(end) => Err(Failure::invalid(end)),
@@ -64,12 +67,13 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
 /// Serves until it is told to stop.
 async fn serve(
     args: Args,
+    devices: Vec<DeviceOptions>,
     (access, token): (Access, Option<Secret>),
     ready: &Readiness,
 ) -> Result<(), Failure> {
     let mut requests = Requests::new()?;
     let mut server = Embedded::serve(&args.data_dir, args.listen, access.clone()).await?;
-    if let Err(failure) = server.start_agent(&args.data_dir, args.price_per_hour, token).await {
+    if let Err(failure) = server.start_agent(&args.data_dir, devices, token).await {
         server.stop().await;
         return Err(failure);
     }

@@ -99,6 +99,7 @@ pub(crate) fn trial_document(trial: &Trial) -> Value {
             value[key] = json!(time(Timestamp(ms)));
         }
     }
+    value["simulated"] = json!(trial.is_simulated());
     value
 }
 
@@ -143,7 +144,8 @@ fn trial_row(trial: &Trial, names: &[&str]) -> Vec<String> {
         Some(total) => format!("{}/{total}", trial.step),
         None => trial.step.to_string(),
     };
-    let mut row = vec![number, trial.state.to_string(), step];
+    let state = if trial.is_simulated() { " (simulated)" } else { "" };
+    let mut row = vec![number, format!("{}{state}", trial.state), step];
     row.extend(names.iter().map(|name| or_none(trial.parameters.get(*name).map(output::short))));
     let packed = summary.is_some_and(|s| s.throughput == domain::trial::Throughput::Packed);
     let speed = |v: Option<f64>| or_none(v.map(|v| format!("{v:.1}{}", if packed { " packed" } else { "" })));

@@ -60,6 +60,19 @@ fn the_published_table_comes_from_the_configuration() {
             assert_eq!(fits, device["recomputed_layers"].is_u64());
         }
     }
+    // A step in 4 bits takes longer and so costs more, by the catalogue's price.
+    let on_a100 = |row: usize| rows[row]["devices"][0].clone();
+    let (lora, qlora) = (on_a100(1), on_a100(5));
+    for (device, steps) in [(&lora, 500.0), (&qlora, 500.0)] {
+        let seconds = device["seconds_per_step"].as_f64().unwrap() * steps;
+        assert!((device["seconds"].as_f64().unwrap() - seconds).abs() < 1e-6, "{device}");
+        let cost = device["price"]["price_per_hour"].as_f64().unwrap() * seconds / 3600.0;
+        assert!((device["cost_usd"].as_f64().unwrap() - cost).abs() < 1e-9, "{device}");
+        assert!(device["price"]["source"].is_string() && device["price"]["date"].is_string());
+    }
+    assert!(qlora["seconds"].as_f64() > lora["seconds"].as_f64());
+    // Of bytes alone nothing else is known, and what does not fit takes no time.
+    assert!(rows[1]["devices"][2]["seconds"].is_null() && rows[3]["devices"][1]["cost_usd"].is_null());
     // float16 leaves a V100 no room at rank 64; 4 bits do.
     assert_eq!(rows[3]["devices"][1]["fits"], json!(false));
     let v100 = &rows[7]["devices"][1];

@@ -79,6 +79,7 @@ fn stream(desk: &Desk, scope: &Scope, holdings: Vec<Holding>) -> (mpsc::Sender<F
         max_pack_size: 1,
         price_per_hour: 0.0,
         resident_base: None,
+        simulated_speed: None,
     };
     let agent = Agent {
         id: AgentId::new("agent"),

@@ -142,6 +142,7 @@ fn agent(number: usize, pack: u32) -> Agent {
         max_pack_size: pack,
         price_per_hour: PER_HOUR,
         resident_base: None,
+        simulated_speed: None,
     };
     let id = AgentId::new(format!("agent-{number}"));
     Agent { id, version: "0".into(), hostname: "h".into(), devices: vec![device], labels: BTreeMap::new() }

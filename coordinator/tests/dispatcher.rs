@@ -82,6 +82,7 @@ impl FakeAgent {
             max_pack_size: 2,
             price_per_hour: 1.0,
             resident_base: None,
+            simulated_speed: None,
         };
         let agent = Agent {
             id: AgentId::new(id),

@@ -5,7 +5,9 @@
 use coordinator::report;
 use domain::metric::{self, MetricPoint};
 use domain::sweep::{Algorithm, Distribution, SearchSpec, Sweep, SweepSpec, SweepState};
-use domain::trial::{Failure, FailureClass, Throughput, Trial, TrialConfig, TrialState, TrialSummary};
+use domain::trial::{
+    Digests, Failure, FailureClass, Throughput, Trial, TrialConfig, TrialState, TrialSummary,
+};
 use domain::{Attempt, SweepId, Timestamp, TrialId};
 use serde_json::json;
 
@@ -244,6 +246,24 @@ fn rank_order_is_the_goals() {
     sweep.spec.search.goal = domain::sweep::Goal::Maximize;
     let up = order(&report::html(&sweep, &trials, &curves));
     assert_eq!(up.last(), Some(&1));
+}
+
+/// Each figure says so, and the heading says of how many.
+#[test]
+fn simulated_numbers_are_marked() {
+    let (sweep, mut trials, curves) = made();
+    let marks = |page: &str| page.matches("<strong>Simulated.</strong>").count();
+    assert_eq!(marks(&report::html(&sweep, &trials, &curves)), 0);
+    let made_up = || "simulated:x".to_string();
+    let digests =
+        Digests { base_model: made_up(), dataset: made_up(), tokenizer: made_up(), spec: made_up() };
+    trials[0].digests = Some(digests.clone());
+    let page = report::html(&sweep, &trials, &curves);
+    check_nesting(&page);
+    assert_eq!(marks(&page), page.matches("<svg ").count());
+    check(&page, &["1 of 11 trials ran on simulated devices"], &[]);
+    trials.iter_mut().for_each(|trial| trial.digests = Some(digests.clone()));
+    check(&report::html(&sweep, &trials, &curves), &["All trials ran on simulated devices"], &[]);
 }
 
 #[test]

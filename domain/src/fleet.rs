@@ -3,6 +3,10 @@
 use crate::{AgentId, Attempt, DeviceId, TrialId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
+
+/// How many of its seconds a simulated device may have in one.
+pub const SIMULATED_SPEED: RangeInclusive<f64> = 1.0..=1e6;
 
 /// A place where trials train.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,6 +23,16 @@ pub struct Device {
     pub price_per_hour: f64,
     /// The base model that is resident, as trials name it.
     pub resident_base: Option<String>,
+    /// Of a device that only behaves as if it trained, how many of its seconds pass in one. `None`: it trains.
+    #[serde(default)]
+    pub simulated_speed: Option<f64>,
+}
+
+impl Device {
+    /// US dollars for an hour of everybody else's time: a simulated device has more hours in it.
+    pub fn cost_per_hour(&self) -> f64 {
+        self.price_per_hour * self.simulated_speed.unwrap_or(1.0)
+    }
 }
 
 /// A process that trains trials on its devices.

@@ -5,6 +5,7 @@ use crate::trial::{ComputeDtype, Precision, PrecisionMode, TargetModules, TrialC
 use serde::{Deserialize, Serialize};
 
 mod modules;
+pub mod speed;
 
 pub use modules::{Module, Saved};
 
@@ -454,7 +455,7 @@ mod tests {
         }
     }
 
-    const OPEN_LLAMA_7B: ModelShape = ModelShape {
+    pub(super) const OPEN_LLAMA_7B: ModelShape = ModelShape {
         vocab_size: 32_000,
         hidden_size: 4096,
         intermediate_size: 11_008,

@@ -1,6 +1,24 @@
-//! Machine types that can be rented.
+//! Accelerators, and machine types that can be rented.
 
 use serde::{Deserialize, Serialize};
+
+/// An accelerator, as its maker describes it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Accelerator {
+    /// `A100-40GB`, `V100-16GB`, ….
+    pub name: String,
+    /// Bytes of its memory, its driver's share included.
+    pub memory_bytes: u64,
+    /// 10¹² operations a second on 16-bit numbers with sums in float32, dense, at most.
+    pub tflops_16bit: f64,
+    /// 10¹² operations a second on float32 (not TF32), at most.
+    pub tflops_32bit: f64,
+    /// Bytes a second that its memory reads and writes, at most.
+    pub bandwidth: f64,
+    /// Who said so.
+    pub source: String,
+}
 
 /// A machine type in one region, with its price and where that comes from.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -16,8 +34,6 @@ pub struct Machine {
     pub accelerator: String,
     /// How many of them it has.
     pub accelerators: u32,
-    /// Bytes of one of them, its driver's share included.
-    pub memory_bytes: u64,
     /// US dollars an hour for the whole machine, on demand.
     pub price_per_hour: f64,
     /// The same for one that may be taken back.
@@ -27,4 +43,11 @@ pub struct Machine {
     pub date: String,
     /// Who said so.
     pub source: String,
+}
+
+impl Machine {
+    /// US dollars an hour on demand for one of its accelerators.
+    pub fn price_of_one(&self) -> f64 {
+        self.price_per_hour / f64::from(self.accelerators.max(1))
+    }
 }

@@ -33,13 +33,14 @@ pub use assignment::Assignment;
 use actor::Scope;
 use actors::device::Device;
 use actors::session::{Identity, Session};
+use domain::machine::Accelerator;
 use domain::trial::{Failure, FailureClass};
 use domain::{AgentId, Clock, DeviceId};
-use engine::Engine;
 use engine::candle::Candle;
 use engine::host::{Factory, Host};
 use engine::pack::Pack;
 use engine::process::{self, Launch};
+use engine::simulated::{Hurried, Simulated};
 pub use find::Coordinator;
 use find::Finder;
 use home::Home;
@@ -91,7 +92,7 @@ pub struct DeviceOptions {
 }
 
 /// Where a device's engine runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum EngineHost {
     /// On a thread of the agent.
     Thread,
@@ -102,6 +103,13 @@ pub enum EngineHost {
         device: String,
         /// Variables by which it finds its device.
         variables: Vec<(String, String)>,
+    },
+    /// On a thread of the agent, where nothing is trained: see [`engine::simulated`].
+    Simulated {
+        /// What it behaves as.
+        accelerator: Accelerator,
+        /// How many of its seconds pass in one.
+        speed: f64,
     },
 }
 
@@ -165,7 +173,11 @@ pub type Engines = Arc<dyn Fn(&DeviceOptions) -> Factory + Send + Sync>;
 /// # Errors
 /// See [`AgentError`]. A coordinator that cannot be reached is no error: the agent tries until it can be.
 pub async fn start(options: Options, scope: Scope) -> Result<Agent, AgentError> {
-    let trains = |device: &&DeviceOptions| cfg!(feature = "cuda") || device.id.as_str() == devices::CPU;
+    let trains = |device: &&DeviceOptions| {
+        cfg!(feature = "cuda")
+            || device.id.as_str() == devices::CPU
+            || matches!(device.host, EngineHost::Simulated { .. })
+    };
     if let Some(other) = options.devices.iter().find(|device| !trains(device)) {
         return Err(AgentError::Device { device: other.id.clone() });
     }
@@ -176,13 +188,26 @@ pub async fn start(options: Options, scope: Scope) -> Result<Agent, AgentError> 
 /// The host of a device's engine.
 fn host(device: &DeviceOptions, clock: Arc<dyn Clock>, scope: &Scope) -> std::io::Result<Host> {
     let memory = device.memory_bytes;
-    let EngineHost::Process { device: name, variables } = &device.host else {
-        let factory = move || -> Box<dyn Engine> {
-            let candle =
-                Candle { device: trainer::Device::Cpu, clock: clock.clone(), sources: Default::default() };
-            Box::new(Pack::new(candle, memory, clock.clone()))
-        };
-        return Host::start(&format!("engine {}", device.id), Box::new(factory));
+    let on_thread = |factory| Host::start(&format!("engine {}", device.id), factory);
+    let (name, variables) = match &device.host {
+        EngineHost::Thread => {
+            return on_thread(Box::new(move || {
+                let candle = Candle {
+                    device: trainer::Device::Cpu,
+                    clock: clock.clone(),
+                    sources: Default::default(),
+                };
+                Box::new(Pack::new(candle, memory, clock.clone()))
+            }));
+        }
+        EngineHost::Simulated { accelerator, speed } => {
+            let (accelerator, speed) = (accelerator.clone(), *speed);
+            return on_thread(Box::new(move || {
+                let simulated = Simulated::of(accelerator.clone(), speed, clock.clone());
+                Box::new(Pack::new(simulated, memory, Arc::new(Hurried { clock: clock.clone(), speed })))
+            }));
+        }
+        EngineHost::Process { device, variables } => (device, variables),
     };
     let memory = memory.to_string();
     let arguments = [ENGINE_HOST, "--device", name, "--memory-bytes", &memory].map(OsString::from);

@@ -3,8 +3,9 @@
 use clap::{Parser, Subcommand};
 use domain::SystemClock;
 use gpu_agent::devices::choose::Found;
+use gpu_agent::devices::simulated::SimulateArgs;
 use gpu_agent::engine::child::{self, ChildError};
-use gpu_agent::{Coordinator, DeviceOptions, Options, SHUTDOWN_GRACE, devices};
+use gpu_agent::{Coordinator, DeviceOptions, EngineHost, Options, SHUTDOWN_GRACE, devices};
 use security::args::{ClientArgs, EtcdArgs};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -32,6 +33,7 @@ const MARGIN: Duration = Duration::from_secs(2);
   gpu-agent --coordinator http://10.0.0.5:7401 --data-dir /var/lib/lorafleet-agent
   gpu-agent --etcd http://10.0.0.2:2379,http://10.0.0.3:2379 --devices 0,1 --price-per-hour 7.34 \\
       --label zone=europe-west4-a --label spot=true --data-dir /var/lib/lorafleet-agent
+  gpu-agent --coordinator http://127.0.0.1:7401 --simulate A100-40GB:8,V100-16GB --simulate-speed 60
 
 Exit codes: 0 stopped when told to, 1 it could not go on, 2 usage, or the data directory is in use."
 )]
@@ -79,11 +81,20 @@ struct AgentArgs {
     #[arg(long, env = "LORAFLEET_DATA_DIR", default_value = "./lorafleet-agent", value_name = "DIR")]
     data_dir: PathBuf,
     /// What to train on: `all` GPUs, or the CPU if there are none; `cpu`; or GPUs by their numbers, as in 0,1.
-    #[arg(long, env = "LORAFLEET_DEVICES", default_value = "all", value_name = "all|cpu|N[,N…]")]
+    #[arg(
+        long,
+        env = "LORAFLEET_DEVICES",
+        default_value = "all",
+        value_name = "all|cpu|N[,N…]",
+        conflicts_with = "simulate"
+    )]
     devices: String,
-    /// Dollars that an hour of this machine costs, for the trials' cost.
-    #[arg(long, env = "LORAFLEET_PRICE_PER_HOUR", default_value_t = 0.0, value_name = "USD")]
-    price_per_hour: f64,
+    #[command(flatten)]
+    simulate: SimulateArgs,
+    /// Dollars that an hour of this machine costs, for the trials' cost. 0 unless given; of simulated devices, the
+    /// catalogue's prices.
+    #[arg(long, env = "LORAFLEET_PRICE_PER_HOUR", value_name = "USD")]
+    price_per_hour: Option<f64>,
     /// What is said of this machine where agents are listed.
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
@@ -131,7 +142,13 @@ async fn run(args: AgentArgs) -> Result<(), End> {
 
 async fn work(args: AgentArgs, ready: &Readiness) -> Result<(), End> {
     let mut interrupts = actor::Interrupts::new().map_err(End::failed)?;
-    let devices = chosen(&args.devices, args.price_per_hour)?;
+    let mut devices = args.simulate.devices().map_err(End::invalid)?;
+    if devices.is_empty() {
+        devices = chosen(&args.devices)?;
+    } else {
+        tracing::warn!(devices = devices.len(), "the devices are simulated: nothing is trained");
+    }
+    devices::priced(&mut devices, args.price_per_hour);
     let labels: BTreeMap<_, _> = args.labels.iter().cloned().collect();
     // Ended after the agent, which is found through it to the last.
     let (scope, in_etcd) = (actor::Scope::new(), actor::Scope::new());
@@ -179,13 +196,13 @@ async fn work(args: AgentArgs, ready: &Readiness) -> Result<(), End> {
     ended
 }
 
-/// The devices that `--devices` names, each at its share of the machine's price.
-fn chosen(wanted: &str, price_per_hour: f64) -> Result<Vec<DeviceOptions>, End> {
+/// The devices that `--devices` names.
+fn chosen(wanted: &str) -> Result<Vec<DeviceOptions>, End> {
     let Found { devices: gpus, notes } = devices::gpus();
     for note in notes {
         tracing::warn!("{note}");
     }
-    let mut chosen = match wanted {
+    Ok(match wanted {
         "all" if gpus.is_empty() => vec![devices::cpu()],
         "all" => gpus,
         devices::CPU => vec![devices::cpu()],
@@ -206,17 +223,12 @@ fn chosen(wanted: &str, price_per_hour: f64) -> Result<Vec<DeviceOptions>, End> 
             };
             numbers.split(',').map(one).collect::<Result<Vec<_>, _>>()?
         }
-    };
-    let each = price_per_hour / chosen.len() as f64;
-    for device in &mut chosen {
-        device.price_per_hour = each;
-    }
-    Ok(chosen)
+    })
 }
 
 #[cfg(feature = "etcd")]
 mod fleet {
-    use super::{AgentArgs, Arc, BTreeMap, Coordinator, DeviceOptions, End, devices};
+    use super::{AgentArgs, Arc, BTreeMap, Coordinator, DeviceOptions, End, EngineHost, devices};
     use domain::AgentId;
     use registry::etcd::{EtcdOptions, Member, Members};
     use serde_json::json;
@@ -261,6 +273,7 @@ mod fleet {
                         "accelerator": device.accelerator,
                         "memory_bytes": device.memory_bytes,
                         "price_per_hour": device.price_per_hour,
+                        "simulated": matches!(device.host, EngineHost::Simulated { .. }),
                     })
                 })
                 .collect();

@@ -2,7 +2,7 @@
 
 use crate::actors::device::{Assign, Status};
 use crate::engine::{Ending, Happening, How};
-use crate::{Assignment, DeviceOptions};
+use crate::{Assignment, DeviceOptions, EngineHost};
 use domain::metric::MetricPoint;
 use domain::trial::{Digests, Failure, TrialSummary};
 use domain::{Attempt, DeviceId, TrialId};
@@ -115,6 +115,10 @@ pub fn device(options: &DeviceOptions, resident_base: Option<String>) -> v1::Dev
         max_pack_size: options.max_pack_size,
         price_per_hour: options.price_per_hour,
         resident_base: resident_base.unwrap_or_default(),
+        simulated_speed: match options.host {
+            EngineHost::Simulated { speed, .. } => speed,
+            _ => 0.0,
+        },
     }
 }
 

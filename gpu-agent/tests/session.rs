@@ -57,7 +57,7 @@ impl Engine for Fragile {
 fn engines() -> Engines {
     Arc::new(|_| {
         Box::new(|| {
-            let simulated = Simulated { step_time: Duration::from_micros(200), clock: clock() };
+            let simulated = Simulated::stepping(Duration::from_micros(200), clock());
             Box::new(Fragile(Pack::new(simulated, u64::MAX, clock()), false))
         })
     })

@@ -111,6 +111,26 @@ impl Hub {
     }
 }
 
+impl Hub {
+    /// Downloads a model's `config.json` alone, and says in which folder it lies. The cache does not count as having the
+    /// model then.
+    ///
+    /// # Errors
+    /// As [`Hub::fetch`]'s.
+    pub fn configuration(&self, id: &RepoId, progress: &mut dyn Progress) -> Result<PathBuf> {
+        let kind = Kind::Model;
+        if self.settings.offline {
+            return Self::cached(&self.settings, kind, id);
+        }
+        let asked = Asked { kind, id };
+        let commit = self.client.list(asked)?.commit;
+        let folder = Folder::new(&self.settings.cache, kind, id);
+        Download { client: &self.client, asked, folder: &folder, commit: &commit, progress }
+            .file(files::CONFIG)?;
+        Ok(folder.snapshot(&commit))
+    }
+}
+
 /// The shards that a snapshot's index names.
 fn shards(snapshot: &Path, needed: &Needed) -> Result<Vec<String>> {
     let Some(index) = &needed.index else { return Ok(Vec::new()) };

@@ -4,7 +4,7 @@ use crate::id::Kind;
 use std::collections::BTreeMap;
 
 /// A model's configuration.
-const CONFIG: &str = "config.json";
+pub(crate) const CONFIG: &str = "config.json";
 
 /// What a model has beside its configuration and weights, as far as it is there.
 pub const COMPANIONS: [&str; 9] = [

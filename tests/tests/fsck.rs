@@ -41,7 +41,7 @@ async fn run(dir: &Path, sweeps: &[Value]) -> Vec<String> {
     let engines: gpu_agent::Engines = Arc::new(move |device| {
         let (clock, memory) = (clock.clone(), device.memory_bytes);
         Box::new(move || {
-            let backend = Simulated { step_time: Duration::ZERO, clock: clock.clone() };
+            let backend = Simulated::stepping(Duration::ZERO, clock.clone());
             Box::new(Pack::new(backend, memory, clock.clone()))
         })
     });

@@ -1,5 +1,6 @@
 //! `lorafleet plan --model`: what a model of some shape takes, from its config.json alone.
 
+use super::device::{self, Device};
 use crate::Failure;
 use crate::output::{self, Format};
 use domain::footprint::{self, Engine, ModelShape};
@@ -33,9 +34,9 @@ pub(super) struct Args {
     /// With 4bit, whether magnitudes are quantised too. true unless given or the model is in 4 bits already.
     #[arg(long, alias = "double_quant", requires = "model")]
     double_quant: Option<bool>,
-    /// Accelerators of the catalogue (A100-40GB), CPU, or bytes (24GB). All of the catalogue unless given.
-    #[arg(long, value_delimiter = ',', requires = "model")]
-    device: Vec<String>,
+    /// Steps of a trial.
+    #[arg(long, alias = "max_steps", default_value_t = TrialConfig::DEFAULT_MAX_STEPS, requires = "model")]
+    max_steps: u32,
     /// Finds the largest value that fits each device: batch_size, max_sequence_length or lora_rank.
     #[arg(long, value_name = "PARAMETER", requires = "model", value_parser = SOLVABLE)]
     solve: Option<String>,
@@ -43,70 +44,13 @@ pub(super) struct Args {
 
 const SOLVABLE: [&str; 3] = ["batch_size", "max_sequence_length", "lora_rank"];
 
-/// Bytes that a GPU's context and libraries take beside the tensors. An assumption: no GPU has confirmed it yet.
-const CONTEXT_BYTES: u64 = 600_000_000;
-
 /// Combinations that are shown at most.
 const MOST_ROWS: usize = 10_000;
 
-/// What a plan is made for.
-struct Device {
-    name: String,
-    memory_bytes: u64,
-    engine: Engine,
-}
-
-impl Device {
-    /// The devices of that name; all that can be rented without one.
-    fn named(names: &[String]) -> Result<Vec<Self>, Failure> {
-        let mut known: Vec<Self> = Vec::new();
-        for machine in config::machines::catalogue() {
-            if !known.iter().any(|device| device.name == machine.accelerator) {
-                let (name, memory_bytes) = (machine.accelerator, machine.memory_bytes);
-                known.push(Self { name, memory_bytes, engine: Engine::Gpu });
-            }
-        }
-        if names.is_empty() {
-            return Ok(known);
-        }
-        let find = |name: &String| {
-            if name.eq_ignore_ascii_case("cpu") {
-                let memory_bytes = gpu_agent::devices::cpu().memory_bytes;
-                return Ok(Self { name: "CPU".into(), memory_bytes, engine: Engine::Cpu });
-            }
-            let of_catalogue = known.iter().find(|device| device.name.eq_ignore_ascii_case(name));
-            if let Some(device) = of_catalogue {
-                return Ok(Self { name: device.name.clone(), ..*device });
-            }
-            let memory_bytes = output::parse_bytes(name).map_err(|_| {
-                let names: Vec<_> = known.iter().map(|device| device.name.as_str()).collect();
-                Failure::invalid(format!(
-                    "--device {name}: not in the catalogue; give one of {}, CPU, or its memory, such as 24GB",
-                    names.join(", ")
-                ))
-            })?;
-            Ok(Self { name: name.clone(), memory_bytes, engine: Engine::Gpu })
-        };
-        names.iter().map(find).collect()
-    }
-
-    /// Bytes that tensors may take.
-    fn room(&self) -> u64 {
-        let context = if self.engine == Engine::Gpu { CONTEXT_BYTES } else { 0 };
-        self.memory_bytes.saturating_sub(context)
-    }
-
-    /// Whether a trial fits with so many layers computed again, all of them, or none.
-    fn fits(&self, shape: &ModelShape, config: &TrialConfig, recomputed: u64) -> bool {
-        shape.peak_bytes(&shape.load_at_most(config, self.engine), recomputed).total() <= self.room()
-    }
-}
-
 /// Runs the verb for a model.
-pub(super) fn run(args: &Args, format: Format) -> Result<(), Failure> {
+pub(super) fn run(args: &Args, devices: &[Device], format: Format) -> Result<(), Failure> {
     let config = config(args)?;
     let (shape, positions) = (config.shape(), config.max_position_embeddings as u64);
-    let devices = Device::named(&args.device)?;
     let configs = configs(args, config.quantization)?;
     match &args.solve {
         Some(parameter) => {
@@ -117,7 +61,7 @@ pub(super) fn run(args: &Args, format: Format) -> Result<(), Failure> {
             output::print(format, &json!(documents), || solutions_table(&documents))
         }
         None => {
-            let documents: Vec<_> = configs.iter().map(|config| document(&shape, config, &devices)).collect();
+            let documents: Vec<_> = configs.iter().map(|config| document(&shape, config, devices)).collect();
             output::print(format, &json!(documents), || table(&documents))
         }
     }
@@ -155,6 +99,7 @@ fn configs(args: &Args, quantization: Option<Quantization>) -> Result<Vec<TrialC
         ("max_sequence_length", numbers(&args.max_sequence_length)),
     ];
     let mut rows = vec![Map::from_iter([
+        ("max_steps".to_string(), json!(args.max_steps)),
         ("compute_dtype".to_string(), json!(args.compute_dtype.as_deref().unwrap_or("float16"))),
         ("double_quant".to_string(), json!(args.double_quant.or(of_files).unwrap_or(true))),
     ])];
@@ -199,18 +144,9 @@ fn document(shape: &ModelShape, config: &TrialConfig, devices: &[Device]) -> Val
     let load = shape.load_at_most(config, engine);
     let trainable = load.trainable_parameters;
     let peak = shape.peak_bytes(&load, 0);
-    let on = |device: &Device| {
-        let load = shape.load_at_most(config, device.engine);
-        let layers = shape.recomputed_layers(&load, device.room());
-        let recomputed = layers.unwrap_or(shape.num_hidden_layers);
-        json!({
-            "device": device.name,
-            "memory_bytes": device.memory_bytes,
-            "fits": layers.is_some(),
-            "recomputed_layers": layers,
-            "peak_memory_bytes": shape.peak_bytes(&load, recomputed).total(),
-        })
-    };
+    let steps = config.total_steps(0);
+    let on =
+        |device: &Device| device.document(shape, config, &shape.load_at_most(config, device.engine), steps);
     json!({
         "parameters": parameters(config),
         "trainable_parameters": trainable,
@@ -234,14 +170,6 @@ fn table(documents: &[Value]) -> String {
     let row = |d: &Value| {
         let p = &d["parameters"];
         let bytes = |value: &Value| output::bytes(value.as_u64().unwrap_or_default());
-        let fits = |device: &Value| {
-            let name = device["device"].as_str().unwrap_or_default();
-            match device["recomputed_layers"].as_u64() {
-                None => format!("{name} no"),
-                Some(0) => format!("{name} yes"),
-                Some(layers) => format!("{name} {layers} layers again"),
-            }
-        };
         vec![
             output::short(&p["precision_mode"]),
             p["lora_rank"].to_string(),
@@ -255,13 +183,20 @@ fn table(documents: &[Value]) -> String {
             bytes(&d["adapter_bytes"]),
             bytes(&d["peak_memory_bytes"]),
             bytes(&d["peak_memory_bytes_all_recomputed"]),
-            d["devices"].as_array().into_iter().flatten().map(fits).collect::<Vec<_>>().join(" · "),
+            d["devices"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .map(device::in_words)
+                .collect::<Vec<_>>()
+                .join(" · "),
         ]
     };
     let rows: Vec<_> = documents.iter().map(row).collect();
     let headings =
         ["precision", "rank", "batch", "length", "trainable", "adapter", "peak", "all again", "fits"];
-    output::table(&headings, &rows, &["trainable", "adapter"])
+    let devices = documents.iter().flat_map(|d| d["devices"].as_array()).flatten();
+    output::table(&headings, &rows, &["trainable", "adapter"]) + &device::prices(devices)
 }
 
 /// The largest value of a parameter with which a trial fits, without computing a layer again and with all of them.

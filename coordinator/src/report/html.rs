@@ -5,18 +5,22 @@ use std::fmt::Display;
 
 /// A growing piece of HTML.
 #[derive(Default)]
-pub(super) struct Html(String);
+pub(super) struct Html {
+    text: String,
+    /// Whether every figure says that its numbers are simulated.
+    pub(super) simulated: bool,
+}
 
 impl Html {
     /// Literal markup of this program's.
     pub(super) fn raw(&mut self, markup: &'static str) -> &mut Self {
-        self.0.push_str(markup);
+        self.text.push_str(markup);
         self
     }
 
     /// Text, escaped for element content and quoted attributes alike.
     pub(super) fn text(&mut self, text: impl Display) -> &mut Self {
-        self.0.push_str(&escape(&text.to_string()));
+        self.text.push_str(&escape(&text.to_string()));
         self
     }
 
@@ -29,13 +33,13 @@ impl Html {
     /// not see it.
     pub(super) fn svg(&mut self, svg: &str, description: &str) -> &mut Self {
         self.raw("<svg role=\"img\" aria-label=\"").text(description).raw("\" ");
-        self.0.push_str(svg.trim_start().strip_prefix("<svg ").unwrap_or(">"));
+        self.text.push_str(svg.trim_start().strip_prefix("<svg ").unwrap_or(">"));
         self
     }
 
     /// The text so far.
     pub(super) fn finish(self) -> String {
-        self.0
+        self.text
     }
 }
 

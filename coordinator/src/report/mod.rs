@@ -30,6 +30,7 @@ pub fn html(sweep: &Sweep, trials: &[Trial], curves: &[(TrialId, Vec<MetricPoint
     let best = entries.iter().find(|e| sweep.best.as_ref().is_some_and(|(id, _)| *id == e.trial.id));
 
     let mut page = Html::default();
+    page.simulated = trials.iter().any(Trial::is_simulated);
     page.raw("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">");
     page.raw("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">");
     page.raw("<meta name=\"color-scheme\" content=\"light dark\">");
@@ -80,6 +81,15 @@ fn heading(page: &mut Html, sweep: &Sweep, trials: &[Trial]) {
     }
     page.raw("</dl>\n<p class=\"paths\">").element("code", &sweep.spec.base.pretrained_model_id);
     page.raw(" on ").element("code", &sweep.spec.base.dataset_name).raw("</p>");
+    let simulated = trials.iter().filter(|trial| trial.is_simulated()).count();
+    if simulated > 0 {
+        let of =
+            if simulated == trials.len() { "All".into() } else { format!("{simulated} of {}", trials.len()) };
+        page.raw("<p class=\"failure\">").text(of).raw(
+            " trials ran on simulated devices: nothing was trained. Memory and time are what models predict, losses \
+             follow a formula.</p>",
+        );
+    }
     if let Some(failure) = &sweep.failure {
         page.raw("<p class=\"failure\">").text(failure).raw("</p>");
     }
@@ -236,4 +246,7 @@ fn figure(page: &mut Html, description: &str, x: &Axis, y: &Axis, marks: &[Mark]
         Err(error) => page.raw("<p>This chart could not be drawn: ").text(error).raw("</p>"),
     };
     page.raw("<figcaption>");
+    if page.simulated {
+        page.raw("<strong>Simulated.</strong> ");
+    }
 }

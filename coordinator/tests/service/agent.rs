@@ -40,6 +40,7 @@ pub fn hello(id: &str, pack: u32, holdings: Vec<v1::Holding>) -> v1::Hello {
         max_pack_size: pack,
         price_per_hour: 3.6,
         resident_base: String::new(),
+        simulated_speed: 0.0,
     };
     let version = proto::version::VERSION.into();
     let agent = v1::Agent { id: id.into(), version, devices: vec![device], ..v1::Agent::default() };

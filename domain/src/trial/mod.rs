@@ -9,5 +9,5 @@ pub use config::{
     PARAMETER_MEANINGS, PARAMETER_NAMES, Precision, PrecisionMode, StoppingStrategy, TargetModules, Task,
     TrialConfig,
 };
-pub use record::{Digests, Failure, FailureClass, Throughput, Trial, TrialSummary};
+pub use record::{Digests, Failure, FailureClass, SIMULATED, Throughput, Trial, TrialSummary};
 pub use state::{IllegalTransition, TrialState};

@@ -98,6 +98,9 @@ pub struct Digests {
     pub spec: String,
 }
 
+/// What digests begin with where nothing was trained: see [`Trial::is_simulated`].
+pub const SIMULATED: &str = "simulated:";
+
 /// One trial as the coordinator knows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Trial {
@@ -145,6 +148,11 @@ pub struct Trial {
 }
 
 impl Trial {
+    /// Whether a simulated device made its numbers up.
+    pub fn is_simulated(&self) -> bool {
+        self.digests.as_ref().is_some_and(|digests| digests.base_model.starts_with(SIMULATED))
+    }
+
     /// Every parameter with the value in force, as people see it.
     pub fn config_in_force(&self) -> TrialConfig {
         // Epochs come to a number of steps once an agent has counted the rows; otherwise it is known from the start.

@@ -87,9 +87,9 @@ pub struct Found {
 const OLDEST: (u32, u32) = (7, 0);
 /// Bytes of a GPU that trials may not have: the CUDA context with its kernels (three to six hundred MB on recent cards),
 /// cuBLAS's workspaces and what the driver rounds up, none of which the footprint model knows of.
-const RESERVE: u64 = 1_000_000_000;
+pub const RESERVE: u64 = 1_000_000_000;
 /// Trials that share a GPU unless told otherwise; its memory usually ends first.
-const PACK_SIZE: u32 = 8;
+pub(super) const PACK_SIZE: u32 = 8;
 
 /// Decides.
 pub fn choose(read: &Result<Facts, Absent>, settings: &Settings) -> Found {

@@ -6,10 +6,12 @@
 //! | [`choose`] | which GPUs are trained on, decided from facts |
 //! | `nvml` | those facts, asked of the driver |
 //! | `names` | what accelerators are called |
+//! | [`simulated`] | devices that are not there, as `--simulate` names them |
 
 pub mod choose;
 mod names;
 mod nvml;
+pub mod simulated;
 
 use crate::{DeviceOptions, EngineHost};
 use choose::{Found, Settings};
@@ -69,6 +71,14 @@ pub fn local() -> Found {
         found.devices.push(cpu());
     }
     found
+}
+
+/// Gives each of a machine's devices its share of the machine's price, if there is one.
+pub fn priced(devices: &mut [DeviceOptions], price_per_hour: Option<f64>) {
+    let each = price_per_hour.map(|price| price / devices.len() as f64);
+    for device in devices {
+        device.price_per_hour = each.unwrap_or(device.price_per_hour);
+    }
 }
 
 /// Has the metrics tell of this machine's GPUs.

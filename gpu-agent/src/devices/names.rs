@@ -64,10 +64,10 @@ mod tests {
             assert_eq!(accelerator(name, mib << 20), want, "{name}");
         }
         // Whatever the catalogue has is what a driver's name of it comes to.
-        for machine in config::machines::catalogue() {
-            let (card, size) = machine.accelerator.rsplit_once('-').unwrap();
+        for accelerator in config::machines::accelerators() {
+            let (card, size) = accelerator.name.rsplit_once('-').unwrap();
             let name = format!("NVIDIA {card}-SXM4-{size}");
-            assert_eq!(accelerator(&name, machine.memory_bytes), machine.accelerator);
+            assert_eq!(super::accelerator(&name, accelerator.memory_bytes), accelerator.name);
         }
     }
 }

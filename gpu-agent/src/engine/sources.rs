@@ -3,6 +3,8 @@
 use domain::trial::{Failure, FailureClass};
 use hub::{Hub, HubError, Kind, Located, Progress, Settings};
 use std::collections::HashSet;
+use std::path::PathBuf;
+use trainer::{TrainError, locate};
 
 /// Repositories that this process has seen to. Each is asked for once, so that the trials of a sweep read the same
 /// commit.
@@ -24,6 +26,17 @@ impl Sources {
         self.ready.insert(key);
         Ok(())
     }
+}
+
+/// The folder that holds a model's `config.json`, which alone is downloaded if it is not here.
+pub(super) fn configuration(name: &str) -> Result<PathBuf, Failure> {
+    let user = |error: TrainError| Failure { class: FailureClass::User, message: error.to_string() };
+    let Located::Repo(id) = hub::locate(name) else { return locate::model(name).map_err(user) };
+    let settings = Settings::from_env().map_err(failure)?;
+    if let Ok(dir) = Hub::cached(&settings, Kind::Model, &id) {
+        return Ok(dir);
+    }
+    Hub::new(settings).configuration(&id, &mut Logged { repo: id.to_string() }).map_err(failure)
 }
 
 fn failure(error: HubError) -> Failure {

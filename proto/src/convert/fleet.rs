@@ -3,7 +3,7 @@
 use super::{ConvertError, too_long};
 use crate::limits::{self, cut};
 use crate::v1;
-use domain::fleet::{Agent, Device, Holding};
+use domain::fleet::{Agent, Device, Holding, SIMULATED_SPEED};
 use domain::{AgentId, Attempt, DeviceId, TrialId};
 
 impl From<Device> for v1::Device {
@@ -15,6 +15,7 @@ impl From<Device> for v1::Device {
             max_pack_size: d.max_pack_size,
             price_per_hour: d.price_per_hour,
             resident_base: d.resident_base.unwrap_or_default(),
+            simulated_speed: d.simulated_speed.unwrap_or_default(),
         }
     }
 }
@@ -30,6 +31,10 @@ impl TryFrom<v1::Device> for Device {
             let problem = format!("must be 0 to {}", limits::PRICE_PER_HOUR);
             return Err(ConvertError::new("price_per_hour", problem));
         }
+        if d.simulated_speed != 0.0 && !SIMULATED_SPEED.contains(&d.simulated_speed) {
+            let (least, most) = (SIMULATED_SPEED.start(), SIMULATED_SPEED.end());
+            return Err(ConvertError::new("simulated_speed", format!("must be {least} to {most}, or 0")));
+        }
         Ok(Self {
             id: DeviceId::new(named("id", d.id)?),
             accelerator: cut(d.accelerator, limits::NAME_BYTES),
@@ -37,6 +42,7 @@ impl TryFrom<v1::Device> for Device {
             max_pack_size: d.max_pack_size,
             price_per_hour: d.price_per_hour,
             resident_base: Some(d.resident_base).filter(|base| !base.is_empty()),
+            simulated_speed: Some(d.simulated_speed).filter(|speed| *speed != 0.0),
         })
     }
 }

@@ -123,12 +123,22 @@ fn a_sweep_goes_out_with_its_counts() {
 #[test]
 fn devices_are_checked() {
     let good = v1::Device { id: "cpu".into(), max_pack_size: 1, ..v1::Device::default() };
-    assert_eq!(v1::Device::from(Device::try_from(good.clone()).unwrap()), good);
+    let simulated = v1::Device { simulated_speed: 60.0, price_per_hour: 3.0, ..good.clone() };
+    for device in [good.clone(), simulated.clone()] {
+        assert_eq!(v1::Device::from(Device::try_from(device.clone()).unwrap()), device);
+    }
+    // An hour of its time is a minute of ours.
+    assert_eq!(Device::try_from(simulated).unwrap().cost_per_hour(), 180.0);
     for (device, want) in [
         (v1::Device { id: String::new(), ..good.clone() }, "id: is missing"),
         (v1::Device { max_pack_size: 0, ..good.clone() }, "max_pack_size: must be at least 1"),
         (v1::Device { price_per_hour: -1.0, ..good.clone() }, "price_per_hour: must be 0 to 1000000"),
         (v1::Device { price_per_hour: f64::NAN, ..good.clone() }, "price_per_hour: must be 0 to 1000000"),
+        (v1::Device { simulated_speed: 0.5, ..good.clone() }, "simulated_speed: must be 1 to 1000000, or 0"),
+        (
+            v1::Device { simulated_speed: f64::NAN, ..good.clone() },
+            "simulated_speed: must be 1 to 1000000, or 0",
+        ),
         (v1::Device { id: "a\nb".into(), ..good.clone() }, "id: has a control character: \"a\\nb\""),
         (v1::Device { id: "a".repeat(201), ..good }, "id: has 201 bytes, above 200"),
     ] {

@@ -440,7 +440,7 @@ fn slot(device: &Device, held: &[&Waiting]) -> Slot {
         accelerator: device.accelerator.clone(),
         memory_bytes: device.memory_bytes,
         max_pack_size: device.max_pack_size,
-        price_per_hour: device.price_per_hour,
+        price_per_hour: device.cost_per_hour(),
         resident: device.resident_base.clone(),
         base: held.first().map(|needs| needs.base.clone()),
         held: held.len() as u32,

@@ -81,7 +81,7 @@ impl Backend for Small {
 
 fn pack() -> Pack<Small> {
     let clock: Arc<dyn Clock> = Arc::new(Ticking::default());
-    let simulated = Simulated { step_time: Duration::ZERO, clock: clock.clone() };
+    let simulated = Simulated::stepping(Duration::ZERO, clock.clone());
     Pack::new(Small(simulated, 2, Cell::new(false)), 10_000_000_000, clock)
 }
 

@@ -1,0 +1,143 @@
+//! What a plan is made for: accelerators of the catalogue, the CPU, or a number of bytes; and what a trial takes there.
+
+use crate::Failure;
+use crate::output;
+use domain::footprint::{self, Engine, Load, ModelShape};
+use domain::machine::{Accelerator, Machine};
+use domain::trial::TrialConfig;
+use gpu_agent::devices::choose::RESERVE;
+use serde_json::{Value, json};
+
+/// A device.
+pub(super) struct Device {
+    pub(super) name: String,
+    pub(super) memory_bytes: u64,
+    pub(super) engine: Engine,
+    /// What is known of it, and what it costs.
+    known: Option<(Accelerator, Option<Machine>)>,
+}
+
+impl Device {
+    /// Of the catalogue.
+    fn of(accelerator: Accelerator) -> Self {
+        let (name, memory_bytes) = (accelerator.name.clone(), accelerator.memory_bytes);
+        let machine = config::machines::cheapest(&name);
+        Self { name, memory_bytes, engine: Engine::Gpu, known: Some((accelerator, machine)) }
+    }
+
+    /// All of the catalogue that can be rented.
+    pub(super) fn rented() -> Vec<Self> {
+        let all = config::machines::accelerators().into_iter().map(Self::of);
+        all.filter(|device| matches!(device.known, Some((_, Some(_))))).collect()
+    }
+
+    /// The devices of those names: accelerators of the catalogue, `CPU`, or bytes (`24GB`).
+    pub(super) fn named(names: &[String]) -> Result<Vec<Self>, Failure> {
+        let find = |name: &String| {
+            if name.eq_ignore_ascii_case("cpu") {
+                let memory_bytes = gpu_agent::devices::cpu().memory_bytes;
+                return Ok(Self { name: "CPU".into(), memory_bytes, engine: Engine::Cpu, known: None });
+            }
+            let problem = match config::machines::accelerator(name) {
+                Ok(accelerator) => return Ok(Self::of(accelerator)),
+                Err(problem) => problem,
+            };
+            let memory_bytes = output::parse_bytes(name).map_err(|_| {
+                Failure::invalid(format!("--device {name}: {problem}, CPU, or its memory, such as 24GB"))
+            })?;
+            Ok(Self { name: name.clone(), memory_bytes, engine: Engine::Gpu, known: None })
+        };
+        names.iter().map(find).collect()
+    }
+
+    /// Bytes that tensors may take.
+    fn room(&self) -> u64 {
+        let reserve = if self.engine == Engine::Gpu { RESERVE } else { 0 };
+        self.memory_bytes.saturating_sub(reserve)
+    }
+
+    /// Whether a trial fits with so many layers computed again.
+    pub(super) fn fits(&self, shape: &ModelShape, config: &TrialConfig, recomputed: u64) -> bool {
+        shape.peak_bytes(&shape.load_at_most(config, self.engine), recomputed).total() <= self.room()
+    }
+
+    /// What a trial of so many steps takes here.
+    pub(super) fn document(
+        &self,
+        shape: &ModelShape,
+        config: &TrialConfig,
+        load: &Load,
+        steps: u64,
+    ) -> Value {
+        let load = Load { engine: self.engine, ..*load };
+        let layers = shape.recomputed_layers(&load, self.room());
+        let recomputed = layers.unwrap_or(shape.num_hidden_layers);
+        let mut document = json!({
+            "device": self.name,
+            "memory_bytes": self.memory_bytes,
+            "fits": layers.is_some(),
+            "recomputed_layers": layers,
+            "peak_memory_bytes": shape.peak_bytes(&load, recomputed).total(),
+        });
+        if let (Some((accelerator, machine)), Some(recomputed)) = (&self.known, layers) {
+            let tokens = footprint::tokens_per_step(config);
+            let step = shape.step_seconds(&load, recomputed, tokens, accelerator).total();
+            let seconds = step * steps as f64;
+            document["steps"] = json!(steps);
+            document["seconds_per_step"] = json!(step);
+            document["seconds"] = json!(seconds);
+            document["cost_usd"] = json!(machine.as_ref().map(|m| m.price_of_one() * seconds / 3600.0));
+            document["price"] = json!(machine.as_ref().map(|m| json!({
+                "machine": m.machine,
+                "provider": m.provider,
+                "region": m.region,
+                "price_per_hour": m.price_per_hour,
+                "spot_price_per_hour": m.spot_price_per_hour,
+                "accelerators": m.accelerators,
+                "date": m.date,
+                "source": m.source,
+            })));
+        }
+        document
+    }
+}
+
+/// What a document says of a device, in a few words.
+pub(super) fn in_words(device: &Value) -> String {
+    let name = device["device"].as_str().unwrap_or_default();
+    let Some(layers) = device["recomputed_layers"].as_u64() else { return format!("{name} no") };
+    let again = if layers > 0 { format!(", {layers} layers again") } else { String::new() };
+    let Some(step) = device["seconds_per_step"].as_f64() else { return format!("{name} yes{again}") };
+    let cost =
+        device["cost_usd"].as_f64().map_or(String::new(), |cost| format!(", {}", output::dollars(cost)));
+    format!("{name} {step:.2} s a step{cost}{again}")
+}
+
+/// Where the dollars of documents come from, a line each.
+pub(super) fn prices<'a>(devices: impl Iterator<Item = &'a Value>) -> String {
+    let mut lines = Vec::new();
+    for device in devices.filter(|device| device["price"].is_object()) {
+        let price = &device["price"];
+        let text = |key: &str| price[key].as_str().unwrap_or_default();
+        let line = format!(
+            "{}: {} an hour for {} ({}), {}, {}\n",
+            device["device"].as_str().unwrap_or_default(),
+            output::dollars(price["price_per_hour"].as_f64().unwrap_or_default()),
+            text("machine"),
+            text("provider"),
+            text("date"),
+            text("source")
+        );
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    match lines.is_empty() {
+        true => String::new(),
+        false => {
+            "seconds are predicted from makers' peaks and assumed shares of them; no GPU has confirmed them yet\n"
+                .to_string()
+                + &lines.concat()
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! A sweep on devices that are not there: `lorafleet run --simulate`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::Sandbox;
+use serde_json::{Value, json};
+
+const A100: &str = "A100-40GB";
+const V100: &str = "V100-16GB";
+
+/// A sweep over OpenLLaMA 7B, of which there is the configuration alone, and of the rows not even a file.
+fn sandbox(rest: &str) -> Sandbox {
+    let sandbox = Sandbox::new(&format!(
+        "name: simulated
+pretrained_model_id: ./model
+dataset_name: ./none.jsonl
+compute_dtype: float16
+{rest}"
+    ));
+    std::fs::create_dir(sandbox.path().join("model")).unwrap();
+    let config = json!({
+        "model_type": "llama", "hidden_act": "silu", "hidden_size": 4096, "intermediate_size": 11008,
+        "num_hidden_layers": 32, "num_attention_heads": 32, "vocab_size": 32000, "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6, "tie_word_embeddings": false,
+    });
+    std::fs::write(sandbox.path().join("model/config.json"), config.to_string()).unwrap();
+    sandbox
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or_else(|| panic!("{value}"))
+}
+
+#[test]
+fn the_published_comparison_without_its_machines() {
+    let sandbox = sandbox(
+        "max_steps: 100
+search: { algorithm: grid }
+parameters:
+  precision_mode: [float16, 4bit]
+  lora_rank: [8, 64]
+",
+    );
+    let speed = 20_000.0;
+    let result =
+        sandbox.json(&["run", "sweep.yaml", "--simulate", &format!("{A100}:2"), "--simulate-speed", "20000"]);
+    assert_eq!(result["sweep"]["state"], "completed");
+    let trials = result["trials"].as_array().unwrap();
+    assert_eq!(trials.len(), 4);
+    let mut total = 0.0;
+    for trial in trials {
+        assert_eq!((&trial["state"], &trial["simulated"]), (&json!("completed"), &json!(true)), "{trial:#}");
+        let digest = trial["digests"]["base_model"].as_str().unwrap();
+        assert!(digest.starts_with("simulated:"), "{digest}");
+        let summary = &trial["summary"];
+        assert_eq!(summary["predicted_peak_memory_bytes"], summary["peak_memory_bytes"]);
+        // The device's time is dear, not the short while in which it passed.
+        let (seconds, cost) = (number(&summary["device_seconds"]), number(&trial["cost_usd"]));
+        let steps = 100.0 * 2.0 / number(&summary["samples_per_second"]);
+        assert!(seconds > steps, "{trial:#}");
+        assert!(cost > 0.5 * 3.673385 * steps / 3600.0, "{cost} dollars for {steps} s: {trial:#}");
+        total += seconds;
+    }
+    assert!(total / speed < 60.0);
+    // The report says it of every figure.
+    let report = sandbox.path().join(result["report"].as_str().unwrap());
+    let page = std::fs::read_to_string(report).unwrap();
+    assert!(page.contains("nothing was trained"));
+    assert_eq!(page.matches("<strong>Simulated.</strong>").count(), page.matches("<svg ").count());
+    let output = sandbox.lorafleet(&["trials", "list", result["sweep"]["id"].as_str().unwrap()]);
+    let table = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(table.matches("(simulated)").count(), 4, "{table}");
+}
+
+/// What does not fit is a result, and nobody is kept waiting for a device that would hold it.
+#[test]
+fn what_does_not_fit() {
+    let sandbox = sandbox(
+        "max_steps: 20
+gradient_checkpointing: false
+search: { algorithm: grid }
+parameters:
+  precision_mode: [float16, 4bit]
+",
+    );
+    let output = sandbox.lorafleet(&[
+        "run",
+        "sweep.yaml",
+        "--simulate",
+        V100,
+        "--simulate-speed",
+        "100000",
+        "-o",
+        "json",
+    ]);
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let trials = result["trials"].as_array().unwrap();
+    let states: Vec<_> = trials.iter().map(|trial| trial["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["failed", "completed"], "{result:#}");
+    let failure = &trials[0]["failure"];
+    assert_eq!(failure["class"], "out_of_memory");
+    assert!(failure["message"].as_str().unwrap().contains("does not fit"), "{failure}");
+}
+
+#[test]
+fn what_cannot_be_simulated_is_named() {
+    let sandbox = sandbox("max_steps: 1\n");
+    let check = |arguments: &[&str], fragments: &[&str]| {
+        let output = sandbox.lorafleet(&[&["run", "sweep.yaml"], arguments].concat());
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {message}");
+        assert!(fragments.iter().all(|fragment| message.contains(fragment)), "{arguments:?}: {message}");
+    };
+    check(&["--simulate=T5"], &["--simulate T5", "not in the catalogue", A100]);
+    check(&["--simulate=A100-40GB:many"], &["A100-40GB:many", "1 to 64"]);
+    check(&["--simulate-speed=2"], &["--simulate"]);
+    check(&["--simulate=T4-16GB", "--simulate-speed=0.1"], &["0.1", "from 1 to 1000000"]);
+    check(&["--simulate=T4-16GB", "--endpoint=http://127.0.0.1:1"], &["--simulate", "leave --endpoint out"]);
+    check(
+        &["--simulate=T4-16GB", "--set", "pretrained_model_id=./nothing"],
+        &["pretrained_model_id", "nothing"],
+    );
+}
