@@ -3,6 +3,7 @@
 use domain::trial::{Failure, FailureClass};
 use hub::{Hub, HubError, Kind, Located, Progress, Settings};
 use std::collections::HashSet;
+use std::path::Path;
 
 /// Repositories that this process has seen to. Each is asked for once, so that the trials of a sweep read the same
 /// commit.
@@ -14,7 +15,7 @@ pub struct Sources {
 impl Sources {
     /// Downloads what a name means on the hub, unless it is a path or has been seen to.
     pub(super) fn ready(&mut self, kind: Kind, name: &str) -> Result<(), Failure> {
-        let Located::Repo(id) = hub::locate(name) else { return Ok(()) };
+        let Located::Repo(id) = hub::locate(name) else { return absolute(name) };
         let key = format!("{kind:?} {id}");
         if self.ready.contains(&key) {
             return Ok(());
@@ -24,6 +25,16 @@ impl Sources {
         self.ready.insert(key);
         Ok(())
     }
+}
+
+/// Refuses a path that is not absolute: it would be one of this agent's own working directory, which nobody meant and
+/// nobody allowed.
+pub(super) fn absolute(name: &str) -> Result<(), Failure> {
+    if Path::new(name).is_absolute() {
+        return Ok(());
+    }
+    let message = format!("{name:?} is no absolute path; name one, or for a model or rows an id of the hub");
+    Err(Failure { class: FailureClass::User, message })
 }
 
 fn failure(error: HubError) -> Failure {
@@ -46,4 +57,21 @@ impl Progress for Logged {
     fn bytes(&mut self, _: u64) {}
 
     fn finished(&mut self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What lies in the agent's working directory is nobody's to name.
+    #[test]
+    fn a_path_of_the_working_directory_is_refused() {
+        for name in ["./src", "../x", "a b/c", "src/engine/mod.rs", "rows.jsonl", "~/x", ""] {
+            let failure = Sources::default().ready(Kind::Dataset, name).unwrap_err();
+            assert_eq!(failure.class, FailureClass::User, "{name}");
+            assert!(failure.message.contains("is no absolute path"), "{}", failure.message);
+        }
+        Sources::default().ready(Kind::Dataset, "/data/rows.jsonl").unwrap();
+        assert!(absolute("org/adapter").is_err() && absolute("/adapter").is_ok());
+    }
 }
