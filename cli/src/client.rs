@@ -12,6 +12,7 @@ use proto::v1::sweep_service_client::SweepServiceClient;
 use proto::v1::trial_service_client::TrialServiceClient;
 use security::Client;
 use security::args::ClientArgs;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use telemetry::grpc::Traced;
@@ -224,8 +225,10 @@ pub(crate) async fn refuse_in_use(data_dir: &Path) -> Result<(), Failure> {
 /// Somebody does, and does not let this client in.
 pub(crate) async fn serving(data_dir: &Path, client: &Client) -> Result<Option<Channel>, Failure> {
     let Ok(endpoint) = std::fs::read_to_string(data_dir.join(ENDPOINT_FILE)) else { return Ok(None) };
+    // A token that cannot be used says nothing of whether somebody serves.
+    client.credentials().map_err(Failure::invalid)?;
     // A file left behind by a killed server names an address where nobody, or a stranger, listens.
-    let Ok(channel) = connect_here(endpoint.trim(), client).await else { return Ok(None) };
+    let Ok(channel) = connect_here(&dialled(endpoint.trim()), client).await else { return Ok(None) };
     let mut fleet = FleetServiceClient::new(channel.clone());
     let info = match fleet.get_server_info(proto::v1::GetServerInfoRequest {}).await {
         Ok(info) => info.into_inner(),
@@ -237,6 +240,19 @@ pub(crate) async fn serving(data_dir: &Path, client: &Client) -> Result<Option<C
     let path = |path: &Path| std::fs::canonicalize(path).ok();
     let same = path(Path::new(&info.data_dir)).is_some_and(|found| Some(found) == path(data_dir));
     Ok(same.then_some(channel))
+}
+
+/// The address of a server on this machine as it is dialled: one that listens at every address is reached at this machine's
+/// own.
+fn dialled(endpoint: &str) -> String {
+    let Some((scheme, address)) = endpoint.split_once("://") else { return endpoint.into() };
+    let here = match address.parse() {
+        Ok(SocketAddr::V4(all)) if all.ip().is_unspecified() => (Ipv4Addr::LOCALHOST, all.port()).into(),
+        Ok(SocketAddr::V6(all)) if all.ip().is_unspecified() => (Ipv6Addr::LOCALHOST, all.port()).into(),
+        Ok(address) => address,
+        Err(_) => return endpoint.into(),
+    };
+    format!("{scheme}://{here}")
 }
 
 /// A server's addresses as they are connected to; commas stand between them.
@@ -323,5 +339,40 @@ impl From<Status> for Failure {
             Code::Unavailable => Failure::unreachable(format!("the server is gone: {}", status.message())),
             code => Failure::failed(format!("{code:?}: {}", status.message())),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use security::client::Token;
+
+    #[test]
+    fn where_a_server_is_dialled() {
+        for (written, want) in [
+            ("http://0.0.0.0:7401", "http://127.0.0.1:7401"),
+            ("http://[::]:7401", "http://[::1]:7401"),
+            ("http://127.0.0.1:7401", "http://127.0.0.1:7401"),
+            ("http://10.0.0.5:7401", "http://10.0.0.5:7401"),
+            ("http://[::1]:7401", "http://[::1]:7401"),
+            ("nonsense", "nonsense"),
+        ] {
+            assert_eq!(dialled(written), want);
+        }
+    }
+
+    /// Whose token cannot be read is told so, and not that nobody serves.
+    #[tokio::test]
+    async fn a_token_that_cannot_be_read_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(ENDPOINT_FILE), "http://127.0.0.1:1\n").unwrap();
+        let client = Client { token: Some(Token::File("gone".into())), ..Client::default() };
+        let unsendable =
+            Client { token: Some(Token::Given("a\u{1}".to_string().into())), ..Client::default() };
+        for (client, want) in [(&client, "gone: No such file"), (&unsendable, "the token is none")] {
+            let failure = serving(dir.path(), client).await.err().unwrap();
+            assert!(format!("{failure:?}").contains(want), "{failure:?}");
+        }
+        assert!(serving(dir.path(), &Client::default()).await.unwrap().is_none());
     }
 }

@@ -30,7 +30,7 @@ pub(crate) enum Verb {
         /// The context's name.
         name: Option<String>,
     },
-    /// Adds a context, or gives one another address.
+    /// Adds a context, or gives one another address or other files; those that are not given stay.
     #[command(after_help = "Examples:
   lorafleet context add lab https://lab.example.org:7401 --ca lab-ca.crt
   lorafleet context add old http://10.0.0.5:7401")]
@@ -70,8 +70,8 @@ pub(crate) fn client(server: &Server) -> Client {
     }
 }
 
-/// A context of these flags. Its files are found from everywhere.
-fn server(endpoint: String, client: &ClientArgs) -> Result<Server, Failure> {
+/// A context of these flags; what they do not say is as it was. Its files are found from everywhere.
+fn server(endpoint: String, client: &ClientArgs, before: Server) -> Result<Server, Failure> {
     let found = |file: &Option<PathBuf>| {
         let found = file.as_ref().map(|file| {
             std::path::absolute(file).map_err(|e| Failure::invalid(format!("{}: {e}", file.display())))
@@ -80,10 +80,10 @@ fn server(endpoint: String, client: &ClientArgs) -> Result<Server, Failure> {
     };
     Ok(Server {
         endpoint,
-        ca: found(&client.ca)?,
-        cert: found(&client.cert)?,
-        key: found(&client.key)?,
-        token_file: found(&client.token_file)?,
+        ca: found(&client.ca)?.or(before.ca),
+        cert: found(&client.cert)?.or(before.cert),
+        key: found(&client.key)?.or(before.key),
+        token_file: found(&client.token_file)?.or(before.token_file),
     })
 }
 
@@ -104,8 +104,11 @@ pub(crate) fn run(verb: Verb) -> Result<(), Failure> {
             contexts.current = name;
         }
         Verb::Add { name, endpoint, client } => {
-            crate::client::check_endpoint(&endpoint, &client.client())?;
-            contexts.servers.insert(name, server(endpoint, &client)?);
+            let before = contexts.servers.get(&name).cloned().unwrap_or_default();
+            let server = server(endpoint, &client, before)?;
+            // With what it will be talked to with, and not with what else this command could be told.
+            crate::client::check_endpoint(&server.endpoint, &self::client(&server))?;
+            contexts.servers.insert(name, server);
         }
         Verb::Remove { name } => {
             known(&contexts, &name)?;

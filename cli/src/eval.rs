@@ -120,8 +120,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         std::fs::create_dir_all(dir).map_err(|e| Failure::invalid(format!("{}: {e}", dir.display())))?;
     }
     let placed = crate::device::of(&args.device)?;
-    Downloads::default().model(&args.model, "--model")?;
-    let dir = locate::model(&args.model).map_err(of_trainer)?;
+    let model = config::paths::absolute(&args.model);
+    Downloads::default().model(&model, "--model")?;
+    let dir = locate::model(&model).map_err(of_trainer)?;
     let device = trainer::device::open(placed.id.as_str()).map_err(of_trainer)?;
     let loaded = Loaded::new(&dir, &args, &device)?;
     let started = clock.monotonic();

@@ -49,8 +49,9 @@ fn compute_dtype(text: &str) -> Result<ComputeDtype, String> {
 
 /// Runs the verb.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
-    Downloads::default().model(&args.model, "MODEL")?;
-    let model = locate::model(&args.model).map_err(unusable)?;
+    let model = config::paths::absolute(&args.model);
+    Downloads::default().model(&model, "MODEL")?;
+    let model = locate::model(&model).map_err(unusable)?;
     let quantize = Quantize {
         model: &model,
         to: &args.to,

@@ -12,7 +12,7 @@ use crate::download::Downloads;
 use crate::output::{OutputArgs, say};
 use checkpoints::Output;
 use domain::footprint;
-use domain::trial::Precision;
+use domain::trial::{Precision, TrialConfig};
 use domain::{Clock, SystemClock};
 use flags::Parameters;
 use gpu_agent::devices::CPU;
@@ -65,10 +65,20 @@ pub(crate) struct Args {
     parameters: Parameters,
 }
 
+/// The configuration with its model and rows where a person in this directory has them.
+fn found(mut config: TrialConfig) -> TrialConfig {
+    let mixed = config.interleave_datasets.iter_mut().flatten();
+    let names = [&mut config.pretrained_model_id, &mut config.dataset_name].into_iter();
+    for name in names.chain(&mut config.eval_dataset_name).chain(mixed) {
+        *name = config::paths::absolute(name);
+    }
+    config
+}
+
 /// Runs the verb.
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let clock = SystemClock::new();
-    let config = &args.parameters.0;
+    let config = &found(args.parameters.0.clone());
     preflight::check_values(config).map_err(unusable)?;
     let placed = crate::device::of(&args.device)?;
     // Before Ctrl-C waits for a step to end: a download goes on where it was stopped.

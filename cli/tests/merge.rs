@@ -132,7 +132,7 @@ fn a_trial_in_4_bits_is_merged_into_what_it_was_trained_on() {
         "--double-quant: the adapter is added to",
     );
     refused(&["quantize", "base-4bit", "--to", "g"], "base-4bit: is quantised in 4 bits already");
-    refused(&["quantize", "./gone", "--to", "g"], "./gone");
+    refused(&["quantize", "./gone", "--to", "g"], "/gone is no directory");
     let plan =
         ["plan", "sweep.yaml", "--set", "pretrained_model_id=base-4bit", "--set", "precision_mode=4bit"];
     refused(&plan, "was quantised with bnb_4bit_use_double_quant false; set it to false");

@@ -242,3 +242,40 @@ fn a_sweep_is_paused_resumed_extended_tried_again_and_deleted() {
     let gone = sandbox.lorafleet(&["get", &id]);
     assert_eq!(gone.status.code(), Some(2), "{}", message(&gone));
 }
+
+/// A context is checked with what it holds, keeps what it is not told anew, and one that cannot be talked to is refused.
+#[test]
+fn a_context_is_what_was_given() {
+    let sandbox = Sandbox::new(&sweep());
+    let file = |name: &str| std::fs::write(sandbox.path().join(name), "lft_1").unwrap();
+    file("me.token");
+    let add = |arguments: &[&str]| {
+        let mut command = sandbox.command(&[&["context", "add", "lab"], arguments].concat());
+        command.env("LORAFLEET_TOKEN", "lft_2").output().unwrap()
+    };
+    for (arguments, refused, want) in [
+        // The token of the environment is none of the context's.
+        (&["http://10.0.0.5:7401"][..], None, vec![("endpoint", "http://10.0.0.5:7401")]),
+        (&["http://10.0.0.5:7401", "--token-file", "me.token"], Some("write https://"), vec![]),
+        (&["https://10.0.0.5:7401", "--token-file", "me.token"], None, vec![("token_file", "me.token")]),
+        (
+            &["https://10.0.0.6:7401"],
+            None,
+            vec![("endpoint", "https://10.0.0.6:7401"), ("token_file", "me.token")],
+        ),
+        (&["http://10.0.0.6:7401"], Some("write https://"), vec![("endpoint", "https://10.0.0.6:7401")]),
+        (&["https://10.0.0.6:7401", "--cert", "c"], Some("--key"), vec![("token_file", "me.token")]),
+    ] {
+        let done = add(arguments);
+        let said = message(&done);
+        match refused {
+            None => assert!(done.status.success(), "{arguments:?}: {said}"),
+            Some(why) => assert!(!done.status.success() && said.contains(why), "{arguments:?}: {said}"),
+        }
+        let listed = sandbox.json(&["context", "list"]);
+        for (key, end) in want {
+            let value = listed[0][key].as_str().unwrap_or_default();
+            assert!(value.ends_with(end), "{arguments:?}: {key} is {value}");
+        }
+    }
+}

@@ -122,6 +122,9 @@ impl Contexts {
                 key: file("key")?,
                 token_file: file("token_file")?,
             };
+            if server.cert.is_some() != server.key.is_some() {
+                return Err(format!("contexts.{name}: has one of cert and key; write both or none"));
+            }
             contexts.servers.insert(name.clone(), server);
         }
         match &contexts.current {
@@ -209,6 +212,8 @@ mod tests {
             ("contexts: []", "contexts: must be a mapping"),
             ("contexts: {a: {}}", "contexts.a.endpoint: must be a text"),
             ("contexts: {a: {endpoint: x, ca: 1}}", "contexts.a.ca: must be a text"),
+            ("contexts: {a: {endpoint: x, cert: c}}", "contexts.a: has one of cert and key"),
+            ("contexts: {a: {endpoint: x, key: c}}", "contexts.a: has one of cert and key"),
             ("a: [", "line"),
         ] {
             std::fs::write(path, text).unwrap();

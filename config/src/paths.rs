@@ -7,13 +7,16 @@ use domain::sweep::Problem;
 use serde_json::{Map, Value};
 use std::path::{Component, Path, PathBuf};
 
+/// What an adapter must be on disk.
+const ADAPTER: &str = "an adapter's directory";
+
 /// Parameters that name a model, an adapter or rows, and what each must be on disk.
 const PATH_PARAMETERS: &[(&str, &str)] = &[
     ("pretrained_model_id", "a model's directory"),
     ("dataset_name", "a .jsonl, .json or .parquet file or a directory of them"),
     ("interleave_datasets", "a .jsonl, .json or .parquet file or a directory of them"),
     ("eval_dataset_name", "a .jsonl, .json or .parquet file or a directory of them"),
-    ("init_adapter", "an adapter's directory"),
+    ("init_adapter", ADAPTER),
 ];
 
 /// What to do about a local path that does not exist.
@@ -35,11 +38,34 @@ pub(crate) fn resolve(
     resolver.problems
 }
 
-/// Every path and hub id that a sweep's document names, and where it does.
-pub fn named(document: &Map<String, Value>) -> Vec<(String, String)> {
+/// A path or an id of the hub that a sweep's document names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// Where it stands.
+    pub at: String,
+    /// The name.
+    pub name: String,
+    /// Whether it is a path: an adapter is one whatever it looks like, as none is taken from the hub.
+    pub is_path: bool,
+}
+
+/// Every path and hub id that a sweep's document names.
+pub fn named(document: &Map<String, Value>) -> Vec<Named> {
     let mut named = Vec::new();
-    each(&mut document.clone(), &mut |path, text, _| named.push((path.to_string(), text.clone())));
+    each(&mut document.clone(), &mut |at, name, what| {
+        let is_path = is_local(name) || what == ADAPTER;
+        named.push(Named { at: at.into(), name: name.clone(), is_path });
+    });
     named
+}
+
+/// A name that a person gives in the working directory, as it is understood everywhere: a path that is there, or can be
+/// nothing else, is made absolute.
+pub fn absolute(name: &str) -> String {
+    let mut name = name.to_string();
+    let base = |_: &str| PathBuf::new();
+    Resolver { base: &base, missing: Missing::Ignore, problems: Vec::new() }.text("", &mut name, "");
+    name
 }
 
 /// What is done with a name: where it stands, the name, and what it must be on disk.
@@ -107,7 +133,8 @@ impl Resolver<'_> {
 /// Whether a value that does not exist must have been meant as a local path.
 pub fn is_local(text: &str) -> bool {
     let begins = ["/", "./", "../", "~"].iter().any(|prefix| text.starts_with(prefix));
-    let is_file = [".jsonl", ".json", ".parquet"].iter().any(|suffix| text.ends_with(suffix));
+    let lower = text.to_ascii_lowercase();
+    let is_file = [".jsonl", ".json", ".parquet"].iter().any(|suffix| lower.ends_with(suffix));
     // A revision may have slashes of its own (`refs/pr/1`).
     let name = text.split_once('@').map_or(text, |(name, _)| name);
     begins || is_file || text == "." || text == ".." || name.matches('/').count() > 1

@@ -18,6 +18,9 @@ use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
 /// What tokens begin with, so that people and programs that look for secrets know one when they see it.
 pub const PREFIX: &str = "lft_";
 
+/// The name under which `lorafleet up` knows its own agent; no file has it.
+pub const THIS_MACHINE: &str = "this-machine";
+
 /// What somebody may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -173,6 +176,9 @@ impl Tokens {
 /// # Errors
 /// What is wrong with it.
 pub fn check_name(name: &str) -> Result<(), String> {
+    if name == THIS_MACHINE {
+        return Err(format!("{name} is the agent of `lorafleet up` itself; give it another name"));
+    }
     let fits = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
     match !name.is_empty() && name.len() <= 64 && name.chars().all(fits) {
         true => Ok(()),
@@ -236,6 +242,10 @@ mod tests {
             ("- {name: a, role: king, sha256: x}".into(), "unknown variant `king`"),
             ("- {name: a, role: viewer, sha256: x, token: y}".into(), "unknown field `token`"),
             ("- {name: a, role: viewer, sha256: lft_ab}".into(), "must have 64 digits"),
+            (
+                format!("- {{name: this-machine, role: agent, sha256: '{hash}'}}"),
+                "is the agent of `lorafleet up`",
+            ),
             (format!("- {{name: 'a b', role: viewer, sha256: '{hash}'}}"), "is no name"),
             (
                 format!(

@@ -1,6 +1,6 @@
 //! Who may reach a coordinator, how, and as whom.
 
-use crate::allow::Allow;
+use crate::allow::{Allow, AllowError};
 use crate::grpc::limit::Terms;
 use config::tokens::{self, Known, Principal, Role, Tokens};
 use security::args::{ServerArgs, ServerArgsError};
@@ -76,6 +76,9 @@ pub enum AccessError {
     /// The file of tokens cannot be used.
     #[error(transparent)]
     Tokens(#[from] FileError),
+    /// What sweeps may name is said so that nothing can be it.
+    #[error(transparent)]
+    Allow(#[from] AllowError),
 }
 
 impl AccessArgs {
@@ -90,12 +93,12 @@ impl AccessArgs {
             return Err(AccessError::ReadableTokens(listen));
         }
         let asks = self.tokens.is_some() || self.server.client_ca.is_some();
-        let meant = self.allow_anonymous || self.server.allow_plaintext;
+        let meant = self.allow_anonymous || tls.is_none() && self.server.allow_plaintext;
         if reachable && !asks && !meant {
             return Err(AccessError::Anonymous(listen));
         }
         let tokens = self.tokens.as_deref().map(|path| watch(path, None)).transpose()?;
-        let allow = Allow::new(&self.allow_paths, &self.allow_hub, reachable);
+        let allow = Allow::new(&self.allow_paths, &self.allow_hub, reachable)?;
         let terms =
             Terms { at_once: self.max_calls as usize, per_second: f64::from(self.max_calls_per_second) };
         Ok(Access { tls, also_local: false, tokens, allow, terms: Some(terms) })
@@ -110,7 +113,7 @@ impl AccessArgs {
         let Some(path) = &self.tokens else { return Ok((access, None)) };
         let unusable = |error: security::secret::NoRandomness| FileError::new(path, error);
         let secret = Secret::random(tokens::PREFIX).map_err(unusable)?;
-        let agent = Principal { name: "this-machine".into(), role: Role::Agent };
+        let agent = Principal { name: tokens::THIS_MACHINE.into(), role: Role::Agent };
         let tokens = watch(path, Some((agent, tokens::hash(secret.expose()))))?;
         Ok((Access { tokens: Some(tokens), ..access }, Some(secret)))
     }

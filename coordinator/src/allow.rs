@@ -3,7 +3,7 @@
 //! An agent reads what a sweep names with its own rights. Where others submit, who runs the server says what that may be.
 
 use crate::error::{CoordinatorError, Result};
-use config::paths;
+use config::paths::{self, Named};
 use serde_json::{Map, Value};
 use std::path::{Component, Path, PathBuf};
 
@@ -16,25 +16,48 @@ pub struct Allow {
     pub hub: Option<Vec<String>>,
 }
 
+/// What `--allow-path` or `--allow-hub` says that no sweep can name.
+#[derive(Debug, thiserror::Error)]
+pub enum AllowError {
+    /// Sweeps name absolute paths.
+    #[error("--allow-path {0:?}: must be an absolute path without `..`, or all")]
+    Path(String),
+    /// It is neither an organisation's nor one thing of it.
+    #[error(
+        "--allow-hub {0:?}: must be ORG/NAME without a revision, or ORG/ with its slash for all of an organisation, or all"
+    )]
+    Hub(String),
+}
+
 /// The word for everything.
 const ALL: &str = "all";
 
 impl Allow {
     /// What `--allow-path` and `--allow-hub` say. Where others can reach the server nothing may be named that they do not
     /// say, elsewhere everything.
-    pub fn new(paths: &[String], hub: &[String], reachable: bool) -> Self {
+    ///
+    /// # Errors
+    /// One of them could never be what a sweep names.
+    pub fn new(paths: &[String], hub: &[String], reachable: bool) -> std::result::Result<Self, AllowError> {
         let said = |values: &[String]| match values {
             [] if !reachable => None,
             values if values.iter().any(|value| value == ALL) => None,
             values => Some(values.to_vec()),
         };
-        let paths = said(paths).map(|paths| paths.into_iter().map(PathBuf::from).collect());
-        Self { paths, hub: said(hub) }
+        let paths = said(paths).map(|paths| paths.into_iter().map(PathBuf::from).collect::<Vec<_>>());
+        if let Some(wrong) = paths.iter().flatten().find(|path| !is_plain(path)) {
+            return Err(AllowError::Path(wrong.display().to_string()));
+        }
+        let hub = said(hub);
+        match hub.iter().flatten().find(|name| !is_of_hub(name)) {
+            Some(wrong) => Err(AllowError::Hub(wrong.clone())),
+            None => Ok(Self { paths, hub }),
+        }
     }
 
     /// Refuses a sweep's document that names something else.
     pub fn check(&self, document: &Map<String, Value>) -> Result<()> {
-        let problem = |(at, name): (String, String)| Some((format!("spec.{at}"), self.problem(&name)?));
+        let problem = |named: Named| Some((format!("spec.{}", named.at), self.problem(&named)?));
         let fields: Vec<_> = paths::named(document).into_iter().filter_map(problem).collect();
         match fields.is_empty() {
             true => Ok(()),
@@ -42,9 +65,8 @@ impl Allow {
         }
     }
 
-    fn problem(&self, name: &str) -> Option<String> {
-        // An agent takes what lies in its own working directory for a path, whatever it looks like.
-        match paths::is_local(name) {
+    fn problem(&self, Named { name, is_path, .. }: &Named) -> Option<String> {
+        match is_path {
             true => {
                 let allowed = self.paths.as_ref()?;
                 let problem = || {
@@ -58,7 +80,7 @@ impl Allow {
             }
             false => {
                 let allowed = self.hub.as_ref()?;
-                let id = name.split_once('@').map_or(name, |(id, _)| id);
+                let id = name.split_once('@').map_or(name.as_str(), |(id, _)| id);
                 let fits = |allowed: &String| match allowed.ends_with('/') {
                     true => id.starts_with(allowed.as_str()),
                     false => id == allowed,
@@ -83,8 +105,20 @@ fn list(names: impl Iterator<Item = String>) -> String {
 
 /// Whether a path lies in a directory, by its words: what links there lead to, only the agent's machine knows.
 fn below(path: &Path, dir: &Path) -> bool {
-    let plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
-    path.is_absolute() && plain && path.starts_with(dir)
+    is_plain(path) && path.starts_with(dir)
+}
+
+/// Whether a path is absolute and never goes back up.
+fn is_plain(path: &Path) -> bool {
+    let plain = |part| matches!(part, Component::RootDir | Component::Normal(_));
+    path.is_absolute() && path.components().all(plain)
+}
+
+/// Whether a text is `ORG/` or `ORG/NAME`.
+fn is_of_hub(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let part = |part: &str| part.chars().all(plain) && part != "." && part != "..";
+    text.split_once('/').is_some_and(|(org, name)| !org.is_empty() && part(org) && part(name))
 }
 
 #[cfg(test)]
@@ -95,10 +129,11 @@ mod tests {
     #[test]
     fn what_may_be_named() {
         let some = |values: &[&str]| values.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let narrow = Allow::new(&some(&["/data/models", "/sets"]), &some(&["openlm-research/", "a/b"]), true);
-        let nothing = Allow::new(&[], &[], true);
-        let everything = Allow::new(&some(&["all"]), &some(&["all"]), true);
-        assert_eq!(Allow::new(&[], &[], false), Allow::default());
+        let narrow =
+            Allow::new(&some(&["/data/models", "/sets"]), &some(&["openlm-research/", "a/b"]), true).unwrap();
+        let nothing = Allow::new(&[], &[], true).unwrap();
+        let everything = Allow::new(&some(&["all"]), &some(&["all"]), true).unwrap();
+        assert_eq!(Allow::new(&[], &[], false).unwrap(), Allow::default());
         assert_eq!(everything, Allow::default());
         for (name, allowed) in [
             ("/data/models", true),
@@ -121,6 +156,7 @@ mod tests {
             ("a/b@refs/pr/1", true),
             ("a/bc", false),
             ("gpt2", false),
+            ("openlm-research/rows.JSONL", false),
         ] {
             let document = json!({ "pretrained_model_id": name });
             let document = document.as_object().unwrap();
@@ -140,5 +176,35 @@ mod tests {
             ["spec.parameters.dataset_name[1]", "spec.parameters.init_adapter.choices[0]"],
             "{error}"
         );
+    }
+
+    /// An adapter is never taken from the hub, whatever its name looks like.
+    #[test]
+    fn an_adapter_is_a_path() {
+        let hub = ["a/".to_string()];
+        let allow = Allow::new(&["/sets".to_string()], &hub, true).unwrap();
+        for (name, allowed) in [("a/b", false), ("b", false), ("/sets/b", true)] {
+            let document = json!({ "pretrained_model_id": "a/b", "init_adapter": name });
+            assert_eq!(allow.check(document.as_object().unwrap()).is_ok(), allowed, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_nothing_can_be_is_refused_at_the_start() {
+        let absolute = "must be an absolute path without `..`";
+        for path in ["data", "./data", "../data", "/data/../x", "", "~/data"] {
+            let error = Allow::new(&[path.into()], &[], false).unwrap_err().to_string();
+            assert!(error.contains("--allow-path") && error.contains(absolute), "{path}: {error}");
+        }
+        for name in ["org", "gpt2", "/", "/x", "org/x/y", "org/x@main", "org/..", "a b/", ""] {
+            let error = Allow::new(&[], &[name.into()], true).unwrap_err().to_string();
+            assert!(
+                error.contains("--allow-hub") && error.contains("ORG/ with its slash"),
+                "{name}: {error}"
+            );
+        }
+        for (path, name) in [("/", "org/"), ("/data/", "org/x"), ("/a/./b", "o.r-g/x_1"), ("all", "all")] {
+            assert!(Allow::new(&[path.into()], &[name.into()], true).is_ok(), "{path} {name}");
+        }
     }
 }

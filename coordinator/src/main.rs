@@ -195,12 +195,13 @@ async fn in_fleet(mut options: Options, args: &FleetArgs, ready: &Readiness) -> 
     use registry::{EtcdRegistry, RegistryError};
 
     let mut interrupts = actor::Interrupts::new().map_err(End::failed)?;
+    let (client, user) = args.access.access(&args.etcd).map_err(End::invalid)?;
     let etcd = EtcdOptions {
         endpoints: args.etcd.clone(),
         prefix: args.etcd_prefix.clone(),
         ttl: Duration::from_secs(args.election_ttl),
-        client: args.access.client(),
-        user: args.access.user().map_err(End::invalid)?,
+        client,
+        user,
     };
     let mut connected = false;
     loop {

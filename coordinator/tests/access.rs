@@ -13,11 +13,13 @@ use proto::v1;
 use proto::v1::fleet_service_client::FleetServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
 use security::client::Token;
+use security::watched::INTERVAL;
 use security::{Client, Line, Secret};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tests::after;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Request, Status};
@@ -166,6 +168,7 @@ async fn a_token_that_is_taken_back_ends_what_it_opened() {
     }
 
     write(fixture.dir.path(), &all[1..]);
+    after(INTERVAL).await;
     sweeps.cancel_sweep(v1::CancelSweepRequest { sweep_id: id }).await.unwrap();
     let status = loop {
         match watched.message().await {
@@ -180,8 +183,10 @@ async fn a_token_that_is_taken_back_ends_what_it_opened() {
 
     // A file that cannot be read takes nobody's token, and gives none back.
     std::fs::write(tokens_file(fixture.dir.path()), "- {").unwrap();
+    after(INTERVAL).await;
     sweeps.list_sweeps(v1::ListSweepsRequest::default()).await.unwrap();
     write(fixture.dir.path(), &all);
+    after(INTERVAL).await;
     fleet.get_server_info(v1::GetServerInfoRequest {}).await.unwrap();
     assert!(fixture.scope.finish(Duration::from_secs(20)).await);
 }
@@ -198,6 +203,12 @@ fn a_server_that_others_reach_says_who_may() {
         (&[], "0.0.0.0:0", Some("--tls-cert and --tls-key")),
         (&["--allow-plaintext"], "0.0.0.0:0", None),
         (&["--allow-plaintext", "--tokens", file], "0.0.0.0:0", Some("others could read the tokens")),
+        (
+            &["--allow-path", "models"],
+            "127.0.0.1:0",
+            Some("--allow-path \"models\": must be an absolute path"),
+        ),
+        (&["--allow-hub", "org"], "127.0.0.1:0", Some("ORG/ with its slash")),
         (&["--tokens", "gone.yaml"], "127.0.0.1:0", Some("gone.yaml: No such file")),
         (&["--client-ca", "x"], "127.0.0.1:0", Some("--tls-cert")),
     ];
@@ -213,6 +224,8 @@ fn a_server_that_others_reach_says_who_may() {
     let tls = ["--tls-cert", pair.cert.to_str().unwrap(), "--tls-key", pair.key.to_str().unwrap()];
     let with = |more: &[&str]| flags(&[&tls[..], more].concat(), "0.0.0.0:0");
     assert!(with(&[]).unwrap_err().contains("--allow-anonymous"));
+    // What it says is of the connection, which is encrypted here.
+    assert!(with(&["--allow-plaintext"]).unwrap_err().contains("--allow-anonymous"));
     for more in
         [&["--tokens", file][..], &["--client-ca", authority.ca.to_str().unwrap()], &["--allow-anonymous"]]
     {
@@ -247,5 +260,38 @@ async fn a_client_that_asks_too_much_is_told_so() {
     while watch(&one).await.is_err() {
         tokio::task::yield_now().await;
     }
+    fixture.scope.cancel();
+}
+
+/// Tokens that are tried out count against their address, and so do calls that a token may not make against its name.
+/// Whoever has a token goes on, from the same address too.
+#[tokio::test]
+async fn who_is_refused_is_limited_too() {
+    let known = [("reader", Role::Viewer), ("other", Role::Viewer)];
+    let fixture = Fixture::start_with(&known, &["--max-calls-per-second", "1"]).await;
+    let (read, denied) =
+        ("/lorafleet.v1.FleetService/GetServerInfo", "/lorafleet.v1.FleetService/DrainAgent");
+    let none = fixture.line(None).await;
+    let (bad, reader, other) = (
+        fixture.line(Some("lft_x")).await,
+        fixture.line(Some("lft_reader")).await,
+        fixture.line(Some("lft_other")).await,
+    );
+    let exhausted = async |line: &Line, path: &'static str, subject: &str| {
+        // Time passes meanwhile, so that it may be some more than five.
+        for _ in 0..1000 {
+            let status = call(line, path).await.unwrap_err();
+            if status.code() == Code::ResourceExhausted {
+                return assert!(status.message().starts_with(subject), "{}", status.message());
+            }
+        }
+        panic!("{subject} was never refused for asking too much");
+    };
+    exhausted(&bad, read, "127.0.0.1 makes").await;
+    // They share an address, which is a client of its own.
+    exhausted(&none, read, "127.0.0.1 makes").await;
+    call(&other, read).await.unwrap();
+    exhausted(&reader, denied, "reader makes").await;
+    call(&other, read).await.unwrap();
     fixture.scope.cancel();
 }

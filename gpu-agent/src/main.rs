@@ -240,10 +240,11 @@ mod fleet {
         if args.etcd.is_empty() {
             return Ok(Fleet(None));
         }
+        let (client, user) = args.etcd_access.access(&args.etcd).map_err(End::invalid)?;
         let options = EtcdOptions {
             prefix: args.etcd_prefix.clone(),
-            client: args.etcd_access.client(),
-            user: args.etcd_access.user().map_err(End::invalid)?,
+            client,
+            user,
             ..EtcdOptions::new(args.etcd.clone())
         };
         let members = Members::connect(&options).await.map_err(End::failed)?;

@@ -295,6 +295,7 @@ mod tests {
             (Code::NotFound, "fenced"),
             (Code::InvalidArgument, "refused"),
             (Code::Unavailable, "later"),
+            (Code::ResourceExhausted, "later"),
             (Code::DataLoss, "later"),
             (Code::Internal, "later"),
             (Code::Unknown, "later"),

@@ -1,7 +1,7 @@
 //! What a name in a configuration means: a path on this machine, or a repository of the hub.
 
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// What a repository holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,15 +114,13 @@ pub enum Located {
 /// Ends of files of rows: a name that ends so is a path, there or not.
 const ROWS: [&str; 3] = [".jsonl", ".json", ".parquet"];
 
-/// What a name means: a path that is there wins over a repository of that name.
+/// What a name means, by its words alone: nobody looks whether a path is there, so that a name means the same to who
+/// allows it and on each machine that reads it.
 pub fn locate(name: &str) -> Located {
-    let path = Path::new(name);
-    if ROWS.iter().any(|end| name.to_ascii_lowercase().ends_with(end)) {
-        return Located::Path(path.into());
-    }
+    let is_rows = ROWS.iter().any(|end| name.to_ascii_lowercase().ends_with(end));
     match RepoId::parse(name) {
-        Some(id) if !path.exists() => Located::Repo(id),
-        _ => Located::Path(path.into()),
+        Some(id) if !is_rows => Located::Repo(id),
+        _ => Located::Path(name.into()),
     }
 }
 
@@ -166,12 +164,25 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_is_there_wins() {
-        assert_eq!(locate("src"), Located::Path("src".into()));
-        assert_eq!(locate("src/lib.rs"), Located::Path("src/lib.rs".into()));
-        assert_eq!(locate("not-there.jsonl"), Located::Path("not-there.jsonl".into()));
-        assert_eq!(locate("data/rows.Parquet"), Located::Path("data/rows.Parquet".into()));
-        assert_eq!(locate("not/there"), Located::Repo(RepoId::parse("not/there").unwrap()));
-        assert_eq!(locate("./not/there"), Located::Path("./not/there".into()));
+    fn a_name_means_the_same_whatever_is_there() {
+        assert!(std::path::Path::new("src").exists(), "beside the crate's manifest");
+        for (name, is_repo) in [
+            ("src", true),
+            ("src/id.rs", true),
+            ("not/there", true),
+            ("./src", false),
+            ("../hub", false),
+            ("~/src", false),
+            ("/src/lib.rs", false),
+            ("src/a/b", false),
+            ("not-there.jsonl", false),
+            ("data/rows.Parquet", false),
+        ] {
+            let want = match is_repo {
+                true => Located::Repo(RepoId::parse(name).unwrap()),
+                false => Located::Path(name.into()),
+            };
+            assert_eq!(locate(name), want, "{name}");
+        }
     }
 }

@@ -100,8 +100,8 @@ async fn each_has_the_rights_that_it_needs_and_no_more() {
     let cases = [
         (options(some.clone(), Some(("coordinator", "wrong secret"))), "authentication failed"),
         (options(some, None), "permission denied"),
-        (options(trusting, None), "with --cert and --key"),
-        (options(client(&stranger.ca, &own), None), "with --ca"),
+        (options(trusting, None), "with --etcd-cert and --etcd-key"),
+        (options(client(&stranger.ca, &own), None), "with --etcd-ca"),
         (EtcdOptions::new(vec![etcd.endpoint.replace("https", "http")]), "https://"),
     ];
     for (options, want) in cases {

@@ -2,10 +2,11 @@
 
 use crate::client::Token;
 use crate::server::ServerFiles;
-use crate::{Client, FileError, Secret, ServerTls};
+use crate::{Client, FileError, Secret, ServerTls, client};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use tonic::transport::Uri;
 
 /// How a server is reached by others.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -105,27 +106,101 @@ pub struct EtcdArgs {
     /// User of etcd.
     #[arg(long, env = "LORAFLEET_ETCD_USER", value_name = "NAME", requires = "etcd_password_file")]
     pub etcd_user: Option<String>,
-    /// File whose first line is the password of --etcd-user.
+    /// File whose first line is the password of --etcd-user. It is read once, at the start.
     #[arg(long, env = "LORAFLEET_ETCD_PASSWORD_FILE", value_name = "FILE", requires = "etcd_user")]
     pub etcd_password_file: Option<PathBuf>,
 }
 
+/// Why etcd is not talked to with these flags.
+#[derive(Debug, thiserror::Error)]
+pub enum EtcdArgsError {
+    /// Certificates were named for a connection that has none.
+    #[error(
+        "--etcd {0} is not encrypted, so that --etcd-ca, --etcd-cert and --etcd-key say nothing; write https:// or leave \
+         them out"
+    )]
+    Plain(String),
+    /// The password would be readable on the way.
+    #[error(
+        "--etcd {0} is not encrypted, and the password of --etcd-user is sent over https:// or to this machine alone; \
+         write https://"
+    )]
+    ReadablePassword(String),
+    /// The file of the password cannot be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// How etcd is talked to: what is trusted and shown, and a user and the password.
+pub type EtcdAccess = (Client, Option<(String, Secret)>);
+
 impl EtcdArgs {
-    /// The client of etcd that these flags describe.
-    pub fn client(&self) -> Client {
-        Client {
+    /// What these flags make of an etcd at these addresses.
+    ///
+    /// # Errors
+    /// See [`EtcdArgsError`].
+    pub fn access(&self, addresses: &[String]) -> Result<EtcdAccess, EtcdArgsError> {
+        for address in addresses.iter().filter(|address| !address.starts_with("https://")) {
+            if self.etcd_ca.is_some() || self.etcd_cert.is_some() {
+                return Err(EtcdArgsError::Plain(address.clone()));
+            }
+            if self.etcd_user.is_some() && !is_here(address) {
+                return Err(EtcdArgsError::ReadablePassword(address.clone()));
+            }
+        }
+        let client = Client {
             ca: self.etcd_ca.clone(),
             identity: self.etcd_cert.clone().zip(self.etcd_key.clone()),
             token: None,
-        }
-    }
-
-    /// The user and the password.
-    ///
-    /// # Errors
-    /// The file of the password cannot be used.
-    pub fn user(&self) -> Result<Option<(String, Secret)>, FileError> {
+        };
         let user = self.etcd_user.clone().zip(self.etcd_password_file.as_ref());
-        user.map(|(user, file)| Ok((user, Secret::read(file)?))).transpose()
+        let user = user.map(|(user, file)| Ok::<_, FileError>((user, Secret::read(file)?))).transpose()?;
+        Ok((client, user))
+    }
+}
+
+/// Whether an address is this machine's.
+fn is_here(address: &str) -> bool {
+    address.parse::<Uri>().is_ok_and(|uri| uri.host().is_some_and(client::is_loopback))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing is sent in the open that is secret, and no flag says nothing.
+    #[test]
+    fn etcd_in_plaintext_gets_no_secrets() {
+        let dir = tempfile::tempdir().unwrap();
+        let password = dir.path().join("password");
+        std::fs::write(&password, "secret").unwrap();
+        let ca = EtcdArgs { etcd_ca: Some("ca".into()), ..EtcdArgs::default() };
+        let cert =
+            EtcdArgs { etcd_cert: Some("cert".into()), etcd_key: Some("key".into()), ..EtcdArgs::default() };
+        let user = EtcdArgs {
+            etcd_user: Some("me".into()),
+            etcd_password_file: Some(password),
+            ..EtcdArgs::default()
+        };
+        let gone = EtcdArgs { etcd_password_file: Some("gone".into()), ..user.clone() };
+        let (plain, here, tls) = ("http://10.0.0.2:2379", "http://127.0.0.1:2379", "https://10.0.0.2:2379");
+        for (args, addresses, want) in [
+            (&EtcdArgs::default(), &[plain, tls][..], None),
+            (&ca, &[tls], None),
+            (&ca, &[tls, plain], Some("--etcd http://10.0.0.2:2379 is not encrypted, so that --etcd-ca")),
+            (&cert, &[here], Some("--etcd-cert")),
+            (&cert, &["10.0.0.2:2379"], Some("--etcd 10.0.0.2:2379 is not encrypted")),
+            (&user, &[tls, here, "localhost:2379"], None),
+            (&user, &[plain], Some("the password of --etcd-user")),
+            (&user, &["10.0.0.2:2379"], Some("the password of --etcd-user")),
+            (&gone, &[tls], Some("gone: No such file")),
+        ] {
+            let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+            match (args.access(&addresses), want) {
+                (Ok(_), None) => {}
+                (Err(error), Some(want)) => assert!(error.to_string().contains(want), "{error}"),
+                (found, want) => panic!("{args:?} {addresses:?}: {found:?}, not {want:?}"),
+            }
+        }
     }
 }

@@ -146,8 +146,16 @@ impl Client {
     /// Calls over a connection to what [`Client::endpoint`] gave, with the token as it is now.
     ///
     /// # Errors
-    /// The token's file cannot be used.
+    /// The token cannot be used.
     pub fn line(&self, channel: Channel) -> Result<Line, AddressError> {
+        Ok(InterceptedService::new(channel, self.credentials()?))
+    }
+
+    /// What each call says, with the token as it is now.
+    ///
+    /// # Errors
+    /// The token cannot be used.
+    pub fn credentials(&self) -> Result<Credentials, AddressError> {
         let token = self.secret()?;
         let header = |token: Secret| {
             let text = format!("Bearer {}", token.expose());
@@ -156,8 +164,7 @@ impl Client {
             value.set_sensitive(true);
             Ok::<_, AddressError>(value)
         };
-        let credentials = Credentials(token.map(header).transpose()?);
-        Ok(InterceptedService::new(channel, credentials))
+        Ok(Credentials(token.map(header).transpose()?))
     }
 
     /// These files, read now.

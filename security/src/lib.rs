@@ -21,7 +21,7 @@ pub mod server;
 pub mod watched;
 
 pub use client::{Client, Line};
-pub use explain::explain;
+pub use explain::{Flags, explain, explain_for};
 pub use secret::Secret;
 pub use server::{Connection, ServerTls, incoming};
 

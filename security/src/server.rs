@@ -2,9 +2,12 @@
 
 use crate::watched::Watched;
 use crate::{FileError, pem};
+use futures::FutureExt;
 use futures::stream::{self, FuturesUnordered, StreamExt};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,6 +26,8 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// Connections that may be about to be agreed on; whoever comes later waits.
 const HANDSHAKES: usize = 1024;
+/// Those of one client's network; more of it are closed at once.
+const HANDSHAKES_OF_ONE: usize = 128;
 /// The pause after the system refused a connection: it has no more file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 /// What of a client that was refused is still read, so that it hears why: closing with bytes unread takes back what was
@@ -101,31 +106,54 @@ enum Io {
     Tls(Box<TlsStream<TcpStream>>),
 }
 
+/// The network of a client, as far as one person has it: an address of IPv4, and what a line of IPv6 is given, a /64.
+pub fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
+        address => address,
+    }
+}
+
 /// The connections to a listener, for a server that ends with them. A client that stalls keeps no other one waiting,
-/// and one that is refused is told why, here and there.
+/// however many connections it makes, and one that is refused is told why, here and there.
 pub fn incoming(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
 ) -> impl stream::Stream<Item = io::Result<Connection>> {
-    let state = (listener, FuturesUnordered::new());
-    stream::unfold(state, move |(listener, mut handshakes)| {
+    let state = (listener, FuturesUnordered::new(), HashMap::<IpAddr, usize>::new());
+    stream::unfold(state, move |(listener, mut handshakes, mut of)| {
         let tls = tls.clone();
         async move {
             loop {
                 tokio::select! {
                     accepted = listener.accept(), if handshakes.len() < HANDSHAKES => match accepted {
                         Ok((stream, peer)) => {
+                            let network = network(peer.ip());
+                            let count = of.entry(network).or_default();
+                            if *count >= HANDSHAKES_OF_ONE {
+                                continue;
+                            }
+                            *count += 1;
+                            if *count == HANDSHAKES_OF_ONE {
+                                tracing::warn!(%network, "{HANDSHAKES_OF_ONE} connections do not agree on TLS; more are closed");
+                            }
                             let config = tls.as_ref().map(|tls| tls.0.current());
-                            handshakes.push(agree(stream, peer, config));
+                            handshakes.push(agree(stream, peer, config).map(move |agreed| (network, agreed)));
                         }
                         Err(error) => {
                             tracing::warn!(%error, "a connection was not taken");
                             tokio::time::sleep(PAUSE).await;
                         }
                     },
-                    Some(agreed) = handshakes.next() => {
+                    Some((network, agreed)) = handshakes.next() => {
+                        if let Entry::Occupied(mut count) = of.entry(network) {
+                            *count.get_mut() -= 1;
+                            if *count.get() == 0 {
+                                count.remove();
+                            }
+                        }
                         if let Some(connection) = agreed {
-                            return Some((Ok(connection), (listener, handshakes)));
+                            return Some((Ok(connection), (listener, handshakes, of)));
                         }
                     }
                 }

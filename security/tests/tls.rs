@@ -5,14 +5,17 @@
 use actor::Scope;
 use security::client::AddressError;
 use security::server::ServerFiles;
+use security::watched::INTERVAL;
 use security::{Client, ServerTls};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tests::after;
 use tests::certificates::{Authority, Pair};
 use tests::log::Log;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
@@ -138,22 +141,27 @@ async fn certificates_rotate_under_a_live_server() {
     assert_eq!(shown(&authority, address).await, first);
 
     used.replace_by(&second);
+    after(INTERVAL).await;
     assert_eq!(shown(&authority, address).await, der(&second));
 
     // Half of a change, and no change at all: the last whole one stays, and the log says why.
     std::fs::copy(&third.cert, &used.cert).unwrap();
+    after(INTERVAL).await;
     assert_eq!(shown(&authority, address).await, der(&second));
     assert!(log.text().contains("is the key of another certificate"), "{}", log.text());
     std::fs::write(&used.cert, "nothing of the kind").unwrap();
     for _ in 0..2 {
+        after(INTERVAL).await;
         assert_eq!(shown(&authority, address).await, der(&second));
     }
     let said = log.text().matches("holds no certificate").count();
     assert_eq!(said, 1, "once for each change: {}", log.text());
     std::fs::remove_file(&used.cert).unwrap();
+    after(INTERVAL).await;
     assert_eq!(shown(&authority, address).await, der(&second));
 
     used.replace_by(&third);
+    after(INTERVAL).await;
     assert_eq!(shown(&authority, address).await, der(&third));
     open.check(HealthCheckRequest { service: String::new() }).await.unwrap();
     let key = std::fs::read_to_string(&third.key).unwrap();
@@ -161,18 +169,40 @@ async fn certificates_rotate_under_a_live_server() {
     assert!(scope.finish(Duration::from_secs(10)).await);
 }
 
+/// Many silent connections of one address are closed, cost others nothing, and end by themselves.
 #[tokio::test]
 async fn clients_that_stall_keep_nobody_waiting() {
     let dir = tempfile::tempdir().unwrap();
     let authority = Authority::new(dir.path(), "ours");
     let scope = Scope::new();
     let address = serve(Some(files(&authority.issue("server"), None)), &scope).await;
+    let stalls = async |from: &str| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(format!("{from}:0").parse().unwrap()).unwrap();
+        socket.connect(address).await.unwrap()
+    };
+    let client = Client { ca: Some(authority.ca.clone()), ..Client::default() };
+    let endpoint = format!("https://{address}");
     let mut silent = Vec::new();
     for _ in 0..100 {
-        silent.push(TcpStream::connect(address).await.unwrap());
+        silent.push(stalls("127.0.0.1").await);
     }
-    let client = Client { ca: Some(authority.ca.clone()), ..Client::default() };
-    assert_eq!(call(&client, &format!("https://{address}")).await, Ok(()));
+    assert_eq!(call(&client, &endpoint).await, Ok(()));
+
+    let mut closed = Vec::new();
+    for from in ["127.0.0.2"; 200] {
+        closed.push(stalls(from).await);
+    }
+    // The last of them is closed, and not by its own time.
+    let last = closed.last_mut().unwrap();
+    let end = tokio::time::timeout(Duration::from_secs(5), last.read(&mut [0])).await;
+    assert!(matches!(end, Ok(Ok(0) | Err(_))), "{end:?}");
+    assert_eq!(call(&client, &endpoint).await, Ok(()), "another address");
+
+    after(Duration::from_secs(11)).await;
+    for stream in &mut silent {
+        assert!(matches!(stream.read(&mut [0]).await, Ok(0) | Err(_)));
+    }
     scope.cancel();
 }
 

@@ -38,6 +38,13 @@ pub fn seeds() -> Vec<u64> {
     (1..=if std::env::var_os("LORAFLEET_FULL").is_some() { 50 } else { 5 }).collect()
 }
 
+/// Sets the clock of a test's runtime, of one thread, forward: nothing waits for that.
+pub async fn after(time: std::time::Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
+}
+
 /// Sends a process a signal, such as `STOP`.
 ///
 /// # Panics

@@ -74,6 +74,16 @@ fn settings_are_the_programs() {
     }
 }
 
+/// What systemd says of a unit that starts what is there.
+fn verified(dir: &Path, unit: &str, content: &str) -> Vec<String> {
+    let path = dir.join(unit);
+    std::fs::write(&path, content).unwrap();
+    let output = Command::new("systemd-analyze").arg("verify").arg(&path).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    // Of this machine's own units it may say something too.
+    said.lines().filter(|line| line.contains(unit)).map(String::from).collect()
+}
+
 #[test]
 fn systemd_takes_the_units() {
     if Command::new("systemd-analyze").arg("--version").output().is_err() {
@@ -83,19 +93,67 @@ fn systemd_takes_the_units() {
     }
     let dir = tempfile::tempdir().unwrap();
     for unit in ["coordinator.service", "gpu-agent.service"] {
-        let content = text(unit);
         let program = unit.trim_end_matches(".service");
         let start = format!("ExecStart=/usr/local/bin/{program}\n");
-        assert!(content.contains(&start), "{unit}");
         // systemd asks that what a unit starts is there.
-        let path = dir.path().join(unit);
         let there = format!("ExecStart={}\n", tests::program::path(program).display());
-        std::fs::write(&path, content.replace(&start, &there)).unwrap();
-        let output = Command::new("systemd-analyze").arg("verify").arg(&path).output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let ours: Vec<_> = said.lines().filter(|line| line.contains(unit)).collect();
-        assert!(ours.is_empty(), "{ours:#?}");
+        let content = text(unit).replace(&start, &there);
+        assert!(content.contains(&there), "{unit}");
+        assert_eq!(verified(dir.path(), unit, &content), [""; 0]);
+        // It ends well whatever it finds: that it finds something is seen with what is wrong.
+        let wrong = content.replace("ProtectHome=true", "ProtectHomes=true");
+        let said = verified(dir.path(), unit, &wrong);
+        assert!(said.len() == 1 && said[0].contains("ProtectHomes"), "{said:#?}");
     }
+}
+
+/// The `docker run` with an environment file that a container file shows.
+fn shown(container_file: &str, env: &str) -> Vec<String> {
+    let comments = text(container_file).replace("\\\n#", "");
+    let line = comments.lines().find(|line| line.contains(" run ") && line.contains(env)).unwrap();
+    line.split_whitespace().map(String::from).collect()
+}
+
+/// Every file and directory of the settings is one that the container is given and that the unit may write, if it must.
+#[test]
+fn what_settings_name_can_be_reached() {
+    for (env, unit, container_file) in [
+        ("coordinator.env", "coordinator.service", "coordinator.Containerfile"),
+        ("gpu-agent.env", "gpu-agent.service", "agent.Containerfile"),
+    ] {
+        let unit = text(unit);
+        let state = |line: &str| Some(format!("/var/lib/{}", line.strip_prefix("StateDirectory=")?));
+        let writable = |line| state(line).or_else(|| Some(line.strip_prefix("ReadWritePaths=")?.to_string()));
+        let unit_writes: Vec<_> = unit.lines().filter_map(writable).collect();
+        let command = shown(container_file, env);
+        assert!(command.contains(&"--user".to_string()), "{command:?}");
+        let mounts: Vec<_> = command.windows(2).filter(|pair| pair[0] == "-v").map(|pair| &pair[1]).collect();
+        let mounted = |path: &Path, to_write: bool| {
+            mounts.iter().any(|mount| {
+                let parts: Vec<_> = mount.split(':').collect();
+                // At the same place, so that the settings are those of the unit.
+                parts[0] == parts[1] && path.starts_with(parts[1]) && !(to_write && parts.contains(&"ro"))
+            })
+        };
+        let mut paths = 0;
+        for (name, value) in settings(env) {
+            // Paths of the agents' machines are not the coordinator's.
+            if !value.starts_with('/') || name == "LORAFLEET_ALLOW_PATH" {
+                continue;
+            }
+            paths += 1;
+            let to_write = ["LORAFLEET_ARTIFACTS", "LORAFLEET_DATA_DIR"].contains(&name.as_str());
+            let path = Path::new(&value);
+            assert!(mounted(path, to_write), "{container_file} gives it no {value}: {mounts:?}");
+            let may = unit_writes.iter().any(|dir| path.starts_with(dir));
+            assert!(may || !to_write, "the unit beside {env} may not write {value}: {unit_writes:?}");
+        }
+        assert!(paths >= 3, "{env} names files");
+    }
+    // What sweeps may name is where agents read it.
+    let allowed = settings("coordinator.env").into_iter().find(|(name, _)| name == "LORAFLEET_ALLOW_PATH");
+    let allowed = allowed.unwrap().1;
+    assert!(shown("agent.Containerfile", "gpu-agent.env").contains(&format!("{allowed}:{allowed}:ro")));
 }
 
 #[test]

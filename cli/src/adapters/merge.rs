@@ -114,7 +114,7 @@ fn into(args: &Args, base: &Path, trained: Option<Precision>) -> Result<MergeInt
 
 /// The base that a trial or an adapter names, on this machine.
 fn directory(base: &str, named_by: &str) -> Result<PathBuf, Failure> {
-    locate::model(base).map_err(|_| {
+    locate::model(&config::paths::absolute(base)).map_err(|_| {
         Failure::invalid(format!(
             "the base model that {named_by} names, {base:?}, is no directory of this machine and not in the hub's \
              cache; say with --model where it is"

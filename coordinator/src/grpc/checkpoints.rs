@@ -100,7 +100,7 @@ async fn current(services: &Services, trial: &TrialId, attempt: Attempt, caller:
     if caller.name().is_some()
         && let Some(agent) = services.desk.directory.trial(trial).await?.trial.agent
     {
-        services.desk.owners.check(&AgentId::new(agent), caller).await?;
+        services.desk.owners.check(&AgentId::new(agent), caller)?;
     }
     match services.desk.directory.standing(trial, attempt, None).await? {
         Standing::Current => Ok(()),

@@ -3,11 +3,12 @@
 
 use super::limit::{Call, Limits};
 use crate::access::{Access, Caller};
-use config::tokens::Role;
+use config::tokens::{Known, Role, Tokens};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http_body::{Frame, SizeHint};
 use proto::status::RpcError;
+use security::watched::Watched;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tonic::Status;
@@ -132,10 +133,8 @@ where
         // Nobody behind this needs it, and nobody can log it then.
         let shown = request.headers_mut().remove(AUTHORIZATION);
         let token = shown.as_ref().and_then(|value| value.to_str().ok());
-        let admitted = admit(&self.guard.access, request.uri().path(), token);
-        let begun = admitted.and_then(|caller| Ok((self.guard.begin(&caller, &request)?, caller)));
-        let (call, caller) = match begun {
-            Ok(begun) => begun,
+        let (call, caller) = match self.guard.admit(&request, token) {
+            Ok(admitted) => admitted,
             Err(refusal) => return std::future::ready(Ok(Status::from(refusal).into_http())).boxed(),
         };
         request.extensions_mut().insert(caller.clone());
@@ -153,26 +152,54 @@ where
 }
 
 impl Guard {
+    /// Lets a call in and counts it, or says why not. What is refused counts too: of the token's name, or, where the token
+    /// is none, of the address that it comes from.
+    fn admit(
+        &self,
+        request: &Request<Body>,
+        token: Option<&str>,
+    ) -> Result<(Option<Call>, Caller), RpcError> {
+        let path = request.uri().path();
+        let Some(tokens) = &self.access.tokens else {
+            return Ok((self.begin(None, request)?, Caller::default()));
+        };
+        let who = Who::of(path);
+        let known = match who {
+            Some(Anyone) => return Ok((self.begin(None, request)?, Caller::default())),
+            _ => recognise(tokens, token),
+        };
+        let name = known.as_ref().ok().map(|known| known.principal.name.as_str());
+        let call = self.begin(name, request)?;
+        let Some(who) = who else { return Err(RpcError::Denied(format!("{path}: nobody may call that"))) };
+        let known = known?;
+        let principal = &known.principal;
+        if !who.permits(principal.role) {
+            let method = path.rsplit('/').next().unwrap_or_default();
+            return Err(RpcError::Denied(format!(
+                "{} is a token of the role {}, and {method} is for {}; use another token, or ask who runs the server",
+                principal.name,
+                principal.role,
+                who.names()
+            )));
+        }
+        Ok((call, Caller::known(known, tokens.clone())))
+    }
+
     /// Counts a call: of the token's name, or of the address that it comes from.
-    fn begin(&self, caller: &Caller, request: &Request<Body>) -> Result<Option<Call>, RpcError> {
-        if let Some(name) = caller.name() {
+    fn begin(&self, name: Option<&str>, request: &Request<Body>) -> Result<Option<Call>, RpcError> {
+        if let Some(name) = name {
             return self.limits.begin(name);
         }
         let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
-        self.limits
-            .begin(&peer.map_or_else(|| "a client without an address".into(), |peer| peer.ip().to_string()))
+        self.limits.begin(&peer.map_or_else(
+            || "a client without an address".into(),
+            |peer| security::server::network(peer.ip()).to_string(),
+        ))
     }
 }
 
-/// Lets a call in, or says why not.
-fn admit(access: &Access, path: &str, authorization: Option<&str>) -> Result<Caller, RpcError> {
-    let Some(tokens) = &access.tokens else { return Ok(Caller::default()) };
-    let method = path.rsplit('/').next().unwrap_or_default();
-    let denied = |why: String| Err(RpcError::Denied(why));
-    let Some(who) = Who::of(path) else { return denied(format!("{path}: nobody may call that")) };
-    if who == Anyone {
-        return Ok(Caller::default());
-    }
+/// Whose token was shown.
+fn recognise(tokens: &Watched<Tokens>, authorization: Option<&str>) -> Result<Known, RpcError> {
     let token = authorization.and_then(|text| text.split_once(' '));
     let token =
         token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token.trim());
@@ -183,21 +210,11 @@ fn admit(access: &Access, path: &str, authorization: Option<&str>) -> Result<Cal
                 .into(),
         ));
     };
-    let Some(known) = tokens.current().find(token).cloned() else {
-        return Err(RpcError::Unauthenticated(
+    tokens.current().find(token).cloned().ok_or_else(|| {
+        RpcError::Unauthenticated(
             "the token is none that this server knows, or was taken back; ask who runs the server for another".into(),
-        ));
-    };
-    let principal = &known.principal;
-    match who.permits(principal.role) {
-        true => Ok(Caller::known(known, tokens.clone())),
-        false => denied(format!(
-            "{} is a token of the role {}, and {method} is for {}; use another token, or ask who runs the server",
-            principal.name,
-            principal.role,
-            who.names()
-        )),
-    }
+        )
+    })
 }
 
 /// The bytes of a call for as long as its token is known. A token that is taken back ends what it opened at the next

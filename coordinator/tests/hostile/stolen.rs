@@ -9,7 +9,7 @@ use proto::v1;
 use proto::v1::agent_service_client::AgentServiceClient;
 use proto::v1::session_request::Message as Say;
 use proto::v1::session_response::Message as Hear;
-use security::watched::Watched;
+use security::watched::{INTERVAL, Watched};
 use security::{FileError, Line};
 use std::path::Path;
 use std::sync::Arc;
@@ -92,6 +92,7 @@ async fn an_agent_of_another_token_is_not_let_near() {
     check_denied("its session, after a restart", session(thief.clone(), held()).await);
     // Whose token was taken back owns nothing any more.
     write(&file, &known[..2]);
+    tests::after(INTERVAL).await;
     let refused = session(fixture.line("honest").await, held()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
     assert!(matches!(session(thief, held()).await, Ok(Hear::Welcome(_))));

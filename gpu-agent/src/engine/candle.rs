@@ -1,7 +1,7 @@
 //! What trains the trials of a pack: the trainer.
 
 use super::pack::{Backend, Stepped};
-use super::sources::Sources;
+use super::sources::{self, Sources};
 use super::{Admission, CheckpointDirs};
 use domain::Clock;
 use domain::trial::{BaseModel, Digests, Failure, FailureClass, TrialSummary};
@@ -68,6 +68,7 @@ impl Backend for Candle {
         for name in named.chain(config.interleave_datasets.iter().flatten()) {
             self.sources.ready(Kind::Dataset, name)?;
         }
+        config.init_adapter.as_deref().map_or(Ok(()), sources::absolute)?;
         match &admission.resume {
             Some(dirs) => Run::resume(base, config, &dirs.adapter, &dirs.resume),
             None => Run::new(base, config),

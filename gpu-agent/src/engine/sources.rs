@@ -3,7 +3,7 @@
 use domain::trial::{Failure, FailureClass};
 use hub::{Hub, HubError, Kind, Located, Progress, Settings};
 use std::collections::HashSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use trainer::{TrainError, locate};
 
 /// Repositories that this process has seen to. Each is asked for once, so that the trials of a sweep read the same
@@ -16,7 +16,7 @@ pub struct Sources {
 impl Sources {
     /// Downloads what a name means on the hub, unless it is a path or has been seen to.
     pub(super) fn ready(&mut self, kind: Kind, name: &str) -> Result<(), Failure> {
-        let Located::Repo(id) = hub::locate(name) else { return Ok(()) };
+        let Located::Repo(id) = hub::locate(name) else { return absolute(name) };
         let key = format!("{kind:?} {id}");
         if self.ready.contains(&key) {
             return Ok(());
@@ -30,13 +30,26 @@ impl Sources {
 
 /// The folder that holds a model's `config.json`, which alone is downloaded if it is not here.
 pub(super) fn configuration(name: &str) -> Result<PathBuf, Failure> {
-    let user = |error: TrainError| Failure { class: FailureClass::User, message: error.to_string() };
-    let Located::Repo(id) = hub::locate(name) else { return locate::model(name).map_err(user) };
+    let Located::Repo(id) = hub::locate(name) else {
+        absolute(name)?;
+        let user = |error: TrainError| Failure { class: FailureClass::User, message: error.to_string() };
+        return locate::model(name).map_err(user);
+    };
     let settings = Settings::from_env().map_err(failure)?;
     if let Ok(dir) = Hub::cached(&settings, Kind::Model, &id) {
         return Ok(dir);
     }
     Hub::new(settings).configuration(&id, &mut Logged { repo: id.to_string() }).map_err(failure)
+}
+
+/// Refuses a path that is not absolute: it would be one of this agent's own working directory, which nobody meant and
+/// nobody allowed.
+pub(super) fn absolute(name: &str) -> Result<(), Failure> {
+    if Path::new(name).is_absolute() {
+        return Ok(());
+    }
+    let message = format!("{name:?} is no absolute path; name one, or for a model or rows an id of the hub");
+    Err(Failure { class: FailureClass::User, message })
 }
 
 fn failure(error: HubError) -> Failure {
@@ -59,4 +72,21 @@ impl Progress for Logged {
     fn bytes(&mut self, _: u64) {}
 
     fn finished(&mut self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What lies in the agent's working directory is nobody's to name.
+    #[test]
+    fn a_path_of_the_working_directory_is_refused() {
+        for name in ["./src", "../x", "a b/c", "src/engine/mod.rs", "rows.jsonl", "~/x", ""] {
+            let failure = Sources::default().ready(Kind::Dataset, name).unwrap_err();
+            assert_eq!(failure.class, FailureClass::User, "{name}");
+            assert!(failure.message.contains("is no absolute path"), "{}", failure.message);
+        }
+        Sources::default().ready(Kind::Dataset, "/data/rows.jsonl").unwrap();
+        assert!(absolute("org/adapter").is_err() && absolute("/adapter").is_ok());
+    }
 }

@@ -3,6 +3,7 @@
 use super::EtcdOptions;
 use crate::{RegistryError, Result};
 use etcd_client::{Client, ConnectOptions, GetOptions};
+use security::Flags;
 use std::time::Duration;
 
 /// The time that a call may take. An etcd that elects its own leader answers within a few seconds.
@@ -172,18 +173,19 @@ fn authenticated(
 /// the reason may arrive or not, as the other side is faster to send it or to close.
 fn explained(error: &etcd_client::Error) -> String {
     let (why, is_connection) = match error {
-        etcd_client::Error::TransportError(error) => (security::explain(error), true),
+        etcd_client::Error::TransportError(error) => (security::explain_for(Flags::Etcd, error), true),
         // What etcd itself says has no other source.
         etcd_client::Error::GRpcStatus(status) => {
-            (security::explain(status), std::error::Error::source(status).is_some())
+            (security::explain_for(Flags::Etcd, status), std::error::Error::source(status).is_some())
         }
         _ => (None, false),
     };
     let hint = match is_connection {
-        true => {
-            "; write https:// if etcd wants TLS, and show a certificate with --cert and --key if it wants one"
-        }
-        false => "",
+        true => format!(
+            "; write https:// if etcd wants TLS, and show a certificate with {} if it wants one",
+            Flags::Etcd.identity()
+        ),
+        false => String::new(),
     };
     why.unwrap_or_else(|| format!("{error}{hint}"))
 }
