@@ -48,7 +48,7 @@ pub struct Preflight {
 
 /// Tokens of the largest micro-batch that there can be: that of the longest rows.
 pub fn batch_tokens(data: &Dataset, batch_size: u32) -> u64 {
-    let mut lengths: Vec<_> = data.train.iter().map(|row| row.input_ids.len() as u64).collect();
+    let mut lengths: Vec<_> = data.rows().map(|row| row.input_ids.len() as u64).collect();
     lengths.sort_unstable_by(|a, b| b.cmp(a));
     lengths.iter().take(batch_size as usize).sum()
 }
@@ -67,7 +67,7 @@ pub fn preflight(config: &TrialConfig, engine: Engine) -> Result<Preflight> {
     if let Some(dir) = &config.init_adapter {
         adapter_file::load(Path::new(dir), &trainable, config.seed, base.device())?;
     }
-    let rows = data.train.len() as u64;
+    let rows = data.len() as u64;
     let trainable_parameters = trainable.parameters();
     let initial_parameters = trainable.initial_parameters();
     let batch_tokens = self::batch_tokens(&data, config.batch_size);

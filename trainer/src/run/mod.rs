@@ -224,7 +224,7 @@ impl Run {
 
     /// A run at `state`.
     fn start(loaded: &Loaded, config: TrialConfig, data: Dataset, state: State, progress: Progress) -> Self {
-        let total_steps = config.total_steps(data.train.len() as u64);
+        let total_steps = config.total_steps(data.len() as u64);
         let schedule = Schedule {
             kind: config.lr_scheduler_type,
             peak: config.learning_rate,
