@@ -204,8 +204,7 @@ fn document(planned: &Planned) -> Value {
     let steps = config.total_steps(preflight.rows);
     let tensors = 2 * preflight.target_modules + preflight.saved_modules;
     let length = u64::from(config.max_sequence_length);
-    let saved = shape.saved(config.modules_to_save.as_deref());
-    let flops = shape.flops_per_token(preflight.trainable_parameters, saved, length);
+    let flops = shape.flops_per_token(&preflight.load, length);
     json!({
         "trial": trial.number,
         "parameters": trial.parameters,
@@ -217,7 +216,7 @@ fn document(planned: &Planned) -> Value {
         "trainable_parameters": preflight.trainable_parameters,
         "total_parameters": preflight.total_parameters,
         "trainable_share": preflight.trainable_parameters as f64 / preflight.total_parameters as f64,
-        "adapter_bytes": footprint::adapter_bytes(preflight.trainable_parameters + preflight.initial_parameters, tensors),
+        "adapter_bytes": footprint::adapter_bytes(preflight.trainable_parameters + preflight.load.initial_parameters, tensors),
         "peak_memory_bytes": preflight.peak_memory_bytes,
         "tokens_at_most": tokens * steps,
         "flops_per_token": flops,

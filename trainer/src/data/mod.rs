@@ -161,6 +161,13 @@ impl Dataset {
         &self.train[self.mixed.as_ref().map_or(number, |mixed| mixed[number] as usize)]
     }
 
+    /// Tokens of the largest micro-batch that there can be: that of the longest rows.
+    pub fn batch_tokens(&self, batch_size: u32) -> u64 {
+        let mut lengths: Vec<_> = self.rows().map(|row| row.input_ids.len() as u64).collect();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.iter().take(batch_size as usize).sum()
+    }
+
     /// The rows that an epoch trains on, as they are mixed.
     pub fn rows(&self) -> impl Iterator<Item = &Row> {
         (0..self.len()).map(|number| self.row(number))
