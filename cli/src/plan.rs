@@ -9,7 +9,7 @@ use crate::output::{self, OutputArgs};
 use config::sweep_file;
 use coordinator::search::{Proposal, Proposed, Searcher};
 use device::Device;
-use domain::footprint::{self, Engine, Load};
+use domain::footprint::{self, Engine};
 use domain::trial::TrialConfig;
 use gpu_agent::engine::simulated;
 use serde_json::{Value, json};
@@ -248,18 +248,8 @@ fn document(planned: &Planned, devices: &[Device]) -> Value {
     let steps = config.total_steps(preflight.rows);
     let tensors = 2 * preflight.target_modules + preflight.saved_modules;
     let length = u64::from(config.max_sequence_length);
-    let saved = shape.saved(config.modules_to_save.as_deref());
-    let flops = shape.flops_per_token(preflight.trainable_parameters, saved, length);
-    let on = |device: &Device| {
-        let trainable_parameters = preflight.trainable_parameters;
-        let load = shape.load_at_most(config, device.engine);
-        device.document(
-            &shape,
-            config,
-            &Load { trainable_parameters, tokens: preflight.batch_tokens, ..load },
-            steps,
-        )
-    };
+    let flops = shape.flops_per_token(&preflight.load, length);
+    let on = |device: &Device| device.document(&shape, config, &preflight.load, steps);
     json!({
         "trial": trial.number,
         "parameters": trial.parameters,
@@ -271,7 +261,7 @@ fn document(planned: &Planned, devices: &[Device]) -> Value {
         "trainable_parameters": preflight.trainable_parameters,
         "total_parameters": preflight.total_parameters,
         "trainable_share": preflight.trainable_parameters as f64 / preflight.total_parameters as f64,
-        "adapter_bytes": footprint::adapter_bytes(preflight.trainable_parameters + preflight.initial_parameters, tensors),
+        "adapter_bytes": footprint::adapter_bytes(preflight.trainable_parameters + preflight.load.initial_parameters, tensors),
         "peak_memory_bytes": preflight.peak_memory_bytes,
         "tokens_at_most": tokens * steps,
         "flops_per_token": flops,

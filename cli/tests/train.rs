@@ -354,6 +354,18 @@ fn unusable_input_is_named_and_nothing_starts() {
         ("rate 0", nothing, &["--learning_rate=0"], &["learning_rate", "must be a number above 0"]),
         ("type", nothing, &["--lora-rank=four"], &["--lora-rank", "four", "a whole number from 1"]),
         ("unknown flag", nothing, &["--learning-rat=1"], &["--learning-rat", "--learning-rate"]),
+        (
+            "no mixture to stop",
+            nothing,
+            &["--stopping-strategy=all_exhausted"],
+            &["stopping_strategy", "is given without interleave_datasets"],
+        ),
+        (
+            "iterations",
+            nothing,
+            &["--init-lora-weights=pissa_niter_1001"],
+            &["--init-lora-weights", "pissa_niter_1001", "N from 1 to 1000"],
+        ),
         ("no init", nothing, &["--init-adapter=none"], &["none/adapter_config.json", "adapter directory"]),
         (
             "QALoRA",

@@ -6,8 +6,10 @@ use serde::{Deserialize, Serialize};
 
 mod modules;
 pub mod speed;
+mod start;
 
 pub use modules::{Module, Saved};
+pub use start::start_bytes;
 
 /// The shape of a model of the Llama family, as its `config.json` gives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,12 +112,22 @@ impl ModelShape {
 
     /// Operations of one token's training pass: forward and the gradient by the input of every frozen
     /// product (2 × 2 × parameters), the head once each way, the low-rank products three times (forward and
-    /// both gradients), the gradient by the weight of what is trained whole (2 × parameters), and causal attention
-    /// over `length` tokens: (length + 1) / 2 keys on average, fewer in layers with a window, two products forward,
-    /// five backward.
-    pub fn flops_per_token(&self, trainable_parameters: u64, saved: Saved, length: u64) -> f64 {
+    /// both gradients), those that PiSSA began with twice, the gradient by the weight of what is trained whole
+    /// (2 × parameters), and causal attention over `length` tokens: (length + 1) / 2 keys on average, fewer in layers with
+    /// a window, two products forward, five backward. Magnitudes have an adapted layer's frozen product made again in the
+    /// backward; with dropout it is made of the dropped input too, each way. What layers that are computed again take is
+    /// left out, and so is what does not grow with the tokens: the norms of magnitudes, PiSSA's start.
+    pub fn flops_per_token(&self, load: &Load, length: u64) -> f64 {
+        let saved = load.saved;
+        let again = match (load.magnitudes > 0, load.has_dropout) {
+            (false, _) => 0.0,
+            (true, false) => 2.0,
+            (true, true) => 6.0,
+        };
         let frozen = 4.0 * (self.linear_parameters() + self.vocab_size * self.hidden_size) as f64;
-        let low_rank = 6.0 * trainable_parameters.saturating_sub(saved.parameters) as f64;
+        let frozen = frozen + again * load.adapted as f64;
+        let low_rank = 6.0 * load.trainable_parameters.saturating_sub(saved.parameters) as f64;
+        let low_rank = low_rank + 4.0 * load.initial_parameters as f64;
         let whole = 2.0 * saved.multiplied as f64;
         let windowed = self.windowed_layers() as f64;
         let full = self.num_hidden_layers as f64 - windowed;
@@ -155,20 +167,23 @@ pub fn nf4_bytes(elements: u64, double_quant: bool) -> u64 {
 }
 
 /// Most bytes of tensors that a solo trial holds, by what holds them. The terms follow the engine's passes
-/// (`trainer::pack`), and tests there hold them against what the CPU's passes count and a GPU's allocator says.
+/// (`trainer::pack`). Tests there hold them against what the CPU's passes count and what the allocator hands out, on the
+/// CPU and with a GPU's operations emulated there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeakBytes {
     /// The frozen base.
     pub weights: u64,
     /// The adapter, its gradients, its two moments, and the adapter that a divergence falls back to:
-    /// 4 × (1 + 1 + 2 + 1) bytes a parameter; and the matrices that PiSSA began with, 4 bytes each. On a GPU the gradients count only where the peak is at the
-    /// backward's end, when all of them are there, and a copy in the activations' numbers comes on top.
+    /// 4 × (1 + 1 + 2 + 1) bytes a parameter; and the matrices that PiSSA began with, 4 bytes each. On a GPU the
+    /// gradients count only where the peak is at the backward's end, when all of them are there, or where an earlier
+    /// micro-batch left them, and a copy in the activations' numbers comes on top.
     pub adapter: u64,
     /// What every layer keeps for its backward: per token the input, the middle, queries, keys, values,
     /// attention's output, gate and up; of a layer that is computed again, the input alone.
     pub activations: u64,
     /// The larger of two moments: a block of logits with the states around it, or a layer's backward, with all
-    /// that the layer would have kept if it is computed again.
+    /// that the layer would have kept if it is computed again. Where the run's start or its update takes more than a
+    /// pass, what that works on.
     pub working: u64,
 }
 
@@ -181,6 +196,10 @@ impl PeakBytes {
     /// What a trial holds for itself: all but the base, which the trials of a pack share.
     pub fn own(&self) -> u64 {
         self.adapter + self.activations + self.working
+    }
+
+    fn larger(self, other: Self) -> Self {
+        if other.total() > self.total() { other } else { self }
     }
 }
 
@@ -230,16 +249,40 @@ pub struct Load {
     pub trainable_parameters: u64,
     /// Frozen parameters of the adapter: PiSSA's initial matrices.
     pub initial_parameters: u64,
+    /// Elements of the weights that have adapters.
+    pub adapted: u64,
     /// Of the trainable parameters, those of modules that are trained whole.
     pub saved: Saved,
     /// Whether adapters see their inputs with dropout.
     pub has_dropout: bool,
-    /// Whether adapters have magnitudes (DoRA).
-    pub has_magnitudes: bool,
+    /// Outputs that have magnitudes (DoRA).
+    pub magnitudes: u64,
+    /// Whether a micro-batch finds the gradients of one before it.
+    pub accumulates: bool,
+    /// The most that the start of an adapted layer takes ([`start_bytes`]).
+    pub start: u64,
     /// Tokens of the largest micro-batch.
     pub tokens: u64,
     /// Tokens of the longest row.
     pub longest: u64,
+}
+
+impl Load {
+    /// The adapter's own bytes.
+    pub fn adapter_bytes(&self) -> u64 {
+        4 * (self.trainable_parameters + self.initial_parameters)
+    }
+
+    /// Of each output with magnitudes the row's norm, its square without the adapter, and two factors.
+    fn norm_bytes(&self) -> u64 {
+        4 * 4 * self.magnitudes
+    }
+
+    /// Before the first step, when layers' adapters begin, one after the other where the peak has no room for more;
+    /// `pass` is a later moment.
+    fn at_start(&self, pass: PeakBytes) -> PeakBytes {
+        PeakBytes { adapter: self.adapter_bytes(), activations: 0, working: self.start, ..pass }
+    }
 }
 
 impl ModelShape {
@@ -284,11 +327,12 @@ impl ModelShape {
         // So has a linear layer. Dropout makes the input's gradient apart and masks it; with magnitudes there are two.
         let mut beside = if load.saved.has_linears { inter } else { 0 };
         beside += if load.has_dropout { 2 * inter } else { 0 };
-        beside += if load.has_dropout && load.has_magnitudes { inter } else { 0 };
+        beside += if load.has_dropout && load.magnitudes > 0 { inter } else { 0 };
         let backward = element * tokens * (again + beside + attention.max(hidden + 2 * inter));
-        // The embedding's gradient is there when all else of the pass is gone.
-        let last = if load.saved.has_embedding { 4 * self.vocab_size * hidden } else { 0 };
-        let adapter = 20 * load.trainable_parameters + 4 * load.initial_parameters;
+        // The embedding's gradient is there when all else of the pass is gone, if none is from before.
+        let late = load.saved.has_embedding && !load.accumulates;
+        let last = if late { 4 * self.vocab_size * hidden } else { 0 };
+        let adapter = 20 * load.trainable_parameters + 4 * load.initial_parameters + load.norm_bytes();
         let pass = PeakBytes {
             weights: self.base_bytes(load.precision),
             adapter: adapter.saturating_sub(last),
@@ -297,7 +341,7 @@ impl ModelShape {
         };
         // With nothing of the pass left, AdamW makes a matrix and its moments anew.
         let update = PeakBytes { adapter, activations: 0, working: 12 * load.saved.largest, ..pass };
-        if update.total() > pass.total() { update } else { pass }
+        [update, load.at_start(pass)].into_iter().fold(pass, PeakBytes::larger)
     }
 
     /// [`ModelShape::peak_bytes`] on a GPU, whose elements of activations take `element` bytes.
@@ -313,7 +357,7 @@ impl ModelShape {
             element * (2 * tokens * hidden + 3 * block * hidden) + (4 + copy) * block * self.vocab_size;
         // A head that is trained has its gradient in float32 and by the logits' transpose from here on.
         let head_gradient = if load.saved.has_head { 4 * self.vocab_size * hidden } else { 0 };
-        loss += if load.saved.has_head { (4 + copy) * block * self.vocab_size } else { 0 };
+        loss += if load.saved.has_head { 4 * block * self.vocab_size } else { 0 };
         let matrix = match load.precision.mode {
             PrecisionMode::FourBit => {
                 element * self.linears().iter().map(|l| l.in_features * l.out_features).max().unwrap_or(0)
@@ -322,9 +366,12 @@ impl ModelShape {
         };
         // Of a layer's backward, its feed-forward part, and its attention part, when gate, up, middle and attention's
         // output are gone.
-        let mut beside = if load.saved.has_linears { 2 * 4 * inter } else { 0 };
-        // In float32: outputs once more, the gradient by them, and their product.
-        beside += if load.has_magnitudes { 3 * 4 * inter } else { 0 };
+        // A linear layer that is trained has its gradient by transposed ones in float32; what is gone by then makes up for half.
+        let mut beside = if load.saved.has_linears { 4 * inter } else { 0 };
+        // With magnitudes, in float32: outputs once more, the gradient by them, and their product. At another moment the
+        // input that is dropped.
+        let dropped = if load.has_dropout { element * inter } else { 0 };
+        beside += if load.magnitudes > 0 { 3 * 4 * inter } else { dropped };
         let feed_forward = element * tokens * (2 * inter + 3 * hidden) + matrix + tokens * beside;
         // Where every layer has a window, a block's queries see no more keys than theirs together.
         let block_queries = load.longest.min(ATTENTION_BLOCK);
@@ -348,10 +395,10 @@ impl ModelShape {
         let first = if kept == 0 { again + backward } else { backward };
         let (weights, parameters) = (self.base_bytes(load.precision), load.trainable_parameters);
         let initial = load.initial_parameters;
-        let adapter = (16 + copy) * parameters + (4 + copy) * initial;
+        let adapter = (16 + copy) * parameters + (4 + copy) * initial + load.norm_bytes();
         let at_start = PeakBytes {
             weights,
-            adapter: adapter + head_gradient,
+            adapter: adapter + if load.accumulates { 4 * parameters } else { head_gradient },
             activations: held,
             working: loss.max(first),
         };
@@ -368,7 +415,7 @@ impl ModelShape {
         let anew = 12 * (low_rank * ADAMW_TOGETHER.min(tensors) / tensors.max(1) + load.saved.parameters);
         let update =
             PeakBytes { adapter: 20 * parameters + 4 * initial, activations: 0, working: anew, ..at_start };
-        [at_end, update].into_iter().fold(at_start, |a, b| if b.total() > a.total() { b } else { a })
+        [at_end, update, load.at_start(at_start)].into_iter().fold(at_start, PeakBytes::larger)
     }
 
     /// How many layers must be computed again for the peak to stay within `budget` bytes: the fewest. `None` if it
@@ -391,13 +438,22 @@ impl ModelShape {
         let magnitudes = if config.use_dora { outputs + self.vocab_size } else { 0 };
         let matrices = self.trainable_parameters(u64::from(rank), is_target);
         let saved = self.saved(config.modules_to_save.as_deref());
+        let precision = config.base_model().precision;
+        let head = head && !self.tie_word_embeddings;
+        let head = head.then_some([self.vocab_size, self.hidden_size]);
+        let weights = self.linears().map(|l| [l.out_features, l.in_features]).into_iter().chain(head);
+        let start = weights
+            .map(|shape| start_bytes(engine, precision, shape, u64::from(rank), config.init_lora_weights));
         Load {
-            precision: config.base_model().precision,
+            precision,
             engine,
             trainable_parameters: matrices + magnitudes + saved.parameters,
+            adapted: self.linear_parameters() + head.map_or(0, |[rows, columns]| rows * columns),
             saved,
             has_dropout: config.lora_dropout > 0.0,
-            has_magnitudes: config.use_dora,
+            magnitudes,
+            accumulates: config.gradient_accumulation_steps > 1,
+            start: start.max().unwrap_or(0),
             initial_parameters: if config.init_lora_weights.is_pissa() { matrices } else { 0 },
             tokens: u64::from(config.batch_size) * u64::from(config.max_sequence_length),
             longest: u64::from(config.max_sequence_length),
@@ -432,210 +488,4 @@ pub fn tokens_per_step(config: &TrialConfig) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Plain LoRA without dropout, on so many tokens in all and in the longest row.
-    fn lora(
-        engine: Engine,
-        precision: Precision,
-        trainable_parameters: u64,
-        [tokens, longest]: [u64; 2],
-    ) -> Load {
-        Load {
-            precision,
-            engine,
-            trainable_parameters,
-            initial_parameters: 0,
-            saved: Saved::default(),
-            has_dropout: false,
-            has_magnitudes: false,
-            tokens,
-            longest,
-        }
-    }
-
-    pub(super) const OPEN_LLAMA_7B: ModelShape = ModelShape {
-        vocab_size: 32_000,
-        hidden_size: 4096,
-        intermediate_size: 11_008,
-        num_hidden_layers: 32,
-        num_attention_heads: 32,
-        num_key_value_heads: 32,
-        head_dim: 128,
-        tie_word_embeddings: false,
-        query_key_value_bias: false,
-        query_key_norms: false,
-        sliding_window: None,
-        sliding_window_layers: 0,
-    };
-
-    /// The published benchmark's table of fine-tuned parameters.
-    #[test]
-    fn the_published_table() {
-        assert_eq!(OPEN_LLAMA_7B.parameters(), 6_738_415_616);
-        let all: u64 = OPEN_LLAMA_7B.modules().iter().map(|module| module.matrix + module.vector).sum();
-        assert_eq!(all, OPEN_LLAMA_7B.parameters());
-        // (rank, trainable, total in 10⁹, share in per cent, adapter in MiB)
-        for (rank, trainable, total, share, mib) in [
-            (8, 19_988_480, 6.76, 0.3, 76.4),
-            (16, 39_976_960, 6.78, 0.6, 152.65),
-            (32, 79_953_920, 6.82, 1.2, 305.15),
-            (64, 159_907_840, 6.90, 2.3, 610.15),
-        ] {
-            let got = OPEN_LLAMA_7B.trainable_parameters(rank, |name| name != ModelShape::HEAD);
-            assert_eq!(got, trainable);
-            let all = (OPEN_LLAMA_7B.parameters() + got) as f64 / 1e9;
-            assert!((all - total).abs() < 0.005, "{all}");
-            let percent = 100.0 * trainable_share(got, OPEN_LLAMA_7B.parameters());
-            assert!((percent - share).abs() < 0.05, "{percent}");
-            let file = adapter_bytes(got, 2 * 7 * 32) as f64 / 1_048_576.0;
-            assert!((file - mib).abs() < 0.2, "{file}");
-        }
-    }
-
-    /// The design's floor: 26.7 GFLOP a token forward and dX at 7B.
-    #[test]
-    fn operations_of_a_token() {
-        let giga = OPEN_LLAMA_7B.flops_per_token(39_976_960, Saved::default(), 512) / 1e9;
-        assert!((26.0..28.5).contains(&giga), "{giga}");
-    }
-
-    /// A window of as many keys as there are changes nothing; a smaller one counts the keys that are seen.
-    #[test]
-    fn operations_within_a_window() {
-        let shape = OPEN_LLAMA_7B;
-        let windowed = |window, layers| ModelShape {
-            sliding_window: Some(window),
-            sliding_window_layers: layers,
-            ..shape
-        };
-        // The keys that the queries of a row see, counted one by one.
-        let keys = |length: u64, window: u64| (1..=length).map(|query| query.min(window)).sum::<u64>() as f64;
-        let attention = |shape: ModelShape, length: u64| {
-            let none = ModelShape { num_attention_heads: 0, num_key_value_heads: 0, ..shape };
-            let frozen = shape.linear_parameters() - none.linear_parameters();
-            shape.flops_per_token(0, Saved::default(), length)
-                - none.flops_per_token(0, Saved::default(), length)
-                - 4.0 * frozen as f64
-        };
-        for (length, window, layers) in
-            [(512, 4096, 32), (512, 512, 32), (8192, 4096, 32), (100, 7, 3), (64, 1, 32)]
-        {
-            let seen = layers as f64 * keys(length, window) + (32 - layers) as f64 * keys(length, length);
-            let want = 14.0 * 4096.0 * seen / length as f64;
-            let got = attention(windowed(window, layers), length);
-            assert!(
-                (got - want).abs() < 1e-9 * shape.flops_per_token(0, Saved::default(), length),
-                "{length} {window} {layers}"
-            );
-        }
-        assert_eq!(
-            windowed(512, 32).flops_per_token(9, Saved::default(), 512),
-            shape.flops_per_token(9, Saved::default(), 512)
-        );
-        assert_eq!(
-            windowed(7, 0).flops_per_token(9, Saved::default(), 512),
-            shape.flops_per_token(9, Saved::default(), 512)
-        );
-    }
-
-    /// On a GPU a block's scores are those of the keys that its queries see, if no layer sees more.
-    #[test]
-    fn scores_within_a_window() {
-        let precision = Precision { mode: PrecisionMode::Bfloat16, ..Precision::default() };
-        let shape = |sliding_window, sliding_window_layers| ModelShape {
-            intermediate_size: 64,
-            sliding_window,
-            sliding_window_layers,
-            ..OPEN_LLAMA_7B
-        };
-        let peak = |shape: ModelShape| {
-            let (trainable_parameters, tokens) = (1000, 8192);
-            let load = lora(Engine::Gpu, precision, trainable_parameters, [tokens, tokens]);
-            shape.peak_bytes(&load, 0).total()
-        };
-        let full = peak(shape(None, 0));
-        assert_eq!(peak(shape(Some(1024), 31)), full, "one layer sees all keys");
-        assert_eq!(peak(shape(Some(8192), 32)), full);
-        // 512 queries of 32 heads see 512 + 1023 keys, in float32 and in 16 bits.
-        assert_eq!(full - peak(shape(Some(1024), 32)), 6 * 32 * 512 * (8192 - 1535));
-    }
-
-    /// The design's floors at 7B: 13.48 GB in float16, 3.87 in NF4 with embedding and head in 16 bits, 4.127 bits
-    /// a quantised parameter.
-    #[test]
-    fn bytes_of_the_base() {
-        let compute_dtype = Some(ComputeDtype::Float16);
-        for (mode, double_quant, gigabytes) in [
-            (PrecisionMode::Float32, false, 26.95),
-            (PrecisionMode::Float16, false, 13.48),
-            (PrecisionMode::FourBit, true, 3.87),
-            (PrecisionMode::FourBit, false, 4.17),
-        ] {
-            let bytes =
-                OPEN_LLAMA_7B.base_bytes(Precision { mode, compute_dtype, double_quant }) as f64 / 1e9;
-            assert!((bytes - gigabytes).abs() < 0.01, "{mode:?}: {bytes}");
-        }
-        let bits = nf4_bytes(4096 * 11_008, true) as f64 * 8.0 / (4096.0 * 11_008.0);
-        assert!((bits - 4.127).abs() < 0.0005, "{bits}");
-    }
-
-    /// What OpenLLaMA 7B is to take on a GPU with rank 16 on all linear layers: the published benchmark's rows and beyond.
-    #[test]
-    fn goals_on_a_gpu() {
-        let sixteen = Precision { mode: PrecisionMode::Bfloat16, ..Precision::default() };
-        let compute_dtype = Some(ComputeDtype::Bfloat16);
-        let four = Precision { mode: PrecisionMode::FourBit, compute_dtype, double_quant: true };
-        // (precision, rows, length, all layers again, gigabytes at most)
-        for (precision, rows, longest, again, most) in [
-            (sixteen, 2, 512, false, 21.0),
-            (sixteen, 2, 512, true, 16.0),
-            (sixteen, 1, 512, true, 15.0),
-            (sixteen, 2, 1024, false, 38.0),
-            (sixteen, 1, 4096, false, 38.0),
-            (four, 2, 512, true, 5.3),
-            (four, 2, 2048, true, 8.0),
-            (four, 64, 512, true, 38.0),
-        ] {
-            let trainable_parameters = 39_976_960;
-            let tokens = rows * longest;
-            let load = lora(Engine::Gpu, precision, trainable_parameters, [tokens, longest]);
-            let peak = OPEN_LLAMA_7B.peak_bytes(&load, if again { 32 } else { 0 });
-            let gigabytes = peak.total() as f64 / 1e9;
-            println!("{precision} {rows} x {longest}, layers again: {again}: {gigabytes:.2} GB, {peak:?}");
-            assert!(gigabytes <= most, "{precision} {rows} x {longest}: {gigabytes} GB");
-        }
-    }
-
-    #[test]
-    fn as_few_layers_are_computed_again_as_fit() {
-        let engine = Engine::Cpu;
-        let load = lora(engine, Precision::default(), 1000, [1024, 512]);
-        let shape = OPEN_LLAMA_7B;
-        let peak = |layers| shape.peak_bytes(&load, layers).total();
-        for layers in 0..=32 {
-            // The last layer is the first that the backward pass asks for: to compute it again saves nothing.
-            assert_eq!(shape.recomputed_layers(&load, peak(layers)), Some(layers.min(31)));
-            assert!(layers == 0 || layers == 32 || peak(layers) < peak(layers - 1), "{layers} saves bytes");
-        }
-        assert_eq!(shape.recomputed_layers(&load, peak(32) - 1), None);
-        assert_eq!(shape.recomputed_layers(&load, u64::MAX), Some(0));
-    }
-
-    #[test]
-    fn targets_are_counted_by_name() {
-        let attention = OPEN_LLAMA_7B.trainable_parameters(8, |name| matches!(name, "q_proj" | "v_proj"));
-        assert_eq!(attention, 2 * 8 * (4096 + 4096) * 32);
-        let head = |shape: ModelShape| shape.trainable_parameters(8, |name| name == ModelShape::HEAD);
-        assert_eq!(head(OPEN_LLAMA_7B), 8 * (4096 + 32_000));
-        assert_eq!(head(ModelShape { tie_word_embeddings: true, ..OPEN_LLAMA_7B }), 0);
-        let adapter = |target_modules| {
-            let config = TrialConfig { lora_rank: 8, target_modules, ..TrialConfig::default() };
-            OPEN_LLAMA_7B.peak_bytes_at_most(&config)[0].adapter
-        };
-        let (all, named) = (TargetModules::default(), TargetModules::Names(vec!["lm_head".into()]));
-        assert_eq!(adapter(all), 20 * 19_988_480);
-        assert_eq!(adapter(named), 20 * (19_988_480 + head(OPEN_LLAMA_7B)));
-    }
-}
+mod tests;

@@ -168,6 +168,31 @@ fn search_keys() {
     check(json!({ "eval_size": 0, "search": { "max_trials": 1, "metric": "loss" } }), &[]);
 }
 
+/// What is said of a mixture where none is made would do nothing.
+#[test]
+fn settings_of_a_mixture_need_one() {
+    let problem = |path: &str, name: &str| {
+        format!(
+            "{path}: is given without interleave_datasets, so that nothing is mixed; name the other data sets in \
+             interleave_datasets, or leave {name} out"
+        )
+    };
+    let (weights, stop) = ("interleave_probabilities", "stopping_strategy");
+    check(json!({ "interleave_probabilities": [1] }), &[&problem(weights, weights)]);
+    check(json!({ "stopping_strategy": "all_exhausted" }), &[&problem(stop, stop)]);
+    check(
+        over(stop, json!(["first_exhausted", "all_exhausted"])),
+        &[&problem("parameters.stopping_strategy", stop)],
+    );
+    check(json!({ "stopping_strategy": "all_exhausted", "interleave_datasets": ["other.jsonl"] }), &[]);
+    check(
+        json!({ "stopping_strategy": "all_exhausted", "interleave_datasets": "other.jsonl" }),
+        &[
+            "interleave_datasets: must be a list of data sets, not \"other.jsonl\"; give another value, or leave it out",
+        ],
+    );
+}
+
 #[test]
 fn metrics() {
     let with = |metric: &str| json!({ "search": { "max_trials": 2, "metric": metric } });

@@ -5,7 +5,8 @@ use crate::model::Base;
 use crate::saved::{SavedModule, Trainable};
 use crate::{memory, ops, pissa, rng};
 use candle_core::{DType, Tensor};
-use domain::trial::InitLoraWeights;
+use domain::footprint::{self, Engine};
+use domain::trial::{InitLoraWeights, Precision};
 use rayon::prelude::*;
 
 /// A linear layer that can take an adapter.
@@ -46,6 +47,12 @@ impl Target {
     pub fn initial_parameters(&self) -> u64 {
         let ModuleSpec { in_features, out_features, .. } = self.module;
         if self.init.is_pissa() { (self.rank * (in_features + out_features)) as u64 } else { 0 }
+    }
+
+    /// What its start takes while it lasts.
+    pub fn start_bytes(&self, engine: Engine, precision: Precision) -> u64 {
+        let shape = [self.module.out_features as u64, self.module.in_features as u64];
+        footprint::start_bytes(engine, precision, shape, self.rank as u64, self.init)
     }
 
     /// Adapters of one rank, scaled by `lora_alpha / rank`, on all of some layers.
@@ -174,12 +181,26 @@ impl Adapter {
     /// # Errors
     /// The device runs out of memory, or a weight that is to be decomposed is not finite.
     pub fn new(base: &Base, trainable: &Trainable, dropout: f64, seed: u64) -> Result<Self> {
+        Self::within(base, trainable, dropout, seed, 0)
+    }
+
+    /// [`Adapter::new`], of which as many layers begin at once as stay within `bytes` of the CPU's memory, and at least
+    /// one.
+    ///
+    /// # Errors
+    /// Those of [`Adapter::new`].
+    pub fn within(base: &Base, trainable: &Trainable, dropout: f64, seed: u64, bytes: u64) -> Result<Self> {
         let begin = |target: &Target| begin(base, target, seed);
         // Each decomposition has one thread; without one there is nothing to share out.
-        let modules = match trainable.targets.iter().any(|target| target.init.is_pissa()) {
-            true => trainable.targets.par_iter().map(begin).collect::<Result<_>>()?,
-            false => trainable.targets.iter().map(begin).collect::<Result<_>>()?,
-        };
+        let each = trainable.start_bytes(Engine::Cpu, base.precision);
+        let at_once = bytes.checked_div(each).unwrap_or(1).clamp(1, crate::threads() as u64) as usize;
+        let mut modules = Vec::with_capacity(trainable.targets.len());
+        for together in trainable.targets.chunks(at_once) {
+            match together {
+                [target] => modules.push(begin(target)?),
+                _ => modules.extend(together.par_iter().map(begin).collect::<Result<Vec<_>>>()?),
+            }
+        }
         let saved = trainable.saved.iter().map(|spec| SavedModule::of(base, spec)).collect::<Result<_>>()?;
         Ok(Self { modules, saved, dropout, seed })
     }

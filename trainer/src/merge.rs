@@ -130,17 +130,15 @@ impl Merge<'_> {
         }
         let tensors = Checkpoint::open(self.base)?;
         let sources = sources(&tensors, untie);
-        let linears: HashMap<String, [usize; 2]> = outline
-            .linear_modules()
-            .into_iter()
-            .chain([outline.head_module()])
-            .map(|m| (format!("{}.weight", m.path), [m.out_features, m.in_features]))
-            .collect();
+        let linears = outline.linear_modules().into_iter().chain([outline.head_module()]);
+        let linears = linears.map(|m| (format!("{}.weight", m.path), [m.out_features, m.in_features]));
+        let embedding = (EMBEDDING.to_string(), [outline.config.vocab_size, outline.config.hidden_size]);
+        let matrices: HashMap<String, [usize; 2]> = linears.chain([embedding]).collect();
         let mut entries = Vec::with_capacity(sources.len());
         for (name, source) in &sources {
-            entries.push(vec![match quantized(&tensors, source, &linears)? {
+            entries.push(vec![match quantized(&tensors, source, &matrices)? {
                 Some(matrix) => {
-                    let (dtype, shape) = (matrix.dtype(), linears[*source].to_vec());
+                    let (dtype, shape) = (matrix.dtype(), matrices[*source].to_vec());
                     Entry { name: name.clone(), dtype, shape }
                 }
                 None => Entry::like(&tensors, source, name)?,
@@ -162,13 +160,13 @@ impl Merge<'_> {
             if stop() {
                 return Ok(None);
             }
-            let (mut tensor, dtype) = match quantized(&tensors, source, &linears)? {
+            let (mut tensor, dtype) = match quantized(&tensors, source, &matrices)? {
                 Some(matrix) => (matrix.read(&Device::Cpu)?.dequantize()?, matrix.dtype()),
                 None => {
                     let tensor = tensors.read(source, &Device::Cpu)?;
                     let dtype = tensor.dtype();
                     match to_quantize {
-                        Some(double_quant) if in_four_bits(source, &linears) => {
+                        Some(double_quant) if in_four_bits(source, &matrices) => {
                             let tensor = tensor.to_dtype(DType::F32)?;
                             (Nf4::quantize(&tensor, double_quant)?.dequantize()?, dtype)
                         }
@@ -234,21 +232,21 @@ fn sources(tensors: &Checkpoint, untie: bool) -> BTreeMap<String, &str> {
     sources
 }
 
-/// A linear layer's weight, if the files have it in 4 bits.
+/// A matrix, if the files have it in 4 bits.
 fn quantized<'a>(
     tensors: &'a Checkpoint,
     source: &'a str,
-    linears: &HashMap<String, [usize; 2]>,
+    matrices: &HashMap<String, [usize; 2]>,
 ) -> Result<Option<Quantized<'a>>> {
-    match linears.get(source) {
+    match matrices.get(source) {
         Some(shape) if tensors.is_quantized(source) => tensors.quantized(source, shape),
         _ => Ok(None),
     }
 }
 
-/// Whether a tensor is held in 4 bits where the base is: the head is not.
-fn in_four_bits(source: &str, linears: &HashMap<String, [usize; 2]>) -> bool {
-    source != HEAD && linears.contains_key(source)
+/// Whether a tensor is held in 4 bits where the base is: embedding and head are not.
+fn in_four_bits(source: &str, matrices: &HashMap<String, [usize; 2]>) -> bool {
+    source != HEAD && source != EMBEDDING && matrices.contains_key(source)
 }
 
 /// A layer's weight with its adapter in it, in the weight's own type.

@@ -1,8 +1,9 @@
 //! A model's directory, written whole or not at all, tensor by tensor.
 //!
 //! What is written lies in `.NAME.partial` beside the directory until it is whole and durable; a model that it
-//! replaces lies in `.NAME.replaced` meanwhile. Whatever an earlier call that was killed left there is removed, but for
-//! a replaced model whose successor never came, which is put back.
+//! replaces lies in `.NAME.replaced` while the two change places. `.NAME.lock` is locked meanwhile, so that one call at a
+//! time writes there. Whatever an earlier call that was killed left there is removed, but for a replaced model whose
+//! successor never came, which is put back: the successor is then still in `.NAME.partial`.
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Result, TrainError};
@@ -12,7 +13,7 @@ use safetensors::View;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -36,11 +37,8 @@ impl NewModel<'_> {
     ///
     /// # Errors
     /// The target holds something, or a source lies in it.
-    pub(crate) fn check(&self, sources: &[&Path]) -> Result<()> {
+    fn check(&self, sources: &[&Path]) -> Result<()> {
         let wrong = |problem: &str, remedy: &str| Err(TrainError::model(self.to, problem, remedy));
-        if self.to.file_name().is_none() {
-            return wrong("is no name for a new directory", "name one that can be made");
-        }
         let Ok(mut entries) = std::fs::read_dir(self.to) else {
             return match self.to.exists() {
                 true => wrong("is no directory that can be read", "name another"),
@@ -73,24 +71,32 @@ impl NewModel<'_> {
     /// `None` or an error, nothing is left behind.
     ///
     /// # Errors
-    /// Those of [`NewModel::check`] and of `write`; the system refuses a write.
+    /// Those of [`NewModel::check`] and of `write`; another call writes there; the system refuses a write.
     pub(crate) fn create<T>(
         &self,
         sources: &[&Path],
         write: impl FnOnce(&Path) -> Result<Option<T>>,
     ) -> Result<Option<T>> {
+        let Some(name) = self.to.file_name() else {
+            let (problem, remedy) = ("is no name for a new directory", "name one that can be made");
+            return Err(TrainError::model(self.to, problem, remedy));
+        };
         let parent = match self.to.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        let beside = |what: &str| {
-            let name = self.to.file_name().unwrap_or_default().to_string_lossy();
-            parent.join(format!(".{name}.{what}"))
-        };
+        let beside = |what: &str| parent.join(format!(".{}.{what}", name.to_string_lossy()));
         let (partial, replaced) = (beside("partial"), beside("replaced"));
-        if replaced.exists() && !self.to.exists() {
+        std::fs::create_dir_all(parent).map_err(TrainError::io(parent))?;
+        let Some(_lock) = Lock::take(&beside("lock"))? else {
+            let (problem, remedy) = ("is being written by another process", "wait for it, or name another");
+            return Err(TrainError::model(self.to, problem, remedy));
+        };
+        if replaced.exists() && partial.exists() && !self.to.exists() {
             std::fs::rename(&replaced, self.to).map_err(TrainError::io(self.to))?;
         }
+        // Before there is a new one in `partial`, which would make it one that is to be put back.
+        remove(&replaced)?;
         self.check(sources)?;
         remove(&partial)?;
         std::fs::create_dir_all(&partial).map_err(TrainError::io(&partial))?;
@@ -101,17 +107,76 @@ impl NewModel<'_> {
         };
         files::sync_directory(&partial)?;
         domain::crash::point("model/whole");
-        remove(&replaced)?;
-        if self.to.exists() {
-            std::fs::rename(self.to, &replaced).map_err(TrainError::io(self.to))?;
-            domain::crash::point("model/replaced");
-        }
-        std::fs::rename(&partial, self.to).map_err(TrainError::io(self.to))?;
+        self.swap(&partial, &replaced)?;
         domain::crash::point("model/renamed");
         files::sync_directory(parent)?;
         remove(&replaced)?;
         Ok(Some(written))
     }
+
+    /// Gives `partial` the target's name, and what had it until then that of `replaced`. Where that fails, the target is
+    /// what it was, and `partial` is gone.
+    fn swap(&self, partial: &Path, replaced: &Path) -> Result<()> {
+        let had = self.to.exists();
+        if had {
+            std::fs::rename(self.to, replaced).map_err(TrainError::io(self.to))?;
+            domain::crash::point("model/replaced");
+        }
+        let Err(error) = std::fs::rename(partial, self.to) else { return Ok(()) };
+        // If it cannot be put back either, both stay as they are: the next call puts it back.
+        if !had || std::fs::rename(replaced, self.to).is_ok() {
+            remove(partial)?;
+        }
+        Err(TrainError::io(self.to)(error))
+    }
+}
+
+/// A file that one call at a time has, until dropped.
+#[derive(Debug)]
+struct Lock {
+    path: PathBuf,
+    _file: File,
+}
+
+impl Lock {
+    /// Takes it; `None` if another call has it. What a call that was killed left is no lock.
+    fn take(path: &Path) -> Result<Option<Self>> {
+        loop {
+            let open = OpenOptions::new().write(true).create(true).truncate(false).open(path);
+            let file = open.map_err(TrainError::io(path))?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(TrainError::io(path)(error)),
+            }
+            // Whoever had it may have removed it meanwhile; then another file may have its name.
+            if is_at(&file, path) {
+                return Ok(Some(Self { path: path.into(), _file: file }));
+            }
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Nobody minds a file that stays.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Whether a path names an open file.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let place = |data: std::io::Result<std::fs::Metadata>| data.ok().map(|data| (data.dev(), data.ino()));
+    let here = place(file.metadata());
+    here.is_some() && here == place(std::fs::metadata(path))
+}
+
+/// Elsewhere an open file keeps its name.
+#[cfg(not(unix))]
+fn is_at(_: &File, _: &Path) -> bool {
+    true
 }
 
 /// Copies what a model has beside its configuration and weights.
@@ -329,4 +394,99 @@ pub(crate) fn read_json(path: &Path) -> Result<Value> {
 pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
     let text = serde_json::to_string_pretty(value).unwrap_or_default();
     files::write_atomically(path, (text + "\n").as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder in which some of `new`, `.new.partial` and `.new.replaced` are models, each of its own text.
+    fn folder(models: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in models {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+            std::fs::write(dir.path().join(name).join(CONFIG), text).unwrap();
+        }
+        dir
+    }
+
+    /// The models of a folder.
+    fn models(dir: &Path) -> Vec<(String, String)> {
+        let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+        let model = |entry: std::fs::DirEntry| {
+            let text = std::fs::read_to_string(entry.path().join(CONFIG)).unwrap();
+            (entry.file_name().into_string().unwrap(), text)
+        };
+        let mut models: Vec<_> = entries.map(model).collect();
+        models.sort();
+        models
+    }
+
+    fn named(models: &[(&str, &str)]) -> Vec<(String, String)> {
+        models.iter().map(|(name, text)| (name.to_string(), text.to_string())).collect()
+    }
+
+    /// Whatever a call that ended anywhere left, the next one begins with the model that was there or came, or with none.
+    #[test]
+    fn what_an_earlier_call_left_is_put_in_order() {
+        let (new, partial, replaced) = ("new", ".new.partial", ".new.replaced");
+        for (left, want) in [
+            (vec![], vec![]),
+            // While it wrote.
+            (vec![(partial, "half")], vec![]),
+            (vec![(new, "old"), (partial, "half")], vec![(new, "old")]),
+            // Between the two renames.
+            (vec![(partial, "next"), (replaced, "old")], vec![(new, "old")]),
+            // After them; and where somebody has removed the new one since.
+            (vec![(new, "next"), (replaced, "old")], vec![(new, "next")]),
+            (vec![(replaced, "old")], vec![]),
+            // One that ended after them, and one since that wrote.
+            (vec![(new, "next"), (partial, "half"), (replaced, "old")], vec![(new, "next")]),
+        ] {
+            let dir = folder(&left);
+            let model = NewModel { to: &dir.path().join(new), overwrite: true };
+            let stopped = model.create(&[], |at| {
+                std::fs::write(at.join(CONFIG), "half").unwrap();
+                Ok(None::<()>)
+            });
+            assert_eq!(stopped.unwrap(), None);
+            assert_eq!(models(dir.path()), named(&want), "{left:?}");
+        }
+    }
+
+    #[test]
+    fn a_swap_that_fails_changes_nothing() {
+        for left in [vec![("new", "old")], vec![]] {
+            let dir = folder(&left);
+            let at = |name: &str| dir.path().join(name);
+            let model = NewModel { to: &at("new"), overwrite: true };
+            // What is not there cannot be renamed.
+            let message = model.swap(&at("none"), &at(".new.replaced")).unwrap_err().to_string();
+            assert!(message.contains(&at("new").display().to_string()), "{message}");
+            assert_eq!(models(dir.path()), named(&left));
+        }
+    }
+
+    #[test]
+    fn a_second_writer_is_refused() {
+        let dir = folder(&[]);
+        // What a call that was killed left.
+        std::fs::write(dir.path().join(".new.lock"), "").unwrap();
+        let create = |name: &str, write: &mut dyn FnMut()| {
+            let model = NewModel { to: &dir.path().join(name), overwrite: true };
+            model.create(&[], |at| {
+                write();
+                std::fs::write(at.join(CONFIG), name).unwrap();
+                Ok(Some(()))
+            })
+        };
+        let first = create("new", &mut || {
+            let message = create("new", &mut || panic!("two write at once")).unwrap_err().to_string();
+            assert!(message.contains("new: is being written by another process; wait for it"), "{message}");
+            create("other", &mut || ()).unwrap();
+        });
+        first.unwrap();
+        create("new", &mut || ()).unwrap();
+        assert_eq!(models(dir.path()), named(&[("new", "new"), ("other", "other")]));
+    }
 }

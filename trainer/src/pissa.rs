@@ -7,26 +7,30 @@
 
 use crate::error::{Result, TrainError};
 use crate::lora::Target;
-use crate::rng;
 use crate::weight::Weight;
+use crate::{ops, rng};
 use candle_core::{Device, Tensor};
 use faer::{Mat, MatRef};
 
 /// A `[rank, in_features]` and B `[out_features, rank]` of a layer's `weight`, on the weight's device. `iterations` are
 /// those of the subspace; without them the decomposition is whole. `key` names the random vectors that the subspace
-/// begins with. On one machine the same weight gives the same bits.
+/// begins with. On one machine the same weight gives the same bits. Meanwhile the CPU holds what
+/// [`domain::footprint::start_bytes`] says.
 ///
 /// # Errors
 /// The weight holds NaN or infinity; the device runs out of memory.
 pub fn principal(weight: &Weight, target: &Target, iterations: Option<u32>, key: u64) -> Result<[Tensor; 2]> {
     let [rows, columns] = weight.dims();
-    let values: Vec<f32> = weight.to_float32()?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1()?;
-    let matrix = MatRef::from_row_major_slice(&values, rows, columns);
+    let values = weight.to_float32()?.to_device(&Device::Cpu)?;
     let rank = target.rank;
-    let Some(Decomposed { left, singular, right }) = (match iterations {
-        None => decompose(matrix),
-        Some(iterations) => subspace(matrix, rank, iterations, key),
-    }) else {
+    let decomposed = ops::with_elements(&values, |values| {
+        let matrix = MatRef::from_row_major_slice(values, rows, columns);
+        Ok(match iterations {
+            None => decompose(matrix, rank),
+            Some(iterations) => subspace(matrix, rank, iterations, key),
+        })
+    })?;
+    let Some(Decomposed { left, singular, right }) = decomposed else {
         return Err(TrainError::parameter(
             "init_lora_weights",
             format!("the singular values of {} are no numbers: it holds NaN or infinity", target.module.path),
@@ -42,20 +46,21 @@ pub fn principal(weight: &Weight, target: &Target, iterations: Option<u32>, key:
     Ok([Tensor::from_vec(a, (rank, columns), device)?, Tensor::from_vec(b, (rows, rank), device)?])
 }
 
-/// U·diag(σ)·Vᵀ, the largest σ first.
+/// `rank` dimensions of U·diag(σ)·Vᵀ, the largest σ first.
 struct Decomposed {
-    /// `[rows, …]`
+    /// `[rows, rank]`
     left: Mat<f32>,
     singular: Vec<f32>,
-    /// `[columns, …]`
+    /// `[columns, rank]`
     right: Mat<f32>,
 }
 
-fn decompose(matrix: MatRef<f32>) -> Option<Decomposed> {
+fn decompose(matrix: MatRef<f32>, rank: usize) -> Option<Decomposed> {
     let svd = matrix.thin_svd().ok()?;
     let singular: Vec<f32> = svd.S().column_vector().iter().copied().collect();
     let sound = singular.iter().all(|value| value.is_finite());
-    sound.then(|| Decomposed { left: svd.U().to_owned(), singular, right: svd.V().to_owned() })
+    let first = |vectors: MatRef<f32>| vectors.subcols(0, rank).to_owned();
+    sound.then(|| Decomposed { left: first(svd.U()), singular, right: first(svd.V()) })
 }
 
 /// The decomposition of what a subspace of `rank` dimensions holds of a matrix (Halko, Martinsson and Tropp 2011,
@@ -72,7 +77,7 @@ fn subspace(matrix: MatRef<f32>, rank: usize, iterations: u32, key: u64) -> Opti
         let p = basis(matrix.transpose() * &q);
         q = basis(matrix * p);
     }
-    let Decomposed { left, singular, right } = decompose((q.transpose() * matrix).as_ref())?;
+    let Decomposed { left, singular, right } = decompose((q.transpose() * matrix).as_ref(), rank)?;
     Some(Decomposed { left: &q * left, singular, right })
 }
 
@@ -113,7 +118,7 @@ mod tests {
                 let product = (b.matmul(&a).unwrap() * target.scaling).unwrap();
                 let rest = (weight.to_float32().unwrap() - product).unwrap();
                 let values: Vec<f32> = rest.flatten_all().unwrap().to_vec1().unwrap();
-                let largest = decompose(MatRef::from_row_major_slice(&values, rows, columns)).unwrap();
+                let largest = decompose(MatRef::from_row_major_slice(&values, rows, columns), 1).unwrap();
                 let largest = largest.singular[0];
                 assert!((largest - 1.0).abs() < 1e-4, "{rows} x {columns}, {iterations:?}: {largest}");
                 let again = principal(&weight, &target, iterations, 5).unwrap();

@@ -34,23 +34,14 @@ pub struct Preflight {
     pub saved_modules: u64,
     /// Trainable parameters.
     pub trainable_parameters: u64,
-    /// Frozen parameters of the adapter: PiSSA's initial matrices.
-    pub initial_parameters: u64,
     /// Parameters of base and adapter together.
     pub total_parameters: u64,
-    /// Tokens of the largest micro-batch that there can be.
-    pub batch_tokens: u64,
+    /// What its footprint depends on.
+    pub load: Load,
     /// Most bytes of tensors that the run will hold, alone on a device with room for it.
     pub peak_memory_bytes: u64,
     /// The same with as little as its `gradient_checkpointing` allows it to keep.
     pub least_memory_bytes: u64,
-}
-
-/// Tokens of the largest micro-batch that there can be: that of the longest rows.
-pub fn batch_tokens(data: &Dataset, batch_size: u32) -> u64 {
-    let mut lengths: Vec<_> = data.train.iter().map(|row| row.input_ids.len() as u64).collect();
-    lengths.sort_unstable_by(|a, b| b.cmp(a));
-    lengths.iter().take(batch_size as usize).sum()
 }
 
 /// Checks all that a run needs, without loading weights, and says what it will hold where `engine` computes.
@@ -67,25 +58,13 @@ pub fn preflight(config: &TrialConfig, engine: Engine) -> Result<Preflight> {
     if let Some(dir) = &config.init_adapter {
         adapter_file::load(Path::new(dir), &trainable, config.seed, base.device())?;
     }
-    let rows = data.train.len() as u64;
-    let trainable_parameters = trainable.parameters();
-    let initial_parameters = trainable.initial_parameters();
-    let batch_tokens = self::batch_tokens(&data, config.batch_size);
-    let load = Load {
-        precision: base.precision,
-        engine,
-        trainable_parameters,
-        initial_parameters,
-        saved: base.config.shape().saved(config.modules_to_save.as_deref()),
-        has_dropout: config.lora_dropout > 0.0,
-        has_magnitudes: config.use_dora,
-        tokens: batch_tokens,
-        longest: self::batch_tokens(&data, 1),
-    };
-    let [few, many] = config.gradient_checkpointing.recomputed_layers(base.config.num_hidden_layers as u64);
-    let peak = |layers| base.config.shape().peak_bytes(&load, layers).total();
+    let rows = data.len() as u64;
+    let shape = base.config.shape();
+    let load = trainable.load(config, engine, &shape, &data);
+    let [few, many] = config.gradient_checkpointing.recomputed_layers(shape.num_hidden_layers);
+    let peak = |layers| shape.peak_bytes(&load, layers).total();
     Ok(Preflight {
-        batch_tokens,
+        load,
         peak_memory_bytes: peak(few),
         least_memory_bytes: peak(many),
         rows,
@@ -95,9 +74,8 @@ pub fn preflight(config: &TrialConfig, engine: Engine) -> Result<Preflight> {
         total_steps: config.total_steps(rows),
         target_modules: trainable.targets.len() as u64,
         saved_modules: trainable.saved.len() as u64,
-        trainable_parameters,
-        initial_parameters,
-        total_parameters: base.parameters() + trainable_parameters,
+        trainable_parameters: load.trainable_parameters,
+        total_parameters: base.parameters() + load.trainable_parameters,
         shape: base.config,
     })
 }

@@ -1,11 +1,14 @@
 //! Modules that are trained whole beside an adapter: PEFT's `modules_to_save`. Each trial has its own copy.
 
+use crate::data::Dataset;
 use crate::error::Result;
 use crate::lora::{Target, Trained};
 use crate::model::Base;
 use crate::ops;
 use crate::weight::Weight;
 use candle_core::Tensor;
+use domain::footprint::{Engine, Load, ModelShape};
+use domain::trial::{Precision, TrialConfig};
 use std::ops::Range;
 
 /// What a module does, and where in the base it stands.
@@ -65,6 +68,32 @@ impl Trainable {
     /// The parameters that are held beside them: PiSSA's initial matrices.
     pub fn initial_parameters(&self) -> u64 {
         self.targets.iter().map(Target::initial_parameters).sum()
+    }
+
+    /// The most that the start of a layer takes while it lasts.
+    pub fn start_bytes(&self, engine: Engine, precision: Precision) -> u64 {
+        self.targets.iter().map(|target| target.start_bytes(engine, precision)).max().unwrap_or(0)
+    }
+
+    /// What the footprint of a trial of `config` depends on that trains these of a model of `shape`, on `data`.
+    pub fn load(&self, config: &TrialConfig, engine: Engine, shape: &ModelShape, data: &Dataset) -> Load {
+        let precision = config.base_model().precision;
+        let elements = |t: &Target| (t.module.in_features * t.module.out_features) as u64;
+        let with_magnitudes = self.targets.iter().filter(|t| t.use_dora);
+        Load {
+            precision,
+            engine,
+            trainable_parameters: self.parameters(),
+            initial_parameters: self.initial_parameters(),
+            adapted: self.targets.iter().map(elements).sum(),
+            saved: shape.saved(config.modules_to_save.as_deref()),
+            has_dropout: config.lora_dropout > 0.0,
+            magnitudes: with_magnitudes.map(|t| t.module.out_features as u64).sum(),
+            accumulates: config.gradient_accumulation_steps > 1,
+            start: self.start_bytes(engine, precision),
+            tokens: data.batch_tokens(config.batch_size),
+            longest: data.batch_tokens(1),
+        }
     }
 }
 

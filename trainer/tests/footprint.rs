@@ -111,9 +111,12 @@ fn check(precision: Precision, recomputed: usize, init: InitLoraWeights) {
             engine: Engine::Cpu,
             trainable_parameters: trainable,
             initial_parameters: adapter.initial_parameters(),
+            adapted: 0,
             saved: Saved::default(),
             has_dropout: false,
-            has_magnitudes: false,
+            magnitudes: 0,
+            accumulates: false,
+            start: 0,
             tokens,
             longest: length.into(),
         };

@@ -122,9 +122,8 @@ fn check_some(name: &str, base: &Base, mut adapter: Adapter, which: &[usize]) {
         let measured = (4.0 * slope(4e-3) - slope(8e-3)) / 3.0;
         let computed = dot(gradient, &direction);
         let norm = scale * dot(gradient, gradient).sqrt();
-        assert!(norm > 1e-3, "{what}: the gradient is zero");
         let off = (measured - computed).abs();
-        assert!(off < 0.01 * norm + 2e-3, "{what}: slope {measured}, gradient says {computed}, norm {norm}");
+        assert!(off < 3e-3 * norm, "{what}: slope {measured}, gradient says {computed}, norm {norm}");
     }
 }
 

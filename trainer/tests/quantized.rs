@@ -271,25 +271,41 @@ fn the_trial_the_configuration_and_the_files_agree_on_double_quantisation() {
     }
 }
 
-/// A head that is quantised too is held as other heads are: dequantised.
+/// Embedding and head that are quantised too are held, and merged, as others are: dequantised.
 #[test]
-fn a_quantised_head_is_dequantised() {
-    let dir = changed("double", |tensors, config| {
-        // Some matrix of the files serves as a head of as many rows.
-        let parts: Vec<_> = tensors.iter().filter(|(name, _)| name.starts_with(Q)).collect();
-        let parts: Vec<_> =
-            parts.into_iter().map(|(name, part)| (name.replace(Q, "lm_head.weight"), part.clone())).collect();
-        tensors.extend(parts);
-        tensors.insert("model.embed_tokens.weight".into(), zeros((64, 64), DType::F32));
-        config["vocab_size"] = json!(64);
-        config["tie_word_embeddings"] = json!(false);
-    });
-    for precision in [four_bit(true), Precision::default()] {
-        let base = Base::load(dir.path(), precision, &CPU).unwrap();
-        let want = base.linear(Q.trim_end_matches(".weight")).unwrap().weight.to_float32().unwrap();
-        let Weight::Dense(head) = &base.head.weight else { panic!("{precision}: the head is in 4 bits") };
-        assert_eq!(difference(head, &want), 0.0, "{precision}");
-        assert_eq!(base.config.shape().base_bytes(precision), base.bytes(), "{precision}");
+fn a_quantised_embedding_and_head_are_dequantised() {
+    for tied in [false, true] {
+        let dir = changed("double", |tensors, config| {
+            // Some matrix of the files serves as a table of as many rows.
+            let parts = tensors.iter().filter(|(name, _)| name.starts_with(Q));
+            let parts: Vec<_> = parts.map(|(name, part)| (name.clone(), part.clone())).collect();
+            for table in ["lm_head.weight", "model.embed_tokens.weight"].into_iter().skip(usize::from(tied)) {
+                tensors.extend(parts.iter().map(|(name, part)| (name.replace(Q, table), part.clone())));
+            }
+            config["vocab_size"] = json!(64);
+            config["tie_word_embeddings"] = json!(tied);
+        });
+        for precision in [four_bit(true), Precision::default()] {
+            let base = Base::load(dir.path(), precision, &CPU).unwrap();
+            let want = base.linear(Q.trim_end_matches(".weight")).unwrap().weight.to_float32().unwrap();
+            let Weight::Dense(head) = &base.head.weight else { panic!("{precision}: the head is in 4 bits") };
+            assert_eq!(difference(head, &want), 0.0, "{precision}");
+            assert_eq!(difference(&base.embedding, &want), 0.0, "{precision}");
+            assert_eq!(base.config.shape().base_bytes(precision), base.bytes(), "{precision}");
+        }
+        let (to, at) = (dir.path().join("merged"), dir.path().join("adapter"));
+        let mut trained_on = Base::load(dir.path(), four_bit(true), &CPU).unwrap();
+        // An adapter of the head unties it.
+        trained_on.config.tie_word_embeddings = false;
+        let adapter = write_adapter(&at, &trained_on, &["q_proj", "lm_head"]);
+        merge(dir.path(), &at, &to, MergeInto::Dequantized { double_quant: true }).unwrap();
+        let ids: Vec<u32> = (0..12).map(|i| 5 * i + 2).collect();
+        let merged = Base::load(&to, Precision::default(), &CPU).unwrap();
+        let got = pack::logits(&merged, None, &ids).unwrap();
+        let off = difference(&got, &pack::logits(&trained_on, Some(&adapter), &ids).unwrap());
+        assert!(off < 1e-4, "tied: {tied}: {off}");
+        let files = Checkpoint::open(&to).unwrap();
+        assert!(files.names().all(|name| files.dtype(name).unwrap() == DType::F32), "tied: {tied}");
     }
 }
 
@@ -433,13 +449,14 @@ fn what_cannot_be_quantised_is_named_and_nothing_is_written() {
     assert_eq!(names(&dir.path().join("models")), ["new"]);
 }
 
-/// Writes an adapter of all linear layers whose matrices are all drawn, and gives it back.
-fn write_adapter(dir: &Path, base: &Base) -> Adapter {
+/// Writes an adapter of linear layers, all if none is named, whose matrices are all drawn, and gives it back.
+fn write_adapter(dir: &Path, base: &Base, names: &[&str]) -> Adapter {
+    let named = TargetModules::Names(names.iter().map(ToString::to_string).collect());
     let config = PeftConfig {
         base_model_name_or_path: "base".into(),
         r: 4,
         lora_alpha: 6.0,
-        target_modules: TargetModules::default(),
+        target_modules: if names.is_empty() { TargetModules::default() } else { named },
         ..PeftConfig::default()
     };
     let trainable = resolve(base, &config).unwrap();
@@ -472,7 +489,7 @@ fn a_merged_model_is_the_dequantised_base_and_the_adapter() {
         let dir = tempfile::tempdir().unwrap();
         let (to, at) = (dir.path().join("merged"), dir.path().join("adapter"));
         let trained_on = Base::load(&base, four_bit(double), &CPU).unwrap();
-        let adapter = write_adapter(&at, &trained_on);
+        let adapter = write_adapter(&at, &trained_on, &[]);
         let ids: Vec<u32> = (0..12).map(|i| (5 * i + 2) % 40).collect();
         let logits = |dir: &Path| {
             pack::logits(&Base::load(dir, Precision::default(), &CPU).unwrap(), None, &ids).unwrap()

@@ -1,7 +1,6 @@
 //! `lorafleet bench train`: training steps on random weights and random full-length rows, timed one by one.
 
 use crate::Failure;
-use domain::footprint::Saved;
 use domain::trial::{ComputeDtype, GradientCheckpointing, PrecisionMode, TrialConfig};
 use domain::{Clock, SystemClock, rng};
 use serde_json::{Value, json};
@@ -222,8 +221,7 @@ fn document(
     let shape = loaded.base.config.shape();
     let samples = f64::from(args.batch) * args.trials as f64;
     let tokens = samples * f64::from(args.seq);
-    let trainable = runs.iter().map(|run| run.adapter().parameters()).max().unwrap_or_default();
-    let flops = tokens * shape.flops_per_token(trainable, Saved::default(), u64::from(args.seq));
+    let flops = tokens * shape.flops_per_token(runs[0].load(), u64::from(args.seq));
     let predicted = (args.trials == 1).then(|| runs[0].predicted_peak_bytes(loaded).total());
     json!({
         "benchmark": "train",
@@ -254,7 +252,7 @@ fn document(
         "peak_memory_bytes": held,
         "predicted_peak_memory_bytes": predicted,
         "base_parameters": loaded.base.parameters(),
-        "trainable_parameters": trainable,
+        "trainable_parameters": runs[0].load().trainable_parameters,
         "loss": loss,
     })
 }

@@ -153,7 +153,7 @@ fn document(shape: &ModelShape, config: &TrialConfig, devices: &[Device]) -> Val
         "total_parameters": shape.parameters() + trainable,
         "trainable_share": footprint::trainable_share(trainable, shape.parameters()),
         "adapter_bytes": footprint::adapter_bytes(trainable + load.initial_parameters, 14 * shape.num_hidden_layers),
-        "flops_per_token": shape.flops_per_token(trainable, load.saved, u64::from(config.max_sequence_length)),
+        "flops_per_token": shape.flops_per_token(&load, u64::from(config.max_sequence_length)),
         "peak_memory_bytes": peak.total(),
         "peak": {
             "weights": peak.weights,

@@ -57,7 +57,7 @@ impl ModelShape {
         let tokens = tokens as f64;
 
         let linear = self.linear_parameters() as f64;
-        let flops = self.flops_per_token(load.trainable_parameters, load.saved, load.longest);
+        let flops = self.flops_per_token(load, load.longest);
         let rate = if element == 4 { accelerator.tflops_32bit } else { accelerator.tflops_16bit };
         let compute = tokens * (flops + again * 2.0 * linear) / (COMPUTE_SHARE * rate * 1e12);
 

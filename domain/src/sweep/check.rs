@@ -1,11 +1,15 @@
 //! What must hold between a sweep's parts.
 
 use super::document::SEARCH;
+use super::parameter::{set_of_a_mixture, without_a_mixture};
 use super::problem::{is_within, join};
 use super::{Algorithm, Distribution, Problem, SweepSpec};
 use crate::metric;
 use crate::trial::TrialConfig;
 use serde_json::{Map, Value};
+
+/// The parameter without which nothing is mixed.
+const MIXED: &str = "interleave_datasets";
 
 /// ASHA's default has at most this many rungs.
 const DEFAULT_RUNGS: u32 = 3;
@@ -18,6 +22,9 @@ pub(super) fn between_parts(spec: &mut SweepSpec, told: &[String]) -> Vec<Proble
     required(spec, &mut problems);
     conditions(spec, &mut problems);
     held_out_rows(spec, &mut problems);
+    if !told.iter().any(|path| is_within(path, MIXED) || is_within(path, &join("parameters", MIXED))) {
+        mixture(spec, &mut problems);
+    }
     let is_told = |path: &str| told.iter().any(|told| told == path);
     if matches!(spec.search.algorithm, Algorithm::Random | Algorithm::Asha) && !unknown_search(told) {
         end_of_draws(spec, &mut problems);
@@ -104,6 +111,23 @@ fn held_out_rows(spec: &SweepSpec, problems: &mut Vec<Problem>) {
             "eval/loss needs held-out rows, and there are none",
             remedy,
         ));
+    }
+}
+
+/// What is said of how data sets are mixed, where no trial mixes any.
+fn mixture(spec: &SweepSpec, problems: &mut Vec<Problem>) {
+    let common = spec.common();
+    if common.interleave_datasets.is_some() || spec.varies(MIXED) {
+        return;
+    }
+    let set: Vec<_> = set_of_a_mixture(&common).collect();
+    for name in ["interleave_probabilities", "stopping_strategy"] {
+        if !set.contains(&name) && !spec.varies(name) {
+            continue;
+        }
+        let searched = spec.distribution(name).is_some();
+        let path = if searched { join("parameters", name) } else { name.to_string() };
+        problems.push(without_a_mixture(path, name));
     }
 }
 

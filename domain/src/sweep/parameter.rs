@@ -2,7 +2,7 @@
 
 use super::Problem;
 use super::problem::describe;
-use crate::trial::{TargetModules, TrialConfig};
+use crate::trial::{InitLoraWeights, StoppingStrategy, TargetModules, TrialConfig};
 use serde_json::{Map, Number, Value};
 
 /// Largest whole number that a double holds exactly; documents travel as doubles.
@@ -119,7 +119,15 @@ const RULES: &[Rule] = &[
     }),
     rule("use_rslora", Kind::Flag, TRUE_OR_FALSE, |_| true),
     rule("use_dora", Kind::Flag, TRUE_OR_FALSE, |_| true),
-    rule("init_lora_weights", Kind::Text, "default, gaussian, pissa or pissa_niter_N", |_| true),
+    rule(
+        "init_lora_weights",
+        Kind::Text,
+        "default, gaussian, pissa or pissa_niter_N (N from 1 to 1000)",
+        |c| match c.init_lora_weights {
+            InitLoraWeights::PissaNiter(iterations) => InitLoraWeights::ITERATIONS.contains(&iterations),
+            _ => true,
+        },
+    ),
     rule("init_adapter", Kind::Text, "an adapter's directory", |c| {
         c.init_adapter.as_ref().is_none_or(|a| !a.is_empty())
     }),
@@ -187,8 +195,26 @@ pub fn check_config(config: &TrialConfig) -> Result<(), Vec<Problem>> {
         let problem = format!("must be {}, not {}", rule.must_be, describe(&values[rule.name]));
         Problem::new(rule.name, problem, remedy(rule.name))
     };
-    let broken: Vec<_> = RULES.iter().filter(|rule| !(rule.holds)(config)).map(problem).collect();
+    let mut broken: Vec<_> = RULES.iter().filter(|rule| !(rule.holds)(config)).map(problem).collect();
+    if config.interleave_datasets.is_none() {
+        broken.extend(set_of_a_mixture(config).map(|name| without_a_mixture(name, name)));
+    }
     if broken.is_empty() { Ok(()) } else { Err(broken) }
+}
+
+/// The parameters by which `config` says how data sets are to be mixed.
+pub(super) fn set_of_a_mixture(config: &TrialConfig) -> impl Iterator<Item = &'static str> {
+    let set = [
+        ("interleave_probabilities", config.interleave_probabilities.is_some()),
+        ("stopping_strategy", config.stopping_strategy != StoppingStrategy::default()),
+    ];
+    set.into_iter().filter_map(|(name, set)| set.then_some(name))
+}
+
+/// What is wrong with such a parameter, set at `path`, where nothing is mixed: it would do nothing.
+pub(super) fn without_a_mixture(path: impl Into<String>, name: &str) -> Problem {
+    let remedy = format!("name the other data sets in interleave_datasets, or leave {name} out");
+    Problem::new(path, "is given without interleave_datasets, so that nothing is mixed", remedy)
 }
 
 /// `8.0` is the whole number 8: JSON and YAML make no difference, and a document's doubles lose it.
@@ -253,6 +279,7 @@ mod tests {
             ("seed", json!(LARGEST_WHOLE), json!(LARGEST_WHOLE)),
             ("interleave_probabilities", json!([3, 1]), json!([3.0, 1.0])),
             ("init_lora_weights", json!("pissa_niter_16"), json!("pissa_niter_16")),
+            ("init_lora_weights", json!("pissa_niter_1000"), json!("pissa_niter_1000")),
         ] {
             assert_eq!(check_parameter(name, &value), Ok(normal), "{name}: {value}");
         }
@@ -293,11 +320,6 @@ mod tests {
             ),
             ("stopping_strategy", json!("never"), "must be first_exhausted or all_exhausted, not \"never\""),
             (
-                "init_lora_weights",
-                json!("pissa_niter_"),
-                "must be default, gaussian, pissa or pissa_niter_N, not \"pissa_niter_\"",
-            ),
-            (
                 "target_modules",
                 json!([]),
                 "must be all-linear, a regular expression or a list of module names, not an empty list",
@@ -305,6 +327,41 @@ mod tests {
             ("lora_rnk", json!(8), "is no parameter"),
         ] {
             assert_eq!(check_parameter(name, &value), Err(message.into()), "{name}: {value}");
+        }
+        for number in ["", "0", "+5", "-5", "007", "1001", "4294967296", "5.0", " 5"] {
+            let text = format!("pissa_niter_{number}");
+            let want = "must be default, gaussian, pissa or pissa_niter_N (N from 1 to 1000)";
+            let got = check_parameter("init_lora_weights", &json!(text));
+            assert_eq!(got, Err(format!("{want}, not {text:?}")));
+        }
+    }
+
+    /// What would do nothing is refused by its name.
+    #[test]
+    fn settings_of_a_mixture_need_one() {
+        let all = StoppingStrategy::AllExhausted;
+        let named = TrialConfig {
+            pretrained_model_id: "m".into(),
+            dataset_name: "d".into(),
+            ..TrialConfig::default()
+        };
+        let alone = TrialConfig { interleave_probabilities: Some(vec![1.0]), ..named.clone() };
+        let mixed = TrialConfig { interleave_datasets: Some(vec!["e".into()]), ..named.clone() };
+        for (config, want) in [
+            (named.clone(), vec![]),
+            (TrialConfig { stopping_strategy: all, ..named }, vec!["stopping_strategy"]),
+            (alone.clone(), vec!["interleave_probabilities"]),
+            (
+                TrialConfig { stopping_strategy: all, ..alone },
+                vec!["interleave_probabilities", "stopping_strategy"],
+            ),
+            (TrialConfig { stopping_strategy: all, ..mixed }, vec![]),
+        ] {
+            let problems = check_config(&config).err().unwrap_or_default();
+            let paths: Vec<_> = problems.iter().map(|p| p.path.as_str()).collect();
+            assert_eq!(paths, want);
+            let says = "is given without interleave_datasets, so that nothing is mixed";
+            assert!(problems.iter().all(|p| p.problem == says), "{problems:?}");
         }
     }
 }

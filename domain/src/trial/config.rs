@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::RangeInclusive;
 
 /// What a trial trains for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -193,12 +194,17 @@ pub enum InitLoraWeights {
     /// The weight's largest singular values and their vectors, in both; what is left of the weight is frozen
     /// (PiSSA, Meng, Wang and Zhang 2024, <https://arxiv.org/abs/2404.02948>).
     Pissa,
-    /// The same by so many subspace iterations from random vectors instead of the whole decomposition.
+    /// The same by so many subspace iterations (of [`Self::ITERATIONS`]) from random vectors instead of the whole
+    /// decomposition.
     PissaNiter(u32),
 }
 
 impl InitLoraWeights {
     const PISSA_NITER: &str = "pissa_niter_";
+
+    /// Without an iteration the vectors are near random ones. Each multiplies by the whole weight twice, and what it adds
+    /// falls off as a power of its number, so that more than this many only hold a device.
+    pub const ITERATIONS: RangeInclusive<u32> = 1..=1000;
 
     /// Whether the matrices begin as a part of the weight.
     pub fn is_pissa(self) -> bool {
@@ -227,13 +233,20 @@ impl Serialize for InitLoraWeights {
 impl<'de> Deserialize<'de> for InitLoraWeights {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        let iterations = || text.strip_prefix(Self::PISSA_NITER)?.parse().ok();
+        let iterations = || {
+            let number = text.strip_prefix(Self::PISSA_NITER)?;
+            let iterations = number.parse().ok().filter(|n| Self::ITERATIONS.contains(n))?;
+            // One way to write each: no sign, no zeros in front.
+            (iterations.to_string() == number).then_some(iterations)
+        };
         match text.as_str() {
             "default" => Ok(Self::Default),
             "gaussian" => Ok(Self::Gaussian),
             "pissa" => Ok(Self::Pissa),
             _ => iterations().map(Self::PissaNiter).ok_or_else(|| {
-                serde::de::Error::custom(format!("{text:?} is not default, gaussian, pissa or pissa_niter_N"))
+                serde::de::Error::custom(format!(
+                    "{text:?} is not default, gaussian, pissa or pissa_niter_N (N from 1 to 1000)"
+                ))
             }),
         }
     }

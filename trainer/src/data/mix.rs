@@ -1,19 +1,21 @@
-//! Several data sets' rows as one: Hugging Face's `interleave_datasets`.
+//! Several data sets' rows as one: Hugging Face's `interleave_datasets`. The rows are held once, and a list of their
+//! numbers says in which order they come.
 
 use crate::error::{Result, TrainError};
 use crate::rng;
 use domain::trial::{StoppingStrategy, TrialConfig};
 
-/// Rows that a mixture may have at most.
-const MOST: f64 = (1u64 << 28) as f64;
+/// Rows that a mixture may have at most, or [`TIMES`] those that it is made of: 64 MiB of numbers, or fewer bytes than
+/// the rows themselves. A probability near 0 would have the others' rows come again and again.
+const MOST: usize = 1 << 24;
+const TIMES: usize = 4;
 
 const KEY: &str = "interleave_probabilities";
 
 /// The probabilities of `dataset_name` and of each of `interleave_datasets`; `None` where they take turns.
 ///
 /// # Errors
-/// They are not as many as the data sets, or cannot be brought to a sum of 1; something is said of a mixture, and there
-/// is none.
+/// They are not as many as the data sets, or cannot be brought to a sum of 1.
 pub fn probabilities(config: &TrialConfig) -> Result<Option<Vec<f64>>> {
     let others = config.interleave_datasets.as_deref().unwrap_or_default();
     let Some(weights) = &config.interleave_probabilities else { return Ok(None) };
@@ -33,59 +35,80 @@ pub fn probabilities(config: &TrialConfig) -> Result<Option<Vec<f64>>> {
     Ok(Some(weights.iter().map(|weight| weight / sum).collect()))
 }
 
-/// One list of all sets' rows. Each next row is the next of a set that is drawn by `seed`, or without probabilities of
-/// the next set. A set that has no more begins anew, until one has none (`first_exhausted`) or all have had their
-/// last (`all_exhausted`). A set of probability 0 is left out.
+/// The order in which a mixture takes the rows of sets that have `lengths` rows, all of them numbered from the first
+/// set's first to the last one's last; `None` if there is one set. Each next row is the next of a set that is drawn by
+/// `seed`, or without probabilities of the next set. A set that has no more begins anew, until one has none
+/// (`first_exhausted`) or all have had their last (`all_exhausted`). A set of probability 0 is left out.
 ///
 /// # Errors
 /// Those of [`probabilities`]; the list would be too long.
-pub fn interleave<T: Clone>(config: &TrialConfig, sets: Vec<Vec<T>>) -> Result<Vec<T>> {
-    let lengths: Vec<usize> = sets.iter().map(Vec::len).collect();
-    match <[Vec<T>; 1]>::try_from(sets) {
-        Ok([only]) => Ok(only),
-        Err(sets) => {
-            let places = order(config, &lengths)?;
-            Ok(places.into_iter().map(|(set, row)| sets[set][row].clone()).collect())
-        }
+pub fn order(config: &TrialConfig, lengths: &[usize]) -> Result<Option<Vec<u32>>> {
+    if lengths.len() == 1 {
+        return Ok(None);
     }
-}
-
-/// Each row's set and its number there.
-fn order(config: &TrialConfig, lengths: &[usize]) -> Result<Vec<(usize, usize)>> {
-    let all = config.stopping_strategy == StoppingStrategy::AllExhausted;
-    let Some(probabilities) = probabilities(config)? else {
-        let rounds = if all { lengths.iter().max() } else { lengths.iter().min() };
-        let round = |round: usize| lengths.iter().enumerate().map(move |(set, length)| (set, round % length));
-        return Ok((0..rounds.copied().unwrap_or(0)).flat_map(round).collect());
+    let probabilities = probabilities(config)?;
+    let rows: usize = lengths.iter().sum();
+    let most = MOST.max(rows.saturating_mul(TIMES)).min(u32::MAX as usize);
+    let too_long = |key, count: f64, remedy: &str| {
+        let problem = format!(
+            "make a list of some {count:.0} rows out of {rows}, above the {most} that a mixture of them may have"
+        );
+        TrainError::parameter(key, problem, remedy)
     };
+    let starts: Vec<usize> = lengths
+        .iter()
+        .scan(0, |next, length| {
+            *next += length;
+            Some(*next - length)
+        })
+        .collect();
+    // No more rows than `most`, or it is refused below.
+    let number = |set: usize, row: usize| (starts[set] + row) as u32;
+    let all = config.stopping_strategy == StoppingStrategy::AllExhausted;
+    let Some(probabilities) = probabilities else {
+        let rounds = if all { lengths.iter().max() } else { lengths.iter().min() };
+        let rounds = rounds.copied().unwrap_or(0);
+        if rounds.saturating_mul(lengths.len()) > most || rows > most {
+            let remedy = "set stopping_strategy: first_exhausted, or mix fewer or more even data sets";
+            return Err(too_long("interleave_datasets", rounds as f64 * lengths.len() as f64, remedy));
+        }
+        let number = &number;
+        let turn = |round| {
+            lengths.iter().enumerate().map(move |(set, length): (_, &usize)| number(set, round % *length))
+        };
+        return Ok(Some((0..rounds).flat_map(turn).collect()));
+    };
+    let remedy = "raise the least of them, or set stopping_strategy: first_exhausted";
     let expected = lengths.iter().zip(&probabilities).filter(|(_, p)| **p > 0.0);
     let expected = expected.map(|(length, p)| *length as f64 / p);
-    let rows = if all { expected.fold(0.0, f64::max) } else { expected.fold(f64::INFINITY, f64::min) };
-    if rows > MOST {
-        let problem = format!("make a list of some {rows:.0} rows out of {}", lengths.iter().sum::<usize>());
-        let remedy = "raise the least of them, or set stopping_strategy: first_exhausted";
-        return Err(TrainError::parameter(KEY, problem, remedy));
+    let expected = if all { expected.fold(0.0, f64::max) } else { expected.fold(f64::INFINITY, f64::min) };
+    if expected > most as f64 || rows > most {
+        return Err(too_long(KEY, expected, remedy));
     }
     let mut exhausted: Vec<bool> = probabilities.iter().map(|p| all && *p == 0.0).collect();
-    let (mut next, mut places) = (vec![0; lengths.len()], Vec::new());
+    let (mut next, mut order) = (vec![0; lengths.len()], Vec::new());
     let (key, last) =
         (rng::key(config.seed, "data/interleave"), probabilities.iter().rposition(|p| *p > 0.0));
     while if all { exhausted.contains(&false) } else { !exhausted.contains(&true) } {
-        let (drawn, mut below) = (rng::uniform(key, places.len() as u64), 0.0);
+        if order.len() == most {
+            // Unluckier than expected.
+            return Err(too_long(KEY, most as f64 + 1.0, remedy));
+        }
+        let (drawn, mut below) = (rng::uniform(key, order.len() as u64), 0.0);
         let set = probabilities.iter().position(|p| {
             below += p;
             drawn < below
         });
         // Rounded, the sum may be a little below 1.
         let Some(set) = set.or(last) else { break };
-        places.push((set, next[set]));
+        order.push(number(set, next[set]));
         next[set] += 1;
         if next[set] >= lengths[set] {
             exhausted[set] = true;
             next[set] = 0;
         }
     }
-    Ok(places)
+    Ok(Some(order))
 }
 
 #[cfg(test)]
@@ -103,17 +126,32 @@ mod tests {
         }
     }
 
+    /// Each row's set and its number there.
+    fn places(config: &TrialConfig, lengths: &[usize]) -> Vec<(usize, usize)> {
+        let place = |row: u32| {
+            let (mut set, mut row) = (0, row as usize);
+            while row >= lengths[set] {
+                row -= lengths[set];
+                set += 1;
+            }
+            (set, row)
+        };
+        order(config, lengths).unwrap().unwrap().into_iter().map(place).collect()
+    }
+
     /// The examples of `datasets.interleave_datasets`' documentation.
     #[test]
     fn sets_take_turns_as_hugging_faces_do() {
-        let sets = || vec![vec![0, 1, 2], vec![10, 11, 12], vec![20, 21, 22, 23]];
+        let rows = [0, 1, 2, 10, 11, 12, 20, 21, 22, 23];
         for (all, want) in [
             (false, vec![0, 10, 20, 1, 11, 21, 2, 12, 22]),
             (true, vec![0, 10, 20, 1, 11, 21, 2, 12, 22, 0, 10, 23]),
         ] {
-            assert_eq!(interleave(&config(None, 2, all, 0), sets()).unwrap(), want);
+            let order = order(&config(None, 2, all, 0), &[3, 3, 4]).unwrap().unwrap();
+            let taken: Vec<_> = order.into_iter().map(|row| rows[row as usize]).collect();
+            assert_eq!(taken, want);
         }
-        assert_eq!(interleave(&config(None, 0, false, 0), vec![vec![3, 4]]).unwrap(), [3, 4]);
+        assert_eq!(order(&config(None, 0, false, 0), &[2]).unwrap(), None);
     }
 
     #[test]
@@ -129,14 +167,39 @@ mod tests {
         check(&[0.0, 0.0], "have a sum of 0");
         check(&[f64::MAX, f64::MAX], "have a sum of inf");
         assert_eq!(probabilities(&config(Some(&[3.0, 1.0]), 1, false, 0)).unwrap(), Some(vec![0.75, 0.25]));
-        let message = order(&config(Some(&[1.0, 1e-12]), 1, true, 0), &[5, 5]).unwrap_err().to_string();
-        assert!(message.contains("make a list of some 5000000000005 rows out of 10"), "{message}");
+    }
+
+    /// A list is a few times as long as what it is made of, or short.
+    #[test]
+    fn a_mixture_has_an_end() {
+        let refused = |config: TrialConfig, lengths: &[usize], want: &str| {
+            let message = order(&config, lengths).unwrap_err().to_string();
+            assert_eq!(message, want);
+        };
+        refused(
+            config(Some(&[1.0, 1e-12]), 1, true, 0),
+            &[5, 5],
+            "interleave_probabilities: make a list of some 5000000000005 rows out of 10, above the 16777216 that a mixture of \
+             them may have; raise the least of them, or set stopping_strategy: first_exhausted",
+        );
+        refused(
+            config(None, 5, true, 0),
+            &[1 << 23, 1, 1, 1, 1, 1],
+            "interleave_datasets: make a list of some 50331648 rows out of 8388613, above the 33554452 that a mixture of them \
+             may have; set stopping_strategy: first_exhausted, or mix fewer or more even data sets",
+        );
+        let mixed = order(&config(Some(&[1.0, 1e-4]), 1, true, 0), &[5, 1]).unwrap().unwrap();
+        assert!(
+            mixed.len() < 1 << 20 && mixed.iter().filter(|row| **row == 5).count() == 1,
+            "{}",
+            mixed.len()
+        );
     }
 
     /// A set's share of a long list is its probability: within five standard deviations.
     #[test]
     fn shares_are_the_probabilities() {
-        let places = order(&config(Some(&[6.0, 3.0, 1.0]), 2, false, 7), &[60_000, 60_000, 60_000]).unwrap();
+        let places = places(&config(Some(&[6.0, 3.0, 1.0]), 2, false, 7), &[60_000, 60_000, 60_000]);
         for (set, p) in [0.6, 0.3, 0.1].into_iter().enumerate() {
             let share = places.iter().filter(|(s, _)| *s == set).count() as f64 / places.len() as f64;
             let deviation = (p * (1.0 - p) / places.len() as f64).sqrt();
@@ -154,10 +217,10 @@ mod tests {
                 weights[0] = 0.0;
             }
             let config = config(Some(&weights), lengths.len() - 1, all, seed);
-            let places = order(&config, &lengths).unwrap();
-            prop_assert_eq!(&places, &order(&config, &lengths).unwrap());
+            let taken = places(&config, &lengths);
+            prop_assert_eq!(&taken, &places(&config, &lengths));
             let mut counts = vec![0; lengths.len()];
-            for (set, row) in &places {
+            for (set, row) in &taken {
                 prop_assert_eq!(*row, counts[*set] % lengths[*set]);
                 counts[*set] += 1;
             }
@@ -168,7 +231,7 @@ mod tests {
                 prop_assert_eq!(complete, lengths.len() - usize::from(zero));
             } else {
                 prop_assert_eq!(complete, 1);
-                let (last, row) = places[places.len() - 1];
+                let (last, row) = taken[taken.len() - 1];
                 prop_assert_eq!(row + 1, lengths[last]);
             }
         }

@@ -41,8 +41,11 @@ use std::path::PathBuf;
 /// A trial's rows.
 #[derive(Debug, Clone, Default)]
 pub struct Dataset {
-    /// The training rows, in the files' order; of several data sets, as they are mixed.
+    /// The rows to train on, in the files' order, each once.
     pub train: Vec<Row>,
+    /// The numbers of the rows of `train` in the order in which a mixture of data sets has them; `None` where that is
+    /// their own.
+    pub mixed: Option<Vec<u32>>,
     /// The held-out rows, in the files' order.
     pub eval: Vec<Row>,
     /// Tokens of the first held-out (if none, training) text up to where its assistant first begins; texts whose
@@ -54,12 +57,17 @@ pub struct Dataset {
     pub truncated_rows: u64,
     /// Rows that could not be read and were left out.
     pub skipped_rows: u64,
-    /// `sha256:…` of the data files, evaluation files after training files, and of the chat template if it made texts.
+    /// `sha256:…` of the data files, of what each of them is for unless all of them are one set to train on, and of the
+    /// chat template if it made texts.
     pub digest: String,
 }
 
 /// A row and, if it was made from one, its text.
 type Read = (Row, Option<Marked>);
+
+/// What a set of files is for.
+const TRAIN: &str = "train";
+const EVAL: &str = "eval";
 
 /// What it takes to make rows.
 struct Reader<'a> {
@@ -68,7 +76,8 @@ struct Reader<'a> {
     vocab_size: usize,
     chat: Chat<'a>,
     dataset: Dataset,
-    files: Vec<PathBuf>,
+    /// What was read, and what for.
+    files: Vec<(&'static str, Vec<PathBuf>)>,
 }
 
 impl Dataset {
@@ -96,11 +105,11 @@ impl Dataset {
         let (mut sets, mut eval) = (Vec::new(), Vec::new());
         for (key, name) in iter::once(("dataset_name", &config.dataset_name)).chain(others) {
             let found = source::find(key, name)?;
-            let rows = reader.read(key, found.train)?;
+            let rows = reader.read(TRAIN, key, found.train)?;
             let (train, held_out) = match config.eval_dataset_name {
                 Some(_) => (rows, Vec::new()),
                 None if !found.held_out.is_empty() && config.eval_size != 0.0 => {
-                    (rows, reader.read(key, found.held_out)?)
+                    (rows, reader.read(EVAL, key, found.held_out)?)
                 }
                 None => split::hold_out(config, rows)?,
             };
@@ -111,22 +120,23 @@ impl Dataset {
             let key = "eval_dataset_name";
             let found = source::find(key, name)?;
             let files = if found.held_out.is_empty() { found.train } else { found.held_out };
-            eval = reader.read(key, files)?;
+            eval = reader.read(EVAL, key, files)?;
         }
         let is_chat = |(_, text): &Read| text.as_ref().is_some_and(|text| text.whole);
         let all = || eval.iter().chain(sets.iter().flatten());
         let template = settings.template.as_ref().filter(|_| all().any(is_chat));
         reader.sample_prompt(all())?;
         let Reader { mut dataset, files: read, .. } = reader;
-        let rows = |set: Vec<Read>| set.into_iter().map(|(row, _)| row).collect();
-        dataset.train = mix::interleave(config, sets.into_iter().map(rows).collect())?;
+        let lengths: Vec<_> = sets.iter().map(Vec::len).collect();
+        dataset.mixed = mix::order(config, &lengths)?;
+        dataset.train = sets.into_iter().flatten().map(|(row, _)| row).collect();
         dataset.eval = eval.into_iter().map(|(row, _)| row).collect();
-        dataset.digest = files::digest_files(read.iter().map(PathBuf::as_path))?;
+        dataset.digest = digest(&read)?;
         if let Some(template) = template {
             // It made the texts, as the files did.
             dataset.digest = files::digest(format!("{}\0{template}", dataset.digest).as_bytes());
         }
-        if !dataset.train.iter().any(|row| row.targets.contains(&true)) {
+        if !dataset.rows().any(|row| row.targets.contains(&true)) {
             return Err(TrainError::parameter(
                 "dataset_name",
                 format!("no training row has a token to predict in its first {}", config.max_sequence_length),
@@ -135,6 +145,46 @@ impl Dataset {
         }
         Ok(dataset)
     }
+
+    /// How many rows an epoch trains on.
+    pub fn len(&self) -> usize {
+        self.mixed.as_ref().map_or(self.train.len(), Vec::len)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Row `number` of [`Dataset::len`].
+    pub fn row(&self, number: usize) -> &Row {
+        &self.train[self.mixed.as_ref().map_or(number, |mixed| mixed[number] as usize)]
+    }
+
+    /// Tokens of the largest micro-batch that there can be: that of the longest rows.
+    pub fn batch_tokens(&self, batch_size: u32) -> u64 {
+        let mut lengths: Vec<_> = self.rows().map(|row| row.input_ids.len() as u64).collect();
+        lengths.sort_unstable_by(|a, b| b.cmp(a));
+        lengths.iter().take(batch_size as usize).sum()
+    }
+
+    /// The rows that an epoch trains on, as they are mixed.
+    pub fn rows(&self) -> impl Iterator<Item = &Row> {
+        (0..self.len()).map(|number| self.row(number))
+    }
+}
+
+/// One set to train on has the digest of its files; several have one that tells them and their roles apart.
+fn digest(sets: &[(&str, Vec<PathBuf>)]) -> Result<String> {
+    let of = |files: &[PathBuf]| files::digest_files(files.iter().map(PathBuf::as_path));
+    if let [(_, files)] = sets {
+        return of(files);
+    }
+    let mut text = String::new();
+    for (role, files) in sets {
+        text += &format!("{role}\0{}\0", of(files)?);
+    }
+    Ok(files::digest(text.as_bytes()))
 }
 
 fn check_length(config: &TrialConfig, max_position: usize) -> Result<()> {
@@ -150,12 +200,17 @@ fn check_length(config: &TrialConfig, max_position: usize) -> Result<()> {
 }
 
 impl Reader<'_> {
-    fn read(&mut self, key: &'static str, files: Vec<source::DataFile>) -> Result<Vec<Read>> {
+    fn read(
+        &mut self,
+        role: &'static str,
+        key: &'static str,
+        files: Vec<source::DataFile>,
+    ) -> Result<Vec<Read>> {
         let text = &self.config.instruct_column_in_dataset;
         let columns = Columns { text, vocab_size: self.vocab_size, chat: &self.chat };
         let (rows, skipped) = source::read(key, &files, &columns, self.config.skip_bad_rows)?;
         self.dataset.skipped_rows += skipped;
-        self.files.extend(files.into_iter().map(|file| file.path));
+        self.files.push((role, files.into_iter().map(|file| file.path).collect()));
         let read: Vec<Read> = rows.into_par_iter().map(|content| self.row(content)).collect::<Result<_>>()?;
         self.check_ids(&read)?;
         let length = self.config.max_sequence_length as usize;

@@ -341,6 +341,11 @@ pub fn scatter_add(into: Tensor, dy: &Tensor, rows: &[u32]) -> Result<Tensor> {
     Ok(into.index_add(&rows, &dy.to_dtype(DType::F32)?.contiguous()?, 0)?)
 }
 
+/// Has `f` read the elements of a float32 tensor on the CPU, where they are.
+pub(crate) fn with_elements<T>(t: &Tensor, f: impl FnOnce(&[f32]) -> Result<T>) -> Result<T> {
+    cpu::read([t], |[elements]| f(elements))
+}
+
 /// The product with an adapter's narrow side: `x` `[tokens, width]` · `a`ᵀ, `a` `[rank, width]`.
 pub fn project(x: &Tensor, a: &Tensor) -> Result<Tensor> {
     on!(

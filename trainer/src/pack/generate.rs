@@ -1,6 +1,7 @@
 //! Greedy generation: each token goes through the layers once; its keys and values are kept.
 
 use super::pass::{Cache, Pass};
+use super::segment::Segment;
 use super::tokens::Tokens;
 use super::{head, segments};
 use crate::error::Result;
@@ -23,9 +24,11 @@ pub fn generate(
     let wanted = if prompt.is_empty() { 0 } else { max_new_tokens.min(room) };
     let mut new = Vec::with_capacity(wanted);
     let mut cache = Cache::default();
+    // The adapter as passes use it, for the longest of them: the prompt's.
+    let segments = segments(base, adapter, prompt.len(), 1)?;
     while new.len() < wanted {
         let unread = new.last().map_or(prompt, std::slice::from_ref);
-        let next = read(base, adapter, unread, &mut cache)?;
+        let next = read(base, &segments, unread, &mut cache)?;
         if Some(next) == eos {
             break;
         }
@@ -35,10 +38,9 @@ pub fn generate(
 }
 
 /// Reads more of a text, and returns the likeliest token after it.
-fn read(base: &Base, adapter: Option<&Adapter>, ids: &[u32], cache: &mut Cache) -> Result<u32> {
+fn read(base: &Base, segments: &[Segment<&Adapter>], ids: &[u32], cache: &mut Cache) -> Result<u32> {
     let tokens = Tokens::following(cache.length(), ids, base.config.vocab_size)?;
     let pass = Pass::new(base, &tokens, 0)?;
-    let segments = segments(base, adapter, ids.len(), 1)?;
-    let last = pass.continued(&tokens.ids, &segments, cache)?.narrow(0, ids.len() - 1, 1)?;
-    Ok(head::logits(base, &last, &segments)?.squeeze(0)?.argmax(0)?.to_scalar()?)
+    let last = pass.continued(&tokens.ids, segments, cache)?.narrow(0, ids.len() - 1, 1)?;
+    Ok(head::logits(base, &last, segments)?.squeeze(0)?.argmax(0)?.to_scalar()?)
 }

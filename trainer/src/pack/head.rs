@@ -124,7 +124,7 @@ pub(super) fn nll_backward(
                 d_logits = ops::scale_rows(d_logits, start - first, end - start, *scale)?;
             }
         }
-        let d_logits = d_logits.to_dtype(normed.dtype())?;
+        d_logits = d_logits.to_dtype(normed.dtype())?;
         let d_normed = linear_backward(&base.head, number(base), &normed, first, &d_logits, None, segments)?;
         gradients.push(norm(base).backward(None, &x, first, &d_normed, segments)?);
     }

@@ -22,6 +22,7 @@ use crate::error::{Result, TrainError};
 use crate::files;
 use crate::lora::Adapter;
 use crate::model::Base;
+use crate::ops;
 use crate::optim::{AdamW, AdamWConfig};
 use crate::pack::{self, Outcome, Row};
 use crate::preflight;
@@ -30,6 +31,7 @@ use crate::scaler::LossScaler;
 use crate::schedule::Schedule;
 use crate::tokenizer::Tokenizer;
 use candle_core::Device;
+use domain::footprint::{Engine, Load};
 use domain::trial::{ComputeDtype, Digests, Precision, PrecisionMode, TrialConfig};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -186,6 +188,8 @@ pub struct Run {
     /// The state before the last step: the last whose loss is known to be finite.
     previous: Option<Good>,
     diverged: Option<String>,
+    /// What its footprint depends on.
+    load: Load,
     /// Layers that are computed again in the backward pass.
     recomputed_layers: usize,
     progress: Progress,
@@ -213,18 +217,33 @@ impl Run {
         let trainable = preflight::check(&config, &loaded.base)?;
         let mut adapter = match &config.init_adapter {
             Some(dir) => initial_adapter(&config, Path::new(dir), &trainable, loaded)?,
-            None => Adapter::new(&loaded.base, &trainable, config.lora_dropout, config.seed)?,
+            None => {
+                // What a step takes at the least is not there yet. Whatever trains, weights are decomposed on the CPU.
+                let shape = loaded.base.config.shape();
+                let load = trainable.load(&config, Engine::Cpu, &shape, &data);
+                let [_, many] = config.gradient_checkpointing.recomputed_layers(shape.num_hidden_layers);
+                let (peak, held) = (shape.peak_bytes(&load, many), load.adapter_bytes());
+                let room = peak.own().saturating_sub(held);
+                Adapter::within(&loaded.base, &trainable, config.lora_dropout, config.seed, room)?
+            }
         };
         adapter.dropout = config.lora_dropout;
         let optimizer = AdamW::new(&adapter, optimizer_config(&config))?;
         let scaler = loss_scaler(&config);
         let state = State { step: 0, adapter, optimizer, scaler };
-        Ok(Self::start(loaded, config, data, state, Progress::default()))
+        Ok(Self::start(loaded, config, &trainable, data, state, Progress::default()))
     }
 
     /// A run at `state`.
-    fn start(loaded: &Loaded, config: TrialConfig, data: Dataset, state: State, progress: Progress) -> Self {
-        let total_steps = config.total_steps(data.train.len() as u64);
+    fn start(
+        loaded: &Loaded,
+        config: TrialConfig,
+        trainable: &Trainable,
+        data: Dataset,
+        state: State,
+        progress: Progress,
+    ) -> Self {
+        let total_steps = config.total_steps(data.len() as u64);
         let schedule = Schedule {
             kind: config.lr_scheduler_type,
             peak: config.learning_rate,
@@ -243,7 +262,10 @@ impl Run {
         };
         let [recomputed_layers, _] =
             config.gradient_checkpointing.recomputed_layers(loaded.base.layers.len() as u64);
+        let engine = if ops::on_gpu(loaded.base.device()) { Engine::Gpu } else { Engine::Cpu };
+        let load = trainable.load(&config, engine, &loaded.base.config.shape(), &data);
         Self {
+            load,
             config,
             written,
             data,

@@ -126,7 +126,7 @@ impl Run {
         let optimizer = AdamW { config: config_of_optimizer, step: saved.optimizer_step, moments };
         let state = State { step: saved.step, adapter, optimizer, scaler: saved.loss_scaler };
         let data = preflight::data(&config, loaded.tokenizer.as_ref(), &loaded.base.config)?;
-        let run = Self::start(loaded, config, data, state, saved.progress);
+        let run = Self::start(loaded, config, &trainable, data, state, saved.progress);
         check_digests(&saved.digests, run.digests(), &path)?;
         Ok(run)
     }

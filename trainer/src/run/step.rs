@@ -120,9 +120,9 @@ impl Run {
         if self.is_done() {
             return Vec::new();
         }
-        data::step_batches(&self.config, self.data.train.len(), self.state.step)
+        data::step_batches(&self.config, self.data.len(), self.state.step)
             .into_iter()
-            .map(|batch| batch.into_iter().map(|i| self.data.train[i].clone()).collect())
+            .map(|batch| batch.into_iter().map(|i| self.data.row(i).clone()).collect())
             .collect()
     }
 

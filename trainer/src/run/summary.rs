@@ -4,11 +4,9 @@ use super::{Loaded, Progress, Run};
 use crate::adapter_file;
 use crate::error::Result;
 use crate::lora::Adapter;
-use crate::ops;
 use crate::pack;
-use crate::preflight;
 use crate::tokenizer::Tokenizer;
-use domain::footprint::{Engine, Load, PeakBytes};
+use domain::footprint::{Load, PeakBytes};
 use domain::trial::{GradientCheckpointing, Throughput, TrialSummary};
 
 /// Tokens of a sample text.
@@ -52,7 +50,7 @@ impl Run {
 
     /// What the footprint model says that the run holds at its peak, alone on its device.
     pub fn predicted_peak_bytes(&self, loaded: &Loaded) -> PeakBytes {
-        loaded.base.config.shape().peak_bytes(&self.load(loaded), self.recomputed_layers as u64)
+        loaded.base.config.shape().peak_bytes(&self.load, self.recomputed_layers as u64)
     }
 
     /// Where `gradient_checkpointing` is `auto`, chooses the fewest layers to compute again with which the run,
@@ -61,7 +59,7 @@ impl Run {
     pub fn fit(&mut self, loaded: &Loaded, memory_bytes: u64) -> PeakBytes {
         if self.config.gradient_checkpointing == GradientCheckpointing::Auto {
             let shape = loaded.base.config.shape();
-            let fewest = shape.recomputed_layers(&self.load(loaded), memory_bytes);
+            let fewest = shape.recomputed_layers(&self.load, memory_bytes);
             self.recomputed_layers = fewest.unwrap_or(shape.num_hidden_layers) as usize;
         }
         self.predicted_peak_bytes(loaded)
@@ -84,18 +82,9 @@ impl Run {
         self.recomputed_layers
     }
 
-    fn load(&self, loaded: &Loaded) -> Load {
-        Load {
-            engine: if ops::on_gpu(loaded.base.device()) { Engine::Gpu } else { Engine::Cpu },
-            precision: loaded.base.precision,
-            trainable_parameters: self.state.adapter.parameters(),
-            initial_parameters: self.state.adapter.initial_parameters(),
-            saved: loaded.base.config.shape().saved(self.config.modules_to_save.as_deref()),
-            has_dropout: self.config.lora_dropout > 0.0,
-            has_magnitudes: self.config.use_dora,
-            tokens: preflight::batch_tokens(&self.data, self.config.batch_size),
-            longest: preflight::batch_tokens(&self.data, 1),
-        }
+    /// What its footprint depends on.
+    pub fn load(&self) -> &Load {
+        &self.load
     }
 
     /// What the base and the adapter say to the sample prompt; nothing without prompt or tokenizer.

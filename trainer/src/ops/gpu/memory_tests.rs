@@ -56,9 +56,11 @@ fn the_peak_is_predicted() {
     }
     let (clock, mut off) = (SystemClock::new(), Vec::new());
     let (lora, qlora) = (PrecisionMode::Bfloat16, PrecisionMode::FourBit);
+    let saved = |names: &[&str]| Some(names.iter().map(ToString::to_string).collect());
+    let plain: &dyn Fn(&mut TrialConfig) = &|_| ();
     // (numbers, hidden, intermediate, layers, heads, key-value heads, vocab, rank, rows, length, all layers again,
     // wide heads with norms and biases)
-    for (mode, hidden, inter, layers, heads, kv, vocab, rank, rows, length, again, kin) in [
+    let shapes = [
         (lora, 64, 160, 3, 2, 2, 96, 4, 4, 48, false, false),
         (lora, 64, 160, 3, 2, 2, 96, 4, 4, 48, true, false),
         (qlora, 64, 160, 3, 2, 1, 96, 4, 4, 48, true, false),
@@ -67,7 +69,22 @@ fn the_peak_is_predicted() {
         (lora, 32, 64, 1, 2, 2, 1500, 2, 2, 64, false, false),
         (lora, 64, 160, 3, 2, 2, 96, 4, 4, 48, false, true),
         (qlora, 64, 160, 3, 2, 1, 96, 4, 4, 48, true, true),
-    ] {
+    ];
+    let variants: [(usize, &dyn Fn(&mut TrialConfig)); 6] = [
+        (0, &|c| c.lora_dropout = 0.1),
+        (0, &|c| c.use_dora = true),
+        (0, &|c| (c.use_dora, c.lora_dropout) = (true, 0.1)),
+        (0, &|c| c.modules_to_save = saved(&["lm_head", "embed_tokens", "norm"])),
+        (1, &|c| c.modules_to_save = saved(&["down_proj", "v_proj"])),
+        (5, &|c| {
+            c.modules_to_save = saved(&["lm_head", "embed_tokens"]);
+            c.gradient_accumulation_steps = 2;
+        }),
+    ];
+    let all = shapes.into_iter().map(|shape| (shape, plain));
+    for ((mode, hidden, inter, layers, heads, kv, vocab, rank, rows, length, again, kin), change) in
+        all.chain(variants.into_iter().map(|(number, change)| (shapes[number], change)))
+    {
         let config = ModelConfig {
             vocab_size: vocab,
             hidden_size: hidden,
@@ -86,7 +103,7 @@ fn the_peak_is_predicted() {
             sliding_windows: Vec::new(),
             quantization: None,
         };
-        let trial = TrialConfig {
+        let mut trial = TrialConfig {
             precision_mode: mode,
             compute_dtype: (mode == qlora).then_some(ComputeDtype::Bfloat16),
             gradient_checkpointing: if again {
@@ -101,8 +118,14 @@ fn the_peak_is_predicted() {
             eval_steps: 0,
             ..TrialConfig::default()
         };
+        change(&mut trial);
+        let variant = format!(
+            "dropout {}, dora {}, whole {:?}, {} micro-batches",
+            trial.lora_dropout, trial.use_dora, trial.modules_to_save, trial.gradient_accumulation_steps
+        );
         let row = |r: u32| Row::whole((0..length).map(|i| (i * 7 + r) % vocab as u32).collect());
-        let data = Dataset { train: (0..rows).map(row).collect(), ..Dataset::default() };
+        let rows_in_all = rows * trial.gradient_accumulation_steps;
+        let data = Dataset { train: (0..rows_in_all).map(row).collect(), ..Dataset::default() };
         let (measured, predicted) = emulated::emulated(|| {
             let before = LIVE.get();
             let base = Base::random(config, trial.base_model().precision, &Device::Cpu).unwrap();
@@ -117,7 +140,8 @@ fn the_peak_is_predicted() {
         });
         let ratio = predicted as f64 / measured as f64;
         let what = format!(
-            "{mode:?}, hidden {hidden}, vocab {vocab}, rank {rank}, {rows} x {length}, again: {again}, kin: {kin}"
+            "{mode:?}, hidden {hidden}, vocab {vocab}, rank {rank}, {rows} x {length}, again: {again}, kin: {kin}, \
+             {variant}"
         );
         println!("{what}: {predicted} predicted, {measured} asked for, ratio {ratio:.3}");
         if !(0.95..1.05).contains(&ratio) {
