@@ -195,12 +195,16 @@ async fn in_fleet(mut options: Options, args: &FleetArgs, ready: &Readiness) -> 
     use registry::{EtcdRegistry, RegistryError};
 
     let mut interrupts = actor::Interrupts::new().map_err(End::failed)?;
+    let user = args.access.user().map_err(End::invalid)?;
+    if let Some((_, password)) = &user {
+        telemetry::secrets::keep(password.expose());
+    }
     let etcd = EtcdOptions {
         endpoints: args.etcd.clone(),
         prefix: args.etcd_prefix.clone(),
         ttl: Duration::from_secs(args.election_ttl),
         client: args.access.client(),
-        user: args.access.user().map_err(End::invalid)?,
+        user,
     };
     let mut connected = false;
     loop {
