@@ -32,6 +32,11 @@ impl Failure {
         Self { code: 130, message: message.to_string() }
     }
 
+    /// What it says.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     /// Prints the message to standard error.
     pub(crate) fn report(self) -> ExitCode {
         say!("{}{}", if self.code == 130 { "" } else { "error: " }, self.message);

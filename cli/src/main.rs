@@ -144,13 +144,18 @@ fn main() -> ExitCode {
     };
     let settings = match &cli.verb {
         // Its standard output is the agent's, and so is what is told of it.
-        Verb::EngineHost(_) => Ok(telemetry::Settings::log_only()),
+        Verb::EngineHost(_) => telemetry::Settings::log_only(),
         _ => telemetry::Settings::from_env(),
     };
     let started = settings.and_then(|settings| telemetry::start(&options, &settings));
     let done = started.map_err(Failure::invalid).and_then(|telemetry| {
-        let name = cli.verb.name();
-        let done = telemetry::trace::command(name).in_scope(|| dispatch(cli.verb));
+        let span = telemetry::trace::command(cli.verb.name());
+        let done = span.in_scope(|| dispatch(cli.verb));
+        if let Err(failure) = &done {
+            telemetry::trace::failed(&span, failure.message());
+        }
+        // It is told once it is closed, and then flushed.
+        drop(span);
         drop(telemetry);
         done
     });

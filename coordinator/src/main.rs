@@ -196,6 +196,9 @@ async fn in_fleet(mut options: Options, args: &FleetArgs, ready: &Readiness) -> 
 
     let mut interrupts = actor::Interrupts::new().map_err(End::failed)?;
     let (client, user) = args.access.access(&args.etcd).map_err(End::invalid)?;
+    if let Some((_, password)) = &user {
+        telemetry::secrets::keep(password.expose());
+    }
     let etcd = EtcdOptions {
         endpoints: args.etcd.clone(),
         prefix: args.etcd_prefix.clone(),

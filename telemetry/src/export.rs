@@ -2,9 +2,10 @@
 
 use crate::metrics;
 use crate::secrets;
-use crate::settings::{Protocol, SettingsError, Target};
-use opentelemetry::InstrumentationScope;
+use crate::settings::{Protocol, Settings, SettingsError, Target};
 use opentelemetry::logs::{AnyValue, LogRecord, Logger, LoggerProvider, Severity};
+use opentelemetry::trace::Status;
+use opentelemetry::{InstrumentationScope, KeyValue, Value};
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use opentelemetry_otlp::{
     ExporterBuildError, LogExporter, MetricExporter, SpanExporter, WithHttpConfig, WithTonicConfig,
@@ -25,6 +26,10 @@ use tonic::transport::{Certificate, ClientTlsConfig};
 use tracing_subscriber::EnvFilter;
 use ureq::tls::{RootCerts, TlsConfig};
 
+/// The signals, as their items are counted.
+const SPAN: &str = "span";
+const LOG: &str = "log";
+const METRIC: &str = "metric";
 /// The most that a collector's answer is read of.
 const LONGEST_ANSWER: u64 = 1 << 20;
 /// The time in which a collector answers over HTTP, unless a variable gives another.
@@ -36,14 +41,14 @@ impl From<ExporterBuildError> for SettingsError {
     }
 }
 
-/// Batches of spans.
+/// Batches of spans, without secrets.
 pub(crate) fn spans(target: &Target) -> Result<BatchSpanProcessor, SettingsError> {
     let builder = SpanExporter::builder();
     let inner = match target.protocol {
         Protocol::Grpc => builder.with_tonic().with_tls_config(tls(target)?).build(),
         Protocol::Http => builder.with_http().with_http_client(Http::new(target, "TRACES")?).build(),
     }?;
-    Ok(BatchSpanProcessor::builder(Counted::new(inner, "span")).build())
+    Ok(BatchSpanProcessor::builder(Counted::new(inner, SPAN)).build())
 }
 
 /// Batches of the log, without secrets.
@@ -54,7 +59,7 @@ pub(crate) fn logs(target: &Target) -> Result<impl LogProcessor + 'static, Setti
         Protocol::Http => builder.with_http().with_http_client(Http::new(target, "LOGS")?).build(),
     }?;
     let blank = SdkLoggerProvider::builder().build().logger("");
-    Ok(Redacting { inner: BatchLogProcessor::builder(Counted::new(inner, "log")).build(), blank })
+    Ok(Redacting { inner: BatchLogProcessor::builder(Counted::new(inner, LOG)).build(), blank })
 }
 
 /// Metrics, at intervals.
@@ -64,7 +69,7 @@ pub(crate) fn metrics(target: &Target) -> Result<PeriodicReader<Counted<MetricEx
         Protocol::Grpc => builder.with_tonic().with_tls_config(tls(target)?).build(),
         Protocol::Http => builder.with_http().with_http_client(Http::new(target, "METRICS")?).build(),
     }?;
-    Ok(PeriodicReader::builder(Counted::new(inner, "metric")).build())
+    Ok(PeriodicReader::builder(Counted::new(inner, METRIC)).build())
 }
 
 /// Leaves out what the exporters' own libraries say: it would be exported, and said again.
@@ -139,6 +144,16 @@ impl HttpClient for Http {
     }
 }
 
+/// Has the counts of what is exported begin: what only begins with its first one cannot be seen to grow by it.
+pub(crate) fn count_from_zero(settings: &Settings) {
+    let signals = [(SPAN, &settings.traces), (LOG, &settings.logs), (METRIC, &settings.metrics)];
+    for (signal, _) in signals.into_iter().filter(|(_, target)| target.is_some()) {
+        for outcome in ["exported", "failed"] {
+            metrics::TELEMETRY_EXPORTED.add(0.0, &[("signal", signal), ("outcome", outcome)]);
+        }
+    }
+}
+
 /// An exporter whose losses are counted and told of: once when they begin, and once when they are over.
 #[derive(Debug)]
 pub(crate) struct Counted<E> {
@@ -173,7 +188,8 @@ impl<E> Counted<E> {
 }
 
 impl<E: opentelemetry_sdk::trace::SpanExporter> opentelemetry_sdk::trace::SpanExporter for Counted<E> {
-    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+    async fn export(&self, mut batch: Vec<SpanData>) -> OTelSdkResult {
+        batch.iter_mut().for_each(clean);
         let items = batch.len();
         self.note(items, self.inner.export(batch).await)
     }
@@ -220,6 +236,23 @@ impl<E: PushMetricExporter> PushMetricExporter for Counted<E> {
     }
 }
 
+/// Takes secrets out of a span: of why it failed, and of its attributes and its events'.
+fn clean(span: &mut SpanData) {
+    if let Status::Error { description } = &mut span.status
+        && let Some(clean) = secrets::cleaned(description)
+    {
+        *description = clean.into();
+    }
+    let of_events = span.events.events.iter_mut().flat_map(|event| &mut event.attributes);
+    for KeyValue { value, .. } in span.attributes.iter_mut().chain(of_events) {
+        if let Value::String(text) = value
+            && let Some(clean) = secrets::cleaned(text.as_str())
+        {
+            *value = clean.into();
+        }
+    }
+}
+
 /// Takes secrets out of what is logged before it waits to be exported.
 #[derive(Debug)]
 struct Redacting<P> {
@@ -246,6 +279,9 @@ impl<P: LogProcessor> LogProcessor for Redacting<P> {
         let mut again = self.blank.create_log_record();
         if let Some(body) = record.body() {
             again.set_body(body.clone());
+        }
+        if let Some(name) = record.event_name() {
+            again.set_event_name(name);
         }
         if let (Some(number), Some(text)) = (record.severity_number(), record.severity_text()) {
             again.set_severity_number(number);

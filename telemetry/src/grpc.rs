@@ -7,6 +7,7 @@ use opentelemetry::propagation::Injector;
 use opentelemetry_http::HeaderInjector;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use tonic::codegen::http::{HeaderMap, Request, Response};
 use tower::{Layer, Service};
@@ -14,6 +15,13 @@ use tracing::{Instrument, Span};
 
 /// Where a caller's place in its trace stands (W3C Trace Context).
 const TRACEPARENT: &str = "traceparent";
+
+/// Whether calls take their caller's context along. It is known before the first call.
+static PROPAGATES: AtomicBool = AtomicBool::new(true);
+
+pub(crate) fn propagate(propagates: bool) {
+    PROPAGATES.store(propagates, Ordering::Relaxed);
+}
 
 /// What stands for all methods that nobody serves (semantic conventions of RPC).
 const OTHER: &str = "_OTHER";
@@ -23,6 +31,9 @@ type Answer<R, E> = Pin<Box<dyn Future<Output = Result<R, E>> + Send>>;
 
 /// The place in its trace that a caller sent.
 pub fn caller(headers: &HeaderMap) -> Option<Place> {
+    if !PROPAGATES.load(Ordering::Relaxed) {
+        return None;
+    }
     headers.get(TRACEPARENT)?.to_str().ok()?.parse().ok()
 }
 
@@ -87,6 +98,7 @@ where
             Side::Client => client_span(&method),
         };
         if side == Side::Client
+            && PROPAGATES.load(Ordering::Relaxed)
             && let Some(place) = span.in_scope(Place::current)
         {
             HeaderInjector(request.headers_mut()).set(TRACEPARENT, place.to_string());

@@ -1,28 +1,34 @@
 //! `/metrics` in Prometheus' text form, `/healthz` and `/readyz`: for a scraper and an orchestrator on the same network.
+//! `/log`, to be told what to log, for who is on this machine.
 
-use crate::End;
+use crate::{End, log};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use prometheus::{Encoder, Registry, TextEncoder};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 
 /// Connections at a time; more wait.
 const CONNECTIONS: usize = 32;
-/// The time in which a request's head arrives.
-const HEAD_LIMIT: Duration = Duration::from_secs(5);
+/// The time in which a request arrives and its answer is taken: who is slower makes room for others.
+const TALK_LIMIT: Duration = Duration::from_secs(15);
 /// The time in which it is known whether the program is ready.
 const READY_LIMIT: Duration = Duration::from_secs(5);
+/// For how long it is not looked again: a look may write to the disk.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
+/// Bytes of what is said about levels, at most.
+const LONGEST_LEVELS: usize = 4096;
 /// The pause after a connection could not be taken.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -31,7 +37,13 @@ pub type Look = Arc<dyn Fn() -> BoxFuture<'static, Result<(), String>> + Send + 
 
 /// Whether a program is ready. Clones tell the same.
 #[derive(Clone)]
-pub struct Readiness(Arc<Mutex<Result<Look, String>>>);
+pub struct Readiness(Arc<Mutex<Result<Arc<Looked>, String>>>);
+
+/// How it looks, and what it saw last and when.
+struct Looked {
+    look: Look,
+    last: tokio::sync::Mutex<Option<(Instant, Result<(), String>)>>,
+}
 
 impl Readiness {
     /// Not ready yet.
@@ -41,7 +53,8 @@ impl Readiness {
 
     /// From now on it is looked.
     pub fn look(&self, look: Look) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Ok(look);
+        let looked = Looked { look, last: tokio::sync::Mutex::default() };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Ok(Arc::new(looked));
     }
 
     /// Not ready from now on.
@@ -50,9 +63,18 @@ impl Readiness {
     }
 
     async fn ask(&self) -> Result<(), String> {
-        let look = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
-        let in_time = tokio::time::timeout(READY_LIMIT, look()).await;
-        in_time.unwrap_or_else(|_| Err(format!("no answer within {READY_LIMIT:?}")))
+        let looked = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        // Whoever asks meanwhile waits, and is told the same.
+        let mut last = looked.last.lock().await;
+        if let Some((at, seen)) = &*last
+            && at.elapsed() < LOOK_PAUSE
+        {
+            return seen.clone();
+        }
+        let in_time = tokio::time::timeout(READY_LIMIT, (looked.look)()).await;
+        let seen = in_time.unwrap_or_else(|_| Err(format!("no answer within {READY_LIMIT:?}")));
+        *last = Some((Instant::now(), seen.clone()));
+        seen
     }
 }
 
@@ -81,7 +103,7 @@ pub async fn serve(listener: TcpListener, ready: Readiness) -> Infallible {
     loop {
         tokio::select! {
             taken = listener.accept(), if open.len() < CONNECTIONS => match taken {
-                Ok((stream, _)) => open.push(talk(stream, ready.clone())),
+                Ok((stream, peer)) => open.push(talk(stream, peer, ready.clone())),
                 Err(error) => {
                     tracing::warn!(%error, "a connection for /metrics could not be taken");
                     tokio::time::sleep(PAUSE).await;
@@ -92,30 +114,57 @@ pub async fn serve(listener: TcpListener, ready: Readiness) -> Infallible {
     }
 }
 
-async fn talk(stream: TcpStream, ready: Readiness) {
+async fn talk(stream: TcpStream, peer: SocketAddr, ready: Readiness) {
     let answer = service_fn(move |request: Request<Incoming>| {
         let ready = ready.clone();
-        async move { Ok::<_, Infallible>(answer(request.method(), request.uri().path(), &ready).await) }
+        async move {
+            Ok::<_, Infallible>(match request.method() {
+                &Method::PUT if request.uri().path() == "/log" => change_log(request, peer).await,
+                method => answer(method, request.uri().path(), &ready).await,
+            })
+        }
     });
-    let mut connection = hyper::server::conn::http1::Builder::new();
-    let connection = connection.timer(TokioTimer::new()).header_read_timeout(HEAD_LIMIT).keep_alive(false);
-    if let Err(error) = connection.serve_connection(TokioIo::new(stream), answer).await {
-        tracing::debug!(%error, "a connection for /metrics broke");
+    let connection = hyper::server::conn::http1::Builder::new()
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), answer);
+    match tokio::time::timeout(TALK_LIMIT, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "a connection for /metrics broke"),
+        Err(_) => tracing::debug!("a connection for /metrics took too long"),
     }
 }
 
 async fn answer(method: &Method, path: &str, ready: &Readiness) -> Response<Full<Bytes>> {
     if *method != Method::GET && *method != Method::HEAD {
-        return said(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered\n".into());
+        return said(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered, and PUT of /log\n".into());
     }
     match path {
-        "/metrics" => said(StatusCode::OK, text()),
+        // It reads files and asks GPUs, which takes its time.
+        "/metrics" => match tokio::task::spawn_blocking(text).await {
+            Ok(text) => said(StatusCode::OK, text),
+            Err(error) => said(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        },
         "/healthz" => said(StatusCode::OK, "lives\n".into()),
         "/readyz" => match ready.ask().await {
             Ok(()) => said(StatusCode::OK, "ready\n".into()),
             Err(why) => said(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
         },
         _ => said(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz\n".into()),
+    }
+}
+
+/// Changes what is logged to what a request says, for whoever is on this machine.
+async fn change_log(request: Request<Incoming>, peer: SocketAddr) -> Response<Full<Bytes>> {
+    if !peer.ip().to_canonical().is_loopback() {
+        return said(StatusCode::FORBIDDEN, "the log is changed from this machine alone\n".into());
+    }
+    let body = Limited::new(request.into_body(), LONGEST_LEVELS).collect().await;
+    let Ok(body) = body.map(|body| body.to_bytes()) else {
+        return said(StatusCode::BAD_REQUEST, format!("more than {LONGEST_LEVELS} bytes, or none came\n"));
+    };
+    match log::change(String::from_utf8_lossy(&body).trim()) {
+        Ok(now) => said(StatusCode::OK, format!("logs {now}\n")),
+        Err(why) => said(StatusCode::BAD_REQUEST, format!("{why}\n")),
     }
 }
 
@@ -141,9 +190,64 @@ pub async fn beside<T>(
     let listener = listener.map_err(|error| End::invalid(format!("--http {address}: {error}")))?;
     if let Ok(address) = listener.local_addr() {
         tracing::info!("metrics and health at http://{address}");
+        if !address.ip().is_loopback() {
+            tracing::warn!(
+                "--http {address}: whoever reaches it may read metrics; nobody is asked who they are"
+            );
+        }
     }
     tokio::select! {
         done = work => done,
         never = serve(listener, ready) => match never {},
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_looked_once_a_second() {
+        let ready = Readiness::not_yet("it starts");
+        assert_eq!(ready.ask().await, Err("it starts".into()));
+        let looks = Arc::new(AtomicU32::new(0));
+        let counted = looks.clone();
+        ready.look(Arc::new(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+            Box::pin(async { Ok(()) })
+        }));
+        let all = futures::future::join_all((0..10).map(|_| ready.ask())).await;
+        assert!(all.iter().all(Result::is_ok));
+        assert_eq!(looks.load(Ordering::Relaxed), 1);
+        tokio::time::advance(LOOK_PAUSE).await;
+        assert_eq!(ready.ask().await, Ok(()));
+        assert_eq!(looks.load(Ordering::Relaxed), 2);
+        ready.not_now("it ends");
+        assert_eq!(ready.ask().await, Err("it ends".into()));
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_makes_room() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let asks = async {
+            let mut silent = Vec::new();
+            for _ in 0..CONNECTIONS {
+                silent.push(TcpStream::connect(address).await.unwrap());
+            }
+            // Time runs only while nothing else does, from here on.
+            tokio::time::pause();
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            assert!(answer.ends_with("lives\n"), "{answer}");
+        };
+        tokio::select! {
+            () = asks => {}
+            never = serve(listener, Readiness::not_yet("it starts")) => match never {},
+        }
     }
 }

@@ -38,10 +38,11 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, reload};
 
 /// The time in which what was not exported yet is, when a program ends. What takes longer is lost.
 pub const FLUSH_LIMIT: Duration = Duration::from_secs(3);
@@ -82,20 +83,20 @@ pub fn start(options: &Options, settings: &Settings) -> Result<Telemetry, Settin
     use tracing_subscriber::layer::SubscriberExt;
     use tracing_subscriber::util::SubscriberInitExt;
 
+    grpc::propagate(settings.propagates);
     let mut telemetry = Telemetry::default();
     let resource = resource(options);
-    let runtime = match settings.exports_over_grpc() {
-        false => None,
-        true => Some(
-            tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(1)
-                .thread_name("telemetry")
-                .enable_all()
-                .build()
-                .map_err(|error| SettingsError::Exporter(error.to_string()))?,
-        ),
-    };
-    let within = runtime.as_ref().map(|runtime| runtime.enter());
+    if settings.exports_over_grpc() {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("telemetry")
+            .enable_all()
+            .build()
+            .map_err(|error| SettingsError::Exporter(error.to_string()))?;
+        telemetry.runtime = Some(runtime);
+    }
+    let handle = telemetry.runtime.as_ref().map(|runtime| runtime.handle().clone());
+    let within = handle.as_ref().map(|handle| handle.enter());
     // First: the others count with it.
     if settings.metrics.is_some() || options.scraped {
         let mut provider = SdkMeterProvider::builder().with_resource(resource.clone());
@@ -108,6 +109,7 @@ pub fn start(options: &Options, settings: &Settings) -> Result<Telemetry, Settin
         let provider = provider.build();
         opentelemetry::global::set_meter_provider(provider.clone());
         process::observe();
+        export::count_from_zero(settings);
         telemetry.metrics = Some(provider);
     }
     if let Some(target) = &settings.traces {
@@ -128,7 +130,6 @@ pub fn start(options: &Options, settings: &Settings) -> Result<Telemetry, Settin
         telemetry.logs = Some(provider);
     }
     drop(within);
-    telemetry.runtime = runtime;
     let spans = telemetry.traces.as_ref().map(|provider| {
         use opentelemetry::trace::TracerProvider;
         use tracing_subscriber::Layer;
@@ -139,23 +140,39 @@ pub fn start(options: &Options, settings: &Settings) -> Result<Telemetry, Settin
                 .with_max_level_hint(tracing::Level::INFO),
         )
     });
+    let (asked, filter) = filter(options.level);
+    let (written, written_handle) = reload::Layer::new(filter.clone());
+    let (sent, sent_handle) = reload::Layer::new(export::without_own_noise(filter));
     let exported = telemetry.logs.as_ref().map(|provider| {
         use tracing_subscriber::Layer;
-        opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge::new(provider)
-            .with_filter(export::without_own_noise(filter(options.level)))
+        opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge::new(provider).with_filter(sent)
     });
+    let exports = exported.is_some();
     tracing_subscriber::registry()
-        .with(log::layer(settings.log_format, filter(options.level)))
+        .with(log::layer(settings.log_format, written))
         .with(spans)
         .with(exported)
         .try_init()
         .map_err(|error| SettingsError::Exporter(error.to_string()))?;
+    let change = move |directives: &str| {
+        let filter = EnvFilter::try_new(directives).map_err(|error| error.to_string())?;
+        if exports {
+            let sent = export::without_own_noise(filter.clone());
+            sent_handle.reload(sent).map_err(|error| error.to_string())?;
+        }
+        written_handle.reload(filter).map_err(|error| error.to_string())
+    };
+    log::changeable(Box::new(change), asked);
     log_panics();
+    settings.unread.iter().for_each(|unread| tracing::warn!("{unread}"));
     Ok(telemetry)
 }
 
-fn filter(level: &str) -> EnvFilter {
-    EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new(level))
+/// What is logged at the start, as text and as what filters.
+fn filter(level: &str) -> (String, EnvFilter) {
+    let asked = std::env::var(LOG).ok().filter(|asked| !asked.is_empty());
+    let filter = asked.and_then(|asked| Some((asked.clone(), EnvFilter::try_new(asked).ok()?)));
+    filter.unwrap_or_else(|| (level.into(), EnvFilter::new(level)))
 }
 
 /// Who tells all this. What the environment says goes before.
@@ -165,6 +182,13 @@ fn resource(options: &Options) -> Resource {
         opentelemetry::KeyValue::new("service.version", options.version),
         opentelemetry::KeyValue::new("process.pid", i64::from(std::process::id())),
     ]);
+    // Of Linux; elsewhere OTEL_RESOURCE_ATTRIBUTES may say it.
+    if said.get(&Key::new("host.name")).is_none()
+        && let Ok(host) = std::fs::read_to_string("/proc/sys/kernel/hostname")
+    {
+        resource =
+            resource.with_attribute(opentelemetry::KeyValue::new("host.name", host.trim().to_string()));
+    }
     let name = said.get(&Key::new("service.name")).map(|name| name.to_string()).unwrap_or_default();
     if name.is_empty() || name.starts_with("unknown_service") {
         resource = resource.with_service_name(options.service);
@@ -176,16 +200,24 @@ fn resource(options: &Options) -> Resource {
     resource.build()
 }
 
-/// Panics are logged too, so that they are found where the log is.
+/// Panics are logged too, so that they are found where the log is. Neither there nor where they are said anyhow do they
+/// show a secret.
+#[allow(clippy::print_stderr, reason = "a program that panics says so, whatever it logs")]
 fn log_panics() {
-    let before = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
+    std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let text = panic.payload().downcast_ref::<&str>().copied();
         let text = text.or_else(|| panic.payload().downcast_ref::<String>().map(String::as_str));
         let what = text.unwrap_or("no message");
         tracing::error!(place, "panicked: {what}");
-        before(panic);
+        let thread = thread::current();
+        let thread = thread.name().unwrap_or("<unnamed>");
+        eprintln!("thread '{thread}' panicked at {place}:\n{}", secrets::redact(what));
+        // As RUST_BACKTRACE says.
+        let backtrace = Backtrace::capture();
+        if backtrace.status() == BacktraceStatus::Captured {
+            eprintln!("{backtrace}");
+        }
     }));
 }
 

@@ -5,11 +5,13 @@ use crate::secrets;
 use opentelemetry::trace::TraceContextExt;
 use std::fmt::{self, Write};
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 use tracing::{Event, Subscriber};
+use tracing_subscriber::Layer;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, format};
+use tracing_subscriber::layer::Filter;
 use tracing_subscriber::registry::LookupSpan;
-use tracing_subscriber::{EnvFilter, Layer};
 
 /// How the log looks on standard error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,8 +24,33 @@ pub enum LogFormat {
     Json,
 }
 
+/// Changes what every layer logs.
+type Change = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
+
+/// How it is changed, and what was asked for at the start.
+static CHANGE: OnceLock<(Change, String)> = OnceLock::new();
+
+/// Lets it be changed while the program runs. Once a process.
+pub(crate) fn changeable(change: Change, from: String) {
+    let _ = CHANGE.set((change, from));
+}
+
+/// Logs what these directives say from now on; without any, what was asked for at the start. Returns which hold.
+pub(crate) fn change(directives: &str) -> Result<&str, String> {
+    let Some((change, from)) = CHANGE.get() else { return Err("there is no log to change".into()) };
+    let directives = if directives.is_empty() { from } else { directives };
+    change(directives).map_err(|error| {
+        format!("{directives:?}: {error}; write LEVEL or MODULE=LEVEL with commas between them, as in info,coordinator=debug")
+    })?;
+    tracing::warn!("what is logged was changed to {directives}");
+    Ok(directives)
+}
+
 /// The layer that writes to standard error.
-pub(crate) fn layer<S>(how: LogFormat, filter: EnvFilter) -> Box<dyn Layer<S> + Send + Sync>
+pub(crate) fn layer<S>(
+    how: LogFormat,
+    filter: impl Filter<S> + Send + Sync + 'static,
+) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {

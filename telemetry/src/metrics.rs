@@ -253,7 +253,7 @@ metrics! {
     TRIAL_MEMORY_QUOTIENT: Histogram(QUOTIENT) Histogram "lorafleet.trial.memory.measured_to_predicted", "1", [],
         "Peak bytes measured divided by those predicted; above 1 the prediction was too low.";
     AGENTS: UpDownCounter() UpDownCounter "lorafleet.agents", "{agent}", ["state"],
-        "Agents by state: connected, drained or gone.";
+        "Agents by state: connected, drained, or gone with trials in their hands.";
     LEASE_RENEWALS: Counter() Counter "lorafleet.lease.renewals", "{lease}", [],
         "Assignments renewed by a sign of life.";
     LEASE_EXPIRATIONS: Counter() Counter "lorafleet.lease.expirations", "{lease}", [],
@@ -267,7 +267,7 @@ metrics! {
     SAMPLES_PER_SECOND: Histogram(TOKENS) Histogram "lorafleet.trial.throughput.samples", "{row}/s", ["device"],
         "Rows trained a second, of each point that a trial reported.";
     PHASE_DURATION: Histogram(SECONDS) Histogram "lorafleet.trial.phase.duration", "s", ["phase"],
-        "Time of a phase of training other than steps: load, evaluate, checkpoint.";
+        "Time of a phase of training other than steps: load, prepare, evaluate, checkpoint.";
     CHECKPOINT_SIZE: Histogram(BYTES) Histogram "lorafleet.checkpoint.size", "By", [],
         "Bytes of a checkpoint that was uploaded: adapter and resume state.";
     CHECKPOINT_UPLOAD_DURATION: Histogram(SECONDS) Histogram "lorafleet.checkpoint.upload.duration", "s", ["outcome"],

@@ -50,9 +50,9 @@ pub fn run(options: &Options, work: impl Future<Output = Result<(), End>>) -> Ex
 
 /// Runs work that has no runtime and tells nothing but its log.
 pub fn run_quietly(options: &Options, work: impl FnOnce() -> Result<(), End>) -> ExitCode {
-    match crate::start(options, &Settings::log_only()) {
+    match Settings::log_only().and_then(|settings| crate::start(options, &settings)) {
         Ok(_telemetry) => end(work()),
-        Err(error) => say(&End::failed(error)),
+        Err(error) => say(&End::invalid(error)),
     }
 }
 

@@ -37,10 +37,26 @@ fn of_variables(variables: impl Iterator<Item = (String, String)>) -> Vec<String
             found.push(value);
         }
     }
-    found.retain(|value| value.len() >= SHORTEST);
-    found.sort_by_key(|value| std::cmp::Reverse(value.len()));
-    found.dedup();
-    found
+    let mut forms = Vec::new();
+    found.iter().for_each(|secret| add(&mut forms, secret));
+    forms
+}
+
+/// Adds a secret in the forms that a log may write it in: as it is, quoted, and quoted within a JSON text. Longer ones
+/// come first, so that of one that holds another nothing is left.
+fn add(forms: &mut Vec<String>, secret: &str) {
+    if secret.len() < SHORTEST {
+        return;
+    }
+    let mut form = secret.to_string();
+    for _ in 0..3 {
+        if !forms.contains(&form) {
+            forms.push(form.clone());
+        }
+        let quoted = format!("{form:?}");
+        form = quoted[1..quoted.len() - 1].into();
+    }
+    forms.sort_by_key(|form| std::cmp::Reverse(form.len()));
 }
 
 /// Headers in variables are percent-encoded.
@@ -66,10 +82,7 @@ fn decoded(text: &str) -> String {
 
 /// Keeps a value out of every log from now on, such as a token that was read from a file.
 pub fn keep(secret: &str) {
-    let mut known = known().write().unwrap_or_else(PoisonError::into_inner);
-    if secret.len() >= SHORTEST && !known.iter().any(|other| other == secret) {
-        known.push(secret.into());
-    }
+    add(&mut known().write().unwrap_or_else(PoisonError::into_inner), secret);
 }
 
 /// A text without the secrets in it.
@@ -87,8 +100,10 @@ pub(crate) fn cleaned(text: &str) -> Option<String> {
 
 fn without<'a>(text: &'a str, secrets: &[String]) -> Cow<'a, str> {
     let mut clean = Cow::Borrowed(text);
-    for secret in secrets.iter().filter(|secret| text.contains(secret.as_str())) {
-        clean = Cow::Owned(clean.replace(secret.as_str(), REDACTED));
+    for secret in secrets {
+        if clean.contains(secret.as_str()) {
+            clean = Cow::Owned(clean.replace(secret.as_str(), REDACTED));
+        }
     }
     // `scheme://name:password@host`
     let mut from = 0;
@@ -119,6 +134,8 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20abcdefgh,x=1"),
             ("LORAFLEET_TOKEN_FILE", "/etc/lorafleet/token"),
             ("SHORT_TOKEN", "one"),
+            ("ETCD_PASSWORD", r#"quo"ted\pass"#),
+            ("LONG_TOKEN", "hf_0123456789-and-more"),
             ("HOME", "/home/someone"),
         ];
         let secrets =
@@ -130,6 +147,12 @@ mod tests {
             ("sent Bearer%20abcdefgh", "sent [redacted]"),
             ("reads /etc/lorafleet/token", "reads /etc/lorafleet/token"),
             ("one /home/someone", "one /home/someone"),
+            // As it is, quoted, and quoted in a JSON text.
+            (r#"quo"ted\pass"#, "[redacted]"),
+            (r#"{"why":"quo\"ted\\pass"}"#, r#"{"why":"[redacted]"}"#),
+            (r#"{"why":"\"quo\\\"ted\\\\pass\""}"#, r#"{"why":"\"[redacted]\""}"#),
+            // One that begins with another.
+            ("hf_0123456789-and-more", "[redacted]"),
             (
                 "to http://me:secret@host:1/x and http://host/y@z",
                 "to http://[redacted]@host:1/x and http://host/y@z",

@@ -14,6 +14,26 @@ use std::path::PathBuf;
 /// Where `LORAFLEET_LOG_FORMAT` is read.
 const LOG_FORMAT: &str = "LORAFLEET_LOG_FORMAT";
 
+/// What is read as a whole number, here or by the libraries. They take their defaults for what is none, and say nothing.
+const NUMBERS: [&str; 16] = [
+    "OTEL_BLRP_EXPORT_TIMEOUT",
+    "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE",
+    "OTEL_BLRP_MAX_QUEUE_SIZE",
+    "OTEL_BLRP_SCHEDULE_DELAY",
+    "OTEL_BSP_EXPORT_TIMEOUT",
+    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+    "OTEL_BSP_MAX_QUEUE_SIZE",
+    "OTEL_BSP_SCHEDULE_DELAY",
+    "OTEL_EXPORTER_OTLP_LOGS_TIMEOUT",
+    "OTEL_EXPORTER_OTLP_METRICS_TIMEOUT",
+    "OTEL_EXPORTER_OTLP_TIMEOUT",
+    "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+    "OTEL_METRIC_EXPORT_INTERVAL",
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_SPAN_EVENT_COUNT_LIMIT",
+    "OTEL_SPAN_LINK_COUNT_LIMIT",
+];
+
 /// How a signal is exported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
@@ -45,6 +65,10 @@ pub struct Settings {
     pub logs: Option<Target>,
     /// Which traces are kept.
     pub sampler: Sampler,
+    /// Whether calls take their caller's context along.
+    pub propagates: bool,
+    /// What is no number where one is wanted: the default is taken instead, as the specification has it.
+    pub unread: Vec<SettingsError>,
     /// How the log looks on standard error.
     pub log_format: LogFormat,
 }
@@ -77,15 +101,24 @@ impl Settings {
         Self::read(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
-    /// Nothing but a log.
-    pub fn log_only() -> Self {
-        let log_format = LogFormat::Auto;
+    /// Nothing but a log, of the form that the environment asks for.
+    ///
+    /// # Errors
+    /// There is no such form.
+    pub fn log_only() -> Result<Self, SettingsError> {
+        let of = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        log_format(&of).map(Self::with_log)
+    }
+
+    fn with_log(log_format: LogFormat) -> Self {
         Self {
             disabled: true,
             traces: None,
             metrics: None,
             logs: None,
             sampler: Sampler::AlwaysOff,
+            propagates: false,
+            unread: Vec::new(),
             log_format,
         }
     }
@@ -95,22 +128,24 @@ impl Settings {
     /// # Errors
     /// As [`Settings::from_env`]'s.
     pub fn read(of: impl Fn(&str) -> Option<String>) -> Result<Self, SettingsError> {
-        let log_format = match of(LOG_FORMAT).as_deref() {
-            None | Some("auto") => LogFormat::Auto,
-            Some("text") => LogFormat::Text,
-            Some("json") => LogFormat::Json,
-            Some(other) => return Err(refused(LOG_FORMAT, other, "it may be auto, text or json")),
-        };
+        let log_format = log_format(&of)?;
         if of("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
-            return Ok(Self { log_format, ..Self::log_only() });
+            return Ok(Self::with_log(log_format));
         }
-        propagators(&of)?;
+        let mut unread = Vec::new();
+        for name in NUMBERS {
+            if let Some(value) = of(name).filter(|value| value.parse::<u32>().is_err()) {
+                unread.push(refused(name, &value, "it is no whole number; the default is taken"));
+            }
+        }
         Ok(Self {
             disabled: false,
             traces: target(&of, "TRACES")?,
             metrics: target(&of, "METRICS")?,
             logs: target(&of, "LOGS")?,
-            sampler: sampler(&of)?,
+            sampler: sampler(&of, &mut unread)?,
+            propagates: propagates(&of)?,
+            unread,
             log_format,
         })
     }
@@ -124,6 +159,15 @@ impl Settings {
 
 fn refused(variable: &str, value: &str, problem: impl Into<String>) -> SettingsError {
     SettingsError::Variable { variable: variable.into(), value: value.into(), problem: problem.into() }
+}
+
+fn log_format(of: &impl Fn(&str) -> Option<String>) -> Result<LogFormat, SettingsError> {
+    match of(LOG_FORMAT).as_deref() {
+        None | Some("auto") => Ok(LogFormat::Auto),
+        Some("text") => Ok(LogFormat::Text),
+        Some("json") => Ok(LogFormat::Json),
+        Some(other) => Err(refused(LOG_FORMAT, other, "it may be auto, text or json")),
+    }
 }
 
 /// A signal's variable, or the one for all signals.
@@ -173,23 +217,27 @@ fn target(of: &impl Fn(&str) -> Option<String>, signal: &str) -> Result<Option<T
 }
 
 /// Which traces are kept.
-fn sampler(of: &impl Fn(&str) -> Option<String>) -> Result<Sampler, SettingsError> {
+fn sampler(
+    of: &impl Fn(&str) -> Option<String>,
+    unread: &mut Vec<SettingsError>,
+) -> Result<Sampler, SettingsError> {
     let (name, argument) = ("OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG");
-    let ratio = || match of(argument) {
-        None => Ok(Sampler::TraceIdRatioBased(1.0)),
-        Some(text) => match text.parse::<f64>() {
-            Ok(ratio) if (0.0..=1.0).contains(&ratio) => Ok(Sampler::TraceIdRatioBased(ratio)),
-            _ => Err(refused(argument, &text, "it must be a number from 0 to 1")),
-        },
+    let mut ratio = || {
+        let said = of(argument).unwrap_or_else(|| "1".into());
+        let ratio = said.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+        if ratio.is_none() {
+            unread.push(refused(argument, &said, "it is no number from 0 to 1; all traces are kept"));
+        }
+        Sampler::TraceIdRatioBased(ratio.unwrap_or(1.0))
     };
     let parent_based = |root: Sampler| Sampler::ParentBased(Box::new(root));
     Ok(match of(name).as_deref() {
         None | Some("parentbased_always_on") => parent_based(Sampler::AlwaysOn),
         Some("parentbased_always_off") => parent_based(Sampler::AlwaysOff),
-        Some("parentbased_traceidratio") => parent_based(ratio()?),
+        Some("parentbased_traceidratio") => parent_based(ratio()),
         Some("always_on") => Sampler::AlwaysOn,
         Some("always_off") => Sampler::AlwaysOff,
-        Some("traceidratio") => ratio()?,
+        Some("traceidratio") => ratio(),
         Some(other) => {
             let known = "always_on, always_off, traceidratio, or one of these after parentbased_";
             return Err(refused(name, other, format!("it may be {known}")));
@@ -197,13 +245,13 @@ fn sampler(of: &impl Fn(&str) -> Option<String>) -> Result<Sampler, SettingsErro
     })
 }
 
-/// Context travels as W3C's `traceparent`.
-fn propagators(of: &impl Fn(&str) -> Option<String>) -> Result<(), SettingsError> {
-    let Some(value) = of("OTEL_PROPAGATORS") else { return Ok(()) };
-    let known = |name: &str| ["tracecontext", "baggage", "none"].contains(&name.trim());
-    match value.split(',').all(known) {
-        true => Ok(()),
-        false => Err(refused("OTEL_PROPAGATORS", &value, "context travels as tracecontext alone")),
+/// Whether context travels, as W3C's `traceparent`. There is no baggage to travel.
+fn propagates(of: &impl Fn(&str) -> Option<String>) -> Result<bool, SettingsError> {
+    let Some(value) = of("OTEL_PROPAGATORS") else { return Ok(true) };
+    let names: Vec<_> = value.split(',').map(str::trim).collect();
+    match names.iter().all(|name| ["tracecontext", "baggage", "none"].contains(name)) {
+        true => Ok(names.contains(&"tracecontext")),
+        false => Err(refused("OTEL_PROPAGATORS", &value, "it may be tracecontext, baggage or none")),
     }
 }
 
@@ -265,7 +313,36 @@ mod tests {
             let error = read(&[variable, on]).unwrap_err().to_string();
             assert!(error.starts_with(&format!("{}={}: ", variable.0, variable.1)), "{error}");
         }
-        let ratio = [("OTEL_TRACES_SAMPLER", "traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "2")];
-        assert!(read(&ratio).unwrap_err().to_string().contains("from 0 to 1"));
+    }
+
+    #[test]
+    fn what_is_no_number_is_said_and_the_default_taken() {
+        let ratio = ("OTEL_TRACES_SAMPLER", "traceidratio");
+        for (name, value, good) in [
+            ("OTEL_BSP_MAX_QUEUE_SIZE", "lots", false),
+            ("OTEL_BSP_MAX_QUEUE_SIZE", "16", true),
+            ("OTEL_METRIC_EXPORT_INTERVAL", "60s", false),
+            ("OTEL_EXPORTER_OTLP_LOGS_TIMEOUT", "-1", false),
+            ("OTEL_TRACES_SAMPLER_ARG", "2", false),
+            ("OTEL_TRACES_SAMPLER_ARG", "0.5", true),
+        ] {
+            let unread = read(&[(name, value), ratio]).unwrap().unread;
+            let said: Vec<_> = unread.iter().map(ToString::to_string).collect();
+            assert_eq!(said.is_empty(), good, "{said:?}");
+            assert!(said.iter().all(|said| said.starts_with(&format!("{name}={value}: "))), "{said:?}");
+        }
+    }
+
+    #[test]
+    fn context_travels_unless_it_shall_not() {
+        for (value, want) in [
+            (None, true),
+            (Some("tracecontext,baggage"), true),
+            (Some("baggage"), false),
+            (Some("none"), false),
+        ] {
+            let variables: Vec<_> = value.map(|value| ("OTEL_PROPAGATORS", value)).into_iter().collect();
+            assert_eq!(read(&variables).unwrap().propagates, want, "{value:?}");
+        }
     }
 }

@@ -11,7 +11,7 @@
 //!    ├─ load, quantize       of the base, unless it was in memory
 //!    ├─ evaluate             each
 //!    ├─ checkpoint.upload    each
-//!    └─ train                from the first step to the last; steps that were reported are its events
+//!    └─ train                from when it was ready to the last that was heard of it; reported steps are its events
 //! ```
 
 pub use opentelemetry::Value;
@@ -256,15 +256,21 @@ impl Span {
     }
 }
 
+/// Works at a place, if there is one: what is logged meanwhile has its ids.
+pub fn at_place<T>(place: Option<Place>, work: impl FnOnce() -> T) -> T {
+    let _here = place.map(|place| place.context().attach());
+    work()
+}
+
 /// The span of a command of a person, which all that it calls belongs to.
 pub fn command(name: &'static str) -> tracing::Span {
-    tracing::info_span!(target: TARGET, "command", otel.name = name)
+    tracing::info_span!(target: TARGET, "command", otel.name = name, otel.status_description = tracing::field::Empty)
 }
 
 /// A span of something that is about to happen, below a place.
 pub fn below(parent: Option<Place>, name: &'static str) -> tracing::Span {
     use tracing_opentelemetry::OpenTelemetrySpanExt;
-    let span = tracing::info_span!(target: TARGET, "work", otel.name = name, otel.status_code = tracing::field::Empty);
+    let span = tracing::info_span!(target: TARGET, "work", otel.name = name, otel.status_description = tracing::field::Empty);
     if let Some(parent) = parent {
         // Where traces are not exported there is nothing to be set.
         let _ = span.set_parent(parent.context());
@@ -272,9 +278,10 @@ pub fn below(parent: Option<Place>, name: &'static str) -> tracing::Span {
     span
 }
 
-/// Says that what a span of [`below`] tells of did not end well.
-pub fn failed(span: &tracing::Span) {
-    span.record("otel.status_code", "error");
+/// Says that what a span of [`command`] or [`below`] tells of did not end well, and why.
+pub fn failed(span: &tracing::Span, why: &str) {
+    // It makes the span's status an error.
+    span.record("otel.status_description", why);
 }
 
 #[cfg(test)]

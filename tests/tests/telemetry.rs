@@ -5,9 +5,7 @@
 
 mod otlp;
 
-use opentelemetry_proto::tonic::common::v1::any_value::Value;
-use opentelemetry_proto::tonic::logs::v1::LogRecord;
-use otlp::{Collector, attribute};
+use otlp::{Collector, attribute, text};
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
@@ -20,7 +18,7 @@ const SECRET: &str = "hf_planted-0123456789";
 /// Spans that the program `many` tells of: more than a queue holds.
 const MANY: usize = 20_000;
 
-const OPTIONS: Options = Options { service: "tested", version: "0", level: "info", scraped: false };
+const OPTIONS: Options = Options { service: "tested", version: "0", level: "info", scraped: true };
 
 /// What the programs run; nothing when the tests are run.
 #[test]
@@ -30,6 +28,7 @@ fn role() {
         let span = telemetry::trace::below(None, "something");
         async {
             telemetry::metrics::LEASE_RENEWALS.add(3.0, &[]);
+            telemetry::trace::failed(&telemetry::trace::below(None, "something that fails"), SECRET);
             tracing::info!(token = SECRET, "logged with {SECRET}");
         }
         .instrument(span)
@@ -37,7 +36,7 @@ fn role() {
         match role.as_str() {
             "returns" => Ok(()),
             "fails" => Err(telemetry::End::failed("on purpose")),
-            "panics" => panic!("on purpose"),
+            "panics" => panic!("on purpose, with {SECRET}"),
             "waits" => {
                 let mut interrupts = actor::Interrupts::new().unwrap();
                 println!("ready");
@@ -48,12 +47,20 @@ fn role() {
                 for _ in 0..MANY {
                     drop(telemetry::trace::below(None, "one of many"));
                 }
-                println!("told");
+                println!("told all, dropped {}", dropped_by(&telemetry::http::text()));
                 Ok(())
             }
         }
     };
     let _ = telemetry::program::run(&OPTIONS, work);
+}
+
+/// Spans that a full queue dropped, as `/metrics` has it.
+fn dropped_by(text: &str) -> usize {
+    let full = |line: &&str| {
+        line.starts_with("otel_sdk_processor_span_processed") && line.contains("error_type=\"queue_full\"")
+    };
+    text.lines().find(full).and_then(|line| line.rsplit_once(' ')?.1.parse().ok()).unwrap_or(0)
 }
 
 fn start(role: &str, variables: &[(&str, String)]) -> Child {
@@ -68,13 +75,6 @@ fn start(role: &str, variables: &[(&str, String)]) -> Child {
 
 fn output(child: Child) -> Output {
     child.wait_with_output().unwrap()
-}
-
-fn said(log: &LogRecord) -> String {
-    match log.body.as_ref().and_then(|body| body.value.as_ref()) {
-        Some(Value::StringValue(text)) => text.clone(),
-        other => panic!("{other:?}"),
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -100,22 +100,24 @@ async fn every_way_out_loses_nothing() {
         let received = collector.received();
         let spans: Vec<_> =
             received.spans.iter().map(|(of, span)| (of.as_str(), span.name.as_str())).collect();
-        assert_eq!(spans, [("tested", "something")], "{role}");
-        let span = &received.spans[0].1;
+        assert_eq!(spans, [("tested", "something that fails"), ("tested", "something")], "{role}");
+        assert_eq!(received.spans[0].1.status.as_ref().unwrap().message, "[redacted]", "{role}");
+        let span = &received.spans[1].1;
 
         // The log, here and on standard error: with the trace's id and without the secret.
-        let logged = received.logs.iter().find(|(_, log)| said(log).starts_with("logged"));
+        let logged = received.logs.iter().find(|(_, log)| text(log).starts_with("logged"));
         let stderr = String::from_utf8(output.stderr).unwrap();
         let (_, log) = logged.unwrap_or_else(|| panic!("{role}: {:#?} {stderr}", received.logs));
-        assert_eq!(said(log), "logged with [redacted]", "{role}");
+        assert_eq!(text(log), "logged with [redacted]", "{role}");
         assert_eq!(attribute(&log.attributes, "token").as_deref(), Some("[redacted]"), "{role}");
         assert_eq!((&log.trace_id, &log.span_id), (&span.trace_id, &span.span_id), "{role}");
+        assert!(!log.event_name.is_empty(), "{role}: {log:?}");
         assert!(!stderr.contains(SECRET), "{stderr}");
         let lines = stderr.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
         let line = lines.into_iter().find(|line| line["message"] == "logged with [redacted]").expect(role);
         let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         assert_eq!(line["trace_id"], hex(&span.trace_id), "{role}");
-        let ended = received.logs.iter().any(|(_, log)| said(log).contains("on purpose"));
+        let ended = received.logs.iter().any(|(_, log)| text(log).contains("on purpose"));
         assert_eq!(ended, ["fails", "panics"].contains(&role), "{role}");
 
         let renewals = received.metrics.iter().find(|(_, metric)| metric.name == "lorafleet.lease.renewals");
@@ -124,7 +126,7 @@ async fn every_way_out_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_collector_that_reads_nothing_costs_no_time() {
+async fn a_collector_that_reads_nothing_costs_no_time_and_what_is_lost_is_counted() {
     // It takes connections, and says nothing.
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", silent.local_addr().unwrap());
@@ -151,6 +153,9 @@ async fn a_collector_that_reads_nothing_costs_no_time() {
         let ended = started.elapsed();
         // Many times as long as it takes, and shorter than a collector's time to answer.
         assert!(told < Duration::from_secs(5), "{protocol}: {told:?}");
+        // All but what waits, and a batch or two on their way.
+        let lost: usize = line.trim().rsplit_once(' ').unwrap().1.parse().unwrap();
+        assert!(lost >= MANY - 2048 - 2 * 512 && lost < MANY, "{protocol}: {lost}");
         let most = telemetry::FLUSH_LIMIT + Duration::from_secs(4);
         assert!(ended - told < most, "{protocol}: flushing took {:?}", ended - told);
     }
@@ -181,6 +186,17 @@ fn dropped(metric: &opentelemetry_proto::tonic::metrics::v1::Metric) -> Option<f
     match point.value? {
         Value::AsInt(number) => Some(number as f64),
         Value::AsDouble(number) => Some(number),
+    }
+}
+
+#[test]
+fn prometheus_takes_the_rules() {
+    let rules = tests::root().join("config/otel/alerts.yaml");
+    match Command::new("promtool").args(["check", "rules"]).arg(&rules).output() {
+        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
+        Err(error) => tests::skipped(&format!(
+            "Prometheus' alert rules: promtool is not there (Debian: apt-get install prometheus): {error}"
+        )),
     }
 }
 

@@ -4,60 +4,29 @@
 
 mod otlp;
 
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use opentelemetry_proto::tonic::trace::v1::Span;
-use otlp::{Collector, Received, attribute};
+use otlp::{Collector, Received, attribute, text};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufRead, BufReader, Lines, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
+use tests::program::{self, Program};
 
-/// A program of the workspace. `cargo test --workspace` builds it.
-fn program(name: &str) -> PathBuf {
-    let tests = std::env::current_exe().unwrap();
-    let path = tests.parent().and_then(Path::parent).unwrap().join(name);
-    assert!(path.exists(), "{} is not built: cargo build --release --workspace", path.display());
-    path
+/// Starts a program that tells the collector.
+fn start(name: &str, arguments: &[&str], collector: &Collector) -> Program {
+    Program::start_with(name, arguments, |command| {
+        let levels = "warn,gpu_agent::actors::device=info,coordinator::actors::sweep=info";
+        command.envs(collector.variables()).env("LORAFLEET_LOG", levels);
+    })
 }
 
-fn command(name: &str, collector: &Collector) -> Command {
-    let mut command = Command::new(program(name));
-    command.envs(collector.variables()).env("LORAFLEET_LOG", "warn");
-    command
-}
-
-/// A running program. It is killed when it is dropped.
-struct Program {
-    child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Program {
-    fn start(command: &mut Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Self { child, lines }
-    }
-
-    /// The rest of its next line that begins so.
-    fn says(&mut self, beginning: &str) -> String {
-        let found = self.lines.find_map(|line| Some(line.unwrap().strip_prefix(beginning)?.to_string()));
-        found.unwrap_or_else(|| panic!("it ended before it said `{beginning}`"))
-    }
-
-    fn terminate(mut self) {
-        tests::signal(self.child.id(), "TERM");
-        assert!(self.child.wait().unwrap().success());
-    }
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// Runs a command that tells the collector; its exit code, and what it says on standard output and standard error.
+fn run(arguments: &[&str], collector: &Collector) -> (Option<i32>, String, String) {
+    let variables = collector.variables();
+    let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    program::output("lorafleet", arguments, &variables)
 }
 
 /// A port of this machine that was free a moment ago.
@@ -110,24 +79,21 @@ async fn one_trace_holds_a_trial_with_both_its_attempts() {
     let data = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
     let http = free_address();
     let coordinator_at = |listen: &str| {
-        let mut command = command("coordinator", &collector);
-        command.args(["--listen", listen, "--data-dir", &data("coordinator"), "--http", &http]);
-        Program::start(&mut command)
+        let arguments = ["--listen", listen, "--data-dir", &data("coordinator"), "--http", &http];
+        start("coordinator", &arguments, &collector)
     };
     let mut coordinator = coordinator_at("127.0.0.1:0");
     let endpoint = coordinator.says("listening on ");
     let agent = |name: &str| {
-        let mut command = command("gpu-agent", &collector);
-        command.args(["--coordinator", &endpoint, "--devices", "cpu", "--data-dir", &data(name)]);
-        Program::start(&mut command)
+        let arguments = ["--coordinator", &endpoint, "--devices", "cpu", "--data-dir", &data(name)];
+        start("gpu-agent", &arguments, &collector)
     };
     let first = agent("first");
-    let submitted = command("lorafleet", &collector)
-        .args(["submit", sweep_file(dir.path()).to_str().unwrap(), "--endpoint", &endpoint])
-        .output()
-        .unwrap();
-    assert!(submitted.status.success(), "{}", String::from_utf8_lossy(&submitted.stderr));
-    let sweep = String::from_utf8(submitted.stdout).unwrap().trim().to_string();
+    let file = sweep_file(dir.path());
+    let arguments = ["submit", file.to_str().unwrap(), "--endpoint", &endpoint];
+    let (code, submitted, errors) = run(&arguments, &collector);
+    assert_eq!(code, Some(0), "{errors}");
+    let sweep = submitted.trim();
 
     // An agent that leaves gives the trial back, and a coordinator that ends goes on with it.
     collector
@@ -137,12 +103,11 @@ async fn one_trace_holds_a_trial_with_both_its_attempts() {
         .await;
     assert_eq!(get(&http, "/healthz"), (200, "lives\n".into()));
     assert_eq!(get(&http, "/readyz"), (200, "ready\n".into()));
-    let (status, text) = get(&http, "/metrics");
+    let (status, shown) = get(&http, "/metrics");
     assert_eq!(status, 200);
-    assert!(text.contains("lorafleet_trials{state=\"running\"} 1"), "{text}");
-    assert!(text.contains("# TYPE rpc_server_call_duration_seconds histogram"), "{text}");
-    first.terminate();
-    coordinator.terminate();
+    assert!(shown.contains("lorafleet_trials{state=\"running\"} 1"), "{shown}");
+    assert!(shown.contains("# TYPE rpc_server_call_duration_seconds histogram"), "{shown}");
+    assert!(first.terminate() && coordinator.terminate());
     let _coordinator = coordinator_at(endpoint.strip_prefix("http://").unwrap());
     let second = agent("second");
     let trial = collector
@@ -150,15 +115,25 @@ async fn one_trace_holds_a_trial_with_both_its_attempts() {
             received.spans.iter().find(|(_, span)| span.name == "trial").map(|(_, span)| span.clone())
         })
         .await;
-    second.terminate();
+    assert!(second.terminate());
 
-    let shown = command("lorafleet", &collector)
-        .args(["trials", "get", &format!("{sweep}/1"), "-o", "json", "--endpoint", &endpoint])
-        .output()
-        .unwrap();
-    let shown: serde_json::Value = serde_json::from_slice(&shown.stdout).unwrap();
+    let arguments = ["trials", "get", &format!("{sweep}/1"), "-o", "json", "--endpoint", &endpoint];
+    let (_, shown, _) = run(&arguments, &collector);
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
     let hex: String = trial.trace_id.iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!((&shown["trace_id"], &shown["state"]), (&hex.into(), &"completed".into()));
+
+    // A command that fails says why in its span.
+    let arguments = ["get", "no-such-sweep", "--endpoint", &endpoint];
+    let (code, _, errors) = run(&arguments, &collector);
+    assert_ne!(code, Some(0), "{errors}");
+    let failed = collector
+        .until("the failed command", |received| {
+            received.spans.iter().find(|(_, span)| span.name == "lorafleet get").map(|(_, span)| span.clone())
+        })
+        .await;
+    let status = failed.status.unwrap();
+    assert!(!status.message.is_empty() && errors.contains(&status.message), "{status:?} {errors}");
 
     let received = collector.received();
     let named = spans(&received, &trial.trace_id);
@@ -199,8 +174,8 @@ async fn one_trace_holds_a_trial_with_both_its_attempts() {
         ("prepare", "lorafleet-agent", 2),
         ("train", "lorafleet-agent", 2),
         ("checkpoint.download", "lorafleet-agent", 1),
-        // At the beginning, 10 times in 400 steps, and again where the second attempt begins.
-        ("evaluate", "lorafleet-agent", 12),
+        // Of the base, and 10 times in 400 steps.
+        ("evaluate", "lorafleet-agent", 11),
     ] {
         assert_eq!((of(name).len(), services(name)), (times, [service.to_string()].into()), "{name}");
         let known = of(name).iter().all(|(_, span)| attempts.contains(&span.parent_span_id));
@@ -232,6 +207,15 @@ async fn one_trace_holds_a_trial_with_both_its_attempts() {
         assert_eq!(train.events[0].name, "step");
         let losses = train.events.iter().filter(|e| attribute(&e.attributes, "lorafleet.loss").is_some());
         assert!(losses.count() + 1 >= train.events.len(), "all but the base's have a loss");
+    }
+
+    // What is logged of an attempt is in its trace, below it.
+    for (service, line) in [("lorafleet-coordinator", "assigning"), ("lorafleet-agent", "assigned")] {
+        let is_it = |of: &String, log: &LogRecord| of == service && text(log) == line;
+        let logs: Vec<_> = received.logs.iter().filter(|(of, log)| is_it(of, log)).collect();
+        assert_eq!(logs.len(), 2, "{line}");
+        let known = |log: &LogRecord| log.trace_id == trial.trace_id && attempts.contains(&log.span_id);
+        assert!(logs.iter().all(|(_, log)| known(log)), "{line}: {logs:#?}");
     }
 
     // Metrics, by name and unit.

@@ -15,6 +15,7 @@ use crate::wire::{self, Saying};
 use crate::{Assignment, SHUTDOWN_GRACE};
 use actor::{Mailbox, Scope, mailbox};
 use domain::DeviceId;
+use domain::metric::MetricPoint;
 use domain::trial::{Digests, Failure, FailureClass, TrialConfig, TrialSummary};
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -23,7 +24,7 @@ use prost::Message;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 use telemetry::metrics;
-use telemetry::trace::Place;
+use telemetry::trace::{Place, at_place};
 use tokio::sync::{mpsc, watch};
 
 /// Events that are looked at together: neighbouring points of a trial become one message.
@@ -220,7 +221,7 @@ impl Actor {
         for old in older {
             self.stop(&old, How::Drop, "");
         }
-        tracing::info!(trial = %assignment, "assigned");
+        at_place(assign.belongs, || tracing::info!(trial = %assignment, "assigned"));
         let held = Held {
             step: assign.resume_step.unwrap_or(0),
             predicted_peak_memory_bytes: assign.predicted_peak_memory_bytes,
@@ -274,8 +275,8 @@ impl Actor {
 
     /// Drops an assignment that is not current, with all that is kept of it.
     fn forget(&mut self, assignment: &Assignment) {
-        tracing::info!(trial = %assignment, "dropped: the assignment is not current");
-        self.held.remove(assignment);
+        let belongs = self.held.remove(assignment).and_then(|held| held.traced.belongs());
+        at_place(belongs, || tracing::info!(trial = %assignment, "dropped: the assignment is not current"));
         self.unsaid.retain(|(other, _)| other != assignment);
         self.spool.forget(assignment);
         self.home.remove_work_dir(assignment);
@@ -288,12 +289,7 @@ impl Actor {
         {
             match event {
                 Event::Trial(assignment, Happening::Points(mut points)) => {
-                    while let Some(Event::Trial(next, Happening::Points(more))) = self.arrived.front_mut()
-                        && *next == assignment
-                    {
-                        points.append(more);
-                        self.arrived.pop_front();
-                    }
+                    points.append(&mut more_points(&mut self.arrived, &assignment));
                     self.say_points(&assignment, points);
                 }
                 Event::Trial(assignment, happening) => self.happened(&assignment, happening),
@@ -312,7 +308,7 @@ impl Actor {
         }
     }
 
-    fn say_points(&mut self, assignment: &Assignment, points: Vec<domain::metric::MetricPoint>) {
+    fn say_points(&mut self, assignment: &Assignment, points: Vec<MetricPoint>) {
         let Some(held) = self.held.get_mut(assignment) else { return };
         held.step = points.last().map_or(held.step, |point| point.step);
         points.iter().for_each(|point| held.traced.point(point, &self.id));
@@ -339,8 +335,10 @@ impl Actor {
             }
             happening => {
                 let last = happening.is_last();
-                if last {
-                    held.traced.over(&happening);
+                match &happening {
+                    Happening::Started { .. } => held.traced.started(),
+                    _ if last => held.traced.over(&happening),
+                    _ => {}
                 }
                 let Some(mut saying) = wire::saying(happening, reason) else { return };
                 if !last {
@@ -451,7 +449,9 @@ impl Actor {
             Err(TransferError::Fenced(_)) => return self.stop(assignment, How::Drop, ""),
             Err(TransferError::Later(why)) => {
                 held.failures += 1;
-                tracing::warn!(trial = %assignment, step = checkpoint.step, why, "an upload failed; trying again");
+                at_place(held.traced.belongs(), || {
+                    tracing::warn!(trial = %assignment, step = checkpoint.step, why, "an upload failed; trying again");
+                });
                 if held.newest.is_some() {
                     checkpoint.remove();
                 } else {
@@ -475,7 +475,9 @@ impl Actor {
             Ok(checkpoint) => self.admit(*assign, Some(checkpoint)),
             Err(TransferError::Fenced(_)) => self.stop(&assignment, How::Drop, ""),
             Err(error @ (TransferError::Later(_) | TransferError::Io { .. })) => {
-                tracing::warn!(trial = %assignment, %error, "a download failed; trying again");
+                at_place(assign.belongs, || {
+                    tracing::warn!(trial = %assignment, %error, "a download failed; trying again");
+                });
                 self.download(assign, held.failures + 1);
             }
             Err(error) => self.fail(&assignment, format!("the checkpoint to go on from: {error}")),
@@ -489,6 +491,23 @@ impl Actor {
         self.say(assignment, Saying::Failed(failure));
         self.held.remove(assignment);
     }
+}
+
+/// Takes a trial's points out of what arrived, up to the next that is more than a measurement: each message costs a write
+/// to the disk and an acknowledgement.
+fn more_points(arrived: &mut VecDeque<Event>, assignment: &Assignment) -> Vec<MetricPoint> {
+    let (mut found, mut i) = (Vec::new(), 0);
+    while let Some(event) = arrived.get_mut(i) {
+        match event {
+            Event::Trial(of, Happening::Points(points)) if of == assignment => {
+                found.append(points);
+                arrived.remove(i);
+            }
+            Event::Trial(_, Happening::Points(_)) | Event::Phase(..) | Event::Steps(_) => i += 1,
+            Event::Trial(..) | Event::BaseResident(_) => break,
+        }
+    }
+    found
 }
 
 /// The last word of a trial that is ended while its checkpoint is still being downloaded.
@@ -515,5 +534,39 @@ async fn until(deadline: Option<tokio::time::Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Phase, Work};
+    use domain::Timestamp;
+
+    fn points(trial: &str, step: u64) -> Event {
+        let point = MetricPoint { step, time: Timestamp(step), values: Vec::new() };
+        Event::Trial(Assignment::new(trial, 1), Happening::Points(vec![point]))
+    }
+
+    fn measured(trial: &str, step: u64) -> [Event; 2] {
+        let (start, took) = (Timestamp(step), Duration::ZERO);
+        let phase = Phase { work: Work::Evaluate, start, took, step };
+        [Event::Steps(vec![0.1]), Event::Phase(Assignment::new(trial, 1), phase)]
+    }
+
+    #[test]
+    fn points_become_one_message_whatever_is_measured_between_them() {
+        let released = Event::Trial(Assignment::new("a", 1), Happening::Released);
+        let mut arrived: VecDeque<_> = (1..=20)
+            .flat_map(|step| measured("a", step).into_iter().chain([points("a", step), points("b", step)]))
+            .chain([released, points("a", 21)])
+            .collect();
+        let steps = |points: Vec<MetricPoint>| points.iter().map(|point| point.step).collect::<Vec<_>>();
+        let wanted: Vec<_> = (1..=20).collect();
+        assert_eq!(steps(more_points(&mut arrived, &Assignment::new("a", 1))), wanted);
+        assert_eq!(steps(more_points(&mut arrived, &Assignment::new("b", 1))), wanted);
+        // What was measured is still there, and nothing passes a trial's last word.
+        assert_eq!(arrived.len(), 2 * 20 + 2);
+        assert!(arrived.iter().take(40).all(|event| matches!(event, Event::Steps(_) | Event::Phase(..))));
     }
 }

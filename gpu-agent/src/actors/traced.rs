@@ -1,9 +1,10 @@
 //! What a device tells of a trial's attempt: spans of its work once it is over, and one of its training, whose events are
 //! the points that it reported. Nothing is told from the thread that trains.
 
-use crate::engine::{Happening, Phase};
+use crate::engine::{Happening, Phase, Work};
 use domain::Timestamp;
 use domain::metric::{self, MetricPoint};
+use std::fmt::Display;
 use std::future::Future;
 use telemetry::Instrument;
 use telemetry::metrics;
@@ -19,7 +20,9 @@ pub(super) struct Traced {
     belongs: Option<Place>,
     /// When the last piece of work before its first step was over, in milliseconds since the Unix epoch.
     ready_ms: Option<u64>,
-    /// The last point's hour.
+    /// Whether it trains, or did.
+    started: bool,
+    /// When the last was heard of it: a point, or a piece of work that was over.
     last: Timestamp,
     points: Vec<MetricPoint>,
     /// Points seen, and of how many one is kept.
@@ -36,14 +39,23 @@ impl Traced {
         self.belongs
     }
 
+    /// It trains.
+    pub(super) fn started(&mut self) {
+        self.started = true;
+    }
+
     /// A piece of work is over.
     pub(super) fn phase(&mut self, phase: &Phase) {
         let name = phase.work.name();
         metrics::PHASE_DURATION.record(phase.took.as_secs_f64(), &[("phase", name)]);
         let Some(belongs) = self.belongs else { return };
         let end_ms = phase.start.0 + phase.took.as_millis() as u64;
-        if self.seen == 0 {
-            self.ready_ms = Some(end_ms);
+        self.last = self.last.max(Timestamp(end_ms));
+        match phase.work {
+            Work::Load | Work::Prepare => self.ready_ms = Some(end_ms),
+            // Of the base alone.
+            Work::Evaluate if phase.step == 0 => self.ready_ms = Some(end_ms),
+            Work::Evaluate | Work::Checkpoint => {}
         }
         let attributes = vec![("lorafleet.trial.step", (phase.step as i64).into())];
         Span { name, start_ms: phase.start.0, end_ms, attributes, ..Span::default() }.tell(belongs);
@@ -60,7 +72,7 @@ impl Traced {
         if self.belongs.is_none() {
             return;
         }
-        self.last = point.time;
+        self.last = self.last.max(point.time);
         if self.seen.is_multiple_of(self.stride) {
             self.points.push(point.clone());
         }
@@ -77,8 +89,14 @@ impl Traced {
 
     /// Nothing more comes of it: tells of its training.
     pub(super) fn over(&self, last: &Happening) {
-        let (Some(belongs), Some(first)) = (self.belongs, self.points.first()) else { return };
-        let start_ms = self.ready_ms.unwrap_or(first.time.0);
+        if let (Some(belongs), true) = (self.belongs, self.started) {
+            self.training(last).tell(belongs);
+        }
+    }
+
+    /// Its training: from when it was ready to when the last was heard of it.
+    fn training(&self, last: &Happening) -> Span {
+        let start_ms = self.ready_ms.unwrap_or(self.last.0);
         let events = self.points.iter().map(|point| {
             let mut values = vec![("lorafleet.trial.step".to_string(), point.step as f64)];
             values.extend(
@@ -93,20 +111,13 @@ impl Traced {
             Happening::Failed(failure) => Some(failure.message.clone()),
             _ => None,
         };
-        let span = Span {
-            name: "train",
-            start_ms,
-            end_ms: self.last.0,
-            events: events.collect(),
-            error,
-            ..Span::default()
-        };
-        span.tell(belongs);
+        let (events, end_ms) = (events.collect(), self.last.0.max(start_ms));
+        Span { name: "train", start_ms, end_ms, events, error, ..Span::default() }
     }
 }
 
 /// An upload, within a span that its calls belong to.
-pub(super) async fn upload<E>(
+pub(super) async fn upload<E: Display>(
     belongs: Option<Place>,
     work: impl Future<Output = Result<u64, E>>,
 ) -> Result<(), E> {
@@ -121,14 +132,14 @@ pub(super) async fn upload<E>(
 }
 
 /// A download, within a span that its calls belong to.
-pub(super) async fn download<T, E>(
+pub(super) async fn download<T, E: Display>(
     belongs: Option<Place>,
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
     within(belongs, "checkpoint.download", work).await
 }
 
-async fn within<T, E>(
+async fn within<T, E: Display>(
     belongs: Option<Place>,
     name: &'static str,
     work: impl Future<Output = Result<T, E>>,
@@ -137,8 +148,45 @@ async fn within<T, E>(
     let Some(belongs) = belongs else { return work.await };
     let span = telemetry::trace::below(Some(belongs), name);
     let done = work.instrument(span.clone()).await;
-    if done.is_err() {
-        telemetry::trace::failed(&span);
+    if let Err(error) = &done {
+        telemetry::trace::failed(&span, &error.to_string());
     }
     done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use domain::trial::{Failure, FailureClass};
+    use std::time::Duration;
+    use telemetry::trace::TrialTrace;
+
+    fn phase(work: Work, start: u64, step: u64) -> Phase {
+        Phase { work, start: Timestamp(start), took: Duration::from_millis(10), step }
+    }
+
+    #[test]
+    fn training_lasts_from_when_it_was_ready_to_the_last_that_was_heard() {
+        let point = |time: u64| MetricPoint { step: 1, time: Timestamp(time), values: Vec::new() };
+        let failed = Failure { class: FailureClass::OutOfMemory, message: "too much".into() };
+        for (phases, points, want) in [
+            // It ended before its first point.
+            (vec![(Work::Load, 100, 0), (Work::Prepare, 200, 0)], vec![], (210, 210)),
+            (vec![(Work::Prepare, 200, 0), (Work::Evaluate, 300, 0)], vec![400, 500], (310, 500)),
+            // Neither a checkpoint nor an evaluation of what was trained is before the first step.
+            (
+                vec![(Work::Prepare, 200, 4), (Work::Evaluate, 300, 5), (Work::Checkpoint, 600, 5)],
+                vec![],
+                (210, 610),
+            ),
+            (vec![(Work::Prepare, 200, 4), (Work::Checkpoint, 600, 5)], vec![300], (210, 610)),
+        ] {
+            let mut traced = Traced::new(Some(TrialTrace::of("a", 1).attempt(1)));
+            phases.iter().for_each(|(work, start, step)| traced.phase(&phase(*work, *start, *step)));
+            points.iter().for_each(|time| traced.point(&point(*time), "cpu"));
+            let span = traced.training(&Happening::Failed(failed.clone()));
+            assert_eq!((span.start_ms, span.end_ms), want, "{phases:?} {points:?}");
+            assert_eq!((span.events.len(), span.error.as_deref()), (points.len(), Some("too much")));
+        }
+    }
 }

@@ -104,8 +104,9 @@ pub struct Pack<B: Backend> {
     step_seconds: Vec<f64>,
 }
 
-/// Steps that are told of together at most.
+/// Steps that are told of together at most, and the seconds of them after which they are not waited for any longer.
 const STEPS: usize = 64;
+const STEPS_SECONDS: f64 = 10.0;
 
 impl<B: Backend> Pack<B> {
     /// An empty pack on a device of so much memory.
@@ -149,6 +150,7 @@ impl<B: Backend> Engine for Pack<B> {
             // Nothing to do but to wait for room on the disk, not too long to hear of a stop.
             std::thread::sleep(SAVE_PAUSE / 10);
         }
+        self.tell_steps(emit);
     }
 
     fn is_idle(&self) -> bool {
@@ -209,7 +211,8 @@ impl<B: Backend> Pack<B> {
         emit(Event::Trial(assignment.clone(), started));
         let begun = Begun::now(&*self.clock);
         let base_eval = self.backend.base_eval(base, &mut run)?;
-        if base_eval.is_some() {
+        // A run that goes on has it in its checkpoint, and computes nothing.
+        if base_eval.is_some() && start_step == 0 {
             emit(begun.over(&*self.clock, &assignment, Work::Evaluate, start_step));
         }
         if let (Some(loss), 0) = (base_eval, start_step) {
@@ -261,9 +264,6 @@ impl<B: Backend> Pack<B> {
                 let evaluated: Duration = stepped.iter().filter_map(|stepped| stepped.evaluation).sum();
                 let took = self.clock.monotonic().saturating_sub(begun).saturating_sub(evaluated);
                 self.step_seconds.push(took.as_secs_f64());
-                if self.step_seconds.len() >= STEPS || stepped.iter().any(|stepped| stepped.point.is_some()) {
-                    emit(Event::Steps(std::mem::take(&mut self.step_seconds)));
-                }
                 for (mut member, stepped) in std::mem::take(&mut self.members).into_iter().zip(stepped) {
                     member.packed |= packed;
                     self.after_step(member, stepped, emit);
@@ -286,6 +286,15 @@ impl<B: Backend> Pack<B> {
                     emit(Event::Trial(last.admission.assignment, Happening::Failed(failure)));
                 }
             }
+        }
+    }
+
+    /// Tells how long steps took, once they are enough or no more come.
+    fn tell_steps(&mut self, emit: &mut dyn FnMut(Event)) {
+        let steps = &mut self.step_seconds;
+        let enough = steps.len() >= STEPS || steps.iter().sum::<f64>() >= STEPS_SECONDS;
+        if enough || (self.members.is_empty() && !steps.is_empty()) {
+            emit(Event::Steps(std::mem::take(steps)));
         }
     }
 

@@ -99,14 +99,16 @@ impl Spool {
         let changed = watch::Sender::new(());
         let depth = Mutex::new(metrics::SPOOL_MESSAGES.part(&[]));
         let spool = Self(Arc::new(Inner { dir: dir.into(), files: Mutex::new(files), changed, depth }));
-        spool.tell_change();
+        spool.tell_change(spool.files());
         Ok(spool)
     }
 
-    /// Something was added or went.
-    fn tell_change(&self) {
-        let waiting: usize = self.files().values().map(|entry| entry.pending.len()).sum();
+    /// Something was added or went. The table is let go of only once it is counted, so that of two changes the later
+    /// one counts.
+    fn tell_change(&self, files: MutexGuard<'_, BTreeMap<Assignment, Entry>>) {
+        let waiting: usize = files.values().map(|entry| entry.pending.len()).sum();
         self.0.depth.lock().unwrap_or_else(PoisonError::into_inner).set(waiting as i64);
+        drop(files);
         self.0.changed.send_replace(());
     }
 
@@ -136,8 +138,7 @@ impl Spool {
                 sequence
             }
         };
-        drop(files);
-        self.tell_change();
+        self.tell_change(files);
         Ok(sequence)
     }
 
@@ -172,21 +173,21 @@ impl Spool {
             crash::point("spool/before-removal");
             std::fs::remove_file(entry.path)?;
         }
-        drop(files);
-        self.tell_change();
+        self.tell_change(files);
         Ok(done)
     }
 
     /// Forgets an assignment that is not current any more. Returns whether its last word was here.
     pub fn forget(&self, assignment: &Assignment) -> bool {
-        let entry = self.files().remove(assignment);
+        let mut files = self.files();
+        let entry = files.remove(assignment);
         let over = entry.as_ref().is_some_and(|entry| entry.over);
         if let Some(entry) = entry
             && let Err(error) = std::fs::remove_file(&entry.path)
         {
             tracing::warn!(path = %entry.path.display(), %error, "a spool file could not be removed");
         }
-        self.tell_change();
+        self.tell_change(files);
         over
     }
 

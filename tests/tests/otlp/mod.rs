@@ -136,6 +136,14 @@ pub fn attribute(attributes: &[KeyValue], key: &str) -> Option<String> {
     })
 }
 
+/// What a log record says.
+pub fn text(log: &LogRecord) -> String {
+    match log.body.as_ref().and_then(|body| body.value.as_ref()) {
+        Some(Value::StringValue(text)) => text.clone(),
+        other => format!("{other:?}"),
+    }
+}
+
 #[derive(Clone)]
 struct Services(Arc<Kept>);
 

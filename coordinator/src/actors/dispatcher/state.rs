@@ -42,12 +42,16 @@ pub(super) struct State {
     may_place: bool,
     /// Agents by state, as the metrics have it.
     counted: [Part; STATES.len()],
+    /// Whether that changed since it was counted.
+    may_count: bool,
 }
 
 struct Entry {
     agent: Agent,
     session: Option<(SessionId, Outbox)>,
     leaving: bool,
+    /// Whether it held trials when its session ended.
+    lost: bool,
     last_seen: Timestamp,
 }
 
@@ -70,6 +74,9 @@ struct Held {
 
 impl State {
     pub(super) fn new(clock: Arc<dyn Clock>, terms: Terms, drained: BTreeSet<AgentId>) -> Self {
+        // What only begins with its first one cannot be seen to grow by it.
+        metrics::LEASE_RENEWALS.add(0.0, &[]);
+        metrics::LEASE_EXPIRATIONS.add(0.0, &[]);
         Self {
             clock,
             terms,
@@ -81,6 +88,7 @@ impl State {
             sessions: 0,
             may_place: false,
             counted: STATES.map(|state| metrics::AGENTS.part(&[("state", state)])),
+            may_count: false,
         }
     }
 
@@ -105,20 +113,25 @@ impl State {
             if std::mem::take(&mut self.may_place) {
                 self.place();
             }
-            self.count();
+            if std::mem::take(&mut self.may_count) {
+                let counts = self.counts();
+                self.counted.iter_mut().zip(counts).for_each(|(part, count)| part.set(count));
+            }
         }
     }
 
-    /// Keeps the metrics' count of agents.
-    fn count(&mut self) {
-        let state = |(id, entry): (&AgentId, &Entry)| match &entry.session {
-            None => GONE,
-            Some(_) if self.drained.contains(id) => DRAINED,
-            Some(_) => CONNECTED,
-        };
+    /// How many agents are in which state. One that ended with nothing in its hands is in none.
+    fn counts(&self) -> [i64; STATES.len()] {
         let mut counts = [0; STATES.len()];
-        self.agents.iter().for_each(|agent| counts[state(agent)] += 1);
-        self.counted.iter_mut().zip(counts).for_each(|(part, count)| part.set(count));
+        for (id, entry) in &self.agents {
+            match &entry.session {
+                None if entry.lost => counts[GONE] += 1,
+                None => {}
+                Some(_) if self.drained.contains(id) => counts[DRAINED] += 1,
+                Some(_) => counts[CONNECTED] += 1,
+            }
+        }
+        counts
     }
 
     fn handle(&mut self, command: Command) {
@@ -166,12 +179,12 @@ impl State {
         let session = SessionId(self.sessions);
         let id = agent.id.clone();
         let last_seen = self.clock.now();
-        let entry = Entry { agent, session: Some((session, outbox)), leaving: false, last_seen };
+        let entry = Entry { agent, session: Some((session, outbox)), leaving: false, lost: false, last_seen };
         if let Some((_, older)) = self.agents.insert(id.clone(), entry).and_then(|entry| entry.session) {
             tracing::info!(agent = %id, "a newer stream replaces the agent's older one");
             older.cut();
         }
-        self.may_place = true;
+        (self.may_place, self.may_count) = (true, true);
         let drop = self.renew(&id, holdings);
         let Terms { heartbeat, lease } = self.terms;
         self.reach(&id, ToAgent::Welcome { heartbeat, lease, drop });
@@ -186,6 +199,7 @@ impl State {
     }
 
     fn drain(&mut self, agent: AgentId, drained: bool) -> Option<AgentView> {
+        self.may_count = true;
         if drained {
             self.drained.insert(agent.clone());
             self.take_back(&agent);
@@ -255,7 +269,9 @@ impl State {
         if let Some(entry) = self.agents.get_mut(agent).filter(|entry| entry.is(session)) {
             entry.session = None;
             entry.last_seen = self.clock.now();
+            entry.lost = self.held.values().any(|held| held.place.0 == *agent);
         }
+        self.may_count = true;
         self.forget();
     }
 
@@ -308,6 +324,8 @@ impl State {
             tracing::warn!(%agent, "the agent's stream is gone or too slow; cutting it off");
             outbox.cut();
             entry.session = None;
+            entry.lost = self.held.values().any(|held| held.place.0 == *agent);
+            self.may_count = true;
         }
     }
 
@@ -459,5 +477,38 @@ impl Held {
 impl Entry {
     fn is(&self, session: SessionId) -> bool {
         self.session.as_ref().is_some_and(|(id, _)| *id == session)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use domain::SystemClock;
+
+    fn agent(id: &str) -> Agent {
+        let (version, hostname) = (String::new(), String::new());
+        Agent { id: AgentId::new(id), version, hostname, devices: Vec::new(), labels: BTreeMap::new() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_ends_with_nothing_in_its_hands_is_not_missed() {
+        let terms = Terms { heartbeat: Duration::from_secs(2), lease: Duration::from_secs(10) };
+        let mut state = State::new(Arc::new(SystemClock::new()), terms, BTreeSet::new());
+        let connect = |state: &mut State, id: &str| {
+            let (outbox, messages) = Outbox::new();
+            (state.connect(agent(id), &[], outbox), messages)
+        };
+        let ((idle, _a), (busy, _b)) = (connect(&mut state, "idle"), connect(&mut state, "busy"));
+        let trial = TrialId::new("s/1");
+        let place = (AgentId::new("busy"), DeviceId::new("cpu"));
+        let (lost, _answer) = oneshot::channel();
+        state.hold(trial.clone(), Attempt(1), place, Waiting::default(), Duration::ZERO, lost);
+        assert_eq!(state.counts(), [2, 0, 0]);
+        state.disconnect(&AgentId::new("idle"), idle);
+        assert_eq!(state.counts(), [1, 0, 0]);
+        state.disconnect(&AgentId::new("busy"), busy);
+        assert_eq!(state.counts(), [0, 0, 1]);
+        let (_, _b) = connect(&mut state, "busy");
+        assert_eq!(state.counts(), [1, 0, 0], "it came back");
     }
 }

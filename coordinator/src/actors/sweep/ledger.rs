@@ -7,6 +7,7 @@ mod operations;
 mod retention;
 mod tally;
 
+use super::traced;
 use crate::actors::message::{Assignment, Ending, StopReason, TrialEvent};
 use crate::error::{CoordinatorError, Result};
 use crate::placement::Waiting;
@@ -204,7 +205,7 @@ impl Ledger {
         let resume_step = record.checkpoint.as_ref().map(|c| c.step);
         let trial = &mut record.trial;
         trial.attempt = trial.attempt.next();
-        let trace = trial.trace_id.as_deref().and_then(|id| TrialTrace::parse(id).ok());
+        let trace = traced::trace(trial);
         trial.step = resume_step.unwrap_or(0);
         trial.attempts.push((trial.attempt, trial.step));
         trial.agent = Some(placement.agent.to_string());

@@ -7,7 +7,7 @@ mod writing;
 use super::budget::{LEVELS, spent};
 use super::ledger::{Ledger, Standing};
 use super::log::Told;
-use super::traced::Untold;
+use super::traced::{self, Untold};
 use super::{Change, Command, Mutation, Operation, Query, Selection, Tools, View};
 use crate::actors::dispatcher::{Expected, Grant, Request};
 use crate::actors::message::{ToAgent, TrialEvent};
@@ -24,6 +24,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 use std::collections::BTreeMap;
 use std::time::Duration;
 use telemetry::metrics::{self, Part};
+use telemetry::trace::at_place;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -114,6 +115,8 @@ impl RunningSweep {
             sweep.operate(operation)?;
         }
         sweep.write().await?;
+        // Also where there was nothing to write.
+        sweep.count();
         sweep.tell().await?;
         Ok(sweep)
     }
@@ -290,8 +293,10 @@ impl RunningSweep {
         if Standing::of(&self.ledger.get(number)?.trial, attempt, Some(by))? == Standing::Over {
             return Ok(());
         }
-        let trial = self.ledger.get(number)?.trial.id.clone();
-        tracing::info!(%trial, %attempt, event = event.name(), "the agent reports");
+        let trial = &self.ledger.get(number)?.trial;
+        let belongs = traced::trace(trial).map(|trace| trace.attempt(attempt.0));
+        let trial = trial.id.clone();
+        at_place(belongs, || tracing::info!(%trial, %attempt, event = event.name(), "the agent reports"));
         if !matches!(event, TrialEvent::Started { .. }) {
             let given_back = event == TrialEvent::Released;
             let seconds = self.tools.dispatcher.release(trial, attempt, given_back).await?;
@@ -391,7 +396,8 @@ impl RunningSweep {
             return Ok(());
         }
         let Grant { agent, device, price_per_hour, at, lost } = grant;
-        tracing::info!(trial = %id, %attempt, %agent, %device, "assigning");
+        let belongs = traced::trace(trial).map(|trace| trace.attempt(attempt.0));
+        at_place(belongs, || tracing::info!(trial = %id, %attempt, %agent, %device, "assigning"));
         self.ledger.assign(number, Placement { agent, device, price_per_hour })?;
         self.granted.insert(number, at);
         self.await_loss(number, attempt, lost);

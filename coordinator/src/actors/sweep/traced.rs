@@ -3,7 +3,7 @@
 
 use crate::store::{LogEntry, SweepRecord, TrialRecord};
 use domain::Timestamp;
-use domain::trial::TrialState;
+use domain::trial::{Trial, TrialState};
 use serde::{Deserialize, Serialize};
 use telemetry::metrics;
 use telemetry::trace::{Place, Span, TrialTrace};
@@ -41,6 +41,11 @@ impl Untold {
     }
 }
 
+/// A trial's trace; none of one from before there were traces.
+pub(super) fn trace(trial: &Trial) -> Option<TrialTrace> {
+    trial.trace_id.as_deref().and_then(|id| TrialTrace::parse(id).ok())
+}
+
 /// What news of a trial end, and the stage that it is in then. `granted` is when the device was decided that it was
 /// assigned, `why` what put it back into the queue.
 pub(super) fn follow(
@@ -52,7 +57,7 @@ pub(super) fn follow(
 ) -> (Option<Stage>, Vec<Untold>) {
     let mut stage = record.stage;
     let mut untold = Vec::new();
-    let trace = record.trial.trace_id.as_deref().and_then(|id| TrialTrace::parse(id).ok());
+    let trace = trace(&record.trial);
     for entry in news {
         let now = entry.time;
         match entry.event.as_str() {

@@ -233,3 +233,25 @@ fn what_waits_can_be_ended() {
         assert_eq!(heard, wanted);
     }
 }
+
+#[test]
+fn steps_are_told_of_together_and_none_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pack = pack();
+    // Each takes a second by this clock.
+    let mut admission = admission(dir.path(), "one", "a", 1);
+    admission.config.max_steps = Some(25);
+    admission.config.logging_steps = 1;
+    pack.admit(admission);
+    let (mut told, mut points) = (Vec::new(), 0);
+    while !pack.is_idle() {
+        pack.step(&mut |event| match event {
+            Event::Steps(seconds) => told.push(seconds.len()),
+            Event::Trial(_, Happening::Points(_)) => points += 1,
+            _ => {}
+        });
+    }
+    assert_eq!(told.iter().sum::<usize>(), 25);
+    assert!(told.len() < 5, "{told:?}");
+    assert!(points > 20, "{points}");
+}

@@ -65,6 +65,13 @@ impl RunningSweep {
         self.entries.clear();
         let durable = self.now();
         self.untold.drain(..).for_each(|untold| untold.tell(durable));
+        self.count();
+        self.tools.trouble.succeeded(Storage::Registry);
+        Ok(())
+    }
+
+    /// Keeps the metrics' count of its trials, and of itself.
+    pub(super) fn count(&mut self) {
         let record = self.ledger.record();
         let level = budget::level(&record.sweep.spec.budget, record.sweep.cost_usd, record.active_seconds());
         for (i, part) in self.budgeted.iter_mut().enumerate() {
@@ -74,8 +81,6 @@ impl RunningSweep {
         for (part, state) in self.counted.iter_mut().zip(TrialState::ALL) {
             part.set(i64::from(counts.of(state)));
         }
-        self.tools.trouble.succeeded(Storage::Registry);
-        Ok(())
     }
 
     /// Tells whoever asked, whoever watches, dispatcher and agents of what is durable now.
