@@ -158,24 +158,10 @@ async fn serve(
     let deleted = store.tombstones().await?.into_iter().map(|tombstone| tombstone.sweep).collect();
     let history = History::open_without(&data_dir.join("history"), &deleted)?;
     let artifacts = Artifacts::local(&data_dir.join("artifacts"))?;
-    remove_unused(&store, &artifacts).await;
-
-    let drained = store.drained().await?;
-    let dispatcher = Dispatcher::start(clock.clone(), Terms { heartbeat, lease }, drained, &scope);
-    let trouble = Trouble::new(clock.clone());
-    let health = Health(Some((store.clone(), trouble.clone(), data_dir.clone())));
-    let tools = Tools {
-        trouble: trouble.clone(),
-        store,
-        history: history.clone(),
-        artifacts: artifacts.clone(),
-        dispatcher: dispatcher.clone(),
-        clock: clock.clone(),
-        tick: heartbeat,
-    };
-    let directory = Directory::start(tools, &scope).await?;
-    let owners = Owners::open(directory.store().clone()).await?;
-    let desk = Desk { directory, dispatcher, history, owners, trouble, lease };
+    let terms = Terms { heartbeat, lease };
+    let kept = Kept { store: store.clone(), history, artifacts: artifacts.clone() };
+    let desk = go_on(kept, clock.clone(), terms, &scope).await?;
+    let health = Health(Some((store, desk.trouble.clone(), data_dir.clone())));
     let services = Services { desk, artifacts, clock, access, data_dir, scope: scope.clone() };
     tracing::info!(data = %services.data_dir.display(), "serving");
     scope.clone().spawn("grpc server", async move {
@@ -187,6 +173,40 @@ async fn serve(
         scope.cancel();
     });
     Ok(health)
+}
+
+/// What a coordinator keeps.
+#[derive(Clone)]
+pub struct Kept {
+    /// The state, led.
+    pub store: Store,
+    /// Metrics.
+    pub history: History,
+    /// Checkpoints.
+    pub artifacts: Artifacts,
+}
+
+/// Starts a leader's actors, which go on with what is under way. They end with `scope`.
+///
+/// # Errors
+/// What is kept cannot be read, or another leads.
+pub async fn go_on(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope) -> Result<Desk> {
+    let Kept { store, history, artifacts } = kept;
+    remove_unused(&store, &artifacts).await;
+    let dispatcher = Dispatcher::start(clock.clone(), terms, store.drained().await?, scope);
+    let trouble = Trouble::new(clock.clone());
+    let tools = Tools {
+        trouble: trouble.clone(),
+        store: store.clone(),
+        history: history.clone(),
+        artifacts,
+        dispatcher: dispatcher.clone(),
+        clock,
+        tick: terms.heartbeat,
+    };
+    let directory = Directory::start(tools, scope).await?;
+    let owners = Owners::open(store).await?;
+    Ok(Desk { directory, dispatcher, history, owners, trouble, lease: terms.lease })
 }
 
 /// Removes checkpoints that no record points at: a deletion was cut off, or a coordinator ended between an upload and

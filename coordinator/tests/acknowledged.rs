@@ -1,31 +1,30 @@
-//! What an agent says again while it cannot be written yet, in paused time: the actors as they are, on a registry that
-//! refuses writes for a while.
+//! What is said while it cannot be written yet, in paused time: the actors as they are, on a registry that refuses writes
+//! for a while.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use actor::Scope;
 use coordinator::access::Caller;
 use coordinator::actors::agent_session::{self, Desk};
-use coordinator::actors::directory::{Directory, Submission};
-use coordinator::actors::dispatcher::{Dispatcher, Terms};
+use coordinator::actors::directory::Submission;
+use coordinator::actors::dispatcher::Terms;
 use coordinator::actors::message::{
     Assignment, Ending, FromAgent, Numbered, Outbox, Outgoing, ToAgent, TrialEvent,
 };
-use coordinator::actors::sweep::Tools;
+use coordinator::actors::sweep::Operation;
 use coordinator::artifacts::Artifacts;
 use coordinator::history::History;
-use coordinator::owners::Owners;
 use coordinator::store::Store;
-use coordinator::trouble::Trouble;
+use coordinator::{Kept, go_on};
 use domain::fleet::{Agent, Device, Holding};
-use domain::sweep::SweepSpec;
+use domain::sweep::{SweepSpec, SweepState};
 use domain::trial::{TrialState, TrialSummary};
-use domain::{AgentId, DeviceId, SystemClock};
+use domain::{AgentId, DeviceId, SweepId, SystemClock, TrialId};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use registry::{Entries, Fence, MemoryRegistry, Registry, RegistryError, Write};
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -116,39 +115,80 @@ async fn acknowledged(from: &mut Outgoing, wanted: u64) {
     .await;
 }
 
-#[tokio::test(start_paused = true)]
-async fn an_event_that_is_said_again_waits_for_its_first_to_be_durable() {
-    let dir = tempfile::tempdir().unwrap();
-    let registry = Arc::new(Full { inner: MemoryRegistry::new(), is_full: AtomicBool::new(false) });
-    let (scope, clock) = (Scope::new(), Arc::new(SystemClock::new()));
-    let terms = Terms { heartbeat: SOON, lease: 1000 * SOON };
-    let dispatcher = Dispatcher::start(clock.clone(), terms, BTreeSet::new(), &scope);
-    let (store, trouble) =
-        (Store::lead(registry.clone(), "test").await.unwrap(), Trouble::new(clock.clone()));
-    let tools = Tools {
-        store: store.clone(),
-        history: History::open(&dir.path().join("history")).unwrap(),
-        artifacts: Artifacts::local(&dir.path().join("artifacts")).unwrap(),
-        dispatcher: dispatcher.clone(),
-        trouble: trouble.clone(),
-        clock,
-        tick: SOON,
-    };
-    let history = tools.history.clone();
-    let directory = Directory::start(tools, &scope).await.unwrap();
-    let owners = Owners::open(store.clone()).await.unwrap();
-    let desk =
-        Desk { directory: directory.clone(), dispatcher, history, owners, trouble, lease: 1000 * SOON };
+/// A coordinator's actors on such a registry.
+struct Bench {
+    registry: Arc<Full>,
+    store: Store,
+    desk: Desk,
+    scope: Scope,
+    _dir: tempfile::TempDir,
+}
 
-    let (says, mut hears) = stream(&desk, &scope, Vec::new());
+impl Bench {
+    async fn start() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = Arc::new(Full { inner: MemoryRegistry::new(), is_full: AtomicBool::new(false) });
+        let (scope, terms) = (Scope::new(), Terms { heartbeat: SOON, lease: 1000 * SOON });
+        let store = Store::lead(registry.clone(), "test").await.unwrap();
+        let kept = Kept {
+            store: store.clone(),
+            history: History::open(&dir.path().join("history")).unwrap(),
+            artifacts: Artifacts::local(&dir.path().join("artifacts")).unwrap(),
+        };
+        let desk = go_on(kept, Arc::new(SystemClock::new()), terms, &scope).await.unwrap();
+        Self { registry, store, desk, scope, _dir: dir }
+    }
+
+    /// Whether the disk is full from now on.
+    fn fill(&self, is_full: bool) {
+        self.registry.is_full.store(is_full, Ordering::Relaxed);
+    }
+
+    async fn submit(&self, spec: SweepSpec) -> SweepId {
+        let (request_id, spec) = ("r".into(), Box::new(spec));
+        let submission = Submission { request_id, spec, base_models: BTreeMap::new(), submitted_by: None };
+        self.desk.directory.submit(submission).await.unwrap().id
+    }
+}
+
+fn spec(ranks: &[u32]) -> SweepSpec {
     let document = json!({
         "name": "s", "pretrained_model_id": "/m", "dataset_name": "/d", "max_steps": 10,
-        "search": {"algorithm": "grid"}, "parameters": {"lora_rank": [2]},
+        "search": {"algorithm": "grid"}, "parameters": {"lora_rank": ranks},
     });
-    let spec = Box::new(SweepSpec::from_document(document.as_object().unwrap()).unwrap());
-    let submission =
-        Submission { request_id: "r".into(), spec, base_models: BTreeMap::new(), submitted_by: None };
-    directory.submit(submission).await.unwrap();
+    SweepSpec::from_document(document.as_object().unwrap()).unwrap()
+}
+
+/// A sweep that is over and goes on says so once that is durable, and goes on then, whatever the disk said before.
+#[tokio::test(start_paused = true)]
+async fn a_sweep_that_goes_on_while_the_disk_is_full_goes_on_once_it_is_durable() {
+    let bench = Bench::start().await;
+    let id = bench.submit(spec(&[2])).await;
+    let directory = &bench.desk.directory;
+    directory.stop_trial(&TrialId::of(&id, 1)).await.unwrap();
+    let state = async || bench.store.sweep(&id).await.unwrap().unwrap().sweep.state;
+    assert_eq!(state().await, SweepState::Completed);
+
+    bench.fill(true);
+    let extension = Operation::Extend("e".into(), Box::new(spec(&[2, 4])));
+    let mut extended = Box::pin(directory.operate(&id, extension));
+    assert!(timeout(SOON, &mut extended).await.is_err(), "it is not durable");
+    assert_eq!(state().await, SweepState::Completed);
+    bench.fill(false);
+    assert_eq!(extended.await.unwrap().state, SweepState::Running);
+    assert_eq!(state().await, SweepState::Running);
+    let (_says, mut hears) = stream(&bench.desk, &bench.scope, Vec::new());
+    let assigned = |message| if let ToAgent::Assign(assignment) = message { Some(assignment) } else { None };
+    assert_eq!(told(&mut hears, assigned).await.trial, TrialId::of(&id, 2));
+    bench.scope.finish(SOON).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_said_again_waits_for_its_first_to_be_durable() {
+    let bench = Bench::start().await;
+    let Bench { store, desk, scope, .. } = &bench;
+    let (says, mut hears) = stream(desk, scope, Vec::new());
+    bench.submit(spec(&[2])).await;
     let assigned = |message| if let ToAgent::Assign(assignment) = message { Some(assignment) } else { None };
     let Assignment { trial, attempt, .. } = *told(&mut hears, assigned).await;
     let event = |sequence, body| FromAgent::Event(Numbered { trial: trial.clone(), attempt, sequence, body });
@@ -161,18 +201,18 @@ async fn an_event_that_is_said_again_waits_for_its_first_to_be_durable() {
     };
     let state = async || store.trial(&trial).await.unwrap().unwrap().trial.state;
 
-    registry.is_full.store(true, Ordering::Relaxed);
+    bench.fill(true);
     says.send(finished()).await.unwrap();
     assert!(timeout(SOON, acknowledged(&mut hears, 2)).await.is_err(), "it is not durable");
     // The stream breaks, and the agent says it again: what is over in the coordinator's memory alone is not over.
     drop((says, hears));
     let holding = Holding { trial: trial.clone(), attempt, step: 10 };
-    let (says, mut hears) = stream(&desk, &scope, vec![holding]);
+    let (says, mut hears) = stream(desk, scope, vec![holding]);
     says.send(finished()).await.unwrap();
     assert!(timeout(SOON, acknowledged(&mut hears, 2)).await.is_err(), "its first is not durable yet");
     assert_ne!(state().await, TrialState::Completed);
 
-    registry.is_full.store(false, Ordering::Relaxed);
+    bench.fill(false);
     acknowledged(&mut hears, 2).await;
     assert_eq!(state().await, TrialState::Completed);
     // Once more, now of a sweep that is over.

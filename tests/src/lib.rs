@@ -26,16 +26,25 @@ pub fn skipped(why: &str) {
     }
 }
 
-/// The seeds of a test that draws its faults: 5, or 50 with `LORAFLEET_FULL`, or the one that `LORAFLEET_SEED` replays.
+/// The seeds of a test that kills processes: 5, or 50 with `LORAFLEET_FULL`, or the one that `LORAFLEET_SEED` replays.
+///
+/// # Panics
+/// `LORAFLEET_SEED` is no number.
+pub fn seeds() -> Vec<u64> {
+    seeds_up_to(5)
+}
+
+/// The seeds of a test that draws its faults: `count`, or ten times as many with `LORAFLEET_FULL`, or the one that
+/// `LORAFLEET_SEED` replays.
 ///
 /// # Panics
 /// `LORAFLEET_SEED` is no number.
 #[allow(clippy::expect_used, reason = "a test fails by panicking")]
-pub fn seeds() -> Vec<u64> {
+pub fn seeds_up_to(count: u64) -> Vec<u64> {
     if let Ok(seed) = std::env::var("LORAFLEET_SEED") {
         return vec![seed.parse().expect("LORAFLEET_SEED is a number")];
     }
-    (1..=if std::env::var_os("LORAFLEET_FULL").is_some() { 50 } else { 5 }).collect()
+    (1..=if std::env::var_os("LORAFLEET_FULL").is_some() { 10 * count } else { count }).collect()
 }
 
 /// Sets the clock of a test's runtime, of one thread, forward: nothing waits for that.

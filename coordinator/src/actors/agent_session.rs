@@ -75,6 +75,7 @@ pub async fn serve(
     let Ok(session) = desk.dispatcher.connect(agent, holdings, outbox.clone()).await else { return };
     let talk = Session { desk: &desk, agent: &id, session, outbox: &outbox };
     let end = tokio::select! {
+        biased;
         () = scope.cancelled() => End::Closed,
         () = outbox.closed() => End::Closed,
         end = talk.talk(incoming) => end,
@@ -126,7 +127,9 @@ impl Session<'_> {
         let mut silent_at = Instant::now() + self.desk.lease;
         loop {
             let has_room = lanes.waiting < MOST_WAITING;
+            // In this order: what comes is heard before answers are given, until there is no room for more.
             tokio::select! {
+                biased;
                 message = incoming.next(), if has_room => {
                     silent_at = Instant::now() + self.desk.lease;
                     let next = match message {

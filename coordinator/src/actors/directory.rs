@@ -96,8 +96,7 @@ impl Directory {
         {
             return Ok(sweep);
         }
-        let record = self.store.sweep(id).await?;
-        Ok(record.ok_or_else(|| CoordinatorError::not_found("sweep", id))?.sweep)
+        Ok(record(&self.store, id).await?.sweep)
     }
 
     /// Some of a sweep's trials, in the order of their numbers.
@@ -120,7 +119,7 @@ impl Directory {
         {
             return Ok(view);
         }
-        let record = self.store.sweep(id).await?.ok_or_else(|| CoordinatorError::not_found("sweep", id))?;
+        let record = record(&self.store, id).await?;
         Ok(View { sweep: record.sweep, trials: self.store.trials(id).await? })
     }
 
@@ -292,6 +291,10 @@ impl Directory {
     }
 }
 
+async fn record(store: &Store, id: &SweepId) -> Result<SweepRecord> {
+    store.sweep(id).await?.ok_or_else(|| CoordinatorError::not_found("sweep", id))
+}
+
 fn parts(id: &TrialId) -> Result<(SweepId, u32)> {
     id.sweep().zip(id.number()).ok_or_else(|| CoordinatorError::not_found("trial", id))
 }
@@ -324,7 +327,7 @@ impl State {
                     let _ = reply.send(self.submit(submission).await);
                 }
                 Some(Command::Reopen(id, operation, reply)) => {
-                    let _ = reply.send(self.reopen(&id, operation).await);
+                    self.reopen(&id, operation, reply).await;
                 }
                 Some(Command::Delete(id, reply)) => self.delete(&id, reply).await,
                 Some(Command::Ended(id, number)) => {
@@ -376,7 +379,7 @@ impl State {
             return Ok(sweep);
         }
         let store = self.tools.store.clone();
-        let record = store.sweep(id).await?.ok_or_else(|| CoordinatorError::not_found("sweep", id))?;
+        let record = record(&store, id).await?;
         let sweep = record.sweep.clone();
         if !sweep.state.is_terminal() {
             // The submission was written although the disk said that it had failed.
@@ -390,19 +393,34 @@ impl State {
         self.running.borrow().get(id).map(|(_, sweep)| sweep.clone())
     }
 
-    /// Runs a sweep again that was over.
-    async fn reopen(&mut self, id: &SweepId, operation: Operation) -> Result<Sweep> {
+    /// Runs a sweep again that was over. Answers once that is durable, while the directory goes on.
+    async fn reopen(&mut self, id: &SweepId, operation: Operation, reply: Reply<Result<Sweep>>) {
         // Another request may have come before this one.
         if let Some(sweep) = self.find(id)
             && let Ok(done) = sweep.operate(operation.clone()).await
         {
-            return done;
+            return drop(reply.send(done));
         }
+        match self.run_again(id, operation).await {
+            Ok(sweep) => {
+                let (id, store, scope) = (id.clone(), self.tools.store.clone(), self.scope.clone());
+                self.scope.spawn("reopening", async move {
+                    let settled = match sweep.settled().await {
+                        // There was nothing left to do, and it is over again.
+                        Err(Gone) if !scope.is_cancelled() => record(&store, &id).await.map(|r| r.sweep),
+                        settled => settled.map_err(CoordinatorError::from),
+                    };
+                    drop(reply.send(settled));
+                });
+            }
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    async fn run_again(&mut self, id: &SweepId, operation: Operation) -> Result<SweepHandle> {
         let store = &self.tools.store;
-        let record = store.sweep(id).await?.ok_or_else(|| CoordinatorError::not_found("sweep", id))?;
-        let trials = store.trials(id).await?;
-        self.run_sweep(record, trials, Some(operation)).await?;
-        self.existing(id).await
+        let (record, trials) = (record(store, id).await?, store.trials(id).await?);
+        self.run_sweep(record, trials, Some(operation)).await
     }
 
     /// Answers once nothing is left of the sweep.

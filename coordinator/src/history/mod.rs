@@ -23,6 +23,7 @@ mod writer;
 
 pub use inspect::{Inspection, inspect};
 pub use recovery::Torn;
+pub use writer::{Disk, RealDisk, SegmentFile};
 
 use domain::metric::MetricPoint;
 use domain::{Attempt, SweepId, TrialId};
@@ -30,7 +31,7 @@ use index::Index;
 use segment::Record;
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use tokio::sync::{mpsc, oneshot};
 
@@ -88,8 +89,21 @@ pub struct History(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     index: Arc<RwLock<Index>>,
-    inbox: Option<mpsc::Sender<writer::Append>>,
-    thread: Option<JoinHandle<()>>,
+    writing: Writing,
+}
+
+/// Who writes.
+enum Writing {
+    /// A thread of its own, which groups what waits.
+    Thread(Option<mpsc::Sender<writer::Append>>, Option<JoinHandle<()>>),
+    /// Whoever appends.
+    Here(Mutex<writer::Writer>),
+}
+
+impl std::fmt::Debug for Writing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if matches!(self, Self::Here(_)) { "Here" } else { "Thread" })
+    }
 }
 
 impl History {
@@ -108,7 +122,17 @@ impl History {
     /// # Errors
     /// As [`History::open`]'s.
     pub fn open_without(dir: &Path, gone: &HashSet<SweepId>) -> Result<Self, HistoryError> {
-        Self::open_on(dir, Box::new(writer::RealDisk), gone)
+        Self::open_on(dir, Box::new(RealDisk), gone)
+    }
+
+    /// The same without a thread: each append is written, by itself, by whoever polls it. For paused time, which would run
+    /// on while a thread writes.
+    ///
+    /// # Errors
+    /// As [`History::open`]'s.
+    pub fn open_here(dir: &Path, disk: Box<dyn Disk>, gone: &HashSet<SweepId>) -> Result<Self, HistoryError> {
+        let (index, writer) = Self::recover(dir, disk, gone)?;
+        Ok(Self(Arc::new(Inner { index, writing: Writing::Here(Mutex::new(writer)) })))
     }
 
     /// Refuses a directory of which a later version wrote a part.
@@ -119,11 +143,21 @@ impl History {
         recovery::refuse_newer(dir)
     }
 
-    fn open_on(
+    fn open_on(dir: &Path, disk: Box<dyn Disk>, gone: &HashSet<SweepId>) -> Result<Self, HistoryError> {
+        let (index, mut writer) = Self::recover(dir, disk, gone)?;
+        let (inbox, appends) = mpsc::channel(WAITING);
+        let thread =
+            std::thread::Builder::new().name("history-writer".into()).spawn(move || writer.run(appends));
+        let thread = thread.map_err(HistoryError::io(dir))?;
+        Ok(Self(Arc::new(Inner { index, writing: Writing::Thread(Some(inbox), Some(thread)) })))
+    }
+
+    /// Reads what is there, and makes what writes behind it.
+    fn recover(
         dir: &Path,
-        disk: Box<dyn writer::Disk>,
+        disk: Box<dyn Disk>,
         gone: &HashSet<SweepId>,
-    ) -> Result<Self, HistoryError> {
+    ) -> Result<(Arc<RwLock<Index>>, writer::Writer), HistoryError> {
         std::fs::create_dir_all(dir).map_err(HistoryError::io(dir))?;
         let (mut index, mut with_gone) = (Index::default(), BTreeSet::new());
         let (mut end, torn) =
@@ -140,12 +174,8 @@ impl History {
             }
         }
         let index = Arc::new(RwLock::new(index));
-        let (inbox, appends) = mpsc::channel(WAITING);
-        let mut writer = writer::Writer::new(dir, end, disk, index.clone());
-        let thread =
-            std::thread::Builder::new().name("history-writer".into()).spawn(move || writer.run(appends));
-        let thread = thread.map_err(HistoryError::io(dir))?;
-        Ok(Self(Arc::new(Inner { index, inbox: Some(inbox), thread: Some(thread) })))
+        let writer = writer::Writer::new(dir, end, disk, index.clone());
+        Ok((index, writer))
     }
 
     /// Keeps points; durable when it returns. Points of (trial, attempt, step) that are there already are
@@ -159,10 +189,15 @@ impl History {
         attempt: Attempt,
         points: Vec<MetricPoint>,
     ) -> Result<(), HistoryError> {
+        let record = Record { trial: trial.clone(), attempt, points };
+        let inbox = match &self.0.writing {
+            Writing::Here(writer) => {
+                return writer.lock().unwrap_or_else(PoisonError::into_inner).keep(vec![record]);
+            }
+            Writing::Thread(inbox, _) => inbox.as_ref().ok_or(HistoryError::Closed)?,
+        };
         let (reply, answer) = oneshot::channel();
-        let append = writer::Append { record: Record { trial: trial.clone(), attempt, points }, reply };
-        let inbox = self.0.inbox.as_ref().ok_or(HistoryError::Closed)?;
-        inbox.send(append).await.map_err(|_| HistoryError::Closed)?;
+        inbox.send(writer::Append { record, reply }).await.map_err(|_| HistoryError::Closed)?;
         answer.await.map_err(|_| HistoryError::Closed)?
     }
 
@@ -188,8 +223,9 @@ impl History {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.inbox = None;
-        if let Some(thread) = self.thread.take() {
+        let Writing::Thread(inbox, thread) = &mut self.writing else { return };
+        *inbox = None;
+        if let Some(thread) = thread.take() {
             // A panic was reported by the thread itself; whoever asked was told that it stopped.
             let _ = thread.join();
         }

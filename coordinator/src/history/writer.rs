@@ -25,7 +25,7 @@ pub(super) struct Append {
 }
 
 /// The file operations of the writer; tests make them fail.
-pub(super) trait Disk: Send {
+pub trait Disk: Send {
     /// Makes an empty file, in the place of one that may be there.
     fn create(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>>;
     /// Brings a directory's entries to the disk.
@@ -33,14 +33,16 @@ pub(super) trait Disk: Send {
 }
 
 /// A file that is only written at its end.
-pub(super) trait SegmentFile: Send {
+pub trait SegmentFile: Send {
+    /// Writes these bytes behind what is there.
     fn append(&mut self, bytes: &[u8]) -> io::Result<()>;
     /// Brings all that was appended to the disk.
     fn sync(&mut self) -> io::Result<()>;
 }
 
 /// The operating system's.
-pub(super) struct RealDisk;
+#[derive(Debug)]
+pub struct RealDisk;
 
 impl Disk for RealDisk {
     fn create(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
@@ -103,7 +105,7 @@ impl Writer {
     }
 
     /// Makes new points durable, then readable.
-    fn keep(&mut self, mut records: Vec<Record>) -> Result<(), HistoryError> {
+    pub(super) fn keep(&mut self, mut records: Vec<Record>) -> Result<(), HistoryError> {
         self.drop_known(&mut records);
         if records.is_empty() {
             return Ok(());

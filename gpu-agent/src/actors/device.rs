@@ -406,7 +406,11 @@ impl Actor {
         let (assignment, belongs) = (assignment.clone(), held.traced.belongs());
         self.transfers_under_way.push(Box::pin(async move {
             tokio::time::sleep(pause).await;
-            spool.acknowledged(&assignment, before).await;
+            if !spool.acknowledged(&assignment, before).await {
+                // The coordinator may not have these points, and would take the checkpoint behind them.
+                let why = "dropped before what was said of it was acknowledged".into();
+                return Transferred::Up(assignment, checkpoint, Err(TransferError::Fenced(why)));
+            }
             let result = traced::upload(belongs, transfers.upload(&assignment, &checkpoint)).await;
             domain::crash::point("agent/uploaded");
             Transferred::Up(assignment, checkpoint, result)

@@ -211,9 +211,11 @@ impl Spool {
         self.0.changed.subscribe()
     }
 
-    /// Returns once an assignment's messages up to a number are acknowledged, or it is forgotten.
-    pub async fn acknowledged(&self, assignment: &Assignment, sequence: u64) {
+    /// Returns once an assignment's messages up to a number are acknowledged, or it is forgotten. Answers with whether
+    /// it still has something to say: what was forgotten has not.
+    pub async fn acknowledged(&self, assignment: &Assignment, sequence: u64) -> bool {
         self.when(|files| files.get(assignment).is_none_or(|e| e.acknowledged >= sequence)).await;
+        self.files().contains_key(assignment)
     }
 
     /// Returns once nothing is left in the spool.

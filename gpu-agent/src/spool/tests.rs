@@ -89,12 +89,20 @@ async fn waiting_for_an_acknowledgement() {
     let trial = Assignment::new("s/1", 1);
     let spool = Spool::open(dir.path()).unwrap();
     spool.drained().await;
+    for forgotten in [false, true] {
+        let sequence = say(&spool, &trial, false);
+        let wait = spool.acknowledged(&trial, sequence);
+        let end = async {
+            match forgotten {
+                true => assert!(!spool.forget(&trial)),
+                false => assert!(!spool.acknowledge(&trial, sequence).unwrap()),
+            }
+        };
+        let (still_there, ()) = tokio::join!(wait, end);
+        assert_eq!(still_there, !forgotten);
+    }
     let sequence = say(&spool, &trial, true);
-    let (other, waited) = (spool.clone(), trial.clone());
-    let wait = async move { other.acknowledged(&waited, sequence).await };
-    let acknowledge = async { spool.acknowledge(&trial, sequence).unwrap() };
-    let ((), done) = tokio::join!(wait, acknowledge);
-    assert!(done);
+    assert!(spool.acknowledge(&trial, sequence).unwrap());
     spool.drained().await;
 }
 

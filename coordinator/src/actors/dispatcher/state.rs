@@ -102,14 +102,17 @@ impl State {
                     None => std::future::pending().await,
                 }
             };
+            // In this order: what came in time, a heartbeat for one, counts before a lease ends.
             tokio::select! {
+                biased;
                 () = scope.cancelled() => return,
                 count = inbox.recv_many(&mut commands, CAPACITY) => match count {
                     0 => return,
                     _ => commands.drain(..).for_each(|command| self.handle(command)),
                 },
-                () = expiry => self.expire(),
+                () = expiry => {}
             }
+            self.expire();
             if std::mem::take(&mut self.may_place) {
                 self.place();
             }

@@ -112,6 +112,9 @@ impl Ledger {
         }
         self.take_points(number, curve)?;
         let record = self.get_mut(number)?;
+        // The checkpoint that it goes on from may lie behind the last point before it.
+        let start = record.trial.attempts.last().map_or(0, |(_, start)| *start);
+        record.trial.step = record.trial.step.max(start);
         if record.trial.state.is_terminal() {
             (record.value, record.trial.eval_loss) = last;
             let value = feasible(record);

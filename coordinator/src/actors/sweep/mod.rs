@@ -123,6 +123,8 @@ enum Mutation {
     StopTrial(u32, Reply<Result<TrialRecord>>),
     Cancel(Reply<Result<Sweep>>),
     Operate(Operation, Reply<Result<Sweep>>),
+    /// Nothing.
+    Settle(Reply<Sweep>),
 }
 
 /// What a person asks of a sweep beside ending it.
@@ -155,7 +157,7 @@ impl SweepHandle {
     /// when it is over.
     ///
     /// # Errors
-    /// Its records or metrics cannot be read, the operation is refused, or the first changes cannot be written.
+    /// Its records or metrics cannot be read, or the operation is refused. What the disk refuses is written later.
     pub async fn start<F>(
         record: SweepRecord,
         trials: Vec<TrialRecord>,
@@ -258,6 +260,11 @@ impl SweepHandle {
     /// Does what a person asks; durable when it returns.
     pub async fn operate(&self, operation: Operation) -> std::result::Result<Result<Sweep>, Gone> {
         self.mutate(|reply| Mutation::Operate(operation, reply)).await
+    }
+
+    /// The sweep as it stands, once that is durable.
+    pub async fn settled(&self) -> std::result::Result<Sweep, Gone> {
+        self.mutate(Mutation::Settle).await
     }
 
     /// Every change from now on.

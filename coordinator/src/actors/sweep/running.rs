@@ -114,10 +114,9 @@ impl RunningSweep {
         if let Some(operation) = again {
             sweep.operate(operation)?;
         }
-        sweep.write().await?;
+        sweep.save().await?;
         // Also where there was nothing to write.
         sweep.count();
-        sweep.tell().await?;
         Ok(sweep)
     }
 
@@ -158,16 +157,18 @@ impl RunningSweep {
         let mut commands = Vec::with_capacity(GROUP);
         while self.retry_at.is_some() || !self.ledger.record().sweep.state.is_terminal() {
             let can_write = self.retry_at.is_none();
+            // In this order: what is rare is not held up by many commands.
             let done = tokio::select! {
+                biased;
                 () = scope.cancelled() => return,
+                () = until(self.retry_at), if !can_write => self.retry().await,
+                _ = tick.tick(), if can_write => self.look_at_budget().await,
+                Some(signal) = self.requests.next(), if can_write => self.signalled(signal).await,
+                Some(signal) = self.losses.next(), if can_write => self.signalled(signal).await,
                 count = inbox.recv_many(&mut commands, GROUP), if self.waiting.len() < super::CAPACITY => match count {
                     0 => return,
                     _ => self.hear_all(&mut commands).await,
                 },
-                Some(signal) = self.requests.next(), if can_write => self.signalled(signal).await,
-                Some(signal) = self.losses.next(), if can_write => self.signalled(signal).await,
-                _ = tick.tick(), if can_write => self.look_at_budget().await,
-                () = until(self.retry_at), if !can_write => self.retry().await,
             };
             let done = match done {
                 Ok(()) if self.retry_at.is_none() && self.has_news() => self.save().await,
@@ -254,6 +255,9 @@ impl RunningSweep {
             Mutation::Operate(operation, reply) => {
                 let done = self.operate(operation);
                 Box::new(move |ledger| drop(reply.send(done.map(|()| ledger.record().sweep.clone()))))
+            }
+            Mutation::Settle(reply) => {
+                Box::new(move |ledger| drop(reply.send(ledger.record().sweep.clone())))
             }
             Mutation::Cancel(reply) => {
                 let done = self.cancel().await;

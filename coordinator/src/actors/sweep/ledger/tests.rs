@@ -312,6 +312,23 @@ fn a_restarted_search_proposes_what_it_would_have_proposed() {
     assert_eq!(parameters(&whole), parameters(&restarted));
 }
 
+/// Its checkpoint may be of a step at which nothing was to be reported.
+#[test]
+fn a_restart_leaves_a_trial_where_its_attempt_starts() {
+    let mut ledger = ledger();
+    ledger.assign(1, placement()).unwrap();
+    ledger.event(1, started("b"), NOW).unwrap();
+    ledger.checkpoint(1, 2, stored("c"), &[point(0, 1.0)]).unwrap();
+    ledger.event(1, TrialEvent::Released, NOW).unwrap();
+    ledger.assign(1, placement()).unwrap();
+    let trials = ledger.trials().values().cloned().collect();
+    let mut restarted = Ledger::new(ledger.record().clone(), trials).unwrap();
+    for (curve, step) in [(vec![], 2), (vec![point(0, 1.0)], 2), (vec![point(0, 1.0), point(3, 1.0)], 3)] {
+        restarted.replay(1, &curve).unwrap();
+        assert_eq!(restarted.get(1).unwrap().trial.step, step, "{curve:?}");
+    }
+}
+
 /// The tally of a ledger that went through it all is that of a ledger read back from its records.
 #[test]
 fn sums_that_are_kept_up_to_date_are_those_counted_anew() {
