@@ -281,6 +281,7 @@ impl Life {
             max_pack_size: self.plan.pack,
             price_per_hour: PRICE_PER_HOUR,
             resident_base: None,
+            simulated_speed: None,
         };
         let (id, hostname) = (self.id.clone(), "h".into());
         Agent { id, version: "0".into(), hostname, devices: vec![device], labels: BTreeMap::new() }
