@@ -10,12 +10,12 @@ use serde_json::{Value, json};
 const A100: &str = "A100-40GB";
 const V100: &str = "V100-16GB";
 
-/// A sweep over OpenLLaMA 7B, of which there is the configuration alone, and of the rows not even a file.
+/// A sweep over OpenLLaMA 7B, of which there is the configuration alone, and of the rows nothing.
 fn sandbox(rest: &str) -> Sandbox {
     let sandbox = Sandbox::new(&format!(
         "name: simulated
 pretrained_model_id: ./model
-dataset_name: ./none.jsonl
+dataset_name: nobody/rows
 compute_dtype: float16
 {rest}"
     ));

@@ -326,11 +326,11 @@ impl Life {
                 (self.is_welcome, self.pause) = (true, Duration::from_millis(100));
                 self.beat_at = Some(Instant::now());
                 for Holding { trial, attempt, .. } in drop {
-                    self.forget(&(trial, attempt));
+                    self.let_go(&(trial, attempt));
                 }
             }
             ToAgent::Assign(assignment) => self.assign(*assignment),
-            ToAgent::Stop(trial, attempt, StopReason::Fenced) => self.forget(&(trial, attempt)),
+            ToAgent::Stop(trial, attempt, StopReason::Fenced) => self.let_go(&(trial, attempt)),
             ToAgent::Stop(trial, attempt, reason) => {
                 self.say(format_args!("is to stop {}: {reason:?}", name(&(trial.clone(), attempt))));
                 self.stop(&(trial, attempt), reason);
@@ -341,6 +341,14 @@ impl Life {
                     self.check_durable(&assignment, &said);
                 }
             }
+        }
+    }
+
+    /// Drops what is not current, unless it is stubborn: the coordinator may not rely on that.
+    fn let_go(&mut self, assignment: &Assignment) {
+        match self.link.is_stubborn() {
+            true => self.say(format_args!("does not drop {}", name(assignment))),
+            false => self.forget(assignment),
         }
     }
 

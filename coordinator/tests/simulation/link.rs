@@ -21,6 +21,8 @@ pub struct Link {
     draws: Mutex<Draws>,
     partitioned: AtomicBool,
     reopened: Notify,
+    /// Whether the agent does not let go of what it is told to drop.
+    stubborn: AtomicBool,
     /// The most milliseconds that a message takes.
     slowest: AtomicU64,
     /// Cuts the present stream.
@@ -50,6 +52,7 @@ impl Link {
             draws: Mutex::new(Draws::new(seed, &format!("link {agent}"))),
             partitioned: AtomicBool::new(false),
             reopened: Notify::new(),
+            stubborn: AtomicBool::new(false),
             slowest: AtomicU64::new(0),
             cut: Mutex::default(),
         }
@@ -64,6 +67,14 @@ impl Link {
 
     pub fn is_partitioned(&self) -> bool {
         self.partitioned.load(Ordering::Relaxed)
+    }
+
+    pub fn set_stubborn(&self, stubborn: bool) {
+        self.stubborn.store(stubborn, Ordering::Relaxed);
+    }
+
+    pub fn is_stubborn(&self) -> bool {
+        self.stubborn.load(Ordering::Relaxed)
     }
 
     pub fn slow(&self, slowest_ms: u64) {

@@ -33,7 +33,7 @@ use domain::{AgentId, SweepId, TrialId};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use link::Link;
-use plan::{Fault, Plan};
+use plan::{Fault, Plan, STUBBORN};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -217,9 +217,11 @@ impl Fleet {
             Fault::EngineDies(agent) => drop(self.agents[agent].send(agent::Order::EngineDies)),
             Fault::Repeat(agent) => drop(self.agents[agent].send(agent::Order::Repeat)),
             Fault::Cut(agent) => self.links[agent].cut(),
-            Fault::Partition(agent, length) => {
+            Fault::Partition { agent, length, stubborn } => {
                 self.links[agent].partition(true);
+                self.links[agent].set_stubborn(stubborn);
                 self.later(length, move |fleet| fleet.links[agent].partition(false));
+                self.later(length + STUBBORN, move |fleet| fleet.links[agent].set_stubborn(false));
             }
             Fault::Delay(agent, length, slowest_ms) => {
                 self.links[agent].slow(slowest_ms);
@@ -328,6 +330,7 @@ impl Fleet {
         }
         for link in &self.links {
             link.partition(false);
+            link.set_stubborn(false);
             link.slow(0);
         }
     }

@@ -4,6 +4,9 @@ use crate::draws::Draws;
 use serde_json::{Value, json};
 use std::time::Duration;
 
+/// The time for which an agent is stubborn.
+pub const STUBBORN: Duration = Duration::from_secs(60);
+
 /// A schedule.
 #[derive(Debug)]
 pub struct Plan {
@@ -44,8 +47,13 @@ pub enum Fault {
     Cut(usize),
     /// It says again what is not acknowledged.
     Repeat(usize),
-    /// Nothing comes through between it and the coordinator, and no side is told.
-    Partition(usize, Duration),
+    /// Nothing comes through between it and the coordinator for a while, and no side is told. A stubborn agent then does
+    /// not let go of what it is told to drop for [`STUBBORN`], and goes on to train it and to tell of it.
+    Partition {
+        agent: usize,
+        length: Duration,
+        stubborn: bool,
+    },
     /// What is said takes up to so long, and answers are lost.
     Delay(usize, Duration, u64),
     /// The coordinator is killed, and started again after a while.
@@ -140,7 +148,10 @@ fn fault(draws: &mut Draws, agents: usize) -> Fault {
         5 => Fault::EngineDies(agent),
         6 => Fault::Cut(agent),
         7 => Fault::Repeat(agent),
-        8..=10 => Fault::Partition(agent, draws.seconds(1, 120)),
+        8..=10 => {
+            let (length, stubborn) = (draws.seconds(1, 120), draws.chance(0.5));
+            Fault::Partition { agent, length, stubborn }
+        }
         11..=12 => Fault::Delay(agent, draws.seconds(5, 120), draws.whole(100, 8000)),
         13..=16 => Fault::KillCoordinator(down),
         17..=18 => Fault::TakeOver(draws.seconds(0, 20)),

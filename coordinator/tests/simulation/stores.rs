@@ -16,6 +16,7 @@ use object_store::{
 use registry::{Entries, Fence, Registry, RegistryError, Write};
 use std::io;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 #[derive(Clone)]
 pub struct Process {
     world: Arc<World>,
+    number: u32,
     draws: Arc<Mutex<Draws>>,
     /// Cancelled once it is dead: nothing that it does has an effect then.
     pub dead: CancellationToken,
@@ -38,7 +40,12 @@ impl std::fmt::Debug for Process {
 impl Process {
     pub fn new(world: &Arc<World>, number: u32) -> Self {
         let draws = Draws::new(world.seed, &format!("process {number}"));
-        Self { world: world.clone(), draws: Arc::new(Mutex::new(draws)), dead: CancellationToken::new() }
+        Self {
+            world: world.clone(),
+            number,
+            draws: Arc::new(Mutex::new(draws)),
+            dead: CancellationToken::new(),
+        }
     }
 
     /// The time that a write takes before it has its effect, or after.
@@ -67,6 +74,7 @@ impl Process {
 
 impl Registry for Process {
     fn lead(&self, holder: &str) -> BoxFuture<'_, registry::Result<Fence>> {
+        self.world.leads.store(self.number, Ordering::Relaxed);
         self.world.truth.lead(holder)
     }
 
@@ -83,6 +91,9 @@ impl Registry for Process {
                 return Err(storage(error));
             }
             self.world.truth.commit(fence, batch.clone()).await?;
+            if self.world.leads.load(Ordering::Relaxed) != self.number {
+                self.world.find(format_args!("coordinator {} writes, and leads no more", self.number));
+            }
             self.world.committed(&batch);
             self.takes().await;
             match self.dead.is_cancelled() {

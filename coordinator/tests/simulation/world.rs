@@ -12,7 +12,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use registry::{MemoryRegistry, Write};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -62,6 +62,8 @@ pub struct World {
     full: [AtomicBool; 3],
     /// Cancelled when nothing goes wrong any more.
     pub healed: CancellationToken,
+    /// The number of the coordinator that leads.
+    pub leads: AtomicU32,
     /// Who serves; `None`: nobody.
     pub leader: watch::Sender<Option<Arc<Server>>>,
     /// Of agents and whatever goes wrong.
@@ -100,6 +102,7 @@ impl World {
             history,
             full: Default::default(),
             healed: CancellationToken::new(),
+            leads: AtomicU32::new(0),
             leader: watch::Sender::new(None),
             scope: Scope::new(),
             log: Mutex::default(),

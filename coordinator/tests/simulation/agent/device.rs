@@ -131,6 +131,8 @@ impl Life {
     }
 
     fn upload(&mut self, assignment: &Assignment) {
+        // What it says is not acknowledged any more.
+        let is_rude = self.link.is_stubborn() && self.is_fenced(assignment);
         let Some(held) = self.held.get_mut(assignment) else { return };
         if held.uploading {
             return;
@@ -142,7 +144,7 @@ impl Life {
             (self.world.clone(), self.link.clone(), self.spool.clone(), assignment.clone());
         self.transfers.push(Box::pin(async move {
             sleep(pause).await;
-            if !spool.acknowledged(&of, before).await {
+            if !is_rude && !spool.acknowledged(&of, before).await {
                 return Transferred::Up(of, step, content, Err(Refused::Fenced));
             }
             let call = async {
@@ -195,8 +197,8 @@ impl Life {
                 held.failures = 0;
                 self.check_stored(assignment, step);
             }
-            Err(Refused::Fenced) => return self.forget(assignment),
-            Err(Refused::Later) => {
+            Err(Refused::Fenced) if !self.link.is_stubborn() => return self.forget(assignment),
+            Err(Refused::Later | Refused::Fenced) => {
                 held.failures += 1;
                 held.newest.get_or_insert((step, content, 0));
             }

@@ -29,23 +29,23 @@ impl Clock for Ticking {
 }
 
 impl Backend for Small {
-    type Base = ();
+    type Base = <Simulated as Backend>::Base;
     type Run = SimulatedRun;
 
     fn base_bytes(&mut self, base: &BaseModel) -> Result<Option<u64>, Failure> {
         Ok((base.model == "huge").then_some(11_000_000_000).or(Some(4_000_000_000)))
     }
     /// A GB for each row of its batches.
-    fn fit(&self, (): &(), run: &mut SimulatedRun, _: u64) -> Option<u64> {
+    fn fit(&self, _: &Self::Base, run: &mut SimulatedRun, _: u64) -> Option<u64> {
         Some(u64::from(run.config().batch_size) * 1_000_000_000)
     }
-    fn spare(&self, (): &(), run: &mut SimulatedRun) -> bool {
+    fn spare(&self, _: &Self::Base, run: &mut SimulatedRun) -> bool {
         run.config().seed == TIGHT && !self.2.replace(true)
     }
-    fn load(&mut self, base: &BaseModel) -> Result<(), Failure> {
+    fn load(&mut self, base: &BaseModel) -> Result<Self::Base, Failure> {
         self.0.load(base)
     }
-    fn start(&mut self, base: &(), admission: &Admission) -> Result<SimulatedRun, Failure> {
+    fn start(&mut self, base: &Self::Base, admission: &Admission) -> Result<SimulatedRun, Failure> {
         self.0.start(base, admission)
     }
     fn digests(&self, run: &SimulatedRun) -> Digests {
@@ -57,10 +57,14 @@ impl Backend for Small {
     fn total_steps(&self, run: &SimulatedRun) -> u64 {
         self.0.total_steps(run)
     }
-    fn base_eval(&mut self, base: &(), run: &mut SimulatedRun) -> Result<Option<f64>, Failure> {
+    fn base_eval(&mut self, base: &Self::Base, run: &mut SimulatedRun) -> Result<Option<f64>, Failure> {
         self.0.base_eval(base, run)
     }
-    fn step_pack(&mut self, base: &(), runs: &mut [&mut SimulatedRun]) -> Result<Vec<Stepped>, Failure> {
+    fn step_pack(
+        &mut self,
+        base: &Self::Base,
+        runs: &mut [&mut SimulatedRun],
+    ) -> Result<Vec<Stepped>, Failure> {
         let tight = |run: &&mut SimulatedRun| run.config().seed == TIGHT;
         if runs.len() > 2 || runs.iter().any(tight) && !self.2.get() {
             return Err(Failure { class: FailureClass::OutOfMemory, message: "too many".into() });
@@ -74,7 +78,7 @@ impl Backend for Small {
         }
         self.0.save(run, dirs)
     }
-    fn summary(&mut self, base: &(), run: &mut SimulatedRun) -> Result<TrialSummary, Failure> {
+    fn summary(&mut self, base: &Self::Base, run: &mut SimulatedRun) -> Result<TrialSummary, Failure> {
         self.0.summary(base, run)
     }
 }
