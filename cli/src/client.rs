@@ -337,6 +337,11 @@ impl From<Status> for Failure {
             | Code::Unauthenticated
             | Code::PermissionDenied => Failure::invalid(status.message()),
             Code::Unavailable => Failure::unreachable(format!("the server is gone: {}", status.message())),
+            // No server says so: the connection ended before the call was sent, and why it did was not read any more.
+            Code::Cancelled => Failure::unreachable(
+                "the server closed the connection before it answered; if it wants a certificate of its clients, show one \
+                 with --cert and --key",
+            ),
             code => Failure::failed(format!("{code:?}: {}", status.message())),
         }
     }

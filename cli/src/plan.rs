@@ -14,6 +14,7 @@ use domain::trial::TrialConfig;
 use gpu_agent::engine::simulated;
 use serde_json::{Value, json};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::iter;
 use std::path::PathBuf;
 use trainer::TrainError;
@@ -133,12 +134,12 @@ pub(crate) fn outline(loaded: &sweep_file::Loaded) -> Result<BaseModels, Failure
     let mut models = BaseModels::new();
     for trial in proposals(loaded)? {
         let name = trial.config.pretrained_model_id;
-        if !models.contains_key(&name) {
-            let shape = simulated::shape(&name).map_err(|failure| {
+        if let Entry::Vacant(entry) = models.entry(name) {
+            let shape = simulated::shape(entry.key()).map_err(|failure| {
                 let key = "pretrained_model_id";
                 Failure::invalid(format!("{}: {key}: {}", place(loaded, key), failure.message))
             })?;
-            models.insert(name, shape.into());
+            entry.insert(shape.into());
         }
     }
     Ok(models)
@@ -328,7 +329,7 @@ fn devices_table(documents: &[Value]) -> String {
             output::bytes(
                 trials.iter().filter_map(|d| d["peak_memory_bytes"].as_u64()).max().unwrap_or_default(),
             ),
-            output::or_none(sum("seconds").map(|s| output::duration(s))),
+            output::or_none(sum("seconds").map(output::duration)),
             output::or_none(sum("cost_usd").map(output::dollars)),
         ]
     };

@@ -3,6 +3,7 @@
 use crate::common::{Sandbox, engines};
 use crate::server::{Trial, expect_sound, finish, sweep, the_sweep, up_with_engine};
 use domain::rng;
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Steps of a trial: enough that a kill falls in the middle.
@@ -15,18 +16,27 @@ const HALVING: &str =
 parameters: { lora_rank: [2, 4], learning_rate: { log_uniform: [3.0e-4, 1.0e-2] } }
 ";
 
-/// Waits until the sweep has made `steps` more steps than now. Answers whether it still runs then.
+/// Whether a trial has no agent, or has a new checkpoint since it was given to the one that it has.
+fn is_safe(trial: &Value) -> bool {
+    let started =
+        trial["attempts"].as_array().unwrap().last().map_or(0, |attempt| attempt[1].as_u64().unwrap());
+    let has_agent = ["assigned", "running"].contains(&trial["state"].as_str().unwrap());
+    !has_agent || trial["resume"][1].as_u64().is_some_and(|step| step > started)
+}
+
+/// Waits until the sweep has made `steps` more steps than now, and every trial can be lost: one that is lost three times
+/// without a new checkpoint is given up. Answers whether it still runs then.
 fn makes(sandbox: &Sandbox, id: &str, steps: u64) -> bool {
     let state = || {
         let sweep = sandbox.json(&["get", id]);
         let trials = sweep["trials"].as_array().unwrap();
         let made = trials.iter().map(|trial| trial["step"].as_u64().unwrap()).sum::<u64>();
-        (made, sweep["state"] == "running")
+        (made, trials.iter().all(is_safe), sweep["state"] == "running")
     };
-    let (start, mut running) = state();
+    let (start, mut safe, mut running) = state();
     let mut made = start;
-    while running && made < start + steps {
-        (made, running) = state();
+    while running && (made < start + steps || !safe) {
+        (made, safe, running) = state();
     }
     running
 }
@@ -40,7 +50,6 @@ fn killed(seed: u64, rest: &str) -> (BTreeMap<String, Trial>, u32) {
     let mut server = start();
     for kill in 0..2 + rng::bits(key, 0) % 3 {
         let id = the_sweep(&sandbox).unwrap();
-        // Far enough apart that every trial has a new checkpoint: a trial that is lost three times without is given up.
         hits += u32::from(makes(&sandbox, &id, 24 + rng::bits(key, 1 + kill) % 48));
         if rng::bits(key, 5 + kill).is_multiple_of(3) {
             let [engine] = engines(server.id(), None)[..] else { panic!("one engine expected") };
