@@ -49,6 +49,9 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// What makes a variant of a trial.
+type Change<'a> = &'a dyn Fn(&mut TrialConfig);
+
 #[test]
 fn the_peak_is_predicted() {
     if !emulated::is_possible() {
@@ -70,7 +73,7 @@ fn the_peak_is_predicted() {
         (lora, 64, 160, 3, 2, 2, 96, 4, 4, 48, false, true),
         (qlora, 64, 160, 3, 2, 1, 96, 4, 4, 48, true, true),
     ];
-    let variants: [(usize, &dyn Fn(&mut TrialConfig)); 6] = [
+    let variants: [(usize, Change); 6] = [
         (0, &|c| c.lora_dropout = 0.1),
         (0, &|c| c.use_dora = true),
         (0, &|c| (c.use_dora, c.lora_dropout) = (true, 0.1)),
