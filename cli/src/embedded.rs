@@ -84,7 +84,9 @@ impl Embedded {
             clock: Arc::new(SystemClock::new()),
         };
         gpu_agent::start(options, scope.clone()).await.map_err(|error| match error {
-            gpu_agent::AgentError::InUse { .. } => Failure::invalid(error),
+            gpu_agent::AgentError::InUse { .. } | gpu_agent::AgentError::OtherKind { .. } => {
+                Failure::invalid(error)
+            }
             _ => Failure::failed(error),
         })?;
         self.agent = Some(scope);

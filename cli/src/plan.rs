@@ -59,7 +59,8 @@ const MOST_TRIALS: usize = 10_000;
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let devices = |others: &[String]| match (args.device.as_slice(), others) {
         ([], []) => Ok(Device::rented()),
-        ([], others) => Device::named(others),
+        // A sweep may name others than the catalogue has, of which nothing is known.
+        ([], others) => Ok(Device::known(others)),
         (given, _) => Device::named(given),
     };
     let Some(file) = &args.file else { return model::run(&args.model, &devices(&[])?, args.output.format) };
@@ -319,6 +320,9 @@ fn table(documents: &[Value]) -> String {
 fn devices_table(documents: &[Value]) -> String {
     let on = |trial: &Value, device: usize| trial["devices"][device].clone();
     let count = documents.first().and_then(|d| d["devices"].as_array()).map_or(0, Vec::len);
+    if count == 0 {
+        return String::new();
+    }
     let row = |device: usize| {
         let trials: Vec<_> = documents.iter().map(|trial| on(trial, device)).collect();
         let fitting = trials.iter().filter(|d| d["fits"] == json!(true)).count();

@@ -74,6 +74,18 @@ parameters:
     assert_eq!(table.matches("(simulated)").count(), 4, "{table}");
 }
 
+/// What is trained in a data directory is not gone on with by a device that trains nothing, nor the other way round.
+#[test]
+fn a_data_directory_is_of_one_kind() {
+    let sandbox = sandbox("max_steps: 1\n");
+    let simulated = ["run", "sweep.yaml", "--simulate=T4-16GB", "--simulate-speed=100000", "--data-dir"];
+    assert_eq!(sandbox.lorafleet(&[&simulated[..], &["d"]].concat()).status.code(), Some(0));
+    let output = sandbox.lorafleet(&["up", "--listen=127.0.0.1:0", "--data-dir", "d"]);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    assert!(message.contains("is the folder of simulated-") && message.contains("--data-dir"), "{message}");
+}
+
 /// What does not fit is a result, and nobody is kept waiting for a device that would hold it.
 #[test]
 fn what_does_not_fit() {

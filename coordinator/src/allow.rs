@@ -24,7 +24,7 @@ pub enum AllowError {
     Path(String),
     /// It is neither an organisation's nor one thing of it.
     #[error(
-        "--allow-hub {0:?}: must be ORG/NAME without a revision, or ORG/ with its slash for all of an organisation, or all"
+        "--allow-hub {0:?}: must be ORG/NAME or NAME without a revision, or ORG/ with its slash for all of an organisation, or all"
     )]
     Hub(String),
 }
@@ -114,11 +114,12 @@ fn is_plain(path: &Path) -> bool {
     path.is_absolute() && path.components().all(plain)
 }
 
-/// Whether a text is `ORG/` or `ORG/NAME`.
+/// Whether a text is `ORG/`, `ORG/NAME`, or `NAME` of no organisation.
 fn is_of_hub(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let part = |part: &str| part.chars().all(plain) && part != "." && part != "..";
-    text.split_once('/').is_some_and(|(org, name)| !org.is_empty() && part(org) && part(name))
+    let (first, name) = text.split_once('/').unwrap_or((text, ""));
+    !first.is_empty() && part(first) && part(name)
 }
 
 #[cfg(test)]
@@ -196,14 +197,16 @@ mod tests {
             let error = Allow::new(&[path.into()], &[], false).unwrap_err().to_string();
             assert!(error.contains("--allow-path") && error.contains(absolute), "{path}: {error}");
         }
-        for name in ["org", "gpt2", "/", "/x", "org/x/y", "org/x@main", "org/..", "a b/", ""] {
+        for name in ["..", "/", "/x", "org/x/y", "org/x@main", "org/..", "a b/", ""] {
             let error = Allow::new(&[], &[name.into()], true).unwrap_err().to_string();
             assert!(
                 error.contains("--allow-hub") && error.contains("ORG/ with its slash"),
                 "{name}: {error}"
             );
         }
-        for (path, name) in [("/", "org/"), ("/data/", "org/x"), ("/a/./b", "o.r-g/x_1"), ("all", "all")] {
+        for (path, name) in
+            [("/", "org/"), ("/data/", "org/x"), ("/data", "gpt2"), ("/a/./b", "o.r-g/x_1"), ("all", "all")]
+        {
             assert!(Allow::new(&[path.into()], &[name.into()], true).is_ok(), "{path} {name}");
         }
     }

@@ -239,7 +239,7 @@ pub const ADAMW_TOGETHER: u64 = 32;
 pub const ATTENTION_BLOCK: u64 = 512;
 
 /// What a trial's peak depends on beside its model's shape.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Load {
     /// How the base is held.
     pub precision: Precision,

@@ -2,7 +2,7 @@
 
 use crate::AgentError;
 use registry::{Leadership, RegistryError};
-use security::client::AddressError;
+use security::client::{AddressError, Token};
 use security::{Client, Line};
 use std::sync::Arc;
 use std::time::Duration;
@@ -94,10 +94,11 @@ impl Finder {
     /// The token's file cannot be read.
     pub fn line(&self, channel: Channel) -> Result<Line, AddressError> {
         // It may be another than at the last connection, and no log may show it.
-        if let Some(token) = self.0.client.secret()? {
+        let token = self.0.client.secret()?;
+        if let Some(token) = &token {
             telemetry::secrets::keep(token.expose());
         }
-        self.0.client.line(channel)
+        Client { token: token.map(Token::Given), ..self.0.client.clone() }.line(channel)
     }
 
     /// The same coordinator once more, by another connection with certificates that are read anew.

@@ -13,6 +13,9 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+/// What the name of an agent begins with whose devices are simulated.
+const SIMULATED: &str = "simulated-";
+
 /// The folder, locked as long as a clone lives.
 #[derive(Debug, Clone)]
 pub struct Home {
@@ -45,19 +48,27 @@ impl Home {
         Ok(Self { root: root.into(), _lock: Arc::new(lock) })
     }
 
-    /// The agent's name: the one of the last time, or a new one.
+    /// The agent's name: the one of the last time, or a new one, which says whether its devices are simulated.
     ///
     /// # Errors
-    /// The file cannot be read or written.
-    pub fn agent_id(&self) -> Result<AgentId, AgentError> {
+    /// The file cannot be read or written, or it was an agent of the other kind: what one trains the other must not go on
+    /// with.
+    pub fn agent_id(&self, simulated: bool) -> Result<AgentId, AgentError> {
         let path = self.root.join("agent-id");
         match std::fs::read_to_string(&path) {
-            Ok(text) if !text.trim().is_empty() => return Ok(AgentId::new(text.trim())),
+            Ok(text) if !text.trim().is_empty() => {
+                let id = text.trim();
+                return match id.starts_with(SIMULATED) == simulated {
+                    true => Ok(AgentId::new(id)),
+                    false => Err(AgentError::OtherKind { path: self.root.clone(), id: id.into() }),
+                };
+            }
             Ok(_) => {}
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(io(&path)(e)),
         }
-        let id = format!("agent-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+        let kind = if simulated { SIMULATED } else { "agent-" };
+        let id = format!("{kind}{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
         // Renamed into place, so that a crash leaves no half of a name.
         let draft = self.root.join("agent-id.new");
         std::fs::write(&draft, &id).map_err(io(&draft))?;
@@ -96,14 +107,27 @@ mod tests {
     fn a_name_for_life_and_one_agent_at_a_time() {
         let dir = tempfile::tempdir().unwrap();
         let home = Home::open(dir.path()).unwrap();
-        let id = home.agent_id().unwrap();
+        let id = home.agent_id(false).unwrap();
         let work = home.work_dir(&Assignment::new("s/1", 1));
         std::fs::create_dir_all(&work).unwrap();
         assert!(matches!(Home::open(dir.path()), Err(AgentError::InUse { .. })));
         assert!(work.exists(), "an agent that may not have the folder leaves it alone");
         drop(home);
         let home = Home::open(dir.path()).unwrap();
-        assert_eq!(home.agent_id().unwrap(), id);
+        assert_eq!(home.agent_id(false).unwrap(), id);
         assert!(!work.exists());
+    }
+
+    #[test]
+    fn an_agent_stays_of_its_kind() {
+        for simulated in [false, true] {
+            let dir = tempfile::tempdir().unwrap();
+            let home = Home::open(dir.path()).unwrap();
+            let id = home.agent_id(simulated).unwrap();
+            assert_eq!(id.as_str().starts_with(SIMULATED), simulated);
+            assert_eq!(home.agent_id(simulated).unwrap(), id);
+            let refusal = home.agent_id(!simulated).unwrap_err().to_string();
+            assert!(refusal.contains(id.as_str()) && refusal.contains("--data-dir"), "{refusal}");
+        }
     }
 }

@@ -91,6 +91,13 @@ pub struct DeviceOptions {
     pub host: EngineHost,
 }
 
+impl DeviceOptions {
+    /// Whether it trains nothing.
+    pub fn is_simulated(&self) -> bool {
+        matches!(self.host, EngineHost::Simulated { .. })
+    }
+}
+
 /// Where a device's engine runs.
 #[derive(Debug, Clone, PartialEq)]
 pub enum EngineHost {
@@ -145,6 +152,18 @@ pub enum AgentError {
         /// The folder.
         path: PathBuf,
     },
+    /// Devices that are simulated and devices that train would use one folder.
+    #[error(
+        "{}: is the folder of {id}, and an agent is either of devices that train or of simulated ones; give each its own with \
+         --data-dir",
+        path.display()
+    )]
+    OtherKind {
+        /// The folder.
+        path: PathBuf,
+        /// The agent whose it is.
+        id: String,
+    },
     /// The agent's folder cannot be used.
     #[error("{}: {source}", path.display())]
     Io {
@@ -174,9 +193,7 @@ pub type Engines = Arc<dyn Fn(&DeviceOptions) -> Factory + Send + Sync>;
 /// See [`AgentError`]. A coordinator that cannot be reached is no error: the agent tries until it can be.
 pub async fn start(options: Options, scope: Scope) -> Result<Agent, AgentError> {
     let trains = |device: &&DeviceOptions| {
-        cfg!(feature = "cuda")
-            || device.id.as_str() == devices::CPU
-            || matches!(device.host, EngineHost::Simulated { .. })
+        cfg!(feature = "cuda") || device.id.as_str() == devices::CPU || device.is_simulated()
     };
     if let Some(other) = options.devices.iter().find(|device| !trains(device)) {
         return Err(AgentError::Device { device: other.id.clone() });
@@ -238,7 +255,7 @@ async fn start_on(
 ) -> Result<Agent, AgentError> {
     let finder = Finder::new(options.coordinator)?;
     let home = Home::open(&options.data_dir)?;
-    let id = home.agent_id()?;
+    let id = home.agent_id(options.devices.iter().any(DeviceOptions::is_simulated))?;
     let spool = open_spool(&home)?;
     let transfers = Transfers::new(finder.clone());
     devices::observe();

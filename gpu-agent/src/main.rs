@@ -5,7 +5,7 @@ use domain::SystemClock;
 use gpu_agent::devices::choose::Found;
 use gpu_agent::devices::simulated::SimulateArgs;
 use gpu_agent::engine::child::{self, ChildError};
-use gpu_agent::{Coordinator, DeviceOptions, EngineHost, Options, SHUTDOWN_GRACE, devices};
+use gpu_agent::{Coordinator, DeviceOptions, Options, SHUTDOWN_GRACE, devices};
 use security::args::{ClientArgs, EtcdArgs};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -163,7 +163,9 @@ async fn work(args: AgentArgs, ready: &Readiness) -> Result<(), End> {
         clock: Arc::new(SystemClock::new()),
     };
     let agent = gpu_agent::start(options, scope.clone()).await.map_err(|error| match error {
-        gpu_agent::AgentError::InUse { .. } | gpu_agent::AgentError::Address(_) => End::invalid(error),
+        gpu_agent::AgentError::InUse { .. }
+        | gpu_agent::AgentError::OtherKind { .. }
+        | gpu_agent::AgentError::Address(_) => End::invalid(error),
         error => End::failed(error),
     })?;
     let connected = agent.connected.clone();
@@ -224,7 +226,7 @@ fn chosen(wanted: &str) -> Result<Vec<DeviceOptions>, End> {
 
 #[cfg(feature = "etcd")]
 mod fleet {
-    use super::{AgentArgs, Arc, BTreeMap, Coordinator, DeviceOptions, End, EngineHost, devices};
+    use super::{AgentArgs, Arc, BTreeMap, Coordinator, DeviceOptions, End, devices};
     use domain::AgentId;
     use registry::etcd::{EtcdOptions, Member, Members};
     use serde_json::json;
@@ -273,7 +275,7 @@ mod fleet {
                         "accelerator": device.accelerator,
                         "memory_bytes": device.memory_bytes,
                         "price_per_hour": device.price_per_hour,
-                        "simulated": matches!(device.host, EngineHost::Simulated { .. }),
+                        "simulated": device.is_simulated(),
                     })
                 })
                 .collect();

@@ -4,8 +4,8 @@ use crate::watched::Watched;
 use crate::{FileError, pem};
 use futures::FutureExt;
 use futures::stream::{self, FuturesUnordered, StreamExt};
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
@@ -15,6 +15,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
@@ -26,8 +27,12 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
 /// Connections that may be about to be agreed on; whoever comes later waits.
 const HANDSHAKES: usize = 1024;
-/// Those of one client's network; more of it are closed at once.
+/// Those of one client's network; more of it wait until one of them is over.
 const HANDSHAKES_OF_ONE: usize = 128;
+/// Those that wait so; more of it are closed at once.
+const WAITING_OF_ONE: usize = 1024;
+/// The time between two warnings that a network has so many.
+const WARN_PAUSE: Duration = Duration::from_secs(60);
 /// The pause after the system refused a connection: it has no more file descriptors.
 const PAUSE: Duration = Duration::from_millis(100);
 /// What of a client that was refused is still read, so that it hears why: closing with bytes unread takes back what was
@@ -114,31 +119,46 @@ pub fn network(address: IpAddr) -> IpAddr {
     }
 }
 
-/// The connections to a listener, for a server that ends with them. A client that stalls keeps no other one waiting,
-/// however many connections it makes, and one that is refused is told why, here and there.
+/// The connections of a network that are about to be agreed on, and those that wait for their turn.
+#[derive(Default)]
+struct OfOne {
+    under_way: usize,
+    waiting: VecDeque<(TcpStream, SocketAddr)>,
+}
+
+/// The connections to a listener, for a server that ends with them. A client that stalls keeps none of another network
+/// waiting, however many connections it makes, and one that is refused is told why, here and there.
 pub fn incoming(
     listener: TcpListener,
     tls: Option<Arc<ServerTls>>,
 ) -> impl stream::Stream<Item = io::Result<Connection>> {
-    let state = (listener, FuturesUnordered::new(), HashMap::<IpAddr, usize>::new());
-    stream::unfold(state, move |(listener, mut handshakes, mut of)| {
+    let networks = HashMap::<IpAddr, OfOne>::new();
+    let state = (listener, FuturesUnordered::new(), networks, None::<Instant>);
+    stream::unfold(state, move |(listener, mut handshakes, mut networks, mut warned)| {
         let tls = tls.clone();
         async move {
+            let begin = |network, (stream, peer)| {
+                let config = tls.as_ref().map(|tls| tls.0.current());
+                agree(stream, peer, config).map(move |agreed| (network, agreed))
+            };
             loop {
                 tokio::select! {
                     accepted = listener.accept(), if handshakes.len() < HANDSHAKES => match accepted {
                         Ok((stream, peer)) => {
                             let network = network(peer.ip());
-                            let count = of.entry(network).or_default();
-                            if *count >= HANDSHAKES_OF_ONE {
+                            let of_one = networks.entry(network).or_default();
+                            if of_one.under_way < HANDSHAKES_OF_ONE {
+                                of_one.under_way += 1;
+                                handshakes.push(begin(network, (stream, peer)));
                                 continue;
                             }
-                            *count += 1;
-                            if *count == HANDSHAKES_OF_ONE {
-                                tracing::warn!(%network, "{HANDSHAKES_OF_ONE} connections do not agree on TLS; more are closed");
+                            if warned.is_none_or(|at| at.elapsed() >= WARN_PAUSE) {
+                                warned = Some(Instant::now());
+                                tracing::warn!(%network, "{HANDSHAKES_OF_ONE} connections agree on TLS; more of it wait");
                             }
-                            let config = tls.as_ref().map(|tls| tls.0.current());
-                            handshakes.push(agree(stream, peer, config).map(move |agreed| (network, agreed)));
+                            if of_one.waiting.len() < WAITING_OF_ONE {
+                                of_one.waiting.push_back((stream, peer));
+                            }
                         }
                         Err(error) => {
                             tracing::warn!(%error, "a connection was not taken");
@@ -146,14 +166,17 @@ pub fn incoming(
                         }
                     },
                     Some((network, agreed)) = handshakes.next() => {
-                        if let Entry::Occupied(mut count) = of.entry(network) {
-                            *count.get_mut() -= 1;
-                            if *count.get() == 0 {
-                                count.remove();
+                        if let Entry::Occupied(mut of_one) = networks.entry(network) {
+                            match of_one.get_mut().waiting.pop_front() {
+                                Some(next) => handshakes.push(begin(network, next)),
+                                None => of_one.get_mut().under_way -= 1,
+                            }
+                            if of_one.get().under_way == 0 {
+                                of_one.remove();
                             }
                         }
                         if let Some(connection) = agreed {
-                            return Some((Ok(connection), (listener, handshakes, of)));
+                            return Some((Ok(connection), (listener, handshakes, networks, warned)));
                         }
                     }
                 }

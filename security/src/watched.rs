@@ -82,8 +82,10 @@ impl<T> Watched<T> {
         if !changed && seen.failure.is_none() {
             return;
         }
+        // A panic of `load` leaves what was seen before it, so that it is tried again.
+        let loaded = (self.load)();
         seen.stamps = found;
-        match (self.load)() {
+        match loaded {
             Ok(value) => {
                 *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(value);
                 seen.failure = None;

@@ -7,16 +7,17 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, Response, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use prometheus::{Encoder, Registry, TextEncoder};
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 /// Connections at a time; more wait.
@@ -139,11 +140,21 @@ async fn answer(method: &Method, path: &str, ready: &Readiness) -> Response<Full
         return said(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered, and PUT of /log\n".into());
     }
     match path {
-        // It reads files and asks GPUs, which takes its time.
-        "/metrics" => match tokio::task::spawn_blocking(text).await {
-            Ok(text) => said(StatusCode::OK, text),
-            Err(error) => said(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-        },
+        "/metrics" => {
+            // It reads files and asks GPUs, which takes its time; one that is stuck must not become many.
+            let Ok(turn) = COLLECTING.try_acquire() else {
+                let why = "metrics are being collected for another; try again\n";
+                return said(StatusCode::SERVICE_UNAVAILABLE, why.into());
+            };
+            let collected = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                text()
+            });
+            match collected.await {
+                Ok(text) => said(StatusCode::OK, text),
+                Err(error) => said(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+            }
+        }
         "/healthz" => said(StatusCode::OK, "lives\n".into()),
         "/readyz" => match ready.ask().await {
             Ok(()) => said(StatusCode::OK, "ready\n".into()),
@@ -153,9 +164,25 @@ async fn answer(method: &Method, path: &str, ready: &Readiness) -> Response<Full
     }
 }
 
+/// Who collects metrics.
+static COLLECTING: Semaphore = Semaphore::const_new(1);
+
+/// Whether a request is neither passed on for somebody else nor a page's of another site, whose name a browser was made to
+/// look up as this machine.
+fn is_from_here(headers: &HeaderMap) -> bool {
+    let passed_on = ["origin", "forwarded", "x-forwarded-for"].iter().any(|name| headers.contains_key(*name));
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok()?.parse::<Uri>().ok());
+    let named_here = host.as_ref().and_then(Uri::host).is_some_and(|name| {
+        let name = name.trim_matches(['[', ']']);
+        name == "localhost"
+            || name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+    });
+    named_here && !passed_on
+}
+
 /// Changes what is logged to what a request says, for whoever is on this machine.
 async fn change_log(request: Request<Incoming>, peer: SocketAddr) -> Response<Full<Bytes>> {
-    if !peer.ip().to_canonical().is_loopback() {
+    if !peer.ip().to_canonical().is_loopback() || !is_from_here(request.headers()) {
         return said(StatusCode::FORBIDDEN, "the log is changed from this machine alone\n".into());
     }
     let body = Limited::new(request.into_body(), LONGEST_LEVELS).collect().await;
@@ -192,7 +219,8 @@ pub async fn beside<T>(
         tracing::info!("metrics and health at http://{address}");
         if !address.ip().is_loopback() {
             tracing::warn!(
-                "--http {address}: whoever reaches it may read metrics; nobody is asked who they are"
+                "--http {address}: whoever reaches it may read metrics; nobody is asked who they are, nor are this machine's \
+                 users, who may change what is logged"
             );
         }
     }

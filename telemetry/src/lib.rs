@@ -39,6 +39,7 @@ use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::Write;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -202,7 +203,6 @@ fn resource(options: &Options) -> Resource {
 
 /// Panics are logged too, so that they are found where the log is. Neither there nor where they are said anyhow do they
 /// show a secret.
-#[allow(clippy::print_stderr, reason = "a program that panics says so, whatever it logs")]
 fn log_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -212,11 +212,13 @@ fn log_panics() {
         tracing::error!(place, "panicked: {what}");
         let thread = thread::current();
         let thread = thread.name().unwrap_or("<unnamed>");
-        eprintln!("thread '{thread}' panicked at {place}:\n{}", secrets::redact(what));
+        // Whoever reads it may be gone, and a panic within this would end the process.
+        let mut stderr = std::io::stderr();
+        let _ = writeln!(stderr, "thread '{thread}' panicked at {place}:\n{}", secrets::redact(what));
         // As RUST_BACKTRACE says.
         let backtrace = Backtrace::capture();
         if backtrace.status() == BacktraceStatus::Captured {
-            eprintln!("{backtrace}");
+            let _ = writeln!(stderr, "{backtrace}");
         }
     }));
 }

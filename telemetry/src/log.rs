@@ -8,6 +8,7 @@ use std::io::IsTerminal;
 use std::sync::OnceLock;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::Layer;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, JsonFields, Writer};
 use tracing_subscriber::fmt::{FmtContext, format};
 use tracing_subscriber::layer::Filter;
@@ -39,11 +40,28 @@ pub(crate) fn changeable(change: Change, from: String) {
 pub(crate) fn change(directives: &str) -> Result<&str, String> {
     let Some((change, from)) = CHANGE.get() else { return Err("there is no log to change".into()) };
     let directives = if directives.is_empty() { from } else { directives };
-    change(directives).map_err(|error| {
-        format!("{directives:?}: {error}; write LEVEL or MODULE=LEVEL with commas between them, as in info,coordinator=debug")
-    })?;
-    tracing::warn!("what is logged was changed to {directives}");
+    // Before it holds, too: it may be that nothing is logged from then on.
+    let told = || tracing::warn!("what is logged is changed to {directives}");
+    let refused = |error: String| {
+        format!(
+            "{directives:?}: {error}; write LEVEL or MODULE=LEVEL with commas between them, as in info,coordinator=debug"
+        )
+    };
+    if let Some(word) = no_level(directives) {
+        return Err(refused(format!("{word:?} is no level")));
+    }
+    told();
+    change(directives).map_err(refused)?;
+    told();
     Ok(directives)
+}
+
+/// A word that stands alone among directives and is no level: a module of that name, of which all would be logged, and of
+/// all others nothing.
+fn no_level(directives: &str) -> Option<&str> {
+    let words = directives.split(',').map(str::trim).filter(|word| !word.is_empty());
+    let mut alone = words.filter(|word| !word.contains(['=', '[']));
+    alone.find(|word| word.parse::<LevelFilter>().is_err())
 }
 
 /// The layer that writes to standard error.

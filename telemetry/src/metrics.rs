@@ -250,7 +250,7 @@ metrics! {
         "Peak bytes that the footprint model predicted, of trials that ended with a measurement.";
     TRIAL_MEMORY_PEAK: Histogram(BYTES) Histogram "lorafleet.trial.memory.peak", "By", [],
         "Peak bytes measured, of trials that ended with a prediction.";
-    TRIAL_MEMORY_QUOTIENT: Histogram(QUOTIENT) Histogram "lorafleet.trial.memory.measured_to_predicted", "1", [],
+    TRIAL_MEMORY_QUOTIENT: Histogram(QUOTIENT) Histogram "lorafleet.trial.memory.measured_to_predicted", "{quotient}", [],
         "Peak bytes measured divided by those predicted; above 1 the prediction was too low.";
     AGENTS: UpDownCounter() UpDownCounter "lorafleet.agents", "{agent}", ["state"],
         "Agents by state: connected, drained, or gone with trials in their hands.";

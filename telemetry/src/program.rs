@@ -4,6 +4,10 @@
 use crate::{Options, Settings};
 use std::fmt::{self, Display};
 use std::process::ExitCode;
+use std::time::Duration;
+
+/// How long threads that still work are waited for at the end.
+const LAST_THREADS: Duration = Duration::from_secs(2);
 
 /// Why a program ends, and its exit code.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +45,10 @@ pub fn run(options: &Options, work: impl Future<Output = Result<(), End>>) -> Ex
         .map_err(|error| End::failed(format!("no threads can be started: {error}")));
     let done = runtime.and_then(|runtime| {
         crate::process::observe_runtime(&runtime);
-        runtime.block_on(work)
+        let done = runtime.block_on(work);
+        // A thread that asks a driver which does not answer is not waited for.
+        runtime.shutdown_timeout(LAST_THREADS);
+        done
     });
     let code = end(done);
     drop(telemetry);

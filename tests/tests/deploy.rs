@@ -125,6 +125,10 @@ fn what_settings_name_can_be_reached() {
         let state = |line: &str| Some(format!("/var/lib/{}", line.strip_prefix("StateDirectory=")?));
         let writable = |line| state(line).or_else(|| Some(line.strip_prefix("ReadWritePaths=")?.to_string()));
         let unit_writes: Vec<_> = unit.lines().filter_map(writable).collect();
+        // What may be a mount of a network is waited for.
+        for path in unit.lines().filter_map(|line| line.strip_prefix("ReadWritePaths=")) {
+            assert!(unit.contains(&format!("RequiresMountsFor={path}\n")), "{path}");
+        }
         let command = shown(container_file, env);
         assert!(command.contains(&"--user".to_string()), "{command:?}");
         let mounts: Vec<_> = command.windows(2).filter(|pair| pair[0] == "-v").map(|pair| &pair[1]).collect();

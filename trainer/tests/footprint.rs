@@ -111,14 +111,9 @@ fn check(precision: Precision, recomputed: usize, init: InitLoraWeights) {
             engine: Engine::Cpu,
             trainable_parameters: trainable,
             initial_parameters: adapter.initial_parameters(),
-            adapted: 0,
-            saved: Saved::default(),
-            has_dropout: false,
-            magnitudes: 0,
-            accumulates: false,
-            start: 0,
             tokens,
             longest: length.into(),
+            ..Load::default()
         };
         let predicted = shape.peak_bytes(&load, recomputed as u64).total();
         let ratio = predicted as f64 / counted as f64;

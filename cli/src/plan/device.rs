@@ -31,6 +31,11 @@ impl Device {
         all.filter(|device| matches!(device.known, Some((_, Some(_))))).collect()
     }
 
+    /// Those of the catalogue among these names.
+    pub(super) fn known(names: &[String]) -> Vec<Self> {
+        names.iter().filter_map(|name| config::machines::accelerator(name).ok()).map(Self::of).collect()
+    }
+
     /// The devices of those names: accelerators of the catalogue, `CPU`, or bytes (`24GB`).
     pub(super) fn named(names: &[String]) -> Result<Vec<Self>, Failure> {
         let find = |name: &String| {

@@ -20,6 +20,7 @@ use domain::metric::MetricPoint;
 use domain::{AgentId, Attempt, DeviceId, TrialId};
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
 use std::time::Duration;
@@ -239,39 +240,54 @@ fn weight(points: &[MetricPoint]) -> usize {
 /// taken.
 #[derive(Default)]
 struct Lanes {
-    lanes: HashMap<TrialId, VecDeque<Numbered<Body>>>,
-    /// The weight of what waits.
+    lanes: HashMap<TrialId, Lane>,
+    /// The weight of what is not answered yet.
     waiting: usize,
+}
+
+/// A trial's messages.
+#[derive(Default)]
+struct Lane {
+    /// The weight of what was taken.
+    taken: usize,
+    waiting: VecDeque<Numbered<Body>>,
 }
 
 impl Lanes {
     /// Takes a message in; it comes back at once if nothing of its trial is before it.
     fn add(&mut self, message: Numbered<Body>) -> Option<Numbered<Body>> {
-        let Some(lane) = self.lanes.get_mut(&message.trial) else {
-            self.lanes.insert(message.trial.clone(), VecDeque::new());
-            return Some(message);
-        };
-        self.waiting += message.body.weight();
-        lane.push_back(message);
-        None
+        let weight = message.body.weight();
+        self.waiting += weight;
+        match self.lanes.entry(message.trial.clone()) {
+            Entry::Vacant(lane) => {
+                lane.insert(Lane { taken: weight, waiting: VecDeque::new() });
+                Some(message)
+            }
+            Entry::Occupied(mut lane) => {
+                lane.get_mut().waiting.push_back(message);
+                None
+            }
+        }
     }
 
     /// What comes after a message that was taken: the metrics that wait next together, or one event.
     fn next(&mut self, taken: &Numbered<()>) -> Option<Numbered<Body>> {
         let lane = self.lanes.get_mut(&taken.trial)?;
-        let Some(mut first) = lane.pop_front() else {
+        self.waiting -= std::mem::take(&mut lane.taken);
+        let Some(mut first) = lane.waiting.pop_front() else {
             self.lanes.remove(&taken.trial);
             return None;
         };
-        self.waiting -= first.body.weight();
+        lane.taken = first.body.weight();
         while let Body::Metrics(points) = &mut first.body
-            && let Some(Numbered { attempt, sequence, body: Body::Metrics(more), .. }) = lane.front_mut()
+            && let Some(Numbered { attempt, sequence, body: Body::Metrics(more), .. }) =
+                lane.waiting.front_mut()
             && *attempt == first.attempt
         {
-            self.waiting -= weight(more);
+            lane.taken += weight(more);
             points.append(more);
             first.sequence = *sequence;
-            lane.pop_front();
+            lane.waiting.pop_front();
         }
         Some(first)
     }
@@ -322,7 +338,11 @@ mod tests {
         for message in waiting {
             assert!(lanes.add(message).is_none());
         }
-        assert_eq!(lanes.waiting, 5 * 2 + 1, "a message and its point, five times, and an event");
+        assert_eq!(
+            lanes.waiting,
+            5 * 2 + 3,
+            "a message and its point, five times, and events, two of them taken"
+        );
         let out = drain(&mut lanes, "s/1");
         assert_eq!(out, [(1, 3, Some(2)), (1, 4, None), (1, 5, Some(1)), (2, 2, Some(2))]);
         assert_eq!(drain(&mut lanes, "s/2"), []);

@@ -11,6 +11,8 @@ pub struct Waiting {
     pub base_bytes: u64,
     /// Most bytes that it is predicted to hold beside the base; 0 is unknown.
     pub own_bytes: u64,
+    /// Whether its sweep is one of simulated devices; `None` until a trial of it has started.
+    pub simulated: Option<bool>,
 }
 
 /// A device and what it holds.
@@ -24,6 +26,8 @@ pub struct Slot {
     pub max_pack_size: u32,
     /// US dollars an hour.
     pub price_per_hour: f64,
+    /// Whether it trains nothing.
+    pub simulated: bool,
     /// The base that is loaded, whether a trial uses it or not.
     pub resident: Option<String>,
     /// The base of the trials it holds; `None` if it holds none.
@@ -40,6 +44,7 @@ impl Slot {
     fn admits(&self, trial: &Waiting) -> bool {
         let named = |a: &String| a.eq_ignore_ascii_case(&self.accelerator);
         self.held < self.max_pack_size
+            && trial.simulated.is_none_or(|simulated| simulated == self.simulated)
             && self.base.as_ref().is_none_or(|base| *base == trial.base)
             && (trial.accelerators.is_empty() || trial.accelerators.iter().any(named))
             && (self.fits(trial) || self.held == 0)
@@ -185,6 +190,15 @@ mod tests {
             &[(0, 1)],
         );
         check("unknown peaks count as nothing", &[trial("a", 0)], &[device(1, 0, 1.0)], &[(0, 0)]);
+        let (real, made_up) = (device(1, 40, 9.0), Slot { simulated: true, ..device(1, 40, 1.0) });
+        let begun = |simulated| Waiting { simulated: Some(simulated), ..trial("a", 1) };
+        check(
+            "what was trained goes on where something is trained, and what was simulated where it is simulated",
+            &[begun(false), begun(true), begun(false)],
+            &[made_up.clone(), real],
+            &[(0, 1), (1, 0)],
+        );
+        check("what has not begun goes anywhere", &[trial("a", 1)], &[made_up], &[(0, 0)]);
         check("accelerators", &[on("H100", "a"), on("a100-40gb", "a")], &[device(2, 40, 1.0)], &[(1, 0)]);
     }
 }

@@ -97,10 +97,15 @@ fn check_trial(world: &World, record: &TrialRecord, history: &Inspection, log: &
     let every = u64::from(trial.config.logging_steps);
     let curve = history.curve(&trial.id, &trial.attempts);
     let steps: Vec<_> = curve.iter().map(|point| point.step).collect();
-    if !steps.is_sorted_by(|a, b| a < b) {
-        find(format!("its curve's steps are {steps:?}"));
-    }
     let total = trial.total_steps.unwrap_or_default();
+    if trial.state == TrialState::Completed {
+        if trial.step != total {
+            find(format!("is completed at step {} of {total}", trial.step));
+        }
+        if trial.cost_usd.is_none_or(|cost| cost <= 0.0) {
+            find(format!("is completed and costs {:?}", trial.cost_usd));
+        }
+    }
     // The last step has a point whatever its number.
     let due =
         |step: &u64| step.is_multiple_of(every) || trial.state == TrialState::Completed && *step == total;

@@ -10,20 +10,7 @@ fn lora(
     trainable_parameters: u64,
     [tokens, longest]: [u64; 2],
 ) -> Load {
-    Load {
-        precision,
-        engine,
-        trainable_parameters,
-        initial_parameters: 0,
-        adapted: 0,
-        saved: Saved::default(),
-        has_dropout: false,
-        magnitudes: 0,
-        accumulates: false,
-        start: 0,
-        tokens,
-        longest,
-    }
+    Load { precision, engine, trainable_parameters, tokens, longest, ..Load::default() }
 }
 
 pub(super) const OPEN_LLAMA_7B: ModelShape = ModelShape {

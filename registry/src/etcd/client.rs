@@ -180,7 +180,7 @@ fn explained(error: &etcd_client::Error) -> String {
         }
         _ => (None, false),
     };
-    let hint = match is_connection {
+    let hint = match is_connection && !nobody_listens(error) {
         true => format!(
             "; write https:// if etcd wants TLS, and show a certificate with {} if it wants one",
             Flags::Etcd.identity()
@@ -188,6 +188,19 @@ fn explained(error: &etcd_client::Error) -> String {
         false => String::new(),
     };
     why.unwrap_or_else(|| format!("{error}{hint}"))
+}
+
+/// Whether the address is right as far as it goes and nothing answers there.
+fn nobody_listens(error: &(dyn std::error::Error + 'static)) -> bool {
+    let kind = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if error.downcast_ref().is_some_and(kind) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 fn silence() -> String {

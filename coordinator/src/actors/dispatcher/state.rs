@@ -112,7 +112,9 @@ impl State {
                 },
                 () = expiry => {}
             }
-            self.expire();
+            if earliest.is_some_and(|deadline| deadline <= Instant::now()) {
+                self.expire();
+            }
             if std::mem::take(&mut self.may_place) {
                 self.place();
             }
@@ -462,6 +464,7 @@ fn slot(device: &Device, held: &[&Waiting]) -> Slot {
         memory_bytes: device.memory_bytes,
         max_pack_size: device.max_pack_size,
         price_per_hour: device.cost_per_hour(),
+        simulated: device.simulated_speed.is_some(),
         resident: device.resident_base.clone(),
         base: held.first().map(|needs| needs.base.clone()),
         held: held.len() as u32,

@@ -83,6 +83,8 @@ pub struct Ledger {
     exhausted: bool,
     changes: Changes,
     effects: Vec<Effect>,
+    /// Whether its trials are those of simulated devices; `None` until one has started.
+    simulated: Option<bool>,
 }
 
 impl Ledger {
@@ -93,6 +95,7 @@ impl Ledger {
         let trials: BTreeMap<_, _> = numbered.collect();
         Ok(Self {
             tally: Tally::of(&record.sweep.spec, &trials),
+            simulated: trials.values().find_map(|record| kind(&record.trial)),
             record,
             trials,
             searcher,
@@ -196,6 +199,7 @@ impl Ledger {
             accelerators: self.record.sweep.spec.resources.accelerators.clone(),
             base_bytes: peak.map_or(0, |peak| peak.weights),
             own_bytes: peak.as_ref().map_or(0, PeakBytes::own),
+            simulated: self.simulated,
         })
     }
 
@@ -302,6 +306,8 @@ impl Ledger {
         trial.total_steps = Some(total_steps);
         trial.started_at = trial.started_at.or(Some(now));
         trial.digests = digests.or(before);
+        let kind = kind(trial);
+        self.simulated = self.simulated.or(kind);
         Ok(())
     }
 
@@ -479,6 +485,11 @@ fn ended_by(cause: StopCause) -> TrialState {
 /// What the agent is told of why a trial ends.
 fn reason(cause: StopCause) -> StopReason {
     if cause == StopCause::Person { StopReason::Cancelled } else { StopReason::Search }
+}
+
+/// Whether a trial is one of simulated devices; `None` if none has started it.
+fn kind(trial: &Trial) -> Option<bool> {
+    trial.digests.is_some().then(|| trial.is_simulated())
 }
 
 /// What the search is told of a trial that is over.

@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use telemetry::metrics::{self, Part};
 use telemetry::trace::at_place;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior};
 
@@ -399,7 +400,11 @@ impl RunningSweep {
             self.tools.dispatcher.release(id, attempt, false).await?;
             return Ok(());
         }
-        let Grant { agent, device, price_per_hour, at, lost } = grant;
+        let Grant { agent, device, price_per_hour, at, mut lost } = grant;
+        if !matches!(lost.try_recv(), Err(TryRecvError::Empty)) {
+            // Its lease ended while nothing could be written, and nobody was told to train it: that is no attempt.
+            return self.enqueue(number).await;
+        }
         let belongs = traced::trace(trial).map(|trace| trace.attempt(attempt.0));
         at_place(belongs, || tracing::info!(trial = %id, %attempt, %agent, %device, "assigning"));
         self.ledger.assign(number, Placement { agent, device, price_per_hour })?;

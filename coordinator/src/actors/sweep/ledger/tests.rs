@@ -312,6 +312,21 @@ fn a_restarted_search_proposes_what_it_would_have_proposed() {
     assert_eq!(parameters(&whole), parameters(&restarted));
 }
 
+/// What has begun goes on where it began: on devices that train, or on simulated ones.
+#[test]
+fn a_sweep_is_of_the_kind_of_its_first_trial() {
+    for (base, simulated) in [("b", false), ("simulated:b", true)] {
+        let mut ledger = ledger();
+        assert_eq!(ledger.needs(1).unwrap().simulated, None);
+        ledger.assign(1, placement()).unwrap();
+        ledger.event(1, started(base), NOW).unwrap();
+        assert_eq!(ledger.needs(1).unwrap().simulated, Some(simulated));
+        let trials = ledger.trials().values().cloned().collect();
+        let restarted = Ledger::new(ledger.record().clone(), trials).unwrap();
+        assert_eq!(restarted.needs(1).unwrap().simulated, Some(simulated));
+    }
+}
+
 /// Its checkpoint may be of a step at which nothing was to be reported.
 #[test]
 fn a_restart_leaves_a_trial_where_its_attempt_starts() {
