@@ -139,7 +139,7 @@ impl Embedded {
 pub(crate) struct DeviceArgs {
     /// Dollars that an hour of this machine costs, for the trials' cost. 0 unless given; of simulated devices, the
     /// catalogue's prices.
-    #[arg(long, alias = "price_per_hour", value_name = "USD")]
+    #[arg(long, alias = "price_per_hour", value_name = "USD", value_parser = gpu_agent::devices::price)]
     price_per_hour: Option<f64>,
     #[command(flatten)]
     simulate: SimulateArgs,

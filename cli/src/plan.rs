@@ -338,5 +338,5 @@ fn devices_table(documents: &[Value]) -> String {
         ]
     };
     let rows: Vec<_> = (0..count).map(row).collect();
-    output::table(&["device", "trials that fit", "largest peak", "time ≤", "cost ≤"], &rows, &[])
+    output::table(&["device", "trials that fit", "largest peak", "their time", "their cost"], &rows, &[])
 }

@@ -196,3 +196,27 @@ fn what_cannot_be_planned_is_named() {
         assert!(output.status.code() == Some(2) && message.contains(fragment), "{message}");
     }
 }
+
+/// A sweep's rows are as long as they are: a micro-batch of short ones is one still. Of this model the launches are nearly
+/// all that a step takes, 3 layers × 100 × 5 µs a micro-batch.
+#[test]
+fn a_sweep_takes_the_micro_batches_that_it_has() {
+    let sweep = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/sweeps/quickstart.yaml");
+    let step = |accumulation: u32| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lorafleet"));
+        let set = format!("gradient_accumulation_steps={accumulation}");
+        let output = command
+            .args(["plan", sweep, "--device=A100-40GB", "-o", "json", "--set", &set])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let trials: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(trials.len(), 12);
+        trials[0]["devices"][0]["seconds_per_step"].as_f64().unwrap()
+    };
+    for accumulation in [1, 3] {
+        let micro_batches = step(accumulation) / 1.5e-3;
+        let want = f64::from(accumulation);
+        assert!((want..1.3 * want).contains(&micro_batches), "{accumulation}: {micro_batches}");
+    }
+}

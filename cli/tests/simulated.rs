@@ -113,6 +113,7 @@ parameters:
     assert_eq!(states, ["failed", "completed"], "{result:#}");
     let failure = &trials[0]["failure"];
     assert_eq!(failure["class"], "out_of_memory");
+    assert_eq!((&trials[0]["simulated"], &trials[1]["simulated"]), (&json!(true), &json!(true)));
     assert!(failure["message"].as_str().unwrap().contains("does not fit"), "{failure}");
 }
 
@@ -128,6 +129,9 @@ fn what_cannot_be_simulated_is_named() {
     check(&["--simulate=T5"], &["--simulate T5", "not in the catalogue", A100]);
     check(&["--simulate=A100-40GB:many"], &["A100-40GB:many", "1 to 64"]);
     check(&["--simulate-speed=2"], &["--simulate"]);
+    for price in ["-1", "nan", "inf", "1e300", "much"] {
+        check(&[&format!("--price-per-hour={price}")], &["--price-per-hour", "from 0 to 1000000"]);
+    }
     check(&["--simulate=T4-16GB", "--simulate-speed=0.1"], &["0.1", "from 1 to 1000000"]);
     check(&["--simulate=T4-16GB", "--endpoint=http://127.0.0.1:1"], &["--simulate", "leave --endpoint out"]);
     check(

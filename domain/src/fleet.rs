@@ -5,6 +5,9 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 
+/// What the id of an agent begins with whose devices are simulated.
+pub const SIMULATED_AGENT: &str = "simulated-";
+
 /// How many of its seconds a simulated device may have in one.
 pub const SIMULATED_SPEED: RangeInclusive<f64> = 1.0..=1e6;
 

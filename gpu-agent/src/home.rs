@@ -9,12 +9,10 @@
 
 use crate::{AgentError, Assignment};
 use domain::AgentId;
+use domain::fleet::SIMULATED_AGENT;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// What the name of an agent begins with whose devices are simulated.
-const SIMULATED: &str = "simulated-";
 
 /// The folder, locked as long as a clone lives.
 #[derive(Debug, Clone)]
@@ -58,7 +56,7 @@ impl Home {
         match std::fs::read_to_string(&path) {
             Ok(text) if !text.trim().is_empty() => {
                 let id = text.trim();
-                return match id.starts_with(SIMULATED) == simulated {
+                return match id.starts_with(SIMULATED_AGENT) == simulated {
                     true => Ok(AgentId::new(id)),
                     false => Err(AgentError::OtherKind { path: self.root.clone(), id: id.into() }),
                 };
@@ -67,7 +65,7 @@ impl Home {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(io(&path)(e)),
         }
-        let kind = if simulated { SIMULATED } else { "agent-" };
+        let kind = if simulated { SIMULATED_AGENT } else { "agent-" };
         let id = format!("{kind}{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
         // Renamed into place, so that a crash leaves no half of a name.
         let draft = self.root.join("agent-id.new");
@@ -124,7 +122,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let home = Home::open(dir.path()).unwrap();
             let id = home.agent_id(simulated).unwrap();
-            assert_eq!(id.as_str().starts_with(SIMULATED), simulated);
+            assert_eq!(id.as_str().starts_with(SIMULATED_AGENT), simulated);
             assert_eq!(home.agent_id(simulated).unwrap(), id);
             let refusal = home.agent_id(!simulated).unwrap_err().to_string();
             assert!(refusal.contains(id.as_str()) && refusal.contains("--data-dir"), "{refusal}");

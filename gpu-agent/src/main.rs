@@ -93,7 +93,7 @@ struct AgentArgs {
     simulate: SimulateArgs,
     /// Dollars that an hour of this machine costs, for the trials' cost. 0 unless given; of simulated devices, the
     /// catalogue's prices.
-    #[arg(long, env = "LORAFLEET_PRICE_PER_HOUR", value_name = "USD")]
+    #[arg(long, env = "LORAFLEET_PRICE_PER_HOUR", value_name = "USD", value_parser = devices::price)]
     price_per_hour: Option<f64>,
     /// What is said of this machine where agents are listed.
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]

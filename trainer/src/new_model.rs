@@ -95,8 +95,11 @@ impl NewModel<'_> {
         if replaced.exists() && partial.exists() && !self.to.exists() {
             std::fs::rename(&replaced, self.to).map_err(TrainError::io(self.to))?;
         }
-        // Before there is a new one in `partial`, which would make it one that is to be put back.
-        remove(&replaced)?;
+        // Before there is a new one in `partial`, which would make it one that is to be put back. Where nothing has its place
+        // it may be the only one, and stays until the new one is whole.
+        if self.to.exists() {
+            remove(&replaced)?;
+        }
         self.check(sources)?;
         remove(&partial)?;
         std::fs::create_dir_all(&partial).map_err(TrainError::io(&partial))?;

@@ -2,7 +2,7 @@
 
 use crate::Failure;
 use crate::output;
-use domain::footprint::{self, Engine, Load, ModelShape};
+use domain::footprint::{Engine, Load, ModelShape};
 use domain::machine::{Accelerator, Machine};
 use domain::trial::TrialConfig;
 use gpu_agent::devices::choose::RESERVE;
@@ -85,8 +85,8 @@ impl Device {
             "peak_memory_bytes": shape.peak_bytes(&load, recomputed).total(),
         });
         if let (Some((accelerator, machine)), Some(recomputed)) = (&self.known, layers) {
-            let tokens = footprint::tokens_per_step(config);
-            let step = shape.step_seconds(&load, recomputed, tokens, accelerator).total();
+            let micro_batches = config.gradient_accumulation_steps;
+            let step = shape.step_seconds(&load, recomputed, micro_batches, accelerator).total();
             let seconds = step * steps as f64;
             document["steps"] = json!(steps);
             document["seconds_per_step"] = json!(step);
@@ -113,15 +113,20 @@ pub(super) fn in_words(device: &Value) -> String {
     let Some(layers) = device["recomputed_layers"].as_u64() else { return format!("{name} no") };
     let again = if layers > 0 { format!(", {layers} layers again") } else { String::new() };
     let Some(step) = device["seconds_per_step"].as_f64() else { return format!("{name} yes{again}") };
+    let cost = device["cost_usd"].as_f64();
     let cost =
-        device["cost_usd"].as_f64().map_or(String::new(), |cost| format!(", {}", output::dollars(cost)));
+        cost.map_or(String::new(), |cost| format!(", {} for {}", output::dollars(cost), device["steps"]));
     format!("{name} {step:.2} s a step{cost}{again}")
 }
 
 /// Where the dollars of documents come from, a line each.
 pub(super) fn prices<'a>(devices: impl Iterator<Item = &'a Value>) -> String {
-    let mut lines = Vec::new();
-    for device in devices.filter(|device| device["price"].is_object()) {
+    let (mut lines, mut predicts) = (Vec::new(), false);
+    for device in devices {
+        predicts |= device["seconds"].is_number();
+        if !device["price"].is_object() {
+            continue;
+        }
         let price = &device["price"];
         let text = |key: &str| price[key].as_str().unwrap_or_default();
         let line = format!(
@@ -137,12 +142,7 @@ pub(super) fn prices<'a>(devices: impl Iterator<Item = &'a Value>) -> String {
             lines.push(line);
         }
     }
-    match lines.is_empty() {
-        true => String::new(),
-        false => {
-            "seconds are predicted from makers' peaks and assumed shares of them; no GPU has confirmed them yet\n"
-                .to_string()
-                + &lines.concat()
-        }
-    }
+    let caveat = "seconds are predicted from makers' peaks and assumed shares of them, without loading and evaluations; no GPU \
+                  has confirmed them yet\n";
+    if predicts { caveat.to_string() + &lines.concat() } else { String::new() }
 }

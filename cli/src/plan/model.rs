@@ -17,28 +17,40 @@ pub(super) struct Args {
     #[arg(long, value_name = "CONFIG")]
     model: Option<PathBuf>,
     /// Values of lora_rank.
-    #[arg(long, alias = "lora_rank", value_delimiter = ',', requires = "model")]
+    #[arg(long, alias = "lora_rank", value_delimiter = ',', requires = "model", conflicts_with = "file")]
     lora_rank: Vec<u32>,
     /// Values of batch_size.
-    #[arg(long, alias = "batch_size", value_delimiter = ',', requires = "model")]
+    #[arg(long, alias = "batch_size", value_delimiter = ',', requires = "model", conflicts_with = "file")]
     batch_size: Vec<u32>,
     /// Values of max_sequence_length.
-    #[arg(long, alias = "max_sequence_length", value_delimiter = ',', requires = "model")]
+    #[arg(
+        long,
+        alias = "max_sequence_length",
+        value_delimiter = ',',
+        requires = "model",
+        conflicts_with = "file"
+    )]
     max_sequence_length: Vec<u32>,
     /// Values of precision_mode: float32, bfloat16, float16, 4bit. float16 unless given.
-    #[arg(long, alias = "precision_mode", value_delimiter = ',', requires = "model")]
+    #[arg(
+        long,
+        alias = "precision_mode",
+        value_delimiter = ',',
+        requires = "model",
+        conflicts_with = "file"
+    )]
     precision_mode: Vec<String>,
     /// With 4bit, the numbers of embedding and head. float16 unless given.
-    #[arg(long, alias = "compute_dtype", requires = "model")]
+    #[arg(long, alias = "compute_dtype", requires = "model", conflicts_with = "file")]
     compute_dtype: Option<String>,
     /// With 4bit, whether magnitudes are quantised too. true unless given or the model is in 4 bits already.
-    #[arg(long, alias = "double_quant", requires = "model")]
+    #[arg(long, alias = "double_quant", requires = "model", conflicts_with = "file")]
     double_quant: Option<bool>,
     /// Steps of a trial.
-    #[arg(long, alias = "max_steps", default_value_t = TrialConfig::DEFAULT_MAX_STEPS, requires = "model")]
+    #[arg(long, alias = "max_steps", default_value_t = TrialConfig::DEFAULT_MAX_STEPS, requires = "model", conflicts_with = "file")]
     max_steps: u32,
     /// Finds the largest value that fits each device: batch_size, max_sequence_length or lora_rank.
-    #[arg(long, value_name = "PARAMETER", requires = "model", value_parser = SOLVABLE)]
+    #[arg(long, value_name = "PARAMETER", requires = "model", conflicts_with = "file", value_parser = SOLVABLE)]
     solve: Option<String>,
 }
 

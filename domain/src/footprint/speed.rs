@@ -41,20 +41,20 @@ impl StepSeconds {
 }
 
 impl ModelShape {
-    /// An optimizer step's time on `tokens` tokens, in micro-batches of `load.tokens`, where `recomputed` of the layers are
+    /// An optimizer step's time on so many micro-batches of `load.tokens` tokens, where `recomputed` of the layers are
     /// computed again.
     pub fn step_seconds(
         &self,
         load: &Load,
         recomputed: u64,
-        tokens: u64,
+        micro_batches: u32,
         accelerator: &Accelerator,
     ) -> StepSeconds {
         let element = table_bytes(load.precision);
         let layers = self.num_hidden_layers.max(1) as f64;
         let again = recomputed.min(self.num_hidden_layers) as f64 / layers;
-        let micro_batches = tokens.div_ceil(load.tokens.max(1)) as f64;
-        let tokens = tokens as f64;
+        let micro_batches = f64::from(micro_batches);
+        let tokens = micro_batches * load.tokens as f64;
 
         let linear = self.linear_parameters() as f64;
         let flops = self.flops_per_token(load, load.longest);
@@ -102,11 +102,11 @@ mod tests {
 
     const OPEN_LLAMA_7B: ModelShape = super::super::tests::OPEN_LLAMA_7B;
 
-    fn seconds(mode: PrecisionMode, recomputed: u64, accumulation: u64, name: &str) -> StepSeconds {
+    fn seconds(mode: PrecisionMode, recomputed: u64, accumulation: u32, name: &str) -> StepSeconds {
         let compute_dtype = Some(ComputeDtype::Float16);
         let config = TrialConfig { precision_mode: mode, compute_dtype, ..TrialConfig::default() };
         let load = OPEN_LLAMA_7B.load_at_most(&config, Engine::Gpu);
-        OPEN_LLAMA_7B.step_seconds(&load, recomputed, accumulation * load.tokens, &accelerator(name))
+        OPEN_LLAMA_7B.step_seconds(&load, recomputed, accumulation, &accelerator(name))
     }
 
     /// The order of things, whatever the shares are: QLoRA is slower than LoRA, float32 much slower, more again slower, a

@@ -1,6 +1,7 @@
 //! A trial's record: what the coordinator keeps and people see.
 
 use super::{TrialConfig, TrialState};
+use crate::fleet::SIMULATED_AGENT;
 use crate::{Attempt, Timestamp, TrialId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -148,9 +149,16 @@ pub struct Trial {
 }
 
 impl Trial {
-    /// Whether a simulated device made its numbers up.
+    /// Whether a simulated device made its numbers up, or refused it.
     pub fn is_simulated(&self) -> bool {
-        self.digests.as_ref().is_some_and(|digests| digests.base_model.starts_with(SIMULATED))
+        self.kind() == Some(true)
+    }
+
+    /// Whether it is one of simulated devices, by what it was trained on or, before it has started, by whom it was given
+    /// to; `None` if it was given to nobody yet.
+    pub fn kind(&self) -> Option<bool> {
+        let by_digests = self.digests.as_ref().map(|digests| digests.base_model.starts_with(SIMULATED));
+        by_digests.or_else(|| Some(self.agent.as_ref()?.starts_with(SIMULATED_AGENT)))
     }
 
     /// Every parameter with the value in force, as people see it.

@@ -73,6 +73,16 @@ pub fn local() -> Found {
     found
 }
 
+/// A machine's price, as it is written.
+///
+/// # Errors
+/// It is no number of dollars that a coordinator takes.
+pub fn price(text: &str) -> Result<f64, String> {
+    let most = proto::limits::PRICE_PER_HOUR;
+    let parsed = text.parse().ok().filter(|price| (0.0..=most).contains(price));
+    parsed.ok_or_else(|| format!("write dollars an hour, from 0 to {most}"))
+}
+
 /// Gives each of a machine's devices its share of the machine's price, if there is one.
 pub fn priced(devices: &mut [DeviceOptions], price_per_hour: Option<f64>) {
     let each = price_per_hour.map(|price| price / devices.len() as f64);

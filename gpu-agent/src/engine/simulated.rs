@@ -107,8 +107,8 @@ impl Simulated {
     fn step_seconds(&self, shape: Option<&ModelShape>, run: &SimulatedRun) -> f64 {
         match (&self.pace, shape) {
             (Pace::Device(accelerator, _), Some(shape)) => {
-                let tokens = footprint::tokens_per_step(&run.config);
-                shape.step_seconds(&run.load(shape), run.recomputed, tokens, accelerator).total()
+                let micro_batches = run.config.gradient_accumulation_steps;
+                shape.step_seconds(&run.load(shape), run.recomputed, micro_batches, accelerator).total()
             }
             _ => 0.0,
         }

@@ -83,7 +83,7 @@ pub struct Ledger {
     exhausted: bool,
     changes: Changes,
     effects: Vec<Effect>,
-    /// Whether its trials are those of simulated devices; `None` until one has started.
+    /// Whether its trials are those of simulated devices; `None` until one was assigned.
     simulated: Option<bool>,
 }
 
@@ -95,7 +95,7 @@ impl Ledger {
         let trials: BTreeMap<_, _> = numbered.collect();
         Ok(Self {
             tally: Tally::of(&record.sweep.spec, &trials),
-            simulated: trials.values().find_map(|record| kind(&record.trial)),
+            simulated: trials.values().find_map(|record| record.trial.kind()),
             record,
             trials,
             searcher,
@@ -191,7 +191,8 @@ impl Ledger {
 
     /// What a trial needs of a device.
     pub fn needs(&self, number: u32) -> Result<Waiting> {
-        let config = &self.get(number)?.trial.config;
+        let trial = &self.get(number)?.trial;
+        let config = &trial.config;
         let shape = self.record.base_models.get(&config.pretrained_model_id);
         let peak = shape.map(|shape| shape.peak_bytes_at_most(config)[0]);
         Ok(Waiting {
@@ -199,7 +200,7 @@ impl Ledger {
             accelerators: self.record.sweep.spec.resources.accelerators.clone(),
             base_bytes: peak.map_or(0, |peak| peak.weights),
             own_bytes: peak.as_ref().map_or(0, PeakBytes::own),
-            simulated: self.simulated,
+            simulated: trial.kind().or(self.simulated),
         })
     }
 
@@ -216,6 +217,7 @@ impl Ledger {
         trial.step = resume_step.unwrap_or(0);
         trial.attempts.push((trial.attempt, trial.step));
         trial.agent = Some(placement.agent.to_string());
+        let kind = trial.kind();
         let assignment = Assignment {
             trial: trial.id.clone(),
             attempt: trial.attempt,
@@ -227,6 +229,7 @@ impl Ledger {
             belongs: trace.map(|trace| trace.attempt(trial.attempt.0)),
         };
         record.placement = Some(placement);
+        self.simulated = self.simulated.or(kind);
         self.effects.push(Effect::Assign(Box::new(assignment)));
         Ok(())
     }
@@ -306,8 +309,6 @@ impl Ledger {
         trial.total_steps = Some(total_steps);
         trial.started_at = trial.started_at.or(Some(now));
         trial.digests = digests.or(before);
-        let kind = kind(trial);
-        self.simulated = self.simulated.or(kind);
         Ok(())
     }
 
@@ -485,11 +486,6 @@ fn ended_by(cause: StopCause) -> TrialState {
 /// What the agent is told of why a trial ends.
 fn reason(cause: StopCause) -> StopReason {
     if cause == StopCause::Person { StopReason::Cancelled } else { StopReason::Search }
-}
-
-/// Whether a trial is one of simulated devices; `None` if none has started it.
-fn kind(trial: &Trial) -> Option<bool> {
-    trial.digests.is_some().then(|| trial.is_simulated())
 }
 
 /// What the search is told of a trial that is over.

@@ -315,12 +315,19 @@ fn a_restarted_search_proposes_what_it_would_have_proposed() {
 /// What has begun goes on where it began: on devices that train, or on simulated ones.
 #[test]
 fn a_sweep_is_of_the_kind_of_its_first_trial() {
-    for (base, simulated) in [("b", false), ("simulated:b", true)] {
+    for (agent, base, simulated) in [("a", "b", false), ("simulated-1", "simulated:b", true)] {
         let mut ledger = ledger();
         assert_eq!(ledger.needs(1).unwrap().simulated, None);
-        ledger.assign(1, placement()).unwrap();
+        ledger.assign(1, Placement { agent: AgentId::new(agent), ..placement() }).unwrap();
+        // What it refuses before it starts is its word as well.
+        assert_eq!(ledger.get(1).unwrap().trial.is_simulated(), simulated);
         ledger.event(1, started(base), NOW).unwrap();
         assert_eq!(ledger.needs(1).unwrap().simulated, Some(simulated));
+        assert_eq!(ledger.needs(2).unwrap().simulated, Some(simulated), "as its sweep began");
+        // Each goes on where it began itself.
+        let other = if simulated { "a" } else { "simulated-1" };
+        ledger.assign(2, Placement { agent: AgentId::new(other), ..placement() }).unwrap();
+        assert_eq!(ledger.needs(2).unwrap().simulated, Some(!simulated));
         let trials = ledger.trials().values().cloned().collect();
         let restarted = Ledger::new(ledger.record().clone(), trials).unwrap();
         assert_eq!(restarted.needs(1).unwrap().simulated, Some(simulated));
