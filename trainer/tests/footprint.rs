@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use candle_core::Device;
-use domain::footprint::{Engine, Load, ModelShape, Saved};
+use domain::footprint::{Engine, Load, ModelShape};
 use domain::trial::{InitLoraWeights, Precision, PrecisionMode};
 use trainer::lora::{Adapter, Target};
 use trainer::model::{Base, ModelConfig, RopeScaling};
