@@ -77,7 +77,7 @@ parameters:
 /// What is trained in a data directory is not gone on with by a device that trains nothing, nor the other way round.
 #[test]
 fn a_data_directory_is_of_one_kind() {
-    let sandbox = sandbox("max_steps: 1\n");
+    let sandbox = sandbox("max_steps: 1\nprecision_mode: 4bit\n");
     let simulated = ["run", "sweep.yaml", "--simulate=T4-16GB", "--simulate-speed=100000", "--data-dir"];
     assert_eq!(sandbox.lorafleet(&[&simulated[..], &["d"]].concat()).status.code(), Some(0));
     let output = sandbox.lorafleet(&["up", "--listen=127.0.0.1:0", "--data-dir", "d"]);
