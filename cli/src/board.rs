@@ -299,6 +299,7 @@ mod tests {
             step,
             total_steps: Some(135),
             agent: None,
+            device: None,
             adapter: None,
             resume: None,
             attempts: vec![],

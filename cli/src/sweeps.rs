@@ -8,7 +8,7 @@ use crate::{Failure, trials, view};
 use clap::ValueEnum;
 use proto::v1;
 use serde_json::{Value, json};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 /// Where a sweep stands, for filters.
@@ -104,17 +104,34 @@ pub(crate) struct DeleteArgs {
     output: OutputArgs,
 }
 
-/// Writes a sweep's report, one self-contained HTML file.
+/// As what a report is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+enum ReportFormat {
+    /// One self-contained file.
+    #[default]
+    Html,
+    /// A directory: report.md and its figures, figures/*.svg.
+    Markdown,
+}
+
+/// Writes a sweep's report: which configuration to use, what it costs, and the figures behind the answer.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   lorafleet report quickstart-3fa2 --file report.html
-  lorafleet report quickstart-3fa2 -o json")]
+  lorafleet report quickstart-3fa2 --format markdown --file ./report
+  lorafleet report quickstart-3fa2 -o json
+
+Its numbers as CSV: lorafleet export SWEEP_ID --to DIR")]
 pub(crate) struct ReportArgs {
     /// The sweep's id, as `lorafleet list` shows it.
     #[arg(value_name = "SWEEP_ID")]
     sweep: String,
-    /// Where to write it; `reports/SWEEP_ID.html` in the data directory unless given.
-    #[arg(long, value_name = "FILE")]
+    /// As what.
+    #[arg(long, value_enum, default_value_t)]
+    format: ReportFormat,
+    /// Where to write it, a file or, as Markdown, a directory; unless given, `reports/SWEEP_ID.html` or
+    /// `reports/SWEEP_ID` in the data directory.
+    #[arg(long, value_name = "PATH")]
     file: Option<PathBuf>,
     #[command(flatten)]
     server: ServerArgs,
@@ -219,7 +236,11 @@ pub(crate) async fn run_delete(args: DeleteArgs) -> Result<(), Failure> {
 /// `lorafleet report`.
 pub(crate) async fn run_report(args: ReportArgs) -> Result<(), Failure> {
     let path = Connection::with(&args.server, async |connection| {
-        save_report(connection, &args.sweep, args.file.as_deref(), args.server.data_dir()).await
+        let (to, data_dir) = (args.file.as_deref(), args.server.data_dir());
+        match args.format {
+            ReportFormat::Html => save_report(connection, &args.sweep, to, data_dir).await,
+            ReportFormat::Markdown => save_markdown(connection, &args.sweep, to, data_dir).await,
+        }
     })
     .await?;
     let document = json!({ "sweep": args.sweep, "report": path });
@@ -272,20 +293,60 @@ pub(crate) async fn save_report(
     file: Option<&Path>,
     data_dir: &Path,
 ) -> Result<PathBuf, Failure> {
-    let request = v1::GetReportRequest { sweep_id: sweep_id.to_string() };
-    let mut stream = connection.sweeps().get_report(request).await?.into_inner();
-    let mut html = Vec::new();
-    while let Some(piece) = stream.message().await? {
-        html.extend(piece.chunk);
-    }
+    let files = fetch_report(connection, sweep_id, v1::ReportFormat::Html).await?;
+    let html: Vec<u8> = files.into_iter().flat_map(|(_, bytes)| bytes).collect();
     let path =
         file.map_or_else(|| data_dir.join("reports").join(format!("{sweep_id}.html")), Path::to_path_buf);
+    write(&path, &html)?;
+    Ok(path)
+}
+
+/// The same as Markdown beside its figures, in a directory.
+async fn save_markdown(
+    connection: &Connection,
+    sweep_id: &str,
+    directory: Option<&Path>,
+    data_dir: &Path,
+) -> Result<PathBuf, Failure> {
+    let files = fetch_report(connection, sweep_id, v1::ReportFormat::Markdown).await?;
+    let directory = directory.map_or_else(|| data_dir.join("reports").join(sweep_id), Path::to_path_buf);
+    for (name, bytes) in files {
+        // What a server names is not to leave the directory.
+        let is_below = |name: &str| Path::new(name).components().all(|c| matches!(c, Component::Normal(_)));
+        if name.is_empty() || !is_below(&name) {
+            return Err(Failure::failed(format!(
+                "the server's answer names a file {name:?}, which is none of a report"
+            )));
+        }
+        write(&directory.join(name), &bytes)?;
+    }
+    Ok(directory)
+}
+
+/// A report's files, by name, in the server's order.
+async fn fetch_report(
+    connection: &Connection,
+    sweep_id: &str,
+    format: v1::ReportFormat,
+) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+    let request = v1::GetReportRequest { sweep_id: sweep_id.to_string(), format: format.into() };
+    let mut stream = connection.sweeps().get_report(request).await?.into_inner();
+    let mut files: Vec<(String, Vec<u8>)> = Vec::new();
+    while let Some(piece) = stream.message().await? {
+        match files.last_mut() {
+            Some((name, bytes)) if *name == piece.file => bytes.extend(piece.chunk),
+            _ => files.push((piece.file, piece.chunk)),
+        }
+    }
+    Ok(files)
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
     let write = || -> std::io::Result<()> {
         if let Some(parent) = path.parent() {
             std::fs::create_dir_all(parent)?;
         }
-        std::fs::write(&path, &html)
+        std::fs::write(path, bytes)
     };
-    write().map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?;
-    Ok(path)
+    write().map_err(|e| Failure::failed(format!("{}: {e}", path.display())))
 }

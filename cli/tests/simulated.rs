@@ -10,6 +10,51 @@ use serde_json::{Value, json};
 const A100: &str = "A100-40GB";
 const V100: &str = "V100-16GB";
 
+/// The published experiment as it ships, shorter and faster, with the report that it is for.
+#[test]
+fn the_published_benchmark() {
+    let sandbox = sandbox("max_steps: 1\n");
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/sweeps/openllama-7b-benchmark.yaml");
+    let mut arguments = vec!["run", file, "--set", "pretrained_model_id=./model", "--set", "max_steps=10"];
+    arguments.extend(["--simulate", "A100-40GB:4", "--simulate-speed", "20000"]);
+    let result = sandbox.json(&arguments);
+    let trials = result["trials"].as_array().unwrap();
+    // None or all layers again, two precisions, and 7 batch sizes, 5 ranks and 4 lengths that share a middle.
+    assert_eq!(trials.len(), 2 * 2 * (7 + 5 + 4 - 2));
+    let solo = |trial: &&Value| trial["summary"]["throughput"] == "solo";
+    let unfit = |trial: &&Value| trial["failure"]["class"] == "out_of_memory";
+    let (solo, unfit) = (trials.iter().filter(solo).count(), trials.iter().filter(unfit).count());
+    assert!(unfit > 0 && solo + unfit == trials.len(), "{solo} {unfit}");
+
+    let id = result["sweep"]["id"].as_str().unwrap();
+    let report = sandbox.json(&["report", id, "--format", "markdown", "--file", "report"]);
+    let folder = sandbox.path().join(report["report"].as_str().unwrap());
+    let text = std::fs::read_to_string(folder.join("report.md")).unwrap();
+    for figure in [
+        "peak-memory-by-batch-size",
+        "peak-memory-by-lora-rank",
+        "peak-memory-by-max-sequence-length",
+        "speed-by-lora-rank",
+        "speed-by-max-sequence-length",
+        "cost-of-a-run-by-precision-mode",
+    ] {
+        assert!(text.contains(&format!("](figures/{figure}.svg)")), "{figure} is not in\n{text}");
+        assert!(folder.join(format!("figures/{figure}.svg")).is_file(), "{figure}");
+    }
+    for said in [
+        "less memory than float16**",
+        "slower than float16**",
+        "gradient\\_checkpointing true needs",
+        "**float16 fits up to batch\\_size",
+        "## Trainable parameters",
+        "**Cheapest good**",
+        "does not fit: needs",
+    ] {
+        assert!(text.contains(said), "{said} is not in\n{text}");
+    }
+    assert_eq!(text.matches("**Simulated.**").count(), text.matches("](figures/").count());
+}
+
 /// A sweep over OpenLLaMA 7B, of which there is the configuration alone, and of the rows nothing.
 fn sandbox(rest: &str) -> Sandbox {
     let sandbox = Sandbox::new(&format!(

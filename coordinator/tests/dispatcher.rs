@@ -141,6 +141,8 @@ async fn the_oldest_goes_first_and_a_withdrawn_request_is_passed_by() {
     assert_eq!(bench.held().await, [("one".to_string(), vec![1, 3])]);
     let (old, _young) = (old.await.unwrap(), young.await.unwrap());
     assert_eq!((old.agent.as_str(), old.device.as_str(), old.price_per_hour), ("one", "cpu", 1.0));
+    let is = old.is.clone().unwrap();
+    assert_eq!((is.accelerator.as_str(), is.price_per_hour), ("CPU", 1.0));
     bench.dispatcher.release(trial(3), Attempt(1), false).await.unwrap();
     let _youngest = youngest.await.unwrap();
     assert_eq!(bench.held().await, [("one".to_string(), vec![1, 4])]);

@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use coordinator::report;
+use coordinator::report::{self, Records};
 use domain::metric::{self, MetricPoint};
 use domain::sweep::{Algorithm, Distribution, SearchSpec, Sweep, SweepSpec, SweepState};
 use domain::trial::{
-    Digests, Failure, FailureClass, Throughput, Trial, TrialConfig, TrialState, TrialSummary,
+    Digests, Failure, FailureClass, Throughput, Trial, TrialConfig, TrialDevice, TrialState, TrialSummary,
 };
 use domain::{Attempt, SweepId, Timestamp, TrialId};
 use serde_json::json;
@@ -120,6 +120,11 @@ fn trial(number: u32, (state, learning_rate, rank, targets, steps, end): Made) -
         step: steps,
         total_steps: Some(180),
         agent: Some("local".into()),
+        device: Some(TrialDevice {
+            accelerator: "A100-40GB".into(),
+            memory_bytes: 41_900_000_000,
+            price_per_hour: 3.673385,
+        }),
         adapter: Some(format!("sweeps/stories-1a2b/{number}/adapter-a1-s{steps}")),
         resume: None,
         attempts: vec![(Attempt(1), 0)],
@@ -168,6 +173,10 @@ fn made() -> (Sweep, Vec<Trial>, Curves) {
     (sweep(Some((trials[0].id.clone(), 2.94))), trials, curves)
 }
 
+fn html((sweep, trials, curves): &(Sweep, Vec<Trial>, Curves)) -> String {
+    report::html(Records { sweep, trials, curves })
+}
+
 fn check(page: &str, wanted: &[&str], unwanted: &[&str]) {
     for text in wanted {
         assert!(page.contains(text), "the page lacks {text:?}");
@@ -195,13 +204,26 @@ fn check_nesting(page: &str) {
 
 #[test]
 fn a_sweep_as_it_ends() {
-    let (sweep, trials, curves) = made();
-    let page = report::html(&sweep, &trials, &curves);
+    let page = html(&made());
     std::fs::write(concat!(env!("CARGO_TARGET_TMPDIR"), "/report.html"), &page).unwrap();
     check_nesting(&page);
-    // Two learning curves, three searched parameters; the constant has no chart.
-    assert_eq!(page.matches("<svg ").count(), 5);
-    assert_eq!(page.matches("<td class=\"state ").count(), TRIALS.len());
+    // Memory and speed by rank; dollars are none, time is all the same; two learning curves, three searched parameters
+    // (the constant has no chart) and all together; the search; predicted memory is not known.
+    for name in [
+        "Peak memory by lora rank, a line",
+        "Speed by lora rank, a line",
+        "eval/loss against peak memory",
+        "eval/loss over the steps",
+        "\"loss over the steps",
+        "learning_rate against",
+        "lora_rank against",
+        "target_modules against",
+        "A line for each trial through",
+    ] {
+        assert_eq!(page.matches(name).count(), 1, "{name}");
+    }
+    assert_eq!(page.matches("<svg ").count(), 9);
+    assert_eq!(page.matches("<td><span class=\"state ").count(), TRIALS.len());
     check(
         &page,
         &[
@@ -234,43 +256,44 @@ fn a_sweep_as_it_ends() {
 
 #[test]
 fn rank_order_is_the_goals() {
-    let (mut sweep, trials, curves) = made();
+    let mut made = made();
     let order = |page: &str| -> Vec<u32> {
         let rows = page.split("class=\"swatch\"").skip(1);
         rows.filter_map(|r| r.split("</i>").nth(1)?.split([' ', '<']).next()?.parse().ok()).collect()
     };
     // The diverged trial has no finite eval/loss after the base's: its curve alone counts.
-    let down = order(&report::html(&sweep, &trials, &curves));
+    let down = order(&html(&made));
     assert_eq!(down.len(), TRIALS.len());
     assert_eq!(&down[..3], [1, 2, 5]);
-    sweep.spec.search.goal = domain::sweep::Goal::Maximize;
-    let up = order(&report::html(&sweep, &trials, &curves));
+    made.0.spec.search.goal = domain::sweep::Goal::Maximize;
+    let up = order(&html(&made));
     assert_eq!(up.last(), Some(&1));
 }
 
 /// Each figure says so, and the heading says of how many.
 #[test]
 fn simulated_numbers_are_marked() {
-    let (sweep, mut trials, curves) = made();
+    let mut made = made();
     let marks = |page: &str| page.matches("<strong>Simulated.</strong>").count();
-    assert_eq!(marks(&report::html(&sweep, &trials, &curves)), 0);
+    assert_eq!(marks(&html(&made)), 0);
     let made_up = || "simulated:x".to_string();
     let digests =
         Digests { base_model: made_up(), dataset: made_up(), tokenizer: made_up(), spec: made_up() };
-    trials[0].digests = Some(digests.clone());
-    let page = report::html(&sweep, &trials, &curves);
+    made.1[0].digests = Some(digests.clone());
+    let page = html(&made);
+    assert_eq!(page.matches(">\nsimulated\n<").count(), page.matches("<svg ").count());
     check_nesting(&page);
     assert_eq!(marks(&page), page.matches("<svg ").count());
     check(&page, &["1 of 11 trials ran on simulated devices"], &[]);
-    trials.iter_mut().for_each(|trial| trial.digests = Some(digests.clone()));
-    check(&report::html(&sweep, &trials, &curves), &["All trials ran on simulated devices"], &[]);
+    made.1.iter_mut().for_each(|trial| trial.digests = Some(digests.clone()));
+    check(&html(&made), &["All trials ran on simulated devices"], &[]);
 }
 
 #[test]
 fn nothing_to_show_yet() {
-    let page = report::html(&sweep(None), &[], &[]);
+    let page = html(&(sweep(None), Vec::new(), Vec::new()));
     check_nesting(&page);
-    check(&page, &["<b>eval/loss</b>: no points."], &["<svg", "Best: trial", "Parameters against"]);
+    check(&page, &["<strong>eval/loss</strong>: no points."], &["<svg", "Best: trial", "Parameters against"]);
 }
 
 #[test]
@@ -289,7 +312,54 @@ fn every_text_is_escaped() {
             summary.sample_after = Some(format!("</blockquote>{EVIL}"));
         }
     }
-    let page = report::html(&sweep, &trials, &curves);
+    let page = html(&(sweep.clone(), trials.clone(), curves.clone()));
     check_nesting(&page);
     check(&page, &["&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;"], &["<script"]);
+    for (_, text) in report::markdown(Records { sweep: &sweep, trials: &trials, curves: &curves }) {
+        check(&text, &[], &["<script"]);
+    }
+}
+
+/// The same in Markdown: each figure that it shows is there, and nothing else.
+#[test]
+fn markdown_beside_its_figures() {
+    let (sweep, mut trials, curves) = made();
+    let made_up = || "simulated:x".to_string();
+    trials[0].digests =
+        Some(Digests { base_model: made_up(), dataset: made_up(), tokenizer: made_up(), spec: made_up() });
+    let files = report::markdown(Records { sweep: &sweep, trials: &trials, curves: &curves });
+    let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("report");
+    for (name, text) in &files {
+        let path = directory.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    let (name, text) = &files[0];
+    assert_eq!(name, "report.md");
+    check(
+        text,
+        &[
+            "# stories\n",
+            "## Best: trial 1",
+            "eval/loss **2.9400**, where the base has 5.0635",
+            "| **1 ★** | **completed** | **0.001** |",
+            "- **stories-1a2b/10**: the loss became NaN",
+        ],
+        &["<svg"],
+    );
+    let shown: Vec<_> = text.split("](figures/").skip(1).filter_map(|rest| rest.split(')').next()).collect();
+    let written: Vec<_> = files[1..].iter().map(|(name, _)| name.strip_prefix("figures/").unwrap()).collect();
+    assert!(!shown.is_empty());
+    assert_eq!(shown, written);
+    let names: std::collections::BTreeSet<_> = written.iter().collect();
+    assert_eq!(names.len(), written.len(), "a file each");
+    assert_eq!(text.matches("**Simulated.**").count(), shown.len());
+    for (name, svg) in &files[1..] {
+        assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"), "{name}");
+        check(
+            svg,
+            &["<title>", "<desc>Simulated. ", "prefers-color-scheme", "simulated\n</text>"],
+            &["<script"],
+        );
+    }
 }

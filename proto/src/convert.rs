@@ -8,7 +8,7 @@ use domain::footprint::ModelShape;
 use domain::metric::MetricPoint;
 use domain::sweep::{Sweep, SweepState};
 use domain::trial::{
-    Digests, Failure, FailureClass, Throughput, Trial, TrialConfig, TrialState, TrialSummary,
+    Digests, Failure, FailureClass, Throughput, Trial, TrialConfig, TrialDevice, TrialState, TrialSummary,
 };
 use domain::{Attempt, Timestamp, TrialId};
 use prost_types::value::Kind;
@@ -312,6 +312,7 @@ impl From<TrialSummary> for v1::TrialSummary {
             sample_prompt: s.sample_prompt,
             sample_before: s.sample_before,
             sample_after: s.sample_after,
+            recomputed_layers: s.recomputed_layers,
         }
     }
 }
@@ -341,6 +342,7 @@ impl From<v1::TrialSummary> for TrialSummary {
             sample_prompt: text(s.sample_prompt),
             sample_before: text(s.sample_before),
             sample_after: text(s.sample_after),
+            recomputed_layers: s.recomputed_layers,
         }
     }
 }
@@ -366,6 +368,11 @@ pub fn trial_without_config(t: Trial) -> v1::Trial {
         step: t.step,
         total_steps: t.total_steps,
         agent_id: t.agent,
+        device: t.device.map(|d| v1::TrialDevice {
+            accelerator: d.accelerator,
+            memory_bytes: d.memory_bytes,
+            price_per_hour: d.price_per_hour,
+        }),
         adapter: t.adapter,
         resume,
         resume_step,
@@ -403,6 +410,11 @@ pub fn trial_of_unknown_config(t: v1::Trial) -> Result<Trial, ConvertError> {
         step: t.step,
         total_steps: t.total_steps,
         agent: t.agent_id,
+        device: t.device.map(|d| TrialDevice {
+            accelerator: d.accelerator,
+            memory_bytes: d.memory_bytes,
+            price_per_hour: d.price_per_hour,
+        }),
         adapter: t.adapter,
         resume: t.resume.zip(t.resume_step),
         attempts: t.attempts.iter().map(|a| (Attempt(a.attempt), a.step)).collect(),

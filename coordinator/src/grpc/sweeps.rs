@@ -152,14 +152,17 @@ impl SweepService for Services {
         &self,
         request: Request<v1::GetReportRequest>,
     ) -> std::result::Result<Response<Self::GetReportStream>, Status> {
-        let id = sweep_id(request.into_inner().sweep_id)?;
-        let html = self.report(&id).await?;
-        let chunks: Vec<_> = html
-            .as_bytes()
-            .chunks(proto::CHUNK_BYTES)
-            .map(|chunk| Ok(v1::GetReportResponse { chunk: chunk.to_vec() }))
-            .collect();
-        Ok(Response::new(Box::pin(futures::stream::iter(chunks))))
+        let request = request.into_inner();
+        let format = request.format();
+        let files = self.report(&sweep_id(request.sweep_id)?, format).await?;
+        let mut pieces = Vec::new();
+        for (file, text) in files {
+            let chunks = text.as_bytes().chunks(proto::CHUNK_BYTES);
+            pieces.extend(
+                chunks.map(|chunk| Ok(v1::GetReportResponse { chunk: chunk.to_vec(), file: file.clone() })),
+            );
+        }
+        Ok(Response::new(Box::pin(futures::stream::iter(pieces))))
     }
 }
 
@@ -246,14 +249,20 @@ impl Services {
         }
     }
 
-    async fn report(&self, id: &SweepId) -> Result<String> {
+    async fn report(&self, id: &SweepId, format: v1::ReportFormat) -> Result<Vec<report::File>> {
         let view = self.desk.directory.view(id).await?;
         let trials: Vec<_> = view.trials.into_iter().map(|record| record.trial).collect();
         let mut curves = Vec::new();
         for trial in &trials {
             curves.push((trial.id.clone(), self.desk.history.curve(&trial.id, &trial.attempts).await?));
         }
-        Ok(report::html(&view.sweep, &trials, &curves))
+        let records = report::Records { sweep: &view.sweep, trials: &trials, curves: &curves };
+        Ok(match format {
+            v1::ReportFormat::Unspecified | v1::ReportFormat::Html => {
+                vec![(String::new(), report::html(records))]
+            }
+            v1::ReportFormat::Markdown => report::markdown(records),
+        })
     }
 }
 

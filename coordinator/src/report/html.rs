@@ -1,49 +1,163 @@
-//! HTML text in the making. Literal markup is `&'static str`, so that whatever is only known when the program
+//! A document as one HTML page. Literal markup is `&'static str`, so that whatever is only known when the program
 //! runs (names, samples, messages) can come in through an escaping method alone.
 
+use super::document::{Block, Document, Figure, Line, Row, Span, Table};
 use std::fmt::Display;
 
+/// The page.
+pub(super) fn page(document: &Document) -> String {
+    let mut page = Html { text: String::new(), simulated: document.simulated };
+    page.raw("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">");
+    page.raw("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">");
+    page.raw("<meta name=\"color-scheme\" content=\"light dark\">");
+    page.raw("<title>").text(&document.title).raw(" – LoraFleet</title>\n<style>");
+    page.raw(include_str!("style.css")).raw("</style></head><body><main>\n");
+    page.blocks(&document.blocks);
+    page.raw("</main></body></html>\n");
+    page.text
+}
+
 /// A growing piece of HTML.
-#[derive(Default)]
-pub(super) struct Html {
+struct Html {
     text: String,
-    /// Whether every figure says that its numbers are simulated.
-    pub(super) simulated: bool,
+    simulated: bool,
 }
 
 impl Html {
     /// Literal markup of this program's.
-    pub(super) fn raw(&mut self, markup: &'static str) -> &mut Self {
+    fn raw(&mut self, markup: &'static str) -> &mut Self {
         self.text.push_str(markup);
         self
     }
 
     /// Text, escaped for element content and quoted attributes alike.
-    pub(super) fn text(&mut self, text: impl Display) -> &mut Self {
+    fn text(&mut self, text: impl Display) -> &mut Self {
         self.text.push_str(&escape(&text.to_string()));
         self
     }
 
     /// `<tag>text</tag>`.
-    pub(super) fn element(&mut self, tag: &'static str, text: impl Display) -> &mut Self {
+    fn element(&mut self, tag: &'static str, text: impl Display) -> &mut Self {
         self.raw("<").raw(tag).raw(">").text(text).raw("</").raw(tag).raw(">")
     }
 
-    /// An SVG document that plotters wrote (it escapes its own texts), with a description for those who do
-    /// not see it.
-    pub(super) fn svg(&mut self, svg: &str, description: &str) -> &mut Self {
-        self.raw("<svg role=\"img\" aria-label=\"").text(description).raw("\" ");
-        self.text.push_str(svg.trim_start().strip_prefix("<svg ").unwrap_or(">"));
+    fn line(&mut self, line: &Line) -> &mut Self {
+        for span in &line.0 {
+            match span {
+                Span::Text(text) => self.text(text),
+                Span::Strong(text) => self.element("strong", text),
+                Span::Code(text) => self.element("code", text),
+                Span::State(state) => {
+                    self.raw("<span class=\"state ").raw(state).raw("\">").text(state).raw("</span>")
+                }
+            };
+        }
         self
     }
 
-    /// The text so far.
-    pub(super) fn finish(self) -> String {
-        self.text
+    fn blocks(&mut self, blocks: &[Block]) {
+        blocks.iter().for_each(|block| self.block(block));
+    }
+
+    fn block(&mut self, block: &Block) {
+        match block {
+            Block::Title(text) => {
+                self.raw("<p class=\"eyebrow\">LoraFleet sweep</p>").element("h1", text);
+            }
+            Block::Heading(text) => _ = self.element("h2", text),
+            Block::Subheading(text) => _ = self.element("h3", text),
+            Block::Paragraph(line) => _ = self.raw("<p>").line(line).raw("</p>"),
+            Block::Warning(line) => _ = self.raw("<p class=\"failure\">").line(line).raw("</p>"),
+            Block::Note(line) => _ = self.raw("<p class=\"note\">").line(line).raw("</p>"),
+            Block::List(lines) => {
+                self.raw("<ul>");
+                lines.iter().for_each(|line| _ = self.raw("<li>").line(line).raw("</li>\n"));
+                self.raw("</ul>");
+            }
+            Block::Facts(facts) => {
+                self.raw("<dl class=\"facts\">");
+                for (name, value) in facts {
+                    self.raw("<div>").element("dt", name).element("dd", value).raw("</div>");
+                }
+                self.raw("</dl>");
+            }
+            Block::Figures(figures) => {
+                self.raw("<div class=\"charts\">");
+                figures.iter().for_each(|figure| self.figure(figure));
+                self.raw("</div>");
+            }
+            Block::Table(table) => self.table(table),
+            Block::Sample { prompt, before, after } => self.sample(prompt, before, after),
+            Block::Details(summary, blocks) => {
+                self.raw("<details>").element("summary", summary);
+                self.blocks(blocks);
+                self.raw("</details>");
+            }
+            Block::Definitions(definitions) => {
+                self.raw("<dl>");
+                for (name, meaning) in definitions {
+                    self.element("dt", name).element("dd", meaning);
+                }
+                self.raw("</dl>");
+            }
+        }
+        self.raw("\n");
+    }
+
+    /// plotters escapes the texts of a chart itself.
+    fn figure(&mut self, figure: &Figure) {
+        self.raw("<figure>");
+        match figure.chart.draw(self.simulated) {
+            Ok(svg) => {
+                self.raw("<svg role=\"img\" aria-label=\"").text(&figure.description).raw("\" ");
+                self.text.push_str(svg.trim_start().strip_prefix("<svg ").unwrap_or(">"));
+            }
+            Err(error) => {
+                self.raw("<p>This chart could not be drawn: ").text(error).raw("</p>");
+            }
+        }
+        self.raw("<figcaption>");
+        if self.simulated {
+            self.raw("<strong>Simulated.</strong> ");
+        }
+        self.line(&figure.caption).raw("</figcaption>");
+        if let Some(data) = &figure.data {
+            self.raw("<details><summary>Its numbers</summary>");
+            self.table(data);
+            self.raw("</details>");
+        }
+        self.raw("</figure>\n");
+    }
+
+    fn table(&mut self, table: &Table) {
+        self.raw("<div class=\"wide\"><table><thead><tr>");
+        table.head.iter().for_each(|name| _ = self.raw("<th scope=\"col\">").text(name).raw("</th>"));
+        self.raw("</tr></thead><tbody>\n");
+        for Row { cells, swatch, best } in &table.rows {
+            self.raw(if *best { "<tr class=\"best\">" } else { "<tr>" });
+            for (i, cell) in cells.iter().enumerate() {
+                self.raw("<td>");
+                if let (0, Some(colour)) = (i, swatch) {
+                    self.raw("<i class=\"swatch\" style=\"background:").raw(colour).raw("\"></i>");
+                }
+                self.line(cell).raw("</td>");
+            }
+            self.raw("</tr>\n");
+        }
+        self.raw("</tbody></table></div>");
+    }
+
+    fn sample(&mut self, prompt: &str, before: &str, after: &str) {
+        self.raw("<figure class=\"sample\"><figcaption>What it says to a held-out prompt");
+        self.raw("</figcaption>\n<blockquote class=\"prompt\">").text(prompt).raw("</blockquote><div>");
+        self.raw("<blockquote><h3>Before: the base</h3><p>").text(before).raw("</p></blockquote>");
+        self.raw("<blockquote class=\"after\"><h3>After: with the adapter</h3><p>").text(after);
+        self.raw("</p></blockquote></div></figure>");
     }
 }
 
-fn escape(text: &str) -> String {
+/// Text for element content and quoted attributes, of HTML and XML.
+pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

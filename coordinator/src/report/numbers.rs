@@ -45,14 +45,19 @@ pub(super) fn count(value: u64) -> String {
     text
 }
 
+/// The unit in which so many bytes are told, and the bytes of one.
+pub(super) fn byte_unit(bytes: f64) -> (f64, &'static str) {
+    match bytes {
+        1e9.. => (1e9, "GB"),
+        1e6.. => (1e6, "MB"),
+        1e3.. => (1e3, "kB"),
+        _ => (1.0, "bytes"),
+    }
+}
+
 /// A size in bytes: `17.2 GB`, `38 kB`.
 pub(super) fn bytes(value: u64) -> String {
-    let (divisor, unit) = match value {
-        1_000_000_000.. => (1e9, "GB"),
-        1_000_000.. => (1e6, "MB"),
-        1_000.. => (1e3, "kB"),
-        _ => (1.0, "bytes"),
-    };
+    let (divisor, unit) = byte_unit(value as f64);
     let value = value as f64 / divisor;
     let digits = usize::from(value < 100.0 && divisor > 1.0);
     format!("{} {unit}", trim(&format!("{value:.digits$}")))
@@ -73,6 +78,13 @@ pub(super) fn percent(part: u64, whole: u64) -> String {
         return NONE.into();
     }
     format!("{} %", trim(&format!("{:.2}", part as f64 / whole as f64 * 100.0)))
+}
+
+/// A ratio's distance from 1 in per cent, without its sign: to a tenth below ten.
+pub(super) fn change(ratio: f64) -> String {
+    let percent = (ratio - 1.0).abs() * 100.0;
+    let digits = usize::from(percent < 9.95);
+    format!("{} %", trim(&format!("{percent:.digits$}")))
 }
 
 /// A length of time: `1 h 4 min`, `2 min 5 s`, `7.3 s`.
@@ -142,6 +154,9 @@ mod tests {
             (usd(12.345), "$12.35"),
             (percent(1, 80), "1.25 %"),
             (percent(1, 0), "–"),
+            (change(0.26), "74 %"),
+            (change(1.039), "3.9 %"),
+            (change(1.0), "0 %"),
             (duration(Duration::from_millis(7_340)), "7.3 s"),
             (duration(Duration::from_secs(125)), "2 min 5 s"),
             (duration(Duration::from_secs(3_900)), "1 h 5 min"),

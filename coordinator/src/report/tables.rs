@@ -1,12 +1,15 @@
 //! The tables: trials, what their numbers mean, the configuration in force.
 
-use super::html::Html;
+use super::Sources;
+use super::document::{Block, Line, Row, Table};
 use super::numbers::{self, NONE, or_dash};
 use super::series::Entry;
+use super::slice::{self, Dependence, Facts, PRECISION, named, sorted};
 use domain::metric;
 use domain::sweep::{Distribution, Sweep};
-use domain::trial::{Throughput, Trial, TrialConfig, TrialSummary};
+use domain::trial::{Throughput, Trial, TrialState, TrialSummary};
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// A column after the searched parameters: its heading, and the cell of a trial.
 type Column = (&'static str, fn(&Trial, &TrialSummary) -> String);
@@ -18,9 +21,16 @@ const COLUMNS: &[Column] = &[
     }),
     (metric::EVAL_LOSS, |trial, s| or_dash(trial.eval_loss.or(s.eval_loss), numbers::loss)),
     ("base eval/loss", |_, s| or_dash(s.base_eval_loss, numbers::loss)),
-    ("peak memory", |_, s| or_dash(s.peak_memory_bytes, |b| with_mark(numbers::bytes(b), memory_mark(s)))),
+    ("accelerator", |trial, _| or_dash(trial.device.as_ref(), |device| device.accelerator.clone())),
+    ("peak memory", |trial, s| match shortage(trial) {
+        Some(needed) => needed,
+        None => or_dash(s.peak_memory_bytes, |b| with_mark(numbers::bytes(b), memory_mark(s))),
+    }),
     ("pack's peak", |_, s| or_dash(s.pack_peak_memory_bytes, numbers::bytes)),
     ("predicted", |_, s| or_dash(s.predicted_peak_memory_bytes, numbers::bytes)),
+    ("computed again", |_, s| {
+        or_dash(s.recomputed_layers.filter(|layers| *layers > 0), |layers| format!("{layers} layers"))
+    }),
     ("trainable", |_, s| measured(s.trainable_parameters, numbers::count)),
     ("share", |_, s| measured(s.trainable_parameters, |n| numbers::percent(n, s.total_parameters))),
     ("adapter", |_, s| measured(s.adapter_bytes, numbers::bytes)),
@@ -34,6 +44,12 @@ const COLUMNS: &[Column] = &[
     }),
     ("cost", |trial, _| or_dash(trial.cost_usd, numbers::usd)),
 ];
+
+/// What a trial needs that its device could not hold.
+fn shortage(trial: &Trial) -> Option<String> {
+    let lacked = domain::trial::Shortage::of(trial.failure.as_ref()?)?;
+    Some(format!("does not fit: needs {}", numbers::bytes(lacked.needed())))
+}
 
 fn with_mark(value: String, mark: &str) -> String {
     format!("{value} {mark}")
@@ -54,52 +70,153 @@ fn measured(value: u64, show: impl Fn(u64) -> String) -> String {
     if value == 0 { NONE.into() } else { show(value) }
 }
 
-/// A row a trial, in rank order, and below it why trials failed. Columns in which no trial has anything are
-/// left out.
-pub(super) fn trials(page: &mut Html, sweep: &Sweep, entries: &[Entry], colours: &[&'static str]) {
+/// The table of all trials, what went wrong, what the numbers mean, and the configuration.
+pub(super) fn trials(sources: &Sources) -> Vec<Block> {
+    let mut blocks = vec![Block::Table(every_trial(sources))];
+    blocks.extend(failures(&sources.entries));
+    blocks.push(definitions());
+    blocks.push(configuration(sources.sweep, sources.best().map(|entry| entry.trial)));
+    blocks
+}
+
+/// A row a trial, in rank order. Columns in which no trial has anything are left out.
+fn every_trial(sources: &Sources) -> Table {
+    let entries = &sources.entries;
     let none = TrialSummary::default();
     let cell = |entry: &Entry, column: &Column| {
         (column.1)(entry.trial, entry.trial.summary.as_ref().unwrap_or(&none))
     };
     let shown: Vec<_> =
         COLUMNS.iter().filter(|column| entries.iter().any(|e| cell(e, column) != NONE)).collect();
-    let searched = searched(sweep);
-
-    page.raw("<div class=\"wide\"><table class=\"trials\"><thead><tr><th>trial</th><th>state</th>");
-    searched.iter().for_each(|name| _ = page.element("th", name));
-    shown.iter().for_each(|column| _ = page.element("th", column.0));
-    page.raw("</tr></thead><tbody>\n");
-    for (entry, colour) in entries.iter().zip(colours) {
+    let searched = searched(sources.sweep);
+    let head = ["trial", "state"].into_iter().chain(searched.iter().copied());
+    let mut table = Table::new(head.chain(shown.iter().map(|column| column.0)));
+    for (entry, colour) in entries.iter().zip(&sources.colours) {
         let trial = entry.trial;
-        let best = sweep.best.as_ref().is_some_and(|(id, _)| *id == trial.id);
-        page.raw(if best { "<tr class=\"best\"><td>" } else { "<tr><td>" });
-        page.raw("<i class=\"swatch\" style=\"background:").raw(colour).raw("\"></i>");
-        page.text(or_dash(trial.id.number(), |n| n.to_string())).raw(if best {
-            " ★</td>"
-        } else {
-            "</td>"
-        });
-        page.raw("<td class=\"state ").raw(trial.state.as_str()).raw("\">").text(trial.state).raw("</td>");
-        for name in &searched {
-            page.element("td", or_dash(trial.parameters.get(*name), numbers::value));
-        }
-        shown.iter().for_each(|column| _ = page.element("td", cell(entry, column)));
-        page.raw("</tr>\n");
+        let best = sources.is_best(trial);
+        let number = or_dash(trial.id.number(), |n| n.to_string());
+        let mut cells = vec![
+            Line::from(if best { format!("{number} ★") } else { number }),
+            Line::default().state(trial.state.as_str()),
+        ];
+        cells.extend(
+            searched.iter().map(|name| Line::from(or_dash(trial.parameters.get(*name), numbers::value))),
+        );
+        cells.extend(shown.iter().map(|column| Line::from(cell(entry, column))));
+        table.rows.push(Row { cells, swatch: Some(colour), best });
     }
-    page.raw("</tbody></table></div>\n");
-    failures(page, entries);
+    table
 }
 
-fn failures(page: &mut Html, entries: &[Entry]) {
-    let failed: Vec<_> = entries.iter().filter_map(|e| Some((e.trial, e.trial.failure.as_ref()?))).collect();
+/// Why trials failed.
+fn failures(entries: &[Entry]) -> Vec<Block> {
+    let failed: Vec<_> = entries
+        .iter()
+        .filter_map(|e| {
+            Some(Line::default().strong(&e.trial.id).text(": ").text(&e.trial.failure.as_ref()?.message))
+        })
+        .collect();
     if failed.is_empty() {
-        return;
+        return Vec::new();
     }
-    page.raw("<h3>What went wrong</h3><ul>");
-    for (trial, failure) in failed {
-        page.raw("<li><b>").text(&trial.id).raw("</b>: ").text(&failure.message).raw("</li>");
+    vec![Block::Subheading("What went wrong".into()), Block::List(failed)]
+}
+
+/// What adapters of each rank come to, where it differs.
+pub(super) fn by_rank(facts: &Facts) -> Option<Block> {
+    let known = |fact: &slice::Fact| fact.trial.summary.as_ref().is_some_and(|s| s.trainable_parameters > 0);
+    let slice = facts.slice(&["lora_rank"], Dependence::Adapter, known)?;
+    let mut head = vec!["lora_rank", "trainable parameters", "all parameters", "share", "adapter"];
+    let held = named(&slice.fixed);
+    head.extend((!held.is_empty()).then_some("held"));
+    let mut table = Table::new(head);
+    for rank in sorted(slice.facts.iter().map(|fact| fact.get("lora_rank"))) {
+        let of_it = slice.facts.iter().find(|fact| fact.get("lora_rank") == rank);
+        let Some(summary) = of_it.and_then(|fact| fact.trial.summary.as_ref()) else { continue };
+        let mut cells = vec![
+            numbers::value(rank),
+            numbers::count(summary.trainable_parameters),
+            numbers::count(summary.total_parameters),
+            numbers::percent(summary.trainable_parameters, summary.total_parameters),
+            numbers::bytes(summary.adapter_bytes),
+        ];
+        cells.extend((!held.is_empty()).then(|| held.clone()));
+        table.row(cells);
     }
-    page.raw("</ul>\n");
+    Some(Block::Table(table))
+}
+
+/// What the base scores, and the best trial of each precision mode: the held-out loss, and whatever else was evaluated.
+pub(super) fn accuracy(sources: &Sources) -> Option<Block> {
+    let scores = |entry: &Entry, of_base: bool| -> BTreeMap<String, f64> {
+        let counts = |step: u64| (step == 0) == of_base;
+        let points = entry.points.iter().filter(|point| counts(point.step));
+        let values = points.flat_map(|point| &point.values).filter(|(name, _)| name.starts_with("eval/"));
+        let mut scores: BTreeMap<_, _> = values.map(|(name, value)| (name.clone(), *value)).collect();
+        let summary = entry.trial.summary.as_ref();
+        let loss =
+            if of_base { summary.and_then(|s| s.base_eval_loss) } else { summary.and_then(|s| s.eval_loss) };
+        scores.extend(loss.map(|loss| (metric::EVAL_LOSS.to_string(), loss)));
+        scores.retain(|_, value| value.is_finite());
+        scores
+    };
+    let mut rows: Vec<(String, String, BTreeMap<String, f64>)> = Vec::new();
+    for mode in sources.facts.values(PRECISION) {
+        let of_it = |entry: &&Entry| {
+            entry.trial.state == TrialState::Completed
+                && slice::fields(&entry.trial.config).get(PRECISION) == Some(mode)
+        };
+        // Entries stand in rank order.
+        let Some(best) = sources.entries.iter().find(of_it) else { continue };
+        let mode = numbers::value(mode);
+        let number = or_dash(best.trial.id.number(), |n| n.to_string());
+        let chosen = searched(sources.sweep)
+            .into_iter()
+            .filter(|name| *name != PRECISION)
+            .map(|name| format!("{name} {}", or_dash(best.trial.parameters.get(name), numbers::value)));
+        rows.push((format!("base, {mode}"), NONE.into(), scores(best, true)));
+        let described = [format!("trial {number}")].into_iter().chain(chosen).collect::<Vec<_>>().join(", ");
+        rows.push((format!("adapter, {mode}"), described, scores(best, false)));
+    }
+    // Without the base's scores there is nothing to hold the adapters' against.
+    let bases = rows.iter().filter(|(_, of, _)| of == NONE).flat_map(|(.., scores)| scores.keys().cloned());
+    let mut names: Vec<_> = bases.collect();
+    names.sort();
+    names.dedup();
+    if names.is_empty() {
+        return None;
+    }
+    let head = ["of".to_string()].into_iter().chain(names.iter().cloned()).chain(["that is".to_string()]);
+    let mut table = Table::new(head);
+    for (name, of, scores) in rows {
+        let values = names.iter().map(|name| or_dash(scores.get(name).copied(), numbers::loss));
+        table.row([name].into_iter().chain(values).chain([of]));
+    }
+    Some(Block::Table(table))
+}
+
+/// What an hour of each accelerator costs, and where the catalogue has that from.
+pub(super) fn prices(trials: &[Trial]) -> Option<Line> {
+    let devices = trials.iter().filter_map(|trial| trial.device.as_ref()).filter(|d| d.price_per_hour > 0.0);
+    let mut prices: Vec<_> = devices.map(|d| (d.accelerator.as_str(), d.price_per_hour)).collect();
+    prices.sort_by(|(a, x), (b, y)| a.cmp(b).then(x.total_cmp(y)));
+    prices.dedup();
+    if prices.is_empty() {
+        return None;
+    }
+    let catalogue = config::machines::catalogue();
+    let price = |(accelerator, price): (&str, f64)| {
+        let is_it = |m: &&domain::machine::Machine| {
+            m.accelerator == accelerator && (m.price_of_one() - price).abs() < 1e-9
+        };
+        let source = catalogue.iter().find(is_it).map_or_else(
+            || "as its agent was told".into(),
+            |m| format!("{} of {} in {}, {}, {}", m.machine, m.provider, m.region, m.date, m.source),
+        );
+        format!("{accelerator} {} an hour ({source})", numbers::usd(price))
+    };
+    let all: Vec<_> = prices.into_iter().map(price).collect();
+    Some(Line::from(format!("Prices: {}.", all.join("; "))))
 }
 
 /// Names of the parameters that differ between trials.
@@ -112,47 +229,37 @@ pub(super) fn searched(sweep: &Sweep) -> Vec<&str> {
 const OTHER_DEFINITIONS: &[(&str, &str)] = &[
     ("base eval/loss", "eval/loss of the base model without an adapter, on the same rows."),
     ("predicted", "What the footprint model said before the trial began that its peak memory would be."),
+    (
+        "computed again",
+        "Decoder layers of which the input alone was kept, to fit the device: slower, less memory.",
+    ),
     ("trainable, share", "Parameters of the adapter, and their share of base and adapter together."),
     ("adapter", "Size of adapter_model.safetensors in float32."),
 ];
 
 /// What each number means, in `domain`'s words.
-pub(super) fn definitions(page: &mut Html) {
-    page.raw("<details><summary>What the numbers mean</summary><dl>\n");
+fn definitions() -> Block {
     let metrics = metric::DEFINITIONS.iter().map(|d| (d.name, d.meaning));
-    for (name, meaning) in metrics.chain(OTHER_DEFINITIONS.iter().copied()) {
-        page.element("dt", name).element("dd", meaning).raw("\n");
-    }
-    page.raw("</dl><p>GB is 10⁹ bytes.</p></details>\n");
+    let all = metrics.chain(OTHER_DEFINITIONS.iter().copied());
+    let definitions = Block::Definitions(all.map(|(name, meaning)| (name.into(), meaning.into())).collect());
+    let gigabyte = Block::Paragraph(Line::from("GB is 10⁹ bytes."));
+    Block::Details("What the numbers mean".into(), vec![definitions, gigabyte])
 }
 
 /// Every parameter in force: what all trials share or what the search draws from, and the best trial's value.
-pub(super) fn configuration(page: &mut Html, sweep: &Sweep, best: Option<&Trial>) {
-    page.raw("<details><summary>The configuration in force</summary><div class=\"wide\">");
-    page.raw("<table class=\"config\"><thead><tr><th>parameter</th><th>the sweep's</th>");
-    page.raw(if best.is_some() { "<th>the best trial's</th></tr></thead>" } else { "</tr></thead>" });
-    let best = best.map(|trial| fields(&trial.config_in_force()));
-    for (name, shared) in fields(&sweep.spec.base) {
-        page.raw("<tr><th>").text(&name).raw("</th>");
+fn configuration(sweep: &Sweep, best: Option<&Trial>) -> Block {
+    let mut table =
+        Table::new(["parameter", "the sweep's"].into_iter().chain(best.map(|_| "the best trial's")));
+    let best = best.map(|trial| slice::fields(&trial.config_in_force()));
+    for (name, shared) in slice::fields(&sweep.spec.base) {
         let distribution = sweep.spec.parameters.iter().find(|(n, _)| *n == name).map(|(_, d)| d);
-        page.element("td", distribution.map_or_else(|| value(&name, &shared), describe));
-        if let Some(best) = &best {
-            page.element("td", or_dash(best.get(&name), |v| value(&name, v)));
-        }
-        page.raw("</tr>\n");
+        let of_sweep = distribution.map_or_else(|| value(&name, &shared), describe);
+        let of_best = best.as_ref().map(|best| or_dash(best.get(&name), |v| value(&name, v)));
+        table.row([name, of_sweep].into_iter().chain(of_best));
     }
-    page.raw("</table></div>\n<div class=\"wide\"><table class=\"config\">");
-    for (name, text) in search_rows(sweep) {
-        page.raw("<tr><th>").text(name).raw("</th>").element("td", text).raw("</tr>\n");
-    }
-    page.raw("</table></div></details>\n");
-}
-
-fn fields(config: &TrialConfig) -> serde_json::Map<String, Value> {
-    match serde_json::to_value(config) {
-        Ok(Value::Object(fields)) => fields,
-        _ => serde_json::Map::new(),
-    }
+    let mut search = Table::new(["key", "value"]);
+    search_rows(sweep).into_iter().for_each(|(name, text)| search.row([name.to_string(), text]));
+    Block::Details("The configuration in force".into(), vec![Block::Table(table), Block::Table(search)])
 }
 
 /// A parameter's value, and for one that is not given, what is in force instead.

@@ -3,7 +3,7 @@
 use crate::actors::sweep::Stage;
 use domain::footprint::ModelShape;
 use domain::sweep::{Sweep, SweepSpec};
-use domain::trial::{Trial, TrialConfig, TrialState};
+use domain::trial::{Trial, TrialConfig, TrialDevice, TrialState};
 use domain::{AgentId, Attempt, DeviceId, SweepId, Timestamp, TrialId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -71,8 +71,11 @@ pub struct Placement {
     pub agent: AgentId,
     /// Its device.
     pub device: DeviceId,
-    /// The device's price, in US dollars an hour.
+    /// The device's price, in US dollars an hour of everybody's time.
     pub price_per_hour: f64,
+    /// What the device is. `None` in a record of an earlier version.
+    #[serde(default)]
+    pub is: Option<TrialDevice>,
 }
 
 /// A complete checkpoint: both parts of one upload.
@@ -211,6 +214,7 @@ impl TrialRecord {
             step: 0,
             total_steps: None,
             agent: None,
+            device: None,
             adapter: None,
             resume: None,
             attempts: Vec::new(),

@@ -206,7 +206,7 @@ async fn numbers_that_cannot_be_spoil_one_trial_at_most() {
             let mut stream = fixture.trials().get_trial_metrics(request).await.unwrap().into_inner();
             while stream.message().await.unwrap().is_some() {}
         }
-        let request = v1::GetReportRequest { sweep_id: sweep.clone() };
+        let request = v1::GetReportRequest { sweep_id: sweep.clone(), format: 0 };
         let mut report = fixture.sweeps().get_report(request).await.unwrap().into_inner();
         while tokio::time::timeout(PATIENCE, report.message()).await.unwrap().unwrap().is_some() {}
         let request = v1::ListTrialsRequest { sweep_id: sweep.clone(), ..v1::ListTrialsRequest::default() };

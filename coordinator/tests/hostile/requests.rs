@@ -57,7 +57,7 @@ async fn ask_all(fixture: &Fixture, id: &str) -> Vec<(&'static str, Option<Statu
         }),
         sweeps.delete_sweep(v1::DeleteSweepRequest { sweep_id: sweep_id(), force: true }),
         sweeps.watch_sweep(v1::WatchSweepRequest { sweep_id: sweep_id() }),
-        sweeps.get_report(v1::GetReportRequest { sweep_id: sweep_id() }),
+        sweeps.get_report(v1::GetReportRequest { sweep_id: sweep_id(), format: 0 }),
         trials.get_trial(v1::GetTrialRequest { trial_id: trial_id() }),
         trials.list_trials(v1::ListTrialsRequest {
             sweep_id: sweep_id(),

@@ -116,7 +116,7 @@ async fn adapters_come_best_first_with_their_bytes_and_the_report_names_each_tri
     assert_eq!(got, bytes);
     assert_eq!(sha256.len(), 32, "on the last piece");
 
-    let request = v1::GetReportRequest { sweep_id: sweep.id };
+    let request = v1::GetReportRequest { sweep_id: sweep.id.clone(), format: 0 };
     let mut chunks = fixture.sweeps().get_report(request).await.unwrap().into_inner();
     let mut html = Vec::new();
     while let Some(piece) = chunks.message().await.unwrap() {
@@ -124,6 +124,17 @@ async fn adapters_come_best_first_with_their_bytes_and_the_report_names_each_tri
     }
     let html = String::from_utf8(html).unwrap();
     assert!(html.contains("</html>") && html.contains("<svg"), "{html}");
+
+    let format = v1::ReportFormat::Markdown.into();
+    let request = v1::GetReportRequest { sweep_id: sweep.id, format };
+    let mut chunks = fixture.sweeps().get_report(request).await.unwrap().into_inner();
+    let mut files = Vec::new();
+    while let Some(piece) = chunks.message().await.unwrap() {
+        files.push(piece.file);
+    }
+    files.dedup();
+    assert_eq!(files[0], "report.md");
+    assert!(files.len() > 1 && files[1..].iter().all(|file| file.ends_with(".svg")), "{files:?}");
 }
 
 /// The parts of an answer leave as they come. Otherwise the last waits until the other side has acknowledged the first,

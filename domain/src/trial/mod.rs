@@ -2,6 +2,7 @@
 
 mod config;
 mod record;
+mod shortage;
 mod state;
 
 pub use config::{
@@ -9,5 +10,6 @@ pub use config::{
     PARAMETER_MEANINGS, PARAMETER_NAMES, Precision, PrecisionMode, StoppingStrategy, TargetModules, Task,
     TrialConfig,
 };
-pub use record::{Digests, Failure, FailureClass, SIMULATED, Throughput, Trial, TrialSummary};
+pub use record::{Digests, Failure, FailureClass, SIMULATED, Throughput, Trial, TrialDevice, TrialSummary};
+pub use shortage::Shortage;
 pub use state::{IllegalTransition, TrialState};

@@ -72,6 +72,8 @@ pub struct TrialSummary {
     pub tokens_per_second: Option<f64>,
     /// Whether the two speeds were measured alone on the device.
     pub throughput: Throughput,
+    /// Decoder layers that were computed again in the backward pass. `None` in a record of an earlier version.
+    pub recomputed_layers: Option<u64>,
     /// Seconds of training, evaluation and loading on the device.
     pub device_seconds: f64,
     /// Rows cut to `max_sequence_length`, of all rows read.
@@ -84,6 +86,17 @@ pub struct TrialSummary {
     pub sample_after: Option<String>,
     /// The sample prompt.
     pub sample_prompt: Option<String>,
+}
+
+/// What a trial was given to train on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrialDevice {
+    /// `CPU`, `A100-40GB`, ….
+    pub accelerator: String,
+    /// Bytes that trials may use.
+    pub memory_bytes: u64,
+    /// US dollars an hour of its own time.
+    pub price_per_hour: f64,
 }
 
 /// Digests (`sha256:<hex>`) that say what was trained on what. A trial goes on only on the same bytes.
@@ -121,6 +134,9 @@ pub struct Trial {
     pub total_steps: Option<u64>,
     /// The agent that trains or trained it.
     pub agent: Option<String>,
+    /// The agent's device. `None` in a record of an earlier version.
+    #[serde(default)]
+    pub device: Option<TrialDevice>,
     /// Object-store path of the newest adapter, unless its sweep keeps better ones alone.
     pub adapter: Option<String>,
     /// Object-store path of the newest resume state, and the step it was taken at, while it may go on from one.

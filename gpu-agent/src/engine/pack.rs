@@ -4,7 +4,7 @@
 use super::{Admission, Checkpoint, CheckpointDirs, Ending, Engine, Event, Happening, How, Phase, Work};
 use crate::Assignment;
 use domain::metric::{self, MetricPoint};
-use domain::trial::{BaseModel, Digests, Failure, FailureClass, Throughput, TrialSummary};
+use domain::trial::{BaseModel, Digests, Failure, FailureClass, Shortage, Throughput, TrialSummary};
 use domain::{Clock, Timestamp};
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -443,14 +443,9 @@ impl Begun {
 
 /// The result of a trial that the device cannot hold, even alone.
 fn does_not_fit(base: u64, own: u64, device: u64) -> Failure {
-    let gb = |bytes: u64| bytes as f64 / 1e9;
     let message = format!(
-        "does not fit: needs {:.3} GB ({:.3} GB base, {:.3} GB its own), device has {:.3}; lower batch_size or \
-         max_sequence_length, or take a smaller base",
-        gb(base.saturating_add(own)),
-        gb(base),
-        gb(own),
-        gb(device)
+        "{}; lower batch_size or max_sequence_length, or take a smaller base",
+        Shortage { base, own, device }
     );
     Failure { class: FailureClass::OutOfMemory, message }
 }

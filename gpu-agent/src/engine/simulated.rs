@@ -315,6 +315,7 @@ impl Backend for Simulated {
         let peak = shape.peak_bytes(&load, run.recomputed).total();
         summary.peak_memory_bytes = Some(peak);
         summary.predicted_peak_memory_bytes = Some(peak);
+        summary.recomputed_layers = Some(run.recomputed);
         summary.trainable_parameters = load.trainable_parameters;
         summary.total_parameters = shape.parameters() + load.trainable_parameters;
         let tensors = 14 * shape.num_hidden_layers;

@@ -13,12 +13,22 @@ fn a_trial_travels_unchanged() {
         step: 20,
         total_steps: Some(40),
         agent: Some("a".into()),
+        device: Some(TrialDevice {
+            accelerator: "A100-40GB".into(),
+            memory_bytes: 41_900_000_000,
+            price_per_hour: 3.67,
+        }),
         adapter: Some("x/adapter".into()),
         resume: Some(("x/resume".into(), 20)),
         attempts: vec![(Attempt(1), 0), (Attempt(2), 10)],
         eval_loss: Some(1.5),
         cost_usd: Some(0.0),
-        summary: Some(TrialSummary { steps: 20, throughput: Throughput::Packed, ..TrialSummary::default() }),
+        summary: Some(TrialSummary {
+            steps: 20,
+            throughput: Throughput::Packed,
+            recomputed_layers: Some(3),
+            ..TrialSummary::default()
+        }),
         failure: Some(Failure { class: FailureClass::OutOfMemory, message: "m".into() }),
         digests: Some(Digests {
             base_model: "b".into(),

@@ -40,6 +40,7 @@ impl Run {
             tokens_per_second: tokens,
             throughput: if self.progress.packed { Throughput::Packed } else { Throughput::Solo },
             device_seconds: self.progress.training_seconds + self.progress.evaluation_seconds,
+            recomputed_layers: Some(self.recomputed_layers as u64),
             truncated_rows: self.data.truncated_rows,
             skipped_rows: self.data.skipped_rows,
             sample_prompt: self.data.sample_prompt_text.clone().filter(|_| before.is_some()),

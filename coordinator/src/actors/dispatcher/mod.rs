@@ -13,6 +13,7 @@ use super::message::{Outbox, ToAgent};
 use crate::placement::Waiting;
 use actor::{Gone, Mailbox, Reply, Scope};
 use domain::fleet::{Agent, Holding};
+use domain::trial::TrialDevice;
 use domain::{AgentId, Attempt, Clock, DeviceId, Timestamp, TrialId};
 use state::State;
 use std::collections::{BTreeSet, HashMap};
@@ -45,8 +46,10 @@ pub struct Grant {
     pub agent: AgentId,
     /// Its device.
     pub device: DeviceId,
-    /// The device's price, in US dollars an hour.
+    /// The device's price, in US dollars an hour of everybody's time.
     pub price_per_hour: f64,
+    /// What the device is.
+    pub is: Option<TrialDevice>,
     /// When it was decided.
     pub at: Timestamp,
     /// Answers if the lease ends.

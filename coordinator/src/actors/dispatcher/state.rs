@@ -6,6 +6,7 @@ use super::{AgentView, CAPACITY, Command, Grant, Request, SessionId, Terms};
 use crate::placement::{self, Slot, Waiting};
 use actor::Scope;
 use domain::fleet::{Agent, Device, Holding};
+use domain::trial::TrialDevice;
 use domain::{AgentId, Attempt, Clock, DeviceId, Timestamp, TrialId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -420,17 +421,25 @@ impl State {
         let queue = std::mem::take(&mut self.queue);
         for (index, request) in queue.into_iter().enumerate() {
             match assignments.get(&index) {
-                Some(&device) => self.grant(request, places[device].clone(), slots[device].price_per_hour),
+                Some(&device) => self.grant(request, places[device].clone()),
                 None => self.queue.push(request),
             }
         }
     }
 
-    fn grant(&mut self, request: Request, place: Place, price_per_hour: f64) {
+    fn grant(&mut self, request: Request, place: Place) {
         let Request { trial, attempt, needs, granted, .. } = request;
         let (lost, answer) = oneshot::channel();
         let (agent, device) = place.clone();
-        let grant = Grant { agent, device, price_per_hour, at: self.clock.now(), lost: answer };
+        let devices = self.agents.get(&agent).map_or(&[][..], |entry| &entry.agent.devices);
+        let known = devices.iter().find(|known| known.id == device);
+        let is = known.map(|known| TrialDevice {
+            accelerator: known.accelerator.clone(),
+            memory_bytes: known.memory_bytes,
+            price_per_hour: known.price_per_hour,
+        });
+        let price_per_hour = known.map_or(0.0, Device::cost_per_hour);
+        let grant = Grant { agent, device, price_per_hour, is, at: self.clock.now(), lost: answer };
         self.hold(trial.clone(), attempt, place, needs, Duration::ZERO, lost);
         if granted.send(grant).is_err() {
             self.end(&trial);

@@ -217,6 +217,7 @@ impl Ledger {
         trial.step = resume_step.unwrap_or(0);
         trial.attempts.push((trial.attempt, trial.step));
         trial.agent = Some(placement.agent.to_string());
+        trial.device = placement.is.clone();
         let kind = trial.kind();
         let assignment = Assignment {
             trial: trial.id.clone(),

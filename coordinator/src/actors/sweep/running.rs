@@ -400,14 +400,14 @@ impl RunningSweep {
             self.tools.dispatcher.release(id, attempt, false).await?;
             return Ok(());
         }
-        let Grant { agent, device, price_per_hour, at, mut lost } = grant;
+        let Grant { agent, device, price_per_hour, is, at, mut lost } = grant;
         if !matches!(lost.try_recv(), Err(TryRecvError::Empty)) {
             // Its lease ended while nothing could be written, and nobody was told to train it: that is no attempt.
             return self.enqueue(number).await;
         }
         let belongs = traced::trace(trial).map(|trace| trace.attempt(attempt.0));
         at_place(belongs, || tracing::info!(trial = %id, %attempt, %agent, %device, "assigning"));
-        self.ledger.assign(number, Placement { agent, device, price_per_hour })?;
+        self.ledger.assign(number, Placement { agent, device, price_per_hour, is })?;
         self.granted.insert(number, at);
         self.await_loss(number, attempt, lost);
         Ok(())

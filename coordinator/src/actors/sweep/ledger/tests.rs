@@ -7,7 +7,7 @@ use super::*;
 use crate::artifacts::Stored;
 use domain::footprint::ModelShape;
 use domain::sweep::{Sweep, SweepSpec};
-use domain::trial::Digests;
+use domain::trial::{Digests, TrialDevice};
 use domain::{AgentId, DeviceId, SweepId};
 use serde_json::{Value, json};
 
@@ -49,7 +49,9 @@ fn ledger() -> Ledger {
 }
 
 fn placement() -> Placement {
-    Placement { agent: AgentId::new("a"), device: DeviceId::new("cpu"), price_per_hour: 3600.0 }
+    let is = TrialDevice { accelerator: "CPU".into(), memory_bytes: 1, price_per_hour: 3600.0 };
+    let (agent, device) = (AgentId::new("a"), DeviceId::new("cpu"));
+    Placement { agent, device, price_per_hour: 3600.0, is: Some(is) }
 }
 
 fn digests(base: &str) -> Option<Digests> {
@@ -332,6 +334,18 @@ fn a_sweep_is_of_the_kind_of_its_first_trial() {
         let restarted = Ledger::new(ledger.record().clone(), trials).unwrap();
         assert_eq!(restarted.needs(1).unwrap().simulated, Some(simulated));
     }
+}
+
+#[test]
+fn a_record_says_what_its_trial_was_given() {
+    let mut ledger = ledger();
+    assert_eq!(ledger.get(1).unwrap().trial.device, None);
+    ledger.assign(1, placement()).unwrap();
+    ledger.event(1, started("b"), NOW).unwrap();
+    ledger.event(1, broke(FailureClass::OutOfMemory), NOW).unwrap();
+    let record = ledger.get(1).unwrap();
+    assert_eq!((record.trial.state, &record.placement), (TrialState::Failed, &None));
+    assert_eq!(record.trial.device, placement().is);
 }
 
 /// Its checkpoint may be of a step at which nothing was to be reported.

@@ -1,0 +1,83 @@
+//! The best value so far over the device time that was spent.
+
+use super::super::Sources;
+use super::super::chart::{Axis, Chart, Mark, PALETTE, Shape};
+use super::super::document::{Figure, Line};
+use domain::sweep::Goal;
+
+/// The figure, once two trials are over that were measured.
+pub(in super::super) fn figure(sources: &Sources) -> Option<Figure> {
+    let mut over: Vec<_> = sources
+        .entries
+        .iter()
+        .filter_map(|entry| {
+            let seconds = entry.trial.summary.as_ref()?.device_seconds;
+            Some((entry.trial.finished_at?, seconds, entry.value?))
+        })
+        .collect();
+    over.sort_by_key(|(at, ..)| *at);
+    let spent: Vec<_> = over.iter().map(|(_, seconds, value)| (*seconds, *value)).collect();
+    let steps = best_so_far(&spent, sources.sweep.spec.search.goal);
+    let total = steps.last().map_or(0.0, |(seconds, _)| *seconds);
+    if spent.len() < 2 || total <= 0.0 {
+        return None;
+    }
+    let (unit, unit_name) = match total {
+        7200.0.. => (3600.0, "hours"),
+        120.0.. => (60.0, "minutes"),
+        _ => (1.0, "seconds"),
+    };
+    let metric = &sources.sweep.spec.search.metric;
+    let points: Vec<_> = steps.iter().map(|(seconds, value)| (seconds / unit, *value)).collect();
+    // Between two trials the best stays what it was.
+    let stairs = points.windows(2).flat_map(|pair| [pair[0], (pair[1].0, pair[0].1)]);
+    let line = stairs.chain(points.last().copied()).collect();
+    let colour = PALETTE[0];
+    let mut marks = vec![Mark::Line { points: line, colour, width: 4 }];
+    marks.extend(points.iter().map(|&(x, y)| Mark::Dot {
+        x,
+        y,
+        colour,
+        full: true,
+        size: 7,
+        shape: Shape::Circle,
+    }));
+    Some(Figure {
+        name: "best-so-far".into(),
+        description: format!("The best {metric} so far over device {unit_name}"),
+        chart: Chart {
+            x: Axis::from_zero(points.iter().map(|p| p.0)),
+            y: Axis::linear(points.iter().map(|p| p.1)),
+            titles: (format!("device {unit_name}"), metric.clone()),
+            legend: Vec::new(),
+            marks,
+        },
+        caption: Line::default().strong("Best so far").text(format!(
+            ": {metric} over the device {unit_name} of the trials that are over, in the order of their ends."
+        )),
+        data: None,
+    })
+}
+
+/// The time spent and the best value after each trial, of trials' times and values in the order of their ends.
+fn best_so_far(trials: &[(f64, f64)], goal: Goal) -> Vec<(f64, f64)> {
+    let mut steps: Vec<(f64, f64)> = Vec::with_capacity(trials.len());
+    for (seconds, value) in trials {
+        let (spent, best) = steps.last().copied().unwrap_or((0.0, *value));
+        steps.push((spent + seconds, if goal.better(*value, best) { *value } else { best }));
+    }
+    steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_only_gets_better() {
+        let trials = [(10.0, 3.0), (5.0, 4.0), (20.0, 2.0)];
+        assert_eq!(best_so_far(&trials, Goal::Minimize), [(10.0, 3.0), (15.0, 3.0), (35.0, 2.0)]);
+        assert_eq!(best_so_far(&trials, Goal::Maximize), [(10.0, 3.0), (15.0, 4.0), (35.0, 4.0)]);
+        assert_eq!(best_so_far(&[], Goal::Minimize), []);
+    }
+}
