@@ -70,9 +70,9 @@ impl Axis {
         Self { ticks: numbered(values.to_vec()), ..axis }
     }
 
-    /// From 0 to 1, without ticks.
+    /// From 0 to 1, without ticks, with room for texts at both ends.
     pub(super) fn unlabelled() -> Self {
-        Self { ends: (-0.08, 1.08), ticks: Vec::new(), logarithmic: false }
+        Self { ends: (-0.4, 1.12), ticks: Vec::new(), logarithmic: false }
     }
 
     /// One place a name: 0, 1, 2, ….

@@ -97,6 +97,11 @@ pub(super) fn duration(time: Duration) -> String {
     }
 }
 
+/// The same of seconds, which may be none that are a length of time.
+pub(super) fn seconds(value: f64) -> String {
+    Duration::try_from_secs_f64(value).map_or_else(|_| NONE.into(), duration)
+}
+
 /// `2026-02-28 23:59 UTC`: Howard Hinnant's days-to-civil over the 400-year cycle.
 pub(super) fn date(time: Timestamp) -> String {
     let minutes = time.0 / 60_000;
@@ -158,6 +163,9 @@ mod tests {
             (change(1.039), "3.9 %"),
             (change(1.0), "0 %"),
             (duration(Duration::from_millis(7_340)), "7.3 s"),
+            (seconds(7.34), "7.3 s"),
+            (seconds(f64::INFINITY), "–"),
+            (seconds(-1.0), "–"),
             (duration(Duration::from_secs(125)), "2 min 5 s"),
             (duration(Duration::from_secs(3_900)), "1 h 5 min"),
             (date(Timestamp(0)), "1970-01-01 00:00 UTC"),

@@ -53,42 +53,41 @@ pub(super) fn recommendations(sources: &Sources) -> Vec<Line> {
     // Entries stand in rank order.
     let Some(best) = candidates.first() else { return Vec::new() };
     let in_dollars = candidates.iter().all(|c| c.dollars > 0.0);
-    let show = |price: f64| match in_dollars {
-        true => numbers::usd(price),
-        false => {
-            format!("{} of a device", numbers::duration(std::time::Duration::from_secs_f64(price.max(0.0))))
-        }
+    // What took no time was not measured.
+    let known = candidates.iter().all(|c| c.price(in_dollars) > 0.0);
+    let show = |candidate: &Candidate| match in_dollars {
+        true => numbers::usd(candidate.dollars),
+        false => format!("{} of a device", numbers::seconds(candidate.seconds)),
     };
     let metric = &sources.sweep.spec.search.metric;
 
     let of = match candidates.len() {
-        1 => "the one trial that came to its end".to_string(),
+        1 => "that of the one trial that came to its end".to_string(),
         n => format!("the best of {n} trials that came to their end"),
     };
+    let took = if known { format!("; it took {}", show(best)) } else { String::new() };
     let mut lines = vec![Line::default().strong("The best").text(format!(
-        ": {}. Its {metric} of {} is {of}; it took {}.",
+        ": {}. Its {metric} of {} is {of}{took}.",
         best.named(sources),
-        numbers::loss(best.value),
-        show(best.price(in_dollars))
+        numbers::loss(best.value)
     ))];
 
     let good = candidates.iter().filter(|c| (c.value - best.value).abs() <= TOLERANCE * best.value.abs());
     let cheapest = good.min_by(|a, b| a.price(in_dollars).total_cmp(&b.price(in_dollars)));
-    if let Some(cheapest) = cheapest {
+    if let Some(cheapest) = cheapest.filter(|_| known) {
         let within = format!("within {} % of the best {metric}", TOLERANCE * 100.0);
         let why = if cheapest.entry.trial.id == best.entry.trial.id {
             format!("none that is {within} costs less")
         } else {
             format!(
                 "it took {}, {} less than the best, with {metric} {}; it is the cheapest of those {within}",
-                show(cheapest.price(in_dollars)),
+                show(cheapest),
                 numbers::change(cheapest.price(in_dollars) / best.price(in_dollars)),
                 numbers::loss(cheapest.value)
             )
         };
-        lines.push(
-            Line::default().strong("Cheapest good").text(format!(": {}: {why}.", cheapest.named(sources))),
-        );
+        let said = format!(": {}: {why}.", cheapest.named(sources));
+        lines.push(Line::default().strong("Cheapest good").text(said));
     }
     lines.extend(by_memory(sources, &candidates));
     lines

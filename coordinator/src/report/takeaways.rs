@@ -21,8 +21,13 @@ enum Measure {
 
 const MEASURES: [Measure; 4] = [Measure::Memory, Measure::Speed, Measure::Cost, Measure::Quality];
 
-/// Parameters of which the ends are compared.
-const RANGES: [&str; 3] = ["batch_size", "lora_rank", "max_sequence_length"];
+/// Parameters of which the ends are compared, and in what: a run with another batch or length sees other rows, so that
+/// its dollars and its quality are no matter of the parameter alone.
+const RANGES: [(&str, &[Measure]); 3] = [
+    ("batch_size", &[Measure::Memory, Measure::Speed]),
+    ("lora_rank", &MEASURES),
+    ("max_sequence_length", &[Measure::Memory, Measure::Speed]),
+];
 
 /// The sentences, the widest question first.
 pub(super) fn takeaways(sources: &Sources) -> Vec<Line> {
@@ -37,10 +42,10 @@ pub(super) fn takeaways(sources: &Sources) -> Vec<Line> {
             }
         }
     }
-    for parameter in RANGES {
+    for (parameter, measures) in RANGES {
         let contrast = Contrast { sources, parameter, trials: sources.facts.contrasts(parameter) };
         let values = contrast.trials.values();
-        lines.extend(MEASURES.iter().filter_map(|measure| {
+        lines.extend(measures.iter().filter_map(|measure| {
             // The two ends, or what lies nearest to them of which there is a pair.
             let ends = values.iter().enumerate();
             let mut ends = ends.flat_map(|(i, a)| values[i + 1..].iter().rev().map(move |b| (*a, *b)));
@@ -97,6 +102,14 @@ impl Measure {
                 Self::Quality => format!("{b} ends at the {} of {a}", sources.sweep.spec.search.metric),
             };
         }
+        if ratio >= 2.0 && self != Self::Quality {
+            let times = format!("{} times", numbers::number((ratio * 10.0).round() / 10.0));
+            return match self {
+                Self::Memory => format!("{b} needs {times} the memory of {a}"),
+                Self::Speed => format!("{b} is {times} as fast as {a}"),
+                Self::Cost | Self::Quality => format!("{b} costs {times} as much as {a}"),
+            };
+        }
         match self {
             Self::Memory => format!("{b} needs {change} {} memory than {a}", word("more", "less")),
             Self::Speed => format!("{b} is {change} {} than {a}", word("faster", "slower")),
@@ -147,13 +160,15 @@ impl Contrast<'_> {
         let said = measure.say(sources, [&sides[0], &sides[1]], middle);
         let mut line = Line::default();
         line = match ratios.len() {
-            1 => line.strong(format!("{said} at {}", place(first.1, parameter))).text(" (1 pair)."),
+            1 => line
+                .strong(format!("{said} at {}", place(&sources.facts, first.1, parameter)))
+                .text(" (1 pair)."),
             pairs => line.strong(said).text(format!(
                 " (the median of {pairs} pairs: {} at {}, {} at {}).",
                 Measure::sign(first.2),
-                place(first.1, parameter),
+                place(&sources.facts, first.1, parameter),
                 Measure::sign(last.2),
-                place(last.1, parameter)
+                place(&sources.facts, last.1, parameter)
             )),
         };
         match left_out.len() {
@@ -168,14 +183,20 @@ impl Contrast<'_> {
     }
 }
 
-/// Where a pair stands, by what matters most beside the parameter that is compared: `batch 2 × 512`.
-fn place(fact: &Fact, parameter: &str) -> String {
+/// Where a pair stands, by what matters most beside the parameter that is compared: `batch 2 × 512`, and the precision
+/// where that differs within the sweep.
+fn place(facts: &Facts, fact: &Fact, parameter: &str) -> String {
     let batch = numbers::value(fact.get("batch_size"));
     let length = numbers::value(fact.get("max_sequence_length"));
-    match parameter {
+    let place = match parameter {
         "batch_size" => format!("{length} tokens"),
         "max_sequence_length" => format!("batch {batch}"),
         _ => format!("batch {batch} × {length}"),
+    };
+    match parameter {
+        PRECISION => place,
+        _ if facts.varies(PRECISION) => format!("{}, {place}", numbers::value(fact.get(PRECISION))),
+        _ => place,
     }
 }
 
@@ -282,8 +303,8 @@ mod tests {
                 "4bit needs 77 % less memory than float16 (the median of 2 pairs: −80 % at batch 4 × 512, −74 % at \
                  batch 2 × 512).",
                 "4bit is 20 % slower than float16 (the median of 2 pairs: −40 % at batch 2 × 512, 0 % at batch 4 × 512).",
-                "batch_size 4 needs 26 % more memory than batch_size 2 (the median of 2 pairs: +9.9 % at 512 tokens, +43 % \
-                 at 512 tokens).",
+                "batch_size 4 needs 26 % more memory than batch_size 2 (the median of 2 pairs: +9.9 % at 4bit, 512 tokens, \
+                 +43 % at float16, 512 tokens).",
             ],
             &[],
         );

@@ -299,6 +299,7 @@ mod tests {
                 "peak-memory-by-max-sequence-length",
                 "speed-by-lora-rank",
                 "speed-by-max-sequence-length",
+                "cost-of-a-run-by-precision-mode",
             ]
         );
         let (_, caption, rows) = &shown[0];

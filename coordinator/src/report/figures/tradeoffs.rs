@@ -33,7 +33,7 @@ const SECONDS: Price = Price {
     name: "device time",
     file: "quality-against-device-time",
     of: seconds_of,
-    show: |seconds| numbers::duration(std::time::Duration::from_secs_f64(seconds)),
+    show: numbers::seconds,
     unit: |_| (1.0, "seconds"),
 };
 const MEMORY: Price = Price {
