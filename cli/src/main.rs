@@ -8,6 +8,7 @@
 //! | [`listing`], [`export`] | how listings are sorted, filtered and cut; a sweep as files |
 //! | [`plan`] | what a sweep needs, before anything runs |
 //! | [`up`], [`submit`], [`extend`] | this machine as a server; a sweep for one; more of it |
+//! | [`doctor`] | whether a machine has what it takes |
 //! | [`device`] | what `--device` means |
 //! | [`engine_host`] | not for people: the process of a device's engine |
 //! | [`fsck`] | whether a data directory is sound |
@@ -34,6 +35,7 @@ mod board;
 mod client;
 mod context;
 mod device;
+mod doctor;
 mod download;
 mod embedded;
 mod engine_host;
@@ -118,6 +120,7 @@ enum Verb {
     #[command(subcommand)]
     Agents(agents::Verb),
     Fsck(fsck::Args),
+    Doctor(Box<doctor::Args>),
     EngineHost(engine_host::Args),
     #[command(subcommand)]
     Context(context::Verb),
@@ -196,6 +199,7 @@ impl Verb {
             Self::Adapters(_) => "lorafleet adapters",
             Self::Agents(_) => "lorafleet agents",
             Self::Fsck(_) => "lorafleet fsck",
+            Self::Doctor(_) => "lorafleet doctor",
             Self::EngineHost(_) => "lorafleet engine-host",
             Self::Context(_) => "lorafleet context",
             Self::Token(_) => "lorafleet token",
@@ -228,6 +232,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Adapters(verb) => block_on(adapters::run(verb)),
         Verb::Agents(verb) => block_on(agents::run(verb)),
         Verb::Fsck(args) => fsck::run(args),
+        Verb::Doctor(args) => block_on(doctor::run(*args)),
         Verb::EngineHost(args) => engine_host::run(&args),
         Verb::Context(verb) => context::run(verb),
         Verb::Token(verb) => token::run(verb),

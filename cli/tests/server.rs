@@ -279,3 +279,31 @@ fn a_context_is_what_was_given() {
         }
     }
 }
+
+/// What a person asks before anything runs, and of a server that does.
+#[test]
+fn doctor() {
+    let sandbox = Sandbox::new(&sweep());
+    let _server = up(&sandbox);
+    let endpoint = std::fs::read_to_string(sandbox.path().join("lorafleet-data/endpoint")).unwrap();
+    let doctor = ["doctor", "--data-dir=d", "--listen=127.0.0.1:0"];
+    let found = sandbox.json(&[&doctor[..], &["--endpoint", endpoint.trim()]].concat());
+    let checks = found["checks"].as_array().unwrap();
+    let of = |name: &str| checks.iter().filter(|check| check["check"] == name).collect::<Vec<_>>();
+    for name in ["memory", "accelerator", "disk", "address", "server", "clock", "collector"] {
+        assert!(!of(name).is_empty(), "{name}: {found:#}");
+    }
+    assert!(of("server")[0]["found"].as_str().unwrap().contains("answers, version"), "{found:#}");
+    assert_eq!(of("clock")[0]["verdict"], "good", "one machine has one clock: {found:#}");
+    assert!(!sandbox.path().join("d").exists(), "nothing is made");
+
+    // Nobody listens at port 1.
+    let bad = [&doctor[..], &["--endpoint=http://127.0.0.1:1", "--etcd=http://127.0.0.1:1"]].concat();
+    let output = sandbox.lorafleet(&bad);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let said =
+        ["BAD      server", "no server answers", "BAD      etcd", "nobody answers", "→ see that it runs"];
+    assert!(said.iter().all(|part| text.contains(part)), "{text}");
+    assert!(message(&output).contains("2 things are in the way"));
+}

@@ -10,6 +10,7 @@ use crate::store::Store;
 use crate::{Health, Incoming, Options, Server};
 use actor::Scope;
 use futures::StreamExt;
+use futures::future::{BoxFuture, FutureExt};
 use proto::status::RpcError;
 use registry::{DirectoryLock, Leadership, Registry, RegistryError};
 use std::path::Path;
@@ -44,12 +45,19 @@ pub struct Fleet {
 ///
 /// # Errors
 /// As [`crate::start`]'s; `Gone` if `scope` is cancelled before it leads.
-pub async fn start(
+pub fn start<'a>(
     options: Options,
     fleet: Fleet,
     scope: Scope,
-    told: impl FnOnce(&Server),
-) -> Result<Server> {
+    told: Told<'a>,
+) -> BoxFuture<'a, Result<Server>> {
+    started(options, fleet, scope, told).boxed()
+}
+
+/// Hears of a server that listens.
+pub type Told<'a> = Box<dyn FnOnce(&Server) + Send + 'a>;
+
+async fn started(options: Options, fleet: Fleet, scope: Scope, told: Told<'_>) -> Result<Server> {
     let (listener, address) = crate::bind(options.listen).await?;
     let failed = |source| CoordinatorError::Listen { address, source };
     let listener = listener.into_std().map_err(failed)?;

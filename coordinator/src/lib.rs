@@ -45,8 +45,8 @@ use actors::sweep::Tools;
 use artifacts::Artifacts;
 use domain::Clock;
 use error::Result;
-use futures::StreamExt;
-use futures::stream::BoxStream;
+use futures::future::{BoxFuture, FutureExt};
+use futures::stream::{BoxStream, StreamExt};
 use grpc::Services;
 use history::History;
 use owners::Owners;
@@ -121,7 +121,12 @@ type Incoming = BoxStream<'static, std::io::Result<Connection>>;
 ///
 /// # Errors
 /// The data directory is in use or cannot be read, or the address cannot be listened on.
-pub async fn start(options: Options, scope: Scope) -> Result<Server> {
+pub fn start(options: Options, scope: Scope) -> BoxFuture<'static, Result<Server>> {
+    // Boxed here, so that all of the server is compiled once and not again into every program that starts one.
+    started(options, scope).boxed()
+}
+
+async fn started(options: Options, scope: Scope) -> Result<Server> {
     let (listener, address) = bind(options.listen).await?;
     let mut incoming = security::incoming(listener, options.access.tls.clone()).boxed();
     let mut local = None;
@@ -190,7 +195,11 @@ pub struct Kept {
 ///
 /// # Errors
 /// What is kept cannot be read, or another leads.
-pub async fn go_on(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope) -> Result<Desk> {
+pub fn go_on(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope) -> BoxFuture<'_, Result<Desk>> {
+    taken_up(kept, clock, terms, scope).boxed()
+}
+
+async fn taken_up(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope) -> Result<Desk> {
     let Kept { store, history, artifacts } = kept;
     remove_unused(&store, &artifacts).await;
     let dispatcher = Dispatcher::start(clock.clone(), terms, store.drained().await?, scope);

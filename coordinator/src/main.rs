@@ -223,7 +223,7 @@ async fn in_fleet(mut options: Options, args: &FleetArgs, ready: &Readiness) -> 
                 leadership: Arc::new(registry.members()),
                 advertise: args.advertise.clone(),
             };
-            let server = fleet::start(options.clone(), fleet, scope.clone(), told).await?;
+            let server = fleet::start(options.clone(), fleet, scope.clone(), Box::new(told)).await?;
             ready.look(look_at(server.health));
             announce("leading");
             registry.lost().await;

@@ -22,7 +22,7 @@ use crate::actors::sweep::Selection;
 use crate::error::{CoordinatorError, Result};
 use domain::sweep::Sweep;
 use domain::{AgentId, SweepId, TrialId};
-use registry::{Fence, Registry, Write};
+use registry::{Entries, Fence, Registry, Write};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeSet;
@@ -32,6 +32,9 @@ use tokio::time::Instant;
 
 /// Records read in one go.
 const PAGE: usize = 1000;
+
+/// Records that are worth a second thread.
+const MANY: usize = 250;
 
 /// The durable state.
 #[derive(Clone)]
@@ -173,8 +176,7 @@ impl Store {
             };
             let page = self.registry.list(&prefix, Some(&after), asked).await?;
             let whole = page.len() == asked;
-            for (key, value) in page {
-                let record: TrialRecord = parse(&key, &value)?;
+            for (key, record) in parse_all(page).await? {
                 if selection.wants(&record) {
                     wanted.push(record);
                 }
@@ -319,6 +321,23 @@ pub(crate) fn request_key(request_id: &str) -> String {
 pub(crate) fn newest_key(sweep: &Sweep) -> String {
     let age = u64::MAX - sweep.created_at.0;
     format!("{NEWEST}{age:020}-{}", sweep.id)
+}
+
+/// Records read by two threads if there are many: who lists waits for the slowest page.
+async fn parse_all<T: DeserializeOwned + Send + 'static>(mut rows: Entries) -> Result<Vec<(String, T)>> {
+    fn read<T: DeserializeOwned>(rows: Entries) -> Result<Vec<(String, T)>> {
+        let read = |(key, value): (String, Vec<u8>)| parse(&key, &value).map(|record| (key, record));
+        rows.into_iter().map(read).collect()
+    }
+    if rows.len() < MANY {
+        return read(rows);
+    }
+    let rest = rows.split_off(rows.len() / 2);
+    let rest = tokio::task::spawn_blocking(move || read(rest));
+    let mut records = read(rows)?;
+    // It panics at no input, and is not aborted but with the runtime.
+    records.extend(rest.await.map_err(|_| actor::Gone)??);
+    Ok(records)
 }
 
 fn parse<T: DeserializeOwned>(key: &str, value: &[u8]) -> Result<T> {

@@ -208,7 +208,7 @@ fn a_server_that_others_reach_says_who_may() {
             "127.0.0.1:0",
             Some("--allow-path \"models\": must be an absolute path"),
         ),
-        (&["--allow-hub", "org"], "127.0.0.1:0", Some("ORG/ with its slash")),
+        (&["--allow-hub", "org/name@main"], "127.0.0.1:0", Some("without a revision")),
         (&["--tokens", "gone.yaml"], "127.0.0.1:0", Some("gone.yaml: No such file")),
         (&["--client-ca", "x"], "127.0.0.1:0", Some("--tls-cert")),
     ];

@@ -62,7 +62,8 @@ impl TrialId {
     /// that a trial has one id.
     pub fn number(&self) -> Option<u32> {
         let (_, text) = self.0.rsplit_once('/')?;
-        text.parse().ok().filter(|number: &u32| number.to_string() == text)
+        let one_form = text == "0" || !text.starts_with(['0', '+']);
+        text.parse().ok().filter(|_| one_form)
     }
 }
 

@@ -440,9 +440,9 @@ mod tests {
             (vec![(new, "old"), (partial, "half")], vec![(new, "old")]),
             // Between the two renames.
             (vec![(partial, "next"), (replaced, "old")], vec![(new, "old")]),
-            // After them; and where somebody has removed the new one since.
+            // After them; and where somebody has removed the new one since, so that the old one is the only one.
             (vec![(new, "next"), (replaced, "old")], vec![(new, "next")]),
-            (vec![(replaced, "old")], vec![]),
+            (vec![(replaced, "old")], vec![(replaced, "old")]),
             // One that ended after them, and one since that wrote.
             (vec![(new, "next"), (partial, "half"), (replaced, "old")], vec![(new, "next")]),
         ] {

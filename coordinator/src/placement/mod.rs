@@ -41,9 +41,13 @@ pub struct Slot {
 }
 
 impl Slot {
+    fn is_full(&self) -> bool {
+        self.held >= self.max_pack_size
+    }
+
     fn admits(&self, trial: &Waiting) -> bool {
         let named = |a: &String| a.eq_ignore_ascii_case(&self.accelerator);
-        self.held < self.max_pack_size
+        !self.is_full()
             && trial.simulated.is_none_or(|simulated| simulated == self.simulated)
             && self.base.as_ref().is_none_or(|base| *base == trial.base)
             && (trial.accelerators.is_empty() || trial.accelerators.iter().any(named))
@@ -69,10 +73,14 @@ impl Slot {
 }
 
 /// Assignments `(index of the trial, index of the device)`, in the order of the queue.
-pub fn solve(queue: &[Waiting], devices: &[Slot]) -> Vec<(usize, usize)> {
+pub fn solve<'a>(queue: impl IntoIterator<Item = &'a Waiting>, devices: &[Slot]) -> Vec<(usize, usize)> {
     let mut devices = devices.to_vec();
     let mut assignments = Vec::new();
-    for (trial, waiting) in queue.iter().enumerate() {
+    for (trial, waiting) in queue.into_iter().enumerate() {
+        // A long queue before a busy fleet costs a look at the devices, not one at each trial.
+        if devices.iter().all(Slot::is_full) {
+            break;
+        }
         let best = (0..devices.len()).filter(|&d| devices[d].admits(waiting)).min_by(|&a, &b| {
             let (a, b) = (&devices[a], &devices[b]);
             b.fits(waiting)

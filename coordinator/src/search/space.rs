@@ -1,6 +1,6 @@
 //! The space of configurations: parameters in their order, conditions, constraints.
 
-use domain::sweep::{Distribution, Expression, Problem, SweepSpec, check_parameter, in_force, with_values};
+use domain::sweep::{Distribution, Expression, Problem, SweepSpec, check_parameter, in_force};
 use domain::trial::TrialConfig;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -66,10 +66,15 @@ impl Space {
     }
 
     pub(super) fn candidate(&self, assignment: Assignment) -> Candidate {
-        let config = with_values(&self.base, assignment.iter().map(|(name, value)| (name.as_str(), value)));
-        let values = in_force(&config);
-        let allowed = self.constraints.iter().all(|constraint| constraint.holds(&values));
-        Candidate { assignment, config, identity: identity(values), allowed }
+        let mut values = self.defaults.clone();
+        values.extend(assignment.iter().map(|(name, value)| (name.clone(), value.clone())));
+        let config = serde_json::from_value(Value::Object(values)).unwrap_or_else(|_| self.base.clone());
+        let allowed = self.constraints.is_empty() || {
+            let values = in_force(&config);
+            self.constraints.iter().all(|constraint| constraint.holds(&values))
+        };
+        let identity = identity(&config);
+        Candidate { assignment, config, identity, allowed }
     }
 
     /// The values that the search chose: all but constants.
@@ -82,8 +87,9 @@ impl Space {
     }
 }
 
-fn identity(values: Map<String, Value>) -> Identity {
-    let digest = Sha256::digest(Value::Object(values).to_string());
+fn identity(config: &TrialConfig) -> Identity {
+    // A flat struct of strings and numbers serialises without fail.
+    let digest = Sha256::digest(serde_json::to_vec(&config.in_force(None)).unwrap_or_default());
     std::array::from_fn(|i| digest[i])
 }
 

@@ -198,7 +198,7 @@ impl SweepSpec {
 }
 
 /// `base` with the values of some parameters, which have passed [`super::check_parameter`].
-pub fn with_values<'a>(
+fn with_values<'a>(
     base: &TrialConfig,
     values: impl IntoIterator<Item = (&'a str, &'a Value)>,
 ) -> TrialConfig {

@@ -40,8 +40,11 @@ fn run_group(
     group: &[Command],
 ) -> rusqlite::Result<Vec<Result<Fence>>> {
     let mut transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    let outcomes =
-        group.iter().map(|command| command.run(&mut transaction, path)).collect::<rusqlite::Result<_>>()?;
+    let alone = group.len() == 1;
+    let outcomes = group
+        .iter()
+        .map(|command| command.run(&mut transaction, path, alone))
+        .collect::<rusqlite::Result<_>>()?;
     domain::crash::point("registry/before-commit");
     transaction.commit()?;
     domain::crash::point("registry/after-commit");
@@ -49,16 +52,27 @@ fn run_group(
 }
 
 impl Command {
-    /// Runs the command within the group's transaction. The inner error is this command's alone.
-    fn run(&self, transaction: &mut Transaction<'_>, path: &Path) -> rusqlite::Result<Result<Fence>> {
+    /// Runs the command within the group's transaction. The inner error is this command's alone; one that is alone in its
+    /// group has the outer.
+    fn run(
+        &self,
+        transaction: &mut Transaction<'_>,
+        path: &Path,
+        alone: bool,
+    ) -> rusqlite::Result<Result<Fence>> {
         match self {
             Self::Lead { holder, .. } => lead(transaction, holder).map(Ok),
             Self::Commit { fence, batch, .. } => {
                 if let Err(fenced) = fence.check(current_fence(transaction)?) {
                     return Ok(Err(fenced));
                 }
-                match apply(transaction, batch) {
+                let applied = match alone {
+                    true => apply(transaction, batch),
+                    false => apply_beside(transaction, batch),
+                };
+                match applied {
                     Ok(()) => Ok(Ok(*fence)),
+                    Err(error) if alone => Err(error),
                     // On some errors (a full disk) SQLite itself rolls the whole transaction back.
                     Err(error) if transaction.is_autocommit() => Err(error),
                     Err(error) => Ok(Err(storage(path, &error))),
@@ -91,19 +105,24 @@ fn lead(connection: &Connection, holder: &str) -> rusqlite::Result<Fence> {
     statement.query_row([holder], fence_of).map(Fence)
 }
 
-/// Applies a batch under a savepoint, which an error rolls back when it is dropped.
-fn apply(transaction: &mut Transaction<'_>, batch: &[Write]) -> rusqlite::Result<()> {
+/// Applies a batch under a savepoint, which an error rolls back when it is dropped, so that others of the group stand.
+fn apply_beside(transaction: &mut Transaction<'_>, batch: &[Write]) -> rusqlite::Result<()> {
+    let savepoint = transaction.savepoint()?;
+    apply(&savepoint, batch)?;
+    savepoint.commit()
+}
+
+fn apply(connection: &Connection, batch: &[Write]) -> rusqlite::Result<()> {
     const PUT: &str =
         "INSERT INTO entries VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
     const DELETE: &str = "DELETE FROM entries WHERE key = ?1";
-    let savepoint = transaction.savepoint()?;
     for write in batch {
         match write {
-            Write::Put(key, value) => savepoint.prepare_cached(PUT)?.execute((key, value))?,
-            Write::Delete(key) => savepoint.prepare_cached(DELETE)?.execute([key])?,
+            Write::Put(key, value) => connection.prepare_cached(PUT)?.execute((key, value))?,
+            Write::Delete(key) => connection.prepare_cached(DELETE)?.execute([key])?,
         };
     }
-    savepoint.commit()
+    Ok(())
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use crate::placement::{self, Slot, Waiting};
 use actor::Scope;
 use domain::fleet::{Agent, Device, Holding};
 use domain::trial::TrialDevice;
-use domain::{AgentId, Attempt, Clock, DeviceId, Timestamp, TrialId};
+use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,12 +30,15 @@ const GONE: usize = 2;
 /// A device of an agent.
 type Place = (AgentId, DeviceId);
 
+/// A waiting trial's place in the queue: the oldest first, of equals the sweep's earlier one.
+type Turn = (Timestamp, Option<SweepId>, Option<u32>);
+
 pub(super) struct State {
     clock: Arc<dyn Clock>,
     terms: Terms,
     agents: BTreeMap<AgentId, Entry>,
     drained: BTreeSet<AgentId>,
-    queue: Vec<Request>,
+    queue: BTreeMap<Turn, Request>,
     held: BTreeMap<TrialId, Held>,
     meters: HashMap<Place, Meter>,
     sessions: u64,
@@ -83,7 +86,7 @@ impl State {
             terms,
             agents: BTreeMap::new(),
             drained,
-            queue: Vec::new(),
+            queue: BTreeMap::new(),
             held: BTreeMap::new(),
             meters: HashMap::new(),
             sessions: 0,
@@ -151,7 +154,9 @@ impl State {
             }
             Command::Disconnect(agent, session) => self.disconnect(&agent, session),
             Command::Enqueue(request) => {
-                self.queue.push(request);
+                // One of the same trial that was there before has been withdrawn.
+                let trial = &request.trial;
+                self.queue.insert((request.created_at, trial.sweep(), trial.number()), request);
                 self.may_place = true;
             }
             Command::Expect(expected, reply) => {
@@ -407,22 +412,21 @@ impl State {
 
     /// Gives waiting trials to devices.
     fn place(&mut self) {
-        self.queue.retain(|request| !request.granted.is_closed());
+        self.queue.retain(|_, request| !request.granted.is_closed());
         if self.queue.is_empty() {
             return;
         }
-        self.queue.sort_by_cached_key(|r| (r.created_at, r.trial.sweep(), r.trial.number()));
         let (places, slots): (Vec<_>, Vec<_>) = self.slots().into_iter().unzip();
-        let waiting: Vec<_> = self.queue.iter().map(|request| request.needs.clone()).collect();
         let started = self.clock.monotonic();
-        let assignments: HashMap<_, _> = placement::solve(&waiting, &slots).into_iter().collect();
+        let assignments = placement::solve(self.queue.values().map(|request| &request.needs), &slots);
         let took = self.clock.monotonic().saturating_sub(started);
         metrics::PLACEMENT_DURATION.record(took.as_secs_f64(), &[]);
-        let queue = std::mem::take(&mut self.queue);
-        for (index, request) in queue.into_iter().enumerate() {
-            match assignments.get(&index) {
-                Some(&device) => self.grant(request, places[device].clone()),
-                None => self.queue.push(request),
+        let mut turns = self.queue.keys().enumerate();
+        let turn = |(trial, device)| Some((turns.find(|(index, _)| *index == trial)?.1.clone(), device));
+        let granted: Vec<(Turn, usize)> = assignments.into_iter().filter_map(turn).collect();
+        for (turn, device) in granted {
+            if let Some(request) = self.queue.remove(&turn) {
+                self.grant(request, places[device].clone());
             }
         }
     }

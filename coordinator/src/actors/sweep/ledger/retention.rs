@@ -1,7 +1,7 @@
 //! Which checkpoints and adapters are kept: while a trial trains, the newest checkpoint and the best; at its end what
 //! it can go on from, and its adapter if that is among those that the sweep keeps.
 
-use super::{Effect, Ledger};
+use super::{Effect, Ledger, unknown};
 use crate::artifacts::Stored;
 use crate::error::Result;
 use crate::store::Checkpoint;
@@ -70,9 +70,9 @@ impl Ledger {
             (record.checkpoint, record.trial.resume) = (None, None);
         }
         let after = record.paths();
-        let ended = record.clone();
         self.remove(number, before.difference(&after).cloned().collect());
-        if let Some(number) = self.tally.over(number, &ended) {
+        let record = self.trials.get(&number).ok_or_else(|| unknown(&self.record, number))?;
+        if let Some(number) = self.tally.over(number, record) {
             let record = self.get_mut(number)?;
             let paths = record.paths();
             (record.checkpoint, record.trial.resume, record.trial.adapter) = (None, None, None);
