@@ -200,7 +200,7 @@ impl Chart {
             .label_style(("sans-serif", FONT).into_font().color(&INK))
             .x_desc(x_title.as_str())
             .draw()?;
-        let text = TextStyle::from(("sans-serif", FONT).into_font().color(&INK));
+        let text = ("sans-serif", FONT).into_font().color(&INK);
         if !y_title.is_empty() {
             root.draw(&Text::new(y_title.as_str(), (16, 12), text.clone()))?;
         }
@@ -272,7 +272,7 @@ fn legend_width((_, meaning): &(Key, String)) -> i32 {
 }
 
 fn paint_legend(root: &Root, top: i32, entries: &[&(Key, String)]) -> Painted {
-    let style = TextStyle::from(("sans-serif", FONT).into_font().color(&INK));
+    let style = ("sans-serif", FONT).into_font().color(&INK);
     let mut left = LEGEND_LEFT;
     for entry in entries {
         let (key, meaning) = entry;
