@@ -1,9 +1,10 @@
 //! Verbs about trials: `trials list|get|metrics|logs|stop|retry`.
 
+use crate::Failure;
 use crate::client::{Connection, ServerArgs};
 use crate::listing::ListingArgs;
 use crate::output::{self, Format, OutputArgs};
-use crate::{Failure, view};
+use crate::view::{self, TrialRow};
 use clap::Subcommand;
 use domain::metric::{self, MetricPoint};
 use domain::trial::{Trial, TrialState};
@@ -119,11 +120,19 @@ pub(crate) async fn run(verb: Verb) -> Result<(), Failure> {
 async fn answer(verb: &Verb, connection: &Connection) -> Result<(Value, String), Failure> {
     match verb {
         Verb::List { sweep, state, listing, rest } => {
-            // A table as it comes shows nothing that needs the whole of a trial.
             let is_table = rest.output.format == Format::Table;
-            let whole = !is_table || !listing.is_plain();
-            let mut trials = pages(connection, sweep, whole).await?;
-            trials.retain(|trial| state.is_empty() || state.iter().any(|s| s == trial.state.as_str()));
+            let wanted = |trial: &Trial| state.is_empty() || state.iter().any(|s| s == trial.state.as_str());
+            if is_table && listing.is_plain() {
+                // A table as it comes shows nothing that needs the whole of a trial, and is made as pages come.
+                let rows = pages(connection, sweep, false, |trial| {
+                    let trial = view::trial_of_unknown_config(trial)?;
+                    Ok(wanted(&trial).then(|| TrialRow::of(&trial)))
+                });
+                let rows = listing.apply(rows.await?, "", |_| Value::Null)?;
+                return Ok((Value::Null, view::trial_rows_table(rows)));
+            }
+            let read = |trial| view::trial(trial).map(|trial| Some(trial).filter(wanted));
+            let trials = pages(connection, sweep, true, read).await?;
             let value_key = match listing.names_value() {
                 true => metric_key(connection, sweep).await?,
                 false => String::new(),
@@ -161,11 +170,17 @@ async fn answer(verb: &Verb, connection: &Connection) -> Result<(Value, String),
 
 /// All trials of a sweep in the order of their numbers, page after page.
 pub(crate) async fn list(connection: &Connection, sweep_id: &str) -> Result<Vec<Trial>, Failure> {
-    pages(connection, sweep_id, true).await
+    pages(connection, sweep_id, true, |trial| view::trial(trial).map(Some)).await
 }
 
-/// [`list`], on demand without the configurations, which are most of the bytes.
-async fn pages(connection: &Connection, sweep_id: &str, whole: bool) -> Result<Vec<Trial>, Failure> {
+/// What `read` makes of a sweep's trials in the order of their numbers, page after page; on demand without the
+/// configurations, which are most of the bytes.
+async fn pages<T>(
+    connection: &Connection,
+    sweep_id: &str,
+    whole: bool,
+    read: impl Fn(v1::Trial) -> Result<Option<T>, Failure>,
+) -> Result<Vec<T>, Failure> {
     let mut request = v1::ListTrialsRequest {
         sweep_id: sweep_id.to_string(),
         page_size: 1000,
@@ -173,14 +188,13 @@ async fn pages(connection: &Connection, sweep_id: &str, whole: bool) -> Result<V
         states: Vec::new(),
         without_config: !whole,
     };
-    let read = if whole { view::trial } else { view::trial_of_unknown_config };
     let mut trials = Vec::new();
     let mut page = connection.trials().list_trials(request.clone()).await?.into_inner();
     loop {
         let items = std::mem::take(&mut page.trials);
         let reading = async {
             for item in items {
-                trials.push(read(item)?);
+                trials.extend(read(item)?);
             }
             Ok::<_, Failure>(())
         };

@@ -6,6 +6,7 @@ use domain::Timestamp;
 use domain::trial::Trial;
 use proto::v1;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// A time in RFC 3339, UTC, to the second.
 pub(crate) fn time(time: Timestamp) -> String {
@@ -112,14 +113,19 @@ pub(crate) fn parameters(trial: &Trial) -> String {
 /// Trials, one a line, with the numbers that the published benchmark reports. Parameters that the search
 /// chose have a column each.
 pub(crate) fn trial_table(trials: &[Trial]) -> String {
-    let mut names: Vec<&str> = Vec::new();
-    for name in trials.iter().flat_map(|t| t.parameters.keys()) {
-        if !names.contains(&name.as_str()) {
-            names.push(name);
+    trial_rows_table(trials.iter().map(TrialRow::of).collect())
+}
+
+/// The same of rows that were made as trials came.
+pub(crate) fn trial_rows_table(rows: Vec<TrialRow>) -> String {
+    let mut names: Vec<String> = Vec::new();
+    for name in rows.iter().flat_map(|row| row.parameters.keys()) {
+        if !names.contains(name) {
+            names.push(name.clone());
         }
     }
     let mut headings = vec!["trial", "state", "step"];
-    headings.extend(&names);
+    headings.extend(names.iter().map(String::as_str));
     headings.extend([
         "loss",
         "eval/loss",
@@ -130,38 +136,55 @@ pub(crate) fn trial_table(trials: &[Trial]) -> String {
         "tokens/s",
         "cost",
     ]);
-    let rows: Vec<_> = trials.iter().map(|t| trial_row(t, &names)).collect();
+    let rows: Vec<_> = rows.into_iter().map(|row| row.cells(&names)).collect();
     let mut spare =
         vec!["trainable", "adapter", "samples/s", "loss", "peak memory", "tokens/s", "cost", "step"];
-    spare.extend(names.iter().rev());
+    spare.extend(names.iter().rev().map(String::as_str));
     output::table(&headings, &rows, &spare)
 }
 
-fn trial_row(trial: &Trial, names: &[&str]) -> Vec<String> {
-    let summary = trial.summary.as_ref();
-    let number = trial.id.number().map_or_else(|| trial.id.to_string(), |n| n.to_string());
-    let step = match trial.total_steps {
-        Some(total) => format!("{}/{total}", trial.step),
-        None => trial.step.to_string(),
-    };
-    let state = if trial.is_simulated() { " (simulated)" } else { "" };
-    let mut row = vec![number, format!("{}{state}", trial.state), step];
-    row.extend(names.iter().map(|name| or_none(trial.parameters.get(*name).map(output::short))));
-    let packed = summary.is_some_and(|s| s.throughput == domain::trial::Throughput::Packed);
-    let speed = |v: Option<f64>| or_none(v.map(|v| format!("{v:.1}{}", if packed { " packed" } else { "" })));
-    let share = |s: &domain::trial::TrialSummary| {
-        let percent = 100.0 * s.trainable_parameters as f64 / s.total_parameters.max(1) as f64;
-        format!("{} ({percent:.2} %)", s.trainable_parameters)
-    };
-    row.extend([
-        output::loss(summary.and_then(|s| s.loss)),
-        output::loss(trial.eval_loss),
-        or_none(summary.and_then(|s| s.peak_memory_bytes).map(output::bytes)),
-        or_none(summary.map(share)),
-        or_none(summary.map(|s| output::bytes(s.adapter_bytes))),
-        speed(summary.and_then(|s| s.samples_per_second)),
-        speed(summary.and_then(|s| s.tokens_per_second)),
-        or_none(trial.cost_usd.map(output::dollars)),
-    ]);
-    row
+/// A trial's cells: those before its parameters, they by their names, and those behind.
+pub(crate) struct TrialRow {
+    before: [String; 3],
+    parameters: BTreeMap<String, String>,
+    behind: [String; 8],
+}
+
+impl TrialRow {
+    fn cells(mut self, names: &[String]) -> Vec<String> {
+        let parameters = names.iter().map(|name| or_none(self.parameters.remove(name)));
+        self.before.into_iter().chain(parameters).chain(self.behind).collect()
+    }
+
+    /// A trial's.
+    pub(crate) fn of(trial: &Trial) -> Self {
+        let summary = trial.summary.as_ref();
+        let number = trial.id.number().map_or_else(|| trial.id.to_string(), |n| n.to_string());
+        let step = match trial.total_steps {
+            Some(total) => format!("{}/{total}", trial.step),
+            None => trial.step.to_string(),
+        };
+        let state = if trial.is_simulated() { " (simulated)" } else { "" };
+        let before = [number, format!("{}{state}", trial.state), step];
+        let parameters =
+            trial.parameters.iter().map(|(name, value)| (name.clone(), output::short(value))).collect();
+        let packed = summary.is_some_and(|s| s.throughput == domain::trial::Throughput::Packed);
+        let speed =
+            |v: Option<f64>| or_none(v.map(|v| format!("{v:.1}{}", if packed { " packed" } else { "" })));
+        let share = |s: &domain::trial::TrialSummary| {
+            let percent = 100.0 * s.trainable_parameters as f64 / s.total_parameters.max(1) as f64;
+            format!("{} ({percent:.2} %)", s.trainable_parameters)
+        };
+        let behind = [
+            output::loss(summary.and_then(|s| s.loss)),
+            output::loss(trial.eval_loss),
+            or_none(summary.and_then(|s| s.peak_memory_bytes).map(output::bytes)),
+            or_none(summary.map(share)),
+            or_none(summary.map(|s| output::bytes(s.adapter_bytes))),
+            speed(summary.and_then(|s| s.samples_per_second)),
+            speed(summary.and_then(|s| s.tokens_per_second)),
+            or_none(trial.cost_usd.map(output::dollars)),
+        ];
+        Self { before, parameters, behind }
+    }
 }
