@@ -7,6 +7,7 @@
 //! | [`sweeps`], [`trials`], [`adapters`], [`agents`] | verbs that read and end what a server keeps |
 //! | [`listing`], [`export`] | how listings are sorted, filtered and cut; a sweep as files |
 //! | [`plan`] | what a sweep needs, before anything runs |
+//! | [`machines`] | what machines cost |
 //! | [`up`], [`submit`], [`extend`] | this machine as a server; a sweep for one; more of it |
 //! | [`device`] | what `--device` means |
 //! | [`engine_host`] | not for people: the process of a device's engine |
@@ -46,6 +47,7 @@ mod forecast;
 mod fsck;
 mod interrupt;
 mod listing;
+mod machines;
 mod output;
 mod plan;
 mod progress;
@@ -117,6 +119,8 @@ enum Verb {
     Adapters(adapters::Verb),
     #[command(subcommand)]
     Agents(agents::Verb),
+    #[command(subcommand)]
+    Machines(machines::Verb),
     Fsck(fsck::Args),
     EngineHost(engine_host::Args),
     #[command(subcommand)]
@@ -195,6 +199,7 @@ impl Verb {
             Self::Trials(_) => "lorafleet trials",
             Self::Adapters(_) => "lorafleet adapters",
             Self::Agents(_) => "lorafleet agents",
+            Self::Machines(_) => "lorafleet machines",
             Self::Fsck(_) => "lorafleet fsck",
             Self::EngineHost(_) => "lorafleet engine-host",
             Self::Context(_) => "lorafleet context",
@@ -227,6 +232,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Trials(verb) => block_on(trials::run(verb)),
         Verb::Adapters(verb) => block_on(adapters::run(verb)),
         Verb::Agents(verb) => block_on(agents::run(verb)),
+        Verb::Machines(verb) => machines::run(verb),
         Verb::Fsck(args) => fsck::run(args),
         Verb::EngineHost(args) => engine_host::run(&args),
         Verb::Context(verb) => context::run(verb),
