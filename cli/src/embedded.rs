@@ -1,8 +1,8 @@
 //! A coordinator, and on demand an agent, in this process: the same code as a fleet's, talking real gRPC on
 //! loopback.
 
-use crate::Failure;
 use crate::client::ENDPOINT_FILE;
+use crate::{Failure, machines};
 use coordinator::history::HistoryError;
 use coordinator::{Access, CoordinatorError};
 use domain::SystemClock;
@@ -149,6 +149,24 @@ impl DeviceArgs {
     /// Whether devices are simulated.
     pub(crate) fn are_simulated(&self) -> bool {
         !self.simulate.simulate.is_empty()
+    }
+
+    /// Where the simulated devices' prices come from, a line an accelerator.
+    pub(crate) fn prices(&self, devices: &[DeviceOptions]) -> Result<Vec<String>, Failure> {
+        if !self.are_simulated() || self.price_per_hour.is_some() {
+            return Ok(Vec::new());
+        }
+        let (catalogue, mut lines) = (machines::catalogue()?, Vec::new());
+        for device in devices {
+            let line = catalogue.cheapest(&device.accelerator).map_or_else(
+                || format!("{}: no price is known; --price-per-hour gives one", device.accelerator),
+                |machine| machines::priced(&device.accelerator, machine),
+            );
+            if !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
+        Ok(lines)
     }
 
     /// The simulated devices, or this machine's GPUs, or its CPU if it has none to train on; each at its share of the

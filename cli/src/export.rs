@@ -1,32 +1,56 @@
-//! `lorafleet export`: everything about a sweep as files.
+//! `lorafleet export`: a sweep as files, for people and for others' tools.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`files`] | everything about a sweep; its tables |
+//! | [`table`] | the tables of trials and of points |
+//! | [`csv`], [`parquet`] | a table as a file |
+//! | [`optuna`] | Optuna's journal |
+//! | [`tensorboard`] | TensorBoard's event files |
+//! | [`place`] | where an export appears |
+
+mod csv;
+mod files;
+mod optuna;
+mod parquet;
+mod place;
+mod table;
+mod tensorboard;
 
 use crate::client::{Connection, ServerArgs};
 use crate::output::{self, OutputArgs};
-use crate::{Failure, adapters, sweeps, trials, view};
+use crate::{Failure, sweeps, trials, view};
+use clap::ValueEnum;
 use domain::metric::MetricPoint;
+use domain::sweep::SweepSpec;
 use domain::trial::Trial;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
-/// Writes everything about a sweep into a directory.
+/// Writes a sweep as files, for people and for other tools.
 ///
-/// spec.yaml, sweep.json, trials.json, trials.csv, metrics.csv (a line a trial and step) and report.html; with
-/// --adapters the newest adapter of each trial as well. The directory appears when it is whole.
+/// A sweep that still runs is written as it stands. What is written appears when it is whole.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   lorafleet export quickstart-3fa2 --to ./quickstart
-  lorafleet export quickstart-3fa2 --to ./quickstart --adapters --overwrite")]
+  lorafleet export quickstart-3fa2 --to ./quickstart --adapters --overwrite
+  lorafleet export quickstart-3fa2 --to ./tables --format parquet
+  lorafleet export quickstart-3fa2 --to quickstart.log --format optuna && optuna-dashboard quickstart.log
+  lorafleet export quickstart-3fa2 --to ./runs --format tensorboard && tensorboard --logdir runs")]
 pub(crate) struct Args {
     /// The sweep's id, as `lorafleet list` shows it.
     #[arg(value_name = "SWEEP_ID")]
     sweep: String,
-    /// The directory to make.
-    #[arg(long, value_name = "DIR")]
+    /// The directory to make; with --format optuna, the file.
+    #[arg(long, value_name = "PATH")]
     to: PathBuf,
+    /// What is written.
+    #[arg(long, value_enum, default_value = "files")]
+    format: Format,
     /// Fetches adapters too, into adapters/NUMBER.
     #[arg(long)]
     adapters: bool,
-    /// Replaces a directory that is not empty, with all that is in it.
+    /// Replaces a file that is there, or a directory that is not empty, with all that is in it.
     #[arg(long)]
     overwrite: bool,
     #[command(flatten)]
@@ -35,187 +59,206 @@ pub(crate) struct Args {
     output: OutputArgs,
 }
 
+/// What an export can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// Everything: spec.yaml, sweep.json, trials.json, trials.csv, metrics.csv (a line a trial and step), report.html.
+    Files,
+    /// trials.csv, and points.csv with a line a trial, step and metric.
+    Csv,
+    /// The same tables as Parquet files.
+    Parquet,
+    /// Optuna's journal: one file for optuna.load_study and optuna-dashboard.
+    Optuna,
+    /// TensorBoard's log directory: scalars, hyperparameters, text.
+    Tensorboard,
+}
+
+impl Format {
+    fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().into())
+    }
+}
+
+/// What is exported.
+struct Source<'a> {
+    connection: &'a Connection,
+    /// The sweep's id.
+    id: String,
+    /// The sweep as `lorafleet get` shows it.
+    document: Value,
+    /// In the order of their numbers.
+    trials: Vec<Trial>,
+}
+
+impl<'a> Source<'a> {
+    async fn read(connection: &'a Connection, sweep: &str) -> Result<Self, Failure> {
+        let document = view::sweep(&sweeps::get(connection, sweep).await?);
+        let trials = trials::list(connection, sweep).await?;
+        Ok(Self { connection, id: sweep.into(), document, trials })
+    }
+
+    fn spec(&self) -> Result<SweepSpec, Failure> {
+        let problem =
+            |problem: String| Failure::failed(format!("{}: its spec cannot be read: {problem}", self.id));
+        let document = self.document["spec"].as_object().ok_or_else(|| problem("there is none".into()))?;
+        SweepSpec::from_document(document).map_err(|problems| {
+            problem(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+        })
+    }
+
+    /// A trial's curve.
+    async fn points(&self, trial: &Trial) -> Result<Vec<MetricPoint>, Failure> {
+        trials::points(self.connection, trial.id.as_str()).await
+    }
+}
+
 /// Runs the verb.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
-    refuse_full(&args.to, args.overwrite)?;
-    let draft = beside(&args.to, "part")?;
+    if args.adapters && args.format != Format::Files {
+        return Err(Failure::invalid(format!(
+            "--adapters: --format {} has no place for them; leave one of the two out",
+            args.format.name()
+        )));
+    }
+    match args.format {
+        Format::Optuna => place::refuse_file(&args.to, args.overwrite)?,
+        _ => place::refuse_full(&args.to, args.overwrite)?,
+    }
+    let draft = place::beside(&args.to, "part")?;
     let written = Connection::with(&args.server, async |c| write(c, &args, &draft).await).await;
-    if let Err(failure) = written.and_then(|()| publish(&draft, &args.to)) {
-        // A half export is of no use; what cannot be removed is named like one.
-        let _ = std::fs::remove_dir_all(&draft);
+    if let Err(failure) = written.and_then(|()| place::publish(&draft, &args.to)) {
+        // A half export is of no use.
+        place::discard(&draft);
         return Err(failure);
     }
-    let document = json!({ "sweep": args.sweep, "directory": args.to });
+    let mut document = json!({ "sweep": args.sweep, "format": args.format.name(), "path": args.to });
+    if args.format != Format::Optuna {
+        document["directory"] = json!(args.to);
+    }
     output::print(args.output.format, &document, || args.to.display().to_string())
 }
 
-fn at(path: &Path) -> impl Fn(std::io::Error) -> Failure {
-    move |e| Failure::failed(format!("{}: {e}", path.display()))
-}
-
-fn refuse_full(to: &Path, overwrite: bool) -> Result<(), Failure> {
-    let full = match std::fs::read_dir(to) {
-        Ok(mut entries) => entries.next().is_some(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
-        Err(error) => return Err(Failure::invalid(format!("--to {}: {error}", to.display()))),
-    };
-    if full && !overwrite {
-        return Err(Failure::invalid(format!(
-            "--to {}: is not empty; name another directory, or give --overwrite to replace it",
-            to.display()
-        )));
-    }
-    Ok(())
-}
-
-/// A name of this process beside a directory, in the same file system.
-fn beside(to: &Path, what: &str) -> Result<PathBuf, Failure> {
-    let to = std::path::absolute(to).map_err(at(to))?;
-    let name = to.file_name().ok_or_else(|| {
-        Failure::invalid(format!("--to {}: name a directory that can be made", to.display()))
-    })?;
-    Ok(to.with_file_name(format!(".{}.{what}-{}", name.to_string_lossy(), std::process::id())))
-}
-
-/// Puts the whole draft in the directory's place.
-fn publish(draft: &Path, to: &Path) -> Result<(), Failure> {
-    if !to.exists() {
-        return std::fs::rename(draft, to).map_err(at(to));
-    }
-    let old = beside(to, "old")?;
-    std::fs::rename(to, &old).map_err(at(to))?;
-    if let Err(error) = std::fs::rename(draft, to) {
-        let _ = std::fs::rename(&old, to);
-        return Err(at(to)(error));
-    }
-    std::fs::remove_dir_all(&old).map_err(at(&old))
-}
-
 async fn write(connection: &Connection, args: &Args, draft: &Path) -> Result<(), Failure> {
-    let sweep = view::sweep(&sweeps::get(connection, &args.sweep).await?);
-    let trials = trials::list(connection, &args.sweep).await?;
-    std::fs::create_dir_all(draft).map_err(at(draft))?;
-    let file = |name: &str, text: String| {
-        let path = draft.join(name);
-        std::fs::write(&path, text).map_err(at(&path))
-    };
-    let pretty = |value: &Value| serde_json::to_string_pretty(value).map_err(Failure::failed);
-    file("spec.yaml", output::yaml(&sweep["spec"])? + "\n")?;
-    file("sweep.json", pretty(&sweep)? + "\n")?;
-    let documents = Value::Array(trials.iter().map(view::trial_document).collect());
-    file("trials.json", pretty(&documents)? + "\n")?;
-    file("trials.csv", trial_rows(&trials, &documents))?;
-    let mut curves = Vec::new();
-    for trial in &trials {
-        curves.push((trial.id.to_string(), trials::points(connection, trial.id.as_str()).await?));
+    let source = Source::read(connection, &args.sweep).await?;
+    if args.format != Format::Optuna {
+        std::fs::create_dir_all(draft).map_err(place::at(draft))?;
     }
-    file("metrics.csv", metric_rows(&curves))?;
-    sweeps::save_report(connection, &args.sweep, Some(&draft.join("report.html")), draft).await?;
-    if args.adapters {
-        for trial in trials.iter().filter(|trial| trial.adapter.is_some()) {
-            let number = trial.id.number().unwrap_or_default();
-            let dir = draft.join("adapters").join(number.to_string());
-            adapters::fetch(connection, trial.id.as_str(), &dir).await?;
-        }
+    match args.format {
+        Format::Files => files::write(&source, draft, args.adapters).await,
+        Format::Csv => tables::<csv::Csv>(&source, draft).await,
+        Format::Parquet => tables::<parquet::Parquet>(&source, draft).await,
+        Format::Optuna => optuna::write(&source, draft).await,
+        Format::Tensorboard => tensorboard::write(&source, draft).await,
     }
-    Ok(())
 }
 
-/// A line a trial: where it stands, what the search chose, its numbers.
-fn trial_rows(trials: &[Trial], documents: &Value) -> String {
-    let mut parameters: Vec<&str> =
-        trials.iter().flat_map(|t| t.parameters.keys()).map(String::as_str).collect();
-    parameters.sort_unstable();
-    parameters.dedup();
-    let own = ["id", "state", "attempt", "step", "total_steps", "eval_loss", "cost_usd"];
-    let times = ["created_at", "started_at", "finished_at"];
-    let numbers = [
-        "loss",
-        "base_eval_loss",
-        "peak_memory_bytes",
-        "predicted_peak_memory_bytes",
-        "trainable_parameters",
-        "total_parameters",
-        "adapter_bytes",
-        "samples_per_second",
-        "tokens_per_second",
-        "throughput",
-        "device_seconds",
-    ];
-    let heading = own.iter().chain(&parameters).chain(&numbers).chain(&times).chain(&["failure"]);
-    let mut text = row(heading.map(|name| Value::from(*name)));
-    for document in documents.as_array().into_iter().flatten() {
-        let of = |object: &Value, name: &str| object.get(name).cloned().unwrap_or_default();
-        let cells = own.iter().map(|name| of(document, name));
-        let cells = cells.chain(parameters.iter().map(|name| of(&document["parameters"], name)));
-        let cells = cells.chain(numbers.iter().map(|name| of(&document["summary"], name)));
-        let cells = cells.chain(times.iter().map(|name| of(document, name)));
-        text += &row(cells.chain([of(&document["failure"], "message")]));
-    }
-    text
+async fn tables<S: table::Sheet>(source: &Source<'_>, draft: &Path) -> Result<(), Failure> {
+    files::trials::<S>(source, draft)?;
+    files::points::<S>(source, draft).await
 }
 
-/// A line a trial and step, a column a metric.
-fn metric_rows(curves: &[(String, Vec<MetricPoint>)]) -> String {
-    let mut names: Vec<&str> = Vec::new();
-    for (name, _) in curves.iter().flat_map(|(_, points)| points).flat_map(|point| &point.values) {
-        if !names.contains(&name.as_str()) {
-            names.push(name);
-        }
-    }
-    let mut text = row(["trial", "step", "time"].iter().chain(&names).map(|name| Value::from(*name)));
-    for (trial, points) in curves {
-        for point in points {
-            let first = [json!(trial), json!(point.step), json!(view::time(point.time))];
-            text += &row(first.into_iter().chain(names.iter().map(|name| json!(point.get(name)))));
-        }
-    }
-    text
-}
-
-/// A line of comma-separated values (RFC 4180); what has no value is empty.
-fn row(cells: impl Iterator<Item = Value>) -> String {
-    let cell = |value: Value| {
-        let text = match value {
-            Value::Null => String::new(),
-            Value::String(text) => text,
-            other => other.to_string(),
-        };
-        match text.contains([',', '"', '\n', '\r']) {
-            true => format!("\"{}\"", text.replace('"', "\"\"")),
-            false => text,
-        }
-    };
-    cells.map(cell).collect::<Vec<_>>().join(",") + "\n"
-}
-
+/// A sweep for the tests of the formats.
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
     use super::*;
+    use domain::Timestamp;
 
-    #[test]
-    fn values_with_commas_are_quoted() {
-        let cells = [json!("a,b"), json!(null), json!(1.5), json!("say \"x\"\n"), json!(["q", "v"])];
-        assert_eq!(row(cells.into_iter()), "\"a,b\",,1.5,\"say \"\"x\"\"\n\",\"[\"\"q\"\",\"\"v\"\"]\"\n");
+    /// The spec of the trials.
+    pub(super) fn spec() -> SweepSpec {
+        let document = json!({
+            "name": "tiny",
+            "pretrained_model_id": "./model",
+            "dataset_name": "rows.jsonl",
+            "search": { "algorithm": "random", "max_trials": 3, "metric": "eval/loss" },
+            "parameters": {
+                "lora_rank": [4, 8],
+                "learning_rate": { "log_uniform": [1e-4, 1e-2] },
+                "lora_dropout": { "uniform": [0.0, 0.95], "step": 0.3 },
+                "batch_size": { "integer": [2, 10], "step": 3 },
+                "precision_mode": ["float16", "4bit"],
+                "max_sequence_length": {
+                    "when": { "precision_mode": "4bit" }, "choices": [512, 1024], "otherwise": 512,
+                },
+                "target_modules": [["q_proj", "v_proj"], "all-linear"],
+            },
+        });
+        SweepSpec::from_document(document.as_object().unwrap()).unwrap()
+    }
+
+    /// The sweep's document.
+    pub(super) fn sweep() -> Value {
+        json!({ "id": "tiny-1", "name": "tiny", "state": "running", "cost_usd": 0.5, "spec": spec().to_document() })
+    }
+
+    /// A completed trial in its second attempt, one that trains, one that failed.
+    pub(super) fn trials() -> Vec<Trial> {
+        let parameters = |rank: u64, precision: &str, length: u64| {
+            json!({
+                "lora_rank": rank, "learning_rate": 0.001, "lora_dropout": 0.3, "batch_size": 2,
+                "precision_mode": precision, "max_sequence_length": length, "target_modules": ["q_proj", "v_proj"],
+            })
+        };
+        let trial = |number: u32, state: &str, parameters: Value, rest: Value| {
+            let mut config = serde_json::to_value(spec().base).unwrap();
+            config.as_object_mut().unwrap().extend(parameters.as_object().unwrap().clone());
+            let mut record = json!({
+                "id": format!("tiny-1/{number}"), "config": config, "parameters": parameters, "state": state,
+                "attempt": 1, "step": 0, "total_steps": 3, "agent": null, "adapter": null, "resume": null,
+                "attempts": [[1, 0]], "eval_loss": null, "cost_usd": null, "summary": null, "failure": null,
+                "digests": null, "created_at": 1_000_000, "started_at": null, "finished_at": null,
+            });
+            record.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
+            serde_json::from_value(record).unwrap()
+        };
+        vec![
+            trial(
+                1,
+                "completed",
+                parameters(8, "float16", 512),
+                json!({
+                    "attempt": 2, "attempts": [[1, 0], [2, 2]], "step": 3, "eval_loss": 1.25, "cost_usd": 0.25,
+                    "summary": { "steps": 3, "loss": 1.5, "peak_memory_bytes": 5_000, "device_seconds": 2.5 },
+                    "digests": {
+                        "base_model": "simulated:a", "dataset": "sha256:b", "tokenizer": "sha256:c", "spec": "sha256:d",
+                    },
+                    "started_at": 1_001_000, "finished_at": 1_003_500,
+                }),
+            ),
+            trial(2, "running", parameters(4, "4bit", 1024), json!({ "started_at": 1_002_000 })),
+            trial(
+                3,
+                "failed",
+                parameters(99, "4bit", 512),
+                json!({
+                    "failure": { "class": "user", "message": "no, \"really\"\nnot" },
+                }),
+            ),
+        ]
+    }
+
+    /// A curve of three steps and the base's point.
+    pub(super) fn points() -> Vec<MetricPoint> {
+        let point = |step: u64, values: &[(&str, f64)]| MetricPoint {
+            step,
+            time: Timestamp(1_000_000 + step * 1_000),
+            values: values.iter().map(|(name, value)| ((*name).into(), *value)).collect(),
+        };
+        vec![
+            point(0, &[("eval/loss", 2.0)]),
+            point(1, &[("loss", 1.75), ("learning_rate", 0.1)]),
+            point(2, &[("loss", 1.5), ("eval/loss", 1.5)]),
+            point(3, &[("loss", f64::NAN), ("eval/loss", 1.25)]),
+        ]
     }
 
     #[test]
-    fn a_directory_is_replaced_whole_and_only_when_asked() {
-        let dir = tempfile::tempdir().unwrap();
-        let to = dir.path().join("out");
-        refuse_full(&to, false).unwrap();
-        std::fs::create_dir(&to).unwrap();
-        refuse_full(&to, false).unwrap();
-        std::fs::write(to.join("old"), "x").unwrap();
-        assert!(format!("{:?}", refuse_full(&to, false).unwrap_err()).contains("--overwrite"));
-        refuse_full(&to, true).unwrap();
-        assert!(refuse_full(&to.join("old"), true).is_err(), "a file is no directory");
-        let draft = beside(&to, "part").unwrap();
-        std::fs::create_dir(&draft).unwrap();
-        std::fs::write(draft.join("new"), "y").unwrap();
-        publish(&draft, &to).unwrap();
-        let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(left, ["out"]);
-        assert!(to.join("new").exists() && !to.join("old").exists());
+    fn the_samples_are_of_their_space() {
+        let spec = spec();
+        assert!(
+            trials().iter().all(|t| spec.parameters.iter().all(|(name, _)| t.parameters.contains_key(name)))
+        );
+        assert_eq!(Format::Tensorboard.name(), "tensorboard");
     }
 }

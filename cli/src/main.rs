@@ -7,6 +7,7 @@
 //! | [`sweeps`], [`trials`], [`adapters`], [`agents`] | verbs that read and end what a server keeps |
 //! | [`listing`], [`export`] | how listings are sorted, filtered and cut; a sweep as files |
 //! | [`plan`] | what a sweep needs, before anything runs |
+//! | [`machines`] | what machines cost |
 //! | [`up`], [`submit`], [`extend`] | this machine as a server; a sweep for one; more of it |
 //! | [`doctor`] | whether a machine has what it takes |
 //! | [`device`] | what `--device` means |
@@ -48,6 +49,7 @@ mod forecast;
 mod fsck;
 mod interrupt;
 mod listing;
+mod machines;
 mod output;
 mod plan;
 mod progress;
@@ -119,6 +121,8 @@ enum Verb {
     Adapters(adapters::Verb),
     #[command(subcommand)]
     Agents(agents::Verb),
+    #[command(subcommand)]
+    Machines(machines::Verb),
     Fsck(fsck::Args),
     Doctor(Box<doctor::Args>),
     EngineHost(engine_host::Args),
@@ -198,6 +202,7 @@ impl Verb {
             Self::Trials(_) => "lorafleet trials",
             Self::Adapters(_) => "lorafleet adapters",
             Self::Agents(_) => "lorafleet agents",
+            Self::Machines(_) => "lorafleet machines",
             Self::Fsck(_) => "lorafleet fsck",
             Self::Doctor(_) => "lorafleet doctor",
             Self::EngineHost(_) => "lorafleet engine-host",
@@ -231,6 +236,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Trials(verb) => block_on(trials::run(verb)),
         Verb::Adapters(verb) => block_on(adapters::run(verb)),
         Verb::Agents(verb) => block_on(agents::run(verb)),
+        Verb::Machines(verb) => machines::run(verb),
         Verb::Fsck(args) => fsck::run(args),
         Verb::Doctor(args) => block_on(doctor::run(*args)),
         Verb::EngineHost(args) => engine_host::run(&args),

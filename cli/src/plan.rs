@@ -58,9 +58,9 @@ const MOST_TRIALS: usize = 10_000;
 /// Runs the verb.
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let devices = |others: &[String]| match (args.device.as_slice(), others) {
-        ([], []) => Ok(Device::rented()),
+        ([], []) => Device::rented(),
         // A sweep may name others than the catalogue has, of which nothing is known.
-        ([], others) => Ok(Device::known(others)),
+        ([], others) => Device::known(others),
         (given, _) => Device::named(given),
     };
     let Some(file) = &args.file else { return model::run(&args.model, &devices(&[])?, args.output.format) };

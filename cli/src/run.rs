@@ -76,6 +76,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
             base_models = plan::outline(&loaded)?;
             announce(&args, &loaded, &[]);
             say!("simulated: nothing is trained, and every number is a model's");
+            args.devices.prices(&devices)?.into_iter().for_each(|line| say!("{line}"));
         } else {
             let planned = plan::check(&loaded)?;
             announce(&args, &loaded, &planned);

@@ -18,7 +18,9 @@ fn write_config(dir: &Path) {
 
 fn plan(dir: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lorafleet"));
-    command.current_dir(dir).args(["plan", "--model", "config.json"]).args(arguments).output().unwrap()
+    // The prices that come with the program, not those of whoever runs this.
+    command.current_dir(dir).env("XDG_CONFIG_HOME", dir);
+    command.args(["plan", "--model", "config.json"]).args(arguments).output().unwrap()
 }
 
 fn rows(dir: &Path, arguments: &[&str]) -> Vec<Value> {

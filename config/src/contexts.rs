@@ -8,10 +8,9 @@
 //!     ca: "/home/me/lab-ca.crt"
 //! ```
 
-use crate::yaml;
+use crate::{user, yaml};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Servers by name, and the one that is used unless another is named.
@@ -70,9 +69,7 @@ pub enum ContextsError {
 
 /// Where the file lies: in `$XDG_CONFIG_HOME`, else in `~/.config`; `None` without a home.
 pub fn path() -> Option<PathBuf> {
-    let given = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let config = given("XDG_CONFIG_HOME").or_else(|| Some(given("HOME")?.join(".config")))?;
-    Some(config.join("lorafleet/contexts.yaml"))
+    user::path("contexts.yaml")
 }
 
 impl Contexts {
@@ -140,15 +137,7 @@ impl Contexts {
     /// # Errors
     /// It cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), ContextsError> {
-        let write = || -> std::io::Result<()> {
-            let dir = path.parent().unwrap_or(Path::new("."));
-            std::fs::create_dir_all(dir)?;
-            let draft = dir.join(format!(".contexts.yaml.{}", std::process::id()));
-            let mut file = std::fs::File::create(&draft)?;
-            file.write_all(self.text().as_bytes()).and_then(|()| file.sync_all())?;
-            std::fs::rename(&draft, path)
-        };
-        write().map_err(|source| ContextsError::Io { path: path.into(), source })
+        user::write(path, &self.text()).map_err(|source| ContextsError::Io { path: path.into(), source })
     }
 
     fn text(&self) -> String {

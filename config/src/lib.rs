@@ -4,9 +4,11 @@
 //! |---|---|
 //! | [`sweep_file`] | a sweep file to a checked spec, with `--set` overrides and resolved paths |
 //! | [`contexts`] | servers by name |
-//! | [`machines`] | machine types with their prices |
+//! | [`machines`] | machine types with their prices: those that come with the program, and the user's own |
+//! | [`skypilot`] | SkyPilot's catalogues of the same |
 //! | [`tokens`] | who may call a server, and as what |
 //! | [`tasks`] | what models are evaluated on |
+//! | `user` | the files of a user's own |
 //! | `yaml` | YAML text to JSON and the place of each key |
 //! | `overrides` | `--set key=value` |
 //! | `paths` | which values are local paths, and what they resolve to |
@@ -15,7 +17,9 @@ pub mod contexts;
 pub mod machines;
 mod overrides;
 pub mod paths;
+pub mod skypilot;
 pub mod sweep_file;
 pub mod tasks;
 pub mod tokens;
+mod user;
 mod yaml;

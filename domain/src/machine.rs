@@ -50,4 +50,10 @@ impl Machine {
     pub fn price_of_one(&self) -> f64 {
         self.price_per_hour / f64::from(self.accelerators.max(1))
     }
+
+    /// Whether it has accelerators, and prices that are amounts of dollars.
+    pub fn is_sound(&self) -> bool {
+        let amount = |price: f64| price.is_finite() && price >= 0.0;
+        self.accelerators > 0 && amount(self.price_per_hour) && self.spot_price_per_hour.is_none_or(amount)
+    }
 }

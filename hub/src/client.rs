@@ -9,13 +9,13 @@ use ureq::http::{HeaderMap, Response, StatusCode};
 use ureq::{Agent, Body};
 
 /// Hops of a request at most.
-const MOST_REDIRECTS: usize = 10;
+pub(crate) const MOST_REDIRECTS: u32 = 10;
 
 /// Bytes of a listing at most; a repository of a hundred thousand files has some 20 MB.
 const LISTING_BYTES: u64 = 64 << 20;
 
 /// How long the hub may take to accept a connection, and to send anything.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A client of one hub.
 #[derive(Debug)]

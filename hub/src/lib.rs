@@ -8,6 +8,7 @@
 //! | `client` | requests to the hub, and what its refusals mean |
 //! | `files` | which of a repository's files are needed |
 //! | `fetch` | a whole snapshot: files that are missing are downloaded, resumed and verified |
+//! | `page` | any text on the web by its address |
 
 mod cache;
 mod client;
@@ -15,12 +16,14 @@ mod error;
 mod fetch;
 mod files;
 mod id;
+mod page;
 mod settings;
 
 pub use error::{HubError, Result};
 pub use fetch::Hub;
 pub use files::COMPANIONS;
 pub use id::{Kind, Located, RepoId, locate};
+pub use page::page;
 pub use settings::Settings;
 
 /// Hears how a download gets on.

@@ -1,7 +1,7 @@
 //! What a plan is made for: accelerators of the catalogue, the CPU, or a number of bytes; and what a trial takes there.
 
-use crate::Failure;
-use crate::output;
+use crate::{Failure, machines, output};
+use config::machines::Catalogue;
 use domain::footprint::{Engine, Load, ModelShape};
 use domain::machine::{Accelerator, Machine};
 use domain::trial::TrialConfig;
@@ -19,32 +19,36 @@ pub(super) struct Device {
 
 impl Device {
     /// Of the catalogue.
-    fn of(accelerator: Accelerator) -> Self {
+    fn of(accelerator: Accelerator, catalogue: &Catalogue) -> Self {
         let (name, memory_bytes) = (accelerator.name.clone(), accelerator.memory_bytes);
-        let machine = config::machines::cheapest(&name);
+        let machine = catalogue.cheapest(&name).cloned();
         Self { name, memory_bytes, engine: Engine::Gpu, known: Some((accelerator, machine)) }
     }
 
     /// All of the catalogue that can be rented.
-    pub(super) fn rented() -> Vec<Self> {
-        let all = config::machines::accelerators().into_iter().map(Self::of);
-        all.filter(|device| matches!(device.known, Some((_, Some(_))))).collect()
+    pub(super) fn rented() -> Result<Vec<Self>, Failure> {
+        let catalogue = machines::catalogue()?;
+        let all = config::machines::accelerators().into_iter().map(|one| Self::of(one, &catalogue));
+        Ok(all.filter(|device| matches!(device.known, Some((_, Some(_))))).collect())
     }
 
     /// Those of the catalogue among these names.
-    pub(super) fn known(names: &[String]) -> Vec<Self> {
-        names.iter().filter_map(|name| config::machines::accelerator(name).ok()).map(Self::of).collect()
+    pub(super) fn known(names: &[String]) -> Result<Vec<Self>, Failure> {
+        let catalogue = machines::catalogue()?;
+        let known = names.iter().filter_map(|name| config::machines::accelerator(name).ok());
+        Ok(known.map(|one| Self::of(one, &catalogue)).collect())
     }
 
     /// The devices of those names: accelerators of the catalogue, `CPU`, or bytes (`24GB`).
     pub(super) fn named(names: &[String]) -> Result<Vec<Self>, Failure> {
+        let catalogue = machines::catalogue()?;
         let find = |name: &String| {
             if name.eq_ignore_ascii_case("cpu") {
                 let memory_bytes = gpu_agent::devices::cpu().memory_bytes;
                 return Ok(Self { name: "CPU".into(), memory_bytes, engine: Engine::Cpu, known: None });
             }
             let problem = match config::machines::accelerator(name) {
-                Ok(accelerator) => return Ok(Self::of(accelerator)),
+                Ok(accelerator) => return Ok(Self::of(accelerator, &catalogue)),
                 Err(problem) => problem,
             };
             let memory_bytes = output::parse_bytes(name).map_err(|_| {
@@ -92,16 +96,7 @@ impl Device {
             document["seconds_per_step"] = json!(step);
             document["seconds"] = json!(seconds);
             document["cost_usd"] = json!(machine.as_ref().map(|m| m.price_of_one() * seconds / 3600.0));
-            document["price"] = json!(machine.as_ref().map(|m| json!({
-                "machine": m.machine,
-                "provider": m.provider,
-                "region": m.region,
-                "price_per_hour": m.price_per_hour,
-                "spot_price_per_hour": m.spot_price_per_hour,
-                "accelerators": m.accelerators,
-                "date": m.date,
-                "source": m.source,
-            })));
+            document["price"] = json!(machine.as_ref().map(machines::record));
         }
         document
     }
@@ -124,20 +119,9 @@ pub(super) fn prices<'a>(devices: impl Iterator<Item = &'a Value>) -> String {
     let (mut lines, mut predicts) = (Vec::new(), false);
     for device in devices {
         predicts |= device["seconds"].is_number();
-        if !device["price"].is_object() {
-            continue;
-        }
-        let price = &device["price"];
-        let text = |key: &str| price[key].as_str().unwrap_or_default();
-        let line = format!(
-            "{}: {} an hour for {} ({}), {}, {}\n",
-            device["device"].as_str().unwrap_or_default(),
-            output::dollars(price["price_per_hour"].as_f64().unwrap_or_default()),
-            text("machine"),
-            text("provider"),
-            text("date"),
-            text("source")
-        );
+        let name = device["device"].as_str().unwrap_or_default();
+        let Ok(machine) = serde_json::from_value::<Machine>(device["price"].clone()) else { continue };
+        let line = machines::priced(name, &machine) + "\n";
         if !lines.contains(&line) {
             lines.push(line);
         }

@@ -2,7 +2,7 @@
 
 use super::choose::{PACK_SIZE, RESERVE};
 use crate::{DeviceOptions, EngineHost};
-use config::machines;
+use config::machines::{self, Catalogue};
 use domain::DeviceId;
 use domain::fleet::SIMULATED_SPEED;
 
@@ -32,8 +32,15 @@ impl SimulateArgs {
     /// The devices, at the catalogue's price for one accelerator of the cheapest machine; none without `--simulate`.
     ///
     /// # Errors
-    /// What is not in the catalogue, or is no number of devices.
+    /// What is not in the catalogue, or is no number of devices; a catalogue of the user's that cannot be read.
     pub fn devices(&self) -> Result<Vec<DeviceOptions>, String> {
+        match self.simulate.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.priced_by(&Catalogue::load().map_err(|error| error.to_string())?),
+        }
+    }
+
+    fn priced_by(&self, catalogue: &Catalogue) -> Result<Vec<DeviceOptions>, String> {
         let mut devices = Vec::new();
         for entry in &self.simulate {
             let (name, count) = match entry.split_once(':') {
@@ -44,7 +51,7 @@ impl SimulateArgs {
             let count = count
                 .ok_or_else(|| format!("{said}: write 1 to {MOST} behind the colon, as in A100-40GB:8"))?;
             let accelerator = machines::accelerator(name).map_err(|problem| format!("{said}: {problem}"))?;
-            let price = machines::cheapest(&accelerator.name).map_or(0.0, |machine| machine.price_of_one());
+            let price = catalogue.cheapest(&accelerator.name).map_or(0.0, |machine| machine.price_of_one());
             for _ in 0..count {
                 devices.push(DeviceOptions {
                     id: DeviceId::new(format!("simulated:{}", devices.len())),
@@ -72,7 +79,7 @@ mod tests {
 
     fn devices(names: &[&str]) -> Result<Vec<DeviceOptions>, String> {
         let simulate = names.iter().map(ToString::to_string).collect();
-        SimulateArgs { simulate, simulate_speed: 60.0 }.devices()
+        SimulateArgs { simulate, simulate_speed: 60.0 }.priced_by(&Catalogue::shipped())
     }
 
     #[test]

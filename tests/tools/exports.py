@@ -1,0 +1,236 @@
+#!/usr/bin/env python3
+"""Opens what `lorafleet export` writes with the tools that it is written for: Optuna, TensorBoard, pyarrow.
+
+A simulated sweep is run, exported in every format, and read back by each tool; what they read must be what
+`lorafleet trials` says. The tools are installed into a virtual environment under target/ (400 MB, once); where they
+cannot be had, that is told as SKIPPED and nothing fails. LORAFLEET names another binary than target/release/lorafleet.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests/bench"))
+from common import LORAFLEET, build, python_with  # noqa: E402
+
+PACKAGES = ["optuna==5.0.0", "tensorboard==2.21.0", "pyarrow==26.0.1"]
+
+# Successive halving ends trials early, and a learning rate above 1 diverges.
+SWEEP = """
+name: exported
+pretrained_model_id: ./model
+dataset_name: nobody/rows
+compute_dtype: float16
+max_steps: 27
+eval_steps: 1
+search: { algorithm: asha, max_trials: 12, metric: eval/loss, min_steps: 1, reduction_factor: 3, seed: 1 }
+parameters:
+  learning_rate: { log_uniform: [1.0e-5, 4.0] }
+  lora_rank: [4, 8, 16]
+  lora_dropout: { uniform: [0.0, 0.25], step: 0.1 }
+  batch_size: { integer: [1, 8], step: 2 }
+  precision_mode: [float16, 4bit]
+  max_sequence_length: { when: { precision_mode: 4bit }, choices: [256, 512], otherwise: 256 }
+  target_modules: [[q_proj, v_proj], all-linear]
+"""
+
+MODEL = {
+    "model_type": "llama", "hidden_act": "silu", "hidden_size": 256, "intermediate_size": 512,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 1000, "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+}
+
+
+def main():
+    if len(sys.argv) > 1:
+        check(pathlib.Path(sys.argv[1]))
+        return
+    try:
+        python = python_with("exports-venv", PACKAGES)
+    except subprocess.CalledProcessError:
+        skipped = f"SKIPPED: {', '.join(PACKAGES)} cannot be installed: exports are not opened by other tools"
+        with open(os.environ.get("LORAFLEET_SKIPPED", "/dev/stderr"), "a") as told:
+            print(skipped, file=told)
+        return
+    if "LORAFLEET" not in os.environ:
+        build()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        export(folder)
+        subprocess.run([python, __file__, folder], check=True)
+
+
+def export(folder):
+    """Runs the sweep, writes its exports, and what the server says of it."""
+    (folder / "model").mkdir()
+    (folder / "model/config.json").write_text(json.dumps(MODEL))
+    (folder / "sweep.yaml").write_text(SWEEP)
+    binary = os.environ.get("LORAFLEET", LORAFLEET)
+    environment = {**os.environ, "XDG_CONFIG_HOME": str(folder / "config")}
+
+    def lorafleet(*arguments):
+        command = [binary, *arguments, "--data-dir", "data", "-o", "json"]
+        output = subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+        return json.loads(output.stdout)
+
+    ran = lorafleet("run", "sweep.yaml", "--simulate", "T4-16GB:4", "--simulate-speed", "100000")
+    sweep = ran["sweep"]["id"]
+    trials = lorafleet("trials", "list", sweep)
+    curves = {trial["id"]: lorafleet("trials", "metrics", trial["id"]) for trial in trials}
+    for name in ["csv", "parquet", "optuna", "tensorboard"]:
+        lorafleet("export", sweep, "--format", name, "--to", name)
+    truth = {"sweep": lorafleet("get", sweep), "trials": trials, "curves": curves}
+    (folder / "truth.json").write_text(json.dumps(truth))
+
+
+def check(folder):
+    """Run by the virtual environment's python."""
+    truth = json.loads((folder / "truth.json").read_text())
+    states = [trial["state"] for trial in truth["trials"]]
+    equal(len(states), 12, "trials")
+    for state in ["completed", "stopped"]:
+        assert state in states, f"no trial is {state}: {states}"
+    for opened in [optuna_opens, tensorboard_opens, pyarrow_opens]:
+        opened(folder, **truth)
+        print(f"{opened.__name__}: {len(states)} trials are as they were")
+
+
+def equal(got, want, what):
+    assert got == want, f"{what}: {got!r}, not {want!r}"
+
+
+def optuna_opens(folder, sweep, trials, curves):
+    import warnings
+
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    # A range that is not a whole number of steps would be warned of.
+    warnings.simplefilter("error")
+    storage = JournalStorage(JournalFileBackend(str(folder / "optuna")))
+    study = optuna.load_study(study_name=None, storage=storage)
+    equal(study.study_name, sweep["id"], "study")
+    equal(study.direction.name, "MINIMIZE", "direction")
+    equal(study.metric_names, ["eval/loss"], "metric names")
+    equal(study.user_attrs["cost_usd"], sweep["cost_usd"], "cost")
+    equal(study.best_value, min(t["eval_loss"] for t in trials if t["state"] == "completed"), "best value")
+    names = {"completed": "COMPLETE", "stopped": "PRUNED", "diverged": "FAIL"}
+    equal(len(study.trials), len(trials), "trials")
+    for got, want in zip(study.trials, trials):
+        what = want["id"]
+        equal(got.number + 1, int(what.rsplit("/")[-1]), what)
+        equal(got.state.name, names[want["state"]], what)
+        params = {k: json.dumps(v, separators=(",", ":")) if isinstance(v, list) else v
+                  for k, v in want["parameters"].items()}
+        equal(got.params, params, what)
+        for name, value in got.params.items():
+            distribution = got.distributions[name]
+            assert distribution._contains(distribution.to_internal_repr(value)), (name, value, distribution)
+        reported = {p["step"]: p["eval/loss"] for p in curves[what] if p.get("eval/loss") is not None}
+        equal(got.intermediate_values, reported, what)
+        if got.state.name in ("COMPLETE", "PRUNED"):
+            equal(got.value, want["eval_loss"], what)
+        equal(got.user_attrs["id"], what, "id")
+        equal(got.user_attrs["cost_usd"], want["cost_usd"], what)
+        if want["summary"]:
+            equal(got.user_attrs["peak_memory_bytes"], want["summary"]["peak_memory_bytes"], what)
+        assert got.datetime_complete >= got.datetime_start, what
+    # What Optuna computes of it, and that a study goes on where it was.
+    assert set(optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()))
+    asked = study.ask()
+    equal(asked.number, len(trials), "the next trial")
+
+
+def tensorboard_opens(folder, sweep, trials, curves):
+    import struct
+
+    from tensorboard.backend.event_processing import data_provider
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.data.provider import ListHyperparametersResult
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams import api_pb2, list_session_groups
+    from tensorboard.plugins.hparams.backend_context import Context
+
+    def single(number):
+        """The number as float32."""
+        return struct.unpack("f", struct.pack("f", number))[0]
+
+    multiplexer = EventMultiplexer(tensor_size_guidance={"scalars": 0, "text": 0})
+    multiplexer.AddRunsFromDirectory(str(folder / "tensorboard"))
+    multiplexer.Reload()
+    runs = multiplexer.Runs()
+    equal(sorted(runs), sorted([".", *(f"trial-{t['id'].rsplit('/')[-1]}" for t in trials)]), "runs")
+    for trial in trials:
+        run = f"trial-{trial['id'].rsplit('/')[-1]}"
+        wanted = {}
+        for point in curves[trial["id"]]:
+            for name, value in point.items():
+                if name not in ("step", "time") and value is not None:
+                    wanted.setdefault(name, []).append((point["step"], single(value)))
+        if trial["cost_usd"] is not None:
+            wanted["cost_usd"] = [(trial["step"], single(trial["cost_usd"]))]
+        scalars = multiplexer.PluginRunToTagToContent("scalars").get(run, {})
+        equal(sorted(scalars), sorted(wanted), run)
+        for name, points in wanted.items():
+            got = [(event.step, float(event.tensor_proto.float_val[0])) for event in multiplexer.Tensors(run, name)]
+            equal(got, points, f"{run} {name}")
+        (text,) = multiplexer.Tensors(run, "configuration")
+        table = text.tensor_proto.string_val[0].decode()
+        assert f"| max_steps | {trial['config']['max_steps']} |" in table, table
+        (tag,) = multiplexer.PluginRunToTagToContent("text")[run]
+        equal(tag, "configuration", run)
+    # What the HParams page shows.
+    provider = data_provider.MultiplexerDataProvider(multiplexer, str(folder / "tensorboard"))
+    context, request = Context(TBContext(data_provider=provider)), RequestContext()
+    tags = context.hparams_metadata(request, "")
+    nothing = ListHyperparametersResult(hyperparameters=[], session_groups=[])
+    experiment = context.experiment_from_metadata(request, "", True, tags, nothing)
+    equal(experiment.name, sweep["id"], "experiment")
+    equal({info.name for info in experiment.hparam_infos}, set(trials[0]["parameters"]), "hyperparameters")
+    every = [api_pb2.STATUS_SUCCESS, api_pb2.STATUS_FAILURE, api_pb2.STATUS_RUNNING]
+    wanted = api_pb2.ListSessionGroupsRequest(start_index=0, slice_size=100, allowed_statuses=every)
+    groups = list_session_groups.Handler(request, context, "", wanted).run().session_groups
+    equal(len(groups), len(trials), "sessions")
+    by_name = {group.name: group for group in groups}
+    for trial in trials:
+        hparams = by_name[trial["id"]].hparams
+        equal(hparams["learning_rate"].number_value, trial["parameters"]["learning_rate"], trial["id"])
+        equal(hparams["precision_mode"].string_value, trial["parameters"]["precision_mode"], trial["id"])
+
+
+def pyarrow_opens(folder, sweep, trials, curves):
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    for read, ending in [(pyarrow.parquet.read_table, "parquet"), (pyarrow.csv.read_csv, "csv")]:
+        table = read(folder / ending / f"trials.{ending}").to_pylist()
+        equal([row["id"] for row in table], [trial["id"] for trial in trials], ending)
+        for row, trial in zip(table, trials):
+            for name in ["learning_rate", "lora_rank", "precision_mode"]:
+                equal(row[name], trial["parameters"][name], trial["id"])
+            for name in ["seed", "max_steps"]:
+                equal(row[name], trial["config"][name], trial["id"])
+            equal(row["cost_usd"], trial["cost_usd"], trial["id"])
+            equal(row["simulated"], True, trial["id"])
+            if trial["summary"]:
+                equal(row["peak_memory_bytes"], trial["summary"]["peak_memory_bytes"], trial["id"])
+        points = read(folder / ending / f"points.{ending}").to_pylist()
+        wanted = [
+            (trial["id"], point["step"], name, value)
+            for trial in trials
+            for point in curves[trial["id"]]
+            for name, value in point.items()
+            if name not in ("step", "time")
+        ]
+        equal([(p["trial"], p["step"], p["metric"], p["value"]) for p in points], wanted, ending)
+    assert str(pyarrow.parquet.read_schema(folder / "parquet/points.parquet").field("time").type) == "timestamp[ms, tz=UTC]"
+
+
+if __name__ == "__main__":
+    main()
