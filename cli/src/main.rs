@@ -29,6 +29,7 @@
 
 mod adapters;
 mod agents;
+mod bar;
 mod bench;
 mod board;
 mod client;
@@ -57,6 +58,7 @@ mod token;
 mod train;
 mod trials;
 mod up;
+mod upload;
 mod view;
 
 pub(crate) use failure::Failure;

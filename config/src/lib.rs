@@ -5,6 +5,7 @@
 //! | [`sweep_file`] | a sweep file to a checked spec, with `--set` overrides and resolved paths |
 //! | [`contexts`] | servers by name |
 //! | [`machines`] | machine types with their prices |
+//! | [`size`] | numbers of bytes as people write them |
 //! | [`tokens`] | who may call a server, and as what |
 //! | [`tasks`] | what models are evaluated on |
 //! | `yaml` | YAML text to JSON and the place of each key |
@@ -15,6 +16,7 @@ pub mod contexts;
 pub mod machines;
 mod overrides;
 pub mod paths;
+pub mod size;
 pub mod sweep_file;
 pub mod tasks;
 pub mod tokens;

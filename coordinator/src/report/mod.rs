@@ -16,6 +16,7 @@ mod tables;
 
 use chart::{Axis, Mark};
 use domain::TrialId;
+use domain::data::shown;
 use domain::metric::{self, MetricPoint};
 use domain::sweep::{Distribution, Sweep};
 use domain::trial::{Trial, TrialState};
@@ -79,8 +80,8 @@ fn heading(page: &mut Html, sweep: &Sweep, trials: &[Trial]) {
     for (name, value) in facts {
         page.raw("<div>").element("dt", name).element("dd", value).raw("</div>");
     }
-    page.raw("</dl>\n<p class=\"paths\">").element("code", &sweep.spec.base.pretrained_model_id);
-    page.raw(" on ").element("code", &sweep.spec.base.dataset_name).raw("</p>");
+    page.raw("</dl>\n<p class=\"paths\">").element("code", shown(&sweep.spec.base.pretrained_model_id));
+    page.raw(" on ").element("code", shown(&sweep.spec.base.dataset_name)).raw("</p>");
     let simulated = trials.iter().filter(|trial| trial.is_simulated()).count();
     if simulated > 0 {
         let of =
