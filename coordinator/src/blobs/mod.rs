@@ -23,7 +23,7 @@ mod upload;
 
 pub use inspect::{Inspected, inspect};
 pub use retention::KEPT_UNUSED;
-pub use upload::{Begun, Upload};
+pub use upload::Upload;
 
 use bytes::Bytes;
 use domain::data::{ContentHash, DataError, Tree};

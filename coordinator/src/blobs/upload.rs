@@ -8,15 +8,6 @@ use object_store::{ObjectStore, PutMode};
 use sha2::{Digest, Sha256};
 use tokio::sync::OwnedMutexGuard;
 
-/// A begun upload.
-#[derive(Debug)]
-pub enum Begun {
-    /// The file is there already.
-    Whole,
-    /// Its bytes are wanted.
-    Upload(Upload),
-}
-
 /// An upload under way. Dropped, the pieces that are stored stay, and the next goes on behind them.
 #[derive(Debug)]
 pub struct Upload {
@@ -35,18 +26,23 @@ pub struct Upload {
 }
 
 impl Blobs {
-    /// Begins an upload of a file of that length, whose bytes come from `offset` on. Waits while another of the same
-    /// file is under way.
+    /// Begins an upload of a file of that length, whose bytes come from `offset` on; `None` if all of it is there. Waits
+    /// while another of the same file is under way.
     ///
     /// # Errors
     /// The length cannot be, the offset is behind what is there, or the store failed.
-    pub async fn begin(&self, file: ContentHash, bytes: u64, offset: u64) -> Result<Begun, BlobError> {
+    pub async fn begin(
+        &self,
+        file: ContentHash,
+        bytes: u64,
+        offset: u64,
+    ) -> Result<Option<Upload>, BlobError> {
         if bytes > MOST_BYTES {
             return Err(BlobError::Length { file, bytes });
         }
         let turn = self.turn(file).await;
         let mut pieces = match self.there(file).await? {
-            There::Whole(there) if there == bytes => return Ok(Begun::Whole),
+            There::Whole(there) if there == bytes => return Ok(None),
             There::Whole(_) => return Err(BlobError::Length { file, bytes }),
             There::Pieces(pieces) => pieces,
         };
@@ -66,16 +62,7 @@ impl Blobs {
             digest.update(stored.ok_or_else(|| BlobError::corrupt(&path, "it is gone"))?);
         }
         let (skip, held) = (at - offset, BytesMut::new());
-        Ok(Begun::Upload(Upload {
-            blobs: self.clone(),
-            file,
-            bytes,
-            pieces,
-            skip,
-            held,
-            digest,
-            _turn: turn,
-        }))
+        Ok(Some(Upload { blobs: self.clone(), file, bytes, pieces, skip, held, digest, _turn: turn }))
     }
 
     async fn remove_pieces(&self, file: ContentHash, pieces: u64) -> Result<(), BlobError> {

@@ -1,7 +1,7 @@
 //! `DataService`: what submitters upload, and agents fetch.
 
 use super::{Answers, Services};
-use crate::blobs::{Begun, BlobError};
+use crate::blobs::BlobError;
 use crate::error::{CoordinatorError, Result};
 use crate::trouble::Storage;
 use domain::data::{MOST_FILES, Reference};
@@ -43,7 +43,7 @@ impl DataService for Services {
         };
         let file = to_hash("header.sha256", &header.sha256)?;
         let begun = self.told(self.blobs.begin(file, header.bytes, header.offset).await)?;
-        if let Begun::Upload(mut upload) = begun {
+        if let Some(mut upload) = begun {
             while let Some(message) = pieces.message().await? {
                 match message.piece {
                     Some(Piece::Data(data)) => self.told(upload.write(data).await)?,

@@ -35,7 +35,9 @@ pub(super) fn entries(root: &Path) -> io::Result<Vec<(ContentHash, u64, Timestam
         match entry.file_name().to_str().and_then(|name| name.parse().ok()) {
             Some(tree) => {
                 let used = modified(&entry.path().join(TREE)).unwrap_or_default();
-                found.push((tree, size(&entry.path())?, used));
+                // The list of its files is small, and not counted.
+                let list = std::fs::metadata(entry.path().join(TREE)).map_or(0, |about| about.len());
+                found.push((tree, size(&entry.path())?.saturating_sub(list), used));
             }
             None => remove(&entry.path()),
         }

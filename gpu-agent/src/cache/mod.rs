@@ -176,7 +176,10 @@ impl Cache {
         let now = self.clock.now();
         blocking(&dir, {
             let dir = dir.clone();
-            move || Ok(disk::touch(&dir, now))
+            move || {
+                disk::touch(&dir, now);
+                Ok(())
+            }
         })
         .await?;
         Ok(pinned)
