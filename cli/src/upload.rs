@@ -208,7 +208,7 @@ fn files(path: &Path, what: What, weights: bool) -> Result<Vec<LocalFile>, Strin
         |path: &Path, error: &std::io::Error| format!("{}: cannot be read: {error}", path.display());
     let about = |name: String, path: PathBuf| {
         let about = path.metadata().map_err(|error| unreadable(&path, &error))?;
-        Ok::<_, String>(about.is_file().then(|| LocalFile { name, path, bytes: about.len() }))
+        Ok::<_, String>(about.is_file().then_some(LocalFile { name, path, bytes: about.len() }))
     };
     if !path.is_dir() {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();

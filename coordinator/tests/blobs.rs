@@ -252,7 +252,7 @@ async fn a_look_at_a_directory_finds_what_is_wrong() {
     let path = format!("data/sha256/{}", ContentHash::of(&broken));
     std::fs::write(dir.path().join(&path).join("00000001"), "x").unwrap();
     let found = blobs::inspect(dir.path()).unwrap();
-    assert_eq!(found.trees.into_values().collect::<Vec<_>>(), [all.clone()]);
+    assert_eq!(found.trees.into_values().collect::<Vec<_>>(), std::slice::from_ref(&all));
     assert_eq!(found.files.into_iter().collect::<Vec<_>>(), [(ContentHash::of(&sound), 250)]);
     assert_eq!(found.unfinished, [format!("data/sha256/{}", ContentHash::of(&cut))]);
     assert!(matches!(&found.problems[..], [(at, what)] if *at == path && what.contains("SHA-256")));
