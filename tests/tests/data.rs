@@ -5,13 +5,18 @@
 
 mod common;
 
+use actor::Scope;
 use common::{results, until};
 use proto::v1;
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tests::program::{self, Program};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 /// What a test waits for at most.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -147,4 +152,66 @@ fn paths_of_other_machines_stay() {
     let refused = refused.current_dir(&here).output().unwrap();
     assert_eq!(refused.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("gone.jsonl is not there"));
+}
+
+/// Passes connections on to a server, and cuts the one over which byte `cut` comes. Counts what clients send.
+async fn cutting(server: &str, cut: u64, scope: &Scope) -> (String, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let (server, sent) = (server.trim_start_matches("http://").to_string(), Arc::new(AtomicU64::new(0)));
+    let (counted, each) = (sent.clone(), scope.clone());
+    scope.spawn("proxy", async move {
+        loop {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let mut server = TcpStream::connect(&server).await.unwrap();
+            let counted = counted.clone();
+            each.spawn("connection", async move {
+                let (mut from_client, mut to_client) = client.split();
+                let (mut from_server, mut to_server) = server.split();
+                let up = async {
+                    let mut buffer = vec![0; 1 << 16];
+                    while let Ok(read @ 1..) = from_client.read(&mut buffer).await {
+                        let before = counted.fetch_add(read as u64, Ordering::Relaxed);
+                        let is_cut = (before..before + read as u64).contains(&cut);
+                        if is_cut || to_server.write_all(&buffer[..read]).await.is_err() {
+                            break;
+                        }
+                    }
+                };
+                tokio::select! {
+                    () = up => {}
+                    _ = tokio::io::copy(&mut from_server, &mut to_client) => {}
+                }
+            });
+        }
+    });
+    (endpoint, sent)
+}
+
+/// A connection that breaks in the middle of a file costs a piece of it, not the file.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_upload_that_is_cut_off_goes_on_by_itself() {
+    const MIB: u64 = 1 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("coordinator");
+    let options = ["--listen", "127.0.0.1:0", "--data-dir", data.to_str().unwrap()];
+    let mut coordinator = Program::start("coordinator", &options);
+    let scope = Scope::new();
+    let (endpoint, sent) = cutting(&coordinator.says("listening on "), 20 * MIB, &scope).await;
+    let here = dir.path().join("submitter");
+    submitter(&here);
+    let row = format!("{{\"text\": \"{}\"}}\n", "word ".repeat(200));
+    let rows = row.repeat((30 * MIB) as usize / row.len());
+    std::fs::write(here.join("instruct.jsonl"), &rows).unwrap();
+
+    let (sweep, said) = lorafleet(&here, &["submit", "sweep.yaml", "--endpoint", &endpoint]);
+    assert!(said.contains("the upload was cut off"), "{said}");
+    assert!(sweep["spec"]["dataset_name"].as_str().unwrap().starts_with("blob:"));
+    // From its beginning again it would be 50 MiB.
+    let sent = sent.load(Ordering::Relaxed);
+    assert!(sent > 30 * MIB && sent < 45 * MIB, "{sent} bytes were sent");
+    scope.cancel();
+    assert!(coordinator.terminate());
+    let found = coordinator::fsck::check(&data).unwrap();
+    assert!(found.problems.is_empty() && found.notes.is_empty(), "{found:#?}");
 }
