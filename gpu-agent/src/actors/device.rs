@@ -259,15 +259,17 @@ impl Actor {
         let (cache, transfers) = (self.cache.clone(), self.transfers.clone());
         self.transfers_under_way.push(Box::pin(async move {
             tokio::time::sleep(pause(failures)).await;
-            let mut data = Data::new();
-            for reference in references {
-                match cache.get(&transfers, &reference).await {
-                    Ok(pinned) => drop(data.insert(reference.to_string(), pinned)),
-                    // What is pinned so far may be what others wait for.
-                    Err(error) => return Transferred::Data(assign, Err(error)),
+            let work = async {
+                let mut data = Data::new();
+                for reference in references {
+                    let pinned = cache.get(&transfers, &reference).await?;
+                    data.insert(reference.to_string(), pinned);
                 }
-            }
-            Transferred::Data(assign, Ok(data))
+                // After an error nothing stays pinned: it may be what others wait for.
+                Ok(data)
+            };
+            let result = traced::fetch(assign.belongs, work).await;
+            Transferred::Data(assign, result)
         }));
     }
 
