@@ -7,6 +7,7 @@ use crate::output::say;
 use crate::{Failure, context};
 use proto::status::{LEADER, STANDBY_REASON};
 use proto::v1::adapter_service_client::AdapterServiceClient;
+use proto::v1::data_service_client::DataServiceClient;
 use proto::v1::fleet_service_client::FleetServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
 use proto::v1::trial_service_client::TrialServiceClient;
@@ -195,6 +196,11 @@ impl Connection {
     /// Calls about adapters.
     pub(crate) fn adapters(&self) -> AdapterServiceClient<Channel> {
         AdapterServiceClient::new(self.channel.clone())
+    }
+
+    /// Calls about uploaded data.
+    pub(crate) fn data(&self) -> DataServiceClient<Channel> {
+        DataServiceClient::new(self.channel.clone())
     }
 
     /// Calls about agents and the server.

@@ -1,15 +1,10 @@
 //! What a trial names on the hub, on this machine before it is read.
 
 use crate::Failure;
-use crate::output::{bytes, say};
+use crate::bar::Bar;
 use domain::trial::TrialConfig;
 use hub::{Hub, HubError, Kind, Located, Progress, Settings};
-use indicatif::{ProgressBar, ProgressStyle};
 use std::collections::HashSet;
-use std::io::IsTerminal;
-
-/// Bytes from which a file is worth a line where there is no terminal.
-const LARGE: u64 = 10_000_000;
 
 /// Downloads what is not in the cache, each repository once.
 #[derive(Default)]
@@ -57,38 +52,21 @@ fn failure(error: &HubError, place: &str) -> Failure {
     }
 }
 
-/// A bar a file on a terminal, a line a large file elsewhere.
 struct Shown {
     repo: String,
-    bar: Option<ProgressBar>,
+    bar: Option<Bar>,
 }
 
 impl Progress for Shown {
     fn file(&mut self, name: &str, done: u64, total: u64) {
-        if !std::io::stderr().is_terminal() {
-            if total >= LARGE {
-                let from = if done > 0 { format!(" from byte {done} on") } else { String::new() };
-                say!("{}: downloading {name}, {}{from}", self.repo, bytes(total));
-            }
-            return;
-        }
-        let bar = ProgressBar::new(total).with_position(done).with_message(format!("{}: {name}", self.repo));
-        let template = "{bar:24} {bytes}/{total_bytes} {bytes_per_sec}  {wide_msg}  {eta}";
-        self.bar = Some(match ProgressStyle::with_template(template) {
-            Ok(style) => bar.with_style(style),
-            Err(_) => bar,
-        });
+        self.bar = Some(Bar::new("downloading", &format!("{}: {name}", self.repo), done, total));
     }
 
     fn bytes(&mut self, count: u64) {
-        if let Some(bar) = &self.bar {
-            bar.inc(count);
-        }
+        self.bar.iter().for_each(|bar| bar.add(count));
     }
 
     fn finished(&mut self) {
-        if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
-        }
+        self.bar = None;
     }
 }

@@ -81,6 +81,7 @@ impl Embedded {
             data_dir: data_dir.join("agent"),
             devices,
             labels: BTreeMap::new(),
+            cache_limit: gpu_agent::cache::DEFAULT_LIMIT,
             clock: Arc::new(SystemClock::new()),
         };
         gpu_agent::start(options, scope.clone()).await.map_err(|error| match error {

@@ -31,6 +31,7 @@
 
 mod adapters;
 mod agents;
+mod bar;
 mod bench;
 mod board;
 mod client;
@@ -61,6 +62,7 @@ mod token;
 mod train;
 mod trials;
 mod up;
+mod upload;
 mod view;
 
 pub(crate) use failure::Failure;

@@ -77,6 +77,19 @@ pub(crate) fn load(file: &std::path::Path, set: &[String]) -> Result<sweep_file:
     sweep_file::load(file, &overrides(set)?, &cwd).map_err(Failure::invalid)
 }
 
+/// [`load`] for a server, of which `elsewhere` says that its agents may have what is not here.
+pub(crate) fn load_for(
+    file: &std::path::Path,
+    set: &[String],
+    elsewhere: bool,
+) -> Result<sweep_file::Loaded, Failure> {
+    if !elsewhere {
+        return load(file, set);
+    }
+    let cwd = std::env::current_dir().map_err(Failure::failed)?;
+    sweep_file::load_for_elsewhere(file, &overrides(set)?, &cwd).map_err(Failure::invalid)
+}
+
 /// The keys and values of `--set KEY=VALUE`.
 pub(crate) fn overrides(set: &[String]) -> Result<Vec<(String, String)>, Failure> {
     let mut overrides = Vec::new();

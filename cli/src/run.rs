@@ -8,6 +8,7 @@ use crate::interrupt::Requests;
 use crate::output::{self, Format, OutputArgs, say};
 use crate::plan::BaseModels;
 use crate::submit::submit;
+use crate::upload::DataArgs;
 use crate::{Failure, plan, sweeps, view};
 use config::sweep_file;
 use domain::metric;
@@ -57,6 +58,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     devices: DeviceArgs,
     #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
     output: OutputArgs,
@@ -64,10 +67,10 @@ pub(crate) struct Args {
 
 /// Runs the verb.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
-    let loaded = load(&args)?;
     let endpoint = args.server.endpoint()?;
     let endpoint = endpoint.as_deref();
-    // A server's models and data lie on its machines: what is wrong with them, only it can say.
+    let mut loaded = load(&args, endpoint.is_some())?;
+    // What lies on a server's machines, only it can check.
     let (mut base_models, mut devices) = (BaseModels::new(), Vec::new());
     if endpoint.is_none() {
         devices = args.devices.devices()?;
@@ -94,7 +97,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     };
     let sweep_id = OnceCell::new();
     let result = tokio::select! {
-        result = drive(&args, &loaded, base_models, &connection, &sweep_id) => result,
+        result = drive(&args, &mut loaded, base_models, &connection, &sweep_id) => result,
         () = requests.next() => {
             let command: Vec<_> = std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect();
             Err(Failure::interrupted(match endpoint {
@@ -148,12 +151,12 @@ fn shell<'a>(arguments: impl IntoIterator<Item = &'a str>) -> String {
     arguments.into_iter().map(quoted).collect::<Vec<_>>().join(" ")
 }
 
-fn load(args: &Args) -> Result<sweep_file::Loaded, Failure> {
+fn load(args: &Args, elsewhere: bool) -> Result<sweep_file::Loaded, Failure> {
     let mut set = args.set.clone();
     if args.skip_bad_rows {
         set.push("skip_bad_rows=true".into());
     }
-    plan::load(&args.file, &set)
+    plan::load_for(&args.file, &set, elsewhere)
 }
 
 fn announce(args: &Args, loaded: &sweep_file::Loaded, planned: &[plan::Planned]) {
@@ -207,11 +210,14 @@ async fn embedded(args: &Args, devices: Vec<DeviceOptions>) -> Result<Connection
 /// Submits the sweep or takes it up again, and follows it to its end; `sweep_id` is set once it is known.
 async fn drive(
     args: &Args,
-    loaded: &sweep_file::Loaded,
-    base_models: BaseModels,
+    loaded: &mut sweep_file::Loaded,
+    mut base_models: BaseModels,
     connection: &Connection,
     sweep_id: &OnceCell<String>,
 ) -> Result<(), Failure> {
+    if args.server.endpoint()?.is_some() {
+        base_models = args.data.place(loaded, &args.server, connection).await?;
+    }
     let id = match unfinished(args, loaded, connection).await? {
         Some(id) => {
             say!("going on with {id} (--new starts anew)");

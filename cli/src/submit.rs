@@ -3,6 +3,7 @@
 use crate::client::{Connection, ServerArgs};
 use crate::output::{self, OutputArgs};
 use crate::plan::{self, BaseModels};
+use crate::upload::DataArgs;
 use crate::{Failure, agents, view};
 use config::sweep_file;
 use proto::v1;
@@ -13,6 +14,7 @@ use std::path::PathBuf;
 #[command(after_help = "Examples:
   lorafleet submit sweep.yaml    # to the `lorafleet up` that serves ./lorafleet-data
   lorafleet submit sweep.yaml --set max_steps=100 --endpoint http://127.0.0.1:7401
+  lorafleet submit sweep.yaml --endpoint https://fleet.example.org:7401 --data in-place
   lorafleet watch $(lorafleet submit sweep.yaml)")]
 pub(crate) struct Args {
     /// The sweep file.
@@ -22,6 +24,8 @@ pub(crate) struct Args {
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
     #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
     output: OutputArgs,
@@ -29,9 +33,8 @@ pub(crate) struct Args {
 
 /// Runs the verb.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
-    let loaded = plan::load(&args.file, &args.set)?;
-    // A server elsewhere has models and data of its own; this machine's can be checked here.
     let elsewhere = args.server.endpoint()?.is_some();
+    let mut loaded = plan::load_for(&args.file, &args.set, elsewhere)?;
     let sweep = Connection::with(&args.server, async |connection| {
         if connection.trains_nothing() {
             return Err(Failure::unreachable(format!(
@@ -39,8 +42,9 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
                 args.server.data_dir().display()
             )));
         }
+        // What lies on a server's machines, only it can check; this machine's can be checked here.
         let base_models = if elsewhere {
-            BaseModels::new()
+            args.data.place(&mut loaded, &args.server, connection).await?
         } else if agents::are_simulated(connection).await? {
             plan::outline(&loaded)?
         } else {

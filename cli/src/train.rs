@@ -57,7 +57,7 @@ pub(crate) struct Args {
     device: String,
     /// Bytes of tensors that the run may hold, such as 8GB or 6GiB: by it gradient_checkpointing `auto` chooses its
     /// layers. Unless given, seven eighths of the machine's memory, or a GPU's but for 1 GB.
-    #[arg(long, alias = "memory_limit", value_name = "BYTES", value_parser = crate::output::parse_bytes)]
+    #[arg(long, alias = "memory_limit", value_name = "BYTES", value_parser = config::size::parse)]
     memory_limit: Option<u64>,
     #[command(flatten)]
     output: OutputArgs,

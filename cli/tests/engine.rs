@@ -77,6 +77,7 @@ impl Bench {
             config: config.clone(),
             resume,
             digests: None,
+            places: Default::default(),
         };
         self.tell(Command::Admit(Box::new(admission))).await;
     }

@@ -6,6 +6,7 @@
 //! | [`contexts`] | servers by name |
 //! | [`machines`] | machine types with their prices: those that come with the program, and the user's own |
 //! | [`skypilot`] | SkyPilot's catalogues of the same |
+//! | [`size`] | numbers of bytes as people write them |
 //! | [`tokens`] | who may call a server, and as what |
 //! | [`tasks`] | what models are evaluated on |
 //! | `user` | the files of a user's own |
@@ -17,6 +18,7 @@ pub mod contexts;
 pub mod machines;
 mod overrides;
 pub mod paths;
+pub mod size;
 pub mod skypilot;
 pub mod sweep_file;
 pub mod tasks;

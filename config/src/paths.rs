@@ -1,28 +1,51 @@
 //! Which values are local paths, and what they resolve to.
 //!
-//! A value of a path parameter is local if it begins with `/`, `./`, `../` or `~`, ends as a data file does, or
-//! exists beside the file; else it is an id of the Hugging Face hub (`name` or `organisation/name`, with `@revision` or without) and stays.
+//! A value of a path parameter is uploaded data if it begins with `blob:`, and stays. It is local if it begins with `/`,
+//! `./`, `../` or `~`, ends as a data file does, or exists beside the file; else it is an id of the Hugging Face hub
+//! (`name` or `organisation/name`, with `@revision` or without) and stays.
 
+use domain::data::Reference;
 use domain::sweep::Problem;
 use serde_json::{Map, Value};
 use std::path::{Component, Path, PathBuf};
 
-/// What an adapter must be on disk.
-const ADAPTER: &str = "an adapter's directory";
+/// What a name names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum What {
+    /// A base model.
+    Model,
+    /// Rows.
+    Rows,
+    /// An adapter.
+    Adapter,
+}
 
-/// Parameters that name a model, an adapter or rows, and what each must be on disk.
-const PATH_PARAMETERS: &[(&str, &str)] = &[
-    ("pretrained_model_id", "a model's directory"),
-    ("dataset_name", "a .jsonl, .json or .parquet file or a directory of them"),
-    ("interleave_datasets", "a .jsonl, .json or .parquet file or a directory of them"),
-    ("eval_dataset_name", "a .jsonl, .json or .parquet file or a directory of them"),
-    ("init_adapter", ADAPTER),
+impl What {
+    /// What it must be on disk.
+    fn on_disk(self) -> &'static str {
+        match self {
+            Self::Model => "a model's directory",
+            Self::Rows => "a .jsonl, .json or .parquet file or a directory of them",
+            Self::Adapter => "an adapter's directory",
+        }
+    }
+}
+
+/// Parameters that name a model, an adapter or rows.
+const PATH_PARAMETERS: &[(&str, What)] = &[
+    ("pretrained_model_id", What::Model),
+    ("dataset_name", What::Rows),
+    ("interleave_datasets", What::Rows),
+    ("eval_dataset_name", What::Rows),
+    ("init_adapter", What::Adapter),
 ];
 
 /// What to do about a local path that does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Missing {
     Report,
+    /// An absolute one may lie on other machines.
+    ReportRelative,
     Ignore,
 }
 
@@ -38,25 +61,47 @@ pub(crate) fn resolve(
     resolver.problems
 }
 
-/// A path or an id of the hub that a sweep's document names.
+/// Where a name leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// To a path; an adapter's always does, as none is taken from the hub.
+    Path,
+    /// To the hub.
+    Hub,
+    /// To uploaded data; the reference may be a wrong one.
+    Uploaded,
+}
+
+/// A model, an adapter or rows that a sweep's document names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Named {
     /// Where it stands.
     pub at: String,
     /// The name.
     pub name: String,
-    /// Whether it is a path: an adapter is one whatever it looks like, as none is taken from the hub.
-    pub is_path: bool,
+    /// What it is.
+    pub what: What,
+    /// Where it leads.
+    pub place: Place,
 }
 
-/// Every path and hub id that a sweep's document names.
+/// Every model, adapter and set of rows that a sweep's document names.
 pub fn named(document: &Map<String, Value>) -> Vec<Named> {
     let mut named = Vec::new();
     each(&mut document.clone(), &mut |at, name, what| {
-        let is_path = is_local(name) || what == ADAPTER;
-        named.push(Named { at: at.into(), name: name.clone(), is_path });
+        let place = match () {
+            () if Reference::is_meant(name) => Place::Uploaded,
+            () if is_local(name) || what == What::Adapter => Place::Path,
+            () => Place::Hub,
+        };
+        named.push(Named { at: at.into(), name: name.clone(), what, place });
     });
     named
+}
+
+/// Gives what a sweep's document names other names, where `new` knows one.
+pub fn rename(document: &mut Map<String, Value>, new: &dyn Fn(&str) -> Option<String>) {
+    each(document, &mut |_, name, _| *name = new(name).unwrap_or_else(|| std::mem::take(name)));
 }
 
 /// A name that a person gives in the working directory, as it is understood everywhere: a path that is there, or can be
@@ -64,33 +109,33 @@ pub fn named(document: &Map<String, Value>) -> Vec<Named> {
 pub fn absolute(name: &str) -> String {
     let mut name = name.to_string();
     let base = |_: &str| PathBuf::new();
-    Resolver { base: &base, missing: Missing::Ignore, problems: Vec::new() }.text("", &mut name, "");
+    Resolver { base: &base, missing: Missing::Ignore, problems: Vec::new() }.text("", &mut name, What::Model);
     name
 }
 
-/// What is done with a name: where it stands, the name, and what it must be on disk.
-type Visit<'a> = dyn FnMut(&str, &mut String, &'static str) + 'a;
+/// What is done with a name: where it stands, the name, and what it names.
+type Visit<'a> = dyn FnMut(&str, &mut String, What) + 'a;
 
 fn each(document: &mut Map<String, Value>, visit: &mut Visit<'_>) {
     for (name, what) in PATH_PARAMETERS {
         if let Some(value) = document.get_mut(*name) {
-            each_of(name, value, what, visit);
+            each_of(name, value, *what, visit);
         }
         let path = format!("parameters.{name}");
         match document.get_mut("parameters") {
             Some(Value::Object(object)) => {
-                object.get_mut(*name).into_iter().for_each(|v| each_of(&path, v, what, visit));
+                object.get_mut(*name).into_iter().for_each(|v| each_of(&path, v, *what, visit));
             }
             Some(Value::Array(items)) => {
                 let found = items.iter_mut().filter_map(|item| item.as_object_mut()?.get_mut(*name));
-                found.for_each(|v| each_of(&path, v, what, visit));
+                found.for_each(|v| each_of(&path, v, *what, visit));
             }
             _ => {}
         }
     }
 }
 
-fn each_of(path: &str, value: &mut Value, what: &'static str, visit: &mut Visit<'_>) {
+fn each_of(path: &str, value: &mut Value, what: What, visit: &mut Visit<'_>) {
     match value {
         Value::String(text) => visit(path, text, what),
         Value::Array(items) => {
@@ -113,7 +158,10 @@ struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    fn text(&mut self, path: &str, text: &mut String, what: &str) {
+    fn text(&mut self, path: &str, text: &mut String, what: What) {
+        if Reference::is_meant(text) {
+            return;
+        }
         let base = (self.base)(path);
         let full = base.join(home(text).unwrap_or_else(|| PathBuf::from(&*text)));
         let exists = !text.is_empty() && full.exists();
@@ -121,16 +169,22 @@ impl Resolver<'_> {
             return;
         }
         let full = tidy(&full);
-        if !exists && self.missing == Missing::Report {
+        let may_be_elsewhere = match self.missing {
+            Missing::Report => false,
+            Missing::ReportRelative => text.starts_with('/'),
+            Missing::Ignore => true,
+        };
+        if !exists && !may_be_elsewhere {
             let problem = format!("{text} is not there (looked for {})", full.display());
-            let remedy = format!("name {what}; a relative path is taken from {}", tidy(&base).display());
+            let remedy =
+                format!("name {}; a relative path is taken from {}", what.on_disk(), tidy(&base).display());
             self.problems.push(Problem::new(path, problem, remedy));
         }
         *text = full.to_string_lossy().into_owned();
     }
 }
 
-/// Whether a value that does not exist must have been meant as a local path.
+/// Whether a value that does not exist, and is no uploaded data, must have been meant as a local path.
 pub fn is_local(text: &str) -> bool {
     let begins = ["/", "./", "../", "~"].iter().any(|prefix| text.starts_with(prefix));
     let lower = text.to_ascii_lowercase();
@@ -160,4 +214,45 @@ fn tidy(path: &Path) -> PathBuf {
         return parent.join(name);
     }
     path.canonicalize().unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// A reference ends like a file, and is still none.
+    #[test]
+    fn uploaded_data_is_no_path_and_nothing_of_the_hub() {
+        let hash = "0".repeat(64);
+        let rows = format!("blob:sha256:{hash}/rows.jsonl");
+        let document = json!({
+            "pretrained_model_id": "org/base", "eval_dataset_name": "/sets/rows.jsonl",
+            "parameters": [{ "dataset_name": [rows, "./blob:x.jsonl"] }, { "init_adapter": "blob:x" }],
+        });
+        let mut document = document.as_object().unwrap().clone();
+        let places: Vec<_> = named(&document).into_iter().map(|named| (named.at, named.place)).collect();
+        let want = [
+            ("pretrained_model_id", Place::Hub),
+            ("parameters.dataset_name[0]", Place::Uploaded),
+            ("parameters.dataset_name[1]", Place::Path),
+            ("eval_dataset_name", Place::Path),
+            ("parameters.init_adapter", Place::Uploaded),
+        ];
+        assert_eq!(places, want.map(|(at, place)| (at.to_string(), place)));
+
+        let problems = resolve(&mut document, &|_| "/nowhere".into(), Missing::Report);
+        assert_eq!(problems.len(), 2, "{problems:?}");
+        let problems = resolve(&mut document, &|_| "/nowhere".into(), Missing::ReportRelative);
+        assert_eq!(problems, [], "what was relative is absolute now");
+        assert_eq!(document["parameters"][0]["dataset_name"], json!([rows, "/nowhere/blob:x.jsonl"]));
+        assert_eq!(absolute(&rows), rows);
+
+        rename(&mut document, &|name| name.ends_with("rows.jsonl").then(|| "new".to_string()));
+        assert_eq!(document["parameters"][0]["dataset_name"], json!(["new", "/nowhere/blob:x.jsonl"]));
+        assert_eq!(
+            (&document["eval_dataset_name"], &document["pretrained_model_id"]),
+            (&json!("new"), &json!("org/base"))
+        );
+    }
 }

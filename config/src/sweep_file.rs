@@ -116,10 +116,31 @@ fn lines(problems: &[Located]) -> String {
 /// # Errors
 /// Everything that is wrong with the file, or why it cannot be read.
 pub fn load(path: &Path, overrides: &[(String, String)], cwd: &Path) -> Result<Loaded, SpecError> {
+    load_with(path, overrides, cwd, Missing::Report)
+}
+
+/// [`load`] for machines elsewhere: an absolute path that is not here may be there.
+///
+/// # Errors
+/// As [`load`]'s.
+pub fn load_for_elsewhere(
+    path: &Path,
+    overrides: &[(String, String)],
+    cwd: &Path,
+) -> Result<Loaded, SpecError> {
+    load_with(path, overrides, cwd, Missing::ReportRelative)
+}
+
+fn load_with(
+    path: &Path,
+    overrides: &[(String, String)],
+    cwd: &Path,
+    missing: Missing,
+) -> Result<Loaded, SpecError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| SpecError::Unreadable { path: path.to_path_buf(), source })?;
     let dir = path.parent().unwrap_or(Path::new(""));
-    parse(&text, path, dir, overrides, cwd)
+    read(&text, path, dir, overrides, cwd, missing)
 }
 
 /// [`load`] for a text: `name` is shown as its file, `dir` is the folder of its relative paths.

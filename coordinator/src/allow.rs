@@ -1,9 +1,11 @@
 //! What a submission may name: directories on the agents' machines, and models and data of the hub.
 //!
 //! An agent reads what a sweep names with its own rights. Where others submit, who runs the server says what that may be.
+//! What was uploaded is always allowed: it is the submitters' own.
 
 use crate::error::{CoordinatorError, Result};
-use config::paths::{self, Named};
+use config::paths::{self, Named, Place};
+use domain::data::Reference;
 use serde_json::{Map, Value};
 use std::path::{Component, Path, PathBuf};
 
@@ -65,9 +67,10 @@ impl Allow {
         }
     }
 
-    fn problem(&self, Named { name, is_path, .. }: &Named) -> Option<String> {
-        match is_path {
-            true => {
+    fn problem(&self, Named { name, place, .. }: &Named) -> Option<String> {
+        match place {
+            Place::Uploaded => name.parse::<Reference>().err().map(|error| error.to_string()),
+            Place::Path => {
                 let allowed = self.paths.as_ref()?;
                 let problem = || {
                     format!(
@@ -78,7 +81,7 @@ impl Allow {
                 };
                 (!allowed.iter().any(|prefix| below(Path::new(name), prefix))).then(problem)
             }
-            false => {
+            Place::Hub => {
                 let allowed = self.hub.as_ref()?;
                 let id = name.split_once('@').map_or(name.as_str(), |(id, _)| id);
                 let fits = |allowed: &String| match allowed.ends_with('/') {
@@ -187,6 +190,26 @@ mod tests {
         for (name, allowed) in [("a/b", false), ("b", false), ("/sets/b", true)] {
             let document = json!({ "pretrained_model_id": "a/b", "init_adapter": name });
             assert_eq!(allow.check(document.as_object().unwrap()).is_ok(), allowed, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_was_uploaded_is_allowed_everywhere() {
+        let hash = "0".repeat(64);
+        for (name, problem) in [
+            (format!("blob:sha256:{hash}/rows.jsonl"), None),
+            (format!("blob:sha256:{hash}/base/"), None),
+            (format!("blob:sha256:{hash}/../../etc/passwd"), Some("names no uploaded data")),
+            ("blob:/etc/passwd".into(), Some("names no uploaded data")),
+            ("blob:".into(), Some("names no uploaded data")),
+        ] {
+            let document =
+                json!({ "pretrained_model_id": "a/b", "dataset_name": name, "init_adapter": name });
+            for allow in [Allow::new(&[], &["a/".into()], true).unwrap(), Allow::default()] {
+                let said = allow.check(document.as_object().unwrap()).err().map(|error| error.to_string());
+                let fits = said.as_ref().map(|said| problem.is_some_and(|problem| said.contains(problem)));
+                assert_eq!(fits, problem.map(|_| true), "{name}: {said:?}");
+            }
         }
     }
 

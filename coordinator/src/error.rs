@@ -1,6 +1,7 @@
 //! What can go wrong in the coordinator, and how each looks to a gRPC client.
 
 use crate::artifacts::ArtifactError;
+use crate::blobs::BlobError;
 use crate::history::HistoryError;
 use domain::sweep::Problem;
 use domain::trial::IllegalTransition;
@@ -29,6 +30,9 @@ pub enum CoordinatorError {
     /// A checkpoint cannot be read or written, or its bytes are not those announced.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
+    /// Uploaded data cannot be read or written, or is not what was announced.
+    #[error(transparent)]
+    Blob(#[from] BlobError),
     /// A record is not one that this version writes.
     #[error("record `{key}` cannot be read: {problem}; was the data directory written by another version?")]
     Corrupt {
@@ -104,6 +108,7 @@ impl CoordinatorError {
                 | Self::Registry(RegistryError::Storage(_))
                 | Self::History(HistoryError::Io { .. })
                 | Self::Artifact(ArtifactError::Store { .. })
+                | Self::Blob(BlobError::Store { .. })
         )
     }
 
@@ -126,6 +131,7 @@ impl From<CoordinatorError> for RpcError {
             CoordinatorError::Fenced { .. } => Self::Fenced(text),
             CoordinatorError::Denied(why) => Self::Denied(why),
             CoordinatorError::Artifact(error) => artifact(&error),
+            CoordinatorError::Blob(error) => blob(&error),
             CoordinatorError::Registry(RegistryError::Fenced { .. }) | CoordinatorError::Gone(_) => {
                 Self::Unavailable(text)
             }
@@ -156,6 +162,23 @@ fn artifact(error: &ArtifactError) -> RpcError {
         | ArtifactError::Failed
         | ArtifactError::Manifest { .. }
         | ArtifactError::Store { .. } => RpcError::Internal(text),
+    }
+}
+
+fn blob(error: &BlobError) -> RpcError {
+    let text = error.to_string();
+    match error {
+        BlobError::Behind { file, .. } | BlobError::Short { file, .. } => {
+            RpcError::Precondition("file", file.to_string(), text)
+        }
+        BlobError::Missing(files) => {
+            RpcError::Precondition("file", files.first().cloned().unwrap_or_default(), text)
+        }
+        BlobError::Length { .. } => RpcError::Invalid(vec![("bytes".into(), text)]),
+        BlobError::Checksum { .. } => RpcError::DataLoss(text),
+        BlobError::Busy { .. } => RpcError::Unavailable(text),
+        BlobError::NotFound(id) => RpcError::NotFound("uploaded data", id.to_string()),
+        BlobError::Corrupt { .. } | BlobError::Store { .. } => RpcError::Internal(text),
     }
 }
 

@@ -8,6 +8,7 @@
 //! | [`store`] | typed records over the registry |
 //! | [`history`] | metric points |
 //! | [`artifacts`] | checkpoints |
+//! | [`blobs`] | data that submitters upload |
 //! | [`allow`] | what a submission may name |
 //! | [`owners`] | which token an agent belongs to |
 //! | [`fleet`] | one of several coordinators: standing by, and leading |
@@ -21,6 +22,7 @@ pub mod access;
 pub mod actors;
 pub mod allow;
 pub mod artifacts;
+pub mod blobs;
 pub mod error;
 pub mod fleet;
 pub mod fsck;
@@ -43,7 +45,8 @@ use actors::directory::Directory;
 use actors::dispatcher::{Dispatcher, Terms};
 use actors::sweep::Tools;
 use artifacts::Artifacts;
-use domain::Clock;
+use blobs::Blobs;
+use domain::{Clock, Timestamp};
 use error::Result;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{BoxStream, StreamExt};
@@ -167,7 +170,8 @@ async fn serve(
     let kept = Kept { store: store.clone(), history, artifacts: artifacts.clone() };
     let desk = go_on(kept, clock.clone(), terms, &scope).await?;
     let health = Health(Some((store, desk.trouble.clone(), data_dir.clone())));
-    let services = Services { desk, artifacts, clock, access, data_dir, scope: scope.clone() };
+    let blobs = Blobs::on(artifacts.store());
+    let services = Services { desk, artifacts, blobs, clock, access, data_dir, scope: scope.clone() };
     tracing::info!(data = %services.data_dir.display(), "serving");
     scope.clone().spawn("grpc server", async move {
         // The directory is this coordinator's until the last request is answered.
@@ -201,7 +205,7 @@ pub fn go_on(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope) -> 
 
 async fn taken_up(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope) -> Result<Desk> {
     let Kept { store, history, artifacts } = kept;
-    remove_unused(&store, &artifacts).await;
+    remove_unused(&store, &artifacts, clock.now()).await;
     let dispatcher = Dispatcher::start(clock.clone(), terms, store.drained().await?, scope);
     let trouble = Trouble::new(clock.clone());
     let tools = Tools {
@@ -218,14 +222,24 @@ async fn taken_up(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope
     Ok(Desk { directory, dispatcher, history, owners, trouble, lease: terms.lease })
 }
 
-/// Removes checkpoints that no record points at: a deletion was cut off, or a coordinator ended between an upload and
-/// its record. Before anything is uploaded, so that none of them is about to be recorded.
-async fn remove_unused(store: &Store, artifacts: &Artifacts) {
+/// Removes what no record points at: checkpoints of which a deletion was cut off, or of an upload without its record, and
+/// data that no sweep names any more. Before anything is uploaded, so that none of it is about to be recorded.
+async fn remove_unused(store: &Store, artifacts: &Artifacts, now: Timestamp) {
     let removed = match store.paths().await {
         Ok(used) => artifacts.delete_all_but(&used).await.map_err(CoordinatorError::from),
         Err(error) => Err(error),
     };
     if let Err(error) = removed {
         tracing::warn!(%error, "checkpoints that nothing points at were not removed");
+    }
+    let blobs = Blobs::on(artifacts.store());
+    let removed = match store.trees().await {
+        Ok(used) => blobs.retain(&used, now, blobs::KEPT_UNUSED).await.map_err(CoordinatorError::from),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Ok(0) => {}
+        Ok(objects) => tracing::info!(objects, "removed uploaded data that no sweep names"),
+        Err(error) => tracing::warn!(%error, "uploaded data that no sweep names was not removed"),
     }
 }

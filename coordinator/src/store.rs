@@ -20,6 +20,7 @@ pub use records::{
 
 use crate::actors::sweep::Selection;
 use crate::error::{CoordinatorError, Result};
+use domain::data::ContentHash;
 use domain::sweep::Sweep;
 use domain::{AgentId, SweepId, TrialId};
 use registry::{Entries, Fence, Registry, Write};
@@ -155,6 +156,13 @@ impl Store {
         let mut paths = BTreeSet::new();
         self.each("trials/", |record: TrialRecord| paths.extend(record.paths())).await?;
         Ok(paths)
+    }
+
+    /// The uploaded data that any sweep names.
+    pub async fn trees(&self) -> Result<BTreeSet<ContentHash>> {
+        let mut trees = BTreeSet::new();
+        self.each("sweeps/", |record: SweepRecord| trees.extend(record.trees())).await?;
+        Ok(trees)
     }
 
     /// Ids of sweeps, newest first, at most `limit`; each with the position after which to go on.

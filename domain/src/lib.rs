@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`footprint`] | parameters, adapter size, operations of a trial from the shape of its model |
+//! | [`data`] | uploaded data: what it consists of, and how a sweep names it |
 //! | [`ids`] | names of sweeps, trials, agents; the attempt number |
 //! | [`sweep`] | what a sweep file asks for, checked; a sweep's record |
 //! | [`trial`] | a trial's full configuration, its record, its states and their legal transitions |
@@ -15,6 +16,7 @@
 
 pub mod clock;
 pub mod crash;
+pub mod data;
 pub mod fleet;
 pub mod footprint;
 pub mod ids;

@@ -5,6 +5,7 @@
 //! | `lock` | nothing; locked while an agent uses the folder |
 //! | `agent-id` | the agent's name, made once |
 //! | `spool/` | what the coordinator has not acknowledged |
+//! | `cache/` | uploaded data ([`crate::cache`]) |
 //! | `trials/<assignment>/` | checkpoints on their way; emptied at start, since no training survives a restart |
 
 use crate::{AgentError, Assignment};
@@ -78,6 +79,11 @@ impl Home {
     /// The folder of the spool.
     pub fn spool(&self) -> PathBuf {
         self.root.join("spool")
+    }
+
+    /// The folder of the cache.
+    pub fn cache(&self) -> PathBuf {
+        self.root.join("cache")
     }
 
     /// An assignment's work folder.

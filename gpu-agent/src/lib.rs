@@ -4,7 +4,7 @@
 //! coordinator ══ session ──> device ──commands──> engine (its own thread, or process)
 //!      ▲            ▲           │ ▲                  │
 //!      ║            └── spool <─┘ └──────events──────┘
-//!      ╚═════════ transfer <────┘ checkpoints
+//!      ╚═════════ transfer <────┘ checkpoints; uploaded data, through the cache
 //! ```
 //!
 //! | module | holds |
@@ -13,6 +13,7 @@
 //! | [`actors`] | a device and its trials; the session with the coordinator |
 //! | [`spool`] | what the coordinator has not acknowledged yet, on disk |
 //! | [`transfer`] | checkpoints up and down |
+//! | [`cache`] | uploaded data on this machine's disk |
 //! | [`home`] | the agent's folder: its name, its lock |
 //! | [`find`] | where the coordinator is |
 //! | [`devices`] | what this machine has |
@@ -20,6 +21,7 @@
 
 pub mod actors;
 mod assignment;
+pub mod cache;
 pub mod devices;
 pub mod engine;
 pub mod find;
@@ -33,6 +35,7 @@ pub use assignment::Assignment;
 use actor::Scope;
 use actors::device::Device;
 use actors::session::{Identity, Session};
+use cache::Cache;
 use domain::machine::Accelerator;
 use domain::trial::{Failure, FailureClass};
 use domain::{AgentId, Clock, DeviceId};
@@ -70,6 +73,8 @@ pub struct Options {
     pub devices: Vec<DeviceOptions>,
     /// What is said of the agent where agents are listed: `zone`, `spot`, ….
     pub labels: BTreeMap<String, String>,
+    /// Bytes of uploaded data that are kept at most; [`cache::DEFAULT_LIMIT`] if nothing else is said.
+    pub cache_limit: u64,
     /// The hour.
     pub clock: Arc<dyn Clock>,
 }
@@ -258,13 +263,16 @@ async fn start_on(
     let id = home.agent_id(options.devices.iter().any(DeviceOptions::is_simulated))?;
     let spool = open_spool(&home)?;
     let transfers = Transfers::new(finder.clone());
+    let path = home.cache();
+    let cache = Cache::open(&path, options.cache_limit, options.clock.clone());
+    let cache = cache.map_err(|source| AgentError::Io { path, source })?;
     devices::observe();
     let mut devices = Vec::new();
     for device in &options.devices {
         let host = host(device, &scope)
             .map_err(|source| AgentError::Engine { device: device.id.clone(), source })?;
-        let (spool, transfers, home) = (spool.clone(), transfers.clone(), home.clone());
-        devices.push(Device::start(device.id.clone(), host, spool, transfers, home, &scope));
+        let disk = (spool.clone(), cache.clone(), home.clone());
+        devices.push(Device::start(device.id.clone(), host, transfers.clone(), disk, &scope));
     }
     let Options { devices: of_machine, labels, .. } = options;
     let identity = Identity { id: id.clone(), hostname: devices::hostname(), devices: of_machine, labels };

@@ -80,6 +80,16 @@ struct AgentArgs {
     /// The agent's own folder: its name, and what was not acknowledged yet.
     #[arg(long, env = "LORAFLEET_DATA_DIR", default_value = "./lorafleet-agent", value_name = "DIR")]
     data_dir: PathBuf,
+    /// Bytes of uploaded models and data sets that are kept in that folder at most, such as 50GB or 500GiB. What was not used
+    /// for longest goes first, and nothing that a trial uses.
+    #[arg(
+        long,
+        env = "LORAFLEET_CACHE_LIMIT",
+        default_value = "50GB",
+        value_name = "BYTES",
+        value_parser = config::size::parse
+    )]
+    cache_limit: u64,
     /// What to train on: `all` GPUs, or the CPU if there are none; `cpu`; or GPUs by their numbers, as in 0,1.
     #[arg(
         long,
@@ -160,6 +170,7 @@ async fn work(args: AgentArgs, ready: &Readiness) -> Result<(), End> {
         data_dir: args.data_dir,
         devices: devices.clone(),
         labels: labels.clone(),
+        cache_limit: args.cache_limit,
         clock: Arc::new(SystemClock::new()),
     };
     let agent = gpu_agent::start(options, scope.clone()).await.map_err(|error| match error {

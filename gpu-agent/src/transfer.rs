@@ -1,11 +1,16 @@
-//! Checkpoints to and from the coordinator, by their own calls on their own connection, so that a large file
-//! never stands before a heartbeat.
+//! Checkpoints to and from the coordinator, and uploaded data from it, by their own calls on their own connections, so that
+//! a large file never stands before a heartbeat.
 
 use crate::Assignment;
+use crate::cache::Source;
 use crate::engine::{Checkpoint, CheckpointDirs};
 use crate::find::Finder;
 use bytes::Bytes;
+use domain::data::{ContentHash, Tree};
+use futures::stream::{BoxStream, StreamExt};
+use proto::convert::data::{hash, to_tree};
 use proto::v1::agent_service_client::AgentServiceClient;
+use proto::v1::data_service_client::DataServiceClient;
 use proto::v1::{self, CheckpointPart};
 use security::Line;
 use sha2::{Digest, Sha256};
@@ -62,7 +67,7 @@ impl From<Status> for TransferError {
     }
 }
 
-fn io(path: &Path) -> impl FnOnce(io::Error) -> TransferError + '_ {
+pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> TransferError + '_ {
     move |source| TransferError::Io { path: path.into(), source }
 }
 
@@ -91,11 +96,15 @@ impl Transfers {
     }
 
     fn client(&self) -> Result<AgentServiceClient<Traced<Line>>, TransferError> {
+        Ok(AgentServiceClient::new(self.line()?))
+    }
+
+    fn line(&self) -> Result<Traced<Line>, TransferError> {
         let to = self.to().clone();
         let to = to.ok_or_else(|| TransferError::Later("no coordinator was found yet".into()))?;
         let line = self.finder.again(&to).and_then(|endpoint| self.finder.line(endpoint.connect_lazy()));
         let line = line.map_err(|error| TransferError::Later(error.to_string()))?;
-        Ok(AgentServiceClient::new(Traced::client(line)))
+        Ok(Traced::client(line))
     }
 
     /// Uploads a checkpoint. When it returns, the checkpoint is durable and the trial's record points at it. Answers with
@@ -150,6 +159,39 @@ impl Transfers {
             receive(&mut stream, file, &target(&dirs, file)?).await?;
         }
         Ok(Checkpoint { step: header.step, dirs })
+    }
+}
+
+impl Source for Transfers {
+    async fn tree(&self, id: ContentHash) -> Result<Option<Tree>, TransferError> {
+        let request = v1::GetTreeRequest { id: hash(id) };
+        match DataServiceClient::new(self.line()?).get_tree(request).await {
+            Ok(response) => {
+                let tree = to_tree(response.into_inner().files);
+                tree.map(Some).map_err(|error| TransferError::Later(error.to_string()))
+            }
+            Err(status) if status.code() == Code::NotFound => Ok(None),
+            Err(status) => Err(status.into()),
+        }
+    }
+
+    async fn file(
+        &self,
+        file: ContentHash,
+        offset: u64,
+    ) -> Result<BoxStream<'static, Result<Bytes, TransferError>>, TransferError> {
+        let request = v1::DownloadFileRequest { sha256: hash(file), offset };
+        let stream = DataServiceClient::new(self.line()?).download_file(request).await.map_err(of_data)?;
+        let pieces = stream.into_inner().map(|piece| piece.map(|piece| piece.data).map_err(of_data));
+        Ok(pieces.boxed())
+    }
+}
+
+/// What a refusal of data means: no assignment is concerned.
+fn of_data(status: Status) -> TransferError {
+    match TransferError::from(status) {
+        TransferError::Fenced(why) => TransferError::Later(why),
+        error => error,
     }
 }
 

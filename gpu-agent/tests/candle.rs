@@ -85,6 +85,7 @@ impl Bench {
             config: config.clone(),
             resume,
             digests: None,
+            places: Default::default(),
         });
         assignment
     }

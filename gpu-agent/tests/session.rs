@@ -5,6 +5,7 @@
 mod fake;
 
 use actor::Scope;
+use domain::data::{ContentHash, Reference};
 use domain::metric::MetricPoint;
 use domain::trial::TrialConfig;
 use domain::{Clock, DeviceId, SystemClock, Timestamp};
@@ -94,6 +95,7 @@ impl Stage {
             data_dir: dir.path().into(),
             devices: vec![device],
             labels: BTreeMap::new(),
+            cache_limit: gpu_agent::cache::DEFAULT_LIMIT,
             clock: clock(),
         };
         let agent = gpu_agent::start_with(options, engines(), agent_scope.clone()).await.unwrap();
@@ -224,6 +226,52 @@ async fn lives_of_trials() {
         connection.until_held(&[]).await;
         assert_eq!(stage.left(), Vec::<PathBuf>::new(), "{what}: nothing is left behind");
     }
+    stage.end();
+}
+
+/// Uploaded data is here before its trial begins; others train meanwhile.
+#[tokio::test]
+async fn uploaded_data_is_fetched_first() {
+    let mut stage = Stage::set().await;
+    let data = b"{\"text\": \"a\"}\n";
+    let [tree, later] =
+        [&data[..], b""].map(|data| stage.coordinator.shelf.lock().unwrap().add("rows.jsonl", data));
+    let named = |tree: ContentHash| {
+        let reference = Reference { tree, name: "rows.jsonl".into(), is_directory: false };
+        TrialConfig { dataset_name: reference.to_string(), ..config(4) }
+    };
+    let refuse = |stage: &Stage, times: usize| {
+        stage.coordinator.shelf.lock().unwrap().data_refusals = vec![Code::Unavailable; times].into();
+    };
+    let [other, fetched, unknown, waiting] = [1, 2, 3, 4].map(|n| Assignment::new(format!("sweep/{n}"), 1));
+    let mut connection = stage.coordinator.welcome().await;
+    connection.assign(&other, &config(ENDLESS)).await;
+    connection.hear_points(&other, &mut Heard::default()).await;
+
+    // Not at the first try.
+    refuse(&stage, 1);
+    let mut heard = Heard::default();
+    connection.assign(&fetched, &named(tree)).await;
+    connection.hear_out(&fetched, &mut heard).await;
+    assert_eq!(heard.ending(), "completed", "{}", heard.message());
+    let path = stage.dir.path().join(format!("cache/{tree}/data/rows.jsonl"));
+    assert_eq!(std::fs::read(path).unwrap(), data);
+
+    let mut heard = Heard::default();
+    connection.assign(&unknown, &named(ContentHash::of(b"never"))).await;
+    connection.hear_out(&unknown, &mut heard).await;
+    assert_eq!(heard.ending(), "failed user");
+    assert!(heard.message().contains("submit the sweep again"), "{}", heard.message());
+
+    // Ended while it waits for its data.
+    refuse(&stage, 1000);
+    let mut heard = Heard::default();
+    connection.assign(&waiting, &named(later)).await;
+    connection.until_held(&[&other, &waiting]).await;
+    connection.stop(&waiting, StopReason::Cancelled).await;
+    connection.hear_out(&waiting, &mut heard).await;
+    assert_eq!((heard.ending().as_str(), heard.message()), ("stopped", "stopped before it went on"));
+    connection.until_held(&[&other]).await;
     stage.end();
 }
 

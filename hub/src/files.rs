@@ -1,7 +1,9 @@
-//! Which of a repository's files are needed. Pure.
+//! Which of a repository's files are needed.
 
+use crate::error::{HubError, Result};
 use crate::id::Kind;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// A model's configuration.
 pub(crate) const CONFIG: &str = "config.json";
@@ -50,14 +52,14 @@ pub(crate) struct Needed {
 }
 
 /// What is needed of a repository's files; the error is `(problem, remedy)`.
-pub(crate) fn needed(kind: Kind, files: &[String]) -> Result<Needed, (String, String)> {
+pub(crate) fn needed(kind: Kind, files: &[String]) -> std::result::Result<Needed, (String, String)> {
     match kind {
         Kind::Model => model(files),
         Kind::Dataset => rows(files),
     }
 }
 
-fn model(files: &[String]) -> Result<Needed, (String, String)> {
+fn model(files: &[String]) -> std::result::Result<Needed, (String, String)> {
     let has = |name: &str| files.iter().any(|file| file == name);
     let mut needed: Vec<String> =
         [CONFIG].iter().chain(&COMPANIONS).filter(|name| has(name)).map(ToString::to_string).collect();
@@ -80,6 +82,26 @@ fn model(files: &[String]) -> Result<Needed, (String, String)> {
     ))
 }
 
+/// The files of a model's directory on this machine that are needed of it: those that would be downloaded.
+///
+/// # Errors
+/// It is none in the layout of transformers, or cannot be read.
+pub fn of_model(dir: &Path) -> Result<Vec<String>> {
+    let (mut files, io) = (Vec::new(), |source| HubError::Io { path: dir.into(), source });
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        files.extend(entry.map_err(io)?.file_name().into_string());
+    }
+    let wrong = |(problem, remedy): (String, String)| HubError::repo(dir.display(), problem, remedy);
+    let Needed { mut files, index, .. } = model(&files).map_err(wrong)?;
+    if let Some(index) = index {
+        let path = dir.join(&index);
+        let text = std::fs::read(&path).map_err(|source| HubError::Io { path: path.clone(), source })?;
+        let no_index = || wrong((format!("{index} names no shards"), "download the model again".into()));
+        files.extend(shards(&text).ok_or_else(no_index)?);
+    }
+    Ok(files)
+}
+
 /// The shards that an index names, in order; none for what is no index.
 pub(crate) fn shards(index: &[u8]) -> Option<Vec<String>> {
     #[derive(serde::Deserialize)]
@@ -92,7 +114,7 @@ pub(crate) fn shards(index: &[u8]) -> Option<Vec<String>> {
     names.iter().all(|name| is_safe(name)).then_some(names)
 }
 
-fn rows(files: &[String]) -> Result<Needed, (String, String)> {
+fn rows(files: &[String]) -> std::result::Result<Needed, (String, String)> {
     let holds_rows = |file: &&String| {
         let name = file.rsplit('/').next().unwrap_or_default();
         is_safe(file) && !NO_ROWS.contains(&name) && !file.split('/').any(|part| part.starts_with('.'))
@@ -135,7 +157,7 @@ mod tests {
 
     #[test]
     fn what_is_needed() {
-        let check = |kind, files: &[&str], want: Result<(&[&str], Option<&str>, &str), &str>| {
+        let check = |kind, files: &[&str], want: std::result::Result<(&[&str], Option<&str>, &str), &str>| {
             let files: Vec<_> = files.iter().map(ToString::to_string).collect();
             match (needed(kind, &files), want) {
                 (Ok(got), Ok((want, index, folder))) => {
@@ -197,5 +219,24 @@ mod tests {
         ] {
             assert_eq!(shards(text.as_bytes()), want, "{text}");
         }
+    }
+
+    #[test]
+    fn the_files_of_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let found = || of_model(dir.path()).map_err(|error| error.to_string());
+        write("config.json", "{}");
+        write("README.md", "");
+        assert!(found().unwrap_err().contains("neither model.safetensors"));
+        write("model.safetensors.index.json", "{}");
+        assert!(found().unwrap_err().contains("names no shards"));
+        write(
+            "model.safetensors.index.json",
+            r#"{"weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}"#,
+        );
+        let want = ["config.json", "model.safetensors.index.json", "1.safetensors", "2.safetensors"];
+        assert_eq!(found().unwrap(), want);
+        assert!(of_model(&dir.path().join("gone")).is_err());
     }
 }

@@ -21,7 +21,7 @@ mod settings;
 
 pub use error::{HubError, Result};
 pub use fetch::Hub;
-pub use files::COMPANIONS;
+pub use files::{COMPANIONS, of_model};
 pub use id::{Kind, Located, RepoId, locate};
 pub use page::page;
 pub use settings::Settings;

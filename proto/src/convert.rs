@@ -1,5 +1,7 @@
-//! Wire ↔ domain. Going out cannot fail; coming in names the field that is wrong. Agents and devices: `fleet.rs`.
+//! Wire ↔ domain. Going out cannot fail; coming in names the field that is wrong. Agents and devices: `fleet.rs`; uploaded
+//! data: `data.rs`.
 
+pub mod data;
 mod fleet;
 
 use crate::limits::{self, cut};

@@ -7,6 +7,7 @@
 //! ├─ queue                   until a device was granted; one for each attempt
 //! └─ attempt                 from the grant to the end of the assignment; carried to the agent
 //!    ├─ place                until the assignment was durable, and given to the agent's stream
+//!    ├─ data.fetch           of uploaded data, with the calls in it on both sides
 //!    ├─ checkpoint.download  of what to go on from
 //!    ├─ load, quantize       of the base, unless it was in memory
 //!    ├─ evaluate             each

@@ -68,6 +68,7 @@ async fn agent(dir: &Path, endpoint: &str, clock: Arc<dyn Clock>, scope: &Scope)
         data_dir: dir.into(),
         devices: vec![gpu_agent::devices::cpu()],
         labels: BTreeMap::new(),
+        cache_limit: gpu_agent::cache::DEFAULT_LIMIT,
         clock,
     };
     gpu_agent::start(options, scope.clone()).await.unwrap();

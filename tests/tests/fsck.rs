@@ -36,6 +36,7 @@ async fn run(dir: &Path, sweeps: &[Value]) -> Vec<String> {
         data_dir: dir.join("agent"),
         devices: vec![gpu_agent::devices::cpu()],
         labels: BTreeMap::new(),
+        cache_limit: gpu_agent::cache::DEFAULT_LIMIT,
         clock: clock.clone(),
     };
     let engines: gpu_agent::Engines = Arc::new(move |device| {

@@ -37,8 +37,8 @@ fn role() {
         } else {
             let endpoint = format!("http://{address}");
             let (devices, labels) = (vec![gpu_agent::devices::cpu()], BTreeMap::new());
-            let options =
-                gpu_agent::Options { coordinator: endpoint.into(), data_dir, devices, labels, clock };
+            let (coordinator, cache_limit) = (endpoint.into(), gpu_agent::cache::DEFAULT_LIMIT);
+            let options = gpu_agent::Options { coordinator, data_dir, devices, labels, cache_limit, clock };
             gpu_agent::start(options, scope.clone()).await.unwrap();
             address
         };

@@ -51,7 +51,7 @@ impl Device {
                 Ok(accelerator) => return Ok(Self::of(accelerator, &catalogue)),
                 Err(problem) => problem,
             };
-            let memory_bytes = output::parse_bytes(name).map_err(|_| {
+            let memory_bytes = config::size::parse(name).map_err(|_| {
                 Failure::invalid(format!("--device {name}: {problem}, CPU, or its memory, such as 24GB"))
             })?;
             Ok(Self { name: name.clone(), memory_bytes, engine: Engine::Gpu, known: None })

@@ -203,6 +203,11 @@ impl Artifacts {
         Self { store, local: None, publishing: Arc::default() }
     }
 
+    /// The store itself, for what lies beside the checkpoints.
+    pub fn store(&self) -> Arc<dyn ObjectStore> {
+        self.store.clone()
+    }
+
     /// The files of a part, in the order of their names.
     ///
     /// # Errors

@@ -6,8 +6,10 @@
 //! | `records.rs` | sweeps and trials, each by itself and against the others (pure) |
 //! | `curves.rs` | trials against their metric points (pure) |
 //! | `objects.rs` | checkpoints against their manifests and the records that point at them |
+//! | `data.rs` | uploaded data against its hashes and the sweeps that name it |
 
 mod curves;
+mod data;
 mod objects;
 mod records;
 
@@ -89,5 +91,6 @@ pub fn check(data_dir: &Path) -> Result<Findings> {
         }
     }
     objects::check(&data_dir.join("artifacts"), &records, readable, &mut findings)?;
+    data::check(&data_dir.join("artifacts"), &records, readable, &mut findings);
     Ok(findings)
 }

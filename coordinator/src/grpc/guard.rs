@@ -26,14 +26,17 @@ pub enum Who {
     Anyone,
     /// This role and those above it: viewer, submitter, operator. Agents stand beside them.
     From(Role),
+    /// This role and those above it, and agents.
+    WithAgents(Role),
 }
 
-use Who::{Anyone, From};
+use Who::{Anyone, From, WithAgents};
 
 const VIEWER: Who = From(Role::Viewer);
 const SUBMITTER: Who = From(Role::Submitter);
 const OPERATOR: Who = From(Role::Operator);
 const AGENT: Who = From(Role::Agent);
+const SUBMITTER_AND_AGENT: Who = WithAgents(Role::Submitter);
 
 /// Who may call which method.
 pub const TABLE: &[(&str, Who)] = &[
@@ -62,6 +65,11 @@ pub const TABLE: &[(&str, Who)] = &[
     ("/lorafleet.v1.AgentService/Session", AGENT),
     ("/lorafleet.v1.AgentService/UploadCheckpoint", AGENT),
     ("/lorafleet.v1.AgentService/DownloadCheckpoint", AGENT),
+    ("/lorafleet.v1.DataService/FindMissing", SUBMITTER),
+    ("/lorafleet.v1.DataService/UploadFile", SUBMITTER),
+    ("/lorafleet.v1.DataService/CommitTree", SUBMITTER),
+    ("/lorafleet.v1.DataService/GetTree", SUBMITTER_AND_AGENT),
+    ("/lorafleet.v1.DataService/DownloadFile", SUBMITTER_AND_AGENT),
     // What restarts a server that hangs, and what spreads load, has no token; it learns that somebody serves.
     ("/grpc.health.v1.Health/Check", Anyone),
     ("/grpc.health.v1.Health/Watch", Anyone),
@@ -78,9 +86,9 @@ impl Who {
     /// Whether a role is among them.
     pub fn permits(self, role: Role) -> bool {
         match (self, role) {
-            (Anyone, _) | (AGENT, Role::Agent) => true,
+            (Anyone, _) | (AGENT | WithAgents(_), Role::Agent) => true,
             (AGENT, _) | (_, Role::Agent) => false,
-            (From(least), role) => role >= least,
+            (From(least) | WithAgents(least), role) => role >= least,
         }
     }
 
@@ -302,6 +310,7 @@ mod tests {
             (SUBMITTER, [false, true, true, false]),
             (OPERATOR, [false, false, true, false]),
             (AGENT, [false, false, false, true]),
+            (SUBMITTER_AND_AGENT, [false, true, true, true]),
         ] {
             assert_eq!(may(who), want, "{who:?}");
         }

@@ -4,6 +4,7 @@
 mod adapters;
 mod agents;
 mod checkpoints;
+mod data;
 mod fleet;
 pub mod guard;
 pub mod limit;
@@ -14,12 +15,14 @@ mod trials;
 use crate::access::Access;
 use crate::actors::agent_session::Desk;
 use crate::artifacts::Artifacts;
+use crate::blobs::Blobs;
 use crate::error::{CoordinatorError, Result};
 use actor::Scope;
 use domain::{Clock, SweepId, TrialId};
 use limit::Limits;
 use proto::v1::adapter_service_server::{self, AdapterServiceServer};
 use proto::v1::agent_service_server::{self, AgentServiceServer};
+use proto::v1::data_service_server::{self, DataServiceServer};
 use proto::v1::fleet_service_server::{self, FleetServiceServer};
 use proto::v1::sweep_service_server::{self, SweepServiceServer};
 use proto::v1::trial_service_server::{self, TrialServiceServer};
@@ -42,12 +45,13 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 const STREAMS: u32 = 256;
 
 /// Every service of the server, for the health service to report.
-const SERVED: [&str; 8] = [
+const SERVED: [&str; 9] = [
     sweep_service_server::SERVICE_NAME,
     trial_service_server::SERVICE_NAME,
     adapter_service_server::SERVICE_NAME,
     fleet_service_server::SERVICE_NAME,
     agent_service_server::SERVICE_NAME,
+    data_service_server::SERVICE_NAME,
     tonic_health::pb::health_server::SERVICE_NAME,
     reflection::v1::server_reflection_server::SERVICE_NAME,
     reflection::v1alpha::server_reflection_server::SERVICE_NAME,
@@ -63,6 +67,8 @@ pub struct Services {
     pub desk: Desk,
     /// Checkpoints.
     pub artifacts: Artifacts,
+    /// Data that submitters upload.
+    pub blobs: Blobs,
     /// The hour.
     pub clock: Arc<dyn Clock>,
     /// Who may call what.
@@ -102,6 +108,7 @@ pub async fn serve(services: Services, incoming: crate::Incoming) -> std::result
         .add_service(TrialServiceServer::new(services.clone()))
         .add_service(AdapterServiceServer::new(services.clone()))
         .add_service(FleetServiceServer::new(services.clone()))
+        .add_service(DataServiceServer::new(services.clone()))
         .add_service(AgentServiceServer::new(services))
         .serve_with_incoming_shutdown(incoming, async move { scope.cancelled().await })
         .await?;

@@ -32,7 +32,7 @@ impl SweepService for Services {
         let submitted_by = telemetry::grpc::caller(request.metadata().as_ref());
         let request = request.into_inner();
         let request_id = request_id(&request.request_id)?;
-        let spec = self.sweep_spec(request.spec)?;
+        let spec = self.sweep_spec(request.spec).await?;
         let (count, most) = (request.base_models.len(), limits::BASE_MODELS);
         if count > most {
             return Err(CoordinatorError::invalid("base_models", format!("are {count}, above {most}")).into());
@@ -103,7 +103,7 @@ impl SweepService for Services {
         let request = request.into_inner();
         let id = sweep_id(request.sweep_id)?;
         let request_id = request_id(&request.request_id)?;
-        let spec = self.sweep_spec(request.spec)?;
+        let spec = self.sweep_spec(request.spec).await?;
         let sweep = self.desk.directory.operate(&id, Operation::Extend(request_id, Box::new(spec))).await?;
         Ok(Response::new(v1::ExtendSweepResponse { sweep: Some(convert::sweep(&sweep)) }))
     }
@@ -167,11 +167,12 @@ impl SweepService for Services {
 }
 
 impl Services {
-    fn sweep_spec(&self, spec: Option<prost_types::Struct>) -> Result<SweepSpec> {
+    async fn sweep_spec(&self, spec: Option<prost_types::Struct>) -> Result<SweepSpec> {
         let document =
             convert::sweep_document(spec).map_err(|e| CoordinatorError::invalid(e.field, e.problem))?;
         let spec = SweepSpec::from_document(&document).map_err(CoordinatorError::problems)?;
         self.access.allow.check(&document)?;
+        self.uploaded(&document).await?;
         Ok(spec)
     }
 }

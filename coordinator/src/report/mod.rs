@@ -32,6 +32,7 @@ pub use markdown::File;
 
 use document::{Block, Document, Line};
 use domain::TrialId;
+use domain::data::shown;
 use domain::metric::{self, MetricPoint};
 use domain::sweep::Sweep;
 use domain::trial::{Trial, TrialState};
@@ -164,7 +165,8 @@ fn heading(Records { sweep, trials, .. }: Records) -> Vec<Block> {
     facts.push(("cost".into(), numbers::usd(sweep.cost_usd)));
     blocks.push(Block::Facts(facts));
     let base = &sweep.spec.base;
-    let on = Line::default().code(&base.pretrained_model_id).text(" on ").code(&base.dataset_name);
+    let on =
+        Line::default().code(shown(&base.pretrained_model_id)).text(" on ").code(shown(&base.dataset_name));
     blocks.push(Block::Note(on));
     blocks.extend(tables::prices(trials).map(Block::Note));
     let simulated = trials.iter().filter(|trial| trial.is_simulated()).count();

@@ -120,7 +120,7 @@ pub(super) fn date(time: Timestamp) -> String {
 pub(super) fn value(value: &Value) -> String {
     match value {
         Value::Number(n) if n.is_f64() => or_dash(n.as_f64(), number),
-        Value::String(text) => text.clone(),
+        Value::String(text) => domain::data::shown(text),
         Value::Array(items) => items.iter().map(self::value).collect::<Vec<_>>().join(", "),
         Value::Null => NONE.into(),
         other => other.to_string(),

@@ -1,6 +1,7 @@
 //! What is kept of sweeps and trials.
 
 use crate::actors::sweep::Stage;
+use domain::data::{ContentHash, Reference};
 use domain::footprint::ModelShape;
 use domain::sweep::{Sweep, SweepSpec};
 use domain::trial::{Trial, TrialConfig, TrialDevice, TrialState};
@@ -134,6 +135,14 @@ impl SweepRecord {
             base_models,
             submitted_by: None,
         }
+    }
+
+    /// The uploaded data that it names, also before it was extended.
+    pub fn trees(&self) -> BTreeSet<ContentHash> {
+        let specs =
+            std::iter::once(&self.sweep.spec).chain(self.revisions.iter().map(|revision| &revision.spec));
+        let named = specs.flat_map(|spec| config::paths::named(&spec.to_document()));
+        named.filter_map(|named| Some(named.name.parse::<Reference>().ok()?.tree)).collect()
     }
 
     /// Seconds on its wall clock: those in which a server ran it and it was neither paused nor over.

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod agent;
+mod data;
 mod devices;
 #[allow(dead_code, reason = "the hostile tests use the rest of it")]
 mod fixture;
@@ -108,7 +109,7 @@ async fn every_service_is_described_and_serving() {
     }
     let fixture = Fixture::start(LONG).await;
     let (v1, v1alpha) = (services!(v1, fixture.channel.clone()), services!(v1alpha, fixture.channel.clone()));
-    assert_eq!((v1.len(), v1alpha.len()), (7, 7), "{v1:?} {v1alpha:?}");
+    assert_eq!((v1.len(), v1alpha.len()), (8, 8), "{v1:?} {v1alpha:?}");
     for service in v1.iter().chain(&v1alpha) {
         let request = HealthCheckRequest { service: service.clone() };
         let answer = HealthClient::new(fixture.channel.clone()).check(request).await;

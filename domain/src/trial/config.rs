@@ -415,6 +415,13 @@ impl TrialConfig {
         self.lora_alpha.unwrap_or(2.0 * f64::from(self.lora_rank))
     }
 
+    /// Every model, adapter and set of rows that it names.
+    pub fn sources_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        let one = [&mut self.pretrained_model_id, &mut self.dataset_name].into_iter();
+        let optional = [&mut self.eval_dataset_name, &mut self.init_adapter].into_iter().flatten();
+        one.chain(optional).chain(self.interleave_datasets.iter_mut().flatten())
+    }
+
     /// The frozen base that it trains on.
     pub fn base_model(&self) -> BaseModel {
         let mode = self.precision_mode;

@@ -6,6 +6,7 @@
 //! halt; what it had said is said as soon as there is room.
 
 use super::traced::{self, Traced};
+use crate::cache::{Cache, CacheError, Pinned};
 use crate::engine::host::Host;
 use crate::engine::{self, Admission, Checkpoint, Ending, Event, Happening, How};
 use crate::home::Home;
@@ -15,6 +16,7 @@ use crate::wire::{self, Saying};
 use crate::{Assignment, SHUTDOWN_GRACE};
 use actor::{Mailbox, Scope, mailbox};
 use domain::DeviceId;
+use domain::data::Reference;
 use domain::metric::MetricPoint;
 use domain::trial::{Digests, Failure, FailureClass, TrialConfig, TrialSummary};
 use futures::StreamExt;
@@ -88,9 +90,8 @@ impl Device {
     pub fn start(
         id: DeviceId,
         host: Host,
-        spool: Spool,
         transfers: Transfers,
-        home: Home,
+        (spool, cache, home): (Spool, Cache, Home),
         scope: &Scope,
     ) -> Self {
         let (sender, inbox) = mailbox(MAILBOX);
@@ -106,6 +107,7 @@ impl Device {
             transfers_under_way: FuturesUnordered::new(),
             status,
             spool,
+            cache,
             transfers,
             home,
         };
@@ -116,16 +118,22 @@ impl Device {
 
 /// What became of a transfer.
 enum Transferred {
+    Data(Box<Assign>, Result<Data, CacheError>),
     Down(Box<Assign>, Result<Checkpoint, TransferError>),
     Up(Assignment, Checkpoint, Result<(), TransferError>),
 }
+
+/// Uploaded data that lies on this machine, by the names that a trial has for it.
+type Data = BTreeMap<String, Pinned>;
 
 /// A trial that the device holds.
 #[derive(Default)]
 struct Held {
     step: u64,
     predicted_peak_memory_bytes: u64,
-    /// Whether the engine has it; before, its checkpoint is being downloaded.
+    /// What it reads, kept from being removed.
+    data: Data,
+    /// Whether the engine has it; before, its data or its checkpoint is being downloaded.
     admitted: bool,
     /// Whether an upload is under way.
     uploading: bool,
@@ -155,6 +163,7 @@ struct Actor {
     transfers_under_way: FuturesUnordered<BoxFuture<'static, Transferred>>,
     status: watch::Sender<Status>,
     spool: Spool,
+    cache: Cache,
     transfers: Transfers,
     home: Home,
 }
@@ -231,18 +240,75 @@ impl Actor {
         self.held.insert(assignment.clone(), held);
         if ending {
             self.stop(&assignment, How::Release, "the agent shuts down");
-        } else if assign.resume_step.is_some() {
-            self.download(assign, 0);
         } else {
-            self.admit(*assign, None);
+            self.fetch(assign, 0);
+        }
+    }
+
+    /// Brings the uploaded data that a trial names to this machine, while others train; then goes on with it.
+    fn fetch(&mut self, assign: Box<Assign>, failures: u32) {
+        let names = assign.config.clone().sources_mut().map(std::mem::take).collect::<Vec<_>>();
+        let references = names.into_iter().filter_map(|name| name.parse::<Reference>().ok());
+        let references: Vec<_> = references.collect();
+        if references.is_empty() {
+            return self.go_on(assign);
+        }
+        if let Some(held) = self.held.get_mut(&assign.assignment) {
+            held.failures = failures;
+        }
+        let (cache, transfers) = (self.cache.clone(), self.transfers.clone());
+        self.transfers_under_way.push(Box::pin(async move {
+            tokio::time::sleep(pause(failures)).await;
+            let work = async {
+                let mut data = Data::new();
+                for reference in references {
+                    let pinned = cache.get(&transfers, &reference).await?;
+                    data.insert(reference.to_string(), pinned);
+                }
+                // After an error nothing stays pinned: it may be what others wait for.
+                Ok(data)
+            };
+            let result = traced::fetch(assign.belongs, work).await;
+            Transferred::Data(assign, result)
+        }));
+    }
+
+    fn fetched(&mut self, assign: Box<Assign>, result: Result<Data, CacheError>) {
+        let Some(held) = self.held.get_mut(&assign.assignment) else { return };
+        match result {
+            Ok(data) => {
+                held.data = data;
+                self.go_on(assign);
+            }
+            Err(error) => match error.failure() {
+                Some(failure) => self.fail(&assign.assignment, failure),
+                None => {
+                    let failures = held.failures + 1;
+                    at_place(assign.belongs, || {
+                        tracing::warn!(trial = %assign.assignment, %error, "its data is not here; trying again");
+                    });
+                    self.fetch(assign, failures);
+                }
+            },
+        }
+    }
+
+    /// Goes on with a trial whose data is here.
+    fn go_on(&mut self, assign: Box<Assign>) {
+        match assign.resume_step {
+            Some(_) => self.download(assign, 0),
+            None => self.admit(*assign, None),
         }
     }
 
     fn admit(&mut self, assign: Assign, checkpoint: Option<Checkpoint>) {
+        let mut places = BTreeMap::new();
         if let Some(held) = self.held.get_mut(&assign.assignment) {
             held.admitted = true;
+            places.extend(held.data.iter().map(|(name, pinned)| (name.clone(), pinned.path.clone())));
         }
         let admission = Admission {
+            places,
             work_dir: self.home.work_dir(&assign.assignment),
             assignment: assign.assignment,
             config: assign.config,
@@ -432,6 +498,7 @@ impl Actor {
 
     fn transferred(&mut self, transferred: Transferred) {
         match transferred {
+            Transferred::Data(assign, result) => self.fetched(assign, result),
             Transferred::Up(assignment, checkpoint, result) => self.uploaded(&assignment, checkpoint, result),
             Transferred::Down(assign, result) => self.downloaded(assign, result),
         }
@@ -463,7 +530,8 @@ impl Actor {
                 }
             }
             Err(error @ (TransferError::Refused(_) | TransferError::Io { .. })) => {
-                return self.fail(assignment, format!("the checkpoint of step {}: {error}", checkpoint.step));
+                let message = format!("the checkpoint of step {}: {error}", checkpoint.step);
+                return self.fail(assignment, Failure { class: FailureClass::Infrastructure, message });
             }
         }
         self.upload(assignment);
@@ -484,14 +552,16 @@ impl Actor {
                 });
                 self.download(assign, held.failures + 1);
             }
-            Err(error) => self.fail(&assignment, format!("the checkpoint to go on from: {error}")),
+            Err(error) => {
+                let message = format!("the checkpoint to go on from: {error}");
+                self.fail(&assignment, Failure { class: FailureClass::Infrastructure, message });
+            }
         }
     }
 
     /// Ends a trial whose files this machine or the coordinator cannot handle.
-    fn fail(&mut self, assignment: &Assignment, message: String) {
+    fn fail(&mut self, assignment: &Assignment, failure: Failure) {
         self.outgoing.push_back(engine::Command::Stop(assignment.clone(), How::Drop));
-        let failure = Failure { class: FailureClass::Infrastructure, message };
         self.say(assignment, Saying::Failed(failure));
         self.held.remove(assignment);
     }
@@ -514,7 +584,7 @@ fn more_points(arrived: &mut VecDeque<Event>, assignment: &Assignment) -> Vec<Me
     found
 }
 
-/// The last word of a trial that is ended while its checkpoint is still being downloaded.
+/// The last word of a trial that is ended while its data or its checkpoint is still being downloaded.
 fn before_it_began(how: How, step: u64, reason: &str) -> Saying {
     match how {
         How::Stop => Saying::Finished {

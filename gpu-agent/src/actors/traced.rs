@@ -139,6 +139,14 @@ pub(super) async fn download<T, E: Display>(
     within(belongs, "checkpoint.download", work).await
 }
 
+/// A fetch of uploaded data, within a span that its calls belong to.
+pub(super) async fn fetch<T, E: Display>(
+    belongs: Option<Place>,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    within(belongs, "data.fetch", work).await
+}
+
 async fn within<T, E: Display>(
     belongs: Option<Place>,
     name: &'static str,

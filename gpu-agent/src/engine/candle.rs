@@ -63,17 +63,17 @@ impl Backend for Candle {
     }
 
     fn start(&mut self, base: &Loaded, admission: &Admission) -> Result<Run, Failure> {
-        let config = admission.config.clone();
+        let config = admission.placed();
         let named = [Some(&config.dataset_name), config.eval_dataset_name.as_ref()].into_iter().flatten();
         for name in named.chain(config.interleave_datasets.iter().flatten()) {
             self.sources.ready(Kind::Dataset, name)?;
         }
         config.init_adapter.as_deref().map_or(Ok(()), sources::absolute)?;
-        match &admission.resume {
+        let run = match &admission.resume {
             Some(dirs) => Run::resume(base, config, &dirs.adapter, &dirs.resume),
             None => Run::new(base, config),
-        }
-        .map_err(failure)
+        };
+        Ok(run.map_err(failure)?.named(admission.config.clone()))
     }
 
     fn digests(&self, run: &Run) -> Digests {

@@ -27,6 +27,7 @@ use domain::Timestamp;
 use domain::metric::MetricPoint;
 use domain::trial::{Digests, Failure, TrialConfig, TrialSummary};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -60,8 +61,25 @@ pub struct Admission {
     pub resume: Option<CheckpointDirs>,
     /// What earlier attempts were trained on; other bytes are refused.
     pub digests: Option<Digests>,
+    /// Where uploaded data that it names lies on this machine.
+    #[serde(default)]
+    pub places: BTreeMap<String, PathBuf>,
     /// The folder in which the engine puts checkpoints. The engine removes it when told to drop the trial.
     pub work_dir: PathBuf,
+}
+
+impl Admission {
+    /// Its configuration with uploaded data by where it lies here. A trial's own names what it holds, which is the same on
+    /// every machine.
+    pub fn placed(&self) -> TrialConfig {
+        let mut config = self.config.clone();
+        for name in config.sources_mut() {
+            if let Some(path) = self.places.get(name) {
+                *name = path.to_string_lossy().into_owned();
+            }
+        }
+        config
+    }
 }
 
 /// How a trial is to end.

@@ -240,12 +240,13 @@ impl<B: Backend> Pack<B> {
         if self.base.take().is_some() {
             emit(Event::BaseResident(None));
         }
-        let bytes = self.backend.base_bytes(&base)?.unwrap_or_default();
+        let here = admission.placed().base_model();
+        let bytes = self.backend.base_bytes(&here)?.unwrap_or_default();
         if bytes > self.memory_bytes {
             return Err(does_not_fit(bytes, 0, self.memory_bytes));
         }
         let begun = Begun::now(&*self.clock);
-        let loaded = self.backend.load(&base)?;
+        let loaded = self.backend.load(&here)?;
         emit(begun.over(&*self.clock, &admission.assignment, Work::Load, 0));
         emit(Event::BaseResident(Some(base.to_string())));
         self.base = Some((base, loaded));

@@ -2,10 +2,13 @@
 
 use actor::Scope;
 use bytes::Bytes;
+use domain::data::{ContentHash, Tree, TreeFile};
 use domain::trial::TrialConfig;
 use gpu_agent::Assignment;
+use proto::convert::data::{files, hash, to_hash};
 use proto::v1;
 use proto::v1::agent_service_server::{AgentService, AgentServiceServer};
+use proto::v1::data_service_server::{DataService, DataServiceServer};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -41,6 +44,23 @@ pub struct Shelf {
     pub refusals: VecDeque<Code>,
     /// Largest step whose metrics were acknowledged, by assignment.
     pub acknowledged: BTreeMap<Assignment, u64>,
+    /// Data that was uploaded by submitters.
+    pub trees: Vec<Tree>,
+    pub files: BTreeMap<ContentHash, Vec<u8>>,
+    /// Answers to the next who ask for it; without one they get it.
+    pub data_refusals: VecDeque<Code>,
+}
+
+impl Shelf {
+    /// Has data of one file be there; answers with its id.
+    pub fn add(&mut self, name: &str, data: &[u8]) -> ContentHash {
+        let sha256 = ContentHash::of(data);
+        self.files.insert(sha256, data.to_vec());
+        let file = TreeFile { name: name.into(), bytes: data.len() as u64, sha256 };
+        let tree = Tree::new(vec![file]).unwrap();
+        self.trees.push(tree.clone());
+        tree.id()
+    }
 }
 
 #[derive(Clone)]
@@ -63,7 +83,9 @@ impl Fake {
         let (sender, connections) = mpsc::channel(1);
         let shelf = Arc::new(Mutex::new(Shelf::default()));
         let service = Service { connections: sender, shelf: shelf.clone() };
-        let server = tonic::transport::Server::builder().add_service(AgentServiceServer::new(service));
+        let server = tonic::transport::Server::builder()
+            .add_service(DataServiceServer::new(service.clone()))
+            .add_service(AgentServiceServer::new(service));
         let stop = scope.clone();
         scope.spawn("fake coordinator", async move {
             tokio::select! {
@@ -331,5 +353,57 @@ impl AgentService for Service {
             sender.try_send(Ok(v1::DownloadCheckpointResponse { piece: Some(piece) })).unwrap();
         }
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+#[tonic::async_trait]
+impl DataService for Service {
+    type DownloadFileStream = ReceiverStream<Result<v1::DownloadFileResponse, Status>>;
+
+    async fn get_tree(
+        &self,
+        request: Request<v1::GetTreeRequest>,
+    ) -> Result<Response<v1::GetTreeResponse>, Status> {
+        let mut shelf = self.shelf.lock().unwrap();
+        if let Some(code) = shelf.data_refusals.pop_front() {
+            return Err(Status::new(code, "on purpose"));
+        }
+        let id = request.into_inner().id;
+        let tree = shelf.trees.iter().find(|tree| hash(tree.id()) == id);
+        let tree = tree.ok_or_else(|| Status::not_found("no such tree"))?;
+        Ok(Response::new(v1::GetTreeResponse { files: files(tree) }))
+    }
+
+    async fn download_file(
+        &self,
+        request: Request<v1::DownloadFileRequest>,
+    ) -> Result<Response<Self::DownloadFileStream>, Status> {
+        let request = request.into_inner();
+        let file = to_hash("sha256", &request.sha256)?;
+        let data = self.shelf.lock().unwrap().files[&file][request.offset as usize..].to_vec();
+        let (sender, stream) = mpsc::channel(1);
+        sender.try_send(Ok(v1::DownloadFileResponse { data: data.into() })).unwrap();
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn find_missing(
+        &self,
+        _: Request<v1::FindMissingRequest>,
+    ) -> Result<Response<v1::FindMissingResponse>, Status> {
+        Err(Status::permission_denied("no agent uploads"))
+    }
+
+    async fn upload_file(
+        &self,
+        _: Request<Streaming<v1::UploadFileRequest>>,
+    ) -> Result<Response<v1::UploadFileResponse>, Status> {
+        Err(Status::permission_denied("no agent uploads"))
+    }
+
+    async fn commit_tree(
+        &self,
+        _: Request<v1::CommitTreeRequest>,
+    ) -> Result<Response<v1::CommitTreeResponse>, Status> {
+        Err(Status::permission_denied("no agent uploads"))
     }
 }

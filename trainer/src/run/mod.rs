@@ -254,7 +254,7 @@ impl Run {
             base_model: loaded.digest.clone(),
             dataset: data.digest.clone(),
             tokenizer: loaded.tokenizer.as_ref().map_or("none", Tokenizer::digest).into(),
-            spec: files::digest(&serde_json::to_vec(&config).unwrap_or_default()),
+            spec: spec_digest(&config),
         };
         let written = PeftConfig {
             target_modules: adapter_file::written_targets(&loaded.base, &config.target_modules),
@@ -279,6 +279,15 @@ impl Run {
             at_last_point: progress.clone(),
             progress,
         }
+    }
+
+    /// The same run under other names for what it has read: checkpoints, the adapter and the digest of its configuration
+    /// say these. What lies elsewhere on each machine gets the name that its trial has for it everywhere.
+    pub fn named(mut self, config: TrialConfig) -> Self {
+        self.written.base_model_name_or_path = config.pretrained_model_id.clone();
+        self.digests.spec = spec_digest(&config);
+        self.config = config;
+        self
     }
 
     /// Every parameter with the value in force.
@@ -343,6 +352,11 @@ impl Run {
         }
         Ok(self.progress.eval_loss)
     }
+}
+
+/// What says whether two configurations are the same.
+fn spec_digest(config: &TrialConfig) -> String {
+    files::digest(&serde_json::to_vec(config).unwrap_or_default())
 }
 
 /// The loss scaler that a run starts with, if its numbers need one.

@@ -92,8 +92,8 @@ fn pack() -> Pack<Small> {
 fn admission(dir: &Path, name: &str, base: &str, seed: u64) -> Admission {
     let config =
         TrialConfig { pretrained_model_id: base.into(), max_steps: Some(3), seed, ..TrialConfig::default() };
-    let work_dir = dir.join(name);
-    Admission { assignment: Assignment::new(name, 1), config, resume: None, digests: None, work_dir }
+    let (assignment, places, work_dir) = (Assignment::new(name, 1), Default::default(), dir.join(name));
+    Admission { assignment, config, resume: None, digests: None, places, work_dir }
 }
 
 /// Steps until everything is done: the trials' last words and the bases, in order.
@@ -122,6 +122,22 @@ fn one_too_many_goes_and_a_full_disk_is_waited_for() {
     }
     // The other does not wait for it.
     assert_eq!(run(&mut pack), ["base a", "three too many", "two Completed", "one Completed"]);
+}
+
+/// A device knows uploaded data by its name, and reads it where it lies.
+#[test]
+fn uploaded_data_keeps_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pack = pack();
+    for (name, place) in [("one", "here"), ("two", "huge")] {
+        let mut admission = admission(dir.path(), name, &format!("blob:{name}"), 1);
+        admission.places.insert(format!("blob:{name}"), place.into());
+        assert_eq!(admission.placed().pretrained_model_id, place);
+        pack.admit(admission);
+    }
+    let heard = run(&mut pack);
+    assert_eq!(heard[..3], ["base blob:one", "one Completed", "base "]);
+    assert!(heard[3].starts_with("two does not fit"), "{heard:?}");
 }
 
 /// Out of memory once, it goes on with less; a second time there is nothing left to spare.

@@ -1,0 +1,70 @@
+//! What is removed: uploaded data that no sweep names, once it is old enough that nobody is about to name it.
+
+use super::{BlobError, Blobs, FILES, TREES, WHOLE};
+use domain::Timestamp;
+use domain::data::ContentHash;
+use futures::TryStreamExt;
+use object_store::ObjectMeta;
+use object_store::path::Path as ObjectPath;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// How long data is kept that no sweep names: an upload that was cut off can be gone on with, and the same data submitted
+/// again.
+pub const KEPT_UNUSED: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl Blobs {
+    /// Removes trees that are not `used` and older than `age`, then files that are in no tree that is left and older than
+    /// that. Nothing may be uploaded or named meanwhile. Answers with the objects removed.
+    ///
+    /// # Errors
+    /// The store failed, or a tree cannot be read, so that it is not known what it needs; calling again goes on.
+    pub async fn retain(
+        &self,
+        used: &BTreeSet<ContentHash>,
+        now: Timestamp,
+        age: Duration,
+    ) -> Result<usize, BlobError> {
+        let (mut needed, mut removed) = (BTreeSet::new(), 0);
+        for object in self.list(TREES).await? {
+            let Some(id) = element(&object, 2).and_then(|name| name.parse().ok()) else { continue };
+            if used.contains(&id) || !is_older(&object, now, age) {
+                needed.extend(self.tree(id).await?.files().iter().map(|file| file.sha256));
+            } else {
+                self.delete(&object.location).await?;
+                removed += 1;
+            }
+        }
+        let mut files: BTreeMap<ContentHash, Vec<ObjectMeta>> = BTreeMap::new();
+        for object in self.list(FILES).await? {
+            let Some(file) = element(&object, 2).and_then(|name| name.parse().ok()) else { continue };
+            files.entry(file).or_default().push(object);
+        }
+        for (_, mut objects) in files.into_iter().filter(|(file, _)| !needed.contains(file)) {
+            if objects.iter().all(|object| is_older(object, now, age)) {
+                // It is no more before its pieces go.
+                objects.sort_by_key(|object| object.location.filename() != Some(WHOLE));
+                for object in &objects {
+                    self.delete(&object.location).await?;
+                }
+                removed += objects.len();
+            }
+        }
+        Ok(removed)
+    }
+
+    async fn list(&self, root: [&str; 2]) -> Result<Vec<ObjectMeta>, BlobError> {
+        let root = ObjectPath::from_iter(root);
+        self.store.list(Some(&root)).try_collect().await.map_err(BlobError::store(&root))
+    }
+}
+
+/// An element of an object's path.
+fn element(object: &ObjectMeta, index: usize) -> Option<String> {
+    object.location.parts().nth(index).map(|part| part.as_ref().to_string())
+}
+
+fn is_older(object: &ObjectMeta, now: Timestamp, age: Duration) -> bool {
+    let written = Timestamp(u64::try_from(object.last_modified.timestamp_millis()).unwrap_or(u64::MAX));
+    now.since(written) > age
+}
