@@ -204,12 +204,12 @@ pub(super) fn prices(trials: &[Trial]) -> Option<Line> {
     if prices.is_empty() {
         return None;
     }
-    let catalogue = config::machines::catalogue();
+    let catalogue = config::machines::Catalogue::shipped();
     let price = |(accelerator, price): (&str, f64)| {
         let is_it = |m: &&domain::machine::Machine| {
             m.accelerator == accelerator && (m.price_of_one() - price).abs() < 1e-9
         };
-        let source = catalogue.iter().find(is_it).map_or_else(
+        let source = catalogue.machines().iter().find(is_it).map_or_else(
             || "as its agent was told".into(),
             |m| format!("{} of {} in {}, {}, {}", m.machine, m.provider, m.region, m.date, m.source),
         );
