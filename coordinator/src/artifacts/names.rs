@@ -17,14 +17,21 @@ pub(super) fn part(
     attempt: Attempt,
     step: u64,
     part: Part,
+    term: Option<u64>,
 ) -> Result<ObjectPath, ArtifactError> {
     let wrong = || ArtifactError::Trial(trial.clone());
     let (sweep, number) = trial.sweep().zip(trial.number()).ok_or_else(wrong)?;
     if sweep.as_str().is_empty() {
         return Err(wrong());
     }
-    let name = format!("{}-a{attempt}-s{step}", folder(part));
+    let term = term.map(|term| format!("-t{term}")).unwrap_or_default();
+    let name = format!("{}-a{attempt}-s{step}{term}", folder(part));
     Ok(ObjectPath::from_iter([ROOT, sweep.as_str(), &number.to_string(), &name]))
+}
+
+/// The term in a part's path; 0 if there is none.
+pub(super) fn term(path: &str) -> u64 {
+    path.rsplit_once("-t").and_then(|(_, term)| term.parse().ok()).unwrap_or(0)
 }
 
 /// The path of everything.
@@ -114,7 +121,7 @@ mod tests {
     #[test]
     fn parts_lie_where_the_trial_says() {
         let at = |trial: &str| {
-            part(&TrialId::new(trial), Attempt(2), 30, Part::Resume).map(|path| path.to_string())
+            part(&TrialId::new(trial), Attempt(2), 30, Part::Resume, None).map(|path| path.to_string())
         };
         assert_eq!(at("quick-start-00ff/7").unwrap(), "sweeps/quick-start-00ff/7/resume-a2-s30");
         assert_eq!(at("../7").unwrap(), "sweeps/%2E%2E/7/resume-a2-s30");
@@ -126,6 +133,15 @@ mod tests {
             let path = at(trial).unwrap();
             assert_eq!(parse_part(&path).unwrap().to_string(), path);
         }
+    }
+
+    #[test]
+    fn terms_stand_at_the_end() {
+        let path =
+            part(&TrialId::new("a-t3/1"), Attempt(2), 30, Part::Adapter, Some(17)).unwrap().to_string();
+        assert_eq!((path.as_str(), term(&path)), ("sweeps/a-t3/1/adapter-a2-s30-t17", 17));
+        assert_eq!(parse_part(&path).unwrap().to_string(), path);
+        assert_eq!(term("sweeps/a-t3/1/adapter-a2-s30"), 0);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Sweeps and trials, each by itself and against the others.
 
 use super::Findings;
-use crate::store::{self, LogEntry, Owner, SweepRecord, Tombstone, TrialRecord};
+use crate::store::{self, Closed, LogEntry, Owner, SweepRecord, Tombstone, TrialRecord};
 use domain::sweep::StateCounts;
 use domain::trial::TrialState;
 use domain::{AgentId, SweepId, Timestamp};
@@ -58,6 +58,7 @@ impl Records {
                 }
                 "drains" => drop(parse::<AgentId>(key, value, findings)),
                 "owners" => drop(parse::<Owner>(key, value, findings)),
+                "history" => drop(parse::<Closed>(key, value, findings)),
                 _ => findings.note(key, "a record of a kind that this version does not know"),
             }
         }
