@@ -272,7 +272,7 @@ mod tests {
             "s3://",
             "s3:///prefix",
             "s3://user:word@bucket",
-            "s3://b//x",
+            "s3://b/a//x",
             "gs://",
             "http://bucket",
             "az://x",

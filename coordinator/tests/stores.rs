@@ -273,19 +273,22 @@ fn file(part: Part, name: &str, length: usize) -> (FileSpec, Vec<u8>) {
     (FileSpec { part, name: name.into(), bytes: length as u64, sha256 }, bytes)
 }
 
-fn files() -> Vec<(FileSpec, Vec<u8>)> {
-    vec![file(Part::Adapter, "adapter_model.safetensors", 1000), file(Part::Resume, "moments", 9_000_000)]
+/// More bytes than go to the store in one piece.
+const LONG: usize = 9_000_000;
+
+fn files(length: usize) -> Vec<(FileSpec, Vec<u8>)> {
+    vec![file(Part::Adapter, "adapter_model.safetensors", 1000), file(Part::Resume, "moments", length)]
 }
 
-fn begin(artifacts: &Artifacts) -> Upload {
-    let specs = files().into_iter().map(|(spec, _)| spec).collect();
+fn begin(artifacts: &Artifacts, files: &[(FileSpec, Vec<u8>)]) -> Upload {
+    let specs = files.iter().map(|(spec, _)| spec.clone()).collect();
     artifacts.begin(&trial(), Attempt(1), 10, specs).unwrap()
 }
 
-async fn send(artifacts: &Artifacts) -> Result<Stored, ArtifactError> {
-    let mut upload = begin(artifacts);
-    for (_, bytes) in files() {
-        upload.write(bytes.into()).await?;
+async fn send(artifacts: &Artifacts, files: &[(FileSpec, Vec<u8>)]) -> Result<Stored, ArtifactError> {
+    let mut upload = begin(artifacts, files);
+    for (_, bytes) in files {
+        upload.write(bytes.clone().into()).await?;
     }
     upload.finish().await
 }
@@ -306,22 +309,24 @@ async fn uploads_that_fail() {
         ("POST", "uploadId"),
         ("PUT", "manifest.json"),
     ] {
+        let files = files(if key == "partNumber=2" { LONG } else { 5000 });
         for (fault, times) in
             [(Fault::Status(500), 1), (Fault::Lost, 1), (Fault::Status(404), 1), (Fault::Status(503), 9)]
         {
             let (s3, scope) = (S3::start(), Scope::new());
             let artifacts = Artifacts::on(client(&s3)).in_term(1, scope.clone());
             s3.fail(method, key, fault, times);
-            let first = send(&artifacts).await;
+            let first = send(&artifacts, &files).await;
             if let Err(error) = &first {
                 let told = matches!(error, ArtifactError::Store { .. });
                 assert!(told, "{method} {key} {fault:?}: {error}");
             }
             s3.heal();
-            let stored = send(&artifacts).await.unwrap_or_else(|e| panic!("{method} {key} {fault:?}: {e}"));
-            for ((spec, bytes), path) in files().into_iter().zip([stored.adapter, stored.resume]) {
+            let stored =
+                send(&artifacts, &files).await.unwrap_or_else(|e| panic!("{method} {key} {fault:?}: {e}"));
+            for ((spec, bytes), path) in files.iter().zip([stored.adapter, stored.resume]) {
                 let found = read(&artifacts, &path.unwrap(), &spec.name).await.unwrap();
-                assert!(found == bytes, "{method} {key} {fault:?}");
+                assert!(found == *bytes, "{method} {key} {fault:?}");
             }
             // An upload whose beginning was done and not answered is known to the store alone.
             let unknown = usize::from(method == "POST" && key == "uploads" && fault == Fault::Lost);
@@ -335,8 +340,9 @@ async fn uploads_that_fail() {
 async fn an_upload_that_is_dropped_is_given_up() {
     let (s3, scope) = (S3::start(), Scope::new());
     let artifacts = Artifacts::on(client(&s3)).in_term(1, scope.clone());
-    let mut upload = begin(&artifacts);
-    upload.write(files()[0].1.clone().into()).await.unwrap();
+    let files = files(LONG);
+    let mut upload = begin(&artifacts, &files);
+    upload.write(files[0].1.clone().into()).await.unwrap();
     assert!(s3.uploads() > 0);
     drop(upload);
     assert!(scope.finish(Duration::from_secs(60)).await);
@@ -348,7 +354,7 @@ async fn an_upload_that_is_dropped_is_given_up() {
 async fn a_slow_store_is_waited_for() {
     let (s3, scope) = (S3::start(), Scope::new());
     let artifacts = Artifacts::on(client(&s3)).in_term(1, scope.clone());
-    let (spec, bytes) = file(Part::Adapter, "a", 9_000_000);
+    let (spec, bytes) = file(Part::Adapter, "a", LONG);
     let mut upload = artifacts.begin(&trial(), Attempt(1), 1, vec![spec]).unwrap();
     let bytes = Bytes::from(bytes);
     let held = s3.hold("PUT", "partNumber=1");
@@ -366,8 +372,9 @@ async fn a_slow_store_is_waited_for() {
 async fn downloads_that_fail() {
     let (s3, scope) = (S3::start(), Scope::new());
     let artifacts = Artifacts::on(client(&s3)).in_term(1, scope);
-    let stored = send(&artifacts).await.unwrap();
-    let (path, (spec, bytes)) = (stored.resume.unwrap(), files().swap_remove(1));
+    let mut files = files(LONG);
+    let stored = send(&artifacts, &files).await.unwrap();
+    let (path, (spec, bytes)) = (stored.resume.unwrap(), files.swap_remove(1));
     for fault in [Fault::Truncated, Fault::Status(500), Fault::Lost] {
         s3.fail("GET", "moments", fault, 1);
         assert!(read(&artifacts, &path, &spec.name).await.unwrap() == bytes, "{fault:?}");
@@ -393,8 +400,9 @@ async fn a_store_that_cannot_be_used_is_refused_in_words() {
         ("PUT", "probe/", 404, "writing failed", "make the bucket", true),
         ("PUT", "probe/", 503, "writing failed", "can be reached", false),
         ("GET", "probe/", 403, "reading failed", "credentials", true),
-        ("GET", "list-type=2", 403, "listing failed", "credentials", true),
-        ("POST", "delete", 403, "deleting failed", "credentials", true),
+        // Of these object_store does not tell one refusal from another.
+        ("GET", "list-type=2", 403, "listing failed", "credentials", false),
+        ("POST", "delete", 403, "deleting failed", "credentials", false),
     ] {
         s3.fail(method, key, Fault::Status(status), 9);
         let refusal = objects.probe().await.unwrap_err();

@@ -40,6 +40,7 @@ mod names;
 mod upload;
 
 pub use inspect::{Inspected, inspect};
+pub(crate) use names::split_term;
 pub use upload::Upload;
 
 use actor::Scope;
@@ -344,7 +345,7 @@ impl Artifacts {
         let mut parts = BTreeSet::new();
         for object in self.objects(&names::root()).await? {
             let Some((part, _)) = object.as_ref().rsplit_once('/') else { continue };
-            if names::parse_part(part).is_ok() && names::term(part) < own && !used.contains(part) {
+            if names::parse_part(part).is_ok() && names::split_term(part).1 < own && !used.contains(part) {
                 parts.insert(part.to_string());
             }
         }

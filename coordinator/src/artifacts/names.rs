@@ -29,9 +29,10 @@ pub(super) fn part(
     Ok(ObjectPath::from_iter([ROOT, sweep.as_str(), &number.to_string(), &name]))
 }
 
-/// The term in a part's path; 0 if there is none.
-pub(super) fn term(path: &str) -> u64 {
-    path.rsplit_once("-t").and_then(|(_, term)| term.parse().ok()).unwrap_or(0)
+/// A part's path without the term at its end, and the term; 0 if there is none.
+pub(crate) fn split_term(path: &str) -> (&str, u64) {
+    let split = path.rsplit_once("-t").and_then(|(path, term)| Some((path, term.parse().ok()?)));
+    split.unwrap_or((path, 0))
 }
 
 /// The path of everything.
@@ -139,9 +140,11 @@ mod tests {
     fn terms_stand_at_the_end() {
         let path =
             part(&TrialId::new("a-t3/1"), Attempt(2), 30, Part::Adapter, Some(17)).unwrap().to_string();
-        assert_eq!((path.as_str(), term(&path)), ("sweeps/a-t3/1/adapter-a2-s30-t17", 17));
+        assert_eq!(path, "sweeps/a-t3/1/adapter-a2-s30-t17");
+        assert_eq!(split_term(&path), ("sweeps/a-t3/1/adapter-a2-s30", 17));
         assert_eq!(parse_part(&path).unwrap().to_string(), path);
-        assert_eq!(term("sweeps/a-t3/1/adapter-a2-s30"), 0);
+        let local = "sweeps/a-t3/1/adapter-a2-s30";
+        assert_eq!(split_term(local), (local, 0));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::{HistoryError, compaction, recovery};
 use crate::error::CoordinatorError;
 use crate::store::{Batch, Closed, Store};
 use bytes::Bytes;
-use domain::{SweepId, crash};
+use domain::SweepId;
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{self, StreamExt, TryStreamExt};
 use object_store::path::Path as ObjectPath;
@@ -61,7 +61,6 @@ impl Segments for Objects {
         async move {
             let bytes = [&segment::compacted_header(0)[..], frame].concat();
             self.create(bytes).await?;
-            crash::point("history/object-created");
             self.leader.still_leads().await.map_err(HistoryError::Leader)
         }
         .boxed()
@@ -157,7 +156,6 @@ impl Objects {
             let bytes = segment::compacted(0, &kept).ok_or_else(too_large);
             self.create(bytes.map_err(HistoryError::io(Path::new(ROOT)))?).await?;
         }
-        crash::point("history/objects-merged");
         self.leader.still_leads().await?;
         // Doubles from here on, whether or not they can be deleted now.
         self.known.retain(|object, _| !objects.contains(object));
