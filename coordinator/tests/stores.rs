@@ -400,9 +400,9 @@ async fn a_store_that_cannot_be_used_is_refused_in_words() {
         ("PUT", "probe/", 404, "writing failed", "make the bucket", true),
         ("PUT", "probe/", 503, "writing failed", "can be reached", false),
         ("GET", "probe/", 403, "reading failed", "credentials", true),
-        // Of these object_store does not tell one refusal from another.
+        // object_store does not tell why a listing was refused.
         ("GET", "list-type=2", 403, "listing failed", "credentials", false),
-        ("POST", "delete", 403, "deleting failed", "credentials", false),
+        ("POST", "delete", 403, "deleting failed", "credentials", true),
     ] {
         s3.fail(method, key, Fault::Status(status), 9);
         let refusal = objects.probe().await.unwrap_err();
