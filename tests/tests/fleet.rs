@@ -46,7 +46,9 @@ impl Fleet {
         let etcd = ["--listen", "127.0.0.1:0", "--election-ttl", ELECTION_TTL, "--etcd", &self.etcd.endpoint];
         // Longer than an agent takes to find out that a coordinator does not answer.
         let rest = ["--assignment-lease", "60", "--artifacts", "s3://fleet/of/tests"];
-        let started = |command: &mut Command| drop(command.envs(store.variables()));
+        let started = |command: &mut Command| {
+            command.envs(store.variables());
+        };
         Program::start_with("coordinator", &[&etcd[..], &rest].concat(), started)
     }
 
