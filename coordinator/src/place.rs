@@ -52,7 +52,7 @@ pub enum PlaceError {
         /// The place.
         url: String,
         /// What is wrong with them.
-        error: Error,
+        error: Box<Error>,
         /// Which they are.
         variables: &'static str,
     },
@@ -64,7 +64,7 @@ pub enum PlaceError {
         /// What was tried.
         what: &'static str,
         /// What the store said.
-        error: Error,
+        error: Box<Error>,
         /// What to do.
         remedy: &'static str,
     },
@@ -84,7 +84,7 @@ pub enum PlaceError {
 impl PlaceError {
     /// Whether the arguments or the store's settings are wrong, and not merely its state of the moment.
     pub fn is_settled(&self) -> bool {
-        !matches!(self, Self::Refused { error: Error::Generic { .. }, .. })
+        !matches!(self, Self::Refused { error, .. } if matches!(**error, Error::Generic { .. }))
     }
 }
 
@@ -207,7 +207,7 @@ impl Objects {
                      machine)"
                 }
             };
-            PlaceError::Refused { url, what, error, remedy }
+            PlaceError::Refused { url, what, error: error.into(), remedy }
         }
     }
 }
@@ -246,7 +246,7 @@ fn connected(scheme: &str, bucket: &str, url: &str) -> Result<Arc<dyn ObjectStor
             (store.build().map(|store| Arc::new(store) as _), "AWS_…")
         }
     };
-    store.map_err(|error| PlaceError::Settings { url: url.into(), error, variables })
+    store.map_err(|error| PlaceError::Settings { url: url.into(), error: error.into(), variables })
 }
 
 #[cfg(test)]
