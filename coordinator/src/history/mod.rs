@@ -166,35 +166,13 @@ impl History {
         gone: &HashSet<SweepId>,
         scope: &Scope,
     ) -> Result<Self, HistoryError> {
-        let (index, writer) = Self::recover_in(store, leader, gone).await?;
-        let (inbox, appends) = mpsc::channel(WAITING);
-        scope.spawn("history writer", writer.run(appends, scope.clone()));
-        Ok(Self(Arc::new(Inner { index, writing: Writing::Apart(Some(inbox), None) })))
-    }
-
-    /// The same without a task: each append is written, by itself, by whoever polls it, as [`History::open_here`] has it.
-    ///
-    /// # Errors
-    /// As [`History::open_in`]'s.
-    pub async fn open_in_here(
-        store: Arc<dyn ObjectStore>,
-        leader: Store,
-        gone: &HashSet<SweepId>,
-    ) -> Result<Self, HistoryError> {
-        let (index, writer) = Self::recover_in(store, leader, gone).await?;
-        Ok(Self(Arc::new(Inner { index, writing: Writing::Here(Mutex::new(writer)) })))
-    }
-
-    async fn recover_in(
-        store: Arc<dyn ObjectStore>,
-        leader: Store,
-        gone: &HashSet<SweepId>,
-    ) -> Result<(Arc<RwLock<Index>>, Writer), HistoryError> {
         let mut index = Index::default();
         let objects = Objects::open(store, leader, gone, |record| index.insert(record)).await?;
         let index = Arc::new(RwLock::new(index));
+        let (inbox, appends) = mpsc::channel(WAITING);
         let writer = Writer::new(Box::new(objects), index.clone());
-        Ok((index, writer))
+        scope.spawn("history writer", writer.run(appends, scope.clone()));
+        Ok(Self(Arc::new(Inner { index, writing: Writing::Apart(Some(inbox), None) })))
     }
 
     /// Refuses a directory of which a later version wrote a part.

@@ -4,7 +4,7 @@ use crate::agent::{FENCED, PRICE_PER_HOUR, diverges_at, loss};
 use crate::world::World;
 use coordinator::fsck;
 use coordinator::history::{self, Inspection};
-use coordinator::store::{Closed, LogEntry, TrialRecord};
+use coordinator::store::{LogEntry, TrialRecord};
 use domain::metric::LOSS;
 use domain::trial::TrialState;
 use registry::{Entries, Registry, SqliteRegistry, Write};
@@ -27,41 +27,15 @@ pub fn look(world: &World) -> fsck::Findings {
 }
 
 async fn lay_out(world: &World, dir: &Path) {
-    if world.shared {
-        lay_out_history(world).await;
-    }
     std::os::unix::fs::symlink(&world.history, dir.join("history")).unwrap();
     let registry = SqliteRegistry::open(&dir.join("coordinator.db")).unwrap();
     let fence = registry.lead("simulated").await.unwrap();
     let puts = entries(world).await.into_iter().map(|(key, value)| Write::Put(key, value)).collect();
     registry.commit(fence, puts).await.unwrap();
     for (path, bytes) in world.all_objects().await {
-        if path.as_ref().starts_with("history/") {
-            continue;
-        }
         let file = dir.join("artifacts").join(path.as_ref());
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(file, bytes).unwrap();
-    }
-}
-
-/// The objects of the history that count, as files: both are segments.
-async fn lay_out_history(world: &World) {
-    let closed = world.truth.get("history/closed").await.unwrap();
-    let closed: Option<Closed> = closed.map(|value| serde_json::from_slice(&value).unwrap());
-    let counts = |path: &str| {
-        let (term, number) = path.strip_suffix(".seg")?.split_once('-')?;
-        let (term, number) = (term.parse().ok()?, number.parse().ok()?);
-        closed.as_ref().is_none_or(|closed| closed.counts(term, number)).then_some(())
-    };
-    let _ = std::fs::remove_dir_all(&world.history);
-    std::fs::create_dir(&world.history).unwrap();
-    let objects = world.all_objects().await;
-    let objects =
-        objects.iter().filter_map(|(path, bytes)| Some((path.as_ref().strip_prefix("history/")?, bytes)));
-    let counting = objects.filter(|(path, _)| counts(path).is_some());
-    for (number, (_, bytes)) in (1..).zip(counting) {
-        std::fs::write(world.history.join(format!("segment-{number:08}.log")), bytes).unwrap();
     }
 }
 

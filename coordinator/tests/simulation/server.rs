@@ -56,8 +56,13 @@ pub async fn supervise(world: Arc<World>, mut orders: mpsc::UnboundedReceiver<Or
             None => lead(&world, &mut number).await,
         };
         let scope = Scope::new();
-        let (world, dead, this) = (&world, process.dead.clone(), number);
-        let kill = |scope: &Scope| end(world, this, &dead, scope);
+        let (world, dead) = (&world, process.dead.clone());
+        let kill = |scope: &Scope| {
+            dead.cancel();
+            scope.cancel();
+            world.leader.send_replace(None);
+            checks::look(world);
+        };
         let order = tokio::select! {
             biased;
             order = orders.recv() => order,
@@ -95,31 +100,16 @@ pub async fn supervise(world: Arc<World>, mut orders: mpsc::UnboundedReceiver<Or
             }
             Some(Order::TakeOver(limit)) => {
                 led = Some(lead(world, &mut number).await);
-                let (of, dead) = (world.clone(), dead.clone());
-                let life = async move {
-                    tokio::select! {
-                        biased;
-                        () = scope.cancelled() => of.say("coordinator", format_args!("{this} has noticed")),
-                        () = sleep(limit) => {}
-                        () = of.healed.cancelled() => {}
-                    }
-                    end(&of, this, &dead, &scope);
-                };
-                match world.shared {
-                    true => world.scope.spawn("replaced coordinator", crate::until_over(world, life)),
-                    false => life.await,
+                tokio::select! {
+                    biased;
+                    () = scope.cancelled() => world.say("coordinator", "the one before has noticed"),
+                    () = sleep(limit) => {}
+                    () = world.healed.cancelled() => {}
                 }
+                kill(&scope);
             }
         }
     }
-}
-
-/// A coordinator is no more.
-fn end(world: &Arc<World>, number: u32, dead: &CancellationToken, scope: &Scope) {
-    dead.cancel();
-    scope.cancel();
-    world.leader.send_if_modified(|leader| leader.take_if(|server| server.number == number).is_some());
-    checks::look(world);
 }
 
 async fn lead(world: &Arc<World>, number: &mut u32) -> (Process, Store) {
@@ -138,16 +128,8 @@ async fn open(
     scope: Scope,
 ) -> Result<Server, CoordinatorError> {
     let dead = process.dead.clone();
-    let (gone, segments) = (HashSet::new(), Box::new(Segments(process.clone())));
-    let objects = Arc::new(Objects::new(process));
-    let artifacts = Artifacts::on(objects.clone());
-    let (history, artifacts) = match world.shared {
-        true => {
-            let history = History::open_in_here(objects, store.clone(), &gone).await?;
-            (history, artifacts.in_term(store.term(), scope.clone()))
-        }
-        false => (History::open_here(&world.history, segments, &gone)?, artifacts),
-    };
+    let history = History::open_here(&world.history, Box::new(Segments(process.clone())), &HashSet::new())?;
+    let artifacts = Artifacts::on(Arc::new(Objects::new(process)));
     let kept = Kept { store, history, artifacts: artifacts.clone() };
     let desk = go_on(kept, world.clock.clone(), TERMS, &scope).await?;
     Ok(Server { number, desk, artifacts, dead, scope })

@@ -162,9 +162,8 @@ impl Objects {
         Self { inner: process.world.objects.clone(), process }
     }
 
-    fn refuses(&self, location: &ObjectPath) -> object_store::Result<()> {
-        let history = location.as_ref().starts_with("history/");
-        let refused = self.process.refuses(if history { Storage::History } else { Storage::Artifacts });
+    fn refuses(&self) -> object_store::Result<()> {
+        let refused = self.process.refuses(Storage::Artifacts);
         refused.map_err(|error| object_store::Error::Generic { store: "memory", source: error.into() })
     }
 }
@@ -184,7 +183,7 @@ impl ObjectStore for Objects {
         opts: PutOptions,
     ) -> object_store::Result<PutResult> {
         self.process.takes().await;
-        self.refuses(location)?;
+        self.refuses()?;
         self.inner.put_opts(location, payload, opts).await
     }
 
@@ -193,9 +192,9 @@ impl ObjectStore for Objects {
         location: &ObjectPath,
         opts: PutMultipartOptions,
     ) -> object_store::Result<Box<dyn MultipartUpload>> {
-        self.refuses(location)?;
+        self.refuses()?;
         let upload = self.inner.put_multipart_opts(location, opts).await?;
-        Ok(Box::new(Upload(self.clone(), location.clone(), upload)))
+        Ok(Box::new(Upload(self.clone(), upload)))
     }
 
     async fn get_opts(&self, location: &ObjectPath, options: GetOptions) -> object_store::Result<GetResult> {
@@ -211,7 +210,7 @@ impl ObjectStore for Objects {
             // A full disk has room for less.
             let location = location?;
             if objects.process.dead.is_cancelled() {
-                objects.refuses(&location)?;
+                objects.refuses()?;
             }
             objects.process.world.deletes(&location);
             Ok(location)
@@ -238,24 +237,24 @@ impl ObjectStore for Objects {
 }
 
 #[derive(Debug)]
-struct Upload(Objects, ObjectPath, Box<dyn MultipartUpload>);
+struct Upload(Objects, Box<dyn MultipartUpload>);
 
 #[tonic::async_trait]
 impl MultipartUpload for Upload {
     fn put_part(&mut self, data: PutPayload) -> UploadPart {
-        match self.0.refuses(&self.1) {
-            Ok(()) => self.2.put_part(data),
+        match self.0.refuses() {
+            Ok(()) => self.1.put_part(data),
             Err(error) => std::future::ready(Err(error)).boxed(),
         }
     }
 
     async fn complete(&mut self) -> object_store::Result<PutResult> {
         self.0.process.takes().await;
-        self.0.refuses(&self.1)?;
-        self.2.complete().await
+        self.0.refuses()?;
+        self.1.complete().await
     }
 
     async fn abort(&mut self) -> object_store::Result<()> {
-        self.2.abort().await
+        self.1.abort().await
     }
 }

@@ -57,11 +57,8 @@ pub struct World {
     pub clock: Arc<Hour>,
     pub truth: MemoryRegistry,
     pub objects: Arc<InMemory>,
-    /// The history's files; where it lies in the object store, what [`crate::checks`] made of that last.
+    /// The history's files.
     pub history: PathBuf,
-    /// Whether coordinators share an object store, which has the history too, so that one which was replaced lives on
-    /// beside its successor. Otherwise it is a directory, which one of them has at a time.
-    pub shared: bool,
     full: [AtomicBool; 3],
     /// Cancelled when nothing goes wrong any more.
     pub healed: CancellationToken,
@@ -103,7 +100,6 @@ impl World {
             truth: MemoryRegistry::new(),
             objects: Arc::new(InMemory::new()),
             history,
-            shared: seed.is_multiple_of(2),
             full: Default::default(),
             healed: CancellationToken::new(),
             leads: AtomicU32::new(0),
