@@ -26,7 +26,7 @@ pub enum CoordinatorError {
     Registry(#[from] RegistryError),
     /// Metric history cannot be read or written.
     #[error(transparent)]
-    History(#[from] HistoryError),
+    History(HistoryError),
     /// A checkpoint cannot be read or written, or its bytes are not those announced.
     #[error(transparent)]
     Artifact(#[from] ArtifactError),
@@ -102,19 +102,26 @@ impl CoordinatorError {
 
     /// Whether the disk, or what is in its place, refused: trying again may be right.
     pub fn is_storage(&self) -> bool {
-        matches!(
-            self,
-            Self::Trouble(_)
-                | Self::Registry(RegistryError::Storage(_))
-                | Self::History(HistoryError::Io { .. })
-                | Self::Artifact(ArtifactError::Store { .. })
-                | Self::Blob(BlobError::Store { .. })
-        )
+        match self {
+            Self::Trouble(_) | Self::Registry(RegistryError::Storage(_)) => true,
+            Self::Artifact(ArtifactError::Store { .. }) | Self::Blob(BlobError::Store { .. }) => true,
+            Self::History(error) => error.is_storage(),
+            _ => false,
+        }
     }
 
     /// Nothing of that kind has this id.
     pub fn not_found(kind: &'static str, id: impl ToString) -> Self {
         Self::NotFound { kind, id: id.to_string() }
+    }
+}
+
+impl From<HistoryError> for CoordinatorError {
+    fn from(error: HistoryError) -> Self {
+        match error {
+            HistoryError::Leader(error) => Self::Registry(error),
+            error => Self::History(error),
+        }
     }
 }
 
@@ -154,9 +161,10 @@ fn artifact(error: &ArtifactError) -> RpcError {
         | ArtifactError::Empty
         | ArtifactError::TooMany(_)
         | ArtifactError::Exists(_) => RpcError::Invalid(vec![("header".into(), text)]),
-        ArtifactError::Checksum { .. } | ArtifactError::Short { .. } | ArtifactError::Long => {
-            RpcError::DataLoss(text)
-        }
+        ArtifactError::Checksum { .. }
+        | ArtifactError::Short { .. }
+        | ArtifactError::Long
+        | ArtifactError::Damaged(_) => RpcError::DataLoss(text),
         ArtifactError::NotFound(path) => RpcError::NotFound("checkpoint", path.clone()),
         ArtifactError::Path(_)
         | ArtifactError::Failed

@@ -1,11 +1,13 @@
 //! One of a fleet's coordinators: it stands by while another leads, and says who; when it leads, it serves.
 //!
-//! The state is in a registry that all of them reach (etcd). Metrics and checkpoints lie in a directory that all of them
-//! see. Its lock is held by the one that serves, so that the files of a leader that is replaced while its process lives
-//! on are not touched before that process is gone.
+//! The state is in a registry that all of them reach (etcd). Metrics and checkpoints lie in an object store, where a
+//! leader that is replaced while its process lives on can do no harm ([`crate::history`], [`crate::artifacts`]); or in a
+//! directory that all of them see. Its lock is held by the one that serves, so that the files of a leader that is
+//! replaced are not touched before its process is gone.
 
 use crate::error::{CoordinatorError, Result};
 use crate::history::History;
+use crate::place::Place;
 use crate::store::Store;
 use crate::{Health, Incoming, Options, Server};
 use actor::Scope;
@@ -36,12 +38,14 @@ pub struct Fleet {
     pub registry: Arc<dyn Registry>,
     /// Says who leads.
     pub leadership: Arc<dyn Leadership>,
+    /// Where metrics and checkpoints lie, for all of them.
+    pub place: Place,
     /// Where others reach this coordinator, as `https://host:port`; `None`: at the address that it listens on.
     pub advertise: Option<String>,
 }
 
-/// Stands by until this coordinator leads, then starts as [`crate::start`] does on the fleet's state. `told` hears the
-/// address as soon as it is listened on.
+/// Stands by until this coordinator leads, then starts as [`crate::start`] does on the fleet's state and in its place,
+/// which is not `options.data_dir`. `told` hears the address as soon as it is listened on.
 ///
 /// # Errors
 /// As [`crate::start`]'s; `Gone` if `scope` is cancelled before it leads.
@@ -70,7 +74,7 @@ async fn started(options: Options, fleet: Fleet, scope: Scope, told: Told<'_>) -
 
     let advertise = fleet.advertise.unwrap_or_else(|| options.access.url(address));
     let led = tokio::select! {
-        led = lead(&options, fleet.registry, &advertise) => led,
+        led = lead(&fleet.place, fleet.registry, &advertise) => led,
         () = scope.cancelled() => Err(actor::Gone.into()),
     };
     if !standby.finish(CLOSING).await {
@@ -79,20 +83,22 @@ async fn started(options: Options, fleet: Fleet, scope: Scope, told: Told<'_>) -
     let (store, lock) = led?;
     let listener = TcpListener::from_std(listener).map_err(failed)?;
     server.health =
-        crate::serve(options, security::incoming(listener, tls).boxed(), lock, store, scope).await?;
+        crate::serve(options, security::incoming(listener, tls).boxed(), fleet.place, lock, store, scope)
+            .await?;
     Ok(server)
 }
 
 async fn lead(
-    options: &Options,
+    place: &Place,
     registry: Arc<dyn Registry>,
     advertise: &str,
-) -> Result<(Store, DirectoryLock)> {
+) -> Result<(Store, Option<DirectoryLock>)> {
     let store = Store::lead(registry, advertise).await?;
     tracing::info!(advertise, "this coordinator leads");
-    let lock = take(&options.data_dir).await?;
-    History::refuse_newer(&options.data_dir.join("history"))?;
-    Ok((store, lock))
+    let Place::Directory(dir) = place else { return Ok((store, None)) };
+    let lock = take(dir).await?;
+    History::refuse_newer(&dir.join("history"))?;
+    Ok((store, Some(lock)))
 }
 
 /// Takes the directory as soon as the last leader's process has let go of it.

@@ -11,6 +11,7 @@
 //! | [`blobs`] | data that submitters upload |
 //! | [`allow`] | what a submission may name |
 //! | [`owners`] | which token an agent belongs to |
+//! | [`place`] | where metrics and checkpoints lie: a directory, or an object store |
 //! | [`fleet`] | one of several coordinators: standing by, and leading |
 //! | [`fsck`] | whether a data directory is sound |
 //! | [`search`] | which trial next, and which to stop (pure) |
@@ -29,6 +30,7 @@ pub mod fsck;
 pub mod grpc;
 pub mod history;
 pub mod owners;
+pub mod place;
 pub mod placement;
 pub mod report;
 pub mod search;
@@ -53,6 +55,7 @@ use futures::stream::{BoxStream, StreamExt};
 use grpc::Services;
 use history::History;
 use owners::Owners;
+use place::Place;
 use registry::{DirectoryLock, SqliteRegistry};
 use security::Connection;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -93,7 +96,7 @@ pub struct Server {
 
 /// Whether a coordinator can do its work.
 #[derive(Clone, Default)]
-pub struct Health(Option<(Store, Trouble, PathBuf)>);
+pub struct Health(Option<(Store, Trouble, Place)>);
 
 impl std::fmt::Debug for Health {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -102,17 +105,16 @@ impl std::fmt::Debug for Health {
 }
 
 impl Health {
-    /// Looks whether it leads, can read its state, and can write to its disk.
+    /// Looks whether it leads, can read its state, and can write to its disk or store.
     ///
     /// # Errors
     /// What it cannot do, for people.
     pub async fn check(&self) -> std::result::Result<(), String> {
-        let Some((store, trouble, dir)) = self.0.clone() else {
+        let Some((store, trouble, place)) = &self.0 else {
             return Err("another coordinator leads".into());
         };
         store.drained().await.map_err(|error| format!("the state cannot be read: {error}"))?;
-        let look = tokio::task::spawn_blocking(move || trouble.look(&dir));
-        look.await.unwrap_or_default().map_or(Ok(()), Err)
+        place.look(trouble).await.map_or(Ok(()), Err)
     }
 }
 
@@ -143,7 +145,8 @@ async fn started(options: Options, scope: Scope) -> Result<Server> {
     History::refuse_newer(&options.data_dir.join("history"))?;
     let registry = Arc::new(SqliteRegistry::open(&options.data_dir.join("coordinator.db"))?);
     let store = Store::lead(registry, &format!("process {} at {address}", std::process::id())).await?;
-    let health = serve(options, incoming, lock, store, scope).await?;
+    let place = Place::Directory(options.data_dir.clone());
+    let health = serve(options, incoming, place, Some(lock), store, scope).await?;
     Ok(Server { address, local, health })
 }
 
@@ -154,27 +157,25 @@ async fn bind(listen: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
     Ok((listener, address))
 }
 
-/// Leads: goes on with what is under way, and serves.
+/// Leads: goes on with what is under way, and serves. `lock` is that of `place`, if it is a directory.
 async fn serve(
     options: Options,
     incoming: Incoming,
-    lock: DirectoryLock,
+    place: Place,
+    lock: Option<DirectoryLock>,
     store: Store,
     scope: Scope,
 ) -> Result<Health> {
-    let Options { data_dir, clock, heartbeat, lease, access, .. } = options;
-    let deleted = store.tombstones().await?.into_iter().map(|tombstone| tombstone.sweep).collect();
-    let history = History::open_without(&data_dir.join("history"), &deleted)?;
-    let artifacts = Artifacts::local(&data_dir.join("artifacts"))?;
-    let terms = Terms { heartbeat, lease };
-    let kept = Kept { store: store.clone(), history, artifacts: artifacts.clone() };
+    let Options { clock, heartbeat, lease, access, .. } = options;
+    let kept = Kept::open(store.clone(), &place, &scope).await?;
+    let (artifacts, terms) = (kept.artifacts.clone(), Terms { heartbeat, lease });
     let desk = go_on(kept, clock.clone(), terms, &scope).await?;
-    let health = Health(Some((store, desk.trouble.clone(), data_dir.clone())));
+    let health = Health(Some((store, desk.trouble.clone(), place.clone())));
     let blobs = Blobs::on(artifacts.store());
-    let services = Services { desk, artifacts, blobs, clock, access, data_dir, scope: scope.clone() };
-    tracing::info!(data = %services.data_dir.display(), "serving");
+    let services = Services { desk, artifacts, blobs, clock, access, place, scope: scope.clone() };
+    tracing::info!(data = %services.place, "serving");
     scope.clone().spawn("grpc server", async move {
-        // The directory is this coordinator's until the last request is answered.
+        // A directory is this coordinator's until the last request is answered.
         let _lock = lock;
         if let Err(error) = grpc::serve(services, incoming).await {
             tracing::error!(%error, "the server ended");
@@ -193,6 +194,27 @@ pub struct Kept {
     pub history: History,
     /// Checkpoints.
     pub artifacts: Artifacts,
+}
+
+impl Kept {
+    /// What a leader finds in a place. In an object store all of it is of the leader's term and tied to `scope`.
+    ///
+    /// # Errors
+    /// It cannot be read, or is damaged.
+    pub async fn open(store: Store, place: &Place, scope: &Scope) -> Result<Self> {
+        let deleted = store.tombstones().await?.into_iter().map(|tombstone| tombstone.sweep).collect();
+        let (history, artifacts) = match place {
+            Place::Directory(dir) => (
+                History::open_without(&dir.join("history"), &deleted)?,
+                Artifacts::local(&dir.join("artifacts"))?,
+            ),
+            Place::Objects(objects) => {
+                let history = History::open_in(objects.store(), store.clone(), &deleted, scope).await?;
+                (history, Artifacts::on(objects.store()).in_term(store.term(), scope.clone()))
+            }
+        };
+        Ok(Self { store, history, artifacts })
+    }
 }
 
 /// Starts a leader's actors, which go on with what is under way. They end with `scope`.
@@ -223,7 +245,8 @@ async fn taken_up(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope
 }
 
 /// Removes what no record points at: checkpoints of which a deletion was cut off, or of an upload without its record, and
-/// data that no sweep names any more. Before anything is uploaded, so that none of it is about to be recorded.
+/// data that no sweep names any more. Before anything is uploaded here, so that none of it is about to be recorded;
+/// `artifacts` says why a coordinator that was replaced can record no checkpoint either.
 async fn remove_unused(store: &Store, artifacts: &Artifacts, now: Timestamp) {
     let removed = match store.paths().await {
         Ok(used) => artifacts.delete_all_but(&used).await.map_err(CoordinatorError::from),

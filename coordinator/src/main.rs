@@ -24,7 +24,7 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
 
 /// Schedules sweeps onto the agents that connect, and keeps what they send.
 ///
-/// With --etcd several may run, on any machines that see the directory of --artifacts: one leads, the others stand by and
+/// With --etcd several may run, on any machines that reach the store of --artifacts: one leads, the others stand by and
 /// tell who. When the leader is gone, another goes on with everything within seconds; agents train on meanwhile.
 #[derive(Debug, Parser)]
 #[command(
@@ -33,7 +33,10 @@ const STOP_LIMIT: Duration = Duration::from_secs(30);
     after_help = "Examples:
   coordinator --data-dir /var/lib/lorafleet
   coordinator --listen 0.0.0.0:7401 --advertise https://c1.example.org:7401 --tls-cert c1.crt --tls-key c1.key \\
-      --tokens tokens.yaml --allow-hub all --etcd http://10.0.0.2:2379,http://10.0.0.3:2379 --artifacts /mnt/lorafleet
+      --tokens tokens.yaml --allow-hub all --etcd http://10.0.0.2:2379,http://10.0.0.3:2379 --artifacts s3://bucket/fleet
+
+For s3:// and gs:// the environment has the credentials and the address: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION,
+AWS_ENDPOINT_URL and AWS_ALLOW_HTTP=true (for MinIO and the like); GOOGLE_APPLICATION_CREDENTIALS; or the role of the machine.
 
 Exit codes: 0 stopped when told to, 1 it could not go on, 2 usage, or the data directory is in use."
 )]
@@ -86,8 +89,9 @@ struct FleetArgs {
         value_parser = clap::value_parser!(u64).range(2..=300)
     )]
     election_ttl: u64,
-    /// Directory of metrics and checkpoints, which every coordinator of the fleet sees: a path or a file:// URL.
-    #[arg(long, env = "LORAFLEET_ARTIFACTS", value_name = "DIR", requires = "etcd")]
+    /// Where metrics and checkpoints are kept for every coordinator of the fleet: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, or
+    /// a directory that all of them see.
+    #[arg(long, env = "LORAFLEET_ARTIFACTS", value_name = "URL|DIR", requires = "etcd")]
     artifacts: Option<String>,
     /// Where others reach this coordinator: the address that it listens on, unless given.
     #[arg(long, env = "LORAFLEET_ADVERTISE", value_name = "URL")]
@@ -118,8 +122,8 @@ fn main() -> ExitCode {
 
 async fn run(args: Args) -> Result<(), End> {
     let access = args.access.access(args.listen).map_err(End::invalid)?;
-    let options = |data_dir| Options {
-        data_dir,
+    let options = Options {
+        data_dir: args.data_dir,
         listen: args.listen,
         clock: Arc::new(SystemClock::new()),
         heartbeat: Duration::from_secs(args.assignment_lease) / HEARTBEATS,
@@ -129,11 +133,9 @@ async fn run(args: Args) -> Result<(), End> {
     let ready = Readiness::not_yet("it has not started to serve");
     let work = async {
         if args.fleet.etcd.is_empty() {
-            return alone(options(args.data_dir), &ready).await;
+            return alone(options, &ready).await;
         }
-        let artifacts = args.fleet.artifacts.as_deref().unwrap_or_default();
-        let artifacts = directory(artifacts)?;
-        in_fleet(options(artifacts), &args.fleet, &ready).await
+        in_fleet(options, &args.fleet, &ready).await
     };
     http::beside(args.http, ready.clone(), work).await
 }
@@ -144,17 +146,6 @@ fn look_at(health: Health) -> http::Look {
         let health = health.clone();
         Box::pin(async move { health.check().await })
     })
-}
-
-/// The directory that `--artifacts` names.
-fn directory(text: &str) -> Result<PathBuf, End> {
-    match text.split_once("://") {
-        None => Ok(text.into()),
-        Some(("file", path)) => Ok(path.into()),
-        Some((scheme, _)) => Err(End::invalid(format!(
-            "--artifacts {text}: {scheme}:// is not supported yet; name a directory that all coordinators see"
-        ))),
-    }
 }
 
 /// What a script waits for, on a line of its own.
@@ -191,6 +182,7 @@ async fn in_fleet(_: Options, _: &FleetArgs, _: &Readiness) -> Result<(), End> {
 #[cfg(feature = "etcd")]
 async fn in_fleet(mut options: Options, args: &FleetArgs, ready: &Readiness) -> Result<(), End> {
     use coordinator::fleet::{self, Fleet};
+    use coordinator::place::{Place, PlaceError};
     use registry::etcd::EtcdOptions;
     use registry::{EtcdRegistry, RegistryError};
 
@@ -198,6 +190,14 @@ async fn in_fleet(mut options: Options, args: &FleetArgs, ready: &Readiness) -> 
     let (client, user) = args.access.access(&args.etcd).map_err(End::invalid)?;
     if let Some((_, password)) = &user {
         telemetry::secrets::keep(password.expose());
+    }
+    let cannot = |error: PlaceError| match error.is_settled() {
+        true => End::invalid(error),
+        false => End::failed(error),
+    };
+    let place = Place::parse(args.artifacts.as_deref().unwrap_or_default()).map_err(cannot)?;
+    if let Place::Objects(objects) = &place {
+        objects.probe().await.map_err(cannot)?;
     }
     let etcd = EtcdOptions {
         endpoints: args.etcd.clone(),
@@ -221,6 +221,7 @@ async fn in_fleet(mut options: Options, args: &FleetArgs, ready: &Readiness) -> 
             let fleet = Fleet {
                 registry: registry.clone(),
                 leadership: Arc::new(registry.members()),
+                place: place.clone(),
                 advertise: args.advertise.clone(),
             };
             let server = fleet::start(options.clone(), fleet, scope.clone(), Box::new(told)).await?;
@@ -242,7 +243,7 @@ async fn in_fleet(mut options: Options, args: &FleetArgs, ready: &Readiness) -> 
             None => return Ok(()),
             Some(Ok(())) | Some(Err(CoordinatorError::Registry(RegistryError::Fenced { .. }))) => {}
             // Once it was there, it may come back. Before, its address may be wrong.
-            Some(Err(error @ CoordinatorError::Registry(RegistryError::Storage(_)))) if connected => {
+            Some(Err(error)) if connected && error.is_storage() => {
                 tracing::warn!(%error, "trying again");
                 tokio::select! {
                     () = tokio::time::sleep(PAUSE) => {}

@@ -10,12 +10,13 @@
 //! | `deleted/<sweep>` | the [`Tombstone`] of a deleted sweep: its id is never given again |
 //! | `drains/<agent>` | the id of an agent that is drained |
 //! | `owners/<agent>` | the [`Owner`] of an agent |
+//! | `history/closed` | in a fleet with an object store: the [`Closed`] terms of its metrics |
 //! | `newest/<time, descending>-<sweep>` | the sweep's id, so that a listing begins with the newest |
 
 mod records;
 
 pub use records::{
-    Checkpoint, LogEntry, Owner, Placement, Revision, StopCause, SweepRecord, Tombstone, TrialRecord,
+    Checkpoint, Closed, LogEntry, Owner, Placement, Revision, StopCause, SweepRecord, Tombstone, TrialRecord,
 };
 
 use crate::actors::sweep::Selection;
@@ -49,6 +50,19 @@ impl Store {
     pub async fn lead(registry: Arc<dyn Registry>, holder: &str) -> Result<Self> {
         let fence = registry.lead(holder).await?;
         Ok(Self { registry, fence })
+    }
+
+    /// This leadership's number, larger than that of any before.
+    pub fn term(&self) -> u64 {
+        self.fence.0
+    }
+
+    /// Whether this coordinator leads: it did, at some moment after the call.
+    ///
+    /// # Errors
+    /// Another leads, or it cannot be told.
+    pub async fn still_leads(&self) -> registry::Result<()> {
+        self.registry.commit(self.fence, Vec::new()).await
     }
 
     /// Writes all of a batch or nothing; durable when it returns.
@@ -94,6 +108,11 @@ impl Store {
     /// Every deleted sweep.
     pub async fn tombstones(&self) -> Result<Vec<Tombstone>> {
         self.read_all(TOMBSTONES).await
+    }
+
+    /// What the newest leader found of the metrics in an object store.
+    pub async fn closed(&self) -> Result<Option<Closed>> {
+        self.read(CLOSED).await
     }
 
     /// The keys of everything that is kept of a sweep's trials.
@@ -289,6 +308,11 @@ impl Batch {
         self.put(tombstone_key(&tombstone.sweep), tombstone);
     }
 
+    /// Sets what a leader found of the metrics in an object store.
+    pub fn closed(&mut self, closed: &Closed) {
+        self.put(CLOSED.into(), closed);
+    }
+
     fn put<T: Serialize>(&mut self, key: String, value: &T) {
         match serde_json::to_vec(value) {
             Ok(bytes) => self.writes.push(Write::Put(key, bytes)),
@@ -303,6 +327,7 @@ const LOGS: &str = "logs/";
 const DRAINS: &str = "drains/";
 
 const OWNERS: &str = "owners/";
+const CLOSED: &str = "history/closed";
 
 /// What the keys of a trial's log begin with.
 pub(crate) fn log_prefix(sweep: &SweepId, number: u32) -> String {

@@ -1,6 +1,9 @@
-//! Checkpoints in a local directory and in a store in memory: all or nothing, and never replaced.
+//! Checkpoints in a local directory, in a store in memory and in one that speaks S3: all or nothing, and never replaced.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[cfg(feature = "object-stores")]
+mod common;
 
 use bytes::Bytes;
 use coordinator::artifacts::{ArtifactError, Artifacts, FileSpec, Part, Stored};
@@ -20,6 +23,12 @@ async fn each<T: Future<Output = ()>>(test: impl Fn(Artifacts) -> T) {
     let dir = tempfile::tempdir().unwrap();
     test(Artifacts::local(dir.path()).unwrap()).await;
     test(Artifacts::on(Arc::new(InMemory::new()))).await;
+    #[cfg(feature = "object-stores")]
+    {
+        let s3 = tests::s3::S3::start();
+        test(Artifacts::on(common::client(&s3))).await;
+        assert_eq!(s3.uploads(), 0, "every upload in parts is completed or given up");
+    }
 }
 
 /// A file and its bytes.
@@ -236,6 +245,51 @@ async fn only_parts_that_are_used_stay() {
         artifacts.delete_all_but(&[].into()).await.unwrap();
     })
     .await;
+}
+
+/// A coordinator that was replaced and its successor, in one store: neither writes to what is the other's, and what the
+/// first removes as unused, however late, is nothing of the second's.
+#[tokio::test]
+async fn terms_keep_leaders_apart() {
+    each(|artifacts| async move {
+        let [first, second] = [3, 12].map(|term| artifacts.clone().in_term(term, actor::Scope::new()));
+        let old = send(&first, &checkpoint(), 1_000_000).await.unwrap();
+        let new = send(&second, &checkpoint(), 1_000_000).await.unwrap();
+        assert_eq!((old.adapter.clone(), new.adapter.clone()), (at(ADAPTER, 3), at(ADAPTER, 12)));
+        // The first has not heard yet that it is replaced, and knows of no record.
+        first.delete_all_but(&[].into()).await.unwrap();
+        for path in [&old.adapter, &new.adapter, &new.resume] {
+            first.files(path.as_deref().unwrap()).await.unwrap();
+        }
+        second.delete_all_but(&new.adapter.iter().cloned().collect()).await.unwrap();
+        assert!(is_absent(&second, old.adapter.as_deref().unwrap()).await);
+        assert_eq!(second.files(new.resume.as_deref().unwrap()).await.unwrap().len(), 3, "of this term");
+        // The next leader points at the adapter alone.
+        let third = artifacts.in_term(13, actor::Scope::new());
+        third.delete_all_but(&new.adapter.iter().cloned().collect()).await.unwrap();
+        assert!(is_absent(&third, new.resume.as_deref().unwrap()).await);
+        assert_eq!(third.files(new.adapter.as_deref().unwrap()).await.unwrap().len(), 2);
+    })
+    .await;
+}
+
+fn at(path: &str, term: u64) -> Option<String> {
+    Some(format!("{path}-t{term}"))
+}
+
+/// A process ended between files and manifest.
+#[tokio::test]
+async fn what_is_left_without_a_manifest_goes() {
+    use object_store::{ObjectStore, ObjectStoreExt};
+    let store = Arc::new(InMemory::new());
+    let artifacts = Artifacts::on(store.clone()).in_term(5, actor::Scope::new());
+    for name in ["resume-a1-s1-t4/moments", "resume-a1-s1-t5/moments", "notes/kept"] {
+        store.put(&format!("sweeps/s/1/{name}").as_str().into(), "x".into()).await.unwrap();
+    }
+    artifacts.delete_all_but(&[].into()).await.unwrap();
+    let left: Vec<_> =
+        store.list(None).map_ok(|object| object.location.to_string()).try_collect().await.unwrap();
+    assert_eq!(left, ["sweeps/s/1/notes/kept", "sweeps/s/1/resume-a1-s1-t5/moments"]);
 }
 
 #[tokio::test]

@@ -26,6 +26,14 @@ pub use secret::Secret;
 pub use server::{Connection, ServerTls, incoming};
 
 use std::path::PathBuf;
+use tokio_rustls::rustls::crypto::ring;
+
+/// Makes ring what clients of TLS use in this process that choose nothing themselves, such as those of object stores.
+/// Before the first of them is made.
+pub fn use_ring() {
+    // It was said before.
+    let _ = ring::default_provider().install_default();
+}
 
 /// A file that cannot be used.
 #[derive(Debug, thiserror::Error)]

@@ -11,7 +11,8 @@ const REDACTED: &str = "[redacted]";
 const SHORTEST: usize = 8;
 
 /// A variable whose name has one of these in it holds a secret.
-const NAMES: [&str; 6] = ["TOKEN", "SECRET", "PASSWORD", "PASSPHRASE", "API_KEY", "ACCESS_KEY"];
+const NAMES: [&str; 8] =
+    ["TOKEN", "SECRET", "PASSWORD", "PASSPHRASE", "API_KEY", "ACCESS_KEY", "ACCOUNT_KEY", "CUSTOMER_KEY"];
 
 fn known() -> &'static RwLock<Vec<String>> {
     static KNOWN: OnceLock<RwLock<Vec<String>>> = OnceLock::new();

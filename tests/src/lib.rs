@@ -4,6 +4,7 @@ pub mod certificates;
 pub mod etcd;
 pub mod log;
 pub mod program;
+pub mod s3;
 
 use std::io::Write;
 use std::path::PathBuf;

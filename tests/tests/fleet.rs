@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
 use tests::program::{self, Program};
+use tests::s3::S3;
 
 /// What a test waits for at most.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -38,6 +39,17 @@ impl Fleet {
         // Longer than an agent's pause between two tries to connect.
         let rest = ["--assignment-lease", "8", "--artifacts", artifacts.to_str().unwrap()];
         Program::start("coordinator", &[&etcd[..], &rest].concat())
+    }
+
+    /// One that shares no directory with others.
+    fn coordinator_on(&self, store: &S3) -> Program {
+        let etcd = ["--listen", "127.0.0.1:0", "--election-ttl", ELECTION_TTL, "--etcd", &self.etcd.endpoint];
+        // Longer than an agent takes to find out that a coordinator does not answer.
+        let rest = ["--assignment-lease", "60", "--artifacts", "s3://fleet/of/tests"];
+        let started = |command: &mut Command| {
+            command.envs(store.variables());
+        };
+        Program::start_with("coordinator", &[&etcd[..], &rest].concat(), started)
     }
 
     fn agent(&self, name: &str) -> Program {
@@ -150,6 +162,49 @@ async fn an_etcd_that_stands_still_costs_no_step() {
     assert!(coordinator.terminate());
 }
 
+/// The leader's process is stopped for longer than its lease, while another leads in the same object store; then it goes
+/// on, with what agents had said to it still to be read, and with what it had begun.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_stopped_and_goes_on_has_no_effect() {
+    let Some(fleet) = Fleet::new() else { return };
+    let store = S3::start();
+    let mut first = fleet.coordinator_on(&store);
+    let first_at = first.says("listening on ");
+    first.says("leading");
+    let mut second = fleet.coordinator_on(&store);
+    let second_at = second.says("listening on ");
+    let agent = fleet.agent("agent");
+    let sweep = submit(&first_at).await;
+    soon("training", until(&first_at, &sweep, 10)).await;
+    // It is stopped with a write of metrics on its way.
+    let held = store.hold("PUT", "of/tests/history/");
+    soon("a write", held.arrived()).await;
+    tests::signal(first.id(), "STOP");
+    second.says("leading");
+    held.release();
+    tests::signal(first.id(), "CONT");
+    first.says("standing by");
+    assert_eq!(first.says("listening on "), first_at);
+
+    soon("the sweep", until(&second_at, &sweep, u64::MAX)).await;
+    let found = results(&second_at, &sweep).await;
+    for (number, trial) in &found {
+        assert_eq!((trial.state, trial.attempts), (v1::TrialState::Completed, 1), "trial {number}");
+    }
+    assert!(agent.terminate());
+    // All of it is in the store: the first reads what the second wrote.
+    assert!(second.terminate());
+    first.says("leading");
+    assert_eq!(results(&first_at, &sweep).await, found);
+    assert!(first.terminate());
+    assert_eq!(store.uploads(), 0);
+    // Of each trial there is the checkpoint that its record points at, and nothing else.
+    let mut parts: Vec<_> =
+        store.keys("/sweeps/").iter().map(|key| key.rsplit_once('/').unwrap().0.to_string()).collect();
+    parts.dedup();
+    assert_eq!(parts.len(), found.len(), "{parts:?}");
+}
+
 /// The attempts of a sweep's trials by their ids.
 async fn attempts(endpoint: &str, sweep_id: &str) -> BTreeMap<String, u32> {
     let mut client = TrialServiceClient::connect(endpoint.to_string()).await.unwrap();
@@ -166,8 +221,8 @@ fn arguments_that_are_refused() {
         ("coordinator", &["--etcd", "http://127.0.0.1:1"], "--artifacts"),
         (
             "coordinator",
-            &["--etcd", "http://127.0.0.1:1", "--artifacts", "s3://bucket"],
-            "s3:// is not supported",
+            &["--etcd", "http://127.0.0.1:1", "--artifacts", "ftp://bucket"],
+            "s3://BUCKET/PREFIX",
         ),
         ("coordinator", &["--election-ttl", "1"], "2..=300"),
         ("gpu-agent", &[], "--coordinator"),

@@ -73,7 +73,8 @@ const ONLY: &[(&str, &[&str])] = &[
     ("opentelemetry-otlp", &["telemetry"]),
     ("tracing-opentelemetry", &["telemetry"]),
     ("tracing-subscriber", &["telemetry", "tests"]),
-    ("hyper", &["telemetry"]),
+    ("hyper", &["telemetry", "tests"]),
+    ("reqwest", &["coordinator"]),
 ];
 
 fn packages() -> Vec<(String, BTreeSet<String>)> {

@@ -11,7 +11,7 @@ use super::message::{FromAgent, Numbered, Outbox, StopReason, ToAgent, TrialEven
 use super::sweep::Standing;
 use crate::access::Caller;
 use crate::error::{CoordinatorError, Result};
-use crate::history::{History, HistoryError};
+use crate::history::History;
 use crate::owners::Owners;
 use crate::trouble::{RETRY, Storage, Trouble};
 use actor::{Gone, Scope};
@@ -190,7 +190,7 @@ impl Session<'_> {
             return Ok(());
         }
         while let Err(error) = self.desk.history.append(trial, attempt, points.clone()).await {
-            if !matches!(error, HistoryError::Io { .. }) {
+            if !error.is_storage() {
                 return Err(error.into());
             }
             self.desk.trouble.failed(Storage::History, &error);

@@ -1,4 +1,4 @@
-//! Checkpoints in an object store: a local directory here, any [`ObjectStore`] by [`Artifacts::on`].
+//! Checkpoints in an object store: a local directory, or one that all coordinators of a fleet reach.
 //!
 //! A checkpoint has two parts, the adapter (what people want) and the resume state. A part is a prefix with its
 //! files, and a manifest that is written last:
@@ -10,6 +10,21 @@
 //!
 //! A part without a manifest does not exist. Names carry the attempt and the step and are created only: once a
 //! manifest is there, nothing under its prefix changes until [`Artifacts::delete`].
+//!
+//! A local directory is one process's, by its lock. A remote store has no lock: a leader that was stopped may go on while
+//! another leads. There each name ends with the leader's term, `adapter-a<attempt>-s<step>-t<term>`, so that two leaders
+//! never write to one name, and a leader records only paths of its own term. What a leader that was replaced still writes
+//! is a part that no record can point at, because records are fenced; the next leader removes it. What it still deletes
+//! is one of three things, none of which can ever be used again, so that a delete may be as late as it likes:
+//!
+//! - a checkpoint that a newer one replaced ([`Artifacts::discard`]): the fenced transaction that recorded the newer one
+//!   came first, and no later leader records a path of an earlier term;
+//! - a deleted sweep's ([`Artifacts::delete_sweep`]): its tombstone is fenced, came first, and ids are not given again;
+//! - what no record pointed at when it began to lead ([`Artifacts::delete_all_but`]): of earlier terms alone. Whoever
+//!   could have recorded those was fenced off by its election, before it read the records.
+//!
+//! Nothing remembers an upload of several pieces that was neither finished nor given up because its process died: only
+//! the store does, and an expiry rule there ends it (`docs/fleet.md`).
 //!
 //! | file | holds |
 //! |---|---|
@@ -25,15 +40,18 @@ mod names;
 mod upload;
 
 pub use inspect::{Inspected, inspect};
+pub(crate) use names::split_term;
 pub use upload::Upload;
 
+use actor::Scope;
 use bytes::Bytes;
 use domain::{SweepId, TrialId};
-use futures::stream::{BoxStream, StreamExt, TryStreamExt};
+use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt};
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -82,6 +100,9 @@ pub enum ArtifactError {
     /// More bytes came than were announced.
     #[error("more bytes came than the announced files have")]
     Long,
+    /// The bytes of a stored file are not those that were stored.
+    #[error("`{0}` is damaged: it is not what was stored there; restore it from a copy")]
+    Damaged(String),
     /// An earlier call on this upload failed.
     #[error("the upload has failed before; begin it again")]
     Failed,
@@ -117,10 +138,19 @@ impl ArtifactError {
             error => Self::Store { path, error },
         }
     }
+
+    /// The same of a write: that a bucket or an upload is not there says nothing of the checkpoint.
+    fn written(path: impl ToString) -> impl FnOnce(object_store::Error) -> Self {
+        let path = path.to_string();
+        move |error| Self::Store { path, error }
+    }
 }
 
 /// The name of a part's manifest.
 const MANIFEST: &str = "manifest.json";
+
+/// Bytes that are held in memory on their way, in each direction. Object stores take no less than 5 MiB at a time.
+const PIECE: usize = 8 * 1024 * 1024;
 
 /// A checkpoint's half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -175,8 +205,19 @@ struct ManifestFile {
 pub struct Artifacts {
     store: Arc<dyn ObjectStore>,
     local: Option<LocalFileSystem>,
+    /// Where other leaders may write.
+    term: Option<Term>,
     /// Held while a part is published: of two uploads to one name, the second must find the first's manifest.
     publishing: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// A leader's time.
+#[derive(Debug, Clone)]
+struct Term {
+    /// What the names of its parts end with.
+    number: u64,
+    /// Gives up uploads that whoever sent them left.
+    scope: Scope,
 }
 
 impl Artifacts {
@@ -200,7 +241,13 @@ impl Artifacts {
 
     /// Checkpoints in any object store whose writes are durable when they return.
     pub fn on(store: Arc<dyn ObjectStore>) -> Self {
-        Self { store, local: None, publishing: Arc::default() }
+        Self { store, local: None, term: None, publishing: Arc::default() }
+    }
+
+    /// The same under a leader's term, in a store where leaders of other terms may write and delete too. Uploads that
+    /// are dropped are given up in the store by tasks of `scope`.
+    pub fn in_term(self, number: u64, scope: Scope) -> Self {
+        Self { term: Some(Term { number, scope }), ..self }
     }
 
     /// The store itself, for what lies beside the checkpoints.
@@ -227,7 +274,8 @@ impl Artifacts {
         files.into_iter().map(spec).collect()
     }
 
-    /// The bytes of a part's file, in pieces. Whoever receives them checks the SHA-256 of [`Artifacts::files`].
+    /// The bytes of a part's file, in pieces, which are read as they are taken. The last comes only if all of them are
+    /// what was stored.
     ///
     /// # Errors
     /// There is no finished part at this path, or it has no such file.
@@ -237,11 +285,28 @@ impl Artifacts {
         file: &str,
     ) -> Result<BoxStream<'static, Result<Bytes, ArtifactError>>, ArtifactError> {
         let object = names::parse_part(path)?.join(file);
-        if !self.files(path).await?.iter().any(|spec| spec.name == file) {
-            return Err(ArtifactError::NotFound(object.to_string()));
-        }
-        let bytes = self.store.get(&object).await.map_err(ArtifactError::store(&object))?;
-        Ok(bytes.into_stream().map_err(move |error| ArtifactError::store(&object)(error)).boxed())
+        let spec = self.files(path).await?.into_iter().find(|spec| spec.name == file);
+        let spec = spec.ok_or_else(|| ArtifactError::NotFound(object.to_string()))?;
+        let store = self.store.clone();
+        let pieces = stream::try_unfold((0, Sha256::new()), move |(from, mut digest)| {
+            let (store, object) = (store.clone(), object.clone());
+            async move {
+                if from == spec.bytes {
+                    return Ok(None);
+                }
+                let to = spec.bytes.min(from + PIECE as u64);
+                let piece =
+                    store.get_range(&object, from..to).await.map_err(ArtifactError::store(&object))?;
+                digest.update(&piece);
+                let whole = piece.len() as u64 == to - from;
+                if !whole || (to == spec.bytes && <[u8; 32]>::from(digest.clone().finalize()) != spec.sha256)
+                {
+                    return Err(ArtifactError::Damaged(object.to_string()));
+                }
+                Ok(Some((piece, (to, digest))))
+            }
+        });
+        Ok(pieces.boxed())
     }
 
     /// Where a part lies in the file system, if the store is a local directory. Whether it is there and
@@ -261,15 +326,7 @@ impl Artifacts {
         domain::crash::point("artifacts/before-delete");
         self.delete_object(part.clone().join(MANIFEST)).await?;
         domain::crash::point("artifacts/manifest-deleted");
-        let mut objects = self.store.list(Some(&part));
-        while let Some(object) = objects.next().await {
-            match object {
-                Ok(object) => self.delete_object(object.location).await?,
-                Err(object_store::Error::NotFound { .. }) => {}
-                Err(error) => return Err(ArtifactError::store(path)(error)),
-            }
-        }
-        Ok(())
+        self.delete_objects(path, self.store.list(Some(&part)).map_ok(|object| object.location).boxed()).await
     }
 
     /// [`Artifacts::delete`] of parts that a trial's record no longer points at. What cannot be removed is logged, and
@@ -282,26 +339,24 @@ impl Artifacts {
         }
     }
 
-    /// Removes every part whose path is not among these. Nothing may be uploaded meanwhile: a part is stored before a
-    /// record points at it.
+    /// Removes every part whose path is not among these, and what is left of uploads that never finished; in a store
+    /// with other leaders those of earlier terms. Nothing may be uploaded meanwhile in this term: a part is stored
+    /// before a record points at it.
     ///
     /// # Errors
     /// The store failed; calling again goes on.
     pub async fn delete_all_but(&self, used: &BTreeSet<String>) -> Result<(), ArtifactError> {
-        let root = names::root();
-        let objects: Vec<_> = self
-            .store
-            .list(Some(&root))
-            .map_ok(|object| object.location)
-            .try_collect()
-            .await
-            .map_err(ArtifactError::store(&root))?;
-        for manifest in objects.iter().filter(|object| object.filename() == Some(MANIFEST)) {
-            let Some((part, _)) = manifest.as_ref().rsplit_once('/') else { continue };
-            if names::parse_part(part).is_ok() && !used.contains(part) {
-                self.delete(part).await?;
-                tracing::info!(part, "removed a checkpoint that no record points at");
+        let own = self.term.as_ref().map_or(u64::MAX, |term| term.number);
+        let mut parts = BTreeSet::new();
+        for object in self.objects(&names::root()).await? {
+            let Some((part, _)) = object.as_ref().rsplit_once('/') else { continue };
+            if names::parse_part(part).is_ok() && names::split_term(part).1 < own && !used.contains(part) {
+                parts.insert(part.to_string());
             }
+        }
+        for part in parts {
+            self.delete(&part).await?;
+            tracing::info!(part, "removed a checkpoint that no record points at");
         }
         Ok(())
     }
@@ -312,17 +367,32 @@ impl Artifacts {
     /// The store failed; calling again goes on.
     pub async fn delete_sweep(&self, sweep: &SweepId) -> Result<(), ArtifactError> {
         let prefix = names::sweep(sweep)?;
-        let failed = || ArtifactError::store(&prefix);
-        let mut objects: Vec<_> = self
-            .store
-            .list(Some(&prefix))
-            .map_ok(|object| object.location)
-            .try_collect()
-            .await
-            .map_err(failed())?;
-        objects.sort_by_key(|object| object.filename() != Some(MANIFEST));
-        for object in objects {
-            self.delete_object(object).await?;
+        let objects = self.objects(&prefix).await?.into_iter();
+        let (manifests, rest) = objects.partition::<Vec<_>, _>(|object| object.filename() == Some(MANIFEST));
+        for objects in [manifests, rest] {
+            self.delete_objects(prefix.as_ref(), stream::iter(objects.into_iter().map(Ok)).boxed()).await?;
+        }
+        Ok(())
+    }
+
+    /// Everything below a path.
+    async fn objects(&self, below: &ObjectPath) -> Result<Vec<ObjectPath>, ArtifactError> {
+        let listed = self.store.list(Some(below)).map_ok(|object| object.location).try_collect();
+        listed.await.map_err(ArtifactError::store(below))
+    }
+
+    /// Deletes objects, in any order.
+    async fn delete_objects(
+        &self,
+        below: &str,
+        objects: BoxStream<'static, object_store::Result<ObjectPath>>,
+    ) -> Result<(), ArtifactError> {
+        let mut deleted = self.store.delete_stream(objects);
+        while let Some(done) = deleted.next().await {
+            match done {
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(ArtifactError::store(below)(error)),
+            }
         }
         Ok(())
     }

@@ -17,14 +17,22 @@ pub(super) fn part(
     attempt: Attempt,
     step: u64,
     part: Part,
+    term: Option<u64>,
 ) -> Result<ObjectPath, ArtifactError> {
     let wrong = || ArtifactError::Trial(trial.clone());
     let (sweep, number) = trial.sweep().zip(trial.number()).ok_or_else(wrong)?;
     if sweep.as_str().is_empty() {
         return Err(wrong());
     }
-    let name = format!("{}-a{attempt}-s{step}", folder(part));
+    let term = term.map(|term| format!("-t{term}")).unwrap_or_default();
+    let name = format!("{}-a{attempt}-s{step}{term}", folder(part));
     Ok(ObjectPath::from_iter([ROOT, sweep.as_str(), &number.to_string(), &name]))
+}
+
+/// A part's path without the term at its end, and the term; 0 if there is none.
+pub(crate) fn split_term(path: &str) -> (&str, u64) {
+    let split = path.rsplit_once("-t").and_then(|(path, term)| Some((path, term.parse().ok()?)));
+    split.unwrap_or((path, 0))
 }
 
 /// The path of everything.
@@ -114,7 +122,7 @@ mod tests {
     #[test]
     fn parts_lie_where_the_trial_says() {
         let at = |trial: &str| {
-            part(&TrialId::new(trial), Attempt(2), 30, Part::Resume).map(|path| path.to_string())
+            part(&TrialId::new(trial), Attempt(2), 30, Part::Resume, None).map(|path| path.to_string())
         };
         assert_eq!(at("quick-start-00ff/7").unwrap(), "sweeps/quick-start-00ff/7/resume-a2-s30");
         assert_eq!(at("../7").unwrap(), "sweeps/%2E%2E/7/resume-a2-s30");
@@ -126,6 +134,17 @@ mod tests {
             let path = at(trial).unwrap();
             assert_eq!(parse_part(&path).unwrap().to_string(), path);
         }
+    }
+
+    #[test]
+    fn terms_stand_at_the_end() {
+        let path =
+            part(&TrialId::new("a-t3/1"), Attempt(2), 30, Part::Adapter, Some(17)).unwrap().to_string();
+        assert_eq!(path, "sweeps/a-t3/1/adapter-a2-s30-t17");
+        assert_eq!(split_term(&path), ("sweeps/a-t3/1/adapter-a2-s30", 17));
+        assert_eq!(parse_part(&path).unwrap().to_string(), path);
+        let local = "sweeps/a-t3/1/adapter-a2-s30";
+        assert_eq!(split_term(local), (local, 0));
     }
 
     #[test]

@@ -1,15 +1,14 @@
 //! A checkpoint's way into the store: bytes in, checked, all or nothing.
 
-use super::{ArtifactError, Artifacts, FileSpec, MANIFEST, Manifest, ManifestFile, Part, Stored, names};
+use super::{
+    ArtifactError, Artifacts, FileSpec, MANIFEST, Manifest, ManifestFile, PIECE, Part, Stored, names,
+};
 use bytes::Bytes;
 use domain::{Attempt, TrialId, crash};
 use object_store::path::Path as ObjectPath;
-use object_store::{MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutPayload};
+use object_store::{MultipartUpload, ObjectStoreExt, PutMode, PutPayload};
 use sha2::{Digest, Sha256};
 use std::collections::VecDeque;
-
-/// Bytes held in memory before they go to the store. Object stores take no less than 5 MiB at a time.
-const PIECE: usize = 8 * 1024 * 1024;
 
 /// A checkpoint under way. Nothing of it can be read before [`Upload::finish`] returns; dropping it, or an
 /// error, leaves nothing that counts.
@@ -67,7 +66,16 @@ impl Artifacts {
         for part in [Part::Adapter, Part::Resume] {
             let manifest = Manifest::of(part, &files);
             if !manifest.files.is_empty() {
-                parts.push(PartPlan { path: names::part(trial, attempt, step, part)?, manifest });
+                parts.push(PartPlan {
+                    path: names::part(
+                        trial,
+                        attempt,
+                        step,
+                        part,
+                        self.term.as_ref().map(|term| term.number),
+                    )?,
+                    manifest,
+                });
             }
         }
         let (artifacts, waiting) = (self.clone(), files.into());
@@ -129,7 +137,7 @@ impl Upload {
             let part = part.ok_or_else(|| ArtifactError::NotFound(spec.name.clone()))?;
             let object = part.path.clone().join(spec.name.as_str());
             let begun = self.artifacts.store.put_multipart(&object).await;
-            let upload = begun.map_err(ArtifactError::store(&object))?;
+            let upload = begun.map_err(ArtifactError::written(&object))?;
             let (missing, digest) = (spec.bytes, Sha256::new());
             self.open = Some(OpenFile { spec, missing, digest, piece: Vec::new(), held: 0, object, upload });
             self.stage_whole().await?;
@@ -171,44 +179,72 @@ impl Upload {
         for plan in missing {
             for file in self.staged.iter_mut().filter(|file| file.part == plan.manifest.part) {
                 crash::point("artifacts/before-file");
-                file.upload.complete().await.map_err(ArtifactError::store(&file.object))?;
+                file.upload.complete().await.map_err(ArtifactError::written(&file.object))?;
             }
             crash::point("artifacts/before-manifest");
-            plan.write_manifest(&*self.artifacts.store).await?;
+            plan.write_manifest(&self.artifacts).await?;
             crash::point("artifacts/after-manifest");
+            self.staged.retain(|file| file.part != plan.manifest.part);
         }
+        // Of a part that was there already.
+        self.abort().await;
         let of = |part| {
             self.parts.iter().find(|plan| plan.manifest.part == part).map(|plan| plan.path.to_string())
         };
         Ok(Stored { adapter: of(Part::Adapter), resume: of(Part::Resume) })
     }
 
-    /// Gives up what was begun. Remains of it count for nothing, so that an error here says nothing new.
+    /// Gives up what was begun.
     async fn abort(&mut self) {
         self.failed = true;
+        give_up(self.unfinished()).await;
+    }
+
+    fn unfinished(&mut self) -> Vec<Box<dyn MultipartUpload>> {
         let open = self.open.take().map(|file| file.upload);
-        for mut upload in self.staged.drain(..).map(|file| file.upload).chain(open) {
-            let _ = upload.abort().await;
+        self.staged.drain(..).map(|file| file.upload).chain(open).collect()
+    }
+}
+
+/// Whoever sent it has gone.
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let uploads = self.unfinished();
+        if let Some(term) = self.artifacts.term.as_ref().filter(|_| !uploads.is_empty()) {
+            term.scope.spawn("upload given up", give_up(uploads));
         }
+    }
+}
+
+/// What remains counts for nothing, so that an error here says nothing new.
+async fn give_up(uploads: Vec<Box<dyn MultipartUpload>>) {
+    for mut upload in uploads {
+        let _ = upload.abort().await;
     }
 }
 
 impl PartPlan {
     /// The moment from which the part exists.
-    async fn write_manifest(&self, store: &dyn ObjectStore) -> Result<(), ArtifactError> {
+    async fn write_manifest(&self, artifacts: &Artifacts) -> Result<(), ArtifactError> {
         let problem = |error: serde_json::Error| ArtifactError::Manifest {
             path: self.path.to_string(),
             problem: error.to_string(),
         };
         let bytes = serde_json::to_vec_pretty(&self.manifest).map_err(problem)?;
         let object = self.path.clone().join(MANIFEST);
-        match store.put_opts(&object, bytes.into(), PutMode::Create.into()).await {
+        match artifacts.store.put_opts(&object, bytes.into(), PutMode::Create.into()).await {
             Ok(_) => Ok(()),
-            // Someone else's process wrote to this store in between.
-            Err(object_store::Error::AlreadyExists { .. }) => {
-                Err(ArtifactError::Exists(self.path.to_string()))
+            Err(error @ object_store::Error::AlreadyExists { .. }) => {
+                match artifacts.manifest(&self.path).await? {
+                    // The store was asked twice, because its first answer was lost.
+                    Some(there) if there == self.manifest => Ok(()),
+                    // Someone else's process wrote to this store in between.
+                    Some(_) => Err(ArtifactError::Exists(self.path.to_string())),
+                    // S3 says so, too, of a name that is being written.
+                    None => Err(ArtifactError::written(object)(error)),
+                }
             }
-            Err(error) => Err(ArtifactError::store(object)(error)),
+            Err(error) => Err(ArtifactError::written(object)(error)),
         }
     }
 }
@@ -243,7 +279,7 @@ impl OpenFile {
         }
         self.held = 0;
         let piece: PutPayload = self.piece.drain(..).collect();
-        self.upload.put_part(piece).await.map_err(ArtifactError::store(&self.object))
+        self.upload.put_part(piece).await.map_err(ArtifactError::written(&self.object))
     }
 
     fn check(&self) -> Result<(), ArtifactError> {

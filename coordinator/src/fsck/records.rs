@@ -1,7 +1,8 @@
 //! Sweeps and trials, each by itself and against the others.
 
 use super::Findings;
-use crate::store::{self, LogEntry, Owner, SweepRecord, Tombstone, TrialRecord};
+use crate::artifacts::split_term;
+use crate::store::{self, Closed, LogEntry, Owner, SweepRecord, Tombstone, TrialRecord};
 use domain::sweep::StateCounts;
 use domain::trial::TrialState;
 use domain::{AgentId, SweepId, Timestamp};
@@ -58,6 +59,7 @@ impl Records {
                 }
                 "drains" => drop(parse::<AgentId>(key, value, findings)),
                 "owners" => drop(parse::<Owner>(key, value, findings)),
+                "history" => drop(parse::<Closed>(key, value, findings)),
                 _ => findings.note(key, "a record of a kind that this version does not know"),
             }
         }
@@ -267,7 +269,8 @@ fn check_steps(record: &TrialRecord, findings: &mut Findings) {
     let checkpoints = record.checkpoint.iter().chain(&record.best_checkpoint);
     let checkpoints = checkpoints.flat_map(|c| [(&c.adapter, c.step), (&c.resume, c.step)]);
     for (path, step) in checkpoints.chain(trial.adapter.iter().map(|path| (path, record.adapter_step))) {
-        let own = path.starts_with(&format!("sweeps/{id}/")) && path.ends_with(&format!("-s{step}"));
+        let own =
+            path.starts_with(&format!("sweeps/{id}/")) && split_term(path).0.ends_with(&format!("-s{step}"));
         findings.expect(own, id, || format!("it points at `{path}` as its checkpoint of step {step}"));
     }
 }

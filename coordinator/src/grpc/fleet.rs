@@ -25,7 +25,7 @@ impl FleetService for Services {
         });
         Ok(Response::new(v1::GetServerInfoResponse {
             version: env!("CARGO_PKG_VERSION").into(),
-            data_dir: self.data_dir.display().to_string(),
+            data_dir: self.place.to_string(),
             metrics: metrics.collect(),
             trouble: self.trouble().await,
         }))

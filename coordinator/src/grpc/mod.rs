@@ -17,6 +17,7 @@ use crate::actors::agent_session::Desk;
 use crate::artifacts::Artifacts;
 use crate::blobs::Blobs;
 use crate::error::{CoordinatorError, Result};
+use crate::place::Place;
 use actor::Scope;
 use domain::{Clock, SweepId, TrialId};
 use limit::Limits;
@@ -26,7 +27,6 @@ use proto::v1::data_service_server::{self, DataServiceServer};
 use proto::v1::fleet_service_server::{self, FleetServiceServer};
 use proto::v1::sweep_service_server::{self, SweepServiceServer};
 use proto::v1::trial_service_server::{self, TrialServiceServer};
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,8 +73,8 @@ pub struct Services {
     pub clock: Arc<dyn Clock>,
     /// Who may call what.
     pub access: Access,
-    /// Where the coordinator keeps things.
-    pub data_dir: PathBuf,
+    /// Where the coordinator keeps metrics and checkpoints.
+    pub place: Place,
     /// Ends streams, and with them the server.
     pub scope: Scope,
 }
@@ -135,10 +135,9 @@ pub enum ServeError {
 }
 
 impl Services {
-    /// What cannot be written, as [`Trouble::look`] finds it.
+    /// What cannot be written, as [`Place::look`] finds it.
     async fn trouble(&self) -> Option<String> {
-        let (trouble, dir) = (self.desk.trouble.clone(), self.data_dir.clone());
-        tokio::task::spawn_blocking(move || trouble.look(&dir)).await.unwrap_or_default()
+        self.place.look(&self.desk.trouble).await
     }
 
     /// Refuses a person's change while it could not be written: better a clear word now than a long silence.

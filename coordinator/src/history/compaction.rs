@@ -11,9 +11,6 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
 
-/// Records of a frame.
-const GROUP: usize = 256;
-
 /// Whether a record is of one of these sweeps.
 pub(super) fn is_of(record: &Record, sweeps: &HashSet<SweepId>) -> bool {
     !sweeps.is_empty() && record.trial.sweep().is_some_and(|sweep| sweeps.contains(&sweep))
@@ -36,12 +33,10 @@ pub(super) fn compact(
             kept.push(record);
         }
     })?;
-    let mut bytes = segment::compacted_header(read.head.acknowledged_before);
-    let too_large = || io::Error::new(io::ErrorKind::InvalidData, "a frame above 4 GiB");
     let path = segment::path(dir, number);
-    for group in kept.chunks(GROUP) {
-        bytes.extend(segment::frame(group).ok_or_else(too_large).map_err(HistoryError::io(&path))?);
-    }
+    let too_large = || io::Error::new(io::ErrorKind::InvalidData, "a frame above 4 GiB");
+    let bytes = segment::compacted(read.head.acknowledged_before, &kept);
+    let bytes = bytes.ok_or_else(too_large).map_err(HistoryError::io(&path))?;
     let beside = path.with_extension("new");
     let replace = || {
         let mut file = File::create(&beside)?;

@@ -1,13 +1,15 @@
-//! The metric points of every trial: append-only segment files, fsynced before anyone is told that a point is
-//! kept. Points that are sent again (the same trial, attempt and step) are dropped; the first stays.
+//! The metric points of every trial: append-only segments, durable before anyone is told that a point is kept. Points
+//! that are sent again (the same trial, attempt and step) are dropped; the first stays.
 //!
 //! | file | holds |
 //! |---|---|
 //! | `mod.rs` | [`History`]: open, append, read a curve |
 //! | `segment.rs` | the bytes of a segment: header, frames, what a torn tail is |
-//! | `recovery.rs` | reading them all back when the history is opened |
-//! | `compaction.rs` | taking the points of deleted sweeps out of them |
-//! | `writer.rs` | the group commit: one thread, one frame and one fsync for everything that waits |
+//! | `writer.rs` | the group commit: one frame for everything that waits |
+//! | `files.rs` | segments in a directory: frames are written behind each other, with an fsync each |
+//! | `objects.rs` | segments in an object store: a frame is an object, small ones become larger ones; who may delete which |
+//! | `recovery.rs` | reading segments back when the history is opened |
+//! | `compaction.rs` | taking the points of deleted sweeps out of files |
 //! | `inspect.rs` | the same reading for a look at what lies there, without a change |
 //! | `index.rs` | the points in memory, and the rule that makes one curve of several attempts |
 //!
@@ -15,37 +17,49 @@
 //! takes about 60 kB.
 
 mod compaction;
+mod files;
 mod index;
 mod inspect;
+mod objects;
 mod recovery;
 mod segment;
 mod writer;
 
+pub use files::{Disk, RealDisk, SegmentFile};
 pub use inspect::{Inspection, inspect};
 pub use recovery::Torn;
-pub use writer::{Disk, RealDisk, SegmentFile};
 
+use crate::store::Store;
+use actor::Scope;
 use domain::metric::MetricPoint;
 use domain::{Attempt, SweepId, TrialId};
+use files::Files;
 use index::Index;
+use object_store::ObjectStore;
+use objects::Objects;
+use registry::RegistryError;
 use segment::Record;
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
+use writer::{Append, Writer};
 
 /// Why points could not be kept or read.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum HistoryError {
-    /// A file cannot be read or written. Points of a failed append are not kept; send them again.
+    /// A file or object cannot be read or written. Points of a failed append are not kept; send them again.
     #[error("`{}`: {error}", path.display())]
     Io {
-        /// The file or directory.
+        /// The file, directory or object.
         path: PathBuf,
-        /// What the operating system said.
+        /// What the operating system or the object store said.
         error: Arc<std::io::Error>,
     },
+    /// It cannot be told whether this coordinator still leads, or it does not; so nothing counts as kept.
+    #[error(transparent)]
+    Leader(#[from] RegistryError),
     /// Points that had been acknowledged are damaged or missing. Nothing is dropped silently: the file needs
     /// a look, or to be put back from a copy.
     #[error("`{}` is damaged at byte {offset}: {what}; restore the file from a copy", path.display())]
@@ -67,7 +81,7 @@ pub enum HistoryError {
         /// The latest format that this program knows.
         known: u32,
     },
-    /// The writing thread has stopped.
+    /// The writer has stopped.
     #[error("the metric history is closed")]
     Closed,
 }
@@ -76,6 +90,11 @@ impl HistoryError {
     fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
         move |error| Self::Io { path, error: Arc::new(error) }
+    }
+
+    /// Whether storage refused: sending again may be right.
+    pub fn is_storage(&self) -> bool {
+        matches!(self, Self::Io { .. } | Self::Leader(RegistryError::Storage(_)))
     }
 }
 
@@ -94,15 +113,15 @@ struct Inner {
 
 /// Who writes.
 enum Writing {
-    /// A thread of its own, which groups what waits.
-    Thread(Option<mpsc::Sender<writer::Append>>, Option<JoinHandle<()>>),
+    /// A thread or a task of its own, which groups what waits. A thread is waited for.
+    Apart(Option<mpsc::Sender<Append>>, Option<JoinHandle<()>>),
     /// Whoever appends.
-    Here(Mutex<writer::Writer>),
+    Here(Mutex<Writer>),
 }
 
 impl std::fmt::Debug for Writing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if matches!(self, Self::Here(_)) { "Here" } else { "Thread" })
+        f.write_str(if matches!(self, Self::Here(_)) { "Here" } else { "Apart" })
     }
 }
 
@@ -135,6 +154,27 @@ impl History {
         Ok(Self(Arc::new(Inner { index, writing: Writing::Here(Mutex::new(writer)) })))
     }
 
+    /// The same in an object store, where no lock keeps a leader that was replaced away: points count as kept once they
+    /// are there and `leader` has been seen to lead after that. Removes the points of `gone` sweeps as
+    /// [`History::open_without`] does. Writes until `scope` is cancelled.
+    ///
+    /// # Errors
+    /// The store cannot be read, or a segment is damaged.
+    pub async fn open_in(
+        store: Arc<dyn ObjectStore>,
+        leader: Store,
+        gone: &HashSet<SweepId>,
+        scope: &Scope,
+    ) -> Result<Self, HistoryError> {
+        let mut index = Index::default();
+        let objects = Objects::open(store, leader, gone, |record| index.insert(record)).await?;
+        let index = Arc::new(RwLock::new(index));
+        let (inbox, appends) = mpsc::channel(WAITING);
+        let writer = Writer::new(Box::new(objects), index.clone());
+        scope.spawn("history writer", writer.run(appends, scope.clone()));
+        Ok(Self(Arc::new(Inner { index, writing: Writing::Apart(Some(inbox), None) })))
+    }
+
     /// Refuses a directory of which a later version wrote a part.
     ///
     /// # Errors
@@ -144,12 +184,13 @@ impl History {
     }
 
     fn open_on(dir: &Path, disk: Box<dyn Disk>, gone: &HashSet<SweepId>) -> Result<Self, HistoryError> {
-        let (index, mut writer) = Self::recover(dir, disk, gone)?;
+        let (index, writer) = Self::recover(dir, disk, gone)?;
         let (inbox, appends) = mpsc::channel(WAITING);
-        let thread =
-            std::thread::Builder::new().name("history-writer".into()).spawn(move || writer.run(appends));
+        // A thread of its own, because files keep whoever writes them waiting. It ends with the last sender.
+        let write = move || futures::executor::block_on(writer.run(appends, Scope::new()));
+        let thread = std::thread::Builder::new().name("history-writer".into()).spawn(write);
         let thread = thread.map_err(HistoryError::io(dir))?;
-        Ok(Self(Arc::new(Inner { index, writing: Writing::Thread(Some(inbox), Some(thread)) })))
+        Ok(Self(Arc::new(Inner { index, writing: Writing::Apart(Some(inbox), Some(thread)) })))
     }
 
     /// Reads what is there, and makes what writes behind it.
@@ -157,7 +198,7 @@ impl History {
         dir: &Path,
         disk: Box<dyn Disk>,
         gone: &HashSet<SweepId>,
-    ) -> Result<(Arc<RwLock<Index>>, writer::Writer), HistoryError> {
+    ) -> Result<(Arc<RwLock<Index>>, Writer), HistoryError> {
         std::fs::create_dir_all(dir).map_err(HistoryError::io(dir))?;
         let (mut index, mut with_gone) = (Index::default(), BTreeSet::new());
         let (mut end, torn) =
@@ -174,7 +215,7 @@ impl History {
             }
         }
         let index = Arc::new(RwLock::new(index));
-        let writer = writer::Writer::new(dir, end, disk, index.clone());
+        let writer = Writer::new(Box::new(Files::new(dir, end, disk)), index.clone());
         Ok((index, writer))
     }
 
@@ -182,7 +223,7 @@ impl History {
     /// dropped. If the future is dropped before it is done, the points may or may not be kept.
     ///
     /// # Errors
-    /// The disk refused. None of the points counts as kept; sending them again is right.
+    /// The disk or the store refused. None of the points counts as kept; sending them again is right.
     pub async fn append(
         &self,
         trial: &TrialId,
@@ -191,17 +232,15 @@ impl History {
     ) -> Result<(), HistoryError> {
         let record = Record { trial: trial.clone(), attempt, points };
         let inbox = match &self.0.writing {
-            Writing::Here(writer) => {
-                return writer.lock().unwrap_or_else(PoisonError::into_inner).keep(vec![record]);
-            }
-            Writing::Thread(inbox, _) => inbox.as_ref().ok_or(HistoryError::Closed)?,
+            Writing::Here(writer) => return writer.lock().await.keep(vec![record]).await,
+            Writing::Apart(inbox, _) => inbox.as_ref().ok_or(HistoryError::Closed)?,
         };
         let (reply, answer) = oneshot::channel();
-        inbox.send(writer::Append { record, reply }).await.map_err(|_| HistoryError::Closed)?;
+        inbox.send(Append { record, reply }).await.map_err(|_| HistoryError::Closed)?;
         answer.await.map_err(|_| HistoryError::Closed)?
     }
 
-    /// Drops the points of sweeps from memory. The segments keep their bytes until [`History::open_without`].
+    /// Drops the points of sweeps from memory. The segments keep their bytes until the history is opened again.
     pub fn forget(&self, gone: impl Fn(&SweepId) -> bool) {
         self.0.index.write().unwrap_or_else(PoisonError::into_inner).forget(gone);
     }
@@ -223,7 +262,7 @@ impl History {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let Writing::Thread(inbox, thread) = &mut self.writing else { return };
+        let Writing::Apart(inbox, thread) = &mut self.writing else { return };
         *inbox = None;
         if let Some(thread) = thread.take() {
             // A panic was reported by the thread itself; whoever asked was told that it stopped.

@@ -61,6 +61,18 @@ pub(super) struct Segment {
     torn: u64,
 }
 
+/// Hands on the records of a compacted segment, which is `bytes`; `path` names it.
+pub(super) fn read_compacted(
+    path: &Path,
+    bytes: &[u8],
+    each: &mut impl FnMut(Record),
+) -> Result<(), HistoryError> {
+    if !header(path, bytes)?.compacted {
+        return Err(damaged(path, 0, "it is no whole segment"));
+    }
+    read_acknowledged(path, bytes, bytes.len() as u64, each)
+}
+
 /// Hands on the records of segment `number` of `last`.
 pub(super) fn read_one(
     dir: &Path,

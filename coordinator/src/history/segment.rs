@@ -1,4 +1,5 @@
-//! The bytes of a segment, `segment-<number>.log`, numbered from 1. All integers are little-endian.
+//! The bytes of a segment: the file `segment-<number>.log`, numbered from 1, or an object (`objects.rs`), which is always
+//! a whole, compacted one. All integers are little-endian.
 //!
 //! ```text
 //! header   "LFMETRIC" | format u32 (1, or 2: compacted) | acknowledged bytes of the segment before u64 | crc32 of these 20 bytes u32
@@ -28,6 +29,8 @@ const AS_WRITTEN: u32 = 1;
 /// The format of a compacted segment.
 const COMPACTED: u32 = 2;
 const MARK: &[u8; 4] = b"LFGC";
+/// Records of a frame of a compacted segment.
+const GROUP: usize = 256;
 /// Bytes of a segment's header.
 pub(super) const HEADER: usize = 24;
 /// Bytes of a frame before its payload.
@@ -73,6 +76,15 @@ pub(super) fn frame(records: &[Record]) -> Option<Vec<u8>> {
     let length = u32::try_from(bytes.len() - FRAME_HEAD).ok()?.to_le_bytes();
     let crc = checksum(length, &bytes[FRAME_HEAD..]).to_le_bytes();
     bytes[..FRAME_HEAD].copy_from_slice([*MARK, length, crc].as_flattened());
+    Some(bytes)
+}
+
+/// A compacted segment of these records; none if a frame would be longer than its length field can say.
+pub(super) fn compacted(acknowledged: u64, records: &[Record]) -> Option<Vec<u8>> {
+    let mut bytes = compacted_header(acknowledged);
+    for group in records.chunks(GROUP) {
+        bytes.extend(frame(group)?);
+    }
     Some(bytes)
 }
 

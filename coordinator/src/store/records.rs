@@ -167,6 +167,23 @@ pub struct Owner {
     pub token: String,
 }
 
+/// What a leader found of the metrics in an object store when it began: of the terms before its own no other objects
+/// count, whenever they come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Closed {
+    /// The leader's term.
+    pub by: u64,
+    /// The number of each term's last object; terms that have none are not here.
+    pub last: BTreeMap<u64, u64>,
+}
+
+impl Closed {
+    /// Whether an object counts.
+    pub fn counts(&self, term: u64, number: u64) -> bool {
+        term >= self.by || self.last.get(&term).is_some_and(|last| number <= *last)
+    }
+}
+
 /// A trial, and what only the coordinator needs to know of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrialRecord {

@@ -1,7 +1,9 @@
 //! The writer on a disk that counts, waits and fails as told.
 
 use super::*;
-use crate::history::History;
+use crate::history::files::Files;
+use crate::history::recovery::{self, End};
+use crate::history::{Disk, History, RealDisk, SegmentFile};
 use domain::metric::MetricPoint;
 use domain::{Attempt, Timestamp, TrialId};
 use futures::future::join_all;
@@ -135,20 +137,17 @@ async fn any_operation_may_fail() {
     }
 }
 
-#[test]
-fn segments_roll() {
+#[tokio::test]
+async fn segments_roll() {
     let dir = tempfile::tempdir().unwrap();
-    let end = End { number: 0, length: 0 };
-    let mut writer = Writer::new(dir.path(), end, Box::new(RealDisk), Arc::default());
-    writer.roll = 150;
+    let mut files = Files::new(dir.path(), End { number: 0, length: 0 }, Box::new(RealDisk));
+    files.roll = 150;
     for step in 1..=10 {
         let record = Record { trial: trial(), attempt: Attempt(1), points: vec![point(step)] };
-        writer.keep(vec![record]).unwrap();
+        files.append(&segment::frame(&[record]).unwrap()).await.unwrap();
     }
-    assert!(writer.end.number > 3, "{:?}", writer.end);
+    assert!(files.end.number > 3, "{:?}", files.end);
     let mut read = Vec::new();
-    let end =
-        super::super::recovery::read_all(dir.path(), |_, r| read.extend(r.points.iter().map(|p| p.step)))
-            .unwrap();
-    assert_eq!((end, read), ((writer.end, vec![]), (1..=10).collect()));
+    let end = recovery::read_all(dir.path(), |_, r| read.extend(r.points.iter().map(|p| p.step))).unwrap();
+    assert_eq!((end, read), ((files.end, vec![]), (1..=10).collect()));
 }
