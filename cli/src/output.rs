@@ -55,7 +55,8 @@ pub(crate) enum Format {
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct OutputArgs {
     /// Form of the output.
-    #[arg(short = 'o', long = "output", value_enum, default_value = "table")]
+    // Its own id: a verb may have a `--format` of its own.
+    #[arg(id = "output", short = 'o', long = "output", value_enum, default_value = "table")]
     pub(crate) format: Format,
 }
 

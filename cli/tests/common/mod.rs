@@ -6,6 +6,9 @@ use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
 
+/// Tests ask again and again, without a pause, what people ask now and then.
+pub const UNHURRIED: (&str, &str) = ("LORAFLEET_MAX_CALLS_PER_SECOND", "1000000");
+
 /// A sweep file and a data directory of one test.
 pub struct Sandbox {
     pub dir: tempfile::TempDir,
@@ -25,6 +28,7 @@ impl Sandbox {
         command.args(args).current_dir(self.dir.path()).env_remove("LORAFLEET_ENDPOINT");
         command.envs(self.endpoint.as_ref().map(|endpoint| ("LORAFLEET_ENDPOINT", endpoint)));
         command.env_remove("LORAFLEET_DATA_DIR").env("XDG_CONFIG_HOME", self.dir.path().join("config"));
+        command.env(UNHURRIED.0, UNHURRIED.1);
         command
     }
 

@@ -1,7 +1,7 @@
 //! A disk that is full for a while, or read-only: a real file system of a few megabytes, in a mount namespace of its
 //! own.
 
-use crate::common::Sandbox;
+use crate::common::{Sandbox, UNHURRIED};
 use crate::server::{results, sweep, watched_to_its_end};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -50,7 +50,7 @@ impl Server {
     fn start(sandbox: &Sandbox, way: &str) -> Self {
         let mut command = Command::new("unshare");
         command.args([way, "sh", "-c", SCRIPT, env!("CARGO_BIN_EXE_lorafleet")]);
-        command.current_dir(sandbox.path()).env_remove("LORAFLEET_ENDPOINT");
+        command.current_dir(sandbox.path()).env_remove("LORAFLEET_ENDPOINT").env(UNHURRIED.0, UNHURRIED.1);
         let mut shell = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(shell.stderr.take().unwrap());
         let mut line = String::new();
