@@ -87,7 +87,7 @@ fn every_format_says_what_the_server_says() {
         assert_eq!(table.len(), trials.len());
         for (row, trial) in table.iter().zip(trials) {
             assert_eq!((&row["id"], &row["state"]), (&string(&trial["id"]), &string(&trial["state"])));
-            assert_eq!(row["learning_rate"], string(&trial["parameters"]["learning_rate"]));
+            assert_eq!(row["learning_rate"].parse().ok(), trial["parameters"]["learning_rate"].as_f64());
             assert_eq!(row["lora_rank"], string(&trial["config"]["lora_rank"]));
             assert_eq!(row["cost_usd"], string(&trial["cost_usd"]));
             assert_eq!(row["peak_memory_bytes"], string(&trial["summary"]["peak_memory_bytes"]));

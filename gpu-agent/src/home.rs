@@ -81,9 +81,10 @@ impl Home {
         self.root.join("spool")
     }
 
-    /// The folder of the cache.
+    /// The folder of the cache. Trials name what lies there, and a relative path is none that a trial may name.
     pub fn cache(&self) -> PathBuf {
-        self.root.join("cache")
+        let path = self.root.join("cache");
+        std::path::absolute(&path).unwrap_or(path)
     }
 
     /// An assignment's work folder.
