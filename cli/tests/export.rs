@@ -158,7 +158,7 @@ fn every_format_says_what_the_server_says() {
         assert_eq!(line["value"], if completed { trial["eval_loss"].clone() } else { Value::Null });
         // Of steps 0, which is the base's, 5, 10, 15 and 20.
         let reported = line["intermediate_values"].as_object().unwrap().len();
-        assert_eq!(reported, if completed { 5 } else { 0 });
+        assert_eq!(reported, if completed { 5 } else { 1 });
         assert_eq!(line["user_attrs"]["id"], trial["id"]);
         assert_eq!(line["user_attrs"]["cost_usd"], trial["cost_usd"]);
     }
