@@ -39,8 +39,8 @@ parameters:
 """
 
 MODEL = {
-    "model_type": "llama", "hidden_act": "silu", "hidden_size": 256, "intermediate_size": 512,
-    "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 1000, "max_position_embeddings": 2048,
+    "model_type": "llama", "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 5632,
+    "num_hidden_layers": 22, "num_attention_heads": 32, "vocab_size": 32000, "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
 }
 
@@ -77,7 +77,7 @@ def export(folder):
         output = subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
         return json.loads(output.stdout)
 
-    ran = lorafleet("run", "sweep.yaml", "--simulate", "T4-16GB:4", "--simulate-speed", "100000")
+    ran = lorafleet("run", "sweep.yaml", "--simulate", "T4-16GB:4", "--simulate-speed", "20")
     sweep = ran["sweep"]["id"]
     trials = lorafleet("trials", "list", sweep)
     curves = {trial["id"]: lorafleet("trials", "metrics", trial["id"]) for trial in trials}
