@@ -290,29 +290,11 @@ mod tests {
     }
 
     fn trial(number: u32, state: TrialState, step: u64) -> v1::WatchSweepResponse {
-        let trial = Trial {
-            id: TrialId::new(format!("s-0000/{number}")),
-            config: domain::trial::TrialConfig { max_steps: Some(135), ..Default::default() },
-            parameters: [("lora_rank".into(), serde_json::json!(8))].into(),
-            state,
-            attempt: Attempt(1),
-            step,
-            total_steps: Some(135),
-            agent: None,
-            device: None,
-            adapter: None,
-            resume: None,
-            attempts: vec![],
-            eval_loss: None,
-            cost_usd: None,
-            summary: None,
-            failure: None,
-            digests: None,
-            created_at: Timestamp(0),
-            started_at: None,
-            finished_at: None,
-            trace_id: None,
-        };
+        let id = TrialId::new(format!("s-0000/{number}"));
+        let config = domain::trial::TrialConfig { max_steps: Some(135), ..Default::default() };
+        let parameters = [("lora_rank".into(), serde_json::json!(8))].into();
+        let proposed = Trial::new(id, config, parameters, Timestamp(0));
+        let trial = Trial { state, attempt: Attempt(1), step, total_steps: Some(135), ..proposed };
         v1::WatchSweepResponse { event: Some(Event::Trial(trial.into())) }
     }
 

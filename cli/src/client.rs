@@ -52,6 +52,12 @@ impl ServerArgs {
         Ok(self.named()?.map(|named| named.endpoint))
     }
 
+    /// Those that name a server.
+    #[cfg(test)]
+    pub(crate) fn of(endpoint: &str) -> Self {
+        Self { endpoint: Some(endpoint.into()), data_dir: None, client: ClientArgs::default() }
+    }
+
     fn named(&self) -> Result<Option<Named>, Failure> {
         let client = self.client.client();
         match (&self.endpoint, &self.data_dir) {
@@ -78,6 +84,9 @@ pub(crate) type Channel = Traced<security::Line>;
 
 /// The time in which a connection is made.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// The time after which a silent connection is asked whether it is there, and in which it answers.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
 /// The file in a data directory that says where its server listens, while it does.
 pub(crate) const ENDPOINT_FILE: &str = "endpoint";
@@ -269,6 +278,8 @@ pub(crate) fn check_endpoint(endpoint: &str, client: &Client) -> Result<Vec<Endp
     let one = |address: &str| {
         let endpoint =
             client.endpoint(address).map_err(|error| Failure::invalid(format!("--endpoint: {error}")))?;
+        // A server that is gone without a word is noticed while it is waited for.
+        let endpoint = endpoint.http2_keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
         Ok(endpoint.connect_timeout(CONNECT_LIMIT))
     };
     endpoint.split(',').map(str::trim).map(one).collect()

@@ -125,9 +125,11 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
         Format::Optuna => place::refuse_file(&args.to, args.overwrite)?,
         _ => place::refuse_full(&args.to, args.overwrite)?,
     }
-    let draft = place::beside(&args.to, "part")?;
+    // A link leads to where it is wanted: that is replaced, and not the link.
+    let to = std::fs::canonicalize(&args.to).unwrap_or_else(|_| args.to.clone());
+    let draft = place::beside(&to, "part")?;
     let written = Connection::with(&args.server, async |c| write(c, &args, &draft).await).await;
-    if let Err(failure) = written.and_then(|()| place::publish(&draft, &args.to)) {
+    if let Err(failure) = written.and_then(|()| place::publish(&draft, &to, args.overwrite)) {
         // A half export is of no use.
         place::discard(&draft);
         return Err(failure);

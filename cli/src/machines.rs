@@ -163,6 +163,8 @@ fn import(source: &str, provider: Option<String>, date: Option<String>) -> Resul
     };
     let today = view::time(SystemClock::new().now()).chars().take(10).collect();
     let date = date.unwrap_or(today);
+    // It is shown wherever its prices are.
+    let source = if is_address { &without_secrets(source) } else { source };
     let origin = Origin { provider: &provider, source, date: &date };
     let read = skypilot::read(&text, &origin).map_err(Failure::invalid)?;
     if read.machines.is_empty() {
@@ -190,6 +192,14 @@ fn import(source: &str, provider: Option<String>, date: Option<String>) -> Resul
         "source": source,
         "catalogue": path,
     }))
+}
+
+/// An address without what may let its bearer in: a user with a password, and what follows a question mark.
+fn without_secrets(address: &str) -> String {
+    let plain = address.split(['?', '#']).next().unwrap_or(address);
+    let Some((scheme, rest)) = plain.split_once("://") else { return plain.into() };
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    format!("{scheme}://{}/{path}", host.rsplit('@').next().unwrap_or(host))
 }
 
 /// The name of the folder that holds a file, as in catalogs/v8/gcp/vms.csv.
@@ -233,6 +243,18 @@ mod tests {
             ("https://example.org/vms.csv", None),
         ] {
             assert_eq!(folder(source).as_deref(), want, "{source}");
+        }
+    }
+
+    #[test]
+    fn what_lets_its_bearer_in_is_not_kept() {
+        for (address, want) in [
+            ("https://example.org/v8/gcp/vms.csv", "https://example.org/v8/gcp/vms.csv"),
+            ("http://user:hunter2@host/vms.csv?sig=SECRET#x", "http://host/vms.csv"),
+            ("https://host/a@b/vms.csv", "https://host/a@b/vms.csv"),
+            ("https://host", "https://host/"),
+        ] {
+            assert_eq!(without_secrets(address), want);
         }
     }
 

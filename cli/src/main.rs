@@ -69,6 +69,7 @@ pub(crate) use failure::Failure;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Finds the best LoRA fine-tuning configuration for a model, a data set and a budget.
 #[derive(Parser)]
@@ -252,6 +253,9 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
     }
 }
 
+/// How long threads that still work are waited for at the end.
+const LAST_THREADS: Duration = Duration::from_secs(1);
+
 /// Runs a verb that talks to a server.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -259,7 +263,10 @@ fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fail
         .build()
         .map_err(|e| Failure::failed(format!("cannot start: {e}")))?;
     telemetry::observe_runtime(&runtime);
-    runtime.block_on(work)
+    let done = runtime.block_on(work);
+    // A file that is being hashed is not waited for once somebody has said to stop.
+    runtime.shutdown_timeout(LAST_THREADS);
+    done
 }
 
 #[cfg(test)]

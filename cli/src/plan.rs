@@ -6,6 +6,7 @@ mod model;
 use crate::Failure;
 use crate::download::Downloads;
 use crate::output::{self, OutputArgs};
+use config::paths::{self, Named, Place};
 use config::sweep_file;
 use coordinator::search::{Proposal, Proposed, Searcher};
 use device::Device;
@@ -74,7 +75,14 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 /// Reads a sweep file with `--set KEY=VALUE` overrides.
 pub(crate) fn load(file: &std::path::Path, set: &[String]) -> Result<sweep_file::Loaded, Failure> {
     let cwd = std::env::current_dir().map_err(Failure::failed)?;
-    sweep_file::load(file, &overrides(set)?, &cwd).map_err(Failure::invalid)
+    let loaded = sweep_file::load(file, &overrides(set)?, &cwd).map_err(Failure::invalid)?;
+    match paths::named(&loaded.document).into_iter().find(|named| named.place == Place::Uploaded) {
+        None => Ok(loaded),
+        Some(Named { at, name, .. }) => {
+            let problem = "is data that a server has; name the server with --endpoint";
+            Err(Failure::invalid(format!("{}: {at}: {name} {problem}", loaded.locate(&at))))
+        }
+    }
 }
 
 /// [`load`] for a server, of which `elsewhere` says that its agents may have what is not here.

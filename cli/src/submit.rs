@@ -13,7 +13,7 @@ use std::path::PathBuf;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   lorafleet submit sweep.yaml    # to the `lorafleet up` that serves ./lorafleet-data
-  lorafleet submit sweep.yaml --set max_steps=100 --endpoint http://127.0.0.1:7401
+  lorafleet submit sweep.yaml --set max_steps=100
   lorafleet submit sweep.yaml --endpoint https://fleet.example.org:7401 --data in-place
   lorafleet watch $(lorafleet submit sweep.yaml)")]
 pub(crate) struct Args {

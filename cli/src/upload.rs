@@ -98,6 +98,11 @@ impl DataArgs {
             let place = |problem: &dyn std::fmt::Display| {
                 Failure::invalid(format!("{}: {}: {problem}", loaded.locate(&local.at), local.at))
             };
+            if paths::is_compared(&loaded.document, &local.name) {
+                let problem = "a `when` or a constraint compares with it, and what is uploaded gets another name; use \
+                               --data in-place";
+                return Err(place(&problem));
+            }
             let shape = match local.what {
                 What::Model => {
                     Some(simulated::shape(&local.name).map_err(|failure| place(&failure.message))?)

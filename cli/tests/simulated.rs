@@ -45,7 +45,7 @@ fn the_published_benchmark() {
         "less memory than float16**",
         "slower than float16**",
         "gradient\\_checkpointing true needs",
-        "**float16 fits up to batch\\_size",
+        "fits up to batch\\_size",
         "## Trainable parameters",
         "**Cheapest good**",
         "does not fit: needs",

@@ -2,7 +2,7 @@
 //! types, `machines.yaml` in the user's configuration directory.
 
 use crate::{user, yaml};
-use domain::machine::{Accelerator, Machine};
+use domain::machine::{Accelerator, MOST_DOLLARS, Machine};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -98,7 +98,7 @@ impl Catalogue {
         match machines.iter().find(|machine| !machine.is_sound()) {
             Some(wrong) => {
                 let problem = format!(
-                    "{} in {}: has no accelerator, or a price that is none",
+                    "{} in {}: has no accelerator, or a price that is not from 0 to {MOST_DOLLARS}",
                     wrong.machine, wrong.region
                 );
                 Err(MachinesError::Invalid { path: path.into(), problem })

@@ -104,6 +104,28 @@ pub fn rename(document: &mut Map<String, Value>, new: &dyn Fn(&str) -> Option<St
     each(document, &mut |_, name, _| *name = new(name).unwrap_or_else(|| std::mem::take(name)));
 }
 
+/// Whether a `when` or a constraint of a sweep's document compares something with that name.
+pub fn is_compared(document: &Map<String, Value>, name: &str) -> bool {
+    fn in_when(value: &Value, name: &str) -> bool {
+        let is_it = |value: &Value| match value {
+            Value::Array(values) => values.iter().any(|value| value == name),
+            value => value == name,
+        };
+        match value {
+            Value::Object(object) => object.iter().any(|(key, value)| match (key.as_str(), value) {
+                ("when", Value::Object(conditions)) => conditions.values().any(is_it),
+                (_, value) => in_when(value, name),
+            }),
+            Value::Array(values) => values.iter().any(|value| in_when(value, name)),
+            _ => false,
+        }
+    }
+    let constraints = document.get("constraints").and_then(Value::as_array);
+    let constraints = constraints.into_iter().flatten().filter_map(Value::as_str);
+    constraints.into_iter().any(|text| text.contains(name))
+        || document.values().any(|value| in_when(value, name))
+}
+
 /// A name that a person gives in the working directory, as it is understood everywhere: a path that is there, or can be
 /// nothing else, is made absolute.
 pub fn absolute(name: &str) -> String {
@@ -222,6 +244,30 @@ mod tests {
     use serde_json::json;
 
     /// A reference ends like a file, and is still none.
+    #[test]
+    fn what_is_compared_is_found() {
+        let document = |text: &str| serde_json::from_str::<Map<String, Value>>(text).unwrap();
+        for (text, want) in [
+            (r#"{ "pretrained_model_id": "/m" }"#, false),
+            (r#"{ "constraints": ["pretrained_model_id != '/m' or batch_size <= 2"] }"#, true),
+            (r#"{ "constraints": ["batch_size <= 2"] }"#, false),
+            (
+                r#"{ "parameters": { "lora_rank": { "when": { "pretrained_model_id": "/m" }, "choices": [2] } } }"#,
+                true,
+            ),
+            (
+                r#"{ "parameters": { "lora_rank": { "when": { "pretrained_model_id": ["/x", "/m"] } } } }"#,
+                true,
+            ),
+            (
+                r#"{ "parameters": { "lora_rank": { "when": { "pretrained_model_id": "/n" }, "choices": ["/m"] } } }"#,
+                false,
+            ),
+        ] {
+            assert_eq!(is_compared(&document(text), "/m"), want, "{text}");
+        }
+    }
+
     #[test]
     fn uploaded_data_is_no_path_and_nothing_of_the_hub() {
         let hash = "0".repeat(64);

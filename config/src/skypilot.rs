@@ -7,7 +7,7 @@
 
 use crate::machines;
 use csv::{ReaderBuilder, StringRecord};
-use domain::machine::{Accelerator, Machine};
+use domain::machine::{Accelerator, MOST_DOLLARS, Machine};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -267,9 +267,9 @@ impl Row<'_> {
             return Some(None);
         }
         match text.parse::<f64>() {
-            Ok(number) if number.is_finite() && number >= 0.0 => Some(Some(number)),
+            Ok(number) if (0.0..=MOST_DOLLARS).contains(&number) => Some(Some(number)),
             _ => {
-                let problem = format!("{text:?} is no number from 0");
+                let problem = format!("{text:?} is no number from 0 to {MOST_DOLLARS}");
                 self.problems.push(RowProblem { line: self.line, column: Some(column), problem });
                 None
             }
@@ -277,10 +277,10 @@ impl Row<'_> {
     }
 }
 
-/// The machine types found so far, by name, region and accelerator.
+/// The machine types found so far, by name, region, accelerator and how many of it.
 struct Offers<'a> {
     origin: Origin<'a>,
-    machines: BTreeMap<(String, String, String), Machine>,
+    machines: BTreeMap<(String, String, String, u32), Machine>,
 }
 
 impl Offers<'_> {
@@ -293,10 +293,11 @@ impl Offers<'_> {
         count: u32,
         (price, spot): Prices,
     ) -> bool {
-        // Free machines are ones whose price nobody knows.
-        let Some(price) = price.filter(|price| *price > 0.0) else { return false };
-        let spot = spot.filter(|spot| *spot > 0.0);
-        let key = (machine.clone(), region.to_string(), accelerator.name.clone());
+        // Free machines are ones whose price nobody knows. A sum of two prices may be more than one may be.
+        let is_known = |price: &f64| *price > 0.0 && *price <= MOST_DOLLARS;
+        let Some(price) = price.filter(is_known) else { return false };
+        let spot = spot.filter(is_known);
+        let key = (machine.clone(), region.to_string(), accelerator.name.clone(), count);
         let entry = self.machines.entry(key).or_insert_with(|| Machine {
             machine,
             provider: self.origin.provider.into(),
@@ -481,9 +482,9 @@ m,A100
         assert_eq!(
             told,
             [
-                "line 2: Price: \"cheap\" is no number from 0",
-                "line 5: AcceleratorCount: \"one\" is no number from 0",
-                "line 5: SpotPrice: \"-1\" is no number from 0",
+                "line 2: Price: \"cheap\" is no number from 0 to 1000000",
+                "line 5: AcceleratorCount: \"one\" is no number from 0 to 1000000",
+                "line 5: SpotPrice: \"-1\" is no number from 0 to 1000000",
                 "line 6: has 2 fields, where the headings are 10",
             ]
         );

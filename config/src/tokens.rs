@@ -10,6 +10,7 @@
 //! time in which one takes the place of the other.
 
 use crate::yaml;
+use domain::data::ContentHash;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -75,7 +76,7 @@ pub fn hash(token: &str) -> Hash {
 
 /// The line of the file for a token.
 pub fn line(principal: &Principal, hash: &Hash) -> String {
-    let hex: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = ContentHash(*hash);
     // A JSON text is a YAML text in double quotes.
     let name = serde_json::Value::from(principal.name.as_str());
     format!("- {{ name: {name}, role: {}, sha256: \"{hex}\" }}", principal.role)
@@ -187,14 +188,7 @@ pub fn check_name(name: &str) -> Result<(), String> {
 }
 
 fn unhex(text: &str) -> Option<Hash> {
-    let digits = text.as_bytes();
-    if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
-        return None;
-    }
-    let mut hash = [0; 32];
-    for (byte, at) in hash.iter_mut().zip((0..64).step_by(2)) {
-        *byte = u8::from_str_radix(text.get(at..at + 2)?, 16).ok()?;
-    }
+    let ContentHash(hash) = text.to_ascii_lowercase().parse().ok()?;
     Some(hash)
 }
 

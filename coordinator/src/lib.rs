@@ -257,7 +257,13 @@ async fn remove_unused(store: &Store, artifacts: &Artifacts, now: Timestamp) {
     }
     let blobs = Blobs::on(artifacts.store());
     let removed = match store.trees().await {
-        Ok(used) => blobs.retain(&used, now, blobs::KEPT_UNUSED).await.map_err(CoordinatorError::from),
+        Ok(used) => {
+            let leads = || {
+                let store = store.clone();
+                async move { store.still_leads().await.map_err(CoordinatorError::from) }.boxed()
+            };
+            blobs.retain(&used, now, blobs::KEPT_UNUSED, leads).await
+        }
         Err(error) => Err(error),
     };
     match removed {

@@ -224,7 +224,12 @@ async fn in_fleet(mut options: Options, args: &FleetArgs, ready: &Readiness) -> 
                 place: place.clone(),
                 advertise: args.advertise.clone(),
             };
-            let server = fleet::start(options.clone(), fleet, scope.clone(), Box::new(told)).await?;
+            // A leader that is replaced while it takes up its work must not go on with it.
+            let started = fleet::start(options.clone(), fleet, scope.clone(), Box::new(told));
+            let server = tokio::select! {
+                server = started => server?,
+                () = registry.lost() => return Ok(()),
+            };
             ready.look(look_at(server.health));
             announce("leading");
             registry.lost().await;

@@ -12,12 +12,16 @@ use object_store::{Error, ObjectStore, ObjectStoreExt, PutMode};
 use std::fmt::{Display, Formatter};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a place is looked at with.
 const PROBE: &[u8] = b"LoraFleet looks whether it can write here";
 
 /// The first element of a probe's name.
 const PROBES: &str = "probe";
+
+/// How long a store is waited for when somebody asks how it is.
+const ANSWER: Duration = Duration::from_secs(3);
 
 /// Where metrics and checkpoints lie.
 #[derive(Debug, Clone)]
@@ -33,6 +37,8 @@ pub enum Place {
 pub struct Objects {
     store: Arc<dyn ObjectStore>,
     url: String,
+    /// What is written again and again to see whether that works.
+    probe: ObjectPath,
 }
 
 /// Why a place cannot be used.
@@ -121,9 +127,14 @@ impl Place {
                 tokio::task::spawn_blocking(move || trouble.look(&dir)).await.unwrap_or_default()
             }
             Self::Objects(objects) => {
-                match objects.touch().await {
-                    Ok(()) => trouble.succeeded(Storage::Disk),
-                    Err(error) => trouble.failed(Storage::Disk, error),
+                match tokio::time::timeout(ANSWER, objects.touch()).await {
+                    Ok(Ok(())) => trouble.succeeded(Storage::Disk),
+                    Ok(Err(error)) => trouble.failed(Storage::Disk, error),
+                    Err(_) => {
+                        let seconds = ANSWER.as_secs();
+                        trouble
+                            .failed(Storage::Disk, format!("{}: no answer within {seconds} s", objects.url));
+                    }
                 }
                 trouble.now()
             }
@@ -144,7 +155,7 @@ impl Objects {
     /// Any store whose writes are durable when they return, whose listings are what was written, and that creates only
     /// what is not there; `url` is what people call it.
     pub fn on(store: Arc<dyn ObjectStore>, url: impl Into<String>) -> Self {
-        Self { store, url: url.into() }
+        Self { store, url: url.into(), probe: probe_name() }
     }
 
     /// The store, below the prefix.
@@ -157,18 +168,18 @@ impl Objects {
     /// # Errors
     /// The store refuses one of these, or does not do it.
     pub async fn probe(&self) -> Result<(), PlaceError> {
-        let object = probe_name();
-        let create = || self.store.put_opts(&object, PROBE.into(), PutMode::Create.into());
+        let object = &probe_name();
+        let create = || self.store.put_opts(object, PROBE.into(), PutMode::Create.into());
         create().await.map_err(self.refused("writing"))?;
         let again = create().await;
         let read = async {
-            let found = self.store.get(&object).await?;
+            let found = self.store.get(object).await?;
             found.bytes().await
         };
         let read = read.await;
         let listed = self.store.list_with_delimiter(Some(&ObjectPath::from(PROBES))).await;
         // Whatever came of the rest, it is not left there if that can be.
-        self.store.delete(&object).await.map_err(self.refused("deleting"))?;
+        self.store.delete(object).await.map_err(self.refused("deleting"))?;
         match again {
             Ok(_) => return Err(PlaceError::Replaces(self.url.clone())),
             Err(Error::AlreadyExists { .. }) => {}
@@ -178,7 +189,7 @@ impl Objects {
             return Err(PlaceError::Other(self.url.clone()));
         }
         let listed = listed.map_err(self.refused("listing"))?;
-        match listed.objects.iter().any(|found| found.location == object) {
+        match listed.objects.iter().any(|found| found.location == *object) {
             true => Ok(()),
             false => Err(PlaceError::Other(self.url.clone())),
         }
@@ -186,10 +197,8 @@ impl Objects {
 
     /// Writes a small object and deletes it.
     async fn touch(&self) -> Result<(), PlaceError> {
-        let object = probe_name();
-        let written = self.store.put_opts(&object, PROBE.into(), PutMode::Create.into()).await;
-        written.map_err(self.refused("writing"))?;
-        self.store.delete(&object).await.map_err(self.refused("deleting"))
+        self.store.put(&self.probe, PROBE.into()).await.map_err(self.refused("writing"))?;
+        self.store.delete(&self.probe).await.map_err(self.refused("deleting"))
     }
 
     fn refused(&self, what: &'static str) -> impl FnOnce(Error) -> PlaceError {
@@ -227,7 +236,6 @@ fn connected(scheme: &str, bucket: &str, url: &str) -> Result<Arc<dyn ObjectStor
     use object_store::aws::AmazonS3Builder;
     use object_store::gcp::GoogleCloudStorageBuilder;
     use object_store::{BackoffConfig, RetryConfig};
-    use std::time::Duration;
 
     // Whoever writes tries again by themselves, and says so; what is behind them waits only so long.
     let retry = RetryConfig {

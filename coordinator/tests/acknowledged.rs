@@ -17,9 +17,10 @@ use coordinator::history::History;
 use coordinator::store::Store;
 use coordinator::{Kept, go_on};
 use domain::fleet::{Agent, Device, Holding};
+use domain::metric::{EVAL_LOSS, MetricPoint};
 use domain::sweep::{SweepSpec, SweepState};
 use domain::trial::{TrialState, TrialSummary};
-use domain::{AgentId, DeviceId, SweepId, SystemClock, TrialId};
+use domain::{AgentId, DeviceId, SweepId, SystemClock, Timestamp, TrialId};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use registry::{Entries, Fence, MemoryRegistry, Registry, RegistryError, Write};
@@ -218,5 +219,36 @@ async fn an_event_that_is_said_again_waits_for_its_first_to_be_durable() {
     // Once more, now of a sweep that is over.
     says.send(finished()).await.unwrap();
     acknowledged(&mut hears, 2).await;
+    scope.finish(SOON).await;
+}
+
+/// What a stream said last is taken to its end although the stream is gone: points that are durable are in their trial's
+/// record too, which a person may end before the agent is back.
+#[tokio::test(start_paused = true)]
+async fn points_that_are_on_their_way_when_the_stream_ends_are_in_the_trials_record() {
+    let bench = Bench::start().await;
+    let Bench { desk, scope, .. } = &bench;
+    let (says, mut hears) = stream(desk, scope, Vec::new());
+    bench.submit(spec(&[2])).await;
+    let assigned = |message| if let ToAgent::Assign(assignment) = message { Some(assignment) } else { None };
+    let Assignment { trial, attempt, .. } = *told(&mut hears, assigned).await;
+    let started = TrialEvent::Started { total_steps: 10, start_step: 0, digests: None };
+    let event = Numbered { trial: trial.clone(), attempt, sequence: 1, body: started };
+    says.send(FromAgent::Event(event)).await.unwrap();
+    acknowledged(&mut hears, 1).await;
+
+    let point = MetricPoint { step: 2, time: Timestamp(0), values: vec![(EVAL_LOSS.into(), 1.0)] };
+    let body = vec![point];
+    says.send(FromAgent::Metrics(Numbered { trial: trial.clone(), attempt, sequence: 2, body }))
+        .await
+        .unwrap();
+    drop(says);
+    // Its stream's end is told last.
+    while desk.dispatcher.agents().await.unwrap().iter().any(|agent| agent.connected) {
+        tokio::task::yield_now().await;
+    }
+    let stopped = desk.directory.stop_trial(&trial).await.unwrap().trial;
+    let durable = desk.history.curve(&trial, &stopped.attempts).await.unwrap();
+    assert_eq!((durable.len(), stopped.step), (1, 2));
     scope.finish(SOON).await;
 }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use coordinator::blobs::{self, BlobError, Blobs};
 use domain::data::{ContentHash, MOST_BYTES, Tree, TreeFile};
 use domain::{Clock, SystemClock};
+use futures::FutureExt;
 use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
@@ -215,11 +216,20 @@ async fn what_nobody_names_goes_when_it_is_old() {
         blobs.commit(&gone).await.unwrap();
         let named = BTreeSet::from([kept.id()]);
         let (now, hour) = (SystemClock::new().now(), Duration::from_secs(3600));
+        let may = || std::future::ready(Ok::<_, BlobError>(())).boxed();
         let all = objects(&store).await;
-        assert_eq!(blobs.retain(&BTreeSet::new(), now, hour).await.unwrap(), 0, "an upload may be under way");
+        assert_eq!(
+            blobs.retain(&BTreeSet::new(), now, hour, may).await.unwrap(),
+            0,
+            "an upload may be under way"
+        );
         assert_eq!(objects(&store).await, all);
         let later = domain::Timestamp(now.0 + 2 * 3_600_000);
-        assert_eq!(blobs.retain(&named, later, hour).await.unwrap(), 1 + 3 + 1);
+        let id = kept.id();
+        let replaced = move || std::future::ready(Err(BlobError::NotFound(id))).boxed();
+        assert!(blobs.retain(&named, later, hour, replaced).await.is_err());
+        assert_eq!(objects(&store).await, all, "who does not lead any more removes nothing");
+        assert_eq!(blobs.retain(&named, later, hour, may).await.unwrap(), 1 + 3 + 1);
         assert_eq!(blobs.tree(kept.id()).await.unwrap(), kept);
         for (data, is_there) in [(&shared, true), (&used, true), (&unused, false), (&cut, false)] {
             let file = ContentHash::of(data);
@@ -227,10 +237,10 @@ async fn what_nobody_names_goes_when_it_is_old() {
             assert_eq!(missing, if is_there { vec![] } else { vec![(file, 0)] }, "{}", data.len());
         }
         assert!(matches!(blobs.tree(gone.id()).await, Err(BlobError::NotFound(_))));
-        assert_eq!(blobs.retain(&named, later, hour).await.unwrap(), 0);
+        assert_eq!(blobs.retain(&named, later, hour, may).await.unwrap(), 0);
         // A tree that cannot be read might need any file.
         store.put(&ObjectPath::from(format!("data/trees/{}", kept.id())), "x".into()).await.unwrap();
-        assert!(matches!(blobs.retain(&named, later, hour).await, Err(BlobError::Corrupt { .. })));
+        assert!(matches!(blobs.retain(&named, later, hour, may).await, Err(BlobError::Corrupt { .. })));
         assert_eq!(read(&blobs, ContentHash::of(&used), 0).await.unwrap(), used);
     })
     .await;
@@ -287,4 +297,23 @@ proptest! {
             assert_eq!(read(&blobs(&store), file, 0).await.unwrap(), data);
         });
     }
+}
+
+/// What lost a part of itself is mended by uploading it again.
+#[tokio::test]
+async fn a_file_that_lost_a_piece_is_not_there() {
+    each(|store| async move {
+        let (blobs, data) = (blobs(&store), bytes(130));
+        let file = ContentHash::of(&data);
+        for lost in ["00000000", "00000001"] {
+            upload(&blobs, &data, data.len(), 50).await.unwrap();
+            assert_eq!(blobs.missing([file]).await.unwrap(), []);
+            let path = ObjectPath::from(format!("data/sha256/{file}/{lost}"));
+            store.delete(&path).await.unwrap();
+            assert_eq!(blobs.missing([file]).await.unwrap().len(), 1, "{lost}");
+            upload(&blobs, &data, data.len(), 50).await.unwrap();
+            assert_eq!(read(&blobs, file, 0).await.unwrap(), data);
+        }
+    })
+    .await;
 }

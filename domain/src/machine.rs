@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Dollars that an hour of a machine costs at most: a cost must stay a number.
+pub const MOST_DOLLARS: f64 = 1e6;
+
 /// An accelerator, as its maker describes it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -51,9 +54,9 @@ impl Machine {
         self.price_per_hour / f64::from(self.accelerators.max(1))
     }
 
-    /// Whether it has accelerators, and prices that are amounts of dollars.
+    /// Whether it has accelerators, and prices that are amounts of dollars of [`MOST_DOLLARS`] at most.
     pub fn is_sound(&self) -> bool {
-        let amount = |price: f64| price.is_finite() && price >= 0.0;
+        let amount = |price: f64| (0.0..=MOST_DOLLARS).contains(&price);
         self.accelerators > 0 && amount(self.price_per_hour) && self.spot_price_per_hour.is_none_or(amount)
     }
 }

@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Uri;
 use tonic::{Code, Status, Streaming};
+use tonic_types::StatusExt;
 use v1::download_checkpoint_response::Piece as Down;
 use v1::upload_checkpoint_request::Piece as Up;
 
@@ -187,11 +188,17 @@ impl Source for Transfers {
     }
 }
 
-/// What a refusal of data means: no assignment is concerned.
+/// What a refusal of data means: no assignment is concerned, and what is not there or damaged is so at the next try, too.
 fn of_data(status: Status) -> TransferError {
-    match TransferError::from(status) {
-        TransferError::Fenced(why) => TransferError::Later(why),
-        error => error,
+    // A connection that breaks makes a status of its own, without the details that the coordinator's have.
+    let said = status.get_details_error_info().is_some();
+    match (status.code(), TransferError::from(status)) {
+        (Code::NotFound | Code::DataLoss, TransferError::Fenced(why) | TransferError::Later(why)) => {
+            TransferError::Refused(why)
+        }
+        (Code::Internal, TransferError::Later(why)) if said => TransferError::Refused(why),
+        (_, TransferError::Fenced(why)) => TransferError::Later(why),
+        (_, error) => error,
     }
 }
 

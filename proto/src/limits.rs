@@ -22,8 +22,8 @@ pub const DEVICES: usize = 1024;
 /// Labels of an agent.
 pub const LABELS: usize = 64;
 
-/// Dollars an hour of a device: a cost must stay a number.
-pub const PRICE_PER_HOUR: f64 = 1e6;
+/// Dollars an hour of a device.
+pub const PRICE_PER_HOUR: f64 = domain::machine::MOST_DOLLARS;
 
 /// Metrics of a point.
 pub const METRICS: usize = 100;

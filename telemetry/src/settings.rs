@@ -157,6 +157,31 @@ impl Settings {
     }
 }
 
+/// Where signals go that are exported, each address once.
+///
+/// # Errors
+/// As [`Settings::from_env`]'s.
+pub fn endpoints(of: impl Fn(&str) -> Option<String>) -> Result<Vec<String>, SettingsError> {
+    let of = |name: &str| of(name).filter(|value| !value.is_empty());
+    let mut endpoints = Vec::new();
+    if of("OTEL_SDK_DISABLED").is_some_and(|value| value.eq_ignore_ascii_case("true")) {
+        return Ok(endpoints);
+    }
+    for signal in ["TRACES", "METRICS", "LOGS"] {
+        let Some(target) = target(&of, signal)? else { continue };
+        // The specification's.
+        let usual = match target.protocol {
+            Protocol::Grpc => "http://localhost:4317",
+            Protocol::Http => "http://localhost:4318",
+        };
+        let endpoint = either(&of, signal, "ENDPOINT").map_or_else(|| usual.into(), |(_, endpoint)| endpoint);
+        if !endpoints.contains(&endpoint) {
+            endpoints.push(endpoint);
+        }
+    }
+    Ok(endpoints)
+}
+
 fn refused(variable: &str, value: &str, problem: impl Into<String>) -> SettingsError {
     SettingsError::Variable { variable: variable.into(), value: value.into(), problem: problem.into() }
 }

@@ -5,7 +5,6 @@ use crate::output::bytes;
 use domain::{Clock, SystemClock};
 use gpu_agent::devices::choose::Found;
 use gpu_agent::devices::{cpu, gpus};
-use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -65,6 +64,10 @@ pub(super) fn disk(data_dir: &Path) -> Vec<Finding> {
                 true => Finding::warning(CHECK, found, "make room, or choose another --data-dir"),
                 false => Finding::good(CHECK, found),
             });
+            // What is written to measure it must not fill it.
+            if free < 4 * WRITTEN as u64 {
+                return findings;
+            }
         }
         Err(error) => {
             let remedy = "choose another --data-dir";
@@ -92,10 +95,10 @@ pub(super) fn disk(data_dir: &Path) -> Vec<Finding> {
     findings
 }
 
-/// A directory, or the nearest above it that is there.
+/// A path, or the nearest above it that is there.
 fn existing(dir: &Path) -> PathBuf {
     let whole = std::path::absolute(dir).unwrap_or_else(|_| dir.to_path_buf());
-    whole.ancestors().find(|dir| dir.is_dir()).map_or_else(|| PathBuf::from("/"), Path::to_path_buf)
+    whole.ancestors().find(|above| above.exists()).map_or_else(|| PathBuf::from("/"), Path::to_path_buf)
 }
 
 struct Measured {
@@ -104,12 +107,11 @@ struct Measured {
     sync: Duration,
 }
 
-/// Writes a file that is removed again, whichever way this ends.
+/// Writes a file that has no name, so that it is gone however this ends.
 fn measure(dir: &Path) -> io::Result<Measured> {
     let clock = SystemClock::new();
-    let file = tempfile::Builder::new().prefix(".lorafleet-doctor-").tempfile_in(dir)?;
+    let mut out = tempfile::tempfile_in(dir)?;
     let started = clock.monotonic();
-    let mut out: &File = file.as_file();
     // A file system that compresses does not take it for nothing.
     let block: Vec<u8> = (0..1u32 << 18).flat_map(|i| i.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     for _ in 0..WRITTEN / block.len() {
@@ -117,12 +119,11 @@ fn measure(dir: &Path) -> io::Result<Measured> {
     }
     out.sync_all()?;
     let bytes_per_second = WRITTEN as f64 / (clock.monotonic() - started).as_secs_f64();
-    let mut small = OpenOptions::new().append(true).open(file.path())?;
     let mut took = Vec::with_capacity(SMALL);
     for _ in 0..SMALL {
         let started = clock.monotonic();
-        small.write_all(&block[..512])?;
-        small.sync_data()?;
+        out.write_all(&block[..512])?;
+        out.sync_data()?;
         took.push(clock.monotonic() - started);
     }
     took.sort();
@@ -163,12 +164,13 @@ mod tests {
 
     #[test]
     fn a_directory_that_takes_nothing_is_named() {
-        let findings = disk(Path::new("/proc/self/fd"));
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "x").unwrap();
+        let findings = disk(&file.join("below"));
         let last = findings.last().unwrap();
-        assert!(
-            last.verdict == Verdict::Bad && last.found.contains("/proc/self/fd cannot be written"),
-            "{last:?}"
-        );
+        let found = format!("{} cannot be written: Not a directory", file.display());
+        assert!(last.verdict == Verdict::Bad && last.found.contains(&found), "{last:?}");
         assert!(last.remedy.contains("--data-dir"));
     }
 }

@@ -23,8 +23,8 @@ use std::net::SocketAddr;
 /// Nothing is changed: a file that is written to measure the disk is removed again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
-  lorafleet doctor                                             # before `run` or `up`
-  lorafleet doctor --endpoint https://fleet.example.org:7401   # may I use that server, and do our clocks agree?
+  lorafleet doctor                                             # before `run`
+  lorafleet doctor --endpoint https://fleet.example.org:7401   # may I use it?
   lorafleet doctor --data-dir /var/lib/lorafleet --etcd http://10.0.0.2:2379 -o json
 
 Exit codes: 0 nothing is in the way (there may be warnings), 1 something is, 2 usage.")]
@@ -87,7 +87,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     findings.push(network::address(args.listen));
     findings.extend(network::server(&args.server).await);
     findings.extend(network::etcd(&args.etcd, &args.etcd_access).await);
-    findings.push(network::collector().await);
+    findings.extend(network::collector().await);
     let worst = findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Good);
     let document = json!({ "verdict": worst, "checks": findings });
     output::print(args.output.format, &document, || text(&findings))?;

@@ -42,12 +42,19 @@ pub(super) async fn server(args: &ServerArgs) -> Vec<Finding> {
             return vec![Finding::bad(CHECK, failure.message(), "mend it with `lorafleet context`")];
         }
     };
+    const REMEDY: &str = "see that it runs, that the address is right, and that no firewall is between";
+    let limit = LIMIT * endpoint.split(',').count() as u32;
+    match within(limit, talk(&endpoint, args, REMEDY)).await {
+        Ok(findings) => findings,
+        Err(why) => vec![Finding::bad(CHECK, format!("{endpoint}: {why}"), REMEDY)],
+    }
+}
+
+async fn talk(endpoint: &str, args: &ServerArgs, remedy: &'static str) -> Vec<Finding> {
+    const CHECK: &str = "server";
     let connection = match Connection::open(args).await {
         Ok(connection) => connection,
-        Err(failure) => {
-            let remedy = "see that it runs, that the address is right, and that no firewall is between";
-            return vec![Finding::bad(CHECK, failure.message(), remedy)];
-        }
+        Err(failure) => return vec![Finding::bad(CHECK, failure.message(), remedy)],
     };
     let asked = SystemClock::new().now();
     match connection.fleet().get_server_info(v1::GetServerInfoRequest {}).await {
@@ -59,7 +66,7 @@ pub(super) async fn server(args: &ServerArgs) -> Vec<Finding> {
         Ok(answer) => {
             let date = answer.metadata().get("date").and_then(|date| date.to_str().ok()).map(String::from);
             let info = answer.into_inner();
-            let mut findings = vec![version(&endpoint, &info.version, env!("CARGO_PKG_VERSION"))];
+            let mut findings = vec![version(endpoint, &info.version, env!("CARGO_PKG_VERSION"))];
             if let Some(trouble) = info.trouble {
                 let remedy = "it goes on by itself once it can write (docs/operations.md)";
                 findings.push(Finding::bad(CHECK, format!("it cannot write: {trouble}"), remedy));
@@ -113,7 +120,8 @@ pub(super) async fn etcd(addresses: &[String], access: &EtcdArgs) -> Vec<Finding
     };
     let mut findings = Vec::new();
     for address in addresses {
-        findings.push(match is_served(address, &client).await {
+        let served = within(LIMIT, is_served(address, &client)).await.and_then(|served| served);
+        findings.push(match served {
             Ok(()) => Finding::good(CHECK, format!("{address} is healthy")),
             Err(why) => {
                 let remedy = "see that it runs, that it listens on that address, and that it has a majority";
@@ -127,7 +135,7 @@ pub(super) async fn etcd(addresses: &[String], access: &EtcdArgs) -> Vec<Finding
 /// etcd answers gRPC's own question after health, without a user.
 async fn is_served(address: &str, client: &Client) -> Result<(), String> {
     let endpoint = client.endpoint(address).map_err(|error| error.to_string())?;
-    let channel = endpoint.connect_timeout(LIMIT).timeout(LIMIT).connect().await;
+    let channel = endpoint.connect().await;
     let explained = |error: &(dyn std::error::Error + 'static)| security::explain(error);
     let channel = channel.map_err(|error| explained(&error).unwrap_or_else(|| "nobody answers".into()))?;
     let answer = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
@@ -141,20 +149,30 @@ async fn is_served(address: &str, client: &Client) -> Result<(), String> {
 }
 
 /// What telemetry goes to, by the standard variables.
-pub(super) async fn collector() -> Finding {
+pub(super) async fn collector() -> Vec<Finding> {
     const CHECK: &str = "collector";
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let Some(endpoint) = variable("OTEL_EXPORTER_OTLP_ENDPOINT") else {
-        return Finding::good(CHECK, "none is named (OTEL_EXPORTER_OTLP_ENDPOINT); nothing is exported");
+    let endpoints = match telemetry::settings::endpoints(|name| std::env::var(name).ok()) {
+        Ok(endpoints) => endpoints,
+        Err(error) => return vec![Finding::bad(CHECK, error.to_string(), "mend the variable")],
     };
-    match reach(&endpoint).await {
-        Ok(()) => Finding::good(CHECK, format!("{endpoint} is reached")),
-        Err(why) => Finding::warning(
+    if endpoints.is_empty() {
+        return vec![Finding::good(
             CHECK,
-            format!("{endpoint}: {why}"),
-            "start it, or mend OTEL_EXPORTER_OTLP_ENDPOINT; training goes on without it",
-        ),
+            "none is named (OTEL_EXPORTER_OTLP_ENDPOINT); nothing is exported",
+        )];
     }
+    let mut findings = Vec::new();
+    for endpoint in endpoints {
+        findings.push(match within(LIMIT, reach(&endpoint)).await.and_then(|reached| reached) {
+            Ok(()) => Finding::good(CHECK, format!("{endpoint} is reached")),
+            Err(why) => Finding::warning(
+                CHECK,
+                format!("{endpoint}: {why}"),
+                "start it, or mend OTEL_EXPORTER_OTLP_ENDPOINT; training goes on without it",
+            ),
+        });
+    }
+    findings
 }
 
 /// Whether somebody listens at a URL.
@@ -162,11 +180,13 @@ async fn reach(url: &str) -> Result<(), String> {
     let uri: Uri = url.parse().map_err(|error| format!("is no URL: {error}"))?;
     let host = uri.host().ok_or("is no URL with a host")?.trim_matches(['[', ']']);
     let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
-    match tokio::time::timeout(LIMIT, tokio::net::TcpStream::connect((host, port))).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!("nobody answers within {} s", LIMIT.as_secs())),
-    }
+    tokio::net::TcpStream::connect((host, port)).await.map(drop).map_err(|error| error.to_string())
+}
+
+/// What comes within a time.
+async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, String> {
+    let late = |_| format!("nobody answers within {} s", limit.as_secs());
+    tokio::time::timeout(limit, work).await.map_err(late)
 }
 
 #[cfg(test)]
@@ -217,5 +237,19 @@ mod tests {
         assert!(why.contains("nobody answers"), "{why}");
         let why = is_served("ftp://x", &client).await.unwrap_err();
         assert!(why.contains("ftp:// is not known"), "{why}");
+    }
+
+    /// One that takes connections and says nothing holds nobody up.
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_is_given_up() {
+        let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+        for scheme in ["http", "https"] {
+            let url = format!("{scheme}://{}", silent.local_addr().unwrap());
+            let findings = etcd(std::slice::from_ref(&url), &EtcdArgs::default()).await;
+            assert!(findings[0].found.contains("nobody answers within 5 s"), "{findings:?}");
+            let args = crate::client::ServerArgs::of(&url);
+            let findings = server(&args).await;
+            assert!(findings[0].found.contains("nobody answers within 5 s"), "{findings:?}");
+        }
     }
 }

@@ -42,10 +42,14 @@ pub(super) fn beside(to: &Path, what: &str) -> Result<PathBuf, Failure> {
     Ok(to.with_file_name(format!(".{}.{what}-{}", name.to_string_lossy(), std::process::id())))
 }
 
-/// Puts the whole draft in its place.
-pub(super) fn publish(draft: &Path, to: &Path) -> Result<(), Failure> {
-    // A file takes a file's place at once; a directory's has to be made free.
-    if !to.exists() || draft.is_file() {
+/// Puts the whole draft in its place. What came there since it was looked at is as safe as what was there then.
+pub(super) fn publish(draft: &Path, to: &Path, overwrite: bool) -> Result<(), Failure> {
+    // A file takes a file's place at once, and a directory an empty one's; any other has to be made free.
+    if draft.is_file() {
+        refuse_file(to, overwrite)?;
+        return std::fs::rename(draft, to).map_err(at(to));
+    }
+    if !overwrite || !to.exists() {
         return std::fs::rename(draft, to).map_err(at(to));
     }
     let old = beside(to, "old")?;
@@ -81,7 +85,8 @@ mod tests {
         let draft = beside(&to, "part").unwrap();
         std::fs::create_dir(&draft).unwrap();
         std::fs::write(draft.join("new"), "y").unwrap();
-        publish(&draft, &to).unwrap();
+        assert!(publish(&draft, &to, false).is_err() && to.join("old").exists(), "another was faster");
+        publish(&draft, &to, true).unwrap();
         let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, ["out"]);
         assert!(to.join("new").exists() && !to.join("old").exists());
@@ -96,7 +101,8 @@ mod tests {
         for text in ["one", "two"] {
             let draft = beside(&to, "part").unwrap();
             std::fs::write(&draft, text).unwrap();
-            publish(&draft, &to).unwrap();
+            assert_eq!(publish(&draft, &to, false).is_ok(), text == "one", "another was faster");
+            publish(&draft, &to, true).unwrap_or_else(|_| assert_eq!(text, "one"));
             assert_eq!(std::fs::read_to_string(&to).unwrap(), text);
             assert!(format!("{:?}", refuse_file(&to, false).unwrap_err()).contains("--overwrite"));
         }

@@ -78,7 +78,6 @@ pub async fn serve(
     let end = tokio::select! {
         biased;
         () = scope.cancelled() => End::Closed,
-        () = outbox.closed() => End::Closed,
         end = talk.talk(incoming) => end,
     };
     match end {
@@ -126,23 +125,24 @@ impl Session<'_> {
         let mut lanes = Lanes::default();
         let mut working = FuturesUnordered::new();
         let mut silent_at = Instant::now() + self.desk.lease;
-        loop {
+        let end = loop {
             let has_room = lanes.waiting < MOST_WAITING;
             // In this order: what comes is heard before answers are given, until there is no room for more.
             tokio::select! {
                 biased;
+                () = self.outbox.closed() => break End::Closed,
                 message = incoming.next(), if has_room => {
                     silent_at = Instant::now() + self.desk.lease;
                     let next = match message {
-                        None => return End::Closed,
-                        Some(Err(error)) => return End::Error(error),
+                        None => break End::Closed,
+                        Some(Err(error)) => break End::Error(error),
                         Some(Ok(FromAgent::Hello(..))) => {
-                            return End::Error(CoordinatorError::invalid("hello", "may come first only"));
+                            break End::Error(CoordinatorError::invalid("hello", "may come first only"));
                         }
                         Some(Ok(FromAgent::Heartbeat { holdings, resident_bases })) => {
                             match self.heartbeat(holdings, resident_bases).await {
                                 Ok(()) => None,
-                                Err(end) => return end,
+                                Err(end) => break end,
                             }
                         }
                         Some(Ok(FromAgent::Metrics(batch))) => lanes.add(batch.map(Body::Metrics)),
@@ -153,13 +153,16 @@ impl Session<'_> {
                 Some((message, done)) = working.next() => {
                     let next = lanes.next(&message);
                     if let Err(end) = self.answer(message, done) {
-                        return end;
+                        break end;
                     }
                     working.extend(next.map(|next| self.work(next)));
                 }
-                () = tokio::time::sleep_until(silent_at), if has_room => return End::Silent,
+                () = tokio::time::sleep_until(silent_at), if has_room => break End::Silent,
             }
-        }
+        };
+        // Points may be durable by now, or become so: their trial's record must hear of them, whoever still listens.
+        while working.next().await.is_some() {}
+        end
     }
 
     async fn heartbeat(

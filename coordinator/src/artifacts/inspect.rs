@@ -2,6 +2,7 @@
 
 use super::cleanup::{entries, in_progress, parts};
 use super::{ArtifactError, MANIFEST, Manifest, names};
+use domain::data::ContentHash;
 use sha2::{Digest, Sha256};
 use std::fs::File;
 use std::io::{self, ErrorKind, Read};
@@ -92,7 +93,7 @@ fn measure(path: &Path) -> io::Result<(u64, String)> {
     let (mut hash, mut bytes, mut buffer) = (Sha256::new(), 0, vec![0; 1 << 20]);
     loop {
         match file.read(&mut buffer)? {
-            0 => return Ok((bytes, names::to_hex(&hash.finalize()))),
+            0 => return Ok((bytes, ContentHash(hash.finalize().into()).to_string())),
             read => {
                 hash.update(&buffer[..read]);
                 bytes += read as u64;

@@ -45,6 +45,7 @@ pub use upload::Upload;
 
 use actor::Scope;
 use bytes::Bytes;
+use domain::data::{ContentHash, DataError};
 use domain::{SweepId, TrialId};
 use futures::stream::{self, BoxStream, StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
@@ -265,9 +266,8 @@ impl Artifacts {
             return Err(ArtifactError::NotFound(path.into()));
         };
         let spec = |file: ManifestFile| {
-            let sha256 = names::from_hex(&file.sha256).ok_or_else(|| ArtifactError::Manifest {
-                path: path.into(),
-                problem: format!("`{}` is no SHA-256", file.sha256),
+            let ContentHash(sha256) = file.sha256.parse().map_err(|error: DataError| {
+                ArtifactError::Manifest { path: path.into(), problem: error.to_string() }
             })?;
             Ok(FileSpec { part, name: file.name, bytes: file.bytes, sha256 })
         };

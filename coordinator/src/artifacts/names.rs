@@ -98,23 +98,6 @@ pub(super) fn check(files: &[FileSpec]) -> Result<(), ArtifactError> {
     if files.is_empty() { Err(ArtifactError::Empty) } else { Ok(()) }
 }
 
-/// Bytes as lower-case hexadecimal.
-pub(super) fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// The 32 bytes of a hexadecimal text.
-pub(super) fn from_hex(text: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
-        return None;
-    }
-    for (i, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
-    }
-    Some(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,14 +180,5 @@ mod tests {
         assert!(matches!(check(&[]), Err(ArtifactError::Empty)));
         assert!(matches!(check(&[spec("a"), spec("b"), spec("a")]), Err(ArtifactError::Duplicate(_))));
         check(&[spec("a"), FileSpec { part: Part::Resume, ..spec("a") }]).unwrap();
-    }
-
-    #[test]
-    fn hexadecimal() {
-        let bytes: [u8; 32] = std::array::from_fn(|i| (i * 9) as u8);
-        assert_eq!(from_hex(&to_hex(&bytes)), Some(bytes));
-        for text in ["", "00", &"g".repeat(64), &"é".repeat(32)] {
-            assert_eq!(from_hex(text), None, "{text}");
-        }
     }
 }

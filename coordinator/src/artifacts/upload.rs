@@ -4,6 +4,7 @@ use super::{
     ArtifactError, Artifacts, FileSpec, MANIFEST, Manifest, ManifestFile, PIECE, Part, Stored, names,
 };
 use bytes::Bytes;
+use domain::data::ContentHash;
 use domain::{Attempt, TrialId, crash};
 use object_store::path::Path as ObjectPath;
 use object_store::{MultipartUpload, ObjectStoreExt, PutMode, PutPayload};
@@ -256,7 +257,7 @@ impl Manifest {
             .map(|file| ManifestFile {
                 name: file.name.clone(),
                 bytes: file.bytes,
-                sha256: names::to_hex(&file.sha256),
+                sha256: ContentHash(file.sha256).to_string(),
             })
             .collect();
         files.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -289,8 +290,8 @@ impl OpenFile {
         }
         Err(ArtifactError::Checksum {
             file: self.spec.name.clone(),
-            announced: names::to_hex(&self.spec.sha256),
-            found: names::to_hex(&found),
+            announced: ContentHash(self.spec.sha256).to_string(),
+            found: ContentHash(found).to_string(),
         })
     }
 }

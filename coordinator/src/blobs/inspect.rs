@@ -43,8 +43,8 @@ pub fn inspect(root: &Path) -> io::Result<Inspected> {
             found.unfinished.push(path);
             continue;
         };
-        let said = match std::fs::read_to_string(entry.path().join(WHOLE)) {
-            Ok(said) => said,
+        let said = match std::fs::read(entry.path().join(WHOLE)) {
+            Ok(said) => String::from_utf8_lossy(&said).into_owned(),
             Err(error) if error.kind() == ErrorKind::NotFound => {
                 found.unfinished.push(path);
                 continue;

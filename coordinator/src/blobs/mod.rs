@@ -6,7 +6,8 @@
 //! data/trees/<id>                             the text that lists a tree's files
 //! ```
 //!
-//! A file without `whole` does not exist; that is written last, once its pieces are what the hash says. So an upload goes
+//! A file without `whole` does not exist; that is written last, once its pieces are what the hash says, and goes first when
+//! they are not there any more. So an upload goes
 //! on behind the pieces that are there, on any coordinator and in any store that can put, get and list. A tree is stored
 //! once its files exist. A leader that starts removes what no sweep names, see [`Blobs::retain`].
 //!
@@ -234,14 +235,19 @@ impl Blobs {
 
     async fn there(&self, file: ContentHash) -> Result<There, BlobError> {
         let path = whole_path(file);
-        if let Some(text) = self.get(&path).await? {
-            let bytes = std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok());
-            let bytes = bytes.ok_or_else(|| BlobError::corrupt(&path, "it is no length"))?;
-            return Ok(There::Whole(bytes));
-        }
+        let whole = self.get(&path).await?;
         let prefix = file_path(file);
         let objects: Vec<_> =
             self.store.list(Some(&prefix)).try_collect().await.map_err(BlobError::store(&prefix))?;
+        if let Some(text) = whole {
+            let bytes = std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok());
+            let pieces = objects.iter().filter(|object| object.location != path).map(|object| object.size);
+            match bytes {
+                Some(bytes) if bytes == pieces.sum::<u64>() => return Ok(There::Whole(bytes)),
+                // Something is lost of it, and an upload mends that.
+                _ => self.delete(&path).await?,
+            }
+        }
         let full = objects.iter().filter(|object| object.size == self.piece);
         let full: BTreeSet<_> = full.map(|object| object.location.clone()).collect();
         let pieces = (0..).take_while(|piece| full.contains(&piece_path(file, *piece))).count();

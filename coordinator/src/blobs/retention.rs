@@ -1,9 +1,10 @@
 //! What is removed: uploaded data that no sweep names, once it is old enough that nobody is about to name it.
 
-use super::{BlobError, Blobs, FILES, TREES, WHOLE};
+use super::{BlobError, Blobs, FILES, TREES, whole_path};
 use domain::Timestamp;
 use domain::data::ContentHash;
-use futures::TryStreamExt;
+use futures::future::BoxFuture;
+use futures::stream::{self, StreamExt, TryStreamExt};
 use object_store::ObjectMeta;
 use object_store::path::Path as ObjectPath;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,22 +16,27 @@ pub const KEPT_UNUSED: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Blobs {
     /// Removes trees that are not `used` and older than `age`, then files that are in no tree that is left and older than
-    /// that. Nothing may be uploaded or named meanwhile. Answers with the objects removed.
+    /// that. Nothing may be uploaded or named meanwhile: `may` is asked before each removal whether that is still so. What
+    /// a leader that was replaced has asked for already may reach the store later, and take data with it that is uploaded
+    /// anew just then. Answers with the objects removed.
     ///
     /// # Errors
-    /// The store failed, or a tree cannot be read, so that it is not known what it needs; calling again goes on.
-    pub async fn retain(
+    /// The store failed, or a tree cannot be read, so that it is not known what it needs; calling again goes on. Or what
+    /// `may` says.
+    pub async fn retain<E: From<BlobError>>(
         &self,
         used: &BTreeSet<ContentHash>,
         now: Timestamp,
         age: Duration,
-    ) -> Result<usize, BlobError> {
+        may: impl Fn() -> BoxFuture<'static, Result<(), E>> + Send + Sync,
+    ) -> Result<usize, E> {
         let (mut needed, mut removed) = (BTreeSet::new(), 0);
         for object in self.list(TREES).await? {
             let Some(id) = element(&object, 2).and_then(|name| name.parse().ok()) else { continue };
             if used.contains(&id) || !is_older(&object, now, age) {
                 needed.extend(self.tree(id).await?.files().iter().map(|file| file.sha256));
             } else {
+                may().await?;
                 self.delete(&object.location).await?;
                 removed += 1;
             }
@@ -40,17 +46,31 @@ impl Blobs {
             let Some(file) = element(&object, 2).and_then(|name| name.parse().ok()) else { continue };
             files.entry(file).or_default().push(object);
         }
-        for (_, mut objects) in files.into_iter().filter(|(file, _)| !needed.contains(file)) {
+        for (file, objects) in files.into_iter().filter(|(file, _)| !needed.contains(file)) {
             if objects.iter().all(|object| is_older(object, now, age)) {
+                may().await?;
                 // It is no more before its pieces go.
-                objects.sort_by_key(|object| object.location.filename() != Some(WHOLE));
-                for object in &objects {
-                    self.delete(&object.location).await?;
-                }
+                self.delete(&whole_path(file)).await?;
                 removed += objects.len();
+                self.delete_all(objects.into_iter().map(|object| object.location)).await?;
             }
         }
         Ok(removed)
+    }
+
+    /// Deletes objects, many at a time where the store can.
+    async fn delete_all(
+        &self,
+        objects: impl Iterator<Item = ObjectPath> + Send + 'static,
+    ) -> Result<(), BlobError> {
+        let mut deleted = self.store.delete_stream(stream::iter(objects.map(Ok)).boxed());
+        while let Some(done) = deleted.next().await {
+            match done {
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(BlobError::store(&ObjectPath::from_iter(FILES))(error)),
+            }
+        }
+        Ok(())
     }
 
     async fn list(&self, root: [&str; 2]) -> Result<Vec<ObjectMeta>, BlobError> {

@@ -65,7 +65,11 @@ impl Blobs {
         Ok(Some(Upload { blobs: self.clone(), file, bytes, pieces, skip, held, digest, _turn: turn }))
     }
 
+    /// Removes the pieces of an upload that went wrong, unless another coordinator has had the file come to be meanwhile.
     async fn remove_pieces(&self, file: ContentHash, pieces: u64) -> Result<(), BlobError> {
+        if self.get(&whole_path(file)).await?.is_some() {
+            return Ok(());
+        }
         for piece in (0..pieces).rev() {
             self.delete(&piece_path(file, piece)).await?;
         }
@@ -134,10 +138,8 @@ impl Upload {
 
     async fn store_piece(&mut self, length: usize) -> Result<(), BlobError> {
         let path = piece_path(self.file, self.pieces);
-        // Kept until it is stored: after an error it was not.
-        let piece = Bytes::copy_from_slice(&self.held[..length]);
+        let piece = self.held.split_to(length).freeze();
         self.blobs.create(self.file, &path, piece).await?;
-        let _ = self.held.split_to(length);
         self.pieces += 1;
         Ok(())
     }

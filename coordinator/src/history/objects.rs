@@ -54,6 +54,8 @@ pub(super) struct Objects {
     /// The objects that are known, with their bytes.
     known: BTreeMap<ObjectPath, u64>,
     gone: HashSet<SweepId>,
+    /// How many objects there are before it merges again: more after it could not.
+    merge_from: usize,
 }
 
 impl Segments for Objects {
@@ -68,8 +70,16 @@ impl Segments for Objects {
 
     fn tidy(&mut self) -> BoxFuture<'_, ()> {
         async move {
-            if let Err(error) = self.merge_many().await {
-                tracing::warn!(%error, "small objects of metrics stay for now");
+            if self.known.len() < self.merge_from {
+                return;
+            }
+            match self.merge_many().await {
+                Ok(()) => self.merge_from = 0,
+                Err(error) => {
+                    // Not after each group: it reads a lot.
+                    self.merge_from = self.known.len() + MANY;
+                    tracing::warn!(%error, "small objects of metrics stay for now");
+                }
             }
         }
         .boxed()
@@ -95,7 +105,7 @@ impl Objects {
         let Found { known, late } = found.await?;
         close(&leader, &known).await?;
         delete(&*store, late).await;
-        let mut objects = Self { store, leader, next: 1, known, gone: gone.clone() };
+        let mut objects = Self { store, leader, next: 1, known, gone: gone.clone(), merge_from: 0 };
         for object in with_gone {
             if let Err(error) = objects.merge(vec![object]).await {
                 tracing::warn!(%error, "metrics of deleted sweeps stay for now");
@@ -117,10 +127,16 @@ impl Objects {
                     self.known.insert(object, bytes.len() as u64);
                     return Ok(());
                 }
-                // What it holds was not acknowledged, and is sent again or a double.
+                // What it holds was not acknowledged, and is sent again or a double. Some stores say so, too, while an
+                // earlier try is still on its way: whether that comes to be is not known then.
                 Err(error @ object_store::Error::AlreadyExists { .. }) => {
-                    self.next += 1;
-                    taken = Some(failed(&object)(error));
+                    match self.store.head(&object).await {
+                        Ok(_) => {
+                            self.next += 1;
+                            taken = Some(failed(&object)(error));
+                        }
+                        Err(_) => return Err(failed(&object)(error)),
+                    }
                 }
                 // Whether it is there is not known; if it is, the next try finds its name taken.
                 Err(error) => return Err(failed(&object)(error)),
@@ -229,7 +245,7 @@ async fn read_all(
     mut each: impl FnMut(&ObjectPath, Record),
 ) -> Result<Found, HistoryError> {
     let root = ObjectPath::from(ROOT);
-    let mut known = BTreeMap::new();
+    let (mut known, mut missing) = (BTreeMap::new(), BTreeSet::new());
     loop {
         let listed = store.list(Some(&root)).map_ok(|object| object.location).try_collect::<BTreeSet<_>>();
         // Others are none of ours.
@@ -244,6 +260,11 @@ async fn read_all(
         let mut reads = read(store, fresh);
         while let Some((object, bytes)) = reads.try_next().await? {
             let Some(bytes) = bytes else {
+                // Merged since it was listed. What is listed once more and is not there never will be.
+                if !missing.insert(object.clone()) {
+                    let what = io::Error::new(io::ErrorKind::NotFound, "it is listed, and is not there");
+                    return Err(HistoryError::io(&shown(&object))(what));
+                }
                 vanished = true;
                 continue;
             };

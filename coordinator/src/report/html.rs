@@ -120,13 +120,13 @@ impl Html {
         if self.simulated {
             self.raw("<strong>Simulated.</strong> ");
         }
-        self.line(&figure.caption).raw("</figcaption>");
+        self.line(&figure.caption);
         if let Some(data) = &figure.data {
             self.raw("<details><summary>Its numbers</summary>");
             self.table(data);
             self.raw("</details>");
         }
-        self.raw("</figure>\n");
+        self.raw("</figcaption></figure>\n");
     }
 
     fn table(&mut self, table: &Table) {
@@ -136,11 +136,12 @@ impl Html {
         for Row { cells, swatch, best } in &table.rows {
             self.raw(if *best { "<tr class=\"best\">" } else { "<tr>" });
             for (i, cell) in cells.iter().enumerate() {
-                self.raw("<td>");
+                let tag = if i == 0 { "th" } else { "td" };
+                self.raw(if i == 0 { "<th scope=\"row\">" } else { "<td>" });
                 if let (0, Some(colour)) = (i, swatch) {
                     self.raw("<i class=\"swatch\" style=\"background:").raw(colour).raw("\"></i>");
                 }
-                self.line(cell).raw("</td>");
+                self.line(cell).raw("</").raw(tag).raw(">");
             }
             self.raw("</tr>\n");
         }

@@ -5,33 +5,12 @@ use domain::trial::{
     Failure, FailureClass, PrecisionMode, Shortage, Throughput, Trial, TrialConfig, TrialDevice, TrialState,
     TrialSummary,
 };
-use domain::{Attempt, SweepId, Timestamp, TrialId};
+use domain::{SweepId, Timestamp, TrialId};
 
 /// A trial that waits, with the defaults.
 pub(super) fn trial(number: u32) -> Trial {
-    Trial {
-        id: TrialId::of(&SweepId::new("s-0000"), number),
-        config: TrialConfig::default(),
-        parameters: Default::default(),
-        state: TrialState::Queued,
-        attempt: Attempt(0),
-        step: 0,
-        total_steps: None,
-        agent: None,
-        device: None,
-        adapter: None,
-        resume: None,
-        attempts: Vec::new(),
-        eval_loss: None,
-        cost_usd: None,
-        summary: None,
-        failure: None,
-        digests: None,
-        created_at: Timestamp(0),
-        started_at: None,
-        finished_at: None,
-        trace_id: None,
-    }
+    let id = TrialId::of(&SweepId::new("s-0000"), number);
+    Trial::new(id, TrialConfig::default(), Default::default(), Timestamp(0))
 }
 
 fn config(mode: PrecisionMode, batch_size: u32, lora_rank: u32, max_sequence_length: u32) -> TrialConfig {

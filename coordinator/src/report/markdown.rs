@@ -150,9 +150,12 @@ fn code(text: &str) -> String {
     format!("{fence}{room}{}{room}{fence}", text.replace('|', "\\|"))
 }
 
-/// Lines of a quotation.
+/// A text as it is, in as long a fence as it takes: a model's words would be headings and lists otherwise.
 fn quote(text: &str) -> String {
-    text.lines().map(|line| format!("> {}", escape(line))).collect::<Vec<_>>().join("\n")
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    let fence = "`".repeat((longest + 1).max(3));
+    let plain = |c: char| if c.is_control() && !matches!(c, '\n' | '\t') { ' ' } else { c };
+    format!("{fence}text\n{}\n{fence}", text.chars().map(plain).collect::<String>())
 }
 
 #[cfg(test)]
@@ -167,7 +170,8 @@ mod tests {
             (code("plain"), "`plain`"),
             (code("a`b|c"), "``a`b\\|c``"),
             (code("`"), "`` ` ``"),
-            (quote("one\n# two"), "> one\n> \\# two"),
+            (quote("one\n# two\r"), "```text\none\n# two \n```"),
+            (quote("```\nx"), "````text\n```\nx\n````"),
         ] {
             assert_eq!(got, want);
         }

@@ -2,8 +2,7 @@
 //! in one parameter alone.
 
 use super::numbers;
-use domain::trial::{FailureClass, TrialConfig};
-use domain::trial::{Shortage, Throughput, Trial, TrialState};
+use domain::trial::{Shortage, Throughput, Trial, TrialConfig, TrialState};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,6 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(super) const ACCELERATOR: &str = "accelerator";
 /// The parameter that has a line of its own in every figure.
 pub(super) const PRECISION: &str = "precision_mode";
+
+/// What tells from quantisation's savings those that cost time.
+pub(super) const AGAIN: &str = "gradient_checkpointing";
 
 /// Parameters that move neither the bytes nor the seconds of a step.
 const INDIFFERENT: &[&str] = &[
@@ -92,12 +94,12 @@ impl<'a> Fact<'a> {
         summary.is_none_or(|s| s.throughput == Throughput::Solo && s.pack_peak_memory_bytes.is_none())
     }
 
-    /// Whether its device could not hold it.
+    /// Whether its device, empty, could not hold it. One that ran out of memory beside others is none of those.
     pub(super) fn does_not_fit(&self) -> bool {
-        self.trial.failure.as_ref().is_some_and(|failure| failure.class == FailureClass::OutOfMemory)
+        self.shortage().is_some()
     }
 
-    /// What it lacked, if it said so.
+    /// What it lacked, if that is why it failed.
     pub(super) fn shortage(&self) -> Option<Shortage> {
         Shortage::of(self.trial.failure.as_ref()?)
     }
@@ -108,6 +110,10 @@ impl<'a> Fact<'a> {
 
     pub(super) fn speed(&self) -> Option<f64> {
         self.trial.summary.as_ref()?.samples_per_second.filter(|speed| speed.is_finite() && *speed > 0.0)
+    }
+
+    pub(super) fn tokens_per_second(&self) -> Option<f64> {
+        self.trial.summary.as_ref()?.tokens_per_second.filter(|speed| speed.is_finite() && *speed > 0.0)
     }
 
     /// Dollars of a run that came to its end.
@@ -169,7 +175,8 @@ impl<'a> Facts<'a> {
     }
 
     /// The trials that agree in everything that `dependence` names but in `free`: of those with several values of
-    /// `free[0]` the slice that has the most combinations of `free`, then the most trials.
+    /// `free[0]` the slice that has the most combinations of `free` that were measured, then the most in all, then the
+    /// most trials, then the values that most of the sweep's trials have.
     pub(super) fn slice<'f>(
         &'f self,
         free: &[&str],
@@ -190,10 +197,20 @@ impl<'a> Facts<'a> {
             keys.len()
         };
         let several = |facts: &&Vec<&Fact>| combinations(facts, &free[..1]) > 1;
-        let best = groups.values().filter(several).reduce(|best, other| {
-            let size = |facts: &[&Fact]| (combinations(facts, free), facts.len());
-            if size(other) > size(best) { other } else { best }
-        })?;
+        let mut shared: BTreeMap<(&str, String), usize> = BTreeMap::new();
+        for (fact, name) in self.facts.iter().flat_map(|fact| held.iter().map(move |name| (fact, name))) {
+            *shared.entry((name.as_str(), fact.get(name).to_string())).or_default() += 1;
+        }
+        let size = |facts: &[&Fact]| {
+            let measured: Vec<_> = facts.iter().copied().filter(|fact| !fact.does_not_fit()).collect();
+            let usual =
+                |name: &&String| shared.get(&(name.as_str(), facts[0].get(name).to_string())).copied();
+            let usual: usize = held.iter().filter_map(usual).sum();
+            (combinations(&measured, free), combinations(facts, free), facts.len(), usual)
+        };
+        // Of equals the first.
+        let sized = groups.values().filter(several).map(|facts| (size(facts), facts));
+        let (_, best) = sized.reduce(|best, other| if other.0 > best.0 { other } else { best })?;
         let first = best.first()?;
         let fixed = held.iter().map(|name| ((*name).clone(), first.get(name).clone())).collect();
         Some(Slice { fixed, facts: best.clone() })
@@ -306,6 +323,30 @@ mod tests {
         );
     }
 
+    /// Of slices as large, the one that shows something, and of those what the sweep mostly is.
+    #[test]
+    fn what_was_measured_goes_before_what_does_not_fit() {
+        let trials = [
+            made::unfit(1, made::four_bit(4, 16, 1024), 45.0),
+            made::unfit(2, made::four_bit(8, 16, 1024), 80.0),
+            made::measured(3, made::four_bit(4, 16, 256), 6.0, 1.0),
+            made::measured(4, made::four_bit(8, 16, 256), 7.0, 1.0),
+            made::measured(5, made::four_bit(4, 16, 128), 5.0, 1.0),
+            made::measured(6, made::four_bit(8, 16, 128), 6.0, 1.0),
+            made::measured(7, made::four_bit(4, 64, 256), 8.0, 1.0),
+        ];
+        let facts = Facts::of(&trials);
+        let slice = facts.slice(&["batch_size", PRECISION], Dependence::Step, |_| true).unwrap();
+        assert_eq!(named(&slice.fixed), "lora_rank 16, max_sequence_length 256");
+    }
+
+    #[test]
+    fn every_parameter_that_is_told_apart_is_one() {
+        for name in [INDIFFERENT, LENGTH, SIZE_OF_ADAPTER].concat() {
+            assert!(domain::trial::PARAMETER_NAMES.contains(&name), "{name}");
+        }
+    }
+
     #[test]
     fn numbers_come_by_size_and_before_texts() {
         let values = [json!("b"), json!(16), json!(4), json!("a"), json!(16), json!(null), json!(4.5)];
@@ -351,6 +392,24 @@ mod tests {
                     }
                 }
                 prop_assert!(sorted(slice.facts.iter().map(|fact| fact.get("batch_size"))).len() > 1);
+                // What moves a step is held whether it is named or not.
+                for (name, value) in &slice.facts[0].parameters {
+                    let free = ["batch_size", PRECISION].contains(&name.as_str());
+                    let same = slice.facts.iter().all(|fact| fact.get(name) == value);
+                    prop_assert!(free || same || !Dependence::Step.on(name), "{name}");
+                }
+                // No other slice has more places.
+                let mut groups: BTreeMap<String, BTreeSet<(String, String)>> = BTreeMap::new();
+                for fact in &facts.facts {
+                    let place = (fact.get("batch_size").to_string(), fact.get(PRECISION).to_string());
+                    groups.entry(fact.get("lora_rank").to_string()).or_default().insert(place);
+                }
+                let several = |places: &&BTreeSet<(String, String)>| {
+                    places.iter().map(|(batch, _)| batch).collect::<BTreeSet<_>>().len() > 1
+                };
+                let most = groups.values().filter(several).map(BTreeSet::len).max();
+                let own = groups[&slice.facts[0].get("lora_rank").to_string()].len();
+                prop_assert_eq!(most, Some(own));
             }
         }
     }

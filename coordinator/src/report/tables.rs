@@ -195,7 +195,7 @@ pub(super) fn accuracy(sources: &Sources) -> Option<Block> {
     Some(Block::Table(table))
 }
 
-/// What an hour of each accelerator costs, and where the catalogue has that from.
+/// What an hour of each accelerator costs, and which machine of the shipped catalogue costs the same.
 pub(super) fn prices(trials: &[Trial]) -> Option<Line> {
     let devices = trials.iter().filter_map(|trial| trial.device.as_ref()).filter(|d| d.price_per_hour > 0.0);
     let mut prices: Vec<_> = devices.map(|d| (d.accelerator.as_str(), d.price_per_hour)).collect();
@@ -209,11 +209,14 @@ pub(super) fn prices(trials: &[Trial]) -> Option<Line> {
         let is_it = |m: &&domain::machine::Machine| {
             m.accelerator == accelerator && (m.price_of_one() - price).abs() < 1e-9
         };
-        let source = catalogue.machines().iter().find(is_it).map_or_else(
-            || "as its agent was told".into(),
-            |m| format!("{} of {} in {}, {}, {}", m.machine, m.provider, m.region, m.date, m.source),
-        );
-        format!("{accelerator} {} an hour ({source})", numbers::usd(price))
+        // Whom the agent had it from is not known here; that they are equal is.
+        let same = catalogue.machines().iter().find(is_it).map_or_else(String::new, |m| {
+            format!(
+                ", which is that of {} of {} in {}, {}, {}",
+                m.machine, m.provider, m.region, m.date, m.source
+            )
+        });
+        format!("{accelerator} {} an hour, as its agent was told{same}", numbers::usd(price))
     };
     let all: Vec<_> = prices.into_iter().map(price).collect();
     Some(Line::from(format!("Prices: {}.", all.join("; "))))

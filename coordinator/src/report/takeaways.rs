@@ -5,7 +5,8 @@
 use super::Sources;
 use super::document::Line;
 use super::numbers;
-use super::slice::{ACCELERATOR, Contrasts, Dependence, Fact, Facts, PRECISION, named, sorted};
+use super::slice::{ACCELERATOR, AGAIN, Contrasts, Dependence, Fact, Facts, PRECISION, named, sorted};
+use domain::metric::LOSS;
 use domain::sweep::Goal;
 use domain::trial::TrialState;
 use serde_json::Value;
@@ -14,7 +15,10 @@ use serde_json::Value;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Measure {
     Memory,
+    /// In rows.
     Speed,
+    /// In tokens: rows of other lengths are no measure of speed.
+    Tokens,
     Cost,
     Quality,
 }
@@ -26,13 +30,13 @@ const MEASURES: [Measure; 4] = [Measure::Memory, Measure::Speed, Measure::Cost, 
 const RANGES: [(&str, &[Measure]); 3] = [
     ("batch_size", &[Measure::Memory, Measure::Speed]),
     ("lora_rank", &MEASURES),
-    ("max_sequence_length", &[Measure::Memory, Measure::Speed]),
+    ("max_sequence_length", &[Measure::Memory, Measure::Tokens]),
 ];
 
 /// The sentences, the widest question first.
 pub(super) fn takeaways(sources: &Sources) -> Vec<Line> {
     let mut lines = Vec::new();
-    for parameter in [PRECISION, "gradient_checkpointing", ACCELERATOR] {
+    for parameter in [PRECISION, AGAIN, ACCELERATOR] {
         let contrast = Contrast { sources, parameter, trials: sources.facts.contrasts(parameter) };
         let values = contrast.trials.values();
         for (i, a) in values.iter().enumerate() {
@@ -81,9 +85,16 @@ impl Measure {
         match self {
             Self::Memory => solo(fact.peak_memory()),
             Self::Speed => solo(fact.speed()),
+            Self::Tokens => solo(fact.tokens_per_second()),
             Self::Cost => solo(fact.cost()),
+            // Another metric is said as what it is, by its own measure.
             Self::Quality => {
-                let value = sources.entry(fact.trial)?.0.value;
+                let metric = sources.sweep.spec.search.metric.as_str();
+                let value = sources
+                    .entry(fact.trial)?
+                    .0
+                    .value
+                    .filter(|_| metric.ends_with(LOSS) || metric.starts_with("eval/"));
                 value.filter(|value| *value > 0.0 && fact.trial.state == TrialState::Completed)
             }
         }
@@ -98,6 +109,7 @@ impl Measure {
             return match self {
                 Self::Memory => format!("{b} needs as much memory as {a}"),
                 Self::Speed => format!("{b} is as fast as {a}"),
+                Self::Tokens => format!("{b} trains as many tokens a second as {a}"),
                 Self::Cost => format!("{b} costs as much as {a}"),
                 Self::Quality => format!("{b} ends at the {} of {a}", sources.sweep.spec.search.metric),
             };
@@ -107,12 +119,14 @@ impl Measure {
             return match self {
                 Self::Memory => format!("{b} needs {times} the memory of {a}"),
                 Self::Speed => format!("{b} is {times} as fast as {a}"),
+                Self::Tokens => format!("{b} trains {times} as many tokens a second as {a}"),
                 Self::Cost | Self::Quality => format!("{b} costs {times} as much as {a}"),
             };
         }
         match self {
             Self::Memory => format!("{b} needs {change} {} memory than {a}", word("more", "less")),
             Self::Speed => format!("{b} is {change} {} than {a}", word("faster", "slower")),
+            Self::Tokens => format!("{b} trains {change} {} tokens a second than {a}", word("more", "fewer")),
             Self::Cost => format!("{b} costs {change} {} than {a}", word("more", "less")),
             Self::Quality => {
                 let search = &sources.sweep.spec.search;
@@ -138,13 +152,14 @@ impl Contrast<'_> {
     fn compared(&self, measure: Measure, a: &Value, b: &Value) -> Option<Line> {
         let Self { sources, parameter, trials } = self;
         let pairs = trials.pairs(a, b);
+        let unfit = pairs.iter().filter(|(from, to)| from.does_not_fit() || to.does_not_fit()).count();
         let measured = pairs
             .into_iter()
             .filter_map(|(from, to)| Some((from, to, measure.of(sources, to)? / measure.of(sources, from)?)));
         // What is recomputed is a cause of its own, unless it is the one that is looked at.
         let mixed = |from: &Fact, to: &Fact| {
             measure != Measure::Quality
-                && *parameter != "gradient_checkpointing"
+                && *parameter != AGAIN
                 && from.recomputed_layers() != to.recomputed_layers()
         };
         let (left_out, mut ratios): (Vec<_>, Vec<_>) = measured.partition(|(from, to, _)| mixed(from, to));
@@ -179,6 +194,13 @@ impl Contrast<'_> {
                     line.text(format!(" {n} pairs are left out: one of the two computed more layers again."))
             }
         }
+        // Those that are left fit, and may not be typical.
+        match unfit {
+            0 => {}
+            _ if measure == Measure::Quality => {}
+            1 => line = line.text(" In 1 more, one of the two does not fit."),
+            n => line = line.text(format!(" In {n} more, one of the two does not fit.")),
+        }
         Some(line)
     }
 }
@@ -193,6 +215,11 @@ fn place(facts: &Facts, fact: &Fact, parameter: &str) -> String {
         "max_sequence_length" => format!("batch {batch}"),
         _ => format!("batch {batch} × {length}"),
     };
+    let place = match parameter {
+        AGAIN => place,
+        _ if facts.varies(AGAIN) && fact.get(AGAIN) == &Value::Bool(true) => format!("{place}, recomputed"),
+        _ => place,
+    };
     match parameter {
         PRECISION => place,
         _ if facts.varies(PRECISION) => format!("{}, {place}", numbers::value(fact.get(PRECISION))),
@@ -206,10 +233,11 @@ fn median(sorted: &[f64]) -> Option<f64> {
     Some((low + high) / 2.0)
 }
 
-/// The largest values that fit and the smallest that do not, for each precision mode of which something does not.
+/// The largest values that fit and the smallest above them that do not, for each precision mode, recomputed or not, of
+/// which something does not.
 fn limits(facts: &Facts, parameter: &str) -> Vec<Line> {
     let known = |fact: &Fact| fact.does_not_fit() || (fact.is_solo() && fact.peak_memory().is_some());
-    let Some(slice) = facts.slice(&[parameter, PRECISION], Dependence::Step, known) else {
+    let Some(slice) = facts.slice(&[parameter, PRECISION, AGAIN], Dependence::Step, known) else {
         return Vec::new();
     };
     let mut held = named(&slice.fixed);
@@ -217,20 +245,26 @@ fn limits(facts: &Facts, parameter: &str) -> Vec<Line> {
         held = format!(" ({held})");
     }
     let mut lines = Vec::new();
-    for mode in sorted(slice.facts.iter().map(|fact| fact.get(PRECISION))) {
-        let of_it = || slice.facts.iter().filter(|fact| fact.get(PRECISION) == mode);
-        let unfit = of_it().filter(|fact| fact.does_not_fit());
-        let Some(unfit) = unfit.min_by(|a, b| by_number(a, b, parameter)) else { continue };
+    let modes = sorted(slice.facts.iter().map(|fact| fact.get(PRECISION)));
+    let again = sorted(slice.facts.iter().map(|fact| fact.get(AGAIN)));
+    for (mode, again) in modes.iter().flat_map(|mode| again.iter().map(move |again| (*mode, *again))) {
+        let is_it = |fact: &&&Fact| fact.get(PRECISION) == mode && fact.get(AGAIN) == again;
+        let of_it = || slice.facts.iter().filter(is_it);
         let fit = of_it().filter(|fact| !fact.does_not_fit()).max_by(|a, b| by_number(a, b, parameter));
-        let (mode, value) = (numbers::value(mode), |fact: &Fact| numbers::value(fact.get(parameter)));
+        let above = |unfit: &&&Fact| fit.is_none_or(|fit| by_number(unfit, fit, parameter).is_gt());
+        let unfit = of_it().filter(|fact| fact.does_not_fit()).filter(above);
+        let Some(unfit) = unfit.min_by(|a, b| by_number(a, b, parameter)) else { continue };
+        let recomputed = if facts.varies(AGAIN) && *again == Value::Bool(true) { ", recomputed" } else { "" };
+        let mode = numbers::value(mode) + recomputed;
+        let value = |fact: &Fact| numbers::value(fact.get(parameter));
         let lacks = unfit.shortage().map_or_else(String::new, |lacked| {
             format!(", which needs {} of {}", numbers::bytes(lacked.needed()), numbers::bytes(lacked.device))
         });
         let said = match fit {
-            Some(fit) => format!("{mode} fits up to {parameter} {}, not {}{lacks}", value(fit), value(unfit)),
-            None => format!("{mode} does not fit, even at {parameter} {}{lacks}", value(unfit)),
+            Some(fit) => format!("{mode}{held} fits up to {parameter} {}, not {}", value(fit), value(unfit)),
+            None => format!("{mode}{held} does not fit, even at {parameter} {}", value(unfit)),
         };
-        lines.push(Line::default().strong(said).text(format!("{held}.")));
+        lines.push(Line::default().strong(said).text(format!("{lacks}.")));
     }
     lines
 }
@@ -373,6 +407,28 @@ mod tests {
             &trials,
             &["float16 fits up to batch_size 2, not 4, which needs 45 GB of 41.9 GB."],
             &["4bit fits", "max_sequence_length"],
+        );
+        // Pairs of which one does not fit are counted; what ran out beside others is none of those.
+        let mut beside_others = made::unfit(9, four_bit(1, 16, 512), 45.0);
+        beside_others.failure.as_mut().unwrap().message = "ran out beside 3 others".into();
+        check(
+            &[&trials[..3], &[made::measured(6, four_bit(4, 16, 512), 8.0, 3.0), beside_others]].concat(),
+            &["batch_size 2 needs 40 % more memory than batch_size 1 at float16, 512 tokens (1 pair)."],
+            &["4bit does not fit"],
+        );
+        check(
+            &[
+                &trials[1..3],
+                &[
+                    made::measured(6, four_bit(2, 16, 512), 7.0, 3.0),
+                    made::measured(7, four_bit(4, 16, 512), 8.0, 3.0),
+                ],
+            ]
+            .concat(),
+            &[
+                "4bit needs 75 % less memory than float16 at batch 2 × 512 (1 pair). In 1 more, one of the two does not fit.",
+            ],
+            &[],
         );
         check(
             &[made::unfit(1, float16(1, 16, 512), 45.0), made::unfit(2, float16(2, 16, 512), 46.0)],

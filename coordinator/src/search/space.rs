@@ -1,6 +1,8 @@
 //! The space of configurations: parameters in their order, conditions, constraints.
 
-use domain::sweep::{Distribution, Expression, Problem, SweepSpec, check_parameter, in_force};
+use domain::sweep::{
+    Distribution, Expression, Problem, SweepSpec, check_parameter, in_force, values_of, with_values,
+};
 use domain::trial::TrialConfig;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
@@ -66,9 +68,8 @@ impl Space {
     }
 
     pub(super) fn candidate(&self, assignment: Assignment) -> Candidate {
-        let mut values = self.defaults.clone();
-        values.extend(assignment.iter().map(|(name, value)| (name.clone(), value.clone())));
-        let config = serde_json::from_value(Value::Object(values)).unwrap_or_else(|_| self.base.clone());
+        let some = assignment.iter().map(|(name, value)| (name.as_str(), value));
+        let config = with_values(&self.base, self.defaults.clone(), some);
         let allowed = self.constraints.is_empty() || {
             let values = in_force(&config);
             self.constraints.iter().all(|constraint| constraint.holds(&values))
@@ -91,12 +92,4 @@ fn identity(config: &TrialConfig) -> Identity {
     // A flat struct of strings and numbers serialises without fail.
     let digest = Sha256::digest(serde_json::to_vec(&config.in_force(None)).unwrap_or_default());
     std::array::from_fn(|i| digest[i])
-}
-
-fn values_of(config: &TrialConfig) -> Map<String, Value> {
-    match serde_json::to_value(config) {
-        Ok(Value::Object(values)) => values,
-        // A flat struct of strings and numbers serialises without fail.
-        Ok(_) | Err(_) => Map::new(),
-    }
 }

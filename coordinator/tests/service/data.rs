@@ -2,12 +2,16 @@
 
 use crate::fixture::{Fixture, LONG, grid};
 use domain::data::{ContentHash, Reference, Tree};
+use domain::{Clock, SystemClock, Timestamp};
 use proto::convert::data::{hash, to_tree};
 use proto::v1;
 use proto::v1::data_service_client::DataServiceClient;
 use proto::v1::upload_file_request::Piece;
 use security::Line;
 use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 use tonic::{Code, Status};
 
 fn client(fixture: &Fixture) -> DataServiceClient<Line> {
@@ -118,13 +122,16 @@ async fn what_is_refused_and_how() {
 /// A sweep can name what is there, and its data outlives what nobody names.
 #[tokio::test]
 async fn a_sweep_names_what_was_uploaded() {
-    let mut fixture = Fixture::start(LONG).await;
+    let clock = Arc::new(Ahead::default());
+    let mut fixture = Fixture::start_at(LONG, clock.clone()).await;
     let (rows, other) = (b"{}\n".as_slice(), b"{}\n{}\n".as_slice());
-    for data in [rows, other] {
+    let nobodys = b"{}\n{}\n{}\n".as_slice();
+    for data in [rows, other, nobodys] {
         send(&fixture, ContentHash::of(data), data.len() as u64, 0, data).await.unwrap();
     }
     let tree = commit(&fixture, &[("rows.jsonl", rows), ("more.jsonl", other)]).await.unwrap();
     let one = commit(&fixture, &[("rows.jsonl", rows)]).await.unwrap();
+    commit(&fixture, &[("nobodys.jsonl", nobodys)]).await.unwrap();
     let name =
         |tree, name: &str, is_directory| Reference { tree, name: name.into(), is_directory }.to_string();
     let never = ContentHash::of(b"never");
@@ -156,7 +163,7 @@ async fn a_sweep_names_what_was_uploaded() {
         .stop_and(|dir| async move {
             let found = coordinator::fsck::check(&dir).unwrap();
             assert_eq!(found.problems, []);
-            assert!(found.checked.contains(&("uploaded files", 2)), "{:?}", found.checked);
+            assert!(found.checked.contains(&("uploaded files", 3)), "{:?}", found.checked);
             std::fs::remove_file(dir.join(format!("artifacts/data/trees/{gone}"))).unwrap();
             let found = coordinator::fsck::check(&dir).unwrap();
             assert!(
@@ -165,5 +172,24 @@ async fn a_sweep_names_what_was_uploaded() {
             );
         })
         .await;
-    assert_eq!(missing(&fixture, &[ContentHash::of(rows)]).await, [], "young data is kept");
+    let (of_sweeps, nobodys) = ([rows, other].map(ContentHash::of), ContentHash::of(nobodys));
+    assert_eq!(missing(&fixture, &[nobodys]).await, [], "young data is kept");
+    clock.0.store(2 * 24 * 3_600_000, Ordering::Relaxed);
+    fixture.stop_and(|_| async {}).await;
+    assert_eq!(missing(&fixture, &of_sweeps).await, [], "what a sweep names is kept");
+    assert_eq!(missing(&fixture, &[nobodys]).await, [(hash(nobodys), 0)]);
+}
+
+/// So many milliseconds ahead of the system's clock.
+#[derive(Default)]
+struct Ahead(AtomicU64, SystemClock);
+
+impl Clock for Ahead {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.1.now().0 + self.0.load(Ordering::Relaxed))
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.1.monotonic()
+    }
 }

@@ -193,28 +193,32 @@ impl SweepSpec {
             Distribution::Constant(value) => Some((name.as_str(), value)),
             _ => None,
         });
-        with_values(&self.base, constants)
+        with_values(&self.base, values_of(&self.base), constants)
     }
 }
 
-/// `base` with the values of some parameters, which have passed [`super::check_parameter`].
-fn with_values<'a>(
-    base: &TrialConfig,
-    values: impl IntoIterator<Item = (&'a str, &'a Value)>,
+/// The configuration with the values of some parameters, which have passed [`super::check_parameter`]; `values` are
+/// [`values_of`] it.
+pub fn with_values<'a>(
+    config: &TrialConfig,
+    mut values: Map<String, Value>,
+    some: impl IntoIterator<Item = (&'a str, &'a Value)>,
 ) -> TrialConfig {
-    let Ok(Value::Object(mut object)) = serde_json::to_value(base) else { return base.clone() };
-    for (name, value) in values {
-        object.insert(name.into(), value.clone());
+    values.extend(some.into_iter().map(|(name, value)| (name.into(), value.clone())));
+    serde_json::from_value(Value::Object(values)).unwrap_or_else(|_| config.clone())
+}
+
+/// Every parameter with its value, as it was given.
+pub fn values_of(config: &TrialConfig) -> Map<String, Value> {
+    match serde_json::to_value(config) {
+        Ok(Value::Object(values)) => values,
+        // A flat struct of strings and numbers serialises without fail.
+        Ok(_) | Err(_) => Map::new(),
     }
-    serde_json::from_value(Value::Object(object)).unwrap_or_else(|_| base.clone())
 }
 
 /// Every parameter with the value in force: `lora_alpha` is 2 × rank where it is not given, `max_steps` the
 /// default where neither it nor `num_train_epochs` is.
 pub fn in_force(config: &TrialConfig) -> Map<String, Value> {
-    match serde_json::to_value(config.in_force(None)) {
-        Ok(Value::Object(values)) => values,
-        // A flat struct of strings and numbers serialises without fail.
-        Ok(_) | Err(_) => Map::new(),
-    }
+    values_of(&config.in_force(None))
 }

@@ -21,7 +21,7 @@ mod problem;
 mod record;
 mod spec;
 
-pub use check::in_force;
+pub use check::{in_force, values_of, with_values};
 pub use constraint::{Expression, Operator};
 pub use parameter::{LARGEST_WHOLE, check_config, check_parameter};
 pub use parse::ConstraintError;

@@ -165,6 +165,38 @@ pub struct Trial {
 }
 
 impl Trial {
+    /// A trial that was just proposed: it waits, and nothing has happened to it.
+    pub fn new(
+        id: TrialId,
+        config: TrialConfig,
+        parameters: BTreeMap<String, serde_json::Value>,
+        created_at: Timestamp,
+    ) -> Self {
+        Self {
+            id,
+            config,
+            parameters,
+            state: TrialState::Queued,
+            attempt: Attempt(0),
+            step: 0,
+            total_steps: None,
+            agent: None,
+            device: None,
+            adapter: None,
+            resume: None,
+            attempts: Vec::new(),
+            eval_loss: None,
+            cost_usd: None,
+            summary: None,
+            failure: None,
+            digests: None,
+            created_at,
+            started_at: None,
+            finished_at: None,
+            trace_id: None,
+        }
+    }
+
     /// Whether a simulated device made its numbers up, or refused it.
     pub fn is_simulated(&self) -> bool {
         self.kind() == Some(true)

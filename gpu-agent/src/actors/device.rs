@@ -262,7 +262,10 @@ impl Actor {
             let work = async {
                 let mut data = Data::new();
                 for reference in references {
-                    let pinned = cache.get(&transfers, &reference).await?;
+                    let own = data.values().map(|pinned: &Pinned| (pinned.tree(), pinned.bytes()));
+                    let own = own.collect::<BTreeMap<_, _>>().values().sum();
+                    let pinned = cache.get(&transfers, &reference).await;
+                    let pinned = pinned.map_err(|error| error.beside(&reference, own))?;
                     data.insert(reference.to_string(), pinned);
                 }
                 // After an error nothing stays pinned: it may be what others wait for.

@@ -41,12 +41,13 @@ pub enum CacheError {
     Kind(Reference),
     /// It will never fit.
     #[error(
-        "{reference} has {bytes} bytes, and this agent's cache {limit}; give the agent a larger --cache-limit"
+        "{reference} and what its trial needs beside it have {bytes} bytes, and this agent's cache {limit}; give the agent \
+         a larger --cache-limit"
     )]
     TooLarge {
         /// The data.
         reference: Reference,
-        /// Its bytes.
+        /// Its bytes, and those of what else the trial needs.
         bytes: u64,
         /// The cache's.
         limit: u64,
@@ -65,12 +66,24 @@ pub enum CacheError {
 }
 
 impl CacheError {
+    /// The same of a trial that holds so many bytes of the cache itself: what it makes no room for will never be there.
+    pub fn beside(self, reference: &Reference, own: u64) -> Self {
+        match self {
+            Self::Full { bytes, limit } if own.saturating_add(bytes) > limit => {
+                Self::TooLarge { reference: reference.clone(), bytes: own.saturating_add(bytes), limit }
+            }
+            error => error,
+        }
+    }
+
     /// The failure of a trial for which trying again is of no use; `None` if it is.
     pub fn failure(&self) -> Option<Failure> {
         let class = match self {
             Self::Unknown(_) | Self::Kind(_) => FailureClass::User,
             // Another agent may have a larger one, or another coordinator.
-            Self::TooLarge { .. } | Self::Transfer(TransferError::Refused(_)) => FailureClass::Infrastructure,
+            Self::TooLarge { .. } | Self::Transfer(TransferError::Refused(_) | TransferError::Io { .. }) => {
+                FailureClass::Infrastructure
+            }
             Self::Full { .. } | Self::Transfer(_) => return None,
         };
         Some(Failure { class, message: self.to_string() })
@@ -121,6 +134,18 @@ pub struct Pinned {
     tree: ContentHash,
     /// The file or directory.
     pub path: PathBuf,
+}
+
+impl Pinned {
+    /// Bytes of the cache that it takes.
+    pub fn bytes(&self) -> u64 {
+        self.cache.state().entries.get(&self.tree).map_or(0, |entry| entry.bytes)
+    }
+
+    /// What it is a part of, or all of.
+    pub fn tree(&self) -> ContentHash {
+        self.tree
+    }
 }
 
 impl std::fmt::Debug for Pinned {
@@ -252,7 +277,7 @@ impl Cache {
             true => blocking(dir, move || disk::accept(&of, &wanted)).await,
             false => {
                 tokio::fs::remove_file(&path).await.map_err(at)?;
-                Err(later(format!("{}: other bytes came than its SHA-256 says", file.name)))
+                Err(refused(format!("{}: other bytes came than its SHA-256 says", file.name)))
             }
         }
     }
@@ -311,6 +336,10 @@ impl Cache {
 
 fn later(why: String) -> CacheError {
     CacheError::Transfer(TransferError::Later(why))
+}
+
+fn refused(why: String) -> CacheError {
+    CacheError::Transfer(TransferError::Refused(why))
 }
 
 /// Does work on the disk where waiting for it keeps nobody.

@@ -187,7 +187,11 @@ impl Writer {
     }
 
     /// Writes under the term's fence.
-    async fn transaction(&self, term: &Term, operations: Vec<TxnOp>) -> Result<()> {
+    async fn transaction(&self, term: &Term, mut operations: Vec<TxnOp>) -> Result<()> {
+        // One of no operations etcd takes for a serializable read, which a member that lags answers from what it knows.
+        if operations.is_empty() {
+            operations.push(TxnOp::get(term.key.clone(), None));
+        }
         let leads = Compare::create_revision(term.key.clone(), CompareOp::Equal, term.fence.0 as i64);
         let txn = Txn::new().when(vec![leads]).and_then(operations);
         let mut client = self.etcd.client();

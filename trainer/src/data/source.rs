@@ -125,7 +125,9 @@ pub fn find(key: &'static str, name: &str) -> Result<Found> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(path).map_err(TrainError::io(path))? {
         let path = entry.map_err(TrainError::io(path))?.path();
-        let format = Format::of(&path).filter(|_| path.is_file());
+        // Hidden ones are some system's own, such as macOS's `._train.jsonl`.
+        let is_hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
+        let format = Format::of(&path).filter(|_| path.is_file() && !is_hidden);
         files.extend(format.map(|format| DataFile { path, format }));
     }
     files.sort_by(|a, b| a.path.cmp(&b.path));

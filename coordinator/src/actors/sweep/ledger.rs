@@ -65,6 +65,9 @@ impl Standing {
     }
 }
 
+/// Trials by number. Boxed: a record takes more than a kilobyte, and a tree that grows at its end is half empty.
+pub type Trials = BTreeMap<u32, Box<TrialRecord>>;
+
 /// What is to be written: the sweep's record or not, and which trials'.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Changes {
@@ -77,7 +80,7 @@ pub struct Changes {
 /// A sweep's records and search.
 pub struct Ledger {
     record: SweepRecord,
-    trials: BTreeMap<u32, TrialRecord>,
+    trials: Trials,
     tally: Tally,
     searcher: Searcher,
     exhausted: bool,
@@ -91,8 +94,8 @@ impl Ledger {
     /// A sweep as its records have it, with the search brought to where it was.
     pub fn new(record: SweepRecord, trials: Vec<TrialRecord>) -> Result<Self> {
         let searcher = operations::searcher(&record)?;
-        let numbered = trials.into_iter().filter_map(|t| Some((t.trial.id.number()?, t)));
-        let trials: BTreeMap<_, _> = numbered.collect();
+        let numbered = trials.into_iter().filter_map(|t| Some((t.trial.id.number()?, Box::new(t))));
+        let trials: Trials = numbered.collect();
         Ok(Self {
             tally: Tally::of(&record.sweep.spec, &trials),
             simulated: trials.values().find_map(|record| record.trial.kind()),
@@ -132,17 +135,22 @@ impl Ledger {
     }
 
     /// Its trials, by number.
-    pub fn trials(&self) -> &BTreeMap<u32, TrialRecord> {
+    pub fn trials(&self) -> &Trials {
         &self.trials
+    }
+
+    /// A copy of every trial's record, in the order of their numbers.
+    pub fn records(&self) -> Vec<TrialRecord> {
+        self.trials.values().map(|record| TrialRecord::clone(record)).collect()
     }
 
     /// A trial.
     pub fn get(&self, number: u32) -> Result<&TrialRecord> {
-        self.trials.get(&number).ok_or_else(|| unknown(&self.record, number))
+        self.trials.get(&number).map(Box::as_ref).ok_or_else(|| unknown(&self.record, number))
     }
 
     fn get_mut(&mut self, number: u32) -> Result<&mut TrialRecord> {
-        self.trials.get_mut(&number).ok_or_else(|| unknown(&self.record, number))
+        self.trials.get_mut(&number).map(Box::as_mut).ok_or_else(|| unknown(&self.record, number))
     }
 
     /// What is to be written.
@@ -182,7 +190,7 @@ impl Ledger {
         let trace = TrialTrace::of(&self.record.sweep.request_id, number);
         record.trial.trace_id = Some(trace.id());
         self.tally.enter(number, &record);
-        self.trials.insert(number, record);
+        self.trials.insert(number, Box::new(record));
         self.record.sweep.proposed = number;
         self.changes.trials.insert(number);
         self.changes.sweep = true;

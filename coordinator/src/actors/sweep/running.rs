@@ -224,14 +224,13 @@ impl RunningSweep {
     }
 
     fn view(&self) -> View {
-        let trials = self.ledger.trials().values().cloned().collect();
-        View { sweep: self.ledger.record().sweep.clone(), trials }
+        View { sweep: self.ledger.record().sweep.clone(), trials: self.ledger.records() }
     }
 
     fn select(&self, selection: &Selection) -> Vec<TrialRecord> {
         let after = self.ledger.trials().range(selection.after.saturating_add(1)..);
         let wanted = after.map(|(_, record)| record).filter(|record| selection.wants(record));
-        wanted.take(selection.limit).cloned().collect()
+        wanted.take(selection.limit).map(|record| TrialRecord::clone(record)).collect()
     }
 
     /// Applies a change; its answer waits until it is durable.

@@ -3,7 +3,7 @@
 use super::super::chart::{Axis, Chart, Key, Mark, PALETTE, Shape};
 use super::super::document::{Figure, Line, Table};
 use super::super::numbers;
-use super::super::slice::{ACCELERATOR, Dependence, Fact, Facts, PRECISION, Slice, named, sorted};
+use super::super::slice::{ACCELERATOR, AGAIN, Dependence, Fact, Facts, PRECISION, Slice, named, sorted};
 use super::file_name;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -79,9 +79,6 @@ fn lines_of(by: &str) -> &'static str {
     if by == PRECISION { ACCELERATOR } else { PRECISION }
 }
 
-/// What tells from quantisation's savings those that cost time.
-const AGAIN: &str = "gradient_checkpointing";
-
 /// The name of a trial's line.
 fn line_of(facts: &Facts, fact: &Fact, by: &str) -> String {
     let name = numbers::value(fact.get(lines_of(by)));
@@ -98,8 +95,8 @@ fn line_of(facts: &Facts, fact: &Fact, by: &str) -> String {
 enum Outcome {
     /// So much, of so many trials.
     Measured(f64, usize),
-    /// It needs so many bytes, if that is known.
-    DoesNotFit(Option<u64>),
+    /// It needs so many bytes.
+    DoesNotFit(u64),
 }
 
 /// A place in a figure: where it stands, on which line, and what was found.
@@ -128,7 +125,7 @@ fn figure(facts: &Facts, measure: Measure, by: &'static str) -> Option<Figure> {
     let unfit = places.iter().filter(|place| matches!(place.outcome, Outcome::DoesNotFit(_))).count();
     let mut caption = Line::default().strong(&title).text(". ");
     caption = caption.text(match named(&slice.fixed).as_str() {
-        "" => "No other parameter differs".to_string(),
+        "" => "No other parameter that moves it differs".to_string(),
         held => format!("Held: {held}"),
     });
     caption = caption.text(match (packed, measure) {
@@ -162,7 +159,10 @@ fn places<'f>(facts: &Facts, slice: &Slice<'_, 'f>, measure: Measure, by: &str) 
             let values: Vec<_> = here().filter_map(|fact| measure.of(fact)).collect();
             let outcome = match values.as_slice() {
                 [] if here().next().is_none() => continue,
-                [] => Outcome::DoesNotFit(here().filter_map(|f| Some(f.shortage()?.needed())).max()),
+                [] => {
+                    let needed = here().filter_map(|fact| Some(fact.shortage()?.needed())).max();
+                    Outcome::DoesNotFit(needed.unwrap_or_default())
+                }
                 values => Outcome::Measured(measure.join(values), values.len()),
             };
             let recomputed = here().filter_map(|fact| fact.recomputed_layers()).max();
@@ -180,10 +180,9 @@ fn data(places: &[Place], measure: Measure, by: &str) -> Table {
     for place in places {
         let (value, trials) = match &place.outcome {
             Outcome::Measured(value, trials) => (measure.show(*value), trials.to_string()),
-            Outcome::DoesNotFit(Some(needed)) => {
+            Outcome::DoesNotFit(needed) => {
                 (format!("does not fit: needs {}", numbers::bytes(*needed)), numbers::NONE.into())
             }
-            Outcome::DoesNotFit(None) => ("does not fit".into(), numbers::NONE.into()),
         };
         let mut cells = vec![numbers::value(place.by), place.series.clone(), value, trials];
         cells.extend(again.then(|| numbers::or_dash(place.recomputed, |layers| layers.to_string())));
@@ -221,9 +220,7 @@ fn chart(slice: &Slice, places: &[Place], measure: Measure, by: &str) -> Chart {
     let edge = 1.3 * highest.max(limit.unwrap_or(0.0));
     let y_of = |place: &Place| match (&place.outcome, measure) {
         (Outcome::Measured(value, _), _) => *value / unit,
-        (Outcome::DoesNotFit(needed), Measure::Memory) => {
-            needed.map(|bytes| bytes as f64).or(limit).unwrap_or(edge).min(edge) / unit
-        }
+        (Outcome::DoesNotFit(needed), Measure::Memory) => (*needed as f64).min(edge) / unit,
         (Outcome::DoesNotFit(_), _) => 0.0,
     };
 
@@ -323,7 +320,7 @@ mod tests {
             trials.push(trial);
         }
         let (_, caption, rows) = &shown(&trials)[0];
-        assert!(caption.contains("No other parameter differs"), "{caption}");
+        assert!(caption.contains("No other parameter that moves it differs"), "{caption}");
         assert_eq!(rows[1], ["1", "4bit, recomputed", "4 GB", "1"]);
         assert_eq!(rows.len(), 3);
     }

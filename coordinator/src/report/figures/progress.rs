@@ -2,7 +2,8 @@
 
 use super::super::Sources;
 use super::super::chart::{Axis, Chart, Mark, PALETTE, Shape};
-use super::super::document::{Figure, Line};
+use super::super::document::{Figure, Line, Table};
+use super::super::numbers;
 use domain::sweep::Goal;
 
 /// The figure, once two trials are over that were measured.
@@ -11,15 +12,16 @@ pub(in super::super) fn figure(sources: &Sources) -> Option<Figure> {
         .entries
         .iter()
         .filter_map(|entry| {
+            // Time that came to no value was spent, too.
             let seconds = entry.trial.summary.as_ref()?.device_seconds;
-            Some((entry.trial.finished_at?, seconds, entry.value?))
+            Some((entry.trial.finished_at?, seconds, entry.value))
         })
         .collect();
     over.sort_by_key(|(at, ..)| *at);
     let spent: Vec<_> = over.iter().map(|(_, seconds, value)| (*seconds, *value)).collect();
     let steps = best_so_far(&spent, sources.sweep.spec.search.goal);
     let total = steps.last().map_or(0.0, |(seconds, _)| *seconds);
-    if spent.len() < 2 || total <= 0.0 {
+    if steps.len() < 2 || total <= 0.0 {
         return None;
     }
     let (unit, unit_name) = match total {
@@ -42,6 +44,10 @@ pub(in super::super) fn figure(sources: &Sources) -> Option<Figure> {
         size: 7,
         shape: Shape::Circle,
     }));
+    let mut data = Table::new([format!("device {unit_name}"), metric.clone()]);
+    for (time, best) in &points {
+        data.row([numbers::number(*time), numbers::loss(*best)]);
+    }
     Some(Figure {
         name: "best-so-far".into(),
         description: format!("The best {metric} so far over device {unit_name}"),
@@ -55,16 +61,19 @@ pub(in super::super) fn figure(sources: &Sources) -> Option<Figure> {
         caption: Line::default().strong("Best so far").text(format!(
             ": {metric} over the device {unit_name} of the trials that are over, in the order of their ends."
         )),
-        data: None,
+        data: Some(data),
     })
 }
 
-/// The time spent and the best value after each trial, of trials' times and values in the order of their ends.
-fn best_so_far(trials: &[(f64, f64)], goal: Goal) -> Vec<(f64, f64)> {
-    let mut steps: Vec<(f64, f64)> = Vec::with_capacity(trials.len());
+/// The time spent and the best value after each trial with a value, of trials' times and values in the order of their
+/// ends.
+fn best_so_far(trials: &[(f64, Option<f64>)], goal: Goal) -> Vec<(f64, f64)> {
+    let (mut spent, mut steps) = (0.0, Vec::<(f64, f64)>::new());
     for (seconds, value) in trials {
-        let (spent, best) = steps.last().copied().unwrap_or((0.0, *value));
-        steps.push((spent + seconds, if goal.better(*value, best) { *value } else { best }));
+        spent += seconds;
+        let Some(value) = *value else { continue };
+        let best = steps.last().map_or(value, |(_, best)| *best);
+        steps.push((spent, if goal.better(value, best) { value } else { best }));
     }
     steps
 }
@@ -75,9 +84,11 @@ mod tests {
 
     #[test]
     fn the_best_only_gets_better() {
-        let trials = [(10.0, 3.0), (5.0, 4.0), (20.0, 2.0)];
+        let trials = [(10.0, Some(3.0)), (5.0, Some(4.0)), (20.0, Some(2.0))];
         assert_eq!(best_so_far(&trials, Goal::Minimize), [(10.0, 3.0), (15.0, 3.0), (35.0, 2.0)]);
         assert_eq!(best_so_far(&trials, Goal::Maximize), [(10.0, 3.0), (15.0, 4.0), (35.0, 4.0)]);
+        let one_failed = [(10.0, Some(3.0)), (5.0, None), (20.0, Some(2.0))];
+        assert_eq!(best_so_far(&one_failed, Goal::Minimize), [(10.0, 3.0), (35.0, 2.0)]);
         assert_eq!(best_so_far(&[], Goal::Minimize), []);
     }
 }

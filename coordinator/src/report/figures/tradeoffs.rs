@@ -90,13 +90,14 @@ fn figure<'a>(sources: &Sources<'a>, price: &Price) -> Option<Figure> {
             x: Axis::from_zero(points.iter().map(|p| p.0 / unit)),
             y: Axis::linear(usual.into_iter()),
             titles: (format!("{}, {unit_name}", price.name), metric.clone()),
-            legend: vec![(Key::Line(PALETTE[0]), "Pareto front".into()), (Key::Ring, "beaten in both".into())],
+            legend: vec![(Key::Line(PALETTE[0]), "Pareto front".into()), (Key::Ring, "beaten".into())],
             marks,
         },
-        caption: Line::default().strong(format!("{metric} against {}", price.name)).text(
-            ", of completed trials. Full dots on the line are the Pareto front: no other trial is both better and \
-             cheaper.",
-        ),
+        caption: Line::default().strong(format!("{metric} against {}", price.name)).text(format!(
+            ", of completed trials. Full dots on the line are the Pareto front: no other trial is at least as good at \
+             as little {}, and better in one of the two.",
+            price.name
+        )),
         data: Some(data),
     })
 }

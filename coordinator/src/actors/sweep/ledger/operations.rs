@@ -108,12 +108,13 @@ impl Ledger {
         record.sweep.ended_early = None;
         self.exhausted = false;
         self.reopen();
-        let cut = |t: &&crate::store::TrialRecord| {
+        let cut = |t: &crate::store::TrialRecord| {
             // One that had not begun by then holds no cause in records of earlier versions.
             let never_began = t.stop.is_none() && t.trial.attempt.0 == 0;
             t.trial.state == TrialState::Stopped && (t.stop == Some(StopCause::Budget) || never_began)
         };
-        let cut: Vec<_> = self.trials.values().filter(cut).filter_map(|t| t.trial.id.number()).collect();
+        let cut: Vec<_> =
+            self.trials.values().filter(|t| cut(t)).filter_map(|t| t.trial.id.number()).collect();
         let again = cut.into_iter().try_for_each(|number| self.again(number));
         self.recount();
         again

@@ -1,11 +1,12 @@
 //! What is known of all trials together, kept up to date with each change, so that a change costs the same in a
 //! sweep of ten trials and in one of a hundred thousand.
 
+use super::Trials;
 use crate::store::TrialRecord;
 use domain::sweep::{Goal, StateCounts, SweepSpec};
 use domain::trial::TrialState;
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// In a dollar. Costs are summed as whole numbers, so that the sum does not depend on the order in which it came
 /// about; nine million dollars fit.
@@ -72,7 +73,7 @@ impl PartialEq for Rank {
 impl Eq for Rank {}
 
 impl Tally {
-    pub(super) fn of(spec: &SweepSpec, trials: &BTreeMap<u32, TrialRecord>) -> Self {
+    pub(super) fn of(spec: &SweepSpec, trials: &Trials) -> Self {
         let mut tally = Self {
             goal: spec.search.goal,
             counts: StateCounts::default(),

@@ -242,7 +242,7 @@ fn an_account_adds_up_over_assignments_and_restarts() {
     ledger.charge(1, 5.0, Timestamp(40_000)).unwrap();
     assert_eq!(cost(&ledger), 30.0);
     // Another coordinator takes over: its meter begins anew, what was charged stands.
-    let trials = ledger.trials().values().cloned().collect();
+    let trials = ledger.records();
     let mut next = Ledger::new(ledger.record().clone(), trials).unwrap();
     assert_eq!(next.reopen_account(1).unwrap(), Some(Timestamp(40_000)));
     next.charge(1, 3.0, Timestamp(50_000)).unwrap();
@@ -304,7 +304,7 @@ fn a_restarted_search_proposes_what_it_would_have_proposed() {
     for _ in 0..5 {
         finish_all(&mut whole);
         finish_all(&mut restarted);
-        let trials = restarted.trials().values().cloned().collect();
+        let trials = restarted.records();
         restarted = Ledger::new(restarted.record().clone(), trials).unwrap();
         for number in restarted.trials().keys().copied().collect::<Vec<_>>() {
             restarted.replay(number, &[]).unwrap();
@@ -330,7 +330,7 @@ fn a_sweep_is_of_the_kind_of_its_first_trial() {
         let other = if simulated { "a" } else { "simulated-1" };
         ledger.assign(2, Placement { agent: AgentId::new(other), ..placement() }).unwrap();
         assert_eq!(ledger.needs(2).unwrap().simulated, Some(!simulated));
-        let trials = ledger.trials().values().cloned().collect();
+        let trials = ledger.records();
         let restarted = Ledger::new(ledger.record().clone(), trials).unwrap();
         assert_eq!(restarted.needs(1).unwrap().simulated, Some(simulated));
     }
@@ -357,7 +357,7 @@ fn a_restart_leaves_a_trial_where_its_attempt_starts() {
     ledger.checkpoint(1, 2, stored("c"), &[point(0, 1.0)]).unwrap();
     ledger.event(1, TrialEvent::Released, NOW).unwrap();
     ledger.assign(1, placement()).unwrap();
-    let trials = ledger.trials().values().cloned().collect();
+    let trials = ledger.records();
     let mut restarted = Ledger::new(ledger.record().clone(), trials).unwrap();
     for (curve, step) in [(vec![], 2), (vec![point(0, 1.0)], 2), (vec![point(0, 1.0), point(3, 1.0)], 3)] {
         restarted.replay(1, &curve).unwrap();
@@ -391,6 +391,6 @@ fn sums_that_are_kept_up_to_date_are_those_counted_anew() {
     let counts: Vec<_> = sweep.counts.iter().map(|(state, count)| (state.as_str(), count)).collect();
     let expected = [("queued", 1), ("running", 1), ("completed", 2), ("stopped", 1), ("cancelled", 1)];
     assert_eq!(counts, expected);
-    let records = ledger.trials().values().cloned().collect();
+    let records = ledger.records();
     assert_eq!(ledger.tally, Ledger::new(ledger.record().clone(), records).unwrap().tally);
 }

@@ -64,7 +64,7 @@ fn paused_time_is_no_wall_clock() {
     ledger.pause().unwrap();
     ledger.pass(88_000);
     assert_eq!(active(&ledger), 10.0);
-    let trials = ledger.trials().values().cloned().collect();
+    let trials = ledger.records();
     let mut ledger = Ledger::new(ledger.record().clone(), trials).unwrap();
     assert!(ledger.is_paused(), "it outlives a restart");
     ledger.resume().unwrap();
@@ -122,7 +122,7 @@ fn finish(ledger: &mut Ledger) {
 }
 
 fn restarted(ledger: &Ledger) -> Ledger {
-    let trials = ledger.trials().values().cloned().collect();
+    let trials = ledger.records();
     let mut next = Ledger::new(ledger.record().clone(), trials).unwrap();
     for number in next.trials().keys().copied().collect::<Vec<_>>() {
         next.replay(number, &[]).unwrap();
@@ -132,7 +132,7 @@ fn restarted(ledger: &Ledger) -> Ledger {
 
 fn chosen(ledger: &Ledger) -> Vec<String> {
     let values = |t: &TrialRecord| json!(t.trial.parameters).to_string();
-    ledger.trials().values().map(values).collect()
+    ledger.records().iter().map(values).collect()
 }
 
 #[test]
