@@ -305,6 +305,26 @@ mod in_etcd {
         tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
     }
 
+    /// Whether one leads is asked of the majority: a node that was left alone knows only what was so.
+    #[tokio::test]
+    async fn a_look_at_who_leads_needs_the_majority() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some([alone, second, third]) = Etcd::start_three(dir.path()) else { return };
+        let scope = Scope::new();
+        let registry = EtcdRegistry::connect(&options(&alone, "/test"), &scope).await.unwrap();
+        let fence = soon("an election", registry.lead("test")).await.unwrap();
+        registry.commit(fence, Vec::new()).await.unwrap();
+        for node in [&second, &third] {
+            node.signal("STOP");
+        }
+        let refusal = soon("an answer", registry.commit(fence, Vec::new())).await.unwrap_err();
+        assert!(matches!(refusal, RegistryError::Storage(_)), "{refusal}");
+        for node in [second, third] {
+            node.signal("CONT");
+        }
+        scope.cancel();
+    }
+
     #[test]
     fn etcd_agrees_with_the_model() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,7 +1,8 @@
-//! A real etcd of one node, for as long as a test has it.
+//! A real etcd, of one node or of three, for as long as a test has it.
 
 use crate::certificates::Pair;
 use std::io::{BufRead, BufReader};
+use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -33,44 +34,44 @@ impl Etcd {
         })
     }
 
-    #[allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-    fn start_with(dir: &Path, scheme: &str, how: impl FnOnce(&mut Command)) -> Option<Self> {
-        let any = &format!("{scheme}://127.0.0.1:0");
-        // A cluster of one speaks to no peer: nobody needs to reach it at this address.
-        let peer = "http://127.0.0.1:1";
-        let mut command = Command::new("etcd");
-        how(&mut command);
-        let started = command
-            .arg("--data-dir")
-            .arg(dir)
-            .args(["--listen-client-urls", any, "--advertise-client-urls", any, "--listen-peer-urls"])
-            .arg("http://127.0.0.1:0")
-            .args(["--initial-advertise-peer-urls", peer, "--initial-cluster", &format!("default={peer}")])
-            .args(["--logger", "zap", "--log-outputs", "stderr"])
-            .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH.replace("aarch64", "arm64"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn();
-        let mut process = match started {
-            Ok(process) => process,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                crate::skipped("etcd is not installed (Debian: apt-get install etcd-server)");
-                return None;
-            }
-            Err(error) => panic!("etcd: {error}"),
-        };
-        let mut lines = BufReader::new(process.stderr.take().expect("it is piped")).lines();
-        let mut said = Vec::new();
-        let address = lines.by_ref().map_while(Result::ok).find_map(|line| {
-            let entry: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-            said.push(line);
-            let serves = entry["msg"].as_str()?.starts_with("serving client traffic");
-            serves.then(|| entry["address"].as_str().map(String::from))?
+    /// Three nodes that take each other for gone after five seconds only.
+    ///
+    /// # Panics
+    /// They do not start.
+    #[allow(clippy::expect_used, reason = "a test fails by panicking")]
+    pub fn start_three(dir: &Path) -> Option<[Self; 3]> {
+        // Each must know the others' before it starts: held at once, so that they are three, and then let go.
+        let free = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").expect("there is a free port"));
+        let peers = free.map(|held| format!("http://{}", held.local_addr().expect("it is bound")));
+        let cluster: Vec<_> = peers.iter().enumerate().map(|(i, peer)| format!("node{i}={peer}")).collect();
+        let cluster = cluster.join(",");
+        let started = [0, 1, 2].map(|i| {
+            let (name, peer) = (format!("node{i}"), peers[i].as_str());
+            spawn(&dir.join(&name), "http", |command| {
+                command.args(["--name", &name, "--listen-peer-urls", peer]);
+                command.args(["--initial-advertise-peer-urls", peer, "--initial-cluster", &cluster]);
+                command.args(["--heartbeat-interval", "500", "--election-timeout", "5000"]);
+            })
         });
-        let address = address.unwrap_or_else(|| panic!("etcd did not start:\n{}", said.join("\n")));
-        // Its pipe must not run full.
-        std::thread::spawn(move || lines.for_each(drop));
-        Some(Self { process, endpoint: format!("{scheme}://{address}") })
+        // None of them serves before they have found each other.
+        let [Some(a), Some(b), Some(c)] = started else { return None };
+        Some([a, b, c].map(|process| serving(process, "http")))
+    }
+
+    fn start_with(dir: &Path, scheme: &str, how: impl FnOnce(&mut Command)) -> Option<Self> {
+        let process = spawn(dir, scheme, |command| {
+            how(command);
+            // A cluster of one speaks to no peer: nobody needs to reach it at this address.
+            let peer = "http://127.0.0.1:1";
+            command.args(["--listen-peer-urls", "http://127.0.0.1:0"]);
+            command.args([
+                "--initial-advertise-peer-urls",
+                peer,
+                "--initial-cluster",
+                &format!("default={peer}"),
+            ]);
+        });
+        process.map(|process| serving(process, scheme))
     }
 
     /// Sends its process a signal, such as `STOP`.
@@ -88,4 +89,46 @@ impl Drop for Etcd {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// `None`, with a line that says so, where etcd is not installed.
+#[allow(clippy::panic, reason = "a test fails by panicking")]
+fn spawn(dir: &Path, scheme: &str, how: impl FnOnce(&mut Command)) -> Option<Child> {
+    let any = &format!("{scheme}://127.0.0.1:0");
+    let mut command = Command::new("etcd");
+    how(&mut command);
+    let started = command
+        .arg("--data-dir")
+        .arg(dir)
+        .args(["--listen-client-urls", any, "--advertise-client-urls", any])
+        .args(["--logger", "zap", "--log-outputs", "stderr"])
+        .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH.replace("aarch64", "arm64"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn();
+    match started {
+        Ok(process) => Some(process),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            crate::skipped("etcd is not installed (Debian: apt-get install etcd-server)");
+            None
+        }
+        Err(error) => panic!("etcd: {error}"),
+    }
+}
+
+/// Waits until it serves.
+#[allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+fn serving(mut process: Child, scheme: &str) -> Etcd {
+    let mut lines = BufReader::new(process.stderr.take().expect("it is piped")).lines();
+    let mut said = Vec::new();
+    let address = lines.by_ref().map_while(Result::ok).find_map(|line| {
+        let entry: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+        said.push(line);
+        let serves = entry["msg"].as_str()?.starts_with("serving client traffic");
+        serves.then(|| entry["address"].as_str().map(String::from))?
+    });
+    let address = address.unwrap_or_else(|| panic!("etcd did not start:\n{}", said.join("\n")));
+    // Its pipe must not run full.
+    std::thread::spawn(move || lines.for_each(drop));
+    Etcd { process, endpoint: format!("{scheme}://{address}") }
 }
