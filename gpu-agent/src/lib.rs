@@ -17,6 +17,7 @@
 //! | [`home`] | the agent's folder: its name, its lock |
 //! | [`find`] | where the coordinator is |
 //! | [`devices`] | what this machine has |
+//! | [`spot`] | whether this machine is about to be taken away |
 //! | [`wire`] | between the agent's words and the protocol's |
 
 pub mod actors;
@@ -27,6 +28,7 @@ pub mod engine;
 pub mod find;
 pub mod home;
 pub mod spool;
+pub mod spot;
 pub mod transfer;
 pub mod wire;
 

@@ -5,6 +5,7 @@ use domain::SystemClock;
 use gpu_agent::devices::choose::Found;
 use gpu_agent::devices::simulated::SimulateArgs;
 use gpu_agent::engine::child::{self, ChildError};
+use gpu_agent::spot::{Notices, Source};
 use gpu_agent::{Coordinator, DeviceOptions, Options, SHUTDOWN_GRACE, devices};
 use security::args::{ClientArgs, EtcdArgs};
 use std::collections::BTreeMap;
@@ -23,7 +24,8 @@ const MARGIN: Duration = Duration::from_secs(2);
 ///
 /// It dials out only, so that it may stand behind NAT. With --etcd it registers itself there, finds the leading
 /// coordinator, and follows when another leads. While nobody answers it trains on, and keeps what it has to say. Ctrl-C or
-/// SIGTERM checkpoint its trials and give them back, within 20 seconds; once more ends it at once.
+/// SIGTERM checkpoint its trials and give them back, within 20 seconds; once more ends it at once. So does the word of the
+/// cloud that it takes the machine away.
 #[derive(Debug, Parser)]
 #[command(
     name = "gpu-agent",
@@ -108,6 +110,17 @@ struct AgentArgs {
     /// What is said of this machine where agents are listed.
     #[arg(long = "label", value_name = "NAME=VALUE", value_parser = label)]
     labels: Vec<(String, String)>,
+    /// Who says that this machine is about to be taken away, which is then as SIGTERM: `gce` or `aws`, the metadata server of
+    /// that cloud, also at another address as in gce=http://127.0.0.1:8080; `off`; or `auto`, what the machine's firmware says
+    /// that it is.
+    #[arg(
+        long,
+        env = "LORAFLEET_SPOT_NOTICE",
+        default_value = "auto",
+        value_name = "auto|off|gce[=URL]|aws[=URL]",
+        value_parser = Source::parse
+    )]
+    spot_notice: Source,
     #[command(flatten)]
     client: ClientArgs,
     /// Address of /metrics, /healthz and /readyz; nothing is served there unless it is given.
@@ -152,6 +165,15 @@ async fn run(args: AgentArgs) -> Result<(), End> {
 
 async fn work(args: AgentArgs, ready: &Readiness) -> Result<(), End> {
     let mut interrupts = actor::Interrupts::new().map_err(End::failed)?;
+    // The second is ended after the agent, which is found through it to the last.
+    let (scope, in_etcd) = (actor::Scope::new(), actor::Scope::new());
+    let mut notices = Notices::watch(args.spot_notice.clone(), &scope);
+    ready.not_now("this machine is about to be taken away, or nobody has said yet that it is not");
+    tokio::select! {
+        // Whoever starts it again after a notice must not have it join once more.
+        () = notices.stays() => {}
+        () = interrupts.next() => return Ok(()),
+    }
     let mut devices = args.simulate.devices().map_err(End::invalid)?;
     if devices.is_empty() {
         devices = chosen(&args.devices)?;
@@ -160,8 +182,6 @@ async fn work(args: AgentArgs, ready: &Readiness) -> Result<(), End> {
     }
     devices::priced(&mut devices, args.price_per_hour);
     let labels: BTreeMap<_, _> = args.labels.iter().cloned().collect();
-    // Ended after the agent, which is found through it to the last.
-    let (scope, in_etcd) = (actor::Scope::new(), actor::Scope::new());
     let fleet = fleet::connect(&args).await?;
     let coordinator = args.coordinator.map(Coordinator::from).or_else(|| fleet.coordinator());
     let coordinator = coordinator.ok_or_else(|| End::invalid("name the coordinator, or the fleet's etcd"))?;
@@ -189,6 +209,10 @@ async fn work(args: AgentArgs, ready: &Readiness) -> Result<(), End> {
     tracing::info!(id = %agent.id, devices = devices.len(), "the agent runs");
     let ended = tokio::select! {
         () = interrupts.next() => Ok(()),
+        why = notices.leaves() => {
+            tracing::warn!(why, "this machine is about to be taken away");
+            Ok(())
+        }
         () = scope.cancelled() => Err(End::failed("the agent cannot go on; its last message says why")),
     };
     tracing::info!("checkpointing and giving trials back");

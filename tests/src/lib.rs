@@ -3,7 +3,9 @@
 pub mod certificates;
 pub mod etcd;
 pub mod log;
+pub mod metadata;
 pub mod program;
+pub mod proxy;
 pub mod s3;
 
 use std::io::Write;

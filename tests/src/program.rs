@@ -88,6 +88,22 @@ impl Program {
         self.child.id()
     }
 
+    /// Waits until it ends by itself; whether it says that all went well.
+    ///
+    /// # Panics
+    /// It cannot be waited for.
+    pub fn ends(mut self) -> bool {
+        self.child.wait().expect("it ends").success()
+    }
+
+    /// Whether it has not ended.
+    ///
+    /// # Panics
+    /// Nobody knows.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().expect("it is a child").is_none()
+    }
+
     /// Kills it.
     ///
     /// # Panics

@@ -73,7 +73,7 @@ const ONLY: &[(&str, &[&str])] = &[
     ("opentelemetry-otlp", &["telemetry"]),
     ("tracing-opentelemetry", &["telemetry"]),
     ("tracing-subscriber", &["telemetry", "tests"]),
-    ("hyper", &["telemetry", "tests"]),
+    ("hyper", &["telemetry", "gpu-agent", "tests"]),
     ("reqwest", &["coordinator"]),
 ];
 

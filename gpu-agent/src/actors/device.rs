@@ -37,6 +37,8 @@ const MAILBOX: usize = 64;
 const SPOOL_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause between two tries of a transfer.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Why an agent that ends gives trials back.
+pub(super) const SHUTS_DOWN: &str = "the agent shuts down";
 
 /// A trial to train here.
 #[derive(Debug, Clone, PartialEq)]
@@ -239,7 +241,7 @@ impl Actor {
         };
         self.held.insert(assignment.clone(), held);
         if ending {
-            self.stop(&assignment, How::Release, "the agent shuts down");
+            self.stop(&assignment, How::Release, SHUTS_DOWN);
         } else {
             self.fetch(assign, 0);
         }
@@ -324,7 +326,7 @@ impl Actor {
     fn release_all(&mut self) {
         let held: Vec<_> = self.held.keys().cloned().collect();
         for assignment in held {
-            self.stop(&assignment, How::Release, "the agent shuts down");
+            self.stop(&assignment, How::Release, SHUTS_DOWN);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The session: one stream to the coordinator. While it is down, training goes on and the spool grows; when
 //! it is up again, everything unacknowledged is sent again.
 
-use super::device::{Command, Device, Status};
+use super::device::{Command, Device, SHUTS_DOWN, Status};
 use crate::engine::How;
 use crate::find::{FindError, Finder};
 use crate::home::Home;
@@ -238,21 +238,24 @@ impl Session {
     async fn assign(&self, assign: v1::Assign) -> Result<(), SessionError> {
         let (assignment, device_id, command) = wire::assign(assign);
         let device = self.devices.iter().find(|device| device.id == device_id);
-        let failure = match (device, command) {
+        let said = match (device, command) {
             (Some(device), Ok(assign)) => {
-                // A device that is gone means that the agent shuts down: the assignment's lease ends.
-                let _ = device.mailbox.tell(Command::Assign(Box::new(assign))).await;
-                return Ok(());
+                if device.mailbox.tell(Command::Assign(Box::new(assign))).await.is_ok() {
+                    return Ok(());
+                }
+                // The agent shuts down, and that device has nothing left to give back.
+                Saying::Released { reason: SHUTS_DOWN.into() }
             }
-            (None, _) => Failure {
+            (None, _) => Saying::Failed(Failure {
                 class: FailureClass::Infrastructure,
                 message: format!("agent {} has no device {device_id}", self.identity.id),
-            },
-            (_, Err(error)) => Failure { class: FailureClass::User, message: error.to_string() },
+            }),
+            (_, Err(error)) => {
+                Saying::Failed(Failure { class: FailureClass::User, message: error.to_string() })
+            }
         };
         let known = self.spool.assignments().contains(&assignment);
         if !known {
-            let said = Saying::Failed(failure);
             self.spool.append(&assignment, true, |n| said.request(&assignment, n).encode_to_vec())?;
         }
         Ok(())

@@ -2,7 +2,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "../common/mod.rs"]
 mod common;
+mod spot;
 
 use common::{results, submit, until};
 use proto::v1;
@@ -53,9 +55,14 @@ impl Fleet {
     }
 
     fn agent(&self, name: &str) -> Program {
+        self.agent_with(name, &[])
+    }
+
+    fn agent_with(&self, name: &str, options: &[&str]) -> Program {
         let data = self.dir.path().join(name);
         let etcd = ["--etcd", &self.etcd.endpoint, "--devices", "cpu"];
-        Program::start("gpu-agent", &[&etcd[..], &["--data-dir", data.to_str().unwrap()]].concat())
+        let data = ["--data-dir", data.to_str().unwrap()];
+        Program::start("gpu-agent", &[&etcd[..], &data, options].concat())
     }
 
     async fn members(&self) -> Members {
