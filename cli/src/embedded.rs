@@ -66,11 +66,12 @@ impl Embedded {
         Ok(Self { coordinator: scope, agent: None, address, local, health, endpoint_file })
     }
 
-    /// Starts an agent on this machine's devices. `token` is the agent's, where the coordinator wants one.
+    /// Starts an agent on this machine's devices, which keeps so many bytes of uploaded data. `token` is the agent's, where the coordinator wants one.
     pub(crate) async fn start_agent(
         &mut self,
         data_dir: &Path,
         devices: Vec<DeviceOptions>,
+        cache_limit: u64,
         token: Option<Secret>,
     ) -> Result<(), Failure> {
         // Not a child of the coordinator's scope: it must have a coordinator to hand its trials back to.
@@ -81,7 +82,7 @@ impl Embedded {
             data_dir: data_dir.join("agent"),
             devices,
             labels: BTreeMap::new(),
-            cache_limit: gpu_agent::cache::DEFAULT_LIMIT,
+            cache_limit,
             clock: Arc::new(SystemClock::new()),
         };
         gpu_agent::start(options, scope.clone()).await.map_err(|error| match error {

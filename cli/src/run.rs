@@ -200,7 +200,8 @@ async fn embedded(args: &Args, devices: Vec<DeviceOptions>) -> Result<Connection
     let data_dir = args.server.data_dir();
     client::refuse_in_use(data_dir).await?;
     let mut embedded = Embedded::coordinator(data_dir).await?;
-    if let Err(failure) = embedded.start_agent(data_dir, devices, None).await {
+    if let Err(failure) = embedded.start_agent(data_dir, devices, gpu_agent::cache::DEFAULT_LIMIT, None).await
+    {
         embedded.stop().await;
         return Err(failure);
     }

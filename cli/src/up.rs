@@ -39,6 +39,17 @@ pub(crate) struct Args {
     /// Address to serve at; port 0 takes a free one. With a certificate, this machine has a second one, without.
     #[arg(long, default_value = "127.0.0.1:7401", value_name = "ADDRESS")]
     listen: SocketAddr,
+    /// Bytes of uploaded models and data sets that the agent keeps in that folder at most, such as 50GB or 500GiB. What was not
+    /// used for longest goes first, and nothing that a trial uses.
+    #[arg(
+        long,
+        alias = "cache_limit",
+        env = "LORAFLEET_CACHE_LIMIT",
+        default_value = "50GB",
+        value_name = "BYTES",
+        value_parser = config::size::parse
+    )]
+    cache_limit: u64,
     #[command(flatten)]
     devices: DeviceArgs,
     #[command(flatten)]
@@ -73,7 +84,7 @@ async fn serve(
 ) -> Result<(), Failure> {
     let mut requests = Requests::new()?;
     let mut server = Embedded::serve(&args.data_dir, args.listen, access.clone()).await?;
-    if let Err(failure) = server.start_agent(&args.data_dir, devices, token).await {
+    if let Err(failure) = server.start_agent(&args.data_dir, devices, args.cache_limit, token).await {
         server.stop().await;
         return Err(failure);
     }

@@ -30,7 +30,11 @@ parameters: {{ lora_rank: [2, 4] }}
 
 /// A server on a sandbox's data directory that has said that it serves.
 fn up(sandbox: &Sandbox) -> Server {
-    let mut command = sandbox.command(&["up", "--listen", "127.0.0.1:0"]);
+    up_with(sandbox, &[])
+}
+
+fn up_with(sandbox: &Sandbox, options: &[&str]) -> Server {
+    let mut command = sandbox.command(&[&["up", "--listen", "127.0.0.1:0"], options].concat());
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
@@ -111,6 +115,21 @@ fn a_killed_server_goes_on_where_it_was() {
     }
     assert_eq!(server.signal("-TERM").code(), Some(0), "it was told to stop");
     assert!(!sandbox.path().join("lorafleet-data/endpoint").exists());
+}
+
+#[test]
+fn uploaded_data_beyond_the_limit_is_not_kept() {
+    let mut sandbox = Sandbox::new(&sweep());
+    let server = up_with(&sandbox, &["--cache-limit", "1KB"]);
+    let endpoint = std::fs::read_to_string(sandbox.path().join("lorafleet-data/endpoint")).unwrap();
+    sandbox.endpoint = Some(endpoint.trim().into());
+    let id = sandbox.json(&["submit", "sweep.yaml"])["id"].as_str().unwrap().to_string();
+    sandbox.lorafleet(&["watch", &id]);
+    for trial in sandbox.json(&["trials", "list", &id]).as_array().unwrap() {
+        let why = trial["failure"]["message"].as_str().unwrap();
+        assert!(why.contains("cache 1000;") && why.contains("a larger --cache-limit"), "{trial:#}");
+    }
+    assert_eq!(server.signal("-TERM").code(), Some(0));
 }
 
 #[test]
