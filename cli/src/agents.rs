@@ -93,7 +93,15 @@ fn named(agent: Option<v1::Agent>) -> Result<v1::Agent, Failure> {
 }
 
 fn show(agent: &v1::Agent, output: &OutputArgs) -> Result<(), Failure> {
-    output::print(output.format, &document(agent), || table(std::slice::from_ref(agent)))
+    output::print(output.format, &document(agent), || {
+        let mut text = table(std::slice::from_ref(agent));
+        if let (Some(trial), Some(step)) = (agent.first_trial_seconds, agent.first_step_seconds) {
+            text.push_str(&format!(
+                "\nfirst training step {step:.1} s after it joined; its first trial came after {trial:.1} s\n"
+            ));
+        }
+        text
+    })
 }
 
 /// All agents, page after page.
@@ -147,6 +155,8 @@ fn document(agent: &v1::Agent) -> Value {
         "last_seen": crate::view::wire_time(agent.last_seen),
         "drained": agent.drained,
         "trials": agent.trial_ids,
+        "first_trial_seconds": agent.first_trial_seconds,
+        "first_step_seconds": agent.first_step_seconds,
         "devices": agent.devices.iter().map(device).collect::<Vec<_>>(),
     })
 }

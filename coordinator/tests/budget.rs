@@ -12,7 +12,7 @@ use coordinator::artifacts::Artifacts;
 use coordinator::history::History;
 use coordinator::store::Store;
 use coordinator::trouble::Trouble;
-use domain::fleet::{Agent, Device, Holding};
+use domain::fleet::{Agent, Beginning, Device, Holding};
 use domain::sweep::{Sweep, SweepSpec, SweepState};
 use domain::trial::TrialSummary;
 use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
@@ -193,7 +193,7 @@ async fn train(agent: Agent, held: Held, directory: Directory, dispatcher: Dispa
                     };
                     let _ = directory.event(&trial, attempt, &id, event).await;
                 }
-                let _ = dispatcher.heartbeat(&id, session, holdings(), HashMap::new()).await;
+                let _ = dispatcher.heartbeat(&id, session, holdings(), HashMap::new(), Beginning::default()).await;
             }
         }
     }

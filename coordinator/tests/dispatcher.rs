@@ -6,7 +6,7 @@ use actor::Scope;
 use coordinator::actors::dispatcher::{Dispatcher, Expected, Grant, Request, SessionId, Terms};
 use coordinator::actors::message::{Outbox, Outgoing, StopReason, ToAgent};
 use coordinator::placement::Waiting;
-use domain::fleet::{Agent, Device, Holding};
+use domain::fleet::{Agent, Beginning, Device, Holding};
 use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -107,7 +107,11 @@ impl FakeAgent {
     }
 
     async fn beat(&self, bench: &Bench, holdings: Vec<Holding>) -> Option<Vec<Holding>> {
-        bench.dispatcher.heartbeat(&self.id, self.session, holdings, HashMap::new()).await.unwrap()
+        bench
+            .dispatcher
+            .heartbeat(&self.id, self.session, holdings, HashMap::new(), Beginning::default())
+            .await
+            .unwrap()
     }
 }
 

@@ -54,6 +54,15 @@ pub struct Agent {
     pub labels: BTreeMap<String, String>,
 }
 
+/// How long an agent took from when it joined.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Beginning {
+    /// Until its first trial came; `None`: it has not.
+    pub first_trial_seconds: Option<f64>,
+    /// Until that trial's first step was made.
+    pub first_step_seconds: Option<f64>,
+}
+
 /// A trial that an agent holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holding {

@@ -14,6 +14,7 @@
 //! | [`spool`] | what the coordinator has not acknowledged yet, on disk |
 //! | [`transfer`] | checkpoints up and down |
 //! | [`cache`] | uploaded data on this machine's disk |
+//! | [`beginning`] | how long its first training step takes to come |
 //! | [`home`] | the agent's folder: its name, its lock |
 //! | [`find`] | where the coordinator is |
 //! | [`devices`] | what this machine has |
@@ -22,6 +23,7 @@
 
 pub mod actors;
 mod assignment;
+pub mod beginning;
 pub mod cache;
 pub mod devices;
 pub mod engine;
@@ -37,6 +39,7 @@ pub use assignment::Assignment;
 use actor::Scope;
 use actors::device::Device;
 use actors::session::{Identity, Session};
+use beginning::Stopwatch;
 use cache::Cache;
 use domain::machine::Accelerator;
 use domain::trial::{Failure, FailureClass};
@@ -269,15 +272,24 @@ async fn start_on(
     let cache = Cache::open(&path, options.cache_limit, options.clock.clone());
     let cache = cache.map_err(|source| AgentError::Io { path, source })?;
     devices::observe();
+    let stopwatch = Stopwatch::new(options.clock.clone());
     let mut devices = Vec::new();
     for device in &options.devices {
         let host = host(device, &scope)
             .map_err(|source| AgentError::Engine { device: device.id.clone(), source })?;
         let disk = (spool.clone(), cache.clone(), home.clone());
-        devices.push(Device::start(device.id.clone(), host, transfers.clone(), disk, &scope));
+        devices.push(Device::start(
+            device.id.clone(),
+            host,
+            transfers.clone(),
+            disk,
+            stopwatch.clone(),
+            &scope,
+        ));
     }
     let Options { devices: of_machine, labels, .. } = options;
-    let identity = Identity { id: id.clone(), hostname: devices::hostname(), devices: of_machine, labels };
+    let identity =
+        Identity { id: id.clone(), hostname: devices::hostname(), devices: of_machine, labels, stopwatch };
     let connected = Session::start(identity, (finder, transfers), devices, spool, home, &scope);
     Ok(Agent { id, connected })
 }

@@ -3,6 +3,7 @@
 use crate::actors::device::{Assign, Status};
 use crate::engine::{Ending, Happening, How};
 use crate::{Assignment, DeviceOptions, EngineHost};
+use domain::fleet::Beginning;
 use domain::metric::MetricPoint;
 use domain::trial::{Digests, Failure, TrialSummary};
 use domain::{Attempt, DeviceId, TrialId};
@@ -135,12 +136,15 @@ pub fn held(holding: v1::Holding) -> Assignment {
 /// A sign of life.
 pub fn heartbeat<'a>(
     holdings: Vec<v1::Holding>,
+    beginning: Beginning,
     devices: impl Iterator<Item = (&'a DeviceId, &'a Status)>,
 ) -> v1::SessionRequest {
     let resident = |(id, status): (&DeviceId, &Status)| Some((id.to_string(), status.resident_base.clone()?));
     request(Request::Heartbeat(v1::Heartbeat {
         holdings,
         resident_bases: devices.filter_map(resident).collect(),
+        first_trial_seconds: beginning.first_trial_seconds,
+        first_step_seconds: beginning.first_step_seconds,
     }))
 }
 

@@ -254,6 +254,8 @@ metrics! {
         "Peak bytes measured divided by those predicted; above 1 the prediction was too low.";
     AGENTS: UpDownCounter() UpDownCounter "lorafleet.agents", "{agent}", ["state"],
         "Agents by state: connected, drained, or gone with trials in their hands.";
+    AGENT_BEGINNING: Histogram(SECONDS) Histogram "lorafleet.agent.beginning.duration", "s", ["part"],
+        "Time of an agent from when it joined to its first trial (wait), and from there to its first training step (prepare).";
     LEASE_RENEWALS: Counter() Counter "lorafleet.lease.renewals", "{lease}", [],
         "Assignments renewed by a sign of life.";
     LEASE_EXPIRATIONS: Counter() Counter "lorafleet.lease.expirations", "{lease}", [],

@@ -15,7 +15,7 @@ use crate::history::History;
 use crate::owners::Owners;
 use crate::trouble::{RETRY, Storage, Trouble};
 use actor::{Gone, Scope};
-use domain::fleet::Holding;
+use domain::fleet::{Beginning, Holding};
 use domain::metric::MetricPoint;
 use domain::{AgentId, Attempt, DeviceId, TrialId};
 use futures::stream::FuturesUnordered;
@@ -139,8 +139,8 @@ impl Session<'_> {
                         Some(Ok(FromAgent::Hello(..))) => {
                             break End::Error(CoordinatorError::invalid("hello", "may come first only"));
                         }
-                        Some(Ok(FromAgent::Heartbeat { holdings, resident_bases })) => {
-                            match self.heartbeat(holdings, resident_bases).await {
+                        Some(Ok(FromAgent::Heartbeat { holdings, resident_bases, beginning })) => {
+                            match self.heartbeat(holdings, resident_bases, beginning).await {
                                 Ok(()) => None,
                                 Err(end) => break end,
                             }
@@ -169,8 +169,10 @@ impl Session<'_> {
         &self,
         holdings: Vec<Holding>,
         resident_bases: HashMap<DeviceId, String>,
+        beginning: Beginning,
     ) -> std::result::Result<(), End> {
-        let beat = self.desk.dispatcher.heartbeat(self.agent, self.session, holdings, resident_bases);
+        let desk = &self.desk.dispatcher;
+        let beat = desk.heartbeat(self.agent, self.session, holdings, resident_bases, beginning);
         for Holding { trial, attempt, .. } in beat.await?.ok_or(End::Replaced)? {
             self.outbox.send(ToAgent::Stop(trial, attempt, StopReason::Fenced))?;
         }

@@ -1,7 +1,7 @@
 //! What agents and coordinator say to each other, in domain types; `grpc::agents` puts it on the wire.
 
 use crate::error::CoordinatorError;
-use domain::fleet::{Agent, Holding};
+use domain::fleet::{Agent, Beginning, Holding};
 use domain::metric::MetricPoint;
 use domain::trial::{Digests, Failure, TrialConfig, TrialSummary};
 use domain::{Attempt, DeviceId, TrialId};
@@ -22,6 +22,8 @@ pub enum FromAgent {
         holdings: Vec<Holding>,
         /// Each device's resident base, by device.
         resident_bases: HashMap<DeviceId, String>,
+        /// How long the agent took from when it joined.
+        beginning: Beginning,
     },
     /// Metric points of one trial.
     Metrics(Numbered<Vec<MetricPoint>>),

@@ -6,6 +6,7 @@ use crate::actors::agent_session;
 use crate::actors::message::{
     Assignment, Ending, FromAgent, Numbered, Outbox, StopReason, ToAgent, TrialEvent,
 };
+use domain::fleet::Beginning;
 use domain::{Attempt, DeviceId, TrialId};
 use futures::StreamExt;
 use proto::convert::{self, ConvertError, required};
@@ -74,6 +75,10 @@ fn from_agent(message: v1::SessionRequest) -> Result<FromAgent, ConvertError> {
                 .into_iter()
                 .map(|(device, base)| (DeviceId::new(device), base))
                 .collect(),
+            beginning: Beginning {
+                first_trial_seconds: beat.first_trial_seconds.filter(is_a_time),
+                first_step_seconds: beat.first_step_seconds.filter(is_a_time),
+            },
         },
         Said::Metrics(batch) => FromAgent::Metrics(Numbered {
             trial: TrialId::new(batch.trial_id),
@@ -88,6 +93,11 @@ fn from_agent(message: v1::SessionRequest) -> Result<FromAgent, ConvertError> {
             body: trial_event(required("event.event", event.event)?)?,
         }),
     })
+}
+
+/// Whether an agent can have taken so many seconds.
+fn is_a_time(seconds: &f64) -> bool {
+    seconds.is_finite() && *seconds >= 0.0
 }
 
 fn trial_event(event: Event) -> Result<TrialEvent, ConvertError> {

@@ -91,5 +91,7 @@ fn wire(view: AgentView) -> v1::Agent {
         labels: view.agent.labels.into_iter().collect(),
         last_seen: Some(convert::timestamp(view.last_seen)),
         trial_ids: view.trials.iter().map(ToString::to_string).collect(),
+        first_trial_seconds: view.beginning.first_trial_seconds,
+        first_step_seconds: view.beginning.first_step_seconds,
     }
 }

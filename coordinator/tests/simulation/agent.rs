@@ -10,7 +10,7 @@ use crate::server::{self, Refused};
 use crate::spool::{Assignment, Said, Spool};
 use crate::world::World;
 use coordinator::actors::message::{self, Ending, FromAgent, Numbered, StopReason, ToAgent, TrialEvent};
-use domain::fleet::{Agent, Device, Holding};
+use domain::fleet::{Agent, Beginning, Device, Holding};
 use domain::metric::{LOSS, MetricPoint};
 use domain::rng;
 use domain::trial::{Failure, FailureClass, TrialConfig, TrialSummary};
@@ -301,7 +301,11 @@ impl Life {
         }
         let holdings = self.holdings();
         if let Some(line) = &self.line {
-            line.say(FromAgent::Heartbeat { holdings, resident_bases: HashMap::new() });
+            line.say(FromAgent::Heartbeat {
+                holdings,
+                resident_bases: HashMap::new(),
+                beginning: Beginning::default(),
+            });
         }
         self.beat_at = Some(Instant::now() + server::TERMS.heartbeat);
     }

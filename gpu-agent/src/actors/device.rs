@@ -6,6 +6,7 @@
 //! halt; what it had said is said as soon as there is room.
 
 use super::traced::{self, Traced};
+use crate::beginning::Stopwatch;
 use crate::cache::{Cache, CacheError, Pinned};
 use crate::engine::host::Host;
 use crate::engine::{self, Admission, Checkpoint, Ending, Event, Happening, How};
@@ -94,6 +95,7 @@ impl Device {
         host: Host,
         transfers: Transfers,
         (spool, cache, home): (Spool, Cache, Home),
+        stopwatch: Stopwatch,
         scope: &Scope,
     ) -> Self {
         let (sender, inbox) = mailbox(MAILBOX);
@@ -112,6 +114,7 @@ impl Device {
             cache,
             transfers,
             home,
+            stopwatch,
         };
         scope.spawn("device", actor.run(inbox, host, scope.clone()));
         Self { id, mailbox: sender, status: seen }
@@ -168,6 +171,7 @@ struct Actor {
     cache: Cache,
     transfers: Transfers,
     home: Home,
+    stopwatch: Stopwatch,
 }
 
 impl Actor {
@@ -233,6 +237,7 @@ impl Actor {
             self.stop(&old, How::Drop, "");
         }
         at_place(assign.belongs, || tracing::info!(trial = %assignment, "assigned"));
+        self.stopwatch.assigned();
         let held = Held {
             step: assign.resume_step.unwrap_or(0),
             predicted_peak_memory_bytes: assign.predicted_peak_memory_bytes,
@@ -370,6 +375,7 @@ impl Actor {
                     }
                 }
                 Event::Steps(seconds) => {
+                    self.stopwatch.stepped();
                     for seconds in seconds {
                         metrics::STEP_DURATION.record(seconds, &[("device", self.id.as_str())]);
                     }

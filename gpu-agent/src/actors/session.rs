@@ -2,6 +2,7 @@
 //! it is up again, everything unacknowledged is sent again.
 
 use super::device::{Command, Device, SHUTS_DOWN, Status};
+use crate::beginning::Stopwatch;
 use crate::engine::How;
 use crate::find::{FindError, Finder};
 use crate::home::Home;
@@ -63,6 +64,8 @@ pub struct Identity {
     pub devices: Vec<DeviceOptions>,
     /// What is said of it.
     pub labels: BTreeMap<String, String>,
+    /// How long its first training step takes to come.
+    pub stopwatch: Stopwatch,
 }
 
 /// The control stream's actor.
@@ -131,6 +134,7 @@ impl Session {
         };
         tracing::info!(version = welcome.version, "connected to the coordinator");
         self.pause = SHORTEST_PAUSE;
+        self.identity.stopwatch.joined();
         self.connected.send_replace(true);
         for old in welcome.drop {
             self.drop_assignment(&wire::held(old)).await;
@@ -199,7 +203,11 @@ impl Session {
 
     fn heartbeat(&self) -> v1::SessionRequest {
         let statuses = self.statuses();
-        wire::heartbeat(self.holdings(&statuses), statuses.iter().map(|(id, status)| (*id, status)))
+        wire::heartbeat(
+            self.holdings(&statuses),
+            self.identity.stopwatch.read(),
+            statuses.iter().map(|(id, status)| (*id, status)),
+        )
     }
 
     /// The next message of the spool, noted as sent on this connection.

@@ -163,7 +163,7 @@ fn beat(held: &HashMap<String, Held>) -> v1::SessionRequest {
         step: trial.acknowledged.saturating_sub(1),
     };
     let holdings = held.iter().map(holding).collect();
-    request(Request::Heartbeat(v1::Heartbeat { holdings, resident_bases: HashMap::new() }))
+    request(Request::Heartbeat(v1::Heartbeat { holdings, ..v1::Heartbeat::default() }))
 }
 
 fn request(message: Request) -> v1::SessionRequest {

@@ -12,7 +12,7 @@ mod state;
 use super::message::{Outbox, ToAgent};
 use crate::placement::Waiting;
 use actor::{Gone, Mailbox, Reply, Scope};
-use domain::fleet::{Agent, Holding};
+use domain::fleet::{Agent, Beginning, Holding};
 use domain::trial::TrialDevice;
 use domain::{AgentId, Attempt, Clock, DeviceId, Timestamp, TrialId};
 use state::State;
@@ -89,6 +89,8 @@ pub struct AgentView {
     pub drained: bool,
     /// Trials it holds.
     pub trials: Vec<TrialId>,
+    /// How long it took from when it joined.
+    pub beginning: Beginning,
 }
 
 /// One opening of an agent's stream.
@@ -108,7 +110,14 @@ pub struct Terms {
 #[derive(Debug)]
 enum Command {
     Connect(Agent, Vec<Holding>, Outbox, Reply<SessionId>),
-    Heartbeat(AgentId, SessionId, Vec<Holding>, HashMap<DeviceId, String>, Reply<Option<Vec<Holding>>>),
+    Heartbeat(
+        AgentId,
+        SessionId,
+        Vec<Holding>,
+        HashMap<DeviceId, String>,
+        Beginning,
+        Reply<Option<Vec<Holding>>>,
+    ),
     Disconnect(AgentId, SessionId),
     Enqueue(Request),
     Expect(Expected, Reply<Lost>),
@@ -154,9 +163,11 @@ impl Dispatcher {
         session: SessionId,
         holdings: Vec<Holding>,
         resident_bases: HashMap<DeviceId, String>,
+        beginning: Beginning,
     ) -> Result<Option<Vec<Holding>>, Gone> {
         let agent = agent.clone();
-        self.0.ask(|reply| Command::Heartbeat(agent, session, holdings, resident_bases, reply)).await
+        let beat = |reply| Command::Heartbeat(agent, session, holdings, resident_bases, beginning, reply);
+        self.0.ask(beat).await
     }
 
     /// An agent's stream closed. Its leases run on.

@@ -5,7 +5,7 @@ use super::super::meter::Meter;
 use super::{AgentView, CAPACITY, Command, Grant, Request, SessionId, Terms};
 use crate::placement::{self, Slot, Waiting};
 use actor::Scope;
-use domain::fleet::{Agent, Device, Holding};
+use domain::fleet::{Agent, Beginning, Device, Holding};
 use domain::trial::TrialDevice;
 use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -57,6 +57,7 @@ struct Entry {
     /// Whether it held trials when its session ended.
     lost: bool,
     last_seen: Timestamp,
+    beginning: Beginning,
 }
 
 struct Held {
@@ -149,8 +150,8 @@ impl State {
             Command::Connect(agent, holdings, outbox, reply) => {
                 let _ = reply.send(self.connect(agent, &holdings, outbox));
             }
-            Command::Heartbeat(agent, session, holdings, resident, reply) => {
-                let _ = reply.send(self.heartbeat(&agent, session, &holdings, &resident));
+            Command::Heartbeat(agent, session, holdings, resident, beginning, reply) => {
+                let _ = reply.send(self.heartbeat(&agent, session, &holdings, &resident, beginning));
             }
             Command::Disconnect(agent, session) => self.disconnect(&agent, session),
             Command::Enqueue(request) => {
@@ -190,7 +191,15 @@ impl State {
         let session = SessionId(self.sessions);
         let id = agent.id.clone();
         let last_seen = self.clock.now();
-        let entry = Entry { agent, session: Some((session, outbox)), leaving: false, lost: false, last_seen };
+        let entry = Entry {
+            agent,
+            session: Some((session, outbox)),
+            leaving: false,
+            lost: false,
+            last_seen,
+            // It says that with its first sign of life.
+            beginning: Beginning::default(),
+        };
         if let Some((_, older)) = self.agents.insert(id.clone(), entry).and_then(|entry| entry.session) {
             tracing::info!(agent = %id, "a newer stream replaces the agent's older one");
             older.cut();
@@ -241,9 +250,11 @@ impl State {
         session: SessionId,
         holdings: &[Holding],
         resident: &HashMap<DeviceId, String>,
+        beginning: Beginning,
     ) -> Option<Vec<Holding>> {
         let entry = self.agents.get_mut(agent).filter(|entry| entry.is(session))?;
         entry.last_seen = self.clock.now();
+        entry.beginning = beginning;
         for device in &mut entry.agent.devices {
             let now = resident.get(&device.id).cloned();
             self.may_place |= device.resident_base != now;
@@ -406,6 +417,7 @@ impl State {
             last_seen: entry.last_seen,
             drained: self.drained.contains(id),
             trials: holds(id),
+            beginning: entry.beginning,
         };
         self.agents.iter().map(view).collect()
     }
