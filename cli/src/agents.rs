@@ -9,7 +9,7 @@ use proto::v1;
 use serde_json::{Value, json};
 
 /// Where an agent may stand.
-const STATES: [&str; 3] = ["connected", "drained", "gone"];
+const STATES: [&str; 4] = ["connected", "drained", "registered", "gone"];
 
 /// Reads the fleet, and takes agents out of use.
 #[derive(Debug, Subcommand)]
@@ -152,6 +152,7 @@ fn document(agent: &v1::Agent) -> Value {
         "labels": agent.labels.iter().collect::<std::collections::BTreeMap<_, _>>(),
         "state": state(agent),
         "connected": agent.connected,
+        "registered": agent.registered,
         "last_seen": crate::view::wire_time(agent.last_seen),
         "drained": agent.drained,
         "trials": agent.trial_ids,
@@ -166,7 +167,9 @@ fn state(agent: &v1::Agent) -> &'static str {
     match (agent.connected, agent.drained) {
         (true, false) => STATES[0],
         (true, true) => STATES[1],
-        (false, _) => STATES[2],
+        // Its machine lives, and has no stream to the coordinator.
+        (false, _) if agent.registered => STATES[2],
+        (false, _) => STATES[3],
     }
 }
 

@@ -82,9 +82,8 @@ async fn started(options: Options, fleet: Fleet, scope: Scope, told: Told<'_>) -
     }
     let (store, lock) = led?;
     let listener = TcpListener::from_std(listener).map_err(failed)?;
-    server.health =
-        crate::serve(options, security::incoming(listener, tls).boxed(), fleet.place, lock, store, scope)
-            .await?;
+    let (incoming, leadership) = (security::incoming(listener, tls).boxed(), Some(fleet.leadership));
+    server.health = crate::serve(options, incoming, fleet.place, lock, store, leadership, scope).await?;
     Ok(server)
 }
 

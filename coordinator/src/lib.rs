@@ -56,7 +56,7 @@ use grpc::Services;
 use history::History;
 use owners::Owners;
 use place::Place;
-use registry::{DirectoryLock, SqliteRegistry};
+use registry::{DirectoryLock, Leadership, SqliteRegistry};
 use security::Connection;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -146,7 +146,7 @@ async fn started(options: Options, scope: Scope) -> Result<Server> {
     let registry = Arc::new(SqliteRegistry::open(&options.data_dir.join("coordinator.db"))?);
     let store = Store::lead(registry, &format!("process {} at {address}", std::process::id())).await?;
     let place = Place::Directory(options.data_dir.clone());
-    let health = serve(options, incoming, place, Some(lock), store, scope).await?;
+    let health = serve(options, incoming, place, Some(lock), store, None, scope).await?;
     Ok(Server { address, local, health })
 }
 
@@ -157,13 +157,15 @@ async fn bind(listen: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
     Ok((listener, address))
 }
 
-/// Leads: goes on with what is under way, and serves. `lock` is that of `place`, if it is a directory.
+/// Leads: goes on with what is under way, and serves. `lock` is that of `place`, if it is a directory; `leadership` the
+/// fleet's, if it is one's.
 async fn serve(
     options: Options,
     incoming: Incoming,
     place: Place,
     lock: Option<DirectoryLock>,
     store: Store,
+    leadership: Option<Arc<dyn Leadership>>,
     scope: Scope,
 ) -> Result<Health> {
     let Options { clock, heartbeat, lease, access, .. } = options;
@@ -172,7 +174,8 @@ async fn serve(
     let desk = go_on(kept, clock.clone(), terms, &scope).await?;
     let health = Health(Some((store, desk.trouble.clone(), place.clone())));
     let blobs = Blobs::on(artifacts.store());
-    let services = Services { desk, artifacts, blobs, clock, access, place, scope: scope.clone() };
+    let services =
+        Services { desk, artifacts, blobs, clock, access, place, leadership, scope: scope.clone() };
     tracing::info!(data = %services.place, "serving");
     scope.clone().spawn("grpc server", async move {
         // A directory is this coordinator's until the last request is answered.

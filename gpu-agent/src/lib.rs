@@ -104,7 +104,15 @@ pub struct DeviceOptions {
 impl DeviceOptions {
     /// Whether it trains nothing.
     pub fn is_simulated(&self) -> bool {
-        matches!(self.host, EngineHost::Simulated { .. })
+        self.simulated_speed() > 0.0
+    }
+
+    /// How many of a simulated device's seconds pass in one; 0 if it trains.
+    pub fn simulated_speed(&self) -> f64 {
+        match self.host {
+            EngineHost::Simulated { speed, .. } => speed,
+            EngineHost::Thread | EngineHost::Process { .. } => 0.0,
+        }
     }
 }
 

@@ -263,7 +263,8 @@ fn chosen(wanted: &str) -> Result<Vec<DeviceOptions>, End> {
 mod fleet {
     use super::{AgentArgs, Arc, BTreeMap, Coordinator, DeviceOptions, End, devices};
     use domain::AgentId;
-    use registry::etcd::{EtcdOptions, Member, Members};
+    use registry::Member;
+    use registry::etcd::{EtcdOptions, Members};
     use serde_json::json;
 
     /// The fleet that the agent is of; nothing without etcd.
@@ -309,8 +310,9 @@ mod fleet {
                         "id": device.id.as_str(),
                         "accelerator": device.accelerator,
                         "memory_bytes": device.memory_bytes,
+                        "max_pack_size": device.max_pack_size,
                         "price_per_hour": device.price_per_hour,
-                        "simulated": device.is_simulated(),
+                        "simulated_speed": device.simulated_speed(),
                     })
                 })
                 .collect();

@@ -2,7 +2,7 @@
 
 use crate::actors::device::{Assign, Status};
 use crate::engine::{Ending, Happening, How};
-use crate::{Assignment, DeviceOptions, EngineHost};
+use crate::{Assignment, DeviceOptions};
 use domain::fleet::Beginning;
 use domain::metric::MetricPoint;
 use domain::trial::{Digests, Failure, TrialSummary};
@@ -116,10 +116,7 @@ pub fn device(options: &DeviceOptions, resident_base: Option<String>) -> v1::Dev
         max_pack_size: options.max_pack_size,
         price_per_hour: options.price_per_hour,
         resident_base: resident_base.unwrap_or_default(),
-        simulated_speed: match options.host {
-            EngineHost::Simulated { speed, .. } => speed,
-            _ => 0.0,
-        },
+        simulated_speed: options.simulated_speed(),
     }
 }
 

@@ -124,10 +124,21 @@ pub trait Registry: Send + Sync + 'static {
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> BoxFuture<'_, Result<Entries>>;
 }
 
-/// Tells where the leading coordinator serves.
+/// Tells where the leading coordinator of a fleet serves, and who is of the fleet.
 pub trait Leadership: Send + Sync + 'static {
     /// Its address, as `http://host:port`; `None` while nobody leads.
     fn leader(&self) -> BoxFuture<'_, Result<Option<String>>>;
+    /// Every agent that is registered, in the order of their ids.
+    fn members(&self) -> BoxFuture<'_, Result<Vec<Member>>>;
+}
+
+/// An agent that is registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its id.
+    pub id: String,
+    /// What it says of itself.
+    pub value: Vec<u8>,
 }
 
 /// The least key that a listing may begin with. A string's successor in byte order is the string and a zero.

@@ -287,8 +287,8 @@ async fn agrees_with_the_model(registry: &dyn Registry, ops: Vec<Op>) -> Result<
 mod in_etcd {
     use super::*;
     use actor::Scope;
-    use registry::etcd::{EtcdOptions, Member, Members};
-    use registry::{EtcdRegistry, Leadership};
+    use registry::etcd::{EtcdOptions, Members};
+    use registry::{EtcdRegistry, Leadership, Member};
     use std::time::Duration;
     use tests::etcd::Etcd;
 
@@ -395,7 +395,7 @@ mod in_etcd {
         members.register(member("two"), &scope);
         let listed = async |expected: &[&str]| {
             let there = async {
-                while members.list().await.unwrap().iter().map(|m| m.id.as_str()).collect::<Vec<_>>()
+                while members.members().await.unwrap().iter().map(|m| m.id.as_str()).collect::<Vec<_>>()
                     != expected
                 {
                     tokio::task::yield_now().await;
@@ -405,9 +405,9 @@ mod in_etcd {
         };
         listed(&["one", "two"]).await;
         assert!(first.finish(PATIENCE).await);
-        assert_eq!(members.list().await.unwrap(), [member("two")], "gone when its scope has finished");
+        assert_eq!(members.members().await.unwrap(), [member("two")], "gone when its scope has finished");
         assert!(scope.finish(PATIENCE).await);
-        assert_eq!(members.list().await.unwrap(), []);
+        assert_eq!(members.members().await.unwrap(), []);
     }
 
     #[tokio::test]

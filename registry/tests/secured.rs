@@ -5,8 +5,8 @@
 
 use actor::Scope;
 use etcd_client::{Client as Raw, ConnectOptions, Permission};
-use registry::etcd::{EtcdOptions, Member, Members};
-use registry::{EtcdRegistry, Leadership, Registry, Write};
+use registry::etcd::{EtcdOptions, Members};
+use registry::{EtcdRegistry, Leadership, Member, Registry, Write};
 use security::{Client, Secret};
 use std::path::Path;
 use std::time::Duration;
@@ -77,7 +77,7 @@ async fn each_has_the_rights_that_it_needs_and_no_more() {
     let entered = Scope::new();
     members.register(Member { id: "gpu-1".into(), value: b"it".to_vec() }, &entered);
     soon("the member", async {
-        while registry.members().list().await.unwrap().len() != 1 {
+        while registry.members().members().await.unwrap().len() != 1 {
             tokio::task::yield_now().await;
         }
     })
@@ -92,7 +92,7 @@ async fn each_has_the_rights_that_it_needs_and_no_more() {
         assert!(refused.contains("permission denied"), "{key}: {refused}");
     }
     assert!(entered.finish(PATIENCE).await);
-    assert_eq!(soon("the list", registry.members().list()).await.unwrap(), []);
+    assert_eq!(soon("the list", registry.members().members()).await.unwrap(), []);
 
     // What is said where it fails.
     let stranger = Authority::new(dir.path(), "stranger");

@@ -1,8 +1,8 @@
 //! A real etcd, of one node or of three, for as long as a test has it.
 
 use crate::certificates::Pair;
-use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -72,6 +72,20 @@ impl Etcd {
             ]);
         });
         process.map(|process| serving(process, scheme))
+    }
+
+    /// Whether it leads the others, by its own word.
+    ///
+    /// # Panics
+    /// It does not answer over plain HTTP.
+    #[allow(clippy::expect_used, reason = "a test fails by panicking")]
+    pub fn leads(&self) -> bool {
+        let address = self.endpoint.strip_prefix("http://").expect("it serves without TLS");
+        let mut stream = TcpStream::connect(address).expect("it listens");
+        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("it listens");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("it answers");
+        answer.lines().any(|line| line == "etcd_server_is_leader 1")
     }
 
     /// Sends its process a signal, such as `STOP`.

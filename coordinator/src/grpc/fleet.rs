@@ -41,7 +41,7 @@ impl FleetService for Services {
             "agents",
             &request.page_token,
             request.page_size,
-            agents.into_iter().map(wire),
+            self.with_members(agents.into_iter().map(wire)).await,
             |agent| agent.id.clone(),
             v1::Agent::encoded_len,
         )?;
@@ -52,8 +52,12 @@ impl FleetService for Services {
         &self,
         request: Request<v1::GetAgentRequest>,
     ) -> Result<Response<v1::GetAgentResponse>, Status> {
-        let view = self.agent(&AgentId::new(request.into_inner().agent_id)).await?;
-        Ok(Response::new(v1::GetAgentResponse { agent: Some(wire(view)) }))
+        let v1::GetAgentRequest { agent_id } = request.into_inner();
+        let agents = self.desk.dispatcher.agents().await.map_err(CoordinatorError::from)?;
+        let agents = self.with_members(agents.into_iter().map(wire)).await;
+        let agent = agents.into_iter().find(|agent| agent.id == agent_id);
+        let agent = agent.ok_or_else(|| CoordinatorError::not_found("agent", &agent_id))?;
+        Ok(Response::new(v1::GetAgentResponse { agent: Some(agent) }))
     }
 
     async fn drain_agent(
@@ -90,6 +94,7 @@ fn wire(view: AgentView) -> v1::Agent {
         drained: view.drained,
         labels: view.agent.labels.into_iter().collect(),
         last_seen: Some(convert::timestamp(view.last_seen)),
+        registered: false,
         trial_ids: view.trials.iter().map(ToString::to_string).collect(),
         first_trial_seconds: view.beginning.first_trial_seconds,
         first_step_seconds: view.beginning.first_step_seconds,

@@ -8,6 +8,7 @@ mod data;
 mod fleet;
 pub mod guard;
 pub mod limit;
+mod members;
 mod page;
 mod sweeps;
 mod trials;
@@ -27,6 +28,7 @@ use proto::v1::data_service_server::{self, DataServiceServer};
 use proto::v1::fleet_service_server::{self, FleetServiceServer};
 use proto::v1::sweep_service_server::{self, SweepServiceServer};
 use proto::v1::trial_service_server::{self, TrialServiceServer};
+use registry::Leadership;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,6 +77,8 @@ pub struct Services {
     pub access: Access,
     /// Where the coordinator keeps metrics and checkpoints.
     pub place: Place,
+    /// Who is of the fleet, if there is one.
+    pub leadership: Option<Arc<dyn Leadership>>,
     /// Ends streams, and with them the server.
     pub scope: Scope,
 }

@@ -6,7 +6,7 @@
 use super::EtcdOptions;
 use super::client::Etcd;
 use super::lease::Lease;
-use crate::{Leadership, Result};
+use crate::{Leadership, Member, Result};
 use actor::Scope;
 use etcd_client::{GetOptions, PutOptions, SortOrder, SortTarget};
 use futures::future::{BoxFuture, FutureExt};
@@ -20,15 +20,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub struct Members {
     etcd: Etcd,
     ttl: Duration,
-}
-
-/// One who is there.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Member {
-    /// Its id.
-    pub id: String,
-    /// What it says of itself.
-    pub value: Vec<u8>,
 }
 
 impl Members {
@@ -74,20 +65,6 @@ impl Members {
         tracing::info!(id = member.id, "registered in etcd");
         Ok(lease)
     }
-
-    /// Everyone who is there, in the order of their ids.
-    ///
-    /// # Errors
-    /// etcd does not answer.
-    pub async fn list(&self) -> Result<Vec<Member>> {
-        let prefix = self.etcd.member("");
-        let found = self.etcd.get(prefix.clone(), GetOptions::new().with_prefix()).await?;
-        let member = |(key, value, _): (Vec<u8>, Vec<u8>, i64)| {
-            let id = String::from_utf8_lossy(key.get(prefix.len()..).unwrap_or_default()).into_owned();
-            Member { id, value }
-        };
-        Ok(found.into_iter().map(member).collect())
-    }
 }
 
 impl Leadership for Members {
@@ -99,6 +76,18 @@ impl Leadership for Members {
             let oldest = oldest.with_sort(SortTarget::Create, SortOrder::Ascend);
             let found = self.etcd.get(format!("{}/", self.etcd.election()), oldest).await?;
             Ok(found.into_iter().next().map(|(_, value, _)| String::from_utf8_lossy(&value).into_owned()))
+        }
+        .boxed()
+    }
+    fn members(&self) -> BoxFuture<'_, Result<Vec<Member>>> {
+        async {
+            let prefix = self.etcd.member("");
+            let found = self.etcd.get(prefix.clone(), GetOptions::new().with_prefix()).await?;
+            let member = |(key, value, _): (Vec<u8>, Vec<u8>, i64)| {
+                let id = String::from_utf8_lossy(key.get(prefix.len()..).unwrap_or_default()).into_owned();
+                Member { id, value }
+            };
+            Ok(found.into_iter().map(member).collect())
         }
         .boxed()
     }

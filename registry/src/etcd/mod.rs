@@ -25,7 +25,7 @@ mod lease;
 mod members;
 mod writer;
 
-pub use members::{Member, Members};
+pub use members::Members;
 
 use crate::{Entries, Fence, Registry, RegistryError, Result, Write, lower_bound};
 use actor::{Mailbox, Scope, mailbox};

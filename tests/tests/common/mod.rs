@@ -30,11 +30,16 @@ fn document() -> serde_json::Value {
 
 /// Submits it; answers with its id.
 pub async fn submit(endpoint: &str) -> String {
+    submit_as(endpoint, 1).await.unwrap()
+}
+
+/// Submits it as the sweep of that number: the same again is the same sweep.
+pub async fn submit_as(endpoint: &str, number: u32) -> Result<String, tonic::Status> {
     let spec = Some(proto::convert::to_struct(document().as_object().unwrap()));
-    let request_id = "6f1c0c0e-9a43-4d0e-8c3a-52d1b6f4a001".into();
+    let request_id = format!("6f1c0c0e-9a43-4d0e-8c3a-52d1b6f4a{number:03x}");
     let request = v1::SubmitSweepRequest { request_id, spec, base_models: HashMap::new() };
     let mut client = SweepServiceClient::connect(endpoint.to_string()).await.unwrap();
-    client.submit_sweep(request).await.unwrap().into_inner().sweep.unwrap().id
+    Ok(client.submit_sweep(request).await?.into_inner().sweep.unwrap().id)
 }
 
 /// Watches until a trial has come to a step, or the sweep is over.

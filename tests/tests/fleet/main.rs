@@ -14,6 +14,7 @@ use registry::etcd::{EtcdOptions, Members};
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::time::Duration;
+use tests::etcd::Etcd;
 use tests::program::{self, Program};
 use tests::s3::S3;
 
@@ -22,30 +23,48 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Seconds of the leader's lease.
 const ELECTION_TTL: &str = "2";
 
-/// A fleet over one etcd.
+/// A fleet over an etcd.
 struct Fleet {
-    etcd: tests::etcd::Etcd,
+    /// Its nodes.
+    etcd: Vec<Etcd>,
+    /// Their addresses, also of those that are gone.
+    endpoints: String,
     dir: tempfile::TempDir,
 }
 
 impl Fleet {
     fn new() -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let etcd = tests::etcd::Etcd::start(&dir.path().join("etcd"))?;
-        Some(Self { etcd, dir })
+        let etcd = Etcd::start(&dir.path().join("etcd"))?;
+        Some(Self::over(vec![etcd], dir))
+    }
+
+    fn of_three_nodes() -> Option<Self> {
+        let dir = tempfile::tempdir().unwrap();
+        let nodes = Etcd::start_three(&dir.path().join("etcd"))?;
+        Some(Self::over(nodes.into(), dir))
+    }
+
+    fn over(etcd: Vec<Etcd>, dir: tempfile::TempDir) -> Self {
+        let endpoints = etcd.iter().map(|node| node.endpoint.as_str()).collect::<Vec<_>>().join(",");
+        Self { etcd, endpoints, dir }
     }
 
     fn coordinator(&self) -> Program {
+        // The lease is longer than an agent's pause between two tries to connect.
+        self.coordinator_with(&["--election-ttl", ELECTION_TTL, "--assignment-lease", "8"])
+    }
+
+    fn coordinator_with(&self, options: &[&str]) -> Program {
         let artifacts = self.dir.path().join("artifacts");
-        let etcd = ["--listen", "127.0.0.1:0", "--election-ttl", ELECTION_TTL, "--etcd", &self.etcd.endpoint];
-        // Longer than an agent's pause between two tries to connect.
-        let rest = ["--assignment-lease", "8", "--artifacts", artifacts.to_str().unwrap()];
-        Program::start("coordinator", &[&etcd[..], &rest].concat())
+        let etcd = ["--listen", "127.0.0.1:0", "--etcd", &self.endpoints];
+        let artifacts = ["--artifacts", artifacts.to_str().unwrap()];
+        Program::start("coordinator", &[&etcd[..], &artifacts, options].concat())
     }
 
     /// One that shares no directory with others.
     fn coordinator_on(&self, store: &S3) -> Program {
-        let etcd = ["--listen", "127.0.0.1:0", "--election-ttl", ELECTION_TTL, "--etcd", &self.etcd.endpoint];
+        let etcd = ["--listen", "127.0.0.1:0", "--election-ttl", ELECTION_TTL, "--etcd", &self.endpoints];
         // Longer than an agent takes to find out that a coordinator does not answer.
         let rest = ["--assignment-lease", "60", "--artifacts", "s3://fleet/of/tests"];
         let started = |command: &mut Command| {
@@ -59,14 +78,27 @@ impl Fleet {
     }
 
     fn agent_with(&self, name: &str, options: &[&str]) -> Program {
+        self.agent_of(name, &[&["--etcd", &self.endpoints], options].concat())
+    }
+
+    /// One that is told where its coordinator is.
+    fn agent_of(&self, name: &str, options: &[&str]) -> Program {
         let data = self.dir.path().join(name);
-        let etcd = ["--etcd", &self.etcd.endpoint, "--devices", "cpu"];
-        let data = ["--data-dir", data.to_str().unwrap()];
-        Program::start("gpu-agent", &[&etcd[..], &data, options].concat())
+        let own = ["--devices", "cpu", "--data-dir", data.to_str().unwrap()];
+        Program::start("gpu-agent", &[&own[..], options].concat())
     }
 
     async fn members(&self) -> Members {
-        Members::connect(&EtcdOptions::new(vec![self.etcd.endpoint.clone()])).await.unwrap()
+        Members::connect(&EtcdOptions::new(self.endpoints.split(',').map(String::from).collect()))
+            .await
+            .unwrap()
+    }
+}
+
+/// Returns once so many agents are registered.
+async fn there(members: &Members, count: usize) {
+    while members.members().await.unwrap().len() != count {
+        tokio::task::yield_now().await;
     }
 }
 
@@ -124,12 +156,7 @@ async fn a_leader_and_an_agent_are_killed_and_nothing_is_lost() {
     // The agent is gone: another one that joins goes on from the last checkpoints.
     let joined = fleet.agent("second-agent");
     let members = fleet.members().await;
-    let names = async |count| {
-        while members.list().await.unwrap().len() != count {
-            tokio::task::yield_now().await;
-        }
-    };
-    soon("two members", names(2)).await;
+    soon("two members", there(&members, 2)).await;
     agent.kill();
     soon("the end", until(&second_at, &sweep, u64::MAX)).await;
     let found = results(&second_at, &sweep).await;
@@ -138,10 +165,10 @@ async fn a_leader_and_an_agent_are_killed_and_nothing_is_lost() {
         assert_eq!((trial.state, trial.attempts), (v1::TrialState::Completed, 2), "trial {number}");
     }
     assert_eq!(found.len(), undisturbed.len());
-    soon("the dead agent's lease to end", names(1)).await;
+    soon("the dead agent's lease to end", there(&members, 1)).await;
     // Who is told to stop leaves at once, and not when a lease ends.
     assert!(joined.terminate());
-    assert_eq!(members.list().await.unwrap(), []);
+    assert_eq!(members.members().await.unwrap(), []);
     assert!(second.terminate());
     assert_eq!(members.leader().await.unwrap(), None);
 }
@@ -157,9 +184,9 @@ async fn an_etcd_that_stands_still_costs_no_step() {
     soon("training", until(&endpoint, &sweep, 10)).await;
 
     // The leader cannot renew its lease, so that it gives up by itself; the agent trains on.
-    fleet.etcd.signal("STOP");
+    fleet.etcd[0].signal("STOP");
     coordinator.says("standing by");
-    fleet.etcd.signal("CONT");
+    fleet.etcd[0].signal("CONT");
     assert_eq!(coordinator.says("listening on "), endpoint);
     coordinator.says("leading");
     soon("the sweep", until(&endpoint, &sweep, u64::MAX)).await;

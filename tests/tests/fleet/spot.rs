@@ -1,8 +1,9 @@
 //! Machines that their cloud takes away.
 
 use crate::common::{results, submit, until};
-use crate::{Fleet, soon};
+use crate::{Fleet, soon, there};
 use proto::v1;
+use registry::Leadership;
 use tests::metadata::Metadata;
 use tests::program::Program;
 
@@ -21,7 +22,7 @@ async fn a_machine_that_is_taken_away_hands_its_trials_over() {
     metadata.set("preempted", "TRUE");
     assert!(tokio::task::block_in_place(|| taken.ends()));
     let members = fleet.members().await;
-    assert_eq!(members.list().await.unwrap(), [], "it left at once, and not when a lease ended");
+    assert_eq!(members.members().await.unwrap(), [], "it left at once, and not when a lease ended");
 
     // What starts it again before the machine is gone brings nothing back: it waits.
     let mut again = fleet.agent_with("taken", &["--spot-notice", &notice]);
@@ -32,18 +33,10 @@ async fn a_machine_that_is_taken_away_hands_its_trials_over() {
         assert_eq!((trial.state, trial.attempts), (v1::TrialState::Completed, 2), "trial {number}");
     }
     assert!(again.runs());
-    let there = |count| {
-        let members = members.clone();
-        async move {
-            while members.list().await.unwrap().len() != count {
-                tokio::task::yield_now().await;
-            }
-        }
-    };
-    soon("the other alone", there(1)).await;
+    soon("the other alone", there(&members, 1)).await;
     // The machine stays after all.
     metadata.set("preempted", "FALSE");
-    soon("both", there(2)).await;
+    soon("both", there(&members, 2)).await;
     assert!(again.terminate() && coordinator.terminate());
 }
 
