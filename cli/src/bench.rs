@@ -1,6 +1,9 @@
 //! `lorafleet bench`: how fast parts of LoraFleet are on this machine. Every benchmark prints one JSON object.
 
+mod agent;
+mod fleet;
 mod orchestration;
+mod server;
 mod train;
 
 use crate::Failure;
@@ -9,10 +12,12 @@ use crate::Failure;
 #[derive(Debug, clap::Subcommand)]
 #[command(after_help = "Examples:
   lorafleet bench train --trials 4 --batch 1
-  lorafleet bench orchestration")]
+  lorafleet bench orchestration
+  lorafleet bench fleet --agents 2000 --seconds 300")]
 pub(crate) enum Verb {
     Train(train::Args),
     Orchestration(orchestration::Args),
+    Fleet(fleet::Args),
 }
 
 /// Runs the verb.
@@ -20,5 +25,6 @@ pub(crate) fn run(verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::Train(args) => train::run(&args),
         Verb::Orchestration(args) => orchestration::run(&args),
+        Verb::Fleet(args) => fleet::run(&args),
     }
 }

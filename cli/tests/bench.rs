@@ -43,6 +43,26 @@ fn a_step_is_timed() {
     }
 }
 
+/// With `LORAFLEET_FULL` the fleet that is promised, for five minutes.
+#[test]
+fn a_fleet_is_timed() {
+    let full = std::env::var_os("LORAFLEET_FULL").is_some();
+    let (agents, seconds) = if full { (2000, 300) } else { (20, 2) };
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lorafleet"));
+    command.args(["bench", "fleet", "--agents", &agents.to_string(), "--seconds", &seconds.to_string()]);
+    let output = command.output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    let document: Value = serde_json::from_str(&text).unwrap();
+    let number = |pointer: &str| document.pointer(pointer).and_then(Value::as_f64).unwrap();
+    assert_eq!(number("/reports"), f64::from(agents * seconds), "{document}");
+    let (median, late) = (number("/acknowledgement_seconds/p50"), number("/acknowledgement_seconds/p99"));
+    assert!(0.0 < median && median <= late && late <= number("/acknowledgement_seconds/max"), "{document}");
+    assert!(number("/seconds") >= f64::from(seconds), "{document}");
+    assert!(number("/coordinator/peak_rss_bytes") < 1e9, "{document}");
+    assert!(!full || late < 0.25, "{document}");
+}
+
 #[test]
 fn shapes_that_cannot_be_are_refused() {
     for (flags, fragment) in [

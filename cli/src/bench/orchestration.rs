@@ -2,17 +2,14 @@
 //! coordinator is a process of its own (`lorafleet up`) on real SQLite, history files and gRPC; the agents are
 //! simulated in this process, and nothing is trained.
 
-mod agent;
-mod server;
-
+use super::agent::{self, ACCELERATOR, Plan};
+use super::server::Server;
 use crate::Failure;
 use crate::client::Connection;
 use crate::output::{self, say};
-use agent::{ACCELERATOR, Plan};
 use domain::{Clock, SystemClock};
 use proto::v1;
 use serde_json::{Value, json};
-use server::Server;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -91,11 +88,11 @@ async fn measure(args: &Args) -> Result<Value, Failure> {
 }
 
 /// What a sweep took.
-struct Timed {
+pub(super) struct Timed {
     sweep: String,
     trials: u32,
     reports: u64,
-    seconds: f64,
+    pub(super) seconds: f64,
 }
 
 impl Timed {
@@ -126,16 +123,30 @@ async fn sweep(
             pack: args.pack,
             reports,
             acknowledged: acknowledged.clone(),
+            pace: None,
         };
         let channel = connection.channel();
         #[allow(clippy::disallowed_methods, reason = "aborted when the set is dropped")]
         agents.spawn(agent::serve(plan, channel));
     }
+    let (sweep, seconds) = to_its_end(connection, &spec(name, trials, reports), &mut agents).await?;
+    check(&sweep, trials, reports, acknowledged.load(Ordering::Relaxed), seconds)
+}
+
+/// Submits a sweep and waits for its end; answers with the seconds that it took too.
+///
+/// # Errors
+/// An agent ended before.
+pub(super) async fn to_its_end(
+    connection: &Connection,
+    spec: &Value,
+    agents: &mut JoinSet<Result<(), Failure>>,
+) -> Result<(v1::Sweep, f64), Failure> {
     let clock = SystemClock::new();
     let started = clock.monotonic();
     let request = v1::SubmitSweepRequest {
         request_id: uuid::Uuid::new_v4().to_string(),
-        spec: Some(proto::convert::document(&spec(name, trials, reports))),
+        spec: Some(proto::convert::document(spec)),
         base_models: std::collections::HashMap::new(),
     };
     let submitted = connection.sweeps().submit_sweep(request).await?.into_inner().sweep.unwrap_or_default();
@@ -150,14 +161,13 @@ async fn sweep(
         let request = v1::GetSweepRequest { sweep_id: submitted.id.clone() };
         let sweep = connection.sweeps().get_sweep(request).await?.into_inner().sweep.unwrap_or_default();
         if sweep.state() != v1::SweepState::Running {
-            let seconds = (clock.monotonic() - started).as_secs_f64();
-            return check(&sweep, trials, reports, acknowledged.load(Ordering::Relaxed), seconds);
+            return Ok((sweep, (clock.monotonic() - started).as_secs_f64()));
         }
     }
 }
 
 /// A figure counts if all of it was done.
-fn check(
+pub(super) fn check(
     sweep: &v1::Sweep,
     trials: u32,
     reports: u64,
@@ -176,7 +186,8 @@ fn check(
     Ok(Timed { sweep: sweep.id.clone(), trials, reports: expected, seconds })
 }
 
-fn spec(name: &str, trials: u32, reports: u64) -> Value {
+/// A sweep for simulated agents alone.
+pub(super) fn spec(name: &str, trials: u32, reports: u64) -> Value {
     json!({
         "name": name,
         "pretrained_model_id": "/simulated/base",

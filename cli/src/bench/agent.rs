@@ -1,15 +1,17 @@
 //! An agent that trains nothing. It speaks the agents' protocol over real gRPC, says at once all that a trial's
-//! training would have said over time, and counts what is acknowledged.
+//! training would have said over time, or says it at a pace, and counts what is acknowledged.
 
 use crate::Failure;
 use crate::client::Channel;
+use domain::{Clock, SystemClock};
 use proto::v1;
 use proto::v1::agent_service_client::AgentServiceClient;
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, Interval};
 use tokio_stream::wrappers::ReceiverStream;
 use v1::session_request::Message as Request;
 use v1::session_response::Message as Response;
@@ -35,6 +37,28 @@ pub(super) struct Plan {
     pub(super) reports: u64,
     /// Reports that were acknowledged, over all agents.
     pub(super) acknowledged: Arc<AtomicU64>,
+    /// How it takes its time; `None`: it says all at once.
+    pub(super) pace: Option<Pace>,
+}
+
+/// One report of each trial at a time.
+#[derive(Debug, Clone)]
+pub(super) struct Pace {
+    /// The time between two.
+    pub(super) every: Duration,
+    /// The time until the first.
+    pub(super) first: Duration,
+    /// What measures.
+    pub(super) clock: SystemClock,
+    /// Seconds from a report to its acknowledgement, of all agents.
+    pub(super) waits: Arc<Mutex<Vec<f32>>>,
+}
+
+impl Pace {
+    fn waited(&self, since: Duration) {
+        let seconds = self.clock.monotonic().saturating_sub(since).as_secs_f32();
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner).push(seconds);
+    }
 }
 
 /// A trial that it holds.
@@ -43,6 +67,10 @@ struct Held {
     /// The last number sent, and the last acknowledged. Number 1 says that it trains, the last that it ended.
     sent: u64,
     acknowledged: u64,
+    /// The last number that its pace allows.
+    allowed: u64,
+    /// Reports at a pace that are not acknowledged, and when each was sent.
+    waiting: VecDeque<(u64, Duration)>,
 }
 
 /// Serves until the coordinator closes the stream.
@@ -59,6 +87,8 @@ pub(super) async fn serve(plan: Plan, channel: Channel) -> Result<(), Failure> {
         AgentServiceClient::new(channel).session(ReceiverStream::new(requests)).await?.into_inner();
     let mut held: HashMap<String, Held> = HashMap::new();
     let mut heartbeat = tokio::time::interval(Duration::from_secs(2));
+    let ticks = |pace: &Pace| tokio::time::interval_at(Instant::now() + pace.first, pace.every);
+    let mut ticks = plan.pace.as_ref().map(ticks);
     loop {
         let message = tokio::select! {
             message = incoming.message() => message?,
@@ -66,10 +96,19 @@ pub(super) async fn serve(plan: Plan, channel: Channel) -> Result<(), Failure> {
                 outgoing.send(beat(&held)).await.map_err(gone)?;
                 continue;
             }
+            () = next(&mut ticks) => {
+                for (trial_id, trial) in &mut held {
+                    trial.allowed += 1;
+                    speak(&plan, trial_id, trial, &outgoing).await.map_err(gone)?;
+                }
+                continue;
+            }
         };
         match message.ok_or_else(closed)?.message {
             Some(Response::Assign(assign)) => {
-                let mut trial = Held { attempt: assign.attempt, sent: 0, acknowledged: 0 };
+                let allowed = if plan.pace.is_some() { 1 } else { u64::MAX };
+                let waiting = VecDeque::new();
+                let mut trial = Held { attempt: assign.attempt, sent: 0, acknowledged: 0, allowed, waiting };
                 speak(&plan, &assign.trial_id, &mut trial, &outgoing).await.map_err(gone)?;
                 held.insert(assign.trial_id, trial);
             }
@@ -81,6 +120,12 @@ pub(super) async fn serve(plan: Plan, channel: Channel) -> Result<(), Failure> {
                 let newly = reports(ack.sequence) - reports(trial.acknowledged);
                 plan.acknowledged.fetch_add(newly, Ordering::Relaxed);
                 trial.acknowledged = ack.sequence;
+                while let (Some(pace), Some((sequence, at))) = (&plan.pace, trial.waiting.front())
+                    && *sequence <= ack.sequence
+                {
+                    pace.waited(*at);
+                    trial.waiting.pop_front();
+                }
                 if trial.acknowledged == plan.reports + 2 {
                     held.remove(&ack.trial_id);
                 } else {
@@ -95,7 +140,15 @@ pub(super) async fn serve(plan: Plan, channel: Channel) -> Result<(), Failure> {
     }
 }
 
-/// Sends what the window allows.
+/// The next moment to report; never without a pace.
+async fn next(ticks: &mut Option<Interval>) {
+    match ticks {
+        Some(ticks) => drop(ticks.tick().await),
+        None => std::future::pending().await,
+    }
+}
+
+/// Sends what window and pace allow.
 async fn speak(
     plan: &Plan,
     trial_id: &str,
@@ -103,7 +156,7 @@ async fn speak(
     outgoing: &mpsc::Sender<v1::SessionRequest>,
 ) -> Result<(), mpsc::error::SendError<v1::SessionRequest>> {
     let last = plan.reports + 2;
-    while trial.sent < last && trial.sent < trial.acknowledged + WINDOW {
+    while trial.sent < last.min(trial.allowed) && trial.sent < trial.acknowledged + WINDOW {
         trial.sent += 1;
         let (sequence, attempt, trial_id) = (trial.sent, trial.attempt, trial_id.to_string());
         let event = |event| {
@@ -122,6 +175,7 @@ async fn speak(
             event(Event::Finished(v1::Finished { ending, summary, message: String::new() }))
         } else {
             let point = point(sequence - 1);
+            trial.waiting.extend(plan.pace.as_ref().map(|pace| (sequence, pace.clock.monotonic())));
             Request::Metrics(v1::MetricBatch { trial_id, attempt, sequence, points: vec![point] })
         };
         outgoing.send(request(message)).await?;

@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use tempfile::TempDir;
 
+/// More calls than there are.
+const UNLIMITED: &str = "1000000";
+
 /// The process; killed when dropped.
 pub(super) struct Server {
     child: Child,
@@ -29,6 +32,8 @@ impl Server {
         let data_dir = dir.path().join("data");
         let failed = |e: std::io::Error| Failure::failed(format!("cannot start `lorafleet up`: {e}"));
         let mut command = lorafleet(&["up", "--listen", "127.0.0.1:0", "--data-dir"])?;
+        // All agents are one client, that of this machine.
+        command.env("LORAFLEET_MAX_CALLS", UNLIMITED).env("LORAFLEET_MAX_CALLS_PER_SECOND", UNLIMITED);
         let mut child = command.arg(&data_dir).stderr(Stdio::piped()).spawn().map_err(failed)?;
         let stderr =
             child.stderr.take().ok_or_else(|| Failure::failed("`lorafleet up` has no standard error"))?;
