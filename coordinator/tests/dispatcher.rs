@@ -176,6 +176,19 @@ async fn a_lease_lives_by_heartbeats() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_agent_that_fell_silent_gets_nothing_before_it_is_heard_of() {
+    let bench = bench();
+    let agent = FakeAgent::connect(&bench, "one", vec![]).await;
+    // Its stream is open all the time.
+    bench.enqueue(1, 1, on("CPU")).await.await.unwrap().lost.await.unwrap();
+    let mut waits = bench.enqueue(1, 1, on("CPU")).await;
+    assert_eq!(bench.held().await, [("one".to_string(), vec![])]);
+    assert!(waits.try_recv().is_err());
+    agent.beat(&bench, vec![]).await;
+    assert_eq!(bench.held().await, [("one".to_string(), vec![1])]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_newer_stream_replaces_the_older_and_hears_the_stop_again() {
     let bench = bench();
     let mut first = FakeAgent::connect(&bench, "one", vec![]).await;

@@ -309,7 +309,7 @@ mod in_etcd {
     #[tokio::test]
     async fn a_look_at_who_leads_needs_the_majority() {
         let dir = tempfile::tempdir().unwrap();
-        let Some([alone, second, third]) = Etcd::start_three(dir.path()) else { return };
+        let Some([alone, second, third]) = Etcd::start_three(dir.path(), 5000) else { return };
         let scope = Scope::new();
         let registry = EtcdRegistry::connect(&options(&alone, "/test"), &scope).await.unwrap();
         let fence = soon("an election", registry.lead("test")).await.unwrap();

@@ -1,6 +1,7 @@
 //! A real etcd, of one node or of three, for as long as a test has it.
 
 use crate::certificates::Pair;
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -10,6 +11,8 @@ use std::process::{Child, Command, Stdio};
 #[derive(Debug)]
 pub struct Etcd {
     process: Child,
+    /// What it was started with.
+    arguments: Vec<OsString>,
     /// Where it serves, as `http://127.0.0.1:<port>` or `https://127.0.0.1:<port>`.
     pub endpoint: String,
 }
@@ -34,32 +37,35 @@ impl Etcd {
         })
     }
 
-    /// Three nodes that take each other for gone after five seconds only.
+    /// Three nodes that take each other for gone after so many milliseconds only.
     ///
     /// # Panics
     /// They do not start.
     #[allow(clippy::expect_used, reason = "a test fails by panicking")]
-    pub fn start_three(dir: &Path) -> Option<[Self; 3]> {
+    pub fn start_three(dir: &Path, gone_after: u32) -> Option<[Self; 3]> {
         // Each must know the others' before it starts: held at once, so that they are three, and then let go.
-        let free = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").expect("there is a free port"));
-        let peers = free.map(|held| format!("http://{}", held.local_addr().expect("it is bound")));
+        let free = [(); 6].map(|()| TcpListener::bind("127.0.0.1:0").expect("there is a free port"));
+        let free = free.map(|held| format!("http://{}", held.local_addr().expect("it is bound")));
+        let (peers, clients) = free.split_at(3);
         let cluster: Vec<_> = peers.iter().enumerate().map(|(i, peer)| format!("node{i}={peer}")).collect();
         let cluster = cluster.join(",");
         let started = [0, 1, 2].map(|i| {
             let (name, peer) = (format!("node{i}"), peers[i].as_str());
-            spawn(&dir.join(&name), "http", |command| {
+            let clients = &clients[i];
+            spawn(&dir.join(&name), clients, |command| {
                 command.args(["--name", &name, "--listen-peer-urls", peer]);
                 command.args(["--initial-advertise-peer-urls", peer, "--initial-cluster", &cluster]);
-                command.args(["--heartbeat-interval", "500", "--election-timeout", "5000"]);
+                let beat = (gone_after / 10).to_string();
+                command.args(["--heartbeat-interval", &beat, "--election-timeout", &gone_after.to_string()]);
             })
         });
         // None of them serves before they have found each other.
         let [Some(a), Some(b), Some(c)] = started else { return None };
-        Some([a, b, c].map(|process| serving(process, "http")))
+        Some([a, b, c].map(|started| serving(started, "http")))
     }
 
     fn start_with(dir: &Path, scheme: &str, how: impl FnOnce(&mut Command)) -> Option<Self> {
-        let process = spawn(dir, scheme, |command| {
+        let started = spawn(dir, &format!("{scheme}://127.0.0.1:0"), |command| {
             how(command);
             // A cluster of one speaks to no peer: nobody needs to reach it at this address.
             let peer = "http://127.0.0.1:1";
@@ -71,7 +77,7 @@ impl Etcd {
                 &format!("default={peer}"),
             ]);
         });
-        process.map(|process| serving(process, scheme))
+        started.map(|started| serving(started, scheme))
     }
 
     /// Whether it leads the others, by its own word.
@@ -88,6 +94,23 @@ impl Etcd {
         answer.lines().any(|line| line == "etcd_server_is_leader 1")
     }
 
+    /// Kills its process; [`Etcd::start_again`] has it back.
+    pub fn kill(&mut self) {
+        // It is gone already, or goes now.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+
+    /// Starts one of three that was killed, where it was. The others do not wait for it.
+    ///
+    /// # Panics
+    /// It does not start.
+    #[allow(clippy::expect_used, reason = "a test fails by panicking")]
+    pub fn start_again(&mut self) {
+        let process = started(Command::new("etcd").args(&self.arguments));
+        *self = serving((process.expect("it starts"), std::mem::take(&mut self.arguments)), "http");
+    }
+
     /// Sends its process a signal, such as `STOP`.
     ///
     /// # Panics
@@ -99,29 +122,24 @@ impl Etcd {
 
 impl Drop for Etcd {
     fn drop(&mut self) {
-        // It is gone already, or goes now.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        self.kill();
     }
 }
 
+/// A process, and what it was started with.
+type Started = (Child, Vec<OsString>);
+
 /// `None`, with a line that says so, where etcd is not installed.
 #[allow(clippy::panic, reason = "a test fails by panicking")]
-fn spawn(dir: &Path, scheme: &str, how: impl FnOnce(&mut Command)) -> Option<Child> {
-    let any = &format!("{scheme}://127.0.0.1:0");
+fn spawn(dir: &Path, clients: &str, how: impl FnOnce(&mut Command)) -> Option<Started> {
     let mut command = Command::new("etcd");
     how(&mut command);
-    let started = command
-        .arg("--data-dir")
-        .arg(dir)
-        .args(["--listen-client-urls", any, "--advertise-client-urls", any])
-        .args(["--logger", "zap", "--log-outputs", "stderr"])
-        .env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH.replace("aarch64", "arm64"))
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn();
-    match started {
-        Ok(process) => Some(process),
+    command.arg("--data-dir").arg(dir);
+    command.args(["--listen-client-urls", clients, "--advertise-client-urls", clients]);
+    command.args(["--logger", "zap", "--log-outputs", "stderr"]);
+    let process = started(&mut command);
+    match process {
+        Ok(process) => Some((process, command.get_args().map(Into::into).collect())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             crate::skipped("etcd is not installed (Debian: apt-get install etcd-server)");
             None
@@ -130,9 +148,14 @@ fn spawn(dir: &Path, scheme: &str, how: impl FnOnce(&mut Command)) -> Option<Chi
     }
 }
 
+fn started(command: &mut Command) -> std::io::Result<Child> {
+    command.env("ETCD_UNSUPPORTED_ARCH", std::env::consts::ARCH.replace("aarch64", "arm64"));
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()
+}
+
 /// Waits until it serves.
 #[allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-fn serving(mut process: Child, scheme: &str) -> Etcd {
+fn serving((mut process, arguments): Started, scheme: &str) -> Etcd {
     let mut lines = BufReader::new(process.stderr.take().expect("it is piped")).lines();
     let mut said = Vec::new();
     let address = lines.by_ref().map_while(Result::ok).find_map(|line| {
@@ -144,5 +167,5 @@ fn serving(mut process: Child, scheme: &str) -> Etcd {
     let address = address.unwrap_or_else(|| panic!("etcd did not start:\n{}", said.join("\n")));
     // Its pipe must not run full.
     std::thread::spawn(move || lines.for_each(drop));
-    Etcd { process, endpoint: format!("{scheme}://{address}") }
+    Etcd { process, arguments, endpoint: format!("{scheme}://{address}") }
 }

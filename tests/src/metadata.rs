@@ -14,9 +14,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 const GCE: &str = "/computeMetadata/v1/instance/";
+/// What Google tells where nothing is set.
+const UNSET: &str = "NONE";
 const TOKEN: &str = "a-token-of-tests";
 
-/// What it tells, and how often each was looked up.
+/// Texts by the paths that they are asked for.
 type Values = BTreeMap<String, String>;
 
 /// The server. It ends when it is dropped.
@@ -25,8 +27,8 @@ pub struct Metadata {
     /// Where it serves, as `http://127.0.0.1:<port>`.
     pub endpoint: String,
     values: watch::Sender<Values>,
-    /// Path and version of the latest request.
-    asked: watch::Receiver<(String, String)>,
+    /// The version that whoever asked last for a path knew.
+    asked: watch::Receiver<Values>,
     _tasks: JoinSet<()>,
 }
 
@@ -40,7 +42,7 @@ impl Metadata {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let endpoint = format!("http://{}", listener.local_addr().expect("it is bound"));
         let ((values, seen), (asking, asked)) =
-            (watch::channel(Values::new()), watch::channel(Default::default()));
+            (watch::channel(Values::new()), watch::channel(Values::new()));
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut connections = JoinSet::new();
@@ -63,14 +65,14 @@ impl Metadata {
         self.values.send_modify(|values| drop(values.insert(path.into(), value.into())));
     }
 
-    /// Returns once somebody asks for a value who knows it as it is now.
+    /// Returns once somebody asks for a value who knows it as it is now; of Amazon's, once it is told.
     ///
     /// # Panics
     /// It has ended.
     #[allow(clippy::expect_used, reason = "a test fails by panicking")]
     pub async fn heard(&self, path: &str) {
-        let now = self.values.borrow().get(path).map(|value| version(value));
-        let is = |(asked, known): &(String, String)| asked == path && Some(known) == now.as_ref();
+        let now = self.values.borrow().get(path).map_or_else(|| version(UNSET), |value| version(value));
+        let is = |asked: &Values| asked.get(path) == Some(&now);
         self.asked.clone().wait_for(is).await.expect("it runs");
     }
 }
@@ -83,7 +85,7 @@ fn version(value: &str) -> String {
 async fn answer(
     request: Request<Incoming>,
     mut values: watch::Receiver<Values>,
-    asking: watch::Sender<(String, String)>,
+    asking: watch::Sender<Values>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
     let path = request.uri().path();
@@ -99,8 +101,8 @@ async fn answer(
             .filter_map(|pair| pair.split_once('='))
             .collect();
         let known = query.get("last_etag").copied().unwrap_or_default();
-        asking.send_replace((key.into(), known.into()));
-        let value = |values: &Values| values.get(key).cloned().unwrap_or_else(|| "NONE".into());
+        asking.send_modify(|asked| drop(asked.insert(key.into(), known.into())));
+        let value = |values: &Values| values.get(key).cloned().unwrap_or_else(|| UNSET.into());
         if query.get("wait_for_change") == Some(&"true") {
             let limit = query.get("timeout_sec").and_then(|seconds| seconds.parse().ok()).unwrap_or(0);
             let other = values.wait_for(|values| version(&value(values)) != known);
@@ -122,10 +124,11 @@ async fn answer(
     if header("x-aws-ec2-metadata-token") != Some(TOKEN) {
         return Ok(said(StatusCode::UNAUTHORIZED, ""));
     }
-    Ok(match values.borrow().get(path.trim_start_matches("/latest/meta-data/")) {
-        Some(value) => said(StatusCode::OK, value),
-        None => said(StatusCode::NOT_FOUND, ""),
-    })
+    let key = path.trim_start_matches("/latest/meta-data/");
+    let value = values.borrow().get(key).cloned();
+    let told = version(value.as_deref().unwrap_or(UNSET));
+    asking.send_modify(|asked| drop(asked.insert(key.into(), told)));
+    Ok(value.map_or_else(|| said(StatusCode::NOT_FOUND, ""), |value| said(StatusCode::OK, &value)))
 }
 
 fn said(status: StatusCode, text: &str) -> Response<Full<Bytes>> {

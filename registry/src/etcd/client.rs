@@ -20,6 +20,17 @@ pub(super) const PART: usize = 48 * 1024;
 /// Parts that are read in one go.
 const PARTS_PAGE: i64 = 32;
 
+/// Tries of a call that reaches nobody: of three nodes one that is gone may be drawn again and again.
+const TRIES: u32 = 40;
+/// The pause between two of them.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// gRPC's number of the status that another try may mend.
+const UNAVAILABLE: i32 = 14;
+
+/// What etcd answers.
+type Answer<T> = std::result::Result<T, etcd_client::Error>;
+
 /// A connection. Clones share it.
 #[derive(Clone)]
 pub(super) struct Etcd {
@@ -68,16 +79,37 @@ impl Etcd {
         self.client.clone()
     }
 
-    /// Makes a call within the deadline.
-    pub(super) async fn call<T>(
+    /// Makes a call within the deadline. It is made again while it reaches nobody, so that a node that is gone is no loss.
+    pub(super) async fn call<T, F>(&self, what: &str, call: impl Fn(Client) -> F) -> Result<T>
+    where
+        F: Future<Output = Answer<T>>,
+    {
+        self.repeated(what, call, nobody_listens).await
+    }
+
+    /// The same, made again as long as an error says that another try may succeed.
+    async fn repeated<T, F>(
         &self,
         what: &str,
-        call: impl Future<Output = std::result::Result<T, etcd_client::Error>>,
-    ) -> Result<T> {
+        call: impl Fn(Client) -> F,
+        again: impl Fn(&etcd_client::Error) -> bool,
+    ) -> Result<T>
+    where
+        F: Future<Output = Answer<T>>,
+    {
         let failed = |problem: String| {
             RegistryError::Storage(format!("etcd at {}: {what}: {problem}", self.endpoints))
         };
-        match tokio::time::timeout(DEADLINE, call).await {
+        let calls = async {
+            for _ in 1..TRIES {
+                match call(self.client()).await {
+                    Err(error) if again(&error) => tokio::time::sleep(PAUSE).await,
+                    answer => return answer,
+                }
+            }
+            call(self.client()).await
+        };
+        match tokio::time::timeout(DEADLINE, calls).await {
             Ok(answer) => answer.map_err(|error| failed(explained(&error))),
             Err(_) => Err(failed(silence())),
         }
@@ -85,8 +117,14 @@ impl Etcd {
 
     /// Reads keys, linearizably: every write that was answered before is seen.
     pub(super) async fn get(&self, key: impl Into<Vec<u8>>, options: GetOptions) -> Result<Vec<Found>> {
-        let mut client = self.client().kv_client().max_decoding_message_size(64 << 20);
-        let mut answer = self.call("reading", client.get(key, Some(options))).await?;
+        let key = key.into();
+        let read = |client: Client| {
+            let (mut client, key) = (client.kv_client().max_decoding_message_size(64 << 20), key.clone());
+            let options = options.clone();
+            async move { client.get(key, Some(options)).await }
+        };
+        // What only reads may be asked twice, also of a node that was lost in the middle of it.
+        let mut answer = self.repeated("reading", read, is_unavailable).await?;
         let revision = answer.header().map_or(0, |header| header.revision());
         let found = answer.take_kvs().into_iter().map(|kv| {
             let (key, value) = kv.into_key_value();
@@ -190,10 +228,15 @@ fn explained(error: &etcd_client::Error) -> String {
     why.unwrap_or_else(|| format!("{error}{hint}"))
 }
 
-/// Whether the address is right as far as it goes and nothing answers there.
-fn nobody_listens(error: &(dyn std::error::Error + 'static)) -> bool {
+/// Whether the address is right as far as it goes and nothing answers there: what was to be said reached nobody.
+fn nobody_listens(error: &etcd_client::Error) -> bool {
     let kind = |error: &std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
-    let mut next = Some(error);
+    // It does not tell its own source.
+    let mut next: Option<&(dyn std::error::Error + 'static)> = match error {
+        etcd_client::Error::TransportError(error) => Some(error),
+        etcd_client::Error::GRpcStatus(status) => Some(status),
+        _ => None,
+    };
     while let Some(error) = next {
         if error.downcast_ref().is_some_and(kind) {
             return true;
@@ -201,6 +244,14 @@ fn nobody_listens(error: &(dyn std::error::Error + 'static)) -> bool {
         next = error.source();
     }
     false
+}
+
+/// Whether nobody answers now.
+fn is_unavailable(error: &etcd_client::Error) -> bool {
+    match error {
+        etcd_client::Error::GRpcStatus(status) => i32::from(status.code()) == UNAVAILABLE,
+        error => nobody_listens(error),
+    }
 }
 
 fn silence() -> String {

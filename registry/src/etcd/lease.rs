@@ -27,7 +27,10 @@ impl Lease {
         let asked = Instant::now();
         let seconds = ttl.as_secs().max(2);
         let granted =
-            etcd.call("asking for a lease", etcd.client().lease_grant(seconds as i64, None)).await?;
+            etcd.call("asking for a lease", |mut client| async move {
+                client.lease_grant(seconds as i64, None).await
+            })
+            .await?;
         let id = granted.id();
         if id == 0 {
             return Err(RegistryError::Storage("etcd granted no lease".into()));
@@ -42,7 +45,7 @@ impl Lease {
                 }
                 () = stop.cancelled() => {
                     // Nothing renews it any more: if this fails, its term ends it, with the keys that hang on it.
-                    if let Err(error) = etcd.call("revoking a lease", etcd.client().lease_revoke(id)).await {
+                    if let Err(error) = etcd.call("revoking a lease", |mut client| async move { client.lease_revoke(id).await }).await {
                         tracing::warn!(%error, "the lease ends by itself");
                     }
                 }

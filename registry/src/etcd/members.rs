@@ -8,7 +8,7 @@ use super::client::Etcd;
 use super::lease::Lease;
 use crate::{Leadership, Member, Result};
 use actor::Scope;
-use etcd_client::{GetOptions, PutOptions, SortOrder, SortTarget};
+use etcd_client::{Client, GetOptions, PutOptions, SortOrder, SortTarget};
 use futures::future::{BoxFuture, FutureExt};
 use std::time::Duration;
 
@@ -55,9 +55,11 @@ impl Members {
 
     async fn enter(&self, member: &Member, scope: &Scope) -> Result<Lease> {
         let lease = Lease::grant(&self.etcd, self.ttl, scope).await?;
-        let options = Some(PutOptions::new().with_lease(lease.id()));
-        let mut client = self.etcd.client();
-        let put = client.put(self.etcd.member(&member.id), member.value.clone(), options);
+        let put = |mut client: Client| {
+            let options = Some(PutOptions::new().with_lease(lease.id()));
+            let (key, value) = (self.etcd.member(&member.id), member.value.clone());
+            async move { client.put(key, value, options).await }
+        };
         if let Err(error) = self.etcd.call("registering", put).await {
             lease.end().await;
             return Err(error);

@@ -8,7 +8,7 @@ use super::Term;
 use super::client::{self, Etcd, INLINE, PART, PARTED};
 use crate::{Fence, RegistryError, Result, Write};
 use actor::{Reply, Scope};
-use etcd_client::{Compare, CompareOp, DeleteOptions, GetOptions, SortOrder, SortTarget, Txn, TxnOp};
+use etcd_client::{Client, Compare, CompareOp, DeleteOptions, GetOptions, SortOrder, SortTarget, Txn, TxnOp};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{RwLock, mpsc, watch};
@@ -194,8 +194,11 @@ impl Writer {
         }
         let leads = Compare::create_revision(term.key.clone(), CompareOp::Equal, term.fence.0 as i64);
         let txn = Txn::new().when(vec![leads]).and_then(operations);
-        let mut client = self.etcd.client();
-        let answer = self.etcd.call("writing", client.txn(txn)).await?;
+        let write = |mut client: Client| {
+            let txn = txn.clone();
+            async move { client.txn(txn).await }
+        };
+        let answer = self.etcd.call("writing", write).await?;
         if answer.succeeded() { Ok(()) } else { Err(self.fenced(term.fence).await) }
     }
 
@@ -203,8 +206,10 @@ impl Writer {
     async fn fenced(&self, held: Fence) -> RegistryError {
         let oldest =
             GetOptions::new().with_prefix().with_sort(SortTarget::Create, SortOrder::Ascend).with_limit(1);
-        let mut client = self.etcd.client();
-        let found = client.get(format!("{}/", self.etcd.election()), Some(oldest));
+        let found = |mut client: Client| {
+            let (key, oldest) = (format!("{}/", self.etcd.election()), oldest.clone());
+            async move { client.get(key, Some(oldest)).await }
+        };
         match self.etcd.call("asking who leads", found).await {
             Ok(answer) => {
                 let current = answer.kvs().first().map_or(0, |kv| kv.create_revision().unsigned_abs());

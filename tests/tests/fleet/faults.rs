@@ -9,6 +9,7 @@ use proto::v1::trial_service_client::TrialServiceClient;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
+use tests::etcd::Etcd;
 use tests::proxy::Proxy;
 use tokio::time::Instant;
 use tonic::Code;
@@ -48,7 +49,7 @@ fn completed(trials: &BTreeMap<String, Trial>, attempts: u32) {
 async fn nodes_of_etcd_are_lost_one_after_the_other() {
     let Some(mut fleet) = Fleet::of_three_nodes() else { return };
     // Longer than three nodes take to elect another leader.
-    let mut coordinator = fleet.coordinator_with(&["--election-ttl", "20", "--assignment-lease", "60"]);
+    let mut coordinator = fleet.coordinator_with(&["--election-ttl", "8", "--assignment-lease", "60"]);
     let endpoint = coordinator.says("listening on ");
     coordinator.says("leading");
     let _agent = fleet.agent("agent");
@@ -61,25 +62,26 @@ async fn nodes_of_etcd_are_lost_one_after_the_other() {
     };
     let undisturbed = whole(1).await;
 
-    // One that follows stands still.
+    // One that follows is killed, and comes back.
     let follows = fleet.etcd.iter().position(|node| !node.leads()).unwrap();
-    fleet.etcd[follows].signal("STOP");
+    fleet.etcd[follows].kill();
     assert_eq!(whole(2).await, undisturbed);
-    fleet.etcd[follows].signal("CONT");
+    fleet.etcd[follows].start_again();
 
     // The one that leads is killed, in the middle of a sweep.
+    let leads = fleet.etcd.iter().position(Etcd::leads).unwrap();
     let sweep = submit_as(&endpoint, 3).await.unwrap();
     soon("training", until(&endpoint, &sweep, 10)).await;
-    let leads = fleet.etcd.iter().position(tests::etcd::Etcd::leads).unwrap();
     drop(fleet.etcd.remove(leads));
     soon("the sweep", until(&endpoint, &sweep, u64::MAX)).await;
     assert_eq!(results(&endpoint, &sweep).await, undisturbed);
+    assert_eq!(whole(4).await, undisturbed);
 
     // Of the two that are left one stands still: no majority.
-    let sweep = submit_as(&endpoint, 4).await.unwrap();
+    let sweep = submit_as(&endpoint, 5).await.unwrap();
     soon("training", until(&endpoint, &sweep, 10)).await;
     fleet.etcd[0].signal("STOP");
-    let refused = soon("a refusal", submit_as(&endpoint, 5)).await.unwrap_err();
+    let refused = soon("a refusal", submit_as(&endpoint, 6)).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
     coordinator.says("standing by");
     assert_eq!(coordinator.says("listening on "), endpoint);
@@ -91,7 +93,7 @@ async fn nodes_of_etcd_are_lost_one_after_the_other() {
     coordinator.says("leading");
     soon("the sweep", until(&endpoint, &sweep, u64::MAX)).await;
     assert_eq!(results(&endpoint, &sweep).await, undisturbed, "nobody made a step again");
-    assert_eq!(whole(5).await, undisturbed);
+    assert_eq!(whole(6).await, undisturbed);
     assert!(coordinator.terminate());
 }
 
@@ -111,7 +113,9 @@ async fn an_agent_is_cut_from_its_coordinator_and_not_from_etcd() {
     soon("the sweep", until(&endpoint, &sweep, u64::MAX)).await;
     let undisturbed = results(&endpoint, &sweep).await;
     completed(&undisturbed, 1);
-    let first = agents(&endpoint).await.remove(0);
+    let id = agents(&endpoint).await.remove(0).id;
+    let first = agent(&endpoint, &id, |agent| agent.first_step_seconds.is_some());
+    let first = soon("its next sign of life", first).await;
     let (trial, step) = (first.first_trial_seconds.unwrap(), first.first_step_seconds.unwrap());
     assert!(0.0 <= trial && trial <= step, "it trained: {first:?}");
 

@@ -42,7 +42,7 @@ impl Fleet {
 
     fn of_three_nodes() -> Option<Self> {
         let dir = tempfile::tempdir().unwrap();
-        let nodes = Etcd::start_three(&dir.path().join("etcd"))?;
+        let nodes = Etcd::start_three(&dir.path().join("etcd"), 2000)?;
         Some(Self::over(nodes.into(), dir))
     }
 
@@ -60,7 +60,10 @@ impl Fleet {
         let artifacts = self.dir.path().join("artifacts");
         let etcd = ["--listen", "127.0.0.1:0", "--etcd", &self.endpoints];
         let artifacts = ["--artifacts", artifacts.to_str().unwrap()];
-        Program::start("coordinator", &[&etcd[..], &artifacts, options].concat())
+        // Tests ask again and again, without a pause, what people ask now and then.
+        Program::start_with("coordinator", &[&etcd[..], &artifacts, options].concat(), |command| {
+            command.env("LORAFLEET_MAX_CALLS_PER_SECOND", "1000000");
+        })
     }
 
     /// One that shares no directory with others.

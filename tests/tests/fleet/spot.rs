@@ -17,6 +17,7 @@ async fn a_machine_that_is_taken_away_hands_its_trials_over() {
     coordinator.says("leading");
     let notice = format!("gce={}", metadata.endpoint);
     let taken = fleet.agent_with("taken", &["--spot-notice", &notice]);
+    soon("a question", metadata.heard("preempted")).await;
     let sweep = submit(&endpoint).await;
     soon("training", until(&endpoint, &sweep, 10)).await;
     metadata.set("preempted", "TRUE");
@@ -43,12 +44,16 @@ async fn a_machine_that_is_taken_away_hands_its_trials_over() {
 /// What each cloud says, and whether the agent leaves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_said_of_a_machine() {
+    let of_gce = &["preempted", "maintenance-event"][..];
+    let action = "spot/instance-action";
+    let stop = r#"{"action": "stop", "time": "2026-01-01T00:00:00Z"}"#;
+    let terminate = "TERMINATE_ON_HOST_MAINTENANCE";
     let rows = [
-        ("gce", "preempted", None, "TRUE"),
-        ("gce", "maintenance-event", Some("MIGRATE_ON_HOST_MAINTENANCE"), "TERMINATE_ON_HOST_MAINTENANCE"),
-        ("aws", "spot/instance-action", None, r#"{"action": "stop", "time": "2026-01-01T00:00:00Z"}"#),
+        ("gce", of_gce, "preempted", None, "TRUE"),
+        ("gce", of_gce, "maintenance-event", Some("MIGRATE_ON_HOST_MAINTENANCE"), terminate),
+        ("aws", &[action], action, None, stop),
     ];
-    for (cloud, path, harmless, value) in rows {
+    for (cloud, all, path, harmless, value) in rows {
         let (metadata, dir) = (Metadata::start().await, tempfile::tempdir().unwrap());
         let notice = format!("{cloud}={}", metadata.endpoint);
         let data = dir.path().to_str().unwrap();
@@ -56,6 +61,9 @@ async fn what_is_said_of_a_machine() {
         let place = ["--coordinator", "http://127.0.0.1:1", "--devices", "cpu", "--data-dir", data];
         let mut agent =
             Program::start_heard("gpu-agent", &[&place[..], &["--spot-notice", &notice]].concat());
+        for path in all {
+            soon("a question", metadata.heard(path)).await;
+        }
         if let Some(harmless) = harmless {
             metadata.set(path, harmless);
             soon(harmless, metadata.heard(path)).await;

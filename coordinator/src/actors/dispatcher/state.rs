@@ -54,6 +54,8 @@ struct Entry {
     agent: Agent,
     session: Option<(SessionId, Outbox)>,
     leaving: bool,
+    /// Whether a lease of its ended and it has said nothing since: nothing is given to it before it does.
+    silent: bool,
     /// Whether it held trials when its session ended.
     lost: bool,
     last_seen: Timestamp,
@@ -195,6 +197,7 @@ impl State {
             agent,
             session: Some((session, outbox)),
             leaving: false,
+            silent: false,
             lost: false,
             last_seen,
             // It says that with its first sign of life.
@@ -255,6 +258,7 @@ impl State {
         let entry = self.agents.get_mut(agent).filter(|entry| entry.is(session))?;
         entry.last_seen = self.clock.now();
         entry.beginning = beginning;
+        self.may_place |= std::mem::take(&mut entry.silent);
         for device in &mut entry.agent.devices {
             let now = resident.get(&device.id).cloned();
             self.may_place |= device.resident_base != now;
@@ -381,6 +385,9 @@ impl State {
             let (agent, attempt) = (&held.place.0, held.attempt);
             tracing::warn!(%trial, %attempt, %agent, "the lease ended without a heartbeat");
             metrics::LEASE_EXPIRATIONS.add(1.0, &[]);
+            if let Some(entry) = self.agents.get_mut(agent) {
+                entry.silent = true;
+            }
             self.reach(agent, ToAgent::Stop(trial, attempt, StopReason::Fenced));
             // A sweep that is gone has no use for it.
             let _ = held.lost.send(seconds);
@@ -462,14 +469,17 @@ impl State {
         }
     }
 
-    /// The devices of agents that can be reached, do not leave and are not drained.
+    /// The devices of agents that can be reached, are heard of, do not leave and are not drained.
     fn slots(&self) -> Vec<(Place, Slot)> {
         let mut held: HashMap<&Place, Vec<&Waiting>> = HashMap::new();
         for trial in self.held.values() {
             held.entry(&trial.place).or_default().push(&trial.needs);
         }
         let open = self.agents.values().filter(|entry| {
-            entry.session.is_some() && !entry.leaving && !self.drained.contains(&entry.agent.id)
+            entry.session.is_some()
+                && !entry.leaving
+                && !entry.silent
+                && !self.drained.contains(&entry.agent.id)
         });
         let devices =
             open.flat_map(|entry| entry.agent.devices.iter().map(|device| (&entry.agent.id, device)));
