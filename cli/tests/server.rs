@@ -125,7 +125,9 @@ fn uploaded_data_beyond_the_limit_is_not_kept() {
     sandbox.endpoint = Some(endpoint.trim().into());
     let id = sandbox.json(&["submit", "sweep.yaml"])["id"].as_str().unwrap().to_string();
     sandbox.lorafleet(&["watch", &id]);
-    for trial in sandbox.json(&["trials", "list", &id]).as_array().unwrap() {
+    let trials = sandbox.json(&["trials", "list", &id]);
+    assert_eq!(trials.as_array().unwrap().len(), 2);
+    for trial in trials.as_array().unwrap() {
         let why = trial["failure"]["message"].as_str().unwrap();
         assert!(why.contains("cache 1000;") && why.contains("a larger --cache-limit"), "{trial:#}");
     }

@@ -59,7 +59,7 @@ pub struct Agent {
 pub struct Beginning {
     /// Until its first trial came; `None`: it has not.
     pub first_trial_seconds: Option<f64>,
-    /// Until that trial's first step was made.
+    /// Until its first training step was made.
     pub first_step_seconds: Option<f64>,
 }
 
