@@ -66,7 +66,8 @@ impl Embedded {
         Ok(Self { coordinator: scope, agent: None, address, local, health, endpoint_file })
     }
 
-    /// Starts an agent on this machine's devices, which keeps so many bytes of uploaded data. `token` is the agent's, where the coordinator wants one.
+    /// Starts an agent on this machine's devices, which keeps so many bytes of uploaded data. `token` is the agent's, where the
+    /// coordinator wants one.
     pub(crate) async fn start_agent(
         &mut self,
         data_dir: &Path,

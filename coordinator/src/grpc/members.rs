@@ -1,6 +1,8 @@
 //! Agents that are registered in the fleet's etcd, whether or not they are connected.
 
 use super::Services;
+use domain::fleet::Agent;
+use proto::limits::{self, cut};
 use proto::v1;
 use registry::Member;
 use serde::Deserialize;
@@ -49,24 +51,29 @@ impl Services {
 
 /// An agent of which nothing is known but what it registered.
 fn unknown(member: Member) -> v1::Agent {
-    // It may be of another version.
+    // It may be of another version, which says less.
     let said: Said = serde_json::from_slice(&member.value).unwrap_or_default();
     let device = |device: Device| v1::Device {
         id: device.id,
         accelerator: device.accelerator,
         memory_bytes: device.memory_bytes,
-        max_pack_size: device.max_pack_size,
+        max_pack_size: device.max_pack_size.max(1),
         price_per_hour: device.price_per_hour,
         resident_base: String::new(),
         simulated_speed: device.simulated_speed,
     };
-    v1::Agent {
+    let agent = v1::Agent {
         id: member.id,
         version: said.version,
         hostname: said.hostname,
         devices: said.devices.into_iter().map(device).collect(),
         labels: said.labels,
         ..v1::Agent::default()
+    };
+    // What the coordinator would not take from it, nobody is shown.
+    match Agent::try_from(agent.clone()) {
+        Ok(_) => agent,
+        Err(_) => v1::Agent { id: cut(agent.id, limits::NAME_BYTES), ..v1::Agent::default() },
     }
 }
 
@@ -76,8 +83,9 @@ mod tests {
 
     #[test]
     fn whatever_an_agent_registered_is_an_agent() {
-        let rows: [(&[u8], &str, usize); 4] = [
+        let rows: [(&[u8], &str, usize); 5] = [
             (br#"{"hostname": "gpu-7", "devices": [{"id": "cpu", "unknown": 1}], "labels": {}}"#, "gpu-7", 1),
+            (br#"{"hostname": "gpu-7", "devices": [{"id": "a\nb"}]}"#, "", 0),
             (b"{}", "", 0),
             (br#"{"hostname": 7}"#, "", 0),
             (b"no JSON", "", 0),

@@ -11,10 +11,15 @@ use prost::Message;
 use proto::v1::session_request::Message as Say;
 use proto::{convert, v1};
 use security::Line;
+use std::time::Duration;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
+
+/// Bytes may ask for a sweep's deletion by force, which is answered once its trials have ended: as their agent lets go of
+/// them, when this lease ends. Shorter than [`PATIENCE`].
+const LEASE: Duration = Duration::from_secs(15);
 
 /// A codec whose messages are bytes.
 #[derive(Clone, Default)]
@@ -218,12 +223,14 @@ fn any_bytes_get_an_answer_from_every_call() {
     watch_for_panics();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let (fixture, _agent, seeds) = runtime.block_on(async {
-        let fixture = Fixture::start(LONG).await;
+        let fixture = Fixture::start(LEASE).await;
         let sweep = fixture.submit(&grid(&[2, 4])).await;
         let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
         let assign = agent.assigned().await;
         let seeds = seeds(&sweep.id, &assign);
-        (fixture, agent, seeds)
+        let obeys = actor::Scope::new();
+        obeys.spawn("agent", agent.obey());
+        (fixture, obeys, seeds)
     });
     let methods = methods();
     assert!(methods.len() >= 20, "{methods:?}");

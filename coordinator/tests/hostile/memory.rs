@@ -64,13 +64,13 @@ impl Drop for Server {
 }
 
 /// A message just below the limit, one above it, one that is no message, and an agent that says as much of itself as it
-/// may.
+/// may: the same one each round, since those that were let in are remembered for a while.
 fn messages(round: usize) -> Vec<Vec<u8>> {
     let name = |i: usize| format!("{round}-{i}-{}", "x".repeat(150));
     let device =
         |i| v1::Device { id: name(i), accelerator: name(i), max_pack_size: 1, ..v1::Device::default() };
     let (version, devices) = (proto::version::VERSION.into(), (0..1000).map(device).collect());
-    let agent = v1::Agent { id: name(0), version, devices, ..v1::Agent::default() };
+    let agent = v1::Agent { id: "a".repeat(200), version, devices, ..v1::Agent::default() };
     let holding = |i| v1::Holding { trial_id: format!("{}/1", name(i)), attempt: 1, step: 1 };
     let hello = v1::Hello { agent: Some(agent), holdings: (0..1000).map(holding).collect() };
     vec![

@@ -114,6 +114,15 @@ impl FakeAgent {
         }
     }
 
+    /// Lets go of each trial that it is told to stop, without a word, until its stream ends.
+    pub async fn obey(mut self) {
+        while let Ok(Some(message)) = self.hear.message().await {
+            if let Some(Hear::Stop(stop)) = message.message {
+                self.holdings.lock().unwrap().retain(|held| held.trial_id != stop.trial_id);
+            }
+        }
+    }
+
     /// Waits for the acknowledgement of what was said last. Answers with a stop that came before it.
     pub async fn acknowledged(&mut self) -> Option<v1::Stop> {
         let mut stopped = None;
