@@ -13,7 +13,7 @@ use coordinator::actors::message::{
 };
 use coordinator::actors::sweep::Operation;
 use coordinator::artifacts::Artifacts;
-use coordinator::history::History;
+use coordinator::history::{Disk, History, RealDisk, SegmentFile};
 use coordinator::store::Store;
 use coordinator::{Kept, go_on};
 use domain::fleet::{Agent, Device, Holding};
@@ -25,7 +25,9 @@ use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use registry::{Entries, Fence, MemoryRegistry, Registry, RegistryError, Write};
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -35,6 +37,9 @@ use tokio_stream::wrappers::ReceiverStream;
 
 /// Longer than anything takes that is not held up.
 const SOON: Duration = Duration::from_secs(30);
+
+/// Time without a sign of life after which a trial is its agent's no more.
+const LEASE: Duration = SOON.saturating_mul(1000);
 
 /// A registry whose disk may be full.
 struct Full {
@@ -65,6 +70,22 @@ impl Registry for Full {
         limit: usize,
     ) -> BoxFuture<'_, registry::Result<Entries>> {
         self.inner.list(prefix, after, limit)
+    }
+}
+
+/// The metrics' disk, which may be full.
+struct FullDisk(Arc<AtomicBool>);
+
+impl Disk for FullDisk {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn SegmentFile>> {
+        match self.0.load(Ordering::Relaxed) {
+            true => Err(io::Error::other("the disk is full")),
+            false => RealDisk.create(path),
+        }
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        RealDisk.sync_dir(dir)
     }
 }
 
@@ -127,13 +148,18 @@ struct Bench {
 
 impl Bench {
     async fn start() -> Self {
+        Self::on(|dir| History::open(dir).unwrap()).await
+    }
+
+    /// One that keeps metrics where it is told.
+    async fn on(history: impl FnOnce(&Path) -> History) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let registry = Arc::new(Full { inner: MemoryRegistry::new(), is_full: AtomicBool::new(false) });
-        let (scope, terms) = (Scope::new(), Terms { heartbeat: SOON, lease: 1000 * SOON });
+        let (scope, terms) = (Scope::new(), Terms { heartbeat: SOON, lease: LEASE });
         let store = Store::lead(registry.clone(), "test").await.unwrap();
         let kept = Kept {
             store: store.clone(),
-            history: History::open(&dir.path().join("history")).unwrap(),
+            history: history(&dir.path().join("history")),
             artifacts: Artifacts::local(&dir.path().join("artifacts")).unwrap(),
         };
         let desk = go_on(kept, Arc::new(SystemClock::new()), terms, &scope).await.unwrap();
@@ -250,5 +276,34 @@ async fn points_that_are_on_their_way_when_the_stream_ends_are_in_the_trials_rec
     let stopped = desk.directory.stop_trial(&trial).await.unwrap().trial;
     let durable = desk.history.curve(&trial, &stopped.attempts).await.unwrap();
     assert_eq!((durable.len(), stopped.step), (1, 2));
+    scope.finish(SOON).await;
+}
+
+/// What the disk refused until its trial was over is written no more: the trial's record would not hear of it.
+#[tokio::test(start_paused = true)]
+async fn points_that_were_refused_until_their_trial_was_over_are_nobodys() {
+    let is_full = Arc::new(AtomicBool::new(true));
+    let disk = Box::new(FullDisk(is_full.clone()));
+    let bench = Bench::on(|dir| History::open_here(dir, disk, &HashSet::new()).unwrap()).await;
+    let Bench { desk, scope, .. } = &bench;
+    let (says, mut hears) = stream(desk, scope, Vec::new());
+    bench.submit(spec(&[2, 4])).await;
+    let assigned = |message| if let ToAgent::Assign(assignment) = message { Some(assignment) } else { None };
+    let Assignment { trial, attempt, .. } = *told(&mut hears, assigned).await;
+    let body = vec![MetricPoint { step: 2, time: Timestamp(0), values: vec![(EVAL_LOSS.into(), 1.0)] }];
+    says.send(FromAgent::Metrics(Numbered { trial: trial.clone(), attempt, sequence: 1, body }))
+        .await
+        .unwrap();
+    assert!(timeout(SOON, acknowledged(&mut hears, 1)).await.is_err(), "it is not durable");
+
+    // A person ends it, and its agent is gone: it is over when its lease is.
+    desk.directory.stop_trial(&trial).await.unwrap();
+    drop((says, hears));
+    tokio::time::sleep(2 * LEASE).await;
+    let ended = bench.store.trial(&trial).await.unwrap().unwrap().trial;
+    assert_eq!((ended.state, ended.step), (TrialState::Cancelled, 0));
+    is_full.store(false, Ordering::Relaxed);
+    tokio::time::sleep(SOON).await;
+    assert_eq!(desk.history.curve(&trial, &ended.attempts).await.unwrap(), []);
     scope.finish(SOON).await;
 }

@@ -190,15 +190,17 @@ impl Session<'_> {
     }
 
     async fn metrics(&self, trial: &TrialId, attempt: Attempt, points: Vec<MetricPoint>) -> Result<()> {
-        // The attempt may be current and another agent's. What is over here had its points before, or it would not be.
-        if self.desk.directory.standing(trial, attempt, Some(self.agent)).await? == Standing::Over {
-            return Ok(());
-        }
-        while let Err(error) = self.desk.history.append(trial, attempt, points.clone()).await {
-            if !error.is_storage() {
-                return Err(error.into());
+        loop {
+            // The attempt may be current and another agent's. What is over here had its points before, or is over without them:
+            // while a disk refuses them, a lease may end. So it is asked before each try.
+            if self.desk.directory.standing(trial, attempt, Some(self.agent)).await? == Standing::Over {
+                return Ok(());
             }
-            self.desk.trouble.failed(Storage::History, &error);
+            match self.desk.history.append(trial, attempt, points.clone()).await {
+                Ok(_) => break,
+                Err(error) if !error.is_storage() => return Err(error.into()),
+                Err(error) => self.desk.trouble.failed(Storage::History, &error),
+            }
             tokio::time::sleep(RETRY).await;
         }
         self.desk.trouble.succeeded(Storage::History);

@@ -2,6 +2,7 @@
 //! agent alone is a fake, which speaks the protocol and trains nothing.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[allow(dead_code, reason = "the hostile tests use the rest of it")]
 mod agent;
 mod data;
 mod devices;
