@@ -188,7 +188,7 @@ fn note(side: Side, method: &str, code: tonic::Code, seconds: f64) {
 }
 
 /// A status' name as gRPC writes it.
-fn name(code: tonic::Code) -> &'static str {
+pub fn name(code: tonic::Code) -> &'static str {
     use tonic::Code;
     match code {
         Code::Ok => "OK",

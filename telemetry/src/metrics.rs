@@ -262,6 +262,8 @@ metrics! {
         "Assignments that ended without a sign of life.";
     STORE_TRANSACTION_DURATION: Histogram(SECONDS) Histogram "lorafleet.store.transaction.duration", "s", ["outcome"],
         "Time until a transaction of the state was durable, or failed.";
+    ETCD_ERRORS: Counter() Counter "lorafleet.etcd.errors", "{call}", ["operation", "rpc.response.status_code"],
+        "Calls to etcd that failed, each try of one that is made again, by etcd's name of the operation.";
     STEP_DURATION: Histogram(SECONDS) Histogram "lorafleet.step.duration", "s", ["device"],
         "Time of one optimizer step of all trials of a pack.";
     TOKENS_PER_SECOND: Histogram(TOKENS) Histogram "lorafleet.trial.throughput.tokens", "{token}/s", ["device"],

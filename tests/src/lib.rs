@@ -2,6 +2,7 @@
 
 pub mod certificates;
 pub mod etcd;
+pub mod http;
 pub mod log;
 pub mod metadata;
 pub mod program;

@@ -14,7 +14,7 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("proto", &["domain"]),
     ("config", &["domain"]),
     ("security", &[]),
-    ("registry", &["domain", "actor", "security"]),
+    ("registry", &["domain", "actor", "security", "telemetry"]),
     ("hub", &[]),
     ("trainer", &["domain", "hub"]),
     ("eval", &["domain", "config", "trainer"]),

@@ -31,6 +31,50 @@ const UNAVAILABLE: i32 = 14;
 /// What etcd answers.
 type Answer<T> = std::result::Result<T, etcd_client::Error>;
 
+/// What is asked of etcd.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Operation {
+    /// The method's name in etcd's API, by which failures are counted.
+    method: &'static str,
+    /// What it is for, in messages.
+    words: &'static str,
+}
+
+impl Operation {
+    pub(super) const SIGN_IN: Self = Self::new("Authenticate", "signing in");
+    pub(super) const READ: Self = Self::new("Range", "reading");
+    pub(super) const ASK_WHO_LEADS: Self = Self::new("Range", "asking who leads");
+    pub(super) const WRITE: Self = Self::new("Txn", "writing");
+    pub(super) const REGISTER: Self = Self::new("Put", "registering");
+    pub(super) const GRANT_LEASE: Self = Self::new("LeaseGrant", "asking for a lease");
+    pub(super) const RENEW_LEASE: Self = Self::new("LeaseKeepAlive", "renewing a lease");
+    pub(super) const REVOKE_LEASE: Self = Self::new("LeaseRevoke", "revoking a lease");
+    pub(super) const CAMPAIGN: Self = Self::new("Campaign", "standing for leader");
+
+    const fn new(method: &'static str, words: &'static str) -> Self {
+        Self { method, words }
+    }
+
+    /// Counts a call that failed.
+    pub(super) fn failed(self, error: &etcd_client::Error) {
+        self.count(match error {
+            etcd_client::Error::GRpcStatus(status) => telemetry::grpc::name(status.code()),
+            etcd_client::Error::TransportError(_) | etcd_client::Error::IoError(_) => "UNAVAILABLE",
+            _ => "UNKNOWN",
+        });
+    }
+
+    /// Counts a call that had no answer in time.
+    pub(super) fn unanswered(self) {
+        self.count("DEADLINE_EXCEEDED");
+    }
+
+    fn count(self, code: &str) {
+        let attributes = [("operation", self.method), ("rpc.response.status_code", code)];
+        telemetry::metrics::ETCD_ERRORS.add(1.0, &attributes);
+    }
+}
+
 /// A connection. Clones share it.
 #[derive(Clone)]
 pub(super) struct Etcd {
@@ -62,12 +106,16 @@ impl Etcd {
             let settings = authenticated(settings, options).map_err(|error| failed(error.to_string()))?;
             let connect = Client::connect(&options.endpoints, Some(settings));
             connect.await.map_err(|error| {
+                Operation::SIGN_IN.failed(&error);
                 failed(format!("{}; write https://HOST:2379, or http:// without TLS", explained(&error)))
             })
         };
         // It signs in first, where it has a user; an etcd that does not answer would be waited for without end.
         let client = tokio::time::timeout(DEADLINE, client);
-        let client = client.await.map_err(|_| failed(silence()))??;
+        let client = client.await.map_err(|_| {
+            Operation::SIGN_IN.unanswered();
+            failed(silence())
+        })??;
         let prefix = options.prefix.trim_end_matches('/').to_string();
         let etcd = Self { client, prefix, endpoints };
         etcd.get(format!("{}/", etcd.election()), GetOptions::new().with_count_only()).await?;
@@ -80,17 +128,17 @@ impl Etcd {
     }
 
     /// Makes a call within the deadline. It is made again while it reaches nobody, so that a node that is gone is no loss.
-    pub(super) async fn call<T, F>(&self, what: &str, call: impl Fn(Client) -> F) -> Result<T>
+    pub(super) async fn call<T, F>(&self, operation: Operation, call: impl Fn(Client) -> F) -> Result<T>
     where
         F: Future<Output = Answer<T>>,
     {
-        self.repeated(what, call, nobody_listens).await
+        self.repeated(operation, call, nobody_listens).await
     }
 
     /// The same, made again as long as an error says that another try may succeed.
     async fn repeated<T, F>(
         &self,
-        what: &str,
+        operation: Operation,
         call: impl Fn(Client) -> F,
         again: impl Fn(&etcd_client::Error) -> bool,
     ) -> Result<T>
@@ -98,20 +146,24 @@ impl Etcd {
         F: Future<Output = Answer<T>>,
     {
         let failed = |problem: String| {
-            RegistryError::Storage(format!("etcd at {}: {what}: {problem}", self.endpoints))
+            RegistryError::Storage(format!("etcd at {}: {}: {problem}", self.endpoints, operation.words))
         };
+        let once = async || call(self.client()).await.inspect_err(|error| operation.failed(error));
         let calls = async {
             for _ in 1..TRIES {
-                match call(self.client()).await {
+                match once().await {
                     Err(error) if again(&error) => tokio::time::sleep(PAUSE).await,
                     answer => return answer,
                 }
             }
-            call(self.client()).await
+            once().await
         };
         match tokio::time::timeout(DEADLINE, calls).await {
             Ok(answer) => answer.map_err(|error| failed(explained(&error))),
-            Err(_) => Err(failed(silence())),
+            Err(_) => {
+                operation.unanswered();
+                Err(failed(silence()))
+            }
         }
     }
 
@@ -124,7 +176,7 @@ impl Etcd {
             async move { client.get(key, Some(options)).await }
         };
         // What only reads may be asked twice, also of a node that was lost in the middle of it.
-        let mut answer = self.repeated("reading", read, is_unavailable).await?;
+        let mut answer = self.repeated(Operation::READ, read, is_unavailable).await?;
         let revision = answer.header().map_or(0, |header| header.revision());
         let found = answer.take_kvs().into_iter().map(|kv| {
             let (key, value) = kv.into_key_value();

@@ -1,6 +1,6 @@
 //! A lease that is kept alive until it is ended, expires, or could not be renewed for its whole term.
 
-use super::client::Etcd;
+use super::client::{Etcd, Operation};
 use crate::{RegistryError, Result};
 use actor::Scope;
 use etcd_client::Client;
@@ -26,8 +26,8 @@ impl Lease {
     pub(super) async fn grant(etcd: &Etcd, ttl: Duration, scope: &Scope) -> Result<Self> {
         let asked = Instant::now();
         let seconds = ttl.as_secs().max(2);
-        let granted =
-            etcd.call("asking for a lease", |mut client| async move {
+        let granted = etcd
+            .call(Operation::GRANT_LEASE, |mut client| async move {
                 client.lease_grant(seconds as i64, None).await
             })
             .await?;
@@ -45,7 +45,7 @@ impl Lease {
                 }
                 () = stop.cancelled() => {
                     // Nothing renews it any more: if this fails, its term ends it, with the keys that hang on it.
-                    if let Err(error) = etcd.call("revoking a lease", |mut client| async move { client.lease_revoke(id).await }).await {
+                    if let Err(error) = etcd.call(Operation::REVOKE_LEASE, |mut client| async move { client.lease_revoke(id).await }).await {
                         tracing::warn!(%error, "the lease ends by itself");
                     }
                 }
@@ -78,6 +78,11 @@ impl Lease {
 async fn keep(mut client: Client, id: i64, mut until: Instant, ttl: Duration) {
     loop {
         let renewals = tokio::time::timeout_at(until, client.lease_keep_alive(id)).await;
+        match &renewals {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => Operation::RENEW_LEASE.failed(error),
+            Err(_) => Operation::RENEW_LEASE.unanswered(),
+        }
         if let Ok(Ok((mut keeper, mut answers))) = renewals {
             loop {
                 let sent = Instant::now();
@@ -87,8 +92,13 @@ async fn keep(mut client: Client, id: i64, mut until: Instant, ttl: Duration) {
                 };
                 match tokio::time::timeout_at(until, answer).await {
                     Ok(Ok(Some(answer))) if answer.ttl() > 0 => until = sent + ttl,
-                    Ok(Ok(Some(_))) | Err(_) => return,
-                    Ok(Ok(None) | Err(_)) => break,
+                    Ok(Ok(Some(_))) => return,
+                    Err(_) => return Operation::RENEW_LEASE.unanswered(),
+                    Ok(Ok(None)) => break,
+                    Ok(Err(error)) => {
+                        Operation::RENEW_LEASE.failed(&error);
+                        break;
+                    }
                 }
                 tokio::time::sleep(ttl / 3).await;
             }

@@ -4,7 +4,7 @@
 //! leases are the coordinator's.
 
 use super::EtcdOptions;
-use super::client::Etcd;
+use super::client::{Etcd, Operation};
 use super::lease::Lease;
 use crate::{Leadership, Member, Result};
 use actor::Scope;
@@ -60,7 +60,7 @@ impl Members {
             let (key, value) = (self.etcd.member(&member.id), member.value.clone());
             async move { client.put(key, value, options).await }
         };
-        if let Err(error) = self.etcd.call("registering", put).await {
+        if let Err(error) = self.etcd.call(Operation::REGISTER, put).await {
             lease.end().await;
             return Err(error);
         }

@@ -29,7 +29,7 @@ pub use members::Members;
 
 use crate::{Entries, Fence, Registry, RegistryError, Result, Write, lower_bound};
 use actor::{Mailbox, Scope, mailbox};
-use client::Etcd;
+use client::{Etcd, Operation};
 use etcd_client::GetOptions;
 use futures::future::{BoxFuture, FutureExt};
 use lease::Lease;
@@ -136,7 +136,10 @@ impl EtcdRegistry {
             match won.map(|mut answer| answer.take_leader()) {
                 Ok(Some(leader)) => break (leader, lease),
                 Ok(None) => {}
-                Err(error) => tracing::warn!(%error, "etcd holds no election now; trying again"),
+                Err(error) => {
+                    Operation::CAMPAIGN.failed(&error);
+                    tracing::warn!(%error, "etcd holds no election now; trying again");
+                }
             }
             // Or the place in the election that this try may have left would be held for ever.
             lease.end().await;

@@ -5,7 +5,7 @@
 //! decided, and is applied in several transactions, by the next leader if this one is gone.
 
 use super::Term;
-use super::client::{self, Etcd, INLINE, PART, PARTED};
+use super::client::{self, Etcd, INLINE, Operation, PART, PARTED};
 use crate::{Fence, RegistryError, Result, Write};
 use actor::{Reply, Scope};
 use etcd_client::{Client, Compare, CompareOp, DeleteOptions, GetOptions, SortOrder, SortTarget, Txn, TxnOp};
@@ -198,7 +198,7 @@ impl Writer {
             let txn = txn.clone();
             async move { client.txn(txn).await }
         };
-        let answer = self.etcd.call("writing", write).await?;
+        let answer = self.etcd.call(Operation::WRITE, write).await?;
         if answer.succeeded() { Ok(()) } else { Err(self.fenced(term.fence).await) }
     }
 
@@ -210,7 +210,7 @@ impl Writer {
             let (key, oldest) = (format!("{}/", self.etcd.election()), oldest.clone());
             async move { client.get(key, Some(oldest)).await }
         };
-        match self.etcd.call("asking who leads", found).await {
+        match self.etcd.call(Operation::ASK_WHO_LEADS, found).await {
             Ok(answer) => {
                 let current = answer.kvs().first().map_or(0, |kv| kv.create_revision().unsigned_abs());
                 RegistryError::Fenced { held: held.0, current }

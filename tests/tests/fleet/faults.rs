@@ -1,7 +1,7 @@
 //! Faults of what is between the programs of a fleet: nodes of etcd, ways that are cut, coordinators that stay away.
 
 use crate::common::{Trial, results, submit, submit_as, until};
-use crate::{Fleet, attempts, soon, there};
+use crate::{ELECTION_TTL, Fleet, attempts, soon, there};
 use proto::v1;
 use proto::v1::fleet_service_client::FleetServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tests::etcd::Etcd;
+use tests::http::{free_address, get};
 use tests::proxy::Proxy;
 use tokio::time::Instant;
 use tonic::Code;
@@ -96,6 +97,29 @@ async fn nodes_of_etcd_are_lost_one_after_the_other() {
     assert_eq!(results(&endpoint, &sweep).await, undisturbed, "nobody made a step again");
     assert_eq!(whole(6).await, undisturbed);
     assert!(coordinator.terminate());
+}
+
+/// What fails of etcd is counted by what was asked of it and by gRPC's code, also while nobody leads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_to_etcd_that_fail_are_counted() {
+    let Some(mut fleet) = Fleet::new() else { return };
+    let http = free_address();
+    let mut coordinator = fleet.coordinator_with(&["--election-ttl", ELECTION_TTL, "--http", &http]);
+    coordinator.says("leading");
+    let counted = || {
+        let (status, text) = get(&http, "/metrics");
+        assert_eq!(status, 200);
+        let lines = text.lines().filter_map(|line| line.strip_prefix("lorafleet_etcd_errors_total"));
+        let lines = lines.map(|line| line.rsplit_once(' ').unwrap());
+        lines.map(|(of, count)| (of.to_string(), count.parse().unwrap())).collect::<BTreeMap<_, f64>>()
+    };
+    assert_eq!(counted(), BTreeMap::new());
+
+    fleet.etcd[0].kill();
+    coordinator.says("standing by");
+    let renewals = r#"{operation="LeaseKeepAlive",rpc_response_status_code="UNAVAILABLE"}"#;
+    let found = counted();
+    assert!(found.get(renewals).is_some_and(|count| *count >= 1.0), "{found:?}");
 }
 
 /// The way between an agent and its coordinator is cut, while both reach etcd: its trials go on elsewhere, and what it still says
