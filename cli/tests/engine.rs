@@ -73,6 +73,7 @@ impl Bench {
     async fn admit(&self, name: &str, config: &TrialConfig, resume: Option<CheckpointDirs>) {
         let admission = Admission {
             work_dir: self.work_dir(name),
+            belongs: None,
             assignment: Assignment::new(name, 1),
             config: config.clone(),
             resume,

@@ -5,7 +5,7 @@ use crate::engine::{Ending, Happening, How};
 use crate::{Assignment, DeviceOptions};
 use domain::fleet::Beginning;
 use domain::metric::MetricPoint;
-use domain::trial::{Digests, Failure, TrialSummary};
+use domain::trial::{Digests, Failure, Note, TrialSummary};
 use domain::{Attempt, DeviceId, TrialId};
 use proto::convert::{self, ConvertError};
 use proto::v1;
@@ -26,6 +26,8 @@ pub enum Saying {
         /// What is trained on what.
         digests: Digests,
     },
+    /// A line for its log.
+    Noted(Note),
     /// It ended, with its last checkpoint uploaded.
     Finished {
         /// How.
@@ -47,7 +49,7 @@ pub enum Saying {
 impl Saying {
     /// Whether nothing more is said after it.
     pub fn is_last(&self) -> bool {
-        !matches!(self, Self::Points(_) | Self::Started { .. })
+        !matches!(self, Self::Points(_) | Self::Started { .. } | Self::Noted(_))
     }
 
     /// The message, numbered.
@@ -69,6 +71,7 @@ impl Saying {
                 summary: Some((*summary).into()),
                 message,
             }),
+            Self::Noted(note) => Event::Noted(note.into()),
             Self::Failed(failure) => Event::Failed(failure.into()),
             Self::Released { reason } => Event::Released(v1::Released { reason }),
         };
@@ -93,10 +96,10 @@ fn wire_ending(ending: Ending) -> v1::Ending {
     }
 }
 
-/// What is said of something that happened; a checkpoint is uploaded instead.
+/// What is said of something that happened; a checkpoint is uploaded instead, and a note is numbered first.
 pub fn saying(happening: Happening, reason: &str) -> Option<Saying> {
     Some(match happening {
-        Happening::Checkpoint(_) => return None,
+        Happening::Checkpoint(_) | Happening::Note(..) => return None,
         Happening::Points(points) => Saying::Points(points),
         Happening::Started { total_steps, start_step, digests } => {
             Saying::Started { total_steps, start_step, digests }

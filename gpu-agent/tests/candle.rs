@@ -81,6 +81,7 @@ impl Bench {
         let assignment = Assignment::new(name, 1);
         self.engine.admit(Admission {
             work_dir: self.dir.path().join(name),
+            belongs: None,
             assignment: assignment.clone(),
             config: config.clone(),
             resume,

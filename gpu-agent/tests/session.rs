@@ -397,6 +397,11 @@ async fn uploads_are_tried_again_and_the_last_word_waits_for_them() {
     connection.hear_out(&trial, &mut heard).await;
     assert_eq!(heard.ending(), "completed");
     assert_eq!(stage.coordinator.uploaded_steps(&trial), vec![3]);
+    // Its log has the first failure, and not each that follows.
+    let [note] = &heard.notes[..] else { panic!("{:?}", heard.notes) };
+    assert_eq!((note.number, note.severity()), (1, v1::Severity::Warning));
+    let said = "the upload of the checkpoint of step 3 failed; trying again: ";
+    assert!(note.message.starts_with(said), "{note:?}");
 
     let refused = Assignment::new("sweep/2", 1);
     stage.coordinator.shelf.lock().unwrap().refusals.push_back(Code::InvalidArgument);

@@ -10,7 +10,8 @@ use domain::footprint::ModelShape;
 use domain::metric::MetricPoint;
 use domain::sweep::{Sweep, SweepState};
 use domain::trial::{
-    Digests, Failure, FailureClass, Throughput, Trial, TrialConfig, TrialDevice, TrialState, TrialSummary,
+    Digests, Failure, FailureClass, Note, Severity, Throughput, Trial, TrialConfig, TrialDevice, TrialState,
+    TrialSummary,
 };
 use domain::{Attempt, Timestamp, TrialId};
 use prost_types::value::Kind;
@@ -241,6 +242,28 @@ impl TryFrom<v1::Failure> for Failure {
             v1::FailureClass::Unspecified => return Err(ConvertError::new("class", "is unspecified")),
         };
         Ok(Self { class, message: cut(failure.message, limits::TEXT_BYTES) })
+    }
+}
+
+impl From<Note> for v1::Note {
+    fn from(Note { number, severity, message }: Note) -> Self {
+        let severity = match severity {
+            Severity::Info => v1::Severity::Info,
+            Severity::Warning => v1::Severity::Warning,
+            Severity::Error => v1::Severity::Error,
+        };
+        Self { number, severity: severity.into(), message }
+    }
+}
+
+impl From<v1::Note> for Note {
+    fn from(note: v1::Note) -> Self {
+        let severity = match note.severity() {
+            v1::Severity::Unspecified | v1::Severity::Info => Severity::Info,
+            v1::Severity::Warning => Severity::Warning,
+            v1::Severity::Error => Severity::Error,
+        };
+        Self { number: note.number, severity, message: cut(note.message, limits::TEXT_BYTES) }
     }
 }
 

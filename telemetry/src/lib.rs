@@ -8,6 +8,7 @@
 //! | `log` | how a line of the log looks; trace ids in it |
 //! | [`secrets`] | what no log may show |
 //! | [`trace`] | the trace of a trial: its ids, and spans that are told once they are over |
+//! | [`record`] | lines of a trial's log |
 //! | [`metrics`] | every metric, with its unit and its attributes |
 //! | `process` | metrics of the process and of tokio |
 //! | [`grpc`] | spans, metrics and context of calls, for clients and servers |
@@ -23,6 +24,7 @@ mod log;
 pub mod metrics;
 mod process;
 pub mod program;
+pub mod record;
 pub mod secrets;
 pub mod settings;
 pub mod trace;
@@ -128,6 +130,7 @@ pub fn start(options: &Options, settings: &Settings) -> Result<Telemetry, Settin
             .with_resource(resource)
             .with_log_processor(export::logs(target)?)
             .build();
+        record::enable(&provider);
         telemetry.logs = Some(provider);
     }
     drop(within);

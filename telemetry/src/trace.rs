@@ -215,7 +215,8 @@ pub struct Span {
 /// Something in a span: when, in milliseconds since the Unix epoch, its name, and its numbers by their names.
 pub type Happened = (u64, &'static str, Vec<(String, f64)>);
 
-fn at(ms: u64) -> SystemTime {
+/// An hour, from milliseconds since the Unix epoch.
+pub(crate) fn at(ms: u64) -> SystemTime {
     UNIX_EPOCH + Duration::from_millis(ms)
 }
 

@@ -8,10 +8,8 @@ use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use otlp::{Collector, Received, attribute, text};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use tests::http::{free_address, get};
 use tests::program::{self, Program};
 
 /// Starts a program that tells the collector.
@@ -27,23 +25,6 @@ fn run(arguments: &[&str], collector: &Collector) -> (Option<i32>, String, Strin
     let variables = collector.variables();
     let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
     program::output("lorafleet", arguments, &variables)
-}
-
-/// A port of this machine that was free a moment ago.
-fn free_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
-}
-
-/// What is served at a path: the status, and the text.
-fn get(address: &str, path: &str) -> (u16, String) {
-    let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_string())
 }
 
 fn sweep_file(dir: &Path) -> PathBuf {
@@ -216,6 +197,53 @@ async fn one_trace_holds_a_trial_with_both_its_attempts() {
         assert_eq!(logs.len(), 2, "{line}");
         let known = |log: &LogRecord| log.trace_id == trial.trace_id && attempts.contains(&log.span_id);
         assert!(logs.iter().all(|(_, log)| known(log)), "{line}: {logs:#?}");
+    }
+
+    // Its log goes to the collector as well: what is printed of it, each line once, in its trace.
+    let arguments = ["trials", "logs", &format!("{sweep}/1"), "-o", "json", "--endpoint", &endpoint];
+    let (_, printed, _) = run(&arguments, &collector);
+    let mut printed: Vec<serde_json::Value> = serde_json::from_str(&printed).unwrap();
+    // It is printed to the second.
+    printed.iter_mut().for_each(|line| drop(line.as_object_mut().unwrap().remove("time")));
+    let of_trials = |received: &Received| {
+        let told = received.logs.iter().filter(|(_, log)| log.event_name == "lorafleet.trial.log");
+        told.cloned().collect::<Vec<_>>()
+    };
+    let told = collector
+        .until("the trial's log", |received| {
+            let told = of_trials(received);
+            (told.len() >= printed.len()).then_some(told)
+        })
+        .await;
+    let lines = told.iter().map(|(_, log)| {
+        let of = |key: &str| attribute(&log.attributes, &format!("lorafleet.{key}")).unwrap();
+        let number = |key: &str| of(key).parse::<u64>().unwrap();
+        serde_json::json!({
+            "event": of("trial.event"),
+            "attempt": number("trial.attempt"),
+            "step": number("trial.step"),
+            "message": text(log),
+        })
+    });
+    assert_eq!(lines.collect::<Vec<_>>(), printed);
+    assert!(
+        told.is_sorted_by_key(|(_, log)| log.time_unix_nano)
+            && told[0].1.time_unix_nano >= trial.start_time_unix_nano
+    );
+    for (service, log) in &told {
+        let of = |key: &str| attribute(&log.attributes, key).unwrap();
+        assert_eq!(service, "lorafleet-coordinator");
+        assert_eq!(
+            (of("lorafleet.trial.id"), of("lorafleet.sweep.id")),
+            (format!("{sweep}/1"), sweep.into())
+        );
+        let place = if of("lorafleet.trial.attempt") == "0" {
+            [trial.span_id.clone()].into()
+        } else {
+            attempts.clone()
+        };
+        assert!(log.trace_id == trial.trace_id && place.contains(&log.span_id), "{log:?}");
+        assert_eq!((log.severity_text.as_str(), log.severity_number), ("INFO", 9), "{log:?}");
     }
 
     // Metrics, by name and unit.

@@ -3,7 +3,7 @@
 use crate::error::CoordinatorError;
 use domain::fleet::{Agent, Beginning, Holding};
 use domain::metric::MetricPoint;
-use domain::trial::{Digests, Failure, TrialConfig, TrialSummary};
+use domain::trial::{Digests, Failure, Note, TrialConfig, TrialSummary};
 use domain::{Attempt, DeviceId, TrialId};
 use std::collections::HashMap;
 use std::time::Duration;
@@ -77,6 +77,8 @@ pub enum TrialEvent {
     Failed(Failure),
     /// The agent gave it back unfinished.
     Released,
+    /// Nothing changed: a line for its log.
+    Noted(Note),
 }
 
 impl TrialEvent {
@@ -87,6 +89,7 @@ impl TrialEvent {
             Self::Finished { .. } => "finished",
             Self::Failed(_) => "failed",
             Self::Released => "released",
+            Self::Noted(_) => "noted",
         }
     }
 }

@@ -119,6 +119,7 @@ fn trial_event(event: Event) -> Result<TrialEvent, ConvertError> {
         },
         Event::Failed(failure) => TrialEvent::Failed(failure.try_into()?),
         Event::Released(_) => TrialEvent::Released,
+        Event::Noted(note) => TrialEvent::Noted(note.into()),
     })
 }
 

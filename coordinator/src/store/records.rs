@@ -4,7 +4,7 @@ use crate::actors::sweep::Stage;
 use domain::data::{ContentHash, Reference};
 use domain::footprint::ModelShape;
 use domain::sweep::{Sweep, SweepSpec};
-use domain::trial::{Trial, TrialConfig, TrialDevice, TrialState};
+use domain::trial::{Severity, Trial, TrialConfig, TrialDevice, TrialState};
 use domain::{AgentId, Attempt, DeviceId, SweepId, Timestamp, TrialId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -55,8 +55,11 @@ pub struct LogEntry {
     /// When.
     pub time: Timestamp,
     /// What: `proposed`, `assigned`, `started`, `checkpoint`, `told_to_release`, `told_to_stop`, `queued`,
-    /// `queued_again`, `adapter_removed`, or the state in which it ended.
+    /// `queued_again`, `adapter_removed`, the state in which it ended; or the severity of what its agent says.
     pub event: String,
+    /// How much it matters. Of an earlier version it is not known.
+    #[serde(default)]
+    pub severity: Severity,
     /// The assignment that was current then; 0 before the first.
     pub attempt: Attempt,
     /// The last step whose metrics were durable then.
@@ -218,6 +221,9 @@ pub struct TrialRecord {
     /// Entries of its log.
     #[serde(default)]
     pub logged: u32,
+    /// The number of the last note of its current attempt.
+    #[serde(default)]
+    pub noted: u32,
     /// What it does, for its trace. `None` in a record of an earlier version.
     #[serde(default)]
     pub stage: Option<Stage>,
@@ -245,6 +251,7 @@ impl TrialRecord {
             charged_at: None,
             losses: 0,
             logged: 0,
+            noted: 0,
             stage: None,
         }
     }

@@ -128,6 +128,7 @@ fn seeds(sweep: &str, assign: &v1::Assign) -> Vec<Vec<u8>> {
         event(v1::trial_event::Event::Started(started)),
         event(v1::trial_event::Event::Finished(finished)),
         event(v1::trial_event::Event::Released(v1::Released { reason: "r".into() })),
+        event(v1::trial_event::Event::Noted(v1::Note { number: 1, severity: 2, message: "n".into() })),
     ];
     let file = v1::CheckpointFile {
         part: 1,

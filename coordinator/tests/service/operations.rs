@@ -1,6 +1,6 @@
 //! What a person asks of a sweep: to hold it and to go on.
 
-use crate::agent::{FakeAgent, hello};
+use crate::agent::{FakeAgent, hello, holding};
 use crate::fixture::{Fixture, LONG, grid};
 use proto::v1::session_response::Message as Hear;
 use proto::v1::trial_event::Event;
@@ -292,6 +292,17 @@ async fn a_trials_log_tells_its_life_over_restarts() {
     agent.drop_holding(&second);
     let third = agent.assigned().await;
     agent.start(&third).await;
+    // What its agent has to say, once, also when that is said again; and no more than there is room for.
+    let note = |number, severity: v1::Severity, message: &str| {
+        Event::Noted(v1::Note { number, severity: severity.into(), message: message.into() })
+    };
+    agent.event(&third, note(1, v1::Severity::Warning, "an upload failed")).await;
+    drop(agent);
+    fixture.restart().await;
+    let mut agent = FakeAgent::connect(&fixture, hello("b", 1, vec![holding(&third, 0)])).await;
+    agent.event(&third, note(1, v1::Severity::Warning, "an upload failed")).await;
+    agent.event(&third, note(100, v1::Severity::Error, "no room on the disk")).await;
+    agent.event(&third, note(101, v1::Severity::Info, "and more")).await;
     let following = log(&fixture, &first.trial_id, true);
     let ends = async {
         agent.event(&third, failure(v1::FailureClass::User, "no such column")).await;
@@ -309,6 +320,8 @@ async fn a_trials_log_tells_its_life_over_restarts() {
         ("queued", 2, "disk full"),
         ("assigned", 3, "to b, cpu, as attempt 3 from step 2"),
         ("started", 3, "6 steps in all"),
+        ("warning", 3, "an upload failed"),
+        ("error", 3, "no room on the disk"),
         ("failed", 3, "user: no such column"),
     ];
     let want = want.map(|(event, attempt, message)| (event.to_string(), attempt, message.to_string()));

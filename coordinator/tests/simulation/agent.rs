@@ -365,6 +365,7 @@ impl Life {
             TrialEvent::Started { .. } => seen.ran.contains(&known) || seen.let_go.contains(&known),
             TrialEvent::Finished { .. } => seen.ended.contains(&known),
             TrialEvent::Failed(_) | TrialEvent::Released => seen.let_go.contains(&known),
+            TrialEvent::Noted(_) => panic!("no agent of the simulation says that"),
         };
         drop(seen);
         self.say(format_args!("hears that {} is {}", name(assignment), event.name()));

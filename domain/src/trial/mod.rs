@@ -1,6 +1,7 @@
 //! A trial: one fine-tuning run of a sweep.
 
 mod config;
+mod note;
 mod record;
 mod shortage;
 mod state;
@@ -10,6 +11,7 @@ pub use config::{
     PARAMETER_MEANINGS, PARAMETER_NAMES, Precision, PrecisionMode, StoppingStrategy, TargetModules, Task,
     TrialConfig,
 };
+pub use note::{Note, Severity};
 pub use record::{Digests, Failure, FailureClass, SIMULATED, Throughput, Trial, TrialDevice, TrialSummary};
 pub use shortage::Shortage;
 pub use state::{IllegalTransition, TrialState};

@@ -19,7 +19,7 @@ use actor::{Mailbox, Scope, mailbox};
 use domain::DeviceId;
 use domain::data::Reference;
 use domain::metric::MetricPoint;
-use domain::trial::{Digests, Failure, FailureClass, TrialConfig, TrialSummary};
+use domain::trial::{Digests, Failure, FailureClass, Note, Severity, TrialConfig, TrialSummary};
 use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
@@ -144,8 +144,10 @@ struct Held {
     uploading: bool,
     /// The newest checkpoint that waits for its upload, and the number of the last message before it.
     newest: Option<(Checkpoint, u64)>,
-    /// Uploads that failed since the last that did not.
+    /// Transfers that failed since the last that did not.
     failures: u32,
+    /// Notes that were said.
+    notes: u32,
     /// Why it is given back, if it is.
     reason: &'static str,
     /// Its last word, said once nothing is left to upload.
@@ -294,9 +296,8 @@ impl Actor {
                 Some(failure) => self.fail(&assign.assignment, failure),
                 None => {
                     let failures = held.failures + 1;
-                    at_place(assign.belongs, || {
-                        tracing::warn!(trial = %assign.assignment, %error, "its data is not here; trying again");
-                    });
+                    let what = format!("its data is not here; trying again: {error}");
+                    self.failed_again(&assign.assignment, failures, &what);
                     self.fetch(assign, failures);
                 }
             },
@@ -315,11 +316,13 @@ impl Actor {
         let mut places = BTreeMap::new();
         if let Some(held) = self.held.get_mut(&assign.assignment) {
             held.admitted = true;
+            held.failures = 0;
             places.extend(held.data.iter().map(|(name, pinned)| (name.clone(), pinned.path.clone())));
         }
         let admission = Admission {
             places,
             work_dir: self.home.work_dir(&assign.assignment),
+            belongs: assign.belongs.map(|place| place.to_string()),
             assignment: assign.assignment,
             config: assign.config,
             resume: checkpoint.map(|c| c.dirs),
@@ -410,6 +413,7 @@ impl Actor {
                 }
                 self.upload(assignment);
             }
+            Happening::Note(severity, message) => self.note(assignment, severity, &message),
             happening => {
                 let last = happening.is_last();
                 match &happening {
@@ -444,6 +448,36 @@ impl Actor {
         }
     }
 
+    /// Says something in the agent's log, and in the trial's.
+    fn note(&mut self, assignment: &Assignment, severity: Severity, message: &str) {
+        let Some(held) = self.held.get_mut(assignment) else { return };
+        let message = telemetry::secrets::redact(message).into_owned();
+        at_place(held.traced.belongs(), || match severity {
+            Severity::Info => tracing::info!(trial = %assignment, "{message}"),
+            Severity::Warning => tracing::warn!(trial = %assignment, "{message}"),
+            Severity::Error => tracing::error!(trial = %assignment, "{message}"),
+        });
+        if held.notes < Note::MOST {
+            held.notes += 1;
+            let note = Note { number: held.notes, severity, message };
+            self.say(assignment, Saying::Noted(note));
+        }
+    }
+
+    /// A transfer of a trial failed, so many times in a row by now. Its log tells of the first.
+    fn failed_again(&mut self, assignment: &Assignment, failures: u32, what: &str) {
+        if failures == 1 {
+            return self.note(assignment, Severity::Warning, what);
+        }
+        let belongs = self.belongs(assignment);
+        at_place(belongs, || tracing::warn!(trial = %assignment, failures, "{what}"));
+    }
+
+    /// Where in a trace it belongs what is logged of a trial.
+    fn belongs(&self, assignment: &Assignment) -> Option<Place> {
+        self.held.get(assignment).and_then(|held| held.traced.belongs())
+    }
+
     fn say(&mut self, assignment: &Assignment, saying: Saying) {
         self.unsaid.push_back((assignment.clone(), saying));
         if self.unsaid.len() == 1 {
@@ -461,12 +495,16 @@ impl Actor {
             };
             let assignment = assignment.clone();
             if error.raw_os_error().is_some() {
-                tracing::error!(trial = %assignment, %error, "the spool cannot be written; training waits");
+                at_place(self.belongs(&assignment), || {
+                    tracing::error!(trial = %assignment, %error, "the spool cannot be written; training waits");
+                });
                 self.retry_at = Some(tokio::time::Instant::now() + SPOOL_PAUSE);
                 return;
             }
             // Not held any more, its lease ends and it goes on elsewhere from its last checkpoint.
-            tracing::error!(trial = %assignment, %error, "it cannot be spooled; the trial is dropped");
+            at_place(self.belongs(&assignment), || {
+                tracing::error!(trial = %assignment, %error, "it cannot be spooled; the trial is dropped");
+            });
             self.unsaid.pop_front();
             self.stop(&assignment, How::Drop, "");
         }
@@ -531,14 +569,14 @@ impl Actor {
             Err(TransferError::Fenced(_)) => return self.stop(assignment, How::Drop, ""),
             Err(TransferError::Later(why)) => {
                 held.failures += 1;
-                at_place(held.traced.belongs(), || {
-                    tracing::warn!(trial = %assignment, step = checkpoint.step, why, "an upload failed; trying again");
-                });
+                let (failures, step) = (held.failures, checkpoint.step);
                 if held.newest.is_some() {
                     checkpoint.remove();
                 } else {
                     held.newest = Some((checkpoint, 0));
                 }
+                let what = format!("the upload of the checkpoint of step {step} failed; trying again: {why}");
+                self.failed_again(assignment, failures, &what);
             }
             Err(error @ (TransferError::Refused(_) | TransferError::Io { .. })) => {
                 let message = format!("the checkpoint of step {}: {error}", checkpoint.step);
@@ -558,10 +596,10 @@ impl Actor {
             Ok(checkpoint) => self.admit(*assign, Some(checkpoint)),
             Err(TransferError::Fenced(_)) => self.stop(&assignment, How::Drop, ""),
             Err(error @ (TransferError::Later(_) | TransferError::Io { .. })) => {
-                at_place(assign.belongs, || {
-                    tracing::warn!(trial = %assignment, %error, "a download failed; trying again");
-                });
-                self.download(assign, held.failures + 1);
+                let failures = held.failures + 1;
+                let what = format!("the download of its checkpoint failed; trying again: {error}");
+                self.failed_again(&assignment, failures, &what);
+                self.download(assign, failures);
             }
             Err(error) => {
                 let message = format!("the checkpoint to go on from: {error}");

@@ -170,6 +170,7 @@ mod tests {
             digests: None,
             places: Default::default(),
             work_dir: "nowhere".into(),
+            belongs: None,
         }))
     }
 

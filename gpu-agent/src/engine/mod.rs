@@ -25,7 +25,7 @@ pub mod sources;
 use crate::Assignment;
 use domain::Timestamp;
 use domain::metric::MetricPoint;
-use domain::trial::{Digests, Failure, TrialConfig, TrialSummary};
+use domain::trial::{Digests, Failure, Severity, TrialConfig, TrialSummary};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -66,6 +66,9 @@ pub struct Admission {
     pub places: BTreeMap<String, PathBuf>,
     /// The folder in which the engine puts checkpoints. The engine removes it when told to drop the trial.
     pub work_dir: PathBuf,
+    /// Where in a trace it belongs what is logged of it: a W3C `traceparent`.
+    #[serde(default)]
+    pub belongs: Option<String>,
 }
 
 impl Admission {
@@ -158,6 +161,8 @@ pub enum Happening {
         /// More about a divergence.
         message: String,
     },
+    /// Nothing changed: a line for its log, and the agent's.
+    Note(Severity, String),
     /// It could not go on.
     Failed(Failure),
     /// It was given back; its last checkpoint was written before.

@@ -4,11 +4,14 @@
 use super::{Admission, Checkpoint, CheckpointDirs, Ending, Engine, Event, Happening, How, Phase, Work};
 use crate::Assignment;
 use domain::metric::{self, MetricPoint};
-use domain::trial::{BaseModel, Digests, Failure, FailureClass, Shortage, Throughput, TrialSummary};
+use domain::trial::{
+    BaseModel, Digests, Failure, FailureClass, Severity, Shortage, Throughput, TrialSummary,
+};
 use domain::{Clock, Timestamp};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
+use telemetry::trace::at_place;
 
 /// What a step of a pack did to one of its trials.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -65,6 +68,8 @@ struct Member<R> {
     since: Duration,
     packed: bool,
     saved: Option<u64>,
+    /// Whether the disk refuses its checkpoint, which was told.
+    refused: bool,
 }
 
 /// The pause between two tries to write checkpoints that the disk refused.
@@ -178,7 +183,8 @@ impl<B: Backend> Pack<B> {
 
     fn join(&mut self, admission: Admission, emit: &mut dyn FnMut(Event)) {
         let assignment = admission.assignment.clone();
-        if let Err(failure) = self.try_join(admission, emit) {
+        let belongs = admission.belongs.as_deref().and_then(|place| place.parse().ok());
+        if let Err(failure) = at_place(belongs, || self.try_join(admission, emit)) {
             emit(Event::Trial(assignment, Happening::Failed(failure)));
         }
     }
@@ -221,7 +227,7 @@ impl<B: Backend> Pack<B> {
             emit(Event::Trial(assignment, Happening::Points(vec![point])));
         }
         let done = start_step >= total_steps;
-        let member = Member { admission, run, own_bytes, since, packed: false, saved: None };
+        let member = Member { admission, run, own_bytes, since, packed: false, saved: None, refused: false };
         if done {
             self.finish(member, Ending::Completed, String::new(), emit);
         } else {
@@ -270,20 +276,19 @@ impl<B: Backend> Pack<B> {
                     self.after_step(member, stepped, emit);
                 }
             }
-            // Nobody has stepped. Out of memory, a trial tries once more with less of it where that is allowed.
-            Err(failure)
-                if failure.class == FailureClass::OutOfMemory
-                    && self
-                        .members
-                        .iter_mut()
-                        .rev()
-                        .any(|member| self.backend.spare(base, &mut member.run)) =>
-            {
-                tracing::warn!(why = failure.message, "layers are computed again from here on");
-            }
-            // The last to join was one too many: the others go on without it.
             Err(failure) => {
-                if let Some(last) = self.members.pop() {
+                // Nobody has stepped. Out of memory, a trial tries once more with less of it where that is allowed.
+                let out_of_memory = failure.class == FailureClass::OutOfMemory;
+                let mut members = self.members.iter_mut().rev().filter(|_| out_of_memory);
+                let spared = members.find_map(|member| {
+                    let spares = self.backend.spare(base, &mut member.run);
+                    spares.then(|| member.admission.assignment.clone())
+                });
+                if let Some(assignment) = spared {
+                    let message = format!("layers are computed again from here on: {}", failure.message);
+                    emit(Event::Trial(assignment, Happening::Note(Severity::Warning, message)));
+                } else if let Some(last) = self.members.pop() {
+                    // The last to join was one too many: the others go on without it.
                     emit(Event::Trial(last.admission.assignment, Happening::Failed(failure)));
                 }
             }
@@ -330,11 +335,15 @@ impl<B: Backend> Pack<B> {
         if let Err(failure) = &saved
             && failure.class == FailureClass::Infrastructure
         {
-            tracing::error!(trial = %assignment, why = failure.message, "no checkpoint can be written; it waits");
+            if !std::mem::replace(&mut member.refused, true) {
+                let message = format!("no checkpoint can be written; it waits: {}", failure.message);
+                emit(Event::Trial(assignment, Happening::Note(Severity::Error, message)));
+            }
             self.unsaved.push(Unsaved { member, then });
             self.save_again_at = self.clock.monotonic() + SAVE_PAUSE;
             return;
         }
+        member.refused = false;
         let last = match (saved, then) {
             (Ok(()), Then::GoOn) => return self.members.push(member),
             (Ok(()), Then::Finish(ending, message)) => {

@@ -133,6 +133,8 @@ pub struct Heard {
     /// Steps of its points; each must come after those before it.
     pub steps: Vec<u64>,
     pub last: Option<Event>,
+    /// What it said for its log.
+    pub notes: Vec<v1::Note>,
     /// Number of the newest message.
     pub sequence: u64,
 }
@@ -144,7 +146,7 @@ impl Heard {
             Event::Finished(finished) => format!("{:?}", finished.ending()).to_lowercase(),
             Event::Failed(failure) => format!("failed {:?}", failure.class()).to_lowercase(),
             Event::Released(_) => "released".into(),
-            Event::Started(_) => "started".into(),
+            Event::Started(_) | Event::Noted(_) => "not ended".into(),
         }
     }
 
@@ -154,7 +156,7 @@ impl Heard {
             Event::Finished(finished) => &finished.message,
             Event::Failed(failure) => &failure.message,
             Event::Released(released) => &released.reason,
-            Event::Started(_) => "",
+            Event::Started(_) | Event::Noted(_) => "",
         }
     }
 
@@ -172,6 +174,7 @@ impl Heard {
         self.steps.extend(points.iter().map(|point| point.step));
         match event {
             Some(Event::Started(started)) => self.started = Some(started),
+            Some(Event::Noted(note)) => self.notes.push(note),
             other => self.last = other.or(self.last.take()),
         }
     }

@@ -218,6 +218,7 @@ impl Ledger {
         let needs = self.needs(number)?;
         let record = self.get_mut(number)?;
         record.charged_at = None;
+        record.noted = 0;
         let resume_step = record.checkpoint.as_ref().map(|c| c.step);
         let trial = &mut record.trial;
         trial.attempt = trial.attempt.next();
@@ -289,6 +290,8 @@ impl Ledger {
             }
             TrialEvent::Failed(failure) => self.fail(number, failure, now),
             TrialEvent::Released => self.requeue(number, now),
+            // It is in the trial's log, and changes nothing.
+            TrialEvent::Noted(_) => Ok(()),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What happened to a trial, told by what a change of its record shows. It is written in one batch with the change.
 
 use crate::store::{LogEntry, StopCause, TrialRecord};
-use domain::trial::TrialState;
+use domain::trial::{Note, Severity, TrialState};
 use domain::{Attempt, Timestamp};
 
 /// What a log has told of a trial so far.
@@ -36,7 +36,15 @@ impl Told {
         let step = trial.step;
         let mut news = Vec::new();
         let mut tell = |what: &str, message: String| {
-            news.push(LogEntry { time: now, event: what.into(), attempt: trial.attempt, step, message });
+            let severity = severity(what, why);
+            news.push(LogEntry {
+                time: now,
+                event: what.into(),
+                severity,
+                attempt: trial.attempt,
+                step,
+                message,
+            });
         };
         if before.state.is_none() {
             tell("proposed", "the search proposed it".into());
@@ -94,6 +102,25 @@ impl Told {
         }
         news
     }
+}
+
+/// How much an entry matters.
+fn severity(event: &str, why: Option<&str>) -> Severity {
+    match event {
+        "failed" => Severity::Error,
+        "diverged" => Severity::Warning,
+        // Not where it was paused.
+        "queued" if why.is_some() => Severity::Warning,
+        _ => Severity::Info,
+    }
+}
+
+/// What the agent of a trial says, as an entry.
+pub(super) fn noted(record: &TrialRecord, note: Note, now: Timestamp) -> LogEntry {
+    let Note { severity, message, .. } = note;
+    let trial = &record.trial;
+    let event = severity.as_str().into();
+    LogEntry { time: now, event, severity, attempt: trial.attempt, step: trial.step, message }
 }
 
 fn by(cause: StopCause) -> &'static str {

@@ -6,7 +6,7 @@ mod writing;
 
 use super::budget::{LEVELS, spent};
 use super::ledger::{Ledger, Standing};
-use super::log::Told;
+use super::log::{self, Told};
 use super::traced::{self, Untold};
 use super::{Change, Command, Mutation, Operation, Query, Selection, Tools, View};
 use crate::actors::dispatcher::{Expected, Grant, Request};
@@ -54,6 +54,8 @@ pub(super) struct RunningSweep {
     told: BTreeMap<u32, Told>,
     /// Why trials went back into the queue since their logs were told.
     why: BTreeMap<u32, String>,
+    /// What agents said since the logs of trials were told.
+    noted: BTreeMap<u32, Vec<LogEntry>>,
     /// Entries of trials' logs that are not yet written: the trial, the entry's number, the entry.
     entries: Vec<(u32, u32, LogEntry)>,
     /// When devices were granted whose assignments are not yet written.
@@ -96,6 +98,7 @@ impl RunningSweep {
             changes: broadcast::channel(CHANGES).0,
             told: BTreeMap::new(),
             why: BTreeMap::new(),
+            noted: BTreeMap::new(),
             entries: Vec::new(),
             granted: BTreeMap::new(),
             untold: Vec::new(),
@@ -295,6 +298,13 @@ impl RunningSweep {
 
     async fn event(&mut self, number: u32, attempt: Attempt, by: &AgentId, event: TrialEvent) -> Result<()> {
         if Standing::of(&self.ledger.get(number)?.trial, attempt, Some(by))? == Standing::Over {
+            return Ok(());
+        }
+        if let TrialEvent::Noted(note) = event {
+            if self.ledger.noted(number, note.number)? {
+                let entry = log::noted(self.ledger.get(number)?, note, self.now());
+                self.noted.entry(number).or_default().push(entry);
+            }
             return Ok(());
         }
         let trial = &self.ledger.get(number)?.trial;

@@ -3,9 +3,10 @@
 
 use crate::store::{LogEntry, SweepRecord, TrialRecord};
 use domain::Timestamp;
-use domain::trial::{Trial, TrialState};
+use domain::trial::{Severity, Trial, TrialState};
 use serde::{Deserialize, Serialize};
 use telemetry::metrics;
+use telemetry::record::{self, Record};
 use telemetry::trace::{Place, Span, TrialTrace};
 
 /// What a trial does, since when. It is in the trial's record.
@@ -164,6 +165,29 @@ fn whole(trace: TrialTrace, sweep: &SweepRecord, record: &TrialRecord, now: Time
         ..Span::default()
     };
     Untold { own: Some(trace.whole()), parent: None, span, until_durable: false }
+}
+
+/// Tells of an entry of a trial's log that is durable.
+pub(super) fn log(sweep: &SweepRecord, trial: &Trial, entry: LogEntry) {
+    let LogEntry { time, event, severity, attempt, step, message } = entry;
+    let record = Record {
+        name: "lorafleet.trial.log",
+        time_ms: time.0,
+        severity: match severity {
+            Severity::Info => record::Severity::Info,
+            Severity::Warning => record::Severity::Warning,
+            Severity::Error => record::Severity::Error,
+        },
+        text: message,
+        attributes: vec![
+            ("lorafleet.trial.id", trial.id.to_string().into()),
+            ("lorafleet.sweep.id", sweep.sweep.id.to_string().into()),
+            ("lorafleet.trial.attempt", i64::from(attempt.0).into()),
+            ("lorafleet.trial.step", (step as i64).into()),
+            ("lorafleet.trial.event", event.into()),
+        ],
+    };
+    record.tell(trace(trial).map(|trace| trace.attempt(attempt.0)));
 }
 
 /// What the metrics keep of a trial that is over.

@@ -8,9 +8,9 @@ use std::cell::Cell;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A device on which two trials fit; a disk that refuses trials of seed 13 so many times; and whether a trial of seed
-/// [`TIGHT`], which is out of memory until then, spares some.
-struct Small(Simulated, u32, Cell<bool>);
+/// A device on which two trials fit; a disk that refuses trials of seed 13 so many times; whether a trial of seed
+/// [`TIGHT`], which is out of memory until then, spares some; and where in a trace trials were started.
+struct Small(Simulated, u32, Cell<bool>, Vec<Option<String>>);
 
 const TIGHT: u64 = 5;
 
@@ -46,6 +46,7 @@ impl Backend for Small {
         self.0.load(base)
     }
     fn start(&mut self, base: &Self::Base, admission: &Admission) -> Result<SimulatedRun, Failure> {
+        self.3.push(telemetry::trace::Place::current().map(|place| place.to_string()));
         self.0.start(base, admission)
     }
     fn digests(&self, run: &SimulatedRun) -> Digests {
@@ -86,14 +87,14 @@ impl Backend for Small {
 fn pack() -> Pack<Small> {
     let clock: Arc<dyn Clock> = Arc::new(Ticking::default());
     let simulated = Simulated::stepping(Duration::ZERO, clock.clone());
-    Pack::new(Small(simulated, 2, Cell::new(false)), 10_000_000_000, clock)
+    Pack::new(Small(simulated, 2, Cell::new(false), Vec::new()), 10_000_000_000, clock)
 }
 
 fn admission(dir: &Path, name: &str, base: &str, seed: u64) -> Admission {
     let config =
         TrialConfig { pretrained_model_id: base.into(), max_steps: Some(3), seed, ..TrialConfig::default() };
     let (assignment, places, work_dir) = (Assignment::new(name, 1), Default::default(), dir.join(name));
-    Admission { assignment, config, resume: None, digests: None, places, work_dir }
+    Admission { assignment, config, resume: None, digests: None, places, work_dir, belongs: None }
 }
 
 /// Steps until everything is done: the trials' last words and the bases, in order.
@@ -107,6 +108,9 @@ fn run(pack: &mut Pack<Small>) -> Vec<String> {
             }
             Event::Trial(a, Happening::Failed(f)) => heard.push(format!("{} {}", a.trial, f.message)),
             Event::Trial(a, Happening::Released) => heard.push(format!("{} released", a.trial)),
+            Event::Trial(a, Happening::Note(severity, what)) => {
+                heard.push(format!("{} {severity:?}: {what}", a.trial));
+            }
             Event::Trial(..) | Event::Phase(..) | Event::Steps(_) => {}
         });
     }
@@ -120,8 +124,9 @@ fn one_too_many_goes_and_a_full_disk_is_waited_for() {
     for (name, seed) in [("one", 13), ("two", 1), ("three", 1)] {
         pack.admit(admission(dir.path(), name, "a", seed));
     }
-    // The other does not wait for it.
-    assert_eq!(run(&mut pack), ["base a", "three too many", "two Completed", "one Completed"]);
+    // The other does not wait for it, and it is told of once.
+    let refused = "one Error: no checkpoint can be written; it waits: disk";
+    assert_eq!(run(&mut pack), ["base a", "three too many", refused, "two Completed", "one Completed"]);
 }
 
 /// A device knows uploaded data by its name, and reads it where it lies.
@@ -148,12 +153,28 @@ fn out_of_memory_is_tried_again_with_less() {
     for (name, seed) in [("one", 1), ("two", TIGHT)] {
         pack.admit(admission(dir.path(), name, "a", seed));
     }
-    assert_eq!(run(&mut pack), ["base a", "one Completed", "two Completed"]);
+    let spared = |name| format!("{name} Warning: layers are computed again from here on: too many");
+    let want = ["base a".into(), spared("two"), "one Completed".into(), "two Completed".into()];
+    assert_eq!(run(&mut pack), want);
     pack.backend.2.set(false);
     for (name, seed) in [("three", TIGHT), ("four", 1), ("five", 1)] {
         pack.admit(admission(dir.path(), name, "a", seed));
     }
-    assert_eq!(run(&mut pack), ["five too many", "three Completed", "four Completed"]);
+    let want = [spared("three"), "five too many".into(), "three Completed".into(), "four Completed".into()];
+    assert_eq!(run(&mut pack), want);
+}
+
+/// What is logged while a trial joins, a download for one, is in its trace.
+#[test]
+fn a_trial_joins_at_its_place_in_its_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pack = pack();
+    let place = telemetry::trace::TrialTrace::of("a", 1).attempt(1).to_string();
+    for (name, belongs) in [("one", Some(place.clone())), ("two", None)] {
+        pack.admit(Admission { belongs, ..admission(dir.path(), name, "a", 1) });
+    }
+    run(&mut pack);
+    assert_eq!(pack.backend.3, [Some(place), None]);
 }
 
 #[test]

@@ -25,6 +25,7 @@ fn admit(trial: &str) -> Command {
         digests: None,
         places: Default::default(),
         work_dir: "nowhere".into(),
+        belongs: None,
     }))
 }
 

@@ -34,6 +34,7 @@ fn run(name: &str, speed: f64, config: &TrialConfig, dir: &Path) -> (Vec<(u64, f
         digests: None,
         places: Default::default(),
         work_dir: dir.join("work"),
+        belongs: None,
     });
     let (mut points, mut last) = (Vec::new(), None);
     while !pack.is_idle() {

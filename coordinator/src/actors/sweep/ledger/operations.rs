@@ -9,7 +9,7 @@ use crate::error::{CoordinatorError, Result};
 use crate::search::Searcher;
 use crate::store::{Revision, StopCause, SweepRecord};
 use domain::sweep::{SweepSpec, SweepState};
-use domain::trial::TrialState;
+use domain::trial::{Note, TrialState};
 
 impl Ledger {
     /// Whether the search may propose trials.
@@ -176,6 +176,17 @@ impl Ledger {
         let first = record.logged;
         record.logged += u32::try_from(entries).unwrap_or(u32::MAX);
         Ok(first)
+    }
+
+    /// Whether a note of a trial's current attempt is a new one that its log has room for; then it counts as told.
+    pub fn noted(&mut self, number: u32, note: u32) -> Result<bool> {
+        let record = self.get_mut(number)?;
+        let new = note > record.noted && note <= Note::MOST;
+        if new {
+            record.noted = note;
+            self.changes.trials.insert(number);
+        }
+        Ok(new)
     }
 
     /// What a trial does, for its trace.

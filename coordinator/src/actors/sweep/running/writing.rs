@@ -41,7 +41,8 @@ impl RunningSweep {
         for number in trials {
             let why = self.why.remove(&number);
             let told = self.told.entry(number).or_default();
-            let news = told.news(self.ledger.get(number)?, why.as_deref(), now);
+            let mut news = self.noted.remove(&number).unwrap_or_default();
+            news.extend(told.news(self.ledger.get(number)?, why.as_deref(), now));
             let (granted, record) = (self.granted.remove(&number), self.ledger.get(number)?);
             let (stage, untold) =
                 traced::follow(self.ledger.record(), record, &news, granted, why.as_deref());
@@ -62,7 +63,9 @@ impl RunningSweep {
             return Ok(());
         }
         self.tools.store.commit(batch).await?;
-        self.entries.clear();
+        for (number, _, entry) in self.entries.drain(..) {
+            traced::log(self.ledger.record(), &self.ledger.get(number)?.trial, entry);
+        }
         let durable = self.now();
         self.untold.drain(..).for_each(|untold| untold.tell(durable));
         self.count();
