@@ -191,12 +191,14 @@ fn dropped(metric: &opentelemetry_proto::tonic::metrics::v1::Metric) -> Option<f
 
 #[test]
 fn prometheus_takes_the_rules() {
-    let rules = tests::root().join("config/otel/alerts.yaml");
-    match Command::new("promtool").args(["check", "rules"]).arg(&rules).output() {
-        Ok(output) => assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr)),
-        Err(error) => tests::skipped(&format!(
-            "Prometheus' alert rules: promtool is not there (Debian: apt-get install prometheus): {error}"
-        )),
+    for (what, file) in [("check", "alerts.yaml"), ("test", "alerts.test.yaml")] {
+        let file = tests::root().join("config/otel").join(file);
+        match Command::new("promtool").args([what, "rules"]).arg(&file).output() {
+            Ok(output) => assert!(output.status.success(), "{output:?}"),
+            Err(error) => tests::skipped(&format!(
+                "Prometheus' alert rules: promtool is not there (Debian: apt-get install prometheus): {error}"
+            )),
+        }
     }
 }
 
