@@ -91,7 +91,7 @@ def main():
         build()
     sweep = {
         "name": "telemetry", "pretrained_model_id": str(args.model.resolve()), "dataset_name": str(args.data.resolve()),
-        "max_steps": args.steps, "logging_steps": 1, "batch_size": 4, "max_sequence_length": 256,
+        "max_steps": args.steps, "logging_steps": 1, "batch_size": 2, "max_sequence_length": 128,
         "search": {"algorithm": "grid"}, "parameters": {"lora_rank": [8]},
     }
     silent = socket.create_server(("127.0.0.1", 0), backlog=1024)
