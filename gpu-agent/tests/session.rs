@@ -267,6 +267,13 @@ async fn uploaded_data_is_fetched_first() {
     refuse(&stage, 1000);
     let mut heard = Heard::default();
     connection.assign(&waiting, &named(later)).await;
+    // Its log says why it does not train.
+    connection.hear(&waiting, &mut heard).await;
+    let said = heard.notes.iter().map(|note| note.message.as_str()).collect::<Vec<_>>();
+    assert!(
+        matches!(said[..], [said] if said.starts_with("its data is not here; trying again: ")),
+        "{said:?}"
+    );
     connection.until_held(&[&other, &waiting]).await;
     connection.stop(&waiting, StopReason::Cancelled).await;
     connection.hear_out(&waiting, &mut heard).await;
