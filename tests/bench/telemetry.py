@@ -72,7 +72,8 @@ def measure(folder, number, steps, ways):
     for way, variables in ways.items():
         name = f"{way}-{number}"
         environment = {key: value for key, value in os.environ.items() if not key.startswith("OTEL_")}
-        environment.update(variables, XDG_CONFIG_HOME=str(folder / "config"))
+        # Threads that wait for each other spin, the more the busier the machine is: that is no cost of telemetry.
+        environment.update(variables, RAYON_NUM_THREADS="1", XDG_CONFIG_HOME=str(folder / "config"))
         command = [binary, "run", "sweep.yaml", "--data-dir", name, "-o", "json"]
         with open(folder / f"{name}.json", "wb") as said:
             process = subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=subprocess.DEVNULL)
