@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Drives the live page in headless Chromium as a person would, with real sweeps running behind it.
 
-Three servers are started: one that trains the quickstart's model, one that asks for tokens, and one whose simulated devices
+Servers are started for it: two that train the quickstart's model, one that asks for tokens, and one whose simulated devices
 make 10,000 trials. On each: no error in the console, nothing asked of another address, no finding of axe-core in light and
 dark. Screenshots are written to LORAFLEET_SCREENSHOTS, or target/page.
 
@@ -35,20 +35,27 @@ MANY = 10_000
 MOST_BYTES = 300_000
 MOST_SECONDS = 1.0
 
-SWEEP = f"""
-name: looked-at
+QUICKSTART = f"""
 pretrained_model_id: {ROOT}/config/quickstart/base
 dataset_name: {ROOT}/config/quickstart/instruct.jsonl
 eval_size: 20
-eval_steps: 10
-max_steps: 120
-save_steps: 10
+batch_size: 1
 max_sequence_length: 128
-search: {{ algorithm: random, max_trials: 24, seed: 1 }}
-parameters:
-  learning_rate: {{ log_uniform: [3.0e-4, 1.0e-2] }}
-  lora_rank: [2, 4, 8]
-  batch_size: [1, 2]
+parameters: {{ learning_rate: {{ log_uniform: [3.0e-4, 1.0e-2] }}, lora_rank: [2, 4] }}
+"""
+SHORT = QUICKSTART + """
+name: short
+max_steps: 40
+eval_steps: 10
+search: { algorithm: random, max_trials: 6, seed: 1 }
+"""
+# Trials that end when they are told to.
+LONG = QUICKSTART + """
+name: long
+max_steps: 1000000
+eval_steps: 50
+save_steps: 25
+search: { algorithm: random, max_trials: 24, seed: 1 }
 """
 
 MANY_TRIALS = f"""
@@ -171,8 +178,8 @@ class Visit:
         self.url = server.page
 
     def hear(self, message):
-        # What the browser says of each answer that is a refusal.
-        if "status of 401" in message.text or "status of 403" in message.text:
+        # What the browser says of each answer that is a refusal; a look knows how many it asked for.
+        if "the server responded with a status of 4" in message.text:
             self.refusals += 1
         elif message.type in ("error", "warning"):
             self.wrong.append(message.text)
@@ -199,8 +206,9 @@ class Visit:
     def until(self, expression, argument=None):
         return self.page.wait_for_function(expression, arg=argument)
 
-    def end(self):
+    def end(self, refusals=None):
         self.check("the end")
+        assert refusals in (None, self.refusals), f"{self.refusals} requests were refused"
         self.page.context.close()
 
 
@@ -212,98 +220,134 @@ def drive(folder):
     shots.mkdir(parents=True, exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=FLAGS)
-        for look in [a_sweep_is_followed_and_changed, tokens_are_asked_for, ten_thousand_trials_are_shown_at_once]:
+        for look in [a_sweep_is_followed, a_sweep_is_changed, tokens_are_asked_for, ten_thousand_trials_are_shown_at_once]:
             look(browser, folder / look.__name__, shots)
             print(f"{look.__name__}: as it should be")
         browser.close()
 
 
-def a_sweep_is_followed_and_changed(browser, folder, shots):
+def a_sweep_is_followed(browser, folder, shots):
     with serving(folder) as server:
         visit = Visit(browser, server, shots)
         page = visit.page
         page.goto(visit.url)
         page.get_by_text("No sweeps yet").wait_for()
         visit.see("empty")
-        # The list learns of it without being loaded again.
-        sweep = server.submit(SWEEP)
+        # The list learns of it without being loaded again, and so does the sweep's view of its end.
+        sweep = server.submit(SHORT)
         page.get_by_role("link", name=sweep).click()
         rows = page.locator(".trials tbody tr[aria-rowindex]")
         rows.first.wait_for()
+        page.locator(".head .state.completed").wait_for()
+        visit.until("() => document.querySelectorAll('.trials .state.completed').length === 6")
         page.locator(".uplot canvas").wait_for()
+        visit.see("sweep")
 
-        # A trial that trains moves on, in the table, in its curve and in its log.
-        page.get_by_label("State").select_option("running")
-        rows.first.wait_for()
-        first = rows.first.locator("td").nth(1).inner_text()
-        visit.until("n => Number(document.querySelector(`[data-of=open-${n}]`)?.closest('tr').children[3].innerText.split(' ')[0]) >= 20", first)
-        page.get_by_label("Metric").select_option("loss")
-        visit.until("() => document.querySelector('.figure').ariaLabel.startsWith('loss over steps of trials')")
-        page.get_by_role("button", name=f"trial {first}", exact=True).first.click()
-        page.locator(".log li", has_text="started").wait_for()
-        visit.until("() => [...document.querySelectorAll('.log li')].some(li => li.innerText.includes('checkpoint'))")
-        visit.see("trial")
-        # It is ended alone, and says so.
-        page.get_by_role("button", name="Stop trial").click()
-        page.locator("dialog").get_by_role("button", name="Stop trial").click()
-        page.locator(".panel .state.cancelled").wait_for()
-        page.locator(".log li", has_text="cancelled").wait_for()
-        page.get_by_role("button", name="Close").click()
-        page.get_by_label("State").select_option("")
+        trials = {int(trial["id"].split("/")[1]): trial for trial in server.lorafleet("trials", "list", sweep)}
+        headings = [text.strip("▲▼") for text in page.locator(".trials thead th").all_inner_texts()]
 
-        # The second that is over can be compared with the first.
-        visit.until("() => document.querySelectorAll('.trials .state.completed').length >= 2")
-        page.get_by_label("State").select_option("completed")
+        def column(name):
+            return page.locator(f".trials tbody tr[aria-rowindex] td:nth-child({headings.index(name) + 1})").all_inner_texts()
+
+        by_value = sorted(trials, key=lambda n: trials[n]["eval_loss"])
+        assert [int(n) for n in column("#")] == by_value, f"the best is first: {column('#')}, not {by_value}"
+        shown = [float(value) for value in column("eval/loss")]
+        assert all(abs(value - trials[n]["eval_loss"]) < 1e-4 for n, value in zip(by_value, shown)), shown
         page.get_by_role("button", name="lora_rank").click()
         visit.until("() => document.querySelector('th[aria-sort=ascending]').innerText.startsWith('lora_rank')")
+        assert column("lora_rank") == sorted(column("lora_rank")), column("lora_rank")
+        page.get_by_label("Filter").fill("lora_rank=2 completed")
+        page.get_by_text(re.compile(r"^\d+ of 6 trials")).wait_for()
+        assert set(column("lora_rank")) == {"2"}, f"the filter lets through ranks {set(column('lora_rank'))}"
+        page.get_by_label("Filter").fill("")
+        page.get_by_text(re.compile("^6 trials")).wait_for()
+
         for row in range(2):
             rows.nth(row).get_by_role("checkbox").check()
         page.locator(".compare tr.differs").first.wait_for()
-        assert "learning_rate" in visit.text(".compare tbody"), "the comparison names each parameter"
-        differing = [line.split("\t")[0] for line in page.locator(".compare tr.differs").all_inner_texts()]
-        assert any("learning_rate" in line for line in differing), f"two trials drew two learning rates: {differing}"
-        assert not any("max_steps" in line for line in differing), f"all trials have as many steps: {differing}"
+        visit.until("() => document.querySelectorAll('.compare thead th').length === 3")
+        differing = page.locator(".compare tr.differs th").all_text_contents()
+        assert "learning_rate (differs)" in differing, f"two trials drew two learning rates: {differing}"
+        assert not any("max_steps" in name for name in differing), f"all trials have as many steps: {differing}"
         page.get_by_label("only what differs").check()
         visit.until("() => ![...document.querySelectorAll('.compare tbody th')].some(th => th.innerText === 'max_steps')")
         page.locator(".compare").scroll_into_view_if_needed()
         visit.see("comparison")
-        page.get_by_label("State").select_option("")
-        page.get_by_label("Filter").fill("lora_rank=2")
-        visit.until("() => /\\d+ of \\d+ trials/.test(document.querySelector('.table').parentElement.innerText)")
-        ranks = page.locator(".trials tbody tr[aria-rowindex] td:nth-child(7)").all_inner_texts()
-        assert set(ranks) == {"2"}, f"the filter lets through ranks {set(ranks)}"
-        page.get_by_label("Filter").fill("")
+        page.get_by_role("button", name="Choose none").click()
+
         # By keyboard alone: a heading sorts, a trial opens, Escape closes it.
-        page.get_by_role("button", name="#").focus()
+        page.get_by_role("button", name="#", exact=True).focus()
         page.keyboard.press("Enter")
         visit.until("() => document.querySelector('th[aria-sort=ascending]').innerText.startsWith('#')")
         page.locator("[data-of=open-1]").focus()
         page.keyboard.press("Enter")
-        page.get_by_role("heading", name="Trial 1 ").wait_for()
+        page.get_by_role("heading", name="With the adapter").wait_for()
+        words = str.split
+        assert words(trials[1]["summary"]["sample_after"]) == words(page.locator("#samples pre").last.inner_text())
+        page.locator(".log li", has_text="completed").wait_for()
+        visit.see("trial")
         page.keyboard.press("Escape")
         page.locator(".panel").wait_for(state="detached")
         assert page.evaluate("document.activeElement.dataset.of") == "open-1", "the focus is where it was"
-
-        # What was generated before and after is there once a trial is over.
-        done = next(trial for trial in server.lorafleet("trials", "list", sweep) if trial["state"] == "completed")
-        page.locator(f"[data-of=open-{done['id'].split('/')[1]}]").click()
-        page.get_by_role("heading", name="With the adapter").wait_for()
-        assert done["summary"]["sample_after"].strip() in visit.text("#samples"), "the sample is the trial's"
-        visit.see("samples")
-        page.keyboard.press("Escape")
 
         for tab, figure in [("Trade-offs", ".uplot"), ("Timeline", "canvas"), ("Sweep file", ".document")]:
             page.get_by_role("tab", name=tab).click()
             page.locator(f"#panel {figure}").first.wait_for()
             visit.see(tab.lower().replace(" ", "-"))
-        page.get_by_role("tab", name="Trials").click()
+        assert json.loads(visit.text(".document")) == server.lorafleet("get", sweep)["spec"]
+        visit.end(refusals=0)
 
-        def act(button, confirm, state, fill=None):
+        dark = Visit(browser, server, shots, "dark")
+        page = dark.page
+        page.goto(f"{dark.url}#/sweeps/{sweep}")
+        page.locator(".uplot canvas").wait_for()
+        dark.see("sweep")
+        page.locator(".trials tbody button").first.click()
+        page.locator(".log li").first.wait_for()
+        dark.see("trial")
+        for tab in ["Trade-offs", "Timeline"]:
+            page.get_by_role("tab", name=tab).click()
+            dark.see(tab.lower())
+        page.get_by_role("link", name="Agents").click()
+        page.get_by_text("connected", exact=True).wait_for()
+        dark.see("agents")
+        dark.end(refusals=0)
+
+
+def a_sweep_is_changed(browser, folder, shots):
+    with serving(folder) as server:
+        visit = Visit(browser, server, shots)
+        page = visit.page
+        sweep = server.submit(LONG)
+        page.goto(f"{visit.url}#/sweeps/{sweep}")
+        page.get_by_label("State").select_option("running")
+        rows = page.locator(".trials tbody tr[aria-rowindex]")
+        rows.first.wait_for()
+        # A trial that trains moves on, in the table, in its curve and in its log.
+        trial = rows.first.locator("td").nth(1).inner_text()
+        step = f"Number(document.querySelector('[data-of=open-{trial}]').closest('tr').children[3].innerText.split(' ')[0].replaceAll(',', ''))"
+        before = page.evaluate(step)
+        visit.until(f"() => {step} > {before + 30}")
+        page.get_by_label("Metric").select_option("loss")
+        visit.until("() => document.querySelector('.figure').ariaLabel.startsWith('loss over steps of trials')")
+        page.locator(f"[data-of=open-{trial}]").click()
+        page.locator(".log li", has_text="checkpoint").first.wait_for()
+        visit.see("training")
+        page.get_by_role("button", name="Stop trial").click()
+        page.locator("dialog").get_by_role("button", name="Stop trial").click()
+        page.locator(".panel .state.cancelled").wait_for()
+        page.locator(".log li", has_text="cancelled").wait_for()
+        stopped = server.lorafleet("trials", "get", f"{sweep}/{trial}")
+        assert stopped["state"] == "cancelled", stopped["state"]
+        page.get_by_role("button", name="Close").click()
+
+        def act(button, confirm, state, fields=()):
             page.locator(".head").get_by_role("button", name=button).click()
-            if fill:
-                page.get_by_label(fill[0]).fill(fill[1])
+            for label, value in fields:
+                page.get_by_label(label).fill(value)
             visit.see(button.lower())
-            page.get_by_role("button", name=confirm).click()
+            page.locator("dialog").get_by_role("button", name=confirm).click()
+            page.locator("dialog").wait_for(state="detached")
             page.locator(f".head .state.{state}").wait_for()
             said = server.lorafleet("get", sweep)
             assert said["state"] == state, f"after {button} the server says {said['state']}"
@@ -311,35 +355,21 @@ def a_sweep_is_followed_and_changed(browser, folder, shots):
 
         act("Pause", "Pause sweep", "paused")
         act("Resume", "Resume sweep", "running")
-        assert act("Extend", "Extend sweep", "running", ("Trials in all", "26"))["max_trials"] == 26
+        more = [("Trials in all", "26"), ("Dollars in all", "12.5"), ("Time in all", "2h")]
+        extended = act("Extend", "Extend sweep", "running", more)
+        assert (extended["max_trials"], extended["spec"]["budget"]["max_cost_usd"]) == (26, 12.5), extended
         page.locator(".summary", has_text="/ 26").wait_for()
         # What the server refuses is said, and the question stays.
-        page.get_by_role("button", name="Extend").click()
+        page.locator(".head").get_by_role("button", name="Extend").click()
         page.get_by_label("Trials in all").fill("1")
         page.get_by_role("button", name="Extend sweep").click()
         page.locator("dialog .wrong", has_text="max_trials").wait_for()
         page.keyboard.press("Escape")
-        visit.wrong = [text for text in visit.wrong if "status of 400" not in text]
         act("Stop", "Stop sweep", "cancelled")
-        page.get_by_role("link", name="Agents").click()
-        page.get_by_text("connected", exact=True).wait_for()
-        visit.see("agents")
         page.get_by_role("link", name="Sweeps").click()
         page.locator(".list .state.cancelled").wait_for()
-        visit.end()
-
-        dark = Visit(browser, server, shots, "dark")
-        dark.page.goto(f"{dark.url}#/sweeps/{sweep}")
-        dark.page.locator(".uplot canvas").wait_for()
-        dark.see("sweep")
-        dark.page.locator(".trials tbody button").first.click()
-        dark.page.locator(".log li").first.wait_for()
-        dark.see("trial")
-        for tab in ["Trade-offs", "Timeline"]:
-            dark.page.get_by_role("tab", name=tab).click()
-            dark.see(tab.lower())
-        # A server that is gone is said to be, and so is one that is back.
-        dark.end()
+        visit.see("sweeps")
+        visit.end(refusals=1)
 
 
 def tokens_are_asked_for(browser, folder, shots):
@@ -352,27 +382,32 @@ def tokens_are_asked_for(browser, folder, shots):
         lines.append(made["line"])
     (folder / "tokens.yaml").write_text("\n".join(lines))
     with serving(folder, "--tokens", "tokens.yaml") as server:
-        sweep = server.submit(SWEEP, LORAFLEET_TOKEN=tokens["grace"])
+        sweep = server.submit(LONG, LORAFLEET_TOKEN=tokens["grace"])
         visit = Visit(browser, server, shots)
         page = visit.page
         page.goto(f"{visit.url}#/sweeps/{sweep}")
-        page.get_by_label("Token").fill("lft_none")
+
+        def show(token):
+            page.locator("dialog input").fill(token)
+            page.get_by_role("button", name="Go on").click()
+
+        page.locator("dialog input").wait_for()
         visit.see("token")
-        page.get_by_role("button", name="Go on").click()
-        page.get_by_text("none that this server knows").wait_for()
-        page.get_by_label("Token").last.fill(tokens["vera"])
-        page.get_by_role("button", name="Go on").last.click()
+        show("lft_none")
+        page.locator("dialog .wrong", has_text="none that this server knows").wait_for()
+        assert page.locator(".trials tbody tr").count() == 0, "nothing is told to who has no token"
+        refused = visit.refusals
+        show(tokens["vera"])
         page.locator(".trials tbody tr[aria-rowindex]").first.wait_for()
         page.get_by_text("vera, who may only read").wait_for()
         assert page.locator(".head .buttons button").count() == 0, "who may only read is offered no change"
         visit.see("viewer")
+        assert visit.refusals == refused, "a viewer is refused nothing"
         page.get_by_role("button", name="Sign out").click()
-        page.get_by_label("Token").fill(tokens["grace"])
-        page.keyboard.press("Enter")
+        show(tokens["grace"])
         page.locator(".head").get_by_role("button", name="Stop").click()
         page.get_by_role("button", name="Stop sweep").click()
         page.locator(".head .state.cancelled").wait_for()
-        assert visit.refusals > 0, "it was refused without a token"
         visit.end()
 
 
@@ -420,7 +455,7 @@ def ten_thousand_trials_are_shown_at_once(browser, folder, shots):
             visit.page.get_by_role("tab", name=tab).click()
             visit.see(f"many-{tab.lower()}")
         assert sum(received) < MOST_BYTES, f"{sum(received)} bytes"
-        visit.end()
+        visit.end(refusals=0)
 
 
 if __name__ == "__main__":

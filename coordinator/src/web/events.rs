@@ -135,7 +135,8 @@ async fn tell_overview(services: &Services, out: &mut Out) -> std::result::Resul
             Err(status) => return Ok(status),
         };
         let news = [("sweeps", sweeps.news(listed.0)), ("agents", agents.news(listed.1))];
-        for (event, news) in news {
+        for (event, mut news) in news {
+            news["whole"] = json!(first);
             if first || news["changed"] != json!([]) || news["gone"] != json!([]) {
                 out.send(event, &news).await?;
                 said = Instant::now();

@@ -57,7 +57,9 @@ function sweepsView() {
   };
 }
 
-function take(map, { changed, gone }) {
+// The first news of a stream are all that there is: of what is gone since the last one nobody would tell.
+function take(map, { changed, gone, whole }) {
+  if (whole) map.clear();
   gone.forEach((id) => map.delete(id));
   changed.forEach((item) => map.set(item.id, item));
 }
@@ -108,18 +110,22 @@ function about() {
 }
 
 let asking = false;
-onTokenWanted((another) => {
+onTokenWanted(() => {
   if (asking) return;
   asking = true;
   linked(false, 'a token is wanted');
   const dialog = question({
-    title: 'Token',
-    text: another ? 'That token is none that this server knows.' : 'This server asks who you are.',
+    title: 'Who are you?',
     fields: [{ name: 'token', label: 'Token', type: 'password', hint: 'Who runs the server makes one: lorafleet token create. It is kept until this tab is closed.' }],
     yes: 'Go on',
     async act({ token: given }) {
       token.set(given);
-      asking = false;
+      try {
+        await get('server');
+      } catch (error) {
+        token.forget();
+        throw error.status === 401 ? new Error('That token is none that this server knows.') : error;
+      }
       await start();
       route();
     },

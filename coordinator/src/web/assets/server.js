@@ -20,7 +20,7 @@ export const token = {
 
 let wanted = () => {};
 
-/** Calls back when the server wants a token, or another one. */
+/** Calls back when the server wants a token. */
 export function onTokenWanted(callback) {
   wanted = callback;
 }
@@ -32,7 +32,7 @@ async function ask(path, options = {}) {
   const answer = await fetch(`/api/${path}`, { ...options, headers, cache: 'no-store' });
   if (answer.ok) return answer;
   const said = await answer.json().catch(() => ({}));
-  if (answer.status === 401) wanted(Boolean(known));
+  if (answer.status === 401) wanted();
   throw new Refused(answer.status, said.error ?? `the server answered ${answer.status}`);
 }
 
@@ -47,27 +47,56 @@ export async function post(path, body = {}) {
   return (await ask(path, { method: 'POST', headers, body: JSON.stringify(body) })).json();
 }
 
+// A browser has six connections to a server for all tabs together: one that nobody looks at gives its own back.
+const REST = 5000;
+const open = new Set();
+const resting = new Set();
+let rest = 0;
+document.addEventListener('visibilitychange', () => {
+  clearTimeout(rest);
+  if (document.hidden) rest = setTimeout(() => open.forEach((stream) => stream.abort()), REST);
+  else resting.forEach((wake) => wake());
+});
+
 /**
  * Follows a stream of events until it says that it is over, or `signal` ends it. `on[event]` is called with the data of
  * each event; `on.link` with whether there is a connection. A stream that breaks is opened again.
  */
 export async function follow(path, on, signal) {
   for (let tries = 0; !signal.aborted; tries += 1) {
+    const stream = new AbortController();
+    const end = () => stream.abort();
+    signal.addEventListener('abort', end);
+    open.add(stream);
     try {
-      const answer = await ask(path, { signal });
+      const answer = await ask(path, { signal: stream.signal });
       on.link?.(true);
       if (await read(answer.body, on, () => { tries = 0; })) return;
     } catch (error) {
-      if (signal.aborted) return;
       if (error instanceof Refused && error.status !== 503 && error.status !== 429) {
         on.refused?.(error);
         return;
       }
+    } finally {
+      open.delete(stream);
+      signal.removeEventListener('abort', end);
     }
     if (signal.aborted) return;
-    on.link?.(false);
-    await pause(PAUSES[Math.min(tries, PAUSES.length - 1)], signal);
+    if (document.hidden) await seen(signal);
+    else {
+      on.link?.(false);
+      await pause(PAUSES[Math.min(tries, PAUSES.length - 1)], signal);
+    }
   }
+}
+
+// Until the tab is looked at again, or `signal` ends it.
+function seen(signal) {
+  return new Promise((done) => {
+    const wake = () => { resting.delete(wake); done(); };
+    resting.add(wake);
+    signal.addEventListener('abort', wake, { once: true });
+  });
 }
 
 function pause(milliseconds, signal) {
