@@ -227,7 +227,7 @@ def drive(folder):
 
 
 def a_sweep_is_followed(browser, folder, shots):
-    with serving(folder) as server:
+    with serving(folder, "--price-per-hour", "0.35") as server:
         visit = Visit(browser, server, shots)
         page = visit.page
         page.goto(visit.url)

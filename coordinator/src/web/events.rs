@@ -35,8 +35,10 @@ use tonic::{Request, Status};
 
 /// Pieces that may wait for a slow reader.
 const BUFFER: usize = 16;
-/// Rows of a piece: the first is on the screen before the last is made.
-const ROWS: usize = 500;
+/// Rows of the first piece, which is on the screen before the others are made.
+const FIRST_ROWS: usize = 200;
+/// Rows of each other piece.
+const ROWS: usize = 2000;
 /// For how long changes are gathered: more often nobody looks.
 const GATHER: Duration = Duration::from_millis(200);
 /// Silence after which a word is sent, so that a reader that is gone is noticed, and one that is there knows.
@@ -94,7 +96,7 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let (pieces, stream) = mpsc::channel(BUFFER);
-    let zip = zipped.then(|| GzEncoder::new(Vec::new(), Compression::fast()));
+    let zip = zipped.then(|| GzEncoder::new(Vec::new(), Compression::default()));
     let scope = services.scope.clone();
     let gone = pieces.clone();
     let telling = tell(services, Out { pieces, zip });
@@ -210,9 +212,10 @@ async fn tell_changes(services: &Services, id: &SweepId, first: Watched, out: &m
         if picture(&view, out).await.is_err() {
             return Ok(());
         }
+        let table = form::Table::of(&view.sweep);
         drop(view);
         let followed = match changes {
-            Some(changes) if !over => follow(services, changes, out).await?,
+            Some(changes) if !over => follow(services, &table, changes, out).await?,
             _ => Followed::ToTheEnd,
         };
         match followed {
@@ -230,9 +233,11 @@ async fn tell_changes(services: &Services, id: &SweepId, first: Watched, out: &m
 async fn picture(view: &View, out: &mut Out) -> std::result::Result<(), Gone> {
     out.send("picture", &json!({ "trials": view.trials.len() })).await?;
     out.send("sweep", &form::sweep(&convert::sweep(&view.sweep))).await?;
-    for records in view.trials.chunks(ROWS) {
-        let rows: Vec<_> = records.iter().map(form::Row::of_record).collect();
-        out.send("trials", &json!(rows)).await?;
+    let table = form::Table::of(&view.sweep);
+    let (first, others) = view.trials.split_at(view.trials.len().min(FIRST_ROWS));
+    for records in std::iter::once(first).chain(others.chunks(ROWS)) {
+        let rows: Vec<_> = records.iter().map(|record| table.record(record)).collect();
+        out.send("trials", &form::columns(&rows)).await?;
     }
     out.send("complete", &json!({})).await
 }
@@ -267,6 +272,7 @@ impl News {
 
 async fn follow(
     services: &Services,
+    table: &form::Table,
     mut changes: broadcast::Receiver<Change>,
     out: &mut Out,
 ) -> Result<Followed> {
@@ -305,7 +311,7 @@ async fn follow(
                         places.insert(trial.id.clone(), (record.trial.attempt, device));
                     }
                 }
-                tell(std::mem::take(&mut news), &places, out).await
+                tell(std::mem::take(&mut news), table, &places, out).await
             }
         };
         due = Instant::now() + SILENCE;
@@ -319,16 +325,17 @@ async fn follow(
 
 async fn tell(
     news: News,
+    table: &form::Table,
     places: &HashMap<TrialId, (Attempt, Option<String>)>,
     out: &mut Out,
 ) -> std::result::Result<(), Gone> {
     if !news.trials.is_empty() {
         let row = |trial: &Trial| {
             let device = places.get(&trial.id).filter(|(attempt, _)| *attempt == trial.attempt);
-            form::Row::of(trial).on(device.and_then(|(_, device)| device.clone()))
+            table.row(trial, device.and_then(|(_, device)| device.clone()))
         };
         let rows: Vec<_> = news.trials.values().map(|trial| row(trial)).collect();
-        out.send("trials", &json!(rows)).await?;
+        out.send("trials", &form::columns(&rows)).await?;
     }
     if !news.points.is_empty() {
         let points: Vec<_> =

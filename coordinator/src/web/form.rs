@@ -2,9 +2,10 @@
 //! changes with it; programs use gRPC, or `-o json`.
 
 use crate::store::TrialRecord;
-use domain::metric::MetricPoint;
-use domain::trial::{Throughput, Trial};
-use domain::{Attempt, TrialId};
+use domain::metric::{self, MetricPoint};
+use domain::sweep::Sweep;
+use domain::trial::Trial;
+use domain::{Attempt, Timestamp, TrialId};
 use proto::{convert, v1};
 use serde::Serialize;
 use serde_json::{Map, Number, Value, json};
@@ -13,16 +14,21 @@ use std::collections::BTreeMap;
 /// Characters of a failure in a table; the trial has all of them.
 const FAILURE: usize = 160;
 
-/// A number with six digits: more of it nobody sees, and each costs a byte for each trial.
+/// A number with six digits, which is as many as people compare trials by.
 fn rounded(value: f64) -> f64 {
     if value == 0.0 || !value.is_finite() { value } else { format!("{value:.5e}").parse().unwrap_or(value) }
 }
 
+/// A number with three digits, which is as many as a table shows. Each one more costs a byte for each trial.
+fn roughly(value: f64) -> f64 {
+    if value == 0.0 || !value.is_finite() { value } else { format!("{value:.2e}").parse().unwrap_or(value) }
+}
+
+/// A parameter, its fractions with four digits.
 fn rounded_value(value: &Value) -> Value {
     match value.as_f64() {
-        Some(number) if value.is_f64() => {
-            Number::from_f64(rounded(number)).map_or(Value::Null, Value::Number)
-        }
+        Some(number) if value.is_f64() => Number::from_f64(format!("{number:.3e}").parse().unwrap_or(number))
+            .map_or(Value::Null, Value::Number),
         _ => value.clone(),
     }
 }
@@ -98,80 +104,75 @@ pub fn agent(agent: &v1::Agent) -> Value {
     })
 }
 
-/// A trial in a table. What is not known is left out, and of what stands in a row already the page keeps what is left out.
-#[derive(Debug, Serialize)]
+/// How trials stand in the page's table: by which metric, and from when on times count.
+#[derive(Debug, Clone)]
+pub struct Table {
+    metric: String,
+    since: Timestamp,
+}
+
+/// A trial in a table. Of what does not stand here, the page keeps what it knew of the same attempt.
+#[derive(Debug, Default, Serialize)]
 pub struct Row {
     n: u32,
     state: &'static str,
     attempt: u32,
     step: u64,
-    created_at: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
     total_steps: Option<u64>,
     /// By the sweep's metric.
-    #[serde(skip_serializing_if = "Option::is_none")]
     value: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    eval_loss: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    loss: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     cost_usd: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<String>,
     /// The agent's device, while it holds one.
-    #[serde(skip_serializing_if = "Option::is_none")]
     device: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     accelerator: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     device_memory_bytes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     peak_memory_bytes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
     tokens_per_second: Option<f64>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    packed: bool,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    simulated: bool,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    adapter: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    started_at: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    finished_at: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// When its first step began, in seconds since the sweep was submitted.
+    started: Option<f64>,
+    /// Seconds from then to its end.
+    took: Option<f64>,
     failure: Option<String>,
     parameters: BTreeMap<String, Value>,
 }
 
-impl Row {
-    /// A trial as it stands.
-    pub fn of(trial: &Trial) -> Self {
+impl Table {
+    /// That of a sweep.
+    pub fn of(sweep: &Sweep) -> Self {
+        Self { metric: sweep.spec.search.metric.clone(), since: sweep.created_at }
+    }
+
+    /// A trial as it stands, on a device.
+    pub fn row(&self, trial: &Trial, device: Option<String>) -> Row {
         let summary = trial.summary.as_ref();
-        let device = trial.device.as_ref();
-        Self {
+        let given = trial.device.as_ref();
+        let seconds = |from: Timestamp, to: Timestamp| to.since(from).as_secs_f64();
+        let tenths = |seconds: f64| (seconds * 10.0).round() / 10.0;
+        let value = match self.metric.as_str() {
+            metric::EVAL_LOSS => trial.eval_loss,
+            metric::LOSS => summary.and_then(|summary| summary.loss),
+            _ => None,
+        };
+        let ended = trial.started_at.zip(trial.finished_at);
+        Row {
             n: trial.id.number().unwrap_or_default(),
             state: trial.state.as_str(),
             attempt: trial.attempt.0,
             step: trial.step,
-            created_at: trial.created_at.0,
             total_steps: trial.total_steps,
-            value: None,
-            eval_loss: trial.eval_loss.map(rounded),
-            loss: summary.and_then(|summary| summary.loss).map(rounded),
-            cost_usd: trial.cost_usd.map(rounded),
+            value: value.map(rounded),
+            cost_usd: trial.cost_usd.map(roughly),
             agent: trial.agent.clone(),
-            device: None,
-            accelerator: device.map(|device| device.accelerator.clone()),
-            device_memory_bytes: device.map(|device| device.memory_bytes),
-            peak_memory_bytes: summary.and_then(|summary| summary.peak_memory_bytes),
-            tokens_per_second: summary.and_then(|summary| summary.tokens_per_second).map(rounded),
-            packed: summary.is_some_and(|summary| summary.throughput == Throughput::Packed),
-            simulated: trial.is_simulated(),
-            adapter: trial.adapter.is_some(),
-            started_at: trial.started_at.map(|time| time.0),
-            finished_at: trial.finished_at.map(|time| time.0),
+            device,
+            accelerator: given.map(|given| given.accelerator.clone()),
+            device_memory_bytes: given.map(|given| given.memory_bytes),
+            peak_memory_bytes: summary
+                .and_then(|summary| summary.peak_memory_bytes)
+                .map(|bytes| roughly(bytes as f64) as u64),
+            tokens_per_second: summary.and_then(|summary| summary.tokens_per_second).map(roughly),
+            started: trial.started_at.map(|started| tenths(seconds(self.since, started))),
+            took: ended.map(|(started, finished)| roughly(seconds(started, finished))),
             failure: trial.failure.as_ref().map(|failure| failure.message.chars().take(FAILURE).collect()),
             parameters: trial
                 .parameters
@@ -181,16 +182,39 @@ impl Row {
         }
     }
 
-    /// The same on a device.
-    pub fn on(self, device: Option<String>) -> Self {
-        Self { device, ..self }
-    }
-
-    /// A trial with what only its record tells: where it trains, and how good it is by the sweep's metric.
-    pub fn of_record(record: &TrialRecord) -> Self {
+    /// A trial with what only its record tells: where it trains, and how good it is by any metric.
+    pub fn record(&self, record: &TrialRecord) -> Row {
         let device = record.placement.as_ref().map(|placement| placement.device.to_string());
-        Self { value: record.value.map(rounded), ..Self::of(&record.trial) }.on(device)
+        let row = self.row(&record.trial, device);
+        Row { value: record.value.map(rounded).or(row.value), ..row }
     }
+}
+
+/// Rows as columns: names once, and values of a kind beside each other, so that little is left when they are compressed.
+pub fn columns(rows: &[Row]) -> Value {
+    let mut columns: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    let mut parameters: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
+    for (at, row) in rows.iter().enumerate() {
+        let fields = serde_json::to_value(row).ok();
+        for (name, value) in fields.iter().filter_map(Value::as_object).flatten() {
+            if name != "parameters" && !value.is_null() {
+                put(columns.entry(name.clone()).or_default(), at, value.clone());
+            }
+        }
+        for (name, value) in &row.parameters {
+            put(parameters.entry(name).or_default(), at, value.clone());
+        }
+    }
+    columns
+        .values_mut()
+        .chain(parameters.values_mut())
+        .for_each(|column| column.resize(rows.len(), Value::Null));
+    json!({ "rows": rows.len(), "columns": columns, "parameters": parameters })
+}
+
+fn put(column: &mut Vec<Value>, at: usize, value: Value) {
+    column.resize(at, Value::Null);
+    column.push(value);
 }
 
 /// A trial in full: its record, with every parameter that is in force.
@@ -255,7 +279,30 @@ mod tests {
         }
         assert!(rounded(f64::NAN).is_nan());
         assert_eq!(rounded_value(&json!(1_234_567)), json!(1_234_567), "whole numbers stay as they are");
+        assert_eq!(rounded_value(&json!(0.000_123_456)), json!(0.000_123_5));
         assert_eq!(rounded_value(&json!("all-linear")), json!("all-linear"));
+    }
+
+    #[test]
+    fn rows_are_sent_as_columns() {
+        let row = |n, value, parameters: Value| Row {
+            n,
+            state: "queued",
+            value,
+            parameters: serde_json::from_value(parameters).unwrap(),
+            ..Row::default()
+        };
+        let rows = [
+            row(1, None, json!({ "a": 1 })),
+            row(2, Some(0.5), json!({ "b": "x" })),
+            row(3, None, json!({})),
+        ];
+        let value = columns(&rows);
+        assert_eq!(value["rows"], json!(3));
+        assert_eq!(value["columns"]["n"], json!([1, 2, 3]));
+        assert_eq!(value["columns"]["value"], json!([null, 0.5, null]));
+        assert_eq!(value["columns"].get("cost_usd"), None, "nothing is said of what no row has");
+        assert_eq!(value["parameters"], json!({ "a": [1, null, null], "b": [null, "x", null] }));
     }
 
     #[test]

@@ -174,7 +174,7 @@ async fn a_sweep_is_followed_and_changed() {
     spec["name"] = json!("another");
     let extend = json!({ "request_id": uuid::Uuid::new_v4().to_string(), "spec": spec });
     let answer = post(&fixture, &format!("/api/sweeps/{id}/extend"), &extend).await;
-    assert!(answer.code == 400 && answer.error().starts_with("name: "), "{}", answer.body);
+    assert!(answer.code == 400 && answer.error().starts_with("spec.name: "), "{}", answer.body);
     assert_eq!(ask(&fixture, &format!("POST /api/sweeps/{id}/extend"), JSON, "{").await.code, 400);
     assert_eq!(post(&fixture, "/api/sweeps/none-1/pause", &json!({})).await.code, 404);
     assert_eq!(get(&fixture, "/api/sweeps/none-1/events").await.code, 404);
@@ -185,20 +185,21 @@ async fn a_sweep_is_followed_and_changed() {
     let assign = agent.assigned().await;
     let mut events = Events::open(&fixture, &format!("/api/sweeps/{id}/events")).await;
     let rows = events.next("trials", |_| true).await;
-    assert_eq!((&rows[0]["n"], &rows[0]["parameters"]), (&json!(1), &json!({ "lora_rank": 2 })));
-    assert_eq!(rows[0]["device"], json!("cpu"));
+    let of_first = |rows: &Value, column: &str| rows["columns"][column][0].clone();
+    assert_eq!((of_first(&rows, "n"), &rows["parameters"]["lora_rank"][0]), (json!(1), &json!(2)), "{rows}");
+    assert_eq!(of_first(&rows, "device"), json!("cpu"), "{rows}");
     events.next("complete", |_| true).await;
     let mut log = Events::open(&fixture, &format!("/api/sweeps/{id}/trials/1/log")).await;
     assert_eq!(log.next("entry", |_| true).await["event"], json!("proposed"));
     agent.train(&assign, 1.25).await;
-    let of_first = |row: &Value| row["n"] == json!(1) && row["state"] == json!("completed");
     let points = events.next("points", |_| true).await;
     assert_eq!((&points[0]["n"], &points[0]["attempt"]), (&json!(1), &json!(1)));
     assert!(points[0]["values"]["eval/loss"].is_number(), "{points}");
-    let over = events.next("trials", |rows| rows.as_array().unwrap().iter().any(of_first)).await;
-    let row = over.as_array().unwrap().iter().find(|row| of_first(row)).unwrap();
-    assert!(row["eval_loss"].is_number() && row["finished_at"].is_number(), "{row}");
-    assert_eq!((&row["agent"], &row["adapter"]), (&json!("a"), &json!(true)));
+    let over =
+        |rows: &Value| of_first(rows, "n") == json!(1) && of_first(rows, "state") == json!("completed");
+    let row = events.next("trials", over).await;
+    assert!(of_first(&row, "value").is_number() && of_first(&row, "took").is_number(), "{row}");
+    assert_eq!(of_first(&row, "agent"), json!("a"), "{row}");
     log.next("over", |_| true).await;
 
     let curve = get(&fixture, &format!("/api/sweeps/{id}/trials/1/metrics")).await.json();

@@ -26,7 +26,7 @@ export class Curves {
     this.choice = el('select', { id: 'metric', onchange: () => { this.metric = this.choice.value; this.rebuild(); } });
     this.log = el('input', { type: 'checkbox', id: 'log-scale', onchange: () => this.rebuild() });
     this.note = el('p', { class: 'quiet count' });
-    this.place = el('div', { class: 'figure', role: 'img' });
+    this.place = el('div', { class: 'figure', role: 'img', 'aria-label': 'nothing to show yet' });
     this.element = el('section', { class: 'card', 'aria-label': 'Curves' },
       el('div', { class: 'bar' }, el('h2', {}, 'Curves'), el('label', { for: 'metric' }, 'Metric'), this.choice,
         this.log, el('label', { for: 'log-scale' }, 'logarithmic'), this.note), this.place);
@@ -147,13 +147,18 @@ const COSTS = {
   seconds: ['Time in seconds', (value) => duration(value * 1000)],
 };
 
+function taken(trial, key) {
+  if (key !== 'seconds') return trial[key];
+  return trial.started_at && trial.finished_at ? (trial.finished_at - trial.started_at) / 1000 : undefined;
+}
+
 /** Quality against what it takes, with the trials that nothing beats in both. */
 export class Tradeoff {
   constructor({ open }) {
     this.open = open;
     this.trials = [];
-    this.choice = el('select', { id: 'against', onchange: () => this.paint() }, Object.entries(COSTS).map(([key, [text]]) => el('option', { value: key }, text)));
-    this.place = el('div', { class: 'figure', role: 'img' });
+    this.choice = el('select', { id: 'against', onchange: () => { this.given = true; this.paint(); } }, Object.entries(COSTS).map(([key, [text]]) => el('option', { value: key }, text)));
+    this.place = el('div', { class: 'figure', role: 'img', 'aria-label': 'nothing to show yet' });
     this.front = el('p', { class: 'quiet' });
     this.element = el('section', { class: 'card', 'aria-label': 'Trade-off' },
       el('div', { class: 'bar' }, el('h2', {}, 'Quality against what it takes'), el('label', { for: 'against' }, 'Against'), this.choice), this.place, this.front);
@@ -167,6 +172,9 @@ export class Tradeoff {
 
   update(trials, sweep, chosen) {
     Object.assign(this, { trials, sweep, chosen });
+    // A machine of one's own costs nothing.
+    const known = Object.keys(COSTS).find((key) => trials.some((t) => taken(t, key) > 0));
+    if (!this.given && known) this.choice.value = known;
     this.paint();
   }
 
@@ -174,7 +182,7 @@ export class Tradeoff {
     const key = this.choice.value;
     const [label, format, scale = 1] = COSTS[key];
     const smaller = this.sweep?.goal !== 'maximize';
-    const takes = (t) => (key === 'seconds' ? (t.started_at && t.finished_at ? (t.finished_at - t.started_at) / 1000 : undefined) : t[key]);
+    const takes = (t) => taken(t, key);
     const points = this.trials.filter((t) => Number.isFinite(t.value) && takes(t) > 0).map((t) => ({ t, x: takes(t) * scale, y: t.value })).sort((a, b) => a.x - b.x || (smaller ? a.y - b.y : b.y - a.y));
     this.plot?.destroy();
     this.plot = null;
@@ -241,7 +249,7 @@ function mixed(from, to, part) {
 /** Every trial as a line through its parameters and its value. */
 export class Parallel {
   constructor() {
-    this.canvas = el('canvas', { role: 'img' });
+    this.canvas = el('canvas', { role: 'img', 'aria-label': 'nothing to show yet' });
     this.place = el('div', { class: 'figure' }, this.canvas);
     this.element = el('section', { class: 'card', 'aria-label': 'Parallel coordinates' },
       el('div', { class: 'bar' }, el('h2', {}, 'Parallel coordinates')), this.place,
@@ -361,7 +369,7 @@ const BAR = 11;
 export class Timeline {
   constructor({ open }) {
     this.open = open;
-    this.canvas = el('canvas', { role: 'img', onmousemove: (event) => this.point(event), onclick: (event) => {
+    this.canvas = el('canvas', { role: 'img', 'aria-label': 'nothing to show yet', onmousemove: (event) => this.point(event), onclick: (event) => {
       const hit = this.at(event);
       if (hit) this.open(hit.n);
     } });

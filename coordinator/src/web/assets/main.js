@@ -37,7 +37,7 @@ function sweepsView() {
   const headings = ['Sweep', 'State', 'Trials', 'Best', 'Cost', 'Submitted'];
   const table = el('table', { class: 'list' },
     el('caption', { class: 'unseen' }, 'Sweeps, the newest first'),
-    el('thead', {}, el('tr', {}, headings.map((text) => el('th', { scope: 'col' }, text)))), body);
+    el('thead', {}, el('tr', {}, headings.map((text) => el('th', { scope: 'col', class: ['Best', 'Cost'].includes(text) && 'number' }, text)))), body);
   const empty = el('p', { class: 'quiet' });
   fill(main, el('h1', {}, 'Sweeps'), el('div', { class: 'card scrolls', tabindex: '0', role: 'region', 'aria-label': 'Sweeps' }, table, empty));
   return {

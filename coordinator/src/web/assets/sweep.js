@@ -11,7 +11,19 @@ const BEST = 5;
 const NEWEST = 3;
 
 // What a change of a trial does not say is as it was, within one attempt.
-const KEPT = ['value', 'loss', 'peak_memory_bytes', 'tokens_per_second'];
+const KEPT = ['value', 'peak_memory_bytes', 'tokens_per_second'];
+
+// Rows of what is sent as columns. Times come in seconds from when the sweep was submitted.
+function rowsOf({ rows, columns, parameters }, began) {
+  return Array.from({ length: rows }, (_, i) => {
+    const row = { parameters: {} };
+    for (const [name, values] of Object.entries(columns)) if (values[i] !== null) row[name] = values[i];
+    for (const [name, values] of Object.entries(parameters)) if (values[i] !== null) row.parameters[name] = values[i];
+    if (row.started !== undefined) row.started_at = began + row.started * 1000;
+    if (row.took !== undefined) row.finished_at = row.started_at + row.took * 1000;
+    return row;
+  });
+}
 
 export class SweepView {
   constructor(main, id, known) {
@@ -73,7 +85,8 @@ export class SweepView {
         this.head();
         this.redraw();
       },
-      trials: (rows) => {
+      trials: (columns) => {
+        const rows = rowsOf(columns, this.sweep.created_at);
         rows.forEach((row) => this.take(row));
         if (rows.length > 0 && this.trials.size === rows.length) this.first();
         this.redraw();
@@ -98,7 +111,6 @@ export class SweepView {
     const over = OVER.includes(row.state);
     for (const key of KEPT) if (before && row[key] === undefined) row[key] = before[key];
     if (same && !over && row.device === undefined) row.device = before.device;
-    if (this.sweep?.metric === 'eval/loss' && row.eval_loss !== undefined) row.value = row.eval_loss;
     Object.keys(row.parameters).forEach((name) => this.parameters.add(name));
     this.trials.set(row.n, row);
     if (before && over && !OVER.includes(before.state)) this.curves.over(row.n);
@@ -261,7 +273,8 @@ export class SweepView {
     if (!row) return;
     this.panel = new TrialPanel({ sweep: this.id, n, row, mayChange: this.known.server?.may_change, closed: () => {
       this.close();
-      if (from?.isConnected) from.focus();
+      // The table may have been drawn again since.
+      (from?.isConnected ? from : this.table.body.querySelector(`[data-of="${from?.dataset.of}"]`))?.focus();
     } });
     this.layout.append(this.panel.element);
     this.layout.classList.add('open');

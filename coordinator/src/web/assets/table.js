@@ -147,7 +147,12 @@ export class Table {
     const seen = Math.ceil(this.scroller.clientHeight / ROW) + 2 * SPARE;
     const end = Math.min(this.rows.length, top + seen);
     const focused = this.body.contains(document.activeElement) && document.activeElement.dataset.of;
-    const space = (rows) => rows > 0 && el('tr', { 'aria-hidden': 'true' }, el('td', { class: 'space', colSpan: this.columns.length + 1, height: String(rows * ROW) }));
+    const space = (rows) => {
+      if (rows <= 0) return null;
+      const cell = el('td', { class: 'space', colSpan: this.columns.length + 1 });
+      cell.style.height = `${rows * ROW}px`;
+      return el('tr', { 'aria-hidden': 'true' }, cell);
+    };
     this.table.setAttribute('aria-rowcount', this.rows.length + 1);
     fill(this.body, space(top), this.rows.slice(top, end).map((trial, i) => this.row(trial, top + i)), space(this.rows.length - end));
     if (focused) this.body.querySelector(`[data-of="${focused}"]`)?.focus({ preventScroll: true });
