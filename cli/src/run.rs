@@ -205,6 +205,7 @@ async fn embedded(args: &Args, devices: Vec<DeviceOptions>) -> Result<Connection
         embedded.stop().await;
         return Err(failure);
     }
+    say!("live page: {}/", embedded.endpoint());
     Connection::to_embedded(embedded).await
 }
 

@@ -17,7 +17,8 @@ use telemetry::http::{self, Readiness};
 /// Serves this machine: a coordinator and an agent on its GPUs or its CPU, until Ctrl-C or SIGTERM.
 ///
 /// Goes on with every unfinished sweep of the data directory. Verbs find the server through the same
-/// --data-dir, or by --endpoint. When it is told to stop it checkpoints its trials; the next start goes on.
+/// --data-dir, or by --endpoint; a browser shows sweeps, trials and agents at the same address, which beyond this machine
+/// is for whoever has a token of --tokens. When it is told to stop it checkpoints its trials; the next start goes on.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   lorafleet up
@@ -99,6 +100,9 @@ async fn serve(
         args.data_dir.display(),
         access.url(server.address())
     );
+    if coordinator::web::is_served(args.listen, &access) {
+        say!("live page: {}/", access.url(server.address()));
+    }
     let ended = tokio::select! {
         () = requests.next() => {
             say!("stopping: checkpointing (once more ends at once)");

@@ -1,6 +1,7 @@
 //! Who may reach a coordinator, how, and as whom.
 
 use crate::allow::{Allow, AllowError};
+use crate::grpc::guard::Who;
 use crate::grpc::limit::Terms;
 use config::tokens::{self, Known, Principal, Role, Tokens};
 use security::args::{ServerArgs, ServerArgsError};
@@ -158,6 +159,12 @@ impl Caller {
     /// The name of its token, if tokens are asked for.
     pub fn name(&self) -> Option<&str> {
         self.0.as_ref().map(|(token, _)| token.principal.name.as_str())
+    }
+
+    /// Whether its token, if it needed one, is for a method.
+    pub fn may(&self, method: &str) -> bool {
+        let permits = |who: Who, token: &Known| who.permits(token.principal.role);
+        self.0.as_ref().is_none_or(|(token, _)| Who::of(method).is_some_and(|who| permits(who, token)))
     }
 
     /// Whether its token, if it needed one, is known still.

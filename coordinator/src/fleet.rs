@@ -9,6 +9,7 @@ use crate::error::{CoordinatorError, Result};
 use crate::history::History;
 use crate::place::Place;
 use crate::store::Store;
+use crate::web::Beside;
 use crate::{Health, Incoming, Options, Server};
 use actor::Scope;
 use futures::StreamExt;
@@ -137,12 +138,15 @@ fn stand_by(incoming: Incoming, leadership: Arc<dyn Leadership>, scope: &Scope) 
     });
     let stop = scope.clone();
     scope.spawn("standby server", async move {
-        let refuse = move |_: Response<Body>| {
-            Status::from(RpcError::Standby(known.borrow().clone())).into_http::<Body>()
-        };
+        let say = move || Status::from(RpcError::Standby(known.borrow().clone()));
+        let refuse = say.clone();
         // Whatever is called: the answer does not depend on it.
         let (_, health) = tonic_health::server::health_reporter();
-        let server = Transport::builder().layer(MapResponseLayer::new(refuse)).add_service(health);
+        let server = Transport::builder()
+            .accept_http1(true)
+            .layer(Beside::instead(say))
+            .layer(MapResponseLayer::new(move |_: Response<Body>| refuse().into_http::<Body>()))
+            .add_service(health);
         tokio::select! {
             served = server.serve_with_incoming(incoming) => {
                 if let Err(error) = served {

@@ -18,6 +18,7 @@
 //! | [`placement`] | which trial goes where (pure) |
 //! | [`trouble`] | what cannot be written now |
 //! | [`report`] | a sweep's HTML report (pure) |
+//! | [`web`] | the live page, beside the services |
 
 pub mod access;
 pub mod actors;
@@ -36,6 +37,7 @@ pub mod report;
 pub mod search;
 pub mod store;
 pub mod trouble;
+pub mod web;
 
 pub use error::CoordinatorError;
 
@@ -168,7 +170,8 @@ async fn serve(
     leadership: Option<Arc<dyn Leadership>>,
     scope: Scope,
 ) -> Result<Health> {
-    let Options { clock, heartbeat, lease, access, .. } = options;
+    let Options { clock, heartbeat, lease, access, listen, .. } = options;
+    let has_page = web::is_served(listen, &access);
     let kept = Kept::open(store.clone(), &place, &scope).await?;
     let (artifacts, terms) = (kept.artifacts.clone(), Terms { heartbeat, lease });
     let desk = go_on(kept, clock.clone(), terms, &scope).await?;
@@ -180,7 +183,7 @@ async fn serve(
     scope.clone().spawn("grpc server", async move {
         // A directory is this coordinator's until the last request is answered.
         let _lock = lock;
-        if let Err(error) = grpc::serve(services, incoming).await {
+        if let Err(error) = grpc::serve(services, incoming, has_page).await {
             tracing::error!(%error, "the server ended");
         }
         scope.cancel();

@@ -167,17 +167,23 @@ async fn answer(method: &Method, path: &str, ready: &Readiness) -> Response<Full
 /// Who collects metrics.
 static COLLECTING: Semaphore = Semaphore::const_new(1);
 
+/// Whether a `Host` names the machine itself, as `localhost` or by an address of its own alone. A browser can be made to look
+/// up any other name as this machine.
+pub fn is_named_here(host: &str) -> bool {
+    let host = host.parse::<Uri>().ok();
+    host.as_ref().and_then(Uri::host).is_some_and(|name| {
+        let name = name.trim_matches(['[', ']']);
+        name == "localhost"
+            || name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+    })
+}
+
 /// Whether a request is neither passed on for somebody else nor a page's of another site, whose name a browser was made to
 /// look up as this machine.
 fn is_from_here(headers: &HeaderMap) -> bool {
     let passed_on = ["origin", "forwarded", "x-forwarded-for"].iter().any(|name| headers.contains_key(*name));
-    let host = headers.get(HOST).and_then(|host| host.to_str().ok()?.parse::<Uri>().ok());
-    let named_here = host.as_ref().and_then(Uri::host).is_some_and(|name| {
-        let name = name.trim_matches(['[', ']']);
-        name == "localhost"
-            || name.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
-    });
-    named_here && !passed_on
+    let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+    host.is_some_and(is_named_here) && !passed_on
 }
 
 /// Changes what is logged to what a request says, for whoever is on this machine.

@@ -9,6 +9,7 @@ use futures::future::BoxFuture;
 use http_body::{Frame, SizeHint};
 use proto::status::RpcError;
 use security::watched::Watched;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use tonic::Status;
@@ -141,7 +142,7 @@ where
         // Nobody behind this needs it, and nobody can log it then.
         let shown = request.headers_mut().remove(AUTHORIZATION);
         let token = shown.as_ref().and_then(|value| value.to_str().ok());
-        let (call, caller) = match self.guard.admit(&request, token) {
+        let (call, caller) = match self.guard.admit(request.uri().path(), peer(&request), token) {
             Ok(admitted) => admitted,
             Err(refusal) => return std::future::ready(Ok(Status::from(refusal).into_http())).boxed(),
         };
@@ -152,32 +153,34 @@ where
         let answer = self.inner.call(request);
         async move {
             let answer = answer.await?;
-            // The call is over when its answer is.
-            Ok(answer.map(|body| Body::new(WhileKnown { body, caller, tells: true, _call: call })))
+            Ok(answer.map(|body| while_known(body, caller, call)))
         }
         .boxed()
     }
 }
 
 impl Guard {
-    /// Lets a call in and counts it, or says why not. What is refused counts too: of the token's name, or, where the token
-    /// is none, of the address that it comes from.
-    fn admit(
+    /// Lets a call of a method in and counts it, or says why not. What is refused counts too: of the token's name, or, where
+    /// the token is none, of the address that it comes from. `token` is what `authorization` says.
+    ///
+    /// # Errors
+    /// The token is none, or not for that, or its client asks too much.
+    pub fn admit(
         &self,
-        request: &Request<Body>,
+        path: &str,
+        peer: Option<SocketAddr>,
         token: Option<&str>,
     ) -> Result<(Option<Call>, Caller), RpcError> {
-        let path = request.uri().path();
         let Some(tokens) = &self.access.tokens else {
-            return Ok((self.begin(None, request)?, Caller::default()));
+            return Ok((self.begin(None, peer)?, Caller::default()));
         };
         let who = Who::of(path);
         let known = match who {
-            Some(Anyone) => return Ok((self.begin(None, request)?, Caller::default())),
+            Some(Anyone) => return Ok((self.begin(None, peer)?, Caller::default())),
             _ => recognise(tokens, token),
         };
         let name = known.as_ref().ok().map(|known| known.principal.name.as_str());
-        let call = self.begin(name, request)?;
+        let call = self.begin(name, peer)?;
         let Some(who) = who else { return Err(RpcError::Denied(format!("{path}: nobody may call that"))) };
         let known = known?;
         let principal = &known.principal;
@@ -194,16 +197,25 @@ impl Guard {
     }
 
     /// Counts a call: of the token's name, or of the address that it comes from.
-    fn begin(&self, name: Option<&str>, request: &Request<Body>) -> Result<Option<Call>, RpcError> {
+    fn begin(&self, name: Option<&str>, peer: Option<SocketAddr>) -> Result<Option<Call>, RpcError> {
         if let Some(name) = name {
             return self.limits.begin(name);
         }
-        let peer = request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr);
         self.limits.begin(&peer.map_or_else(
             || "a client without an address".into(),
             |peer| security::server::network(peer.ip()).to_string(),
         ))
     }
+}
+
+/// The address that a request comes from.
+pub fn peer(request: &Request<Body>) -> Option<SocketAddr> {
+    request.extensions().get::<TcpConnectInfo>().and_then(TcpConnectInfo::remote_addr)
+}
+
+/// An answer that ends when its caller's token is taken back. The call is over when the answer is.
+pub fn while_known(body: Body, caller: Caller, call: Option<Call>) -> Body {
+    Body::new(WhileKnown { body, caller, tells: true, _call: call })
 }
 
 /// Whose token was shown.

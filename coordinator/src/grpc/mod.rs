@@ -19,6 +19,7 @@ use crate::artifacts::Artifacts;
 use crate::blobs::Blobs;
 use crate::error::{CoordinatorError, Result};
 use crate::place::Place;
+use crate::web::Beside;
 use actor::Scope;
 use domain::{Clock, SweepId, TrialId};
 use limit::Limits;
@@ -83,8 +84,12 @@ pub struct Services {
     pub scope: Scope,
 }
 
-/// Serves until the scope is cancelled.
-pub async fn serve(services: Services, incoming: crate::Incoming) -> std::result::Result<(), ServeError> {
+/// Serves until the scope is cancelled, with the page beside the services if there is one.
+pub async fn serve(
+    services: Services,
+    incoming: crate::Incoming,
+    has_page: bool,
+) -> std::result::Result<(), ServeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
     for name in SERVED {
         health.set_service_status(name, ServingStatus::Serving).await;
@@ -98,10 +103,13 @@ pub async fn serve(services: Services, incoming: crate::Incoming) -> std::result
     let access = services.access.clone();
     let limits = Limits::new(access.terms, services.clock.clone());
     let guard = guard::Guard { access, limits };
+    let page = if has_page { Beside::of(&services, &guard) } else { Beside::none() };
     let scope = services.scope.clone();
     Server::builder()
+        .accept_http1(page.is_there())
         .http2_keepalive_interval(Some(KEEPALIVE))
         .max_concurrent_streams(STREAMS)
+        .layer(page)
         .layer(telemetry::grpc::ServerLayer { serves: |path| guard::Who::of(path).is_some() })
         .layer(MapResponseLayer::new(explained))
         .layer(guard)

@@ -78,6 +78,11 @@ impl Fixture {
         self.channel = line(&self.endpoint, None).await;
     }
 
+    /// Where it serves, as `host:port`.
+    pub fn address(&self) -> &str {
+        self.endpoint.trim_start_matches("http://")
+    }
+
     pub fn dir(&self) -> &std::path::Path {
         self.dir.path()
     }

@@ -10,6 +10,7 @@ mod devices;
 mod fixture;
 mod listings;
 mod operations;
+mod page;
 mod retention;
 
 use agent::{FakeAgent, hello, holding};

@@ -13,6 +13,8 @@ use proto::v1::trial_service_client::TrialServiceClient;
 use registry::Leadership;
 use registry::etcd::{EtcdOptions, Members};
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
 use tests::etcd::Etcd;
@@ -106,6 +108,16 @@ async fn there(members: &Members, count: usize) {
     }
 }
 
+/// What a browser is answered there.
+fn browse(endpoint: &str) -> String {
+    let mut stream = TcpStream::connect(endpoint.trim_start_matches("http://")).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
 }
@@ -148,6 +160,11 @@ async fn a_leader_and_an_agent_are_killed_and_nothing_is_lost() {
         String::from_utf8(output.stdout).unwrap()
     };
     assert!(list(&second_at).contains(&sweep));
+    // A browser that asks it is told who leads, and shown the page by that one.
+    let told = browse(&second_at);
+    assert!(told.starts_with("HTTP/1.1 503 ") && told.contains(&format!("{first_at} leads")), "{told}");
+    let shown = browse(&first_at);
+    assert!(shown.starts_with("HTTP/1.1 200 ") && shown.contains("<title>LoraFleet</title>"), "{shown}");
 
     // The leader is gone: its agent trains on, and the other one adopts it.
     first.kill();

@@ -1,0 +1,474 @@
+// Figures: curves and trade-offs are uPlot's; parallel coordinates, importance and the devices' timeline are drawn here.
+
+import { bytes, color, dollars, duration, el, fill, nth, number, quality, state, throttled, clock, OVER } from './show.js';
+import { get } from './server.js';
+import { importance, spread } from './importance.js';
+
+const HEIGHT = 300;
+/** Curves at a time: more nobody tells apart. */
+const CURVES = 16;
+
+function axis(label, more = {}) {
+  return { label, stroke: color('ink-2'), grid: { stroke: color('line'), width: 1 }, ticks: { stroke: color('line'), width: 1 }, labelSize: 22, font: '12px system-ui', labelFont: '12px system-ui', ...more };
+}
+
+// Keeps a figure as wide as its place.
+function fitted(place, resize) {
+  const observer = new ResizeObserver(throttled(() => place.clientWidth > 0 && resize(place.clientWidth), 50));
+  observer.observe(place);
+  return () => observer.disconnect();
+}
+
+/** Curves of chosen trials, which grow while they train. */
+export class Curves {
+  constructor({ sweep, metrics }) {
+    Object.assign(this, { sweep, metrics, numbers: [], curves: new Map(), metric: null });
+    this.choice = el('select', { id: 'metric', onchange: () => { this.metric = this.choice.value; this.rebuild(); } });
+    this.log = el('input', { type: 'checkbox', id: 'log-scale', onchange: () => this.rebuild() });
+    this.note = el('p', { class: 'quiet count' });
+    this.place = el('div', { class: 'figure', role: 'img', 'aria-label': 'nothing to show yet' });
+    this.element = el('section', { class: 'card', 'aria-label': 'Curves' },
+      el('div', { class: 'bar' }, el('h2', {}, 'Curves'), el('label', { for: 'metric' }, 'Metric'), this.choice,
+        this.log, el('label', { for: 'log-scale' }, 'logarithmic'), this.note), this.place);
+    this.draw = throttled(() => this.paint(), 100);
+    this.unfit = fitted(this.place, (width) => this.plot?.setSize({ width, height: HEIGHT }));
+  }
+
+  end() {
+    this.ended = true;
+    this.unfit();
+    this.plot?.destroy();
+  }
+
+  /** Shows these trials. */
+  show(numbers, note) {
+    const wanted = numbers.slice(0, CURVES);
+    this.note.textContent = numbers.length > CURVES ? `the first ${CURVES} of ${numbers.length} that are chosen` : note;
+    if (wanted.join() === this.numbers.join()) return;
+    this.numbers = wanted;
+    for (const n of this.curves.keys()) if (!wanted.includes(n)) this.curves.delete(n);
+    wanted.filter((n) => !this.curves.has(n)).forEach((n) => this.load(n));
+    this.rebuild();
+  }
+
+  async load(n) {
+    const before = this.curves.get(n);
+    const curve = { step: before?.step ?? [], values: before?.values ?? {}, later: [] };
+    this.curves.set(n, curve);
+    const read = await get(`sweeps/${this.sweep}/trials/${n}/metrics`).catch(() => null);
+    if (this.ended || this.curves.get(n) !== curve) return;
+    const { later } = curve;
+    Object.assign(curve, read ?? {}, { later: null });
+    later.forEach((point) => this.add(curve, point));
+    this.offer();
+    this.draw();
+  }
+
+  /** A running trial's newest numbers. */
+  point(point) {
+    const curve = this.curves.get(point.n);
+    if (!curve) return;
+    if (curve.later) curve.later.push(point);
+    else if (curve.attempt !== undefined && curve.attempt !== point.attempt) this.load(point.n);
+    else this.add(curve, point);
+    curve.attempt = point.attempt;
+    this.draw();
+  }
+
+  add(curve, { step, values }) {
+    if (step <= (curve.step.at(-1) ?? -1)) return;
+    const at = curve.step.push(step) - 1;
+    for (const name of new Set([...Object.keys(curve.values), ...Object.keys(values)])) {
+      const column = curve.values[name] ??= new Array(at).fill(null);
+      column.push(values[name] ?? null);
+    }
+  }
+
+  /** A trial ended: what was told as it ran leaves steps out. */
+  over(n) {
+    if (this.curves.has(n)) this.load(n);
+  }
+
+  /** The metric that is shown unless another is chosen. */
+  prefer(metric) {
+    this.metric ??= metric;
+    this.offer();
+  }
+
+  offer() {
+    const names = new Set([this.metric, ...[...this.curves.values()].flatMap((curve) => Object.keys(curve.values))].filter(Boolean));
+    if (this.choice.options.length === names.size) return;
+    fill(this.choice, [...names].sort().map((name) => el('option', { value: name, selected: name === this.metric }, name)));
+  }
+
+  rebuild() {
+    this.plot?.destroy();
+    this.plot = null;
+    this.draw();
+  }
+
+  paint() {
+    if (this.ended || !this.metric) return;
+    const some = this.numbers.filter((n) => this.curves.get(n)?.values[this.metric]?.some((value) => value !== null));
+    const shown = some.join();
+    this.place.setAttribute('aria-label', some.length ? `${this.metric} over steps of trials ${some.join(', ')}; the table has their last values` : `no ${this.metric} yet`);
+    if (some.length === 0) {
+      this.plot?.destroy();
+      this.plot = null;
+      fill(this.place, el('p', { class: 'quiet' }, `No ${this.metric} yet.`));
+      return;
+    }
+    const data = uPlot.join(some.map((n) => [this.curves.get(n).step, this.curves.get(n).values[this.metric]]));
+    if (this.plot && this.shown === shown) {
+      this.plot.setData(data);
+      return;
+    }
+    this.shown = shown;
+    this.plot?.destroy();
+    const unit = this.metrics()?.[this.metric]?.unit;
+    const log = this.log.checked;
+    const options = {
+      width: this.place.clientWidth,
+      height: HEIGHT,
+      cursor: { focus: { prox: 24 } },
+      focus: { alpha: 0.3 },
+      scales: { x: { time: false }, y: log ? { distr: 3 } : {} },
+      axes: [axis('step'), axis(unit && unit !== '1' ? `${this.metric} (${unit})` : this.metric, { size: 64 })],
+      series: [{ label: 'step' }, ...some.map((n, i) => ({ label: `trial ${n}`, stroke: nth(i), width: 1.75, dash: i >= 8 ? [6, 4] : undefined, spanGaps: true, points: { show: data[0].length < 2 }, value: (_, value) => quality(value) }))],
+    };
+    this.place.replaceChildren();
+    this.plot = new uPlot(options, data, this.place);
+  }
+}
+
+const COSTS = {
+  cost_usd: ['Cost in US dollars', dollars],
+  peak_memory_bytes: ['Peak memory in GB', bytes, 1e-9],
+  seconds: ['Time in seconds', (value) => duration(value * 1000)],
+};
+
+function taken(trial, key) {
+  if (key !== 'seconds') return trial[key];
+  return trial.started_at && trial.finished_at ? (trial.finished_at - trial.started_at) / 1000 : undefined;
+}
+
+/** Quality against what it takes, with the trials that nothing beats in both. */
+export class Tradeoff {
+  constructor({ open }) {
+    this.open = open;
+    this.trials = [];
+    this.choice = el('select', { id: 'against', onchange: () => { this.given = true; this.paint(); } }, Object.entries(COSTS).map(([key, [text]]) => el('option', { value: key }, text)));
+    this.place = el('div', { class: 'figure', role: 'img', 'aria-label': 'nothing to show yet' });
+    this.front = el('p', { class: 'quiet' });
+    this.element = el('section', { class: 'card', 'aria-label': 'Trade-off' },
+      el('div', { class: 'bar' }, el('h2', {}, 'Quality against what it takes'), el('label', { for: 'against' }, 'Against'), this.choice), this.place, this.front);
+    this.unfit = fitted(this.place, (width) => this.plot?.setSize({ width, height: HEIGHT + 40 }));
+  }
+
+  end() {
+    this.unfit();
+    this.plot?.destroy();
+  }
+
+  update(trials, sweep, chosen) {
+    Object.assign(this, { trials, sweep, chosen });
+    // A machine of one's own costs nothing.
+    const known = Object.keys(COSTS).find((key) => trials.some((t) => taken(t, key) > 0));
+    if (!this.given && known) this.choice.value = known;
+    this.paint();
+  }
+
+  paint() {
+    const key = this.choice.value;
+    const [label, format, scale = 1] = COSTS[key];
+    const smaller = this.sweep?.goal !== 'maximize';
+    const takes = (t) => taken(t, key);
+    const points = this.trials.filter((t) => Number.isFinite(t.value) && takes(t) > 0).map((t) => ({ t, x: takes(t) * scale, y: t.value })).sort((a, b) => a.x - b.x || (smaller ? a.y - b.y : b.y - a.y));
+    this.plot?.destroy();
+    this.plot = null;
+    if (points.length === 0) {
+      fill(this.place, el('p', { class: 'quiet' }, 'No trial has both yet.'));
+      this.front.textContent = '';
+      return;
+    }
+    let best = smaller ? Infinity : -Infinity;
+    const front = points.map(({ y }) => {
+      const better = smaller ? y < best : y > best;
+      if (better) best = y;
+      return better ? y : null;
+    });
+    const unbeaten = points.filter((_, i) => front[i] !== null);
+    fill(this.front, 'Nothing is better and takes less than: ', unbeaten.slice(0, 12).map(({ t, x, y }) => [
+      el('button', { type: 'button', class: 'open', onclick: () => this.open(t.n) }, `trial ${t.n}`), ` (${quality(y)}, ${format(x / scale)}) `]));
+    this.place.setAttribute('aria-label', `${this.sweep?.metric} against ${label} of ${points.length} trials; the text below names those that nothing beats in both`);
+    const dots = (size) => ({ show: true, size, space: 0 });
+    const series = [
+      { label },
+      { label: 'trials', stroke: color('ink-3'), paths: () => null, points: { ...dots(5), fill: color('ink-3') } },
+      { label: 'chosen', stroke: color('series-1'), paths: () => null, points: { ...dots(9), fill: color('series-1') } },
+      { label: 'not beaten', stroke: color('series-0'), width: 1.5, paths: uPlot.paths.stepped({ align: 1 }), spanGaps: true, points: { ...dots(8), fill: color('series-0') } },
+    ];
+    series.slice(1).forEach((one) => { one.value = (_, value) => quality(value); });
+    series[0].value = (_, value) => (value === null ? '–' : format(value / scale));
+    const data = [points.map(({ x }) => x), points.map(({ y }) => y), points.map(({ t, y }) => (this.chosen.has(t.n) ? y : null)), front];
+    this.place.replaceChildren();
+    this.plot = new uPlot({
+      width: this.place.clientWidth, height: HEIGHT + 40,
+      scales: { x: { time: false } },
+      axes: [axis(label), axis(this.sweep?.metric ?? 'value', { size: 64 })],
+      series,
+      cursor: { drag: { x: true, y: true }, bind: {} },
+    }, data, this.place);
+    this.plot.over.addEventListener('click', (event) => {
+      const [left, top] = [event.offsetX, event.offsetY];
+      const distance = ({ x, y }) => Math.hypot(this.plot.valToPos(x, 'x') - left, this.plot.valToPos(y, 'y') - top);
+      const near = points.reduce((a, b) => (distance(b) < distance(a) ? b : a));
+      if (distance(near) < 14) this.open(near.t.n);
+    });
+  }
+}
+
+// A canvas as sharp as the screen, and its pen in pixels of the page.
+function pen(canvas, width, height) {
+  const ratio = devicePixelRatio || 1;
+  canvas.width = Math.round(width * ratio);
+  canvas.height = Math.round(height * ratio);
+  canvas.style.width = `${width}px`;
+  canvas.style.height = `${height}px`;
+  const context = canvas.getContext('2d');
+  context.scale(ratio, ratio);
+  context.font = '12px system-ui';
+  return context;
+}
+
+function mixed(from, to, part) {
+  const [a, b] = [from, to].map((hex) => [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)));
+  return `rgb(${a.map((c, i) => Math.round(c + (b[i] - c) * part)).join(' ')})`;
+}
+
+/** Every trial as a line through its parameters and its value. */
+export class Parallel {
+  constructor() {
+    this.canvas = el('canvas', { role: 'img', 'aria-label': 'nothing to show yet' });
+    this.place = el('div', { class: 'figure' }, this.canvas);
+    this.element = el('section', { class: 'card', 'aria-label': 'Parallel coordinates' },
+      el('div', { class: 'bar' }, el('h2', {}, 'Parallel coordinates')), this.place,
+      el('p', { class: 'quiet' }, 'A line is a trial: strong where it is good, grey where it is not. Chosen trials have the colours of their curves.'));
+    this.unfit = fitted(this.place, () => this.paint());
+  }
+
+  end() {
+    this.unfit();
+  }
+
+  update(trials, sweep, chosen) {
+    Object.assign(this, { trials: trials.filter((t) => Number.isFinite(t.value)), sweep, chosen });
+    this.paint();
+  }
+
+  paint() {
+    if (!this.trials || this.place.clientWidth === 0) return;
+    const names = [...new Set(this.trials.slice(0, 500).flatMap((t) => Object.keys(t.parameters)))].slice(0, 9);
+    const width = this.place.clientWidth;
+    const [height, top, bottom, side] = [320, 34, 20, 56];
+    const context = pen(this.canvas, width, height);
+    const axes = [...names.map((name) => scale(name, (t) => t.parameters[name], this.trials)), scale(this.sweep?.metric ?? 'value', (t) => t.value, this.trials)];
+    this.canvas.setAttribute('aria-label', `${this.trials.length} trials over ${names.join(', ')} and ${this.sweep?.metric}; the table has the same numbers`);
+    const x = (i) => side + (i * (width - 2 * side)) / Math.max(axes.length - 1, 1);
+    const y = (part) => height - bottom - part * (height - top - bottom);
+    const smaller = this.sweep?.goal !== 'maximize';
+    const ranked = [...this.trials].sort((a, b) => (smaller ? b.value - a.value : a.value - b.value));
+    const line = (t) => {
+      context.beginPath();
+      axes.forEach(({ part }, i) => {
+        const at = part(t);
+        if (at !== null) context.lineTo(x(i), y(at));
+      });
+      context.stroke();
+    };
+    const [good, poor] = [color('series-0'), color('faint')];
+    context.globalAlpha = Math.max(0.12, Math.min(0.9, 60 / this.trials.length));
+    ranked.forEach((t, i) => {
+      context.strokeStyle = mixed(poor, good, (i / Math.max(ranked.length - 1, 1)) ** 2);
+      context.lineWidth = 1.2;
+      line(t);
+    });
+    context.globalAlpha = 1;
+    [...this.chosen].sort((a, b) => a - b).forEach((n, i) => {
+      const t = this.trials.find((one) => one.n === n);
+      context.strokeStyle = nth(i);
+      context.lineWidth = 2.5;
+      if (t) line(t);
+    });
+    axes.forEach(({ name, marks }, i) => {
+      context.strokeStyle = color('ink-3');
+      context.lineWidth = 1;
+      context.beginPath();
+      context.moveTo(x(i), top);
+      context.lineTo(x(i), height - bottom);
+      context.stroke();
+      context.fillStyle = color('ink');
+      context.textAlign = i === 0 ? 'left' : i === axes.length - 1 ? 'right' : 'center';
+      context.fillText(name, i === 0 ? 4 : i === axes.length - 1 ? width - 4 : x(i), 16);
+      context.textAlign = i === axes.length - 1 ? 'left' : 'right';
+      // A rim, so that it can be read on the lines.
+      context.strokeStyle = color('card');
+      context.lineWidth = 4;
+      context.lineJoin = 'round';
+      for (const [text, part] of marks) {
+        const at = [x(i) + (i === axes.length - 1 ? 6 : -6), y(part) + 4];
+        context.strokeText(text, ...at);
+        context.fillText(text, ...at);
+      }
+    });
+  }
+}
+
+// Where values lie on an axis from 0 to 1, and what stands beside it.
+function scale(name, of, trials) {
+  const values = trials.map(of).filter((value) => value !== undefined && value !== null);
+  if (values.length && values.every((value) => typeof value === 'number')) {
+    const { low, high, log } = spread(values);
+    const at = (value) => (log ? Math.log(value) : value);
+    const part = (value) => (high > low ? (at(value) - at(low)) / (at(high) - at(low)) : 0.5);
+    const middle = log ? Math.sqrt(low * high) : (low + high) / 2;
+    const marks = high > low ? [low, middle, high] : [low];
+    return { name, part: (t) => (typeof of(t) === 'number' ? part(of(t)) : null), marks: marks.map((value) => [number(value), part(value)]) };
+  }
+  const text = (value) => (Array.isArray(value) ? value.join(', ') : String(value));
+  const distinct = [...new Set(values.map(text))].sort();
+  const part = (value) => (distinct.length > 1 ? distinct.indexOf(text(value)) / (distinct.length - 1) : 0.5);
+  return { name, part: (t) => (of(t) === undefined ? null : part(of(t))), marks: distinct.slice(0, 12).map((value) => [value.slice(0, 14), part(value)]) };
+}
+
+/** Which parameters decide whether a trial is among the best. */
+export class Importance {
+  constructor() {
+    this.list = el('ol', { class: 'importance' });
+    this.element = el('section', { class: 'card', 'aria-label': 'Importance' },
+      el('div', { class: 'bar' }, el('h2', {}, 'Importance of parameters')), this.list,
+      el('p', { class: 'quiet' }, 'PED-ANOVA: how far the best tenth of the trials differs from all in each parameter, as shares of the whole.'));
+  }
+
+  end() {}
+
+  update(trials, sweep) {
+    const shares = importance(trials, sweep?.goal !== 'maximize');
+    if (shares.length === 0) {
+      fill(this.list, el('li', { class: 'quiet' }, 'Known from ten trials with a value on.'));
+      return;
+    }
+    fill(this.list, shares.map(([name, share]) => el('li', {}, el('span', {}, name),
+      el('meter', { min: '0', max: '1', value: String(share), 'aria-label': `importance of ${name}` }), el('span', { class: 'number' }, `${Math.round(share * 100)} %`))));
+  }
+}
+
+const BAR = 11;
+
+/** What each device did when: a bar is a trial, bars above each other are a pack, the strip below is memory. */
+export class Timeline {
+  constructor({ open }) {
+    this.open = open;
+    this.canvas = el('canvas', { role: 'img', 'aria-label': 'nothing to show yet', onmousemove: (event) => this.point(event), onclick: (event) => {
+      const hit = this.at(event);
+      if (hit) this.open(hit.n);
+    } });
+    this.place = el('div', { class: 'figure tall', tabindex: '0', role: 'region', 'aria-label': 'Timeline of devices' }, this.canvas);
+    this.said = el('p', { class: 'quiet' }, 'Point at a bar to read it; the table has agent and time of every trial.');
+    this.element = el('section', { class: 'card', 'aria-label': 'Timeline' }, el('div', { class: 'bar' }, el('h2', {}, 'Timeline of devices'), el('span', { class: 'count legend' }, ['running', ...OVER].map(state))), this.place, this.said);
+    this.unfit = fitted(this.place, () => this.paint());
+  }
+
+  end() {
+    this.unfit();
+  }
+
+  update(trials) {
+    this.trials = trials.filter((t) => t.started_at && t.agent).sort((a, b) => a.started_at - b.started_at);
+    this.paint();
+  }
+
+  paint() {
+    if (!this.trials || this.place.clientWidth === 0) return;
+    const now = Date.now();
+    const end = (t) => t.finished_at ?? now;
+    const lanes = new Map();
+    for (const t of this.trials) {
+      const lane = lanes.get(t.agent) ?? { name: t.agent, accelerator: t.accelerator, memory: t.device_memory_bytes, free: [], bars: [] };
+      lanes.set(t.agent, lane);
+      let row = lane.free.findIndex((until) => until <= t.started_at);
+      if (row < 0) row = lane.free.length;
+      lane.free[row] = end(t);
+      lane.bars.push({ t, row });
+    }
+    const [from, to] = [Math.min(...this.trials.slice(0, 1).map((t) => t.started_at), now), this.trials.reduce((last, t) => Math.max(last, end(t)), 0)];
+    const width = this.place.clientWidth - 2;
+    const side = Math.min(190, width / 4);
+    const heights = [...lanes.values()].map((lane) => Math.max(lane.free.length * (BAR + 2), 26) + 24);
+    const height = heights.reduce((sum, one) => sum + one, 26);
+    const context = pen(this.canvas, width, height);
+    const x = (at) => side + ((at - from) / Math.max(to - from, 1)) * (width - side - 8);
+    this.bars = [];
+    this.canvas.setAttribute('aria-label', `${this.trials.length} trials on ${lanes.size} agents from ${clock(from)} to ${clock(to)}`);
+    let top = 20;
+    context.fillStyle = color('ink-2');
+    for (let i = 0; i <= 4; i += 1) {
+      const at = from + ((to - from) * i) / 4;
+      context.textAlign = i === 4 ? 'right' : i === 0 ? 'left' : 'center';
+      context.fillText(clock(at), x(at), 12);
+    }
+    [...lanes.values()].forEach((lane, i) => {
+      context.strokeStyle = color('line');
+      context.strokeRect(side, top, width - side - 8, heights[i] - 8);
+      context.textAlign = 'left';
+      context.fillStyle = color('ink');
+      context.fillText(shortened(context, lane.name, side - 10), 2, top + 12);
+      context.fillStyle = color('ink-2');
+      context.fillText(shortened(context, `${lane.accelerator ?? ''} ${bytes(lane.memory)}`, side - 10), 2, top + 27);
+      for (const { t, row } of lane.bars) {
+        const bar = { n: t.n, t, x: x(t.started_at), y: top + 2 + row * (BAR + 2), w: Math.max(x(end(t)) - x(t.started_at), 2), h: BAR };
+        context.fillStyle = color(`state-${t.state}`);
+        context.fillRect(bar.x, bar.y, bar.w, bar.h);
+        this.bars.push(bar);
+      }
+      this.memory(context, lane, { x, end, base: top + heights[i] - 8, most: 14 });
+      top += heights[i];
+    });
+  }
+
+  // The sum of the peaks of those that train at a time, as a part of the device's memory.
+  memory(context, lane, { x, end, base, most }) {
+    const steps = lane.bars.flatMap(({ t }) => [[t.started_at, t.peak_memory_bytes ?? 0], [end(t), -(t.peak_memory_bytes ?? 0)]]).sort((a, b) => a[0] - b[0]);
+    if (!lane.memory) return;
+    context.fillStyle = color('memory');
+    let [sum, before] = [0, null];
+    for (const [at, change] of steps) {
+      if (before !== null && sum > 0) {
+        const high = Math.max(1, Math.min(1, sum / lane.memory) * most);
+        context.fillRect(x(before), base - high, Math.max(x(at) - x(before), 1), high);
+      }
+      sum += change;
+      before = at;
+    }
+  }
+
+  at(event) {
+    return this.bars?.findLast(({ x, y, w, h }) => event.offsetX >= x && event.offsetX <= x + w && event.offsetY >= y && event.offsetY <= y + h);
+  }
+
+  point(event) {
+    const hit = this.at(event);
+    this.canvas.style.cursor = hit ? 'pointer' : '';
+    if (!hit) return;
+    const { t } = hit;
+    const until = OVER.includes(t.state) ? clock(t.finished_at) : 'now';
+    this.said.textContent = `Trial ${t.n}, ${t.state}: ${clock(t.started_at)} to ${until}, ${duration((t.finished_at ?? Date.now()) - t.started_at)}, peak ${bytes(t.peak_memory_bytes)}, value ${quality(t.value)}`;
+  }
+}
+
+function shortened(context, text, room) {
+  if (context.measureText(text).width <= room) return text;
+  let end = text.length;
+  while (end > 1 && context.measureText(`${text.slice(0, end)}…`).width > room) end -= 1;
+  return `${text.slice(0, end)}…`;
+}

@@ -1,0 +1,331 @@
+//! Records as the page reads them: JSON with the numbers' digits that people can see. It is the page's own form, which
+//! changes with it; programs use gRPC, or `-o json`.
+
+use crate::store::TrialRecord;
+use domain::metric::{self, MetricPoint};
+use domain::sweep::Sweep;
+use domain::trial::Trial;
+use domain::{Attempt, Timestamp, TrialId};
+use proto::{convert, v1};
+use serde::Serialize;
+use serde_json::{Map, Number, Value, json};
+use std::collections::BTreeMap;
+
+/// Characters of a failure in a table; the trial has all of them.
+const FAILURE: usize = 160;
+
+/// A number with six digits, which is as many as people compare trials by.
+fn rounded(value: f64) -> f64 {
+    if value == 0.0 || !value.is_finite() { value } else { format!("{value:.5e}").parse().unwrap_or(value) }
+}
+
+/// A number with three digits, which is as many as a table shows. Each one more costs a byte for each trial.
+fn roughly(value: f64) -> f64 {
+    if value == 0.0 || !value.is_finite() { value } else { format!("{value:.2e}").parse().unwrap_or(value) }
+}
+
+/// A parameter, its fractions with four digits.
+fn rounded_value(value: &Value) -> Value {
+    match value.as_f64() {
+        Some(number) if value.is_f64() => Number::from_f64(format!("{number:.3e}").parse().unwrap_or(number))
+            .map_or(Value::Null, Value::Number),
+        _ => value.clone(),
+    }
+}
+
+fn milliseconds(time: Option<prost_types::Timestamp>) -> Option<u64> {
+    time.map(|time| convert::from_timestamp(time).0)
+}
+
+fn number_of(trial: &str) -> Option<u32> {
+    TrialId::new(trial).number()
+}
+
+/// A sweep in a list.
+pub fn sweep(sweep: &v1::Sweep) -> Value {
+    let spec = convert::from_struct(sweep.spec.clone().unwrap_or_default());
+    let search = spec.get("search").cloned().unwrap_or_default();
+    let word = |name: &str, prefix: &str| name.trim_start_matches(prefix).to_lowercase();
+    let count =
+        |count: &v1::StateCount| (word(count.state().as_str_name(), "TRIAL_STATE_"), json!(count.trials));
+    json!({
+        "id": sweep.id,
+        "name": sweep.name,
+        "state": word(sweep.state().as_str_name(), "SWEEP_STATE_"),
+        "created_at": milliseconds(sweep.created_at),
+        "finished_at": milliseconds(sweep.finished_at),
+        "max_trials": sweep.max_trials,
+        "counts": sweep.counts.iter().map(count).collect::<Map<_, _>>(),
+        "best_trial": sweep.best_trial_id.as_deref().and_then(number_of),
+        "best_value": sweep.best_value,
+        "cost_usd": sweep.cost_usd,
+        "failure": sweep.failure,
+        "ended_early": sweep.ended_early,
+        "metric": search.get("metric"),
+        "goal": search.get("goal"),
+        "algorithm": search.get("algorithm"),
+        "model": spec.get("pretrained_model_id"),
+        "max_cost_usd": spec.get("budget").and_then(|budget| budget.get("max_cost_usd")),
+    })
+}
+
+/// A sweep with the document that it follows.
+pub fn sweep_in_full(one: v1::Sweep) -> Value {
+    let mut value = sweep(&one);
+    value["spec"] = Value::Object(convert::from_struct(one.spec.unwrap_or_default()));
+    value
+}
+
+/// An agent. Its last sign of life is told where it has gone: it would otherwise change all the time.
+pub fn agent(agent: &v1::Agent) -> Value {
+    let device = |device: &v1::Device| {
+        json!({
+            "id": device.id,
+            "accelerator": device.accelerator,
+            "memory_bytes": device.memory_bytes,
+            "max_pack_size": device.max_pack_size,
+            "price_per_hour": device.price_per_hour,
+            "resident_base": device.resident_base,
+            "simulated_speed": device.simulated_speed,
+        })
+    };
+    let labels: BTreeMap<_, _> = agent.labels.iter().collect();
+    json!({
+        "id": agent.id,
+        "version": agent.version,
+        "hostname": agent.hostname,
+        "devices": agent.devices.iter().map(device).collect::<Vec<_>>(),
+        "connected": agent.connected,
+        "drained": agent.drained,
+        "registered": agent.registered,
+        "last_seen": (!agent.connected).then(|| milliseconds(agent.last_seen)).flatten(),
+        "labels": labels,
+        "trials": agent.trial_ids,
+    })
+}
+
+/// How trials stand in the page's table: by which metric, and from when on times count.
+#[derive(Debug, Clone)]
+pub struct Table {
+    metric: String,
+    since: Timestamp,
+}
+
+/// A trial in a table. Of what does not stand here, the page keeps what it knew of the same attempt.
+#[derive(Debug, Default, Serialize)]
+pub struct Row {
+    n: u32,
+    state: &'static str,
+    attempt: u32,
+    step: u64,
+    total_steps: Option<u64>,
+    /// By the sweep's metric.
+    value: Option<f64>,
+    cost_usd: Option<f64>,
+    agent: Option<String>,
+    /// The agent's device, while it holds one.
+    device: Option<String>,
+    accelerator: Option<String>,
+    device_memory_bytes: Option<u64>,
+    peak_memory_bytes: Option<u64>,
+    tokens_per_second: Option<f64>,
+    /// When its first step began, in seconds since the sweep was submitted.
+    started: Option<f64>,
+    /// Seconds from then to its end.
+    took: Option<f64>,
+    failure: Option<String>,
+    parameters: BTreeMap<String, Value>,
+}
+
+impl Table {
+    /// That of a sweep.
+    pub fn of(sweep: &Sweep) -> Self {
+        Self { metric: sweep.spec.search.metric.clone(), since: sweep.created_at }
+    }
+
+    /// A trial as it stands, on a device.
+    pub fn row(&self, trial: &Trial, device: Option<String>) -> Row {
+        let summary = trial.summary.as_ref();
+        let given = trial.device.as_ref();
+        let seconds = |from: Timestamp, to: Timestamp| to.since(from).as_secs_f64();
+        let tenths = |seconds: f64| (seconds * 10.0).round() / 10.0;
+        let value = match self.metric.as_str() {
+            metric::EVAL_LOSS => trial.eval_loss,
+            metric::LOSS => summary.and_then(|summary| summary.loss),
+            _ => None,
+        };
+        let ended = trial.started_at.zip(trial.finished_at);
+        Row {
+            n: trial.id.number().unwrap_or_default(),
+            state: trial.state.as_str(),
+            attempt: trial.attempt.0,
+            step: trial.step,
+            total_steps: trial.total_steps,
+            value: value.map(rounded),
+            cost_usd: trial.cost_usd.map(roughly),
+            agent: trial.agent.clone(),
+            device,
+            accelerator: given.map(|given| given.accelerator.clone()),
+            device_memory_bytes: given.map(|given| given.memory_bytes),
+            peak_memory_bytes: summary
+                .and_then(|summary| summary.peak_memory_bytes)
+                .map(|bytes| roughly(bytes as f64) as u64),
+            tokens_per_second: summary.and_then(|summary| summary.tokens_per_second).map(roughly),
+            started: trial.started_at.map(|started| tenths(seconds(self.since, started))),
+            took: ended.map(|(started, finished)| roughly(seconds(started, finished))),
+            failure: trial.failure.as_ref().map(|failure| failure.message.chars().take(FAILURE).collect()),
+            parameters: trial
+                .parameters
+                .iter()
+                .map(|(name, value)| (name.clone(), rounded_value(value)))
+                .collect(),
+        }
+    }
+
+    /// A trial with what only its record tells: where it trains, and how good it is by any metric.
+    pub fn record(&self, record: &TrialRecord) -> Row {
+        let device = record.placement.as_ref().map(|placement| placement.device.to_string());
+        let row = self.row(&record.trial, device);
+        Row { value: record.value.map(rounded).or(row.value), ..row }
+    }
+}
+
+/// Rows as columns: names once, and values of a kind beside each other, so that little is left when they are compressed.
+pub fn columns(rows: &[Row]) -> Value {
+    let mut columns: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    let mut parameters: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
+    for (at, row) in rows.iter().enumerate() {
+        let fields = serde_json::to_value(row).ok();
+        for (name, value) in fields.iter().filter_map(Value::as_object).flatten() {
+            if name != "parameters" && !value.is_null() {
+                put(columns.entry(name.clone()).or_default(), at, value.clone());
+            }
+        }
+        for (name, value) in &row.parameters {
+            put(parameters.entry(name).or_default(), at, value.clone());
+        }
+    }
+    columns
+        .values_mut()
+        .chain(parameters.values_mut())
+        .for_each(|column| column.resize(rows.len(), Value::Null));
+    json!({ "rows": rows.len(), "columns": columns, "parameters": parameters })
+}
+
+fn put(column: &mut Vec<Value>, at: usize, value: Value) {
+    column.resize(at, Value::Null);
+    column.push(value);
+}
+
+/// A trial in full: its record, with every parameter that is in force.
+pub fn trial(record: &TrialRecord) -> Value {
+    let trial = &record.trial;
+    let mut value = serde_json::to_value(trial).unwrap_or_default();
+    value["config"] = serde_json::to_value(trial.config_in_force()).unwrap_or_default();
+    value["simulated"] = json!(trial.is_simulated());
+    value["value"] = json!(record.value);
+    value["device_id"] = json!(record.placement.as_ref().map(|placement| placement.device.to_string()));
+    value["checkpoint_step"] = json!(record.checkpoint.as_ref().map(|checkpoint| checkpoint.step));
+    value
+}
+
+/// A running trial's newest numbers.
+pub fn point(trial: &TrialId, attempt: Attempt, point: &MetricPoint) -> Value {
+    let values: Map<_, _> =
+        point.values.iter().map(|(name, value)| (name.to_string(), json!(rounded(*value)))).collect();
+    json!({ "n": trial.number(), "attempt": attempt.0, "step": point.step, "values": values })
+}
+
+/// A curve: for each metric a column beside that of the steps, with nothing where it was not measured.
+pub fn curve(points: &[v1::MetricPoint]) -> Value {
+    let mut columns: BTreeMap<&str, Vec<Option<f64>>> = BTreeMap::new();
+    for (at, point) in points.iter().enumerate() {
+        for value in &point.values {
+            let column = columns.entry(&value.name).or_default();
+            column.resize(at, None);
+            column.push(Some(rounded(value.value)));
+        }
+    }
+    columns.values_mut().for_each(|column| column.resize(points.len(), None));
+    let steps: Vec<_> = points.iter().map(|point| point.step).collect();
+    json!({ "step": steps, "values": columns })
+}
+
+/// Something that happened to a trial.
+pub fn entry(entry: &v1::GetTrialLogResponse) -> Value {
+    json!({
+        "time": milliseconds(entry.time),
+        "event": entry.event,
+        "attempt": entry.attempt,
+        "step": entry.step,
+        "message": entry.message,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_the_digits_that_people_see() {
+        for (value, want) in [
+            (0.0, 0.0),
+            (1.0, 1.0),
+            (0.000_123_456_789, 0.000_123_457),
+            (-12_345_678.9, -12_345_700.0),
+            (f64::INFINITY, f64::INFINITY),
+        ] {
+            assert_eq!(rounded(value), want, "{value}");
+        }
+        assert!(rounded(f64::NAN).is_nan());
+        assert_eq!(rounded_value(&json!(1_234_567)), json!(1_234_567), "whole numbers stay as they are");
+        assert_eq!(rounded_value(&json!(0.000_123_456)), json!(0.000_123_5));
+        assert_eq!(rounded_value(&json!("all-linear")), json!("all-linear"));
+    }
+
+    #[test]
+    fn rows_are_sent_as_columns() {
+        let row = |n, value, parameters: Value| Row {
+            n,
+            state: "queued",
+            value,
+            parameters: serde_json::from_value(parameters).unwrap(),
+            ..Row::default()
+        };
+        let rows = [
+            row(1, None, json!({ "a": 1 })),
+            row(2, Some(0.5), json!({ "b": "x" })),
+            row(3, None, json!({})),
+        ];
+        let value = columns(&rows);
+        assert_eq!(value["rows"], json!(3));
+        assert_eq!(value["columns"]["n"], json!([1, 2, 3]));
+        assert_eq!(value["columns"]["value"], json!([null, 0.5, null]));
+        assert_eq!(value["columns"].get("cost_usd"), None, "nothing is said of what no row has");
+        assert_eq!(value["parameters"], json!({ "a": [1, null, null], "b": [null, "x", null] }));
+    }
+
+    #[test]
+    fn a_curve_has_as_many_values_as_steps() {
+        let point = |step, values: &[(&str, f64)]| v1::MetricPoint {
+            step,
+            time: None,
+            values: values
+                .iter()
+                .map(|(name, value)| v1::MetricValue { name: (*name).into(), value: *value })
+                .collect(),
+        };
+        let points = [
+            point(0, &[("eval/loss", 3.0)]),
+            point(1, &[("loss", 2.0)]),
+            point(2, &[("loss", f64::NAN), ("eval/loss", 1.5)]),
+            point(3, &[]),
+        ];
+        let want = json!({
+            "step": [0, 1, 2, 3],
+            "values": { "eval/loss": [3.0, null, 1.5, null], "loss": [null, 2.0, null, null] },
+        });
+        assert_eq!(curve(&points), want);
+        assert_eq!(curve(&[]), json!({ "step": [], "values": {} }));
+    }
+}
