@@ -210,7 +210,7 @@ impl Board {
 
     /// Where a trial that trains stands by the sweep's metric.
     fn value(&self, number: u32, trial: &Trial) -> Option<f64> {
-        let recorded = trial.eval_loss.filter(|_| self.metric() == metric::EVAL_LOSS);
+        let recorded = trial.recorded(self.metric());
         self.latest.get(&number).and_then(|l| l.value).or(recorded).filter(|value| !value.is_nan())
     }
 

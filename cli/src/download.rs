@@ -2,14 +2,16 @@
 
 use crate::Failure;
 use crate::bar::Bar;
+use ::eval::task::Task;
 use domain::trial::TrialConfig;
-use hub::{Hub, HubError, Kind, Located, Progress, Settings};
-use std::collections::HashSet;
+use hub::{Hub, HubError, Kind, Located, Progress, RepoId, Settings};
+use std::collections::HashMap;
+use std::path::PathBuf;
 
 /// Downloads what is not in the cache, each repository once.
 #[derive(Default)]
 pub(crate) struct Downloads {
-    ready: HashSet<String>,
+    ready: HashMap<String, PathBuf>,
 }
 
 impl Downloads {
@@ -33,13 +35,33 @@ impl Downloads {
         self.one(Kind::Model, name).map_err(|error| failure(&error, place))
     }
 
+    /// Sees to a task's documents, which are in a data set of the hub, and says where they lie.
+    pub(crate) fn documents(&mut self, task: &Task, place: &str) -> Result<PathBuf, Failure> {
+        let name = task.dataset_path.as_deref().unwrap_or_default();
+        let Some(id) = RepoId::parse(name) else {
+            let problem = format!(
+                "{place}: its dataset_path `{name}` is no data set of the hub; say where its documents lie"
+            );
+            return Err(Failure::invalid(problem));
+        };
+        let id = task.dataset_name.as_deref().map_or(id.clone(), |part| id.part(part));
+        self.fetched(Kind::Dataset, &id).map_err(|error| failure(&error, place))
+    }
+
     fn one(&mut self, kind: Kind, name: &str) -> Result<(), HubError> {
         let Located::Repo(id) = hub::locate(name) else { return Ok(()) };
-        if self.ready.insert(format!("{kind:?} {id}")) {
-            let hub = Hub::new(Settings::from_env()?);
-            hub.fetch(kind, &id, &mut Shown { repo: id.to_string(), bar: None })?;
+        self.fetched(kind, &id).map(drop)
+    }
+
+    fn fetched(&mut self, kind: Kind, id: &RepoId) -> Result<PathBuf, HubError> {
+        let key = format!("{kind:?} {id:?}");
+        if let Some(dir) = self.ready.get(&key) {
+            return Ok(dir.clone());
         }
-        Ok(())
+        let hub = Hub::new(Settings::from_env()?);
+        let dir = hub.fetch(kind, id, &mut Shown { repo: id.to_string(), bar: None })?;
+        self.ready.insert(key, dir.clone());
+        Ok(dir)
     }
 }
 

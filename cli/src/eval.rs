@@ -2,12 +2,13 @@
 
 mod progress;
 
-use crate::Failure;
 use crate::download::Downloads;
 use crate::output::{self, OutputArgs, say};
 use crate::train::progress::Loading;
+use crate::{Failure, evaluations};
 use ::eval::EvalError;
-use ::eval::data::{self, Data};
+use ::eval::data::Data;
+use ::eval::exam::{self, Places};
 use ::eval::results;
 use ::eval::run::{self, Model, Options, Outcome};
 use ::eval::task::{self, Chosen, Preset, Selection};
@@ -37,6 +38,7 @@ use trainer::{Device, TrainError, locate, preflight};
   lorafleet eval --model ./models/my-llama --tasks arc_challenge --num-fewshot 25 \\
       --task-data arc_challenge=./ai2_arc --log-samples samples.jsonl --output-dir results
   lorafleet eval --model ./models/my-llama --tasks perplexity --task-data perplexity=book.txt -o json
+  lorafleet eval --model openlm-research/open_llama_3b --tasks open-llm-leaderboard-v1
   lorafleet eval --model openlm-research/open_llama_3b --tasks ./my-task.yaml --task-data my-task=questions.parquet
 
 A directory given to --task-data holds files called after splits (test.jsonl, train-00000-of-00001.parquet), at its top, in
@@ -59,7 +61,7 @@ pub(crate) struct Args {
     /// Only the first N documents of each task.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
-    /// Where a task's documents lie; may be repeated.
+    /// Where a task's documents lie, if they are not to come from its data set on the hub; may be repeated.
     #[arg(long, alias = "task_data", value_name = "TASK=PATH", value_parser = named_path)]
     task_data: Vec<(String, PathBuf)>,
     /// Where a task's examples lie, if not in the split beside its documents or among them; may be repeated.
@@ -114,14 +116,15 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         add_bos: args.add_bos_token,
     };
     // All that can be wrong is found before the model is loaded.
-    let data = all_data(&args, &selection, &options)?;
+    let mut downloads = Downloads::default();
+    let data = all_data(&args, &selection, &options, &mut downloads)?;
     let mut log = args.log_samples.as_deref().map(Log::create).transpose()?;
     if let Some(dir) = &args.output_dir {
         std::fs::create_dir_all(dir).map_err(|e| Failure::invalid(format!("{}: {e}", dir.display())))?;
     }
     let placed = crate::device::of(&args.device)?;
     let model = config::paths::absolute(&args.model);
-    Downloads::default().model(&model, "--model")?;
+    downloads.model(&model, "--model")?;
     let dir = locate::model(&model).map_err(of_trainer)?;
     let device = trainer::device::open(placed.id.as_str()).map_err(of_trainer)?;
     let loaded = Loaded::new(&dir, &args, &device)?;
@@ -143,7 +146,12 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 }
 
 /// The documents and examples of each task.
-fn all_data(args: &Args, selection: &Selection, options: &Options) -> Result<Vec<Data>, Failure> {
+fn all_data(
+    args: &Args,
+    selection: &Selection,
+    options: &Options,
+    downloads: &mut Downloads,
+) -> Result<Vec<Data>, Failure> {
     let by_task = |paths: &[(String, PathBuf)], flag: &str| {
         let paths: BTreeMap<String, PathBuf> = paths.iter().cloned().collect();
         match paths.keys().find(|name| !selection.tasks.iter().any(|chosen| chosen.task.task == **name)) {
@@ -155,20 +163,15 @@ fn all_data(args: &Args, selection: &Selection, options: &Options) -> Result<Vec
     };
     let documents = by_task(&args.task_data, "--task-data")?;
     let examples = by_task(&args.fewshot_data, "--fewshot-data")?;
-    let load = |chosen: &Chosen| {
-        let task = &chosen.task;
-        let Some(path) = documents.get(&task.task) else {
-            let of =
-                task.dataset_path.as_ref().map_or(String::new(), |set| format!(" of the data set {set}"));
-            return Err(Failure::invalid(format!(
-                "{name}: no documents are given; say where the file or directory{of} is with --task-data {name}=PATH",
-                name = task.task
-            )));
+    let mut load = |chosen: &Chosen| {
+        let name = &chosen.task.task;
+        let places = Places {
+            documents: evaluations::place(&chosen.task, documents.get(name), downloads)?,
+            fewshot: examples.get(name).cloned(),
         };
-        let fewshot = examples.get(&task.task).map(PathBuf::as_path);
-        data::load(task, path, fewshot, options.examples(chosen) > 0).map_err(unusable)
+        exam::read(chosen, &places, options).map_err(unusable)
     };
-    selection.tasks.iter().map(load).collect()
+    selection.tasks.iter().map(&mut load).collect()
 }
 
 /// The model in memory.

@@ -42,6 +42,7 @@ mod download;
 mod embedded;
 mod engine_host;
 mod eval;
+mod evaluations;
 mod export;
 mod extend;
 mod failure;

@@ -3,9 +3,9 @@
 mod device;
 mod model;
 
-use crate::Failure;
 use crate::download::Downloads;
 use crate::output::{self, OutputArgs};
+use crate::{Failure, evaluations};
 use config::paths::{self, Named, Place};
 use config::sweep_file;
 use coordinator::search::{Proposal, Proposed, Searcher};
@@ -76,6 +76,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 pub(crate) fn load(file: &std::path::Path, set: &[String]) -> Result<sweep_file::Loaded, Failure> {
     let cwd = std::env::current_dir().map_err(Failure::failed)?;
     let loaded = sweep_file::load(file, &overrides(set)?, &cwd).map_err(Failure::invalid)?;
+    evaluations::known(&loaded)?;
     match paths::named(&loaded.document).into_iter().find(|named| named.place == Place::Uploaded) {
         None => Ok(loaded),
         Some(Named { at, name, .. }) => {
@@ -95,7 +96,9 @@ pub(crate) fn load_for(
         return load(file, set);
     }
     let cwd = std::env::current_dir().map_err(Failure::failed)?;
-    sweep_file::load_for_elsewhere(file, &overrides(set)?, &cwd).map_err(Failure::invalid)
+    let loaded = sweep_file::load_for_elsewhere(file, &overrides(set)?, &cwd).map_err(Failure::invalid)?;
+    evaluations::known(&loaded)?;
+    Ok(loaded)
 }
 
 /// The keys and values of `--set KEY=VALUE`.
@@ -148,6 +151,7 @@ pub(crate) fn check(loaded: &sweep_file::Loaded) -> Result<Vec<Planned>, Failure
         };
         planned.push(Planned { trial, preflight });
     }
+    evaluations::documents(loaded, &mut downloads)?;
     Ok(planned)
 }
 

@@ -303,6 +303,7 @@ async fn finish(args: &Args, connection: &Connection, sweep_id: &str, board: &Bo
             text += &base.map_or_else(String::new, |b| format!(" (base {b:.4})"));
             text += &format!(" · {}\n", view::parameters(trial));
             text += &adapter.as_ref().map_or_else(String::new, |a| format!("adapter     {a}\n"));
+            text += &view::evaluations(trial);
             text += &sample(trial);
         }
         let read = best.or_else(|| trials.iter().find(|trial| trial.summary.is_some()));

@@ -235,6 +235,11 @@ fn one(document: &Value) -> String {
                     lines(&key, value, out);
                 }
             }
+            Value::Array(items) if items.iter().any(Value::is_object) => {
+                for (i, item) in items.iter().enumerate() {
+                    lines(&format!("{prefix}[{i}]"), item, out);
+                }
+            }
             Value::Null => out.push(vec![prefix.to_string(), output::NONE.to_string()]),
             other => out.push(vec![prefix.to_string(), output::short(other)]),
         }

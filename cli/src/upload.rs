@@ -6,7 +6,7 @@ use crate::bar::Bar;
 use crate::client::{Connection, ServerArgs};
 use crate::output::{bytes, say};
 use crate::plan::BaseModels;
-use crate::{Failure, agents};
+use crate::{Failure, agents, evaluations};
 use clap::ValueEnum;
 use config::paths::{self, Named, Place, What};
 use config::sweep_file::Loaded;
@@ -22,6 +22,9 @@ use std::path::{Path, PathBuf};
 
 /// Ends of files of rows.
 const ROWS: [&str; 3] = [".jsonl", ".json", ".parquet"];
+
+/// The end of a text, which some tasks read as one document.
+const TEXT: &str = ".txt";
 
 /// What an adapter's files begin with.
 const ADAPTER: &str = "adapter_";
@@ -86,6 +89,8 @@ impl DataArgs {
         if self.data == Data::InPlace {
             return Ok(base_models);
         }
+        evaluations::documents_here(loaded)?;
+        evaluations::folders(loaded)?;
         let found: Vec<_> = paths::named(&loaded.document).into_iter().filter_map(Local::find).collect();
         let mut new_names = BTreeMap::new();
         // A simulated device reads no weights.
@@ -107,7 +112,7 @@ impl DataArgs {
                 What::Model => {
                     Some(simulated::shape(&local.name).map_err(|failure| place(&failure.message))?)
                 }
-                What::Rows | What::Adapter => None,
+                What::Rows | What::Adapter | What::Documents => None,
             };
             local.files =
                 files(Path::new(&local.name), local.what, weights).map_err(|problem| place(&problem))?;
@@ -226,7 +231,7 @@ fn files(path: &Path, what: What, weights: bool) -> Result<Vec<LocalFile>, Strin
             Err(HubError::Repo { problem, remedy, .. }) => return Err(format!("{problem}; {remedy}")),
             Err(error) => return Err(error.to_string()),
         },
-        What::Rows | What::Adapter => {
+        What::Rows | What::Adapter | What::Documents => {
             let mut names = BTreeSet::new();
             for entry in std::fs::read_dir(path).map_err(|error| unreadable(path, &error))? {
                 let name = entry.map_err(|error| unreadable(path, &error))?.file_name();
@@ -252,7 +257,8 @@ fn is_read(name: &str, what: What) -> bool {
     !name.starts_with('.')
         && match what {
             What::Adapter => name.starts_with(ADAPTER),
-            What::Rows | What::Model => ROWS.iter().any(|end| lower.ends_with(end)),
+            What::Documents if lower.ends_with(TEXT) => true,
+            What::Rows | What::Model | What::Documents => ROWS.iter().any(|end| lower.ends_with(end)),
         }
 }
 

@@ -3,7 +3,7 @@
 use crate::Failure;
 use crate::output::{self, NONE, or_none};
 use domain::Timestamp;
-use domain::trial::Trial;
+use domain::trial::{TaskScore, Trial};
 use proto::v1;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -101,6 +101,9 @@ pub(crate) fn trial_document(trial: &Trial) -> Value {
         }
     }
     value["simulated"] = json!(trial.is_simulated());
+    for score in trial.summary.iter().flat_map(|summary| &summary.evaluations) {
+        value[score.name().replace('/', "_")] = json!(score.value);
+    }
     value
 }
 
@@ -108,6 +111,36 @@ pub(crate) fn trial_document(trial: &Trial) -> Value {
 pub(crate) fn parameters(trial: &Trial) -> String {
     let pairs = trial.parameters.iter().map(|(name, value)| format!("{name} {}", output::short(value)));
     pairs.collect::<Vec<_>>().join(" · ")
+}
+
+/// What tasks made of a trial and of its base, a metric a line; empty if nothing was asked.
+pub(crate) fn evaluations(trial: &Trial) -> String {
+    let scores = trial.summary.iter().flat_map(|summary| &summary.evaluations);
+    let with_error = |value: f64, stderr: Option<f64>| {
+        format!("{value:.4}{}", stderr.map_or_else(String::new, |stderr| format!(" ± {stderr:.4}")))
+    };
+    let row = |score: &TaskScore| {
+        let difference = score.base_value.map(|base| score.value - base);
+        vec![
+            score.name(),
+            score.num_fewshot.to_string(),
+            score.documents.to_string(),
+            or_none(score.base_value.map(|base| with_error(base, score.base_stderr))),
+            with_error(score.value, score.stderr),
+            or_none(difference.map(|difference| {
+                let stderr =
+                    score.difference_stderr.map_or_else(String::new, |stderr| format!(" ± {stderr:.4}"));
+                format!("{difference:+.4}{stderr}")
+            })),
+        ]
+    };
+    let rows: Vec<_> = scores.map(row).collect();
+    if rows.is_empty() {
+        let unasked = trial.summary.as_ref().and_then(|summary| summary.unasked.as_ref());
+        return unasked.map_or_else(String::new, |why| format!("not asked   {why}\n"));
+    }
+    let headings = ["metric", "examples", "items", "base", "adapter", "difference (± standard error)"];
+    output::table(&headings, &rows, &["examples", "items"]) + "\n"
 }
 
 /// Trials, one a line, with the numbers that the published benchmark reports. Parameters that the search

@@ -28,8 +28,7 @@ const MEMORY: u64 = 1_000_000_000;
 fn thread(_: &actor::Scope) -> Host {
     let factory = || -> Box<dyn gpu_agent::engine::Engine> {
         let clock = Arc::new(SystemClock::new());
-        let candle =
-            Candle { device: trainer::Device::Cpu, clock: clock.clone(), sources: Default::default() };
+        let candle = Candle::new(trainer::Device::Cpu, clock.clone());
         Box::new(Pack::new(candle, MEMORY, clock))
     };
     Host::start("engine", Box::new(factory)).unwrap()
@@ -78,6 +77,7 @@ impl Bench {
             config: config.clone(),
             resume,
             digests: None,
+            evaluations: None,
             places: Default::default(),
         };
         self.tell(Command::Admit(Box::new(admission))).await;

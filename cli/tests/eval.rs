@@ -127,8 +127,8 @@ fn what_it_refuses() {
         "arc: is no task; there are arc_challenge, arc_easy, hellaswag, mmlu_SUBJECT",
     );
     refused(
-        &["--tasks", "arc_easy"],
-        "say where the file or directory of the data set allenai/ai2_arc is with",
+        &["--tasks", "perplexity"],
+        "perplexity: no documents are given; say where the file or directory is with --task-data perplexity=PATH",
     );
     refused(&["--tasks", "./gone.yaml"], "gone.yaml");
     refused(&arc("mmlu=x"), "mmlu is not among --tasks");

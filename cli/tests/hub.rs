@@ -124,6 +124,45 @@ fn a_sweep_names_a_model_and_rows_of_the_hub() {
     assert!(seen.len() == 4 && seen.iter().all(|seen| seen.path.starts_with("/api/")), "{seen:#?}");
 }
 
+/// A shipped task's documents come from its data set, of which one part is downloaded: for `eval`, and for a sweep.
+#[test]
+fn tasks_read_their_documents_from_the_hub() {
+    let fixture = Fixture::new();
+    let document = |i: u64| {
+        let choices = json!({ "text": ["w5", "w6 w7"], "label": ["A", "B"] });
+        json!({ "question": format!("w{} w3", 2 + i), "answerKey": if i % 2 == 0 { "A" } else { "B" }, "choices": choices })
+    };
+    let documents: String = (0..6).map(|i| document(i).to_string() + "\n").collect();
+    for part in ["ARC-Easy", "ARC-Challenge"] {
+        let file = format!("{part}/test.jsonl");
+        fixture.hub.put("datasets/allenai/ai2_arc", &file, documents.clone());
+    }
+    std::fs::write(fixture.sandbox.path().join("here.jsonl"), &documents).unwrap();
+    let json = |command: &mut Command| -> Value {
+        let output = command.output().unwrap();
+        expect(&output, 0, &[]);
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let eval = |more: &[&str]| {
+        let arguments = ["eval", "--model", "org/tiny", "--tasks", "arc_easy", "-o", "json"];
+        json(&mut fixture.command(&[&arguments, more].concat()))["results"]["arc_easy"].clone()
+    };
+    let from_hub = eval(&[]);
+    assert_eq!(
+        (&from_hub["sample_len"], &from_hub),
+        (&json!(6), &eval(&["--task-data", "arc_easy=here.jsonl"]))
+    );
+
+    let set = "evaluations={tasks: [arc_easy], limit: 4}";
+    let result = json(&mut fixture.command(&["run", "sweep.yaml", "--set", set, "-o", "json"]));
+    let scores = &result["trials"][0]["summary"]["evaluations"];
+    assert_eq!((&scores[0]["task"], &scores[0]["documents"]), (&json!("arc_easy"), &json!(4)), "{result:#}");
+    let snapshot = format!("hf/hub/datasets--allenai--ai2_arc/snapshots/{COMMIT}");
+    let parts = std::fs::read_dir(fixture.sandbox.path().join(snapshot)).unwrap();
+    let parts: Vec<_> = parts.map(|part| part.unwrap().file_name()).collect();
+    assert_eq!(parts, ["ARC-Easy"]);
+}
+
 #[test]
 fn what_cannot_be_had_is_named_with_its_place() {
     let fixture = Fixture::new();

@@ -9,12 +9,14 @@
 //! | [`size`] | numbers of bytes as people write them |
 //! | [`tokens`] | who may call a server, and as what |
 //! | [`tasks`] | what models are evaluated on |
+//! | `evaluations` | task files into the sweep that names them |
 //! | `user` | the files of a user's own |
 //! | `yaml` | YAML text to JSON and the place of each key |
 //! | `overrides` | `--set key=value` |
 //! | `paths` | which values are local paths, and what they resolve to |
 
 pub mod contexts;
+mod evaluations;
 pub mod machines;
 mod overrides;
 pub mod paths;

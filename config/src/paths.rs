@@ -18,15 +18,25 @@ pub enum What {
     Rows,
     /// An adapter.
     Adapter,
+    /// What a task asks, or shows before.
+    Documents,
 }
 
 impl What {
+    /// Whether it is never one of the hub.
+    fn is_always_local(self) -> bool {
+        matches!(self, Self::Adapter | Self::Documents)
+    }
+
     /// What it must be on disk.
     fn on_disk(self) -> &'static str {
         match self {
             Self::Model => "a model's directory",
             Self::Rows => "a .jsonl, .json or .parquet file or a directory of them",
             Self::Adapter => "an adapter's directory",
+            Self::Documents => {
+                "a .jsonl, .json, .parquet or .txt file or a directory of files called after splits"
+            }
         }
     }
 }
@@ -39,6 +49,9 @@ const PATH_PARAMETERS: &[(&str, What)] = &[
     ("eval_dataset_name", What::Rows),
     ("init_adapter", What::Adapter),
 ];
+
+/// Mappings in the section `evaluations` that name where tasks' documents lie.
+const PLACES_OF_DOCUMENTS: &[&str] = &["task_data", "fewshot_data"];
 
 /// What to do about a local path that does not exist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +77,7 @@ pub(crate) fn resolve(
 /// Where a name leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
-    /// To a path; an adapter's always does, as none is taken from the hub.
+    /// To a path; an adapter's and a task's documents' always does, as none of these is taken from the hub by its name.
     Path,
     /// To the hub.
     Hub,
@@ -91,7 +104,7 @@ pub fn named(document: &Map<String, Value>) -> Vec<Named> {
     each(&mut document.clone(), &mut |at, name, what| {
         let place = match () {
             () if Reference::is_meant(name) => Place::Uploaded,
-            () if is_local(name) || what == What::Adapter => Place::Path,
+            () if is_local(name) || what.is_always_local() => Place::Path,
             () => Place::Hub,
         };
         named.push(Named { at: at.into(), name: name.clone(), what, place });
@@ -155,6 +168,13 @@ fn each(document: &mut Map<String, Value>, visit: &mut Visit<'_>) {
             _ => {}
         }
     }
+    if let Some(Value::Object(asked)) = document.get_mut("evaluations") {
+        for key in PLACES_OF_DOCUMENTS {
+            if let Some(places) = asked.get_mut(*key) {
+                each_of(&format!("evaluations.{key}"), places, What::Documents, visit);
+            }
+        }
+    }
 }
 
 fn each_of(path: &str, value: &mut Value, what: What, visit: &mut Visit<'_>) {
@@ -187,7 +207,7 @@ impl Resolver<'_> {
         let base = (self.base)(path);
         let full = base.join(home(text).unwrap_or_else(|| PathBuf::from(&*text)));
         let exists = !text.is_empty() && full.exists();
-        if !exists && !is_local(text) {
+        if !exists && !is_local(text) && what != What::Documents {
             return;
         }
         let full = tidy(&full);
@@ -217,7 +237,7 @@ pub fn is_local(text: &str) -> bool {
 }
 
 /// `~` and `~/…` in the home directory.
-fn home(text: &str) -> Option<PathBuf> {
+pub(crate) fn home(text: &str) -> Option<PathBuf> {
     let rest = text.strip_prefix('~')?;
     let home = PathBuf::from(std::env::var_os("HOME")?);
     match rest.strip_prefix('/') {

@@ -3,7 +3,7 @@
 use crate::paths::Missing;
 pub use crate::yaml::Position;
 use crate::yaml::Positions;
-use crate::{overrides, paths, yaml};
+use crate::{evaluations, overrides, paths, yaml};
 use domain::sweep::{Problem, SweepSpec, is_within};
 use serde_json::{Map, Value};
 use std::fmt;
@@ -225,6 +225,7 @@ fn read(
         let overridden = places.overrides.iter().any(|(set, _)| is_within(path, set));
         if overridden { cwd.to_path_buf() } else { dir.to_path_buf() }
     };
+    problems.extend(evaluations::inline(&mut document, &base, missing == Missing::Ignore));
     problems.extend(paths::resolve(&mut document, &base, missing));
     let spec = match SweepSpec::from_document(&document) {
         Ok(spec) if problems.is_empty() => spec,

@@ -22,6 +22,11 @@ pub const SHIPPED: &[(&str, &str)] = shipped!(
     "truthfulqa_mc2",
 );
 
+/// Whether a task's name is that of a file: it ends so, or has a folder.
+pub fn is_file(name: &str) -> bool {
+    name.contains('/') || name.ends_with(".yaml") || name.ends_with(".yml")
+}
+
 /// Reads a task file.
 ///
 /// # Errors

@@ -57,6 +57,7 @@ fn spec() -> SweepSpec {
         budget: Default::default(),
         resources: Default::default(),
         keep_adapters: None,
+        evaluations: None,
     }
 }
 

@@ -52,6 +52,34 @@ pub const REPORTED: &[&str] = &[
     PEAK_MEMORY_BYTES,
 ];
 
+/// What begins the name of every metric that is measured with an adapter in place.
+const EVALUATED: &str = "eval/";
+
+/// The metric of a task, or of a preset, that a sweep's evaluations ask: `eval/arc_challenge/acc_norm`.
+pub fn of_task(task: &str, metric: &str) -> String {
+    format!("{EVALUATED}{task}/{metric}")
+}
+
+/// The task and the metric that [`of_task`] made a name of; `None` if it made none of it.
+pub fn task_and_metric(name: &str) -> Option<(&str, &str)> {
+    let (task, metric) = name.strip_prefix(EVALUATED)?.rsplit_once('/')?;
+    (!task.is_empty() && !metric.is_empty()).then_some((task, metric))
+}
+
+/// Metrics of tasks of whole texts, of which less is better; of all other tasks' more is.
+pub const PERPLEXITIES: &[&str] = &["word_perplexity", "byte_perplexity", "bits_per_byte"];
+
+/// The mean of a preset's tasks.
+pub const MEAN: &str = "mean";
+
+/// Which way is better, of a metric by which trials are compared and nobody says.
+pub fn goal(name: &str) -> crate::sweep::Goal {
+    match task_and_metric(name) {
+        Some((_, metric)) if !PERPLEXITIES.contains(&metric) => crate::sweep::Goal::Maximize,
+        _ => crate::sweep::Goal::Minimize,
+    }
+}
+
 /// The definition of `name`.
 pub fn definition(name: &str) -> Option<&'static Definition> {
     DEFINITIONS.iter().find(|d| d.name == name)
@@ -73,5 +101,30 @@ impl MetricPoint {
     /// The value of a metric at this step.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.values.iter().find(|(n, _)| n == name).map(|(_, v)| *v)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sweep::Goal;
+
+    #[test]
+    fn what_a_name_of_a_tasks_metric_says() {
+        for (name, parts, goal_of_it) in [
+            ("eval/arc_challenge/acc_norm", Some(("arc_challenge", "acc_norm")), Goal::Maximize),
+            ("eval/a/b/acc", Some(("a/b", "acc")), Goal::Maximize),
+            ("eval/book/word_perplexity", Some(("book", "word_perplexity")), Goal::Minimize),
+            ("eval/open-llm-leaderboard-v1/mean", Some(("open-llm-leaderboard-v1", "mean")), Goal::Maximize),
+            ("eval/loss", None, Goal::Minimize),
+            ("eval//acc", None, Goal::Minimize),
+            ("eval/arc/", None, Goal::Minimize),
+            ("loss", None, Goal::Minimize),
+        ] {
+            assert_eq!((task_and_metric(name), goal(name)), (parts, goal_of_it), "{name}");
+            if let Some((task, metric)) = parts {
+                assert_eq!(of_task(task, metric), name);
+            }
+        }
     }
 }

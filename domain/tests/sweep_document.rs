@@ -5,7 +5,7 @@
 mod common;
 
 use common::{check, document, over, spec};
-use domain::sweep::{Algorithm, SweepSpec};
+use domain::sweep::{Algorithm, Goal, SweepSpec};
 use serde_json::{Value, json};
 
 #[test]
@@ -205,7 +205,7 @@ fn metrics() {
     for (name, remedy) in [
         ("eval/los", "did you mean eval/loss?"),
         ("los", "did you mean loss?"),
-        ("eval/arc_challenge/acc_norm", known),
+        ("eval//acc_norm", known),
         ("accuracy", known),
         ("cost_usd", known),
         ("", known),
@@ -315,6 +315,86 @@ fn budget_and_resources() {
         json!({ "resources": { "accelerators": "A100" } }),
         &[
             "resources.accelerators: must be a list of accelerator names; write accelerators: [A100-40GB]; an empty list means any",
+        ],
+    );
+}
+
+#[test]
+fn evaluations() {
+    let asked = |section: Value| json!({ "evaluations": section });
+    assert_eq!(spec(json!({})).evaluations, None);
+    assert_eq!(spec(asked(json!(null))).evaluations, None);
+    let full = json!({
+        "tasks": ["arc_challenge", { "include": "arc_easy", "task": "mine" }], "num_fewshot": 0, "limit": 20,
+        "task_data": { "mine": "/data/mine.jsonl" }, "fewshot_data": { "mine": "/data/train.jsonl" },
+    });
+    assert_eq!(spec(asked(full.clone())).to_document()["evaluations"], full);
+    let least = json!({ "tasks": ["arc_easy"] });
+    assert_eq!(spec(asked(least.clone())).to_document()["evaluations"], least);
+
+    let tasks = "evaluations.tasks: must be a list of tasks; write tasks: [arc_challenge, ./my-task.yaml]; \
+                 docs/evaluation.md has their names";
+    for wrong in [json!([]), json!("arc_easy"), json!([1]), json!([""]), json!([{ "include": "arc_easy" }])] {
+        check(asked(json!({ "tasks": wrong })), &[tasks]);
+    }
+    check(asked(json!({})), &[tasks]);
+    let with = |key: &str, value: Value| asked(json!({ "tasks": ["arc_easy"], key: value }));
+    for (key, value, problem) in [
+        ("limits", json!(1), "limits: unknown key; did you mean limit?"),
+        ("limit", json!(0), "limit: must be a whole number from 1, not 0; give one of at most 4294967295"),
+        (
+            "num_fewshot",
+            json!(0.5),
+            "num_fewshot: must be a whole number from 0, not 0.5; give one of at most 4294967295",
+        ),
+        (
+            "task_data",
+            json!("rows.jsonl"),
+            "task_data: must be a mapping of tasks to paths; write task_data: \
+             { arc_challenge: ./ARC-Challenge-Test.jsonl }",
+        ),
+        (
+            "fewshot_data",
+            json!({ "arc_easy": 1 }),
+            "fewshot_data: must be a mapping of tasks to paths; write fewshot_data: \
+             { arc_challenge: ./ARC-Challenge-Test.jsonl }",
+        ),
+    ] {
+        check(with(key, value), &[&format!("evaluations.{problem}")]);
+    }
+}
+
+/// Trials that are compared by a task's metric.
+#[test]
+fn metrics_of_tasks() {
+    let by = |metric: &str, search: Value| {
+        let mut changes = json!({
+            "search": { "max_trials": 2, "metric": metric }, "evaluations": { "tasks": ["arc_challenge", "perplexity"] },
+        });
+        changes["search"].as_object_mut().unwrap().extend(search.as_object().unwrap().clone());
+        changes
+    };
+    for (metric, search, goal) in [
+        ("eval/arc_challenge/acc_norm", json!({}), Goal::Maximize),
+        ("eval/arc_challenge/acc_norm", json!({ "goal": "minimize" }), Goal::Minimize),
+        ("eval/perplexity/word_perplexity", json!({}), Goal::Minimize),
+        ("eval/loss", json!({}), Goal::Minimize),
+    ] {
+        let spec = spec(by(metric, search));
+        assert_eq!((spec.search.metric.as_str(), spec.search.goal), (metric, goal));
+    }
+    let mut unasked = by("eval/arc_challenge/acc", json!({}));
+    unasked["evaluations"] = Value::Null;
+    check(
+        unasked,
+        &["search.metric: eval/arc_challenge/acc is a task's, and none is asked; add evaluations: { tasks: \
+           [arc_challenge] }"],
+    );
+    check(
+        by("eval/arc_challenge/acc", json!({ "algorithm": "asha" })),
+        &[
+            "search.metric: asha compares trials as they train, and eval/arc_challenge/acc is known once they have \
+           ended; compare them by eval/loss, or take another algorithm",
         ],
     );
 }

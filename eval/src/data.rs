@@ -77,11 +77,16 @@ fn rows(task: &Task, path: &Path, split: Option<&str>) -> Result<Vec<Fields>> {
     }
 }
 
-/// The files of a split, by name. They lie in the folder of the task's part of the data set, in `data/` or at the top.
-fn split_files(task: &Task, dir: &Path, split: Option<&str>) -> Result<Vec<PathBuf>> {
+/// Where in a directory a task's documents lie: in the folder of its part of the data set, in `data/` or at the top.
+pub fn folder(task: &Task, dir: &Path) -> PathBuf {
     let part = task.dataset_name.as_ref().map(|name| dir.join(name)).filter(|folder| folder.is_dir());
     let folder = part.or_else(|| Some(dir.join("data")).filter(|folder| folder.is_dir()));
-    let folder = folder.unwrap_or_else(|| dir.to_owned());
+    folder.unwrap_or_else(|| dir.to_owned())
+}
+
+/// The files of a split, by name.
+fn split_files(task: &Task, dir: &Path, split: Option<&str>) -> Result<Vec<PathBuf>> {
+    let folder = folder(task, dir);
     let Some(split) = split else {
         let problem = format!("names no split, and {} is a directory", dir.display());
         return Err(EvalError::task(&task.task, problem, "name a file"));

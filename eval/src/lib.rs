@@ -11,6 +11,7 @@
 //! | [`encode`] | texts to the tokens that are asked for |
 //! | [`metric`] | from log-likelihoods to figures with standard errors |
 //! | [`run`] | a model on a task |
+//! | [`exam`] | models on all the tasks of a sweep, a few documents at a time |
 //! | [`results`] | what came out, in the harness's layout |
 //!
 //! It is a crate of its own because it knows what neither of its neighbours should: the trainer, which answers how
@@ -19,6 +20,7 @@
 pub mod data;
 pub mod encode;
 mod error;
+pub mod exam;
 pub mod metric;
 pub mod prompt;
 pub mod python_random;

@@ -65,6 +65,15 @@ pub enum Score {
     Weighted(f64, u64),
 }
 
+impl Score {
+    /// The number, or the log-likelihood.
+    fn value(&self) -> f64 {
+        match self {
+            Self::Value(value) | Self::Weighted(value, _) => *value,
+        }
+    }
+}
+
 /// What a metric makes of all items.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Figure {
@@ -149,17 +158,16 @@ pub fn aggregate(metric: Metric, scores: &[Score]) -> Figure {
     let (value, stderr) = match metric {
         Metric::WordPerplexity | Metric::BytePerplexity => ((-mean).exp(), None),
         Metric::BitsPerByte => (-mean / std::f64::consts::LN_2, None),
-        _ => (mean, standard_error(scores, mean)),
+        _ => (mean, standard_error(&scores.iter().map(Score::value).collect::<Vec<_>>())),
     };
     Figure { metric, value, stderr }
 }
 
-/// The sample's standard deviation by √n.
-fn standard_error(scores: &[Score], mean: f64) -> Option<f64> {
-    let n = scores.len() as f64;
-    let squares = scores.iter().map(|score| match score {
-        Score::Value(value) | Score::Weighted(value, _) => (value - mean).powi(2),
-    });
+/// The standard error of a mean: the sample's standard deviation by √n. There is none of one value.
+pub fn standard_error(values: &[f64]) -> Option<f64> {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let squares = values.iter().map(|value| (value - mean).powi(2));
     (n > 1.0).then(|| (squares.sum::<f64>() / (n - 1.0)).sqrt() / n.sqrt())
 }
 

@@ -23,6 +23,13 @@ pub struct Item {
     pub gold: Gold,
 }
 
+impl Item {
+    /// How long its texts are.
+    pub fn bytes(&self) -> usize {
+        self.context.len() + self.choices.iter().map(String::len).sum::<usize>()
+    }
+}
+
 /// Makes the prompts of a task, document after document: each draws its examples where the one before left off.
 #[derive(Debug)]
 pub struct Prompts<'a> {

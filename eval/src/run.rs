@@ -10,6 +10,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 use std::ops::Range;
+use std::path::PathBuf;
 use trainer::lora::Adapter;
 use trainer::model::Base;
 use trainer::pack::{self, Answer, Question};
@@ -99,18 +100,153 @@ pub struct Outcome {
     pub requests: usize,
 }
 
-/// A task's documents as questions.
-struct Asked {
-    item: Item,
-    /// The questions of each choice, or of the whole text, among all.
-    questions: Range<usize>,
+/// Bytes of a task's prompts: they are made beforehand, and kept.
+const MOST_BYTES: usize = 1 << 30;
+
+/// A task with its documents as they are asked. Every prompt is made beforehand: each draws its examples where the one
+/// before left off, and what a document lacks is found before the first is asked.
+#[derive(Debug, Clone)]
+pub struct Paper {
+    /// The task.
+    pub task: Task,
+    /// Examples before each document.
+    pub num_fewshot: usize,
+    /// The documents that there are.
+    pub documents: usize,
+    path: PathBuf,
+    items: Vec<Item>,
+}
+
+/// What a model makes of some documents, in their order.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Answers {
+    /// What came of each.
+    pub samples: Vec<Sample>,
+    /// The texts whose likelihood was asked.
+    pub requests: usize,
+}
+
+impl Paper {
+    /// The prompts of a task's documents.
+    ///
+    /// # Errors
+    /// A document lacks what the task asks of it; there are too few examples; the prompts are too long together.
+    pub fn new(chosen: &Chosen, data: &Data, options: &Options) -> Result<Self> {
+        let (task, num_fewshot) = (chosen.task.clone(), options.examples(chosen));
+        let count = options.limit.unwrap_or(usize::MAX).min(data.documents.len());
+        let rolling = task.output_type == OutputType::LoglikelihoodRolling;
+        let mut prompts = Prompts::new(&task, data, if rolling { 0 } else { num_fewshot })?;
+        let text = |context| Item { context, choices: Vec::new(), gold: metric::Gold::Choice(0) };
+        let mut item = |index| match rolling {
+            true => prompts.text(index).map(text),
+            false => prompts.item(index),
+        };
+        let (mut items, mut bytes): (Vec<Item>, _) = (Vec::new(), 0);
+        for index in 0..count {
+            let item = item(index)?;
+            bytes += item.bytes();
+            items.push(item);
+            if bytes > MOST_BYTES {
+                let problem = format!(
+                    "the prompts of its first {} documents have more than {MOST_BYTES} bytes",
+                    index + 1
+                );
+                return Err(EvalError::task(
+                    &task.task,
+                    problem,
+                    "ask for fewer examples (num_fewshot) or documents (limit)",
+                ));
+            }
+        }
+        Ok(Self { num_fewshot, documents: data.documents.len(), path: data.path.clone(), items, task })
+    }
+
+    /// The end of the next documents that are asked together: `most` at most, and no more bytes than that, but one in any
+    /// case.
+    pub fn part(&self, from: usize, most: usize, bytes: usize) -> usize {
+        let mut sum = 0;
+        let fitting = self.items[from..].iter().take(most).take_while(|item| {
+            sum += item.bytes();
+            sum <= bytes
+        });
+        self.items.len().min(from + fitting.count().max(1))
+    }
+
+    /// The documents that are asked.
+    pub fn asked(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Asks some of the documents. `watch` is told how many of how many questions are answered.
+    ///
+    /// # Errors
+    /// A document is longer than the model reads; the device runs out of memory.
+    pub fn ask(
+        &self,
+        model: Model,
+        documents: Range<usize>,
+        options: &Options,
+        watch: &mut dyn FnMut(usize, usize),
+    ) -> Result<Answers> {
+        let max_length = options.max_length.unwrap_or(model.base.config.max_position_embeddings);
+        let encoder = Encoder::new(model.tokenizer, max_length, options.add_bos);
+        let items = &self.items[documents.clone()];
+        let encode = |(at, item)| self.questions(documents.start + at, item, &encoder);
+        let encoded: Vec<Vec<Question>> = items.par_iter().enumerate().map(encode).collect::<Result<_>>()?;
+        let (mut questions, mut asked) = (Vec::new(), Vec::with_capacity(items.len()));
+        for of_item in encoded {
+            let start = questions.len();
+            questions.extend(of_item);
+            asked.push(start..questions.len());
+        }
+        let total = questions.len();
+        let answers =
+            pack::score(model.base, model.adapter, &questions, options.batch_tokens, &mut |done| {
+                watch(done, total)
+            })?;
+        let sample = |((index, item), asked): ((usize, &Item), Range<usize>)| {
+            sample(&self.task, index, item, &answers[asked])
+        };
+        let samples = documents.zip(items).zip(asked).map(sample).collect();
+        Ok(Answers { samples, requests: total })
+    }
+
+    /// The questions of each choice, or of the whole text.
+    fn questions(&self, index: usize, item: &Item, encoder: &Encoder) -> Result<Vec<Question>> {
+        if self.task.output_type == OutputType::LoglikelihoodRolling {
+            return Ok(encoder.windows(&item.context)?);
+        }
+        let delimiter = &self.task.target_delimiter;
+        let delimited: Vec<_> = item.choices.iter().map(|choice| format!("{delimiter}{choice}")).collect();
+        let question = |(choice, pair): (usize, (Vec<u32>, Vec<u32>))| {
+            let length = pair.1.len();
+            encoder.question(pair).ok_or_else(|| EvalError::Document {
+                path: self.path.clone(),
+                place: format!("document {}", index + 1),
+                problem: format!("choice {} has {length} tokens", choice + 1),
+                remedy: "give it one at least, and no more than the model reads".into(),
+            })
+        };
+        encoder.pairs(&item.context, &delimited)?.into_iter().enumerate().map(question).collect()
+    }
+
+    /// What comes of all its documents' answers.
+    pub fn outcome(&self, answers: Answers) -> Outcome {
+        let Answers { samples, requests } = answers;
+        let figure = |(place, metric): (usize, &Metric)| {
+            let scores: Vec<_> = samples.iter().map(|sample| sample.metrics[place].1).collect();
+            metric::aggregate(*metric, &scores)
+        };
+        let figures = self.task.metrics.iter().enumerate().map(figure).collect();
+        let (num_fewshot, documents) = (self.num_fewshot, self.documents);
+        Outcome { task: self.task.clone(), num_fewshot, documents, samples, figures, requests }
+    }
 }
 
 /// Runs a task. `watch` is told how many of how many questions are answered.
 ///
 /// # Errors
-/// A document lacks what the task asks of it or is longer than the model reads; there are too few examples; the device
-/// runs out of memory.
+/// Those of [`Paper::new`] and [`Paper::ask`].
 pub fn evaluate(
     model: Model,
     chosen: &Chosen,
@@ -118,72 +254,9 @@ pub fn evaluate(
     options: &Options,
     watch: &mut dyn FnMut(usize, usize),
 ) -> Result<Outcome> {
-    let (task, num_fewshot) = (&chosen.task, options.examples(chosen));
-    let max_length = options.max_length.unwrap_or(model.base.config.max_position_embeddings);
-    let encoder = Encoder::new(model.tokenizer, max_length, options.add_bos);
-    let count = options.limit.unwrap_or(usize::MAX).min(data.documents.len());
-    let (asked, questions) = match task.output_type {
-        OutputType::MultipleChoice => choices(task, data, num_fewshot, count, &encoder)?,
-        OutputType::LoglikelihoodRolling => texts(task, data, count, &encoder)?,
-    };
-    let total = questions.len();
-    let answers = pack::score(model.base, model.adapter, &questions, options.batch_tokens, &mut |done| {
-        watch(done, total)
-    })?;
-    let sample = |(index, asked): (usize, Asked)| {
-        let answers = &answers[asked.questions.clone()];
-        sample(task, index, &asked.item, answers)
-    };
-    let samples: Vec<_> = asked.into_iter().enumerate().map(sample).collect();
-    let figure = |(place, metric): (usize, &Metric)| {
-        let scores: Vec<_> = samples.iter().map(|sample: &Sample| sample.metrics[place].1).collect();
-        metric::aggregate(*metric, &scores)
-    };
-    let figures = task.metrics.iter().enumerate().map(figure).collect();
-    let requests = total;
-    let documents = data.documents.len();
-    Ok(Outcome { task: task.clone(), num_fewshot, documents, samples, figures, requests })
-}
-
-type Questions = (Vec<Asked>, Vec<Question>);
-
-fn choices(task: &Task, data: &Data, examples: usize, count: usize, encoder: &Encoder) -> Result<Questions> {
-    let mut prompts = Prompts::new(task, data, examples)?;
-    let items: Vec<_> = (0..count).map(|index| prompts.item(index)).collect::<Result<_>>()?;
-    let encode = |item: &Item| {
-        let delimited: Vec<_> =
-            item.choices.iter().map(|c| format!("{}{c}", task.target_delimiter)).collect();
-        encoder.pairs(&item.context, &delimited)
-    };
-    let pairs: Vec<_> = items.par_iter().map(encode).collect::<trainer::Result<_>>()?;
-    let (mut asked, mut questions) = (Vec::with_capacity(count), Vec::new());
-    for (index, (item, pairs)) in items.into_iter().zip(pairs).enumerate() {
-        let start = questions.len();
-        for (choice, pair) in pairs.into_iter().enumerate() {
-            let length = pair.1.len();
-            questions.push(encoder.question(pair).ok_or_else(|| EvalError::Document {
-                path: data.path.clone(),
-                place: format!("document {}", index + 1),
-                problem: format!("choice {} has {length} tokens", choice + 1),
-                remedy: "give it one at least, and no more than the model reads".into(),
-            })?);
-        }
-        asked.push(Asked { item, questions: start..questions.len() });
-    }
-    Ok((asked, questions))
-}
-
-fn texts(task: &Task, data: &Data, count: usize, encoder: &Encoder) -> Result<Questions> {
-    let prompts = Prompts::new(task, data, 0)?;
-    let (mut asked, mut questions) = (Vec::with_capacity(count), Vec::new());
-    for index in 0..count {
-        let context = prompts.text(index)?;
-        let start = questions.len();
-        questions.extend(encoder.windows(&context)?);
-        let item = Item { context, choices: Vec::new(), gold: metric::Gold::Choice(0) };
-        asked.push(Asked { item, questions: start..questions.len() });
-    }
-    Ok((asked, questions))
+    let paper = Paper::new(chosen, data, options)?;
+    let answers = paper.ask(model, 0..paper.asked(), options, watch)?;
+    Ok(paper.outcome(answers))
 }
 
 fn sample(task: &Task, index: usize, item: &Item, answers: &[Answer]) -> Sample {

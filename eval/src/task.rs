@@ -4,6 +4,7 @@
 use crate::metric::Metric;
 use crate::{EvalError, Result};
 use config::tasks;
+use domain::metric::MEAN;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -162,21 +163,79 @@ pub struct Selection {
 pub fn select(names: &[String]) -> Result<Selection> {
     let mut selection = Selection::default();
     for name in names {
-        let (place, value) = document(name)?;
-        if value.get("preset").is_some() {
-            let preset: Preset = typed(&place, value)?;
-            for entry in &preset.tasks {
-                selection.add(find(&entry.task)?, Some(entry.num_fewshot))?;
-            }
-            selection.presets.push(preset);
-        } else {
-            selection.add(parse(&place, value)?, None)?;
-        }
+        let (place, value) = document(name, Files::Read)?;
+        selection.take(&place, value, Files::Read)?;
     }
     Ok(selection)
 }
 
+/// Finds the tasks and presets of a sweep: by the names of those that ship, or as what their files say. No file is read:
+/// whoever wrote the sweep is not on this machine.
+///
+/// # Errors
+/// There is no such task, or it says what cannot be.
+pub fn of_sweep(tasks: &[Value]) -> Result<Selection> {
+    let mut selection = Selection::default();
+    for task in tasks {
+        let (place, value) = match task {
+            Value::String(name) => document(name, Files::Refuse)?,
+            definition => {
+                let name = ["task", "preset"].iter().find_map(|key| definition.get(*key)?.as_str());
+                (name.unwrap_or("a task").to_owned(), definition.clone())
+            }
+        };
+        selection.take(&place, value, Files::Refuse)?;
+    }
+    Ok(selection)
+}
+
+/// Whether files may be named.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Files {
+    Read,
+    Refuse,
+}
+
 impl Selection {
+    fn take(&mut self, place: &str, value: Value, files: Files) -> Result<()> {
+        if value.get("preset").is_none() {
+            return self.add(parse(place, value, files)?, None);
+        }
+        let preset: Preset = typed(place, value)?;
+        if preset.tasks.is_empty() {
+            return Err(EvalError::task(place, "has no tasks", "name some in tasks"));
+        }
+        for entry in &preset.tasks {
+            let (place, value) = document(&entry.task, files)?;
+            let task = parse(&place, value, files)?;
+            if entry.metric.is_rolling() || !task.metrics.contains(&entry.metric) {
+                let problem = format!(
+                    "makes a mean of {} of {}, which is no accuracy that it counts",
+                    entry.metric, entry.task
+                );
+                return Err(EvalError::task(&preset.preset, problem, "name one of the metrics of that task"));
+            }
+            self.add(task, Some(entry.num_fewshot))?;
+        }
+        self.presets.push(preset);
+        Ok(())
+    }
+
+    /// The metrics of its tasks, and the means of its presets, as a sweep calls them.
+    pub fn metrics(&self) -> Vec<String> {
+        let of_task = |chosen: &Chosen| {
+            let task = chosen.task.task.clone();
+            chosen
+                .task
+                .metrics
+                .clone()
+                .into_iter()
+                .map(move |m| domain::metric::of_task(&task, &m.to_string()))
+        };
+        let means = self.presets.iter().map(|preset| domain::metric::of_task(&preset.preset, MEAN));
+        self.tasks.iter().flat_map(of_task).chain(means).collect()
+    }
+
     fn add(&mut self, task: Task, num_fewshot: Option<usize>) -> Result<()> {
         match self.tasks.iter().find(|chosen| chosen.task.task == task.task) {
             Some(same) if same.num_fewshot == num_fewshot => {}
@@ -190,16 +249,25 @@ impl Selection {
     }
 }
 
+impl Task {
+    /// Whether its data set is that of a task that ships: only of these a sweep may have a machine download documents.
+    pub fn asks_shipped_data(&self) -> bool {
+        let Some(path) = &self.dataset_path else { return false };
+        let shipped = tasks::SHIPPED.iter().filter_map(|(_, text)| tasks::read(text).ok());
+        shipped.into_iter().any(|task| task.get("dataset_path").and_then(Value::as_str) == Some(path))
+    }
+}
+
 /// The task of a name or file.
 ///
 /// # Errors
 /// Those of [`select`].
 pub fn find(name: &str) -> Result<Task> {
-    let (place, value) = document(name)?;
-    parse(&place, value)
+    let (place, value) = document(name, Files::Read)?;
+    parse(&place, value, Files::Read)
 }
 
-fn parse(place: &str, mut value: Value) -> Result<Task> {
+fn parse(place: &str, mut value: Value, files: Files) -> Result<Task> {
     // Above one another: a file's own keys over those of the file it includes.
     let mut depth = 0;
     while let Some(included) = value.as_object_mut().and_then(|keys| keys.remove("include")) {
@@ -209,7 +277,7 @@ fn parse(place: &str, mut value: Value) -> Result<Task> {
         if depth > 8 {
             return Err(wrong("includes itself"));
         }
-        let (_, mut below) = document(included)?;
+        let (_, mut below) = document(included, files)?;
         if let (Some(below), Value::Object(own)) = (below.as_object_mut(), value) {
             below.extend(own.into_iter().filter(|(key, _)| key != "include"));
         }
@@ -241,8 +309,15 @@ fn typed<T: serde::de::DeserializeOwned>(place: &str, value: Value) -> Result<T>
 }
 
 /// A task file's place in words, and what it says.
-fn document(name: &str) -> Result<(String, Value)> {
-    if name.contains('/') || name.ends_with(".yaml") || name.ends_with(".yml") {
+fn document(name: &str, files: Files) -> Result<(String, Value)> {
+    if tasks::is_file(name) {
+        if files == Files::Refuse {
+            return Err(EvalError::task(
+                name,
+                "is a file",
+                "name a task that ships, or say what the file says",
+            ));
+        }
         let path = Path::new(name);
         let text = std::fs::read_to_string(path)
             .map_err(|source| EvalError::Io { path: path.to_owned(), source })?;
@@ -337,5 +412,38 @@ mod tests {
         std::fs::write(&path, format!("include: {}", path.display())).unwrap();
         assert!(find(path.to_str().unwrap()).unwrap_err().to_string().contains("includes itself"));
         assert!(find("gone.yaml").unwrap_err().to_string().starts_with("gone.yaml: "));
+    }
+
+    /// What a sweep says is no way to the files of whoever runs it.
+    #[test]
+    fn a_sweep_names_no_file() {
+        let mine = serde_json::json!({ "include": "arc_challenge", "task": "mine" });
+        let preset = serde_json::json!({
+            "preset": "two", "tasks": [{ "task": "arc_easy", "num_fewshot": 3, "metric": "acc" }],
+        });
+        let selection = of_sweep(&["hellaswag".into(), mine, preset]).unwrap();
+        assert_eq!(
+            selection.metrics(),
+            [
+                "eval/hellaswag/acc",
+                "eval/hellaswag/acc_norm",
+                "eval/mine/acc",
+                "eval/mine/acc_norm",
+                "eval/arc_easy/acc",
+                "eval/arc_easy/acc_norm",
+                "eval/two/mean"
+            ]
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret.yaml");
+        std::fs::write(&path, "include: arc_easy").unwrap();
+        let path = path.to_str().unwrap();
+        let preset = serde_json::json!({
+            "preset": "x", "tasks": [{ "task": path, "num_fewshot": 0, "metric": "acc" }],
+        });
+        for task in [path.into(), serde_json::json!({ "include": path, "task": "mine" }), preset] {
+            let error = of_sweep(&[task]).unwrap_err().to_string();
+            assert!(error.contains("is a file"), "{error}");
+        }
     }
 }

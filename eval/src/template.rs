@@ -6,6 +6,9 @@ use minijinja::value::{Serde, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
 use serde_json::Map;
 
+/// Operations of one template: a sweep's author is not to keep a machine busy for ever.
+const FUEL: u64 = 1_000_000;
+
 /// Evaluates expressions and templates over a document's fields.
 #[derive(Debug)]
 pub(crate) struct Templates(Environment<'static>);
@@ -16,6 +19,7 @@ impl Templates {
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         let syntax = SyntaxConfig::builder().keep_trailing_newline(true).build();
         environment.set_syntax(syntax.unwrap_or_default());
+        environment.set_fuel(Some(FUEL));
         environment.set_unknown_method_callback(method);
         environment.add_filter("regex_replace", regex_replace);
         Self(environment)
@@ -71,5 +75,29 @@ fn regex_replace(text: &str, pattern: &str, replacement: &str) -> Result<String,
     let regex = Regex::new(pattern).map_err(|error| {
         Error::new(ErrorKind::InvalidOperation, format!("{pattern:?} is no regular expression: {error}"))
     })?;
-    Ok(regex.replace_all(text, replacement).into_owned())
+    let replaced = regex.try_replacen(text, 0, replacement).map_err(|error| {
+        Error::new(ErrorKind::InvalidOperation, format!("{pattern:?} cannot be looked for: {error}"))
+    })?;
+    Ok(replaced.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever writes a task neither stops nor breaks the program that runs it.
+    #[test]
+    fn templates_come_to_an_end() {
+        let templates = Templates::new();
+        let none = fields(&Map::new());
+        let endless = "{% for a in range(9999) %}{% for b in range(9999) %}{{ a }}{% endfor %}{% endfor %}";
+        assert!(templates.text(endless, &none).unwrap_err().contains("fuel"));
+        let backtracks = format!("{{{{ '{}' | regex_replace('(a+)+(?=b)\\\\1c', '') }}}}", "a".repeat(40));
+        let error = templates.text(&backtracks, &none).unwrap_err();
+        assert!(error.contains("cannot be looked for"), "{error}");
+        assert_eq!(
+            templates.text("{{ 'a [b] c' | regex_replace('\\\\[.*?\\\\]', '') }}", &none).unwrap(),
+            "a  c"
+        );
+    }
 }

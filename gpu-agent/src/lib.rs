@@ -227,11 +227,7 @@ fn host(device: &DeviceOptions, clock: Arc<dyn Clock>, scope: &Scope) -> std::io
     let (name, variables) = match &device.host {
         EngineHost::Thread => {
             return on_thread(Box::new(move || {
-                let candle = Candle {
-                    device: trainer::Device::Cpu,
-                    clock: clock.clone(),
-                    sources: Default::default(),
-                };
+                let candle = Candle::new(trainer::Device::Cpu, clock.clone());
                 Box::new(Pack::new(candle, memory, clock.clone()))
             }));
         }

@@ -156,9 +156,15 @@ pub fn hello(agent: v1::Agent, holdings: Vec<v1::Holding>) -> v1::SessionRequest
 /// An assignment, and the device that it is for.
 pub fn assign(assign: v1::Assign) -> (Assignment, DeviceId, Result<Assign, ConvertError>) {
     let assignment = Assignment { trial: TrialId::new(assign.trial_id), attempt: Attempt(assign.attempt) };
-    let command = convert::from_document("config", assign.config).map(|config| Assign {
+    let evaluations = match assign.evaluations {
+        None => Ok(None),
+        evaluations => convert::from_document("evaluations", evaluations).map(Some),
+    };
+    let config = convert::from_document("config", assign.config);
+    let command = config.and_then(|config| Ok((config, evaluations?))).map(|(config, evaluations)| Assign {
         assignment: assignment.clone(),
         config,
+        evaluations,
         resume_step: assign.resume_step,
         digests: assign.digests.map(Into::into),
         predicted_peak_memory_bytes: assign.predicted_peak_memory_bytes,

@@ -72,8 +72,7 @@ impl Bench {
 
     fn with_memory(bytes: u64) -> Self {
         let clock = Arc::new(SystemClock::new());
-        let candle =
-            Candle { device: trainer::Device::Cpu, clock: clock.clone(), sources: Default::default() };
+        let candle = Candle::new(trainer::Device::Cpu, clock.clone());
         Self { engine: Pack::new(candle, bytes, clock), dir: tempfile::tempdir().unwrap() }
     }
 
@@ -86,6 +85,7 @@ impl Bench {
             config: config.clone(),
             resume,
             digests: None,
+            evaluations: None,
             places: Default::default(),
         });
         assignment

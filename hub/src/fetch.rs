@@ -50,9 +50,10 @@ impl Hub {
             )
         };
         let folder = Folder::new(&settings.cache, kind, id);
-        let commit = folder.commit(id.revision()).ok_or_else(|| missing(String::new()))?;
+        let commit = id.references().iter().find_map(|name| folder.commit(name));
+        let commit = commit.ok_or_else(|| missing(String::new()))?;
         let snapshot = folder.snapshot(&commit);
-        let there = list(&snapshot).map_err(|_| missing(String::new()))?;
+        let there = id.meant(list(&snapshot).map_err(|_| missing(String::new()))?);
         let needed = files::needed(kind, &there)
             .map_err(|(problem, _)| missing(format!(" (what is there of it {problem})")))?;
         for shard in shards(&snapshot, &needed)? {
@@ -93,8 +94,17 @@ impl Hub {
             Err(error @ HubError::Unavailable { .. }) => return cached().map_err(|_| error),
             Err(error) => return Err(error),
         };
-        let needed = files::needed(kind, &listing.files)
-            .map_err(|(problem, remedy)| HubError::repo(id, problem, remedy))?;
+        let meant = id.meant(listing.files);
+        if let (Some(part), true) = (id.folder(), meant.is_empty()) {
+            let problem = format!("has no folder {part}, which is the part of it that is asked for");
+            return Err(HubError::repo(
+                id,
+                problem,
+                "download what is meant, and name that folder of this machine",
+            ));
+        }
+        let needed =
+            files::needed(kind, &meant).map_err(|(problem, remedy)| HubError::repo(id, problem, remedy))?;
         let folder = Folder::new(&self.settings.cache, kind, id);
         let snapshot = folder.snapshot(&listing.commit);
         let mut download =
@@ -106,7 +116,7 @@ impl Hub {
             download.file(&shard)?;
         }
         // Last, so that a revision that is found in the cache is whole.
-        folder.point(id.revision(), &listing.commit)?;
+        folder.point(id.references().first().map_or(id.revision(), String::as_str), &listing.commit)?;
         Ok(snapshot.join(needed.folder))
     }
 }

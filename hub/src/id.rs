@@ -35,6 +35,7 @@ impl Kind {
 pub struct RepoId {
     name: String,
     revision: Option<String>,
+    part: Option<String>,
 }
 
 /// The revision where none is named.
@@ -64,7 +65,36 @@ impl RepoId {
                 && revision.split('/').all(|part| !part.is_empty() && !part.starts_with('.'))
                 && revision.chars().all(|c| plain(c) || "/+".contains(c))
         });
-        (named && dated).then(|| Self { name: name.into(), revision: revision.map(Into::into) })
+        (named && dated).then(|| Self { name: name.into(), revision: revision.map(Into::into), part: None })
+    }
+
+    /// One part of a data set that has several: a folder of its repository.
+    #[must_use]
+    pub fn part(self, folder: &str) -> Self {
+        Self { part: Some(folder.into()), ..self }
+    }
+
+    /// The part that is meant, if not all.
+    pub(crate) fn folder(&self) -> Option<&str> {
+        self.part.as_deref()
+    }
+
+    /// Under which names the cache may know the commit that it is at, the surest first. A part has a name of its own: a
+    /// revision under its plain name is whole.
+    pub(crate) fn references(&self) -> Vec<String> {
+        let whole = self.revision().to_owned();
+        match self.part.as_ref().filter(|part| !part.contains(['/', '\\']) && !part.starts_with('.')) {
+            Some(part) => vec![format!("parts/{part}/{whole}"), whole],
+            None => vec![whole],
+        }
+    }
+
+    /// Of its files those that are meant.
+    pub(crate) fn meant(&self, mut files: Vec<String>) -> Vec<String> {
+        if let Some(part) = &self.part {
+            files.retain(|file| file.split_once('/').is_some_and(|(folder, _)| folder == part));
+        }
+        files
     }
 
     /// `organisation/name`, without the revision.

@@ -10,7 +10,7 @@ use hub::{Hub, HubError, Kind, Progress, RepoId, Settings};
 use std::path::{Path, PathBuf};
 
 /// What a download told.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Told(Vec<(String, u64, u64)>, u64);
 
 impl Progress for Told {
@@ -140,6 +140,34 @@ fn rows_lie_in_one_folder() {
     assert_eq!(path, hub.dir.path().join("datasets--org--rows/snapshots").join(COMMIT).join("data"));
     assert_eq!(names(&path), ["test-0.parquet", "train-0.parquet"]);
     assert_eq!(std::fs::read_to_string(path.join("test-0.parquet")).unwrap(), "data/test-0.parquet");
+}
+
+/// Of a data set of several parts one is downloaded, and another later beside it.
+#[test]
+fn a_part_of_a_data_set() {
+    let hub = Fixture::new();
+    for file in ["easy/test-0.parquet", "hard/test-0.parquet", "hard/train-0.parquet"] {
+        hub.server.put("datasets/org/rows", file, file);
+    }
+    let whole = RepoId::parse("org/rows").unwrap();
+    let fetch = |part: &str| {
+        Hub::new(hub.settings()).fetch(Kind::Dataset, &whole.clone().part(part), &mut Told::default())
+    };
+    let several = "holds rows in several folders: easy, hard";
+    assert!(hub.fetch(Kind::Dataset, "org/rows").unwrap_err().to_string().contains(several));
+    let hard = fetch("hard").unwrap();
+    let easy_is_there = Hub::cached(&hub.settings(), Kind::Dataset, &whole.clone().part("easy")).is_ok();
+    assert!(!easy_is_there, "the one part is not the other");
+    assert_eq!((names(&hard).len(), names(hard.parent().unwrap())), (2, vec!["hard".to_string()]));
+    let easy = fetch("easy").unwrap();
+    assert_eq!(std::fs::read_to_string(easy.join("test-0.parquet")).unwrap(), "easy/test-0.parquet");
+    let cached = |id: &RepoId| Hub::cached(&hub.settings(), Kind::Dataset, id);
+    assert_eq!(cached(&whole.clone().part("hard")).unwrap(), hard);
+    assert!(fetch("medium").unwrap_err().to_string().contains("has no folder medium"));
+    // What was not fetched is not there: neither another part nor the whole.
+    for id in [whole.clone(), whole.clone().part("medium"), whole.clone().part("..")] {
+        assert!(cached(&id).is_err(), "{id:?}");
+    }
 }
 
 /// A connection that breaks is taken up where it broke, in the same call and in a later one.

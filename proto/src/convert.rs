@@ -1,8 +1,9 @@
 //! Wire ↔ domain. Going out cannot fail; coming in names the field that is wrong. Agents and devices: `fleet.rs`; uploaded
-//! data: `data.rs`.
+//! data: `data.rs`; what tasks made of trials: `scores.rs`.
 
 pub mod data;
 mod fleet;
+mod scores;
 
 use crate::limits::{self, cut};
 use crate::v1;
@@ -338,6 +339,8 @@ impl From<TrialSummary> for v1::TrialSummary {
             sample_before: s.sample_before,
             sample_after: s.sample_after,
             recomputed_layers: s.recomputed_layers,
+            evaluations: s.evaluations.into_iter().map(Into::into).collect(),
+            unasked: s.unasked,
         }
     }
 }
@@ -368,6 +371,8 @@ impl From<v1::TrialSummary> for TrialSummary {
             sample_before: text(s.sample_before),
             sample_after: text(s.sample_after),
             recomputed_layers: s.recomputed_layers,
+            evaluations: scores::scores(s.evaluations),
+            unasked: text(s.unasked),
         }
     }
 }

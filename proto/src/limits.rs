@@ -28,6 +28,9 @@ pub const PRICE_PER_HOUR: f64 = domain::machine::MOST_DOLLARS;
 /// Metrics of a point.
 pub const METRICS: usize = 100;
 
+/// Scores of a trial's evaluations. MMLU has 57 subjects.
+pub const SCORES: usize = 500;
+
 /// Bytes of what a refusal says, its details included. It travels in HTTP/2 headers, of which clients take some 16 kB
 /// in all; beyond that they end the connection, and every other call on it.
 pub const REFUSAL_BYTES: usize = 2000;

@@ -28,10 +28,11 @@ dataset_name: instruct.jsonl
 eval_size: 2
 batch_size: 1
 max_sequence_length: 32
-max_steps: 80
+max_steps: 240
 save_steps: 4
 search: { algorithm: grid }
 parameters: { lora_rank: [2, 4] }
+evaluations: { tasks: [arc_easy], task_data: { arc_easy: documents } }
 ";
 
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
@@ -44,6 +45,11 @@ fn submitter(dir: &Path) {
     std::fs::create_dir_all(dir.join("base")).unwrap();
     std::fs::write(dir.join("sweep.yaml"), SWEEP).unwrap();
     std::fs::copy(quickstart.join("instruct.jsonl"), dir.join("instruct.jsonl")).unwrap();
+    // In the folder of the task's part of its data set, as it comes from the hub.
+    std::fs::create_dir_all(dir.join("documents/ARC-Easy")).unwrap();
+    let choices = serde_json::json!({ "text": ["a cat", "two dogs"], "label": ["A", "B"] });
+    let document = serde_json::json!({ "question": "Who is it?", "answerKey": "B", "choices": choices });
+    std::fs::write(dir.join("documents/ARC-Easy/test.jsonl"), format!("{document}\n").repeat(5)).unwrap();
     for entry in std::fs::read_dir(quickstart.join("base")).unwrap() {
         let path = entry.unwrap().path();
         std::fs::copy(&path, dir.join("base").join(path.file_name().unwrap())).unwrap();
@@ -84,7 +90,7 @@ async fn a_sweep_on_data_that_only_the_submitter_has() {
         assert!(name.starts_with("blob:sha256:") && name.ends_with(end), "{name}");
     }
     let (again, said) = lorafleet(&at("submitter"), &submit);
-    assert_eq!(said.matches("of which 0 B were uploaded now").count(), 2, "{said}");
+    assert_eq!(said.matches("of which 0 B were uploaded now").count(), 3, "{said}");
     let again = again["id"].as_str().unwrap();
     lorafleet(&at("submitter"), &["cancel", again, "--endpoint", &endpoint]);
 
@@ -111,6 +117,19 @@ async fn a_sweep_on_data_that_only_the_submitter_has() {
         trials.as_array().unwrap().iter().map(digests).collect::<Vec<_>>()
     };
     assert_eq!(digests(&id), digests(&in_place));
+
+    // What its sweep asks lay with the submitter, too.
+    let place = sweep["spec"]["evaluations"]["task_data"]["arc_easy"].as_str().unwrap();
+    assert!(place.starts_with("blob:sha256:") && place.ends_with("/ARC-Easy/"), "{place}");
+    let (trials, _) = lorafleet(dir.path(), &["trials", "list", &id, "--endpoint", &endpoint]);
+    for trial in trials.as_array().unwrap() {
+        let score = &trial["summary"]["evaluations"][0];
+        assert_eq!(
+            (score["task"].as_str(), score["documents"].as_u64()),
+            (Some("arc_easy"), Some(5)),
+            "{trial:#}"
+        );
+    }
 
     // People read the name that the submitter had.
     let (report, _) = lorafleet(dir.path(), &["report", &id, "--endpoint", &endpoint]);

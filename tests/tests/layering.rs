@@ -21,7 +21,18 @@ const MAY_KNOW: &[(&str, &[&str])] = &[
     ("coordinator", &["domain", "proto", "config", "actor", "security", "telemetry", "registry"]),
     (
         "gpu-agent",
-        &["domain", "proto", "config", "actor", "security", "telemetry", "registry", "hub", "trainer"],
+        &[
+            "domain",
+            "proto",
+            "config",
+            "actor",
+            "security",
+            "telemetry",
+            "registry",
+            "hub",
+            "trainer",
+            "eval",
+        ],
     ),
     (
         "cli",

@@ -38,6 +38,21 @@ parameters:
   target_modules: [[q_proj, v_proj], all-linear]
 """
 
+# Enough completed trials to say which parameter matters.
+WEIGHED = """
+name: weighed
+pretrained_model_id: ./model
+dataset_name: nobody/rows
+compute_dtype: float16
+max_steps: 8
+search: { algorithm: random, max_trials: 40, seed: 3 }
+parameters:
+  learning_rate: { log_uniform: [1.0e-5, 1.0e-2] }
+  lora_rank: [4, 8, 16, 64]
+  lora_dropout: { uniform: [0.0, 0.25] }
+  batch_size: { integer: [1, 7], step: 2 }
+"""
+
 MODEL = {
     "model_type": "llama", "hidden_act": "silu", "hidden_size": 2048, "intermediate_size": 5632,
     "num_hidden_layers": 22, "num_attention_heads": 32, "vocab_size": 32000, "max_position_embeddings": 2048,
@@ -83,6 +98,11 @@ def export(folder):
     curves = {trial["id"]: lorafleet("trials", "metrics", trial["id"]) for trial in trials}
     for name in ["csv", "parquet", "optuna", "tensorboard"]:
         lorafleet("export", sweep, "--format", name, "--to", name)
+    (folder / "weighed.yaml").write_text(WEIGHED)
+    ran = lorafleet("run", "weighed.yaml", "--simulate", "A100-40GB:4", "--simulate-speed", "1000")
+    weighed = ran["sweep"]["id"]
+    lorafleet("export", weighed, "--format", "optuna", "--to", "weighed")
+    lorafleet("report", weighed, "--format", "markdown", "--file", "report")
     truth = {"sweep": lorafleet("get", sweep), "trials": trials, "curves": curves}
     (folder / "truth.json").write_text(json.dumps(truth))
 
@@ -97,6 +117,8 @@ def check(folder):
     for opened in [optuna_opens, tensorboard_opens, pyarrow_opens]:
         opened(folder, **truth)
         print(f"{opened.__name__}: {len(states)} trials are as they were")
+    optuna_weighs(folder)
+    print("optuna_weighs: parameters matter as the report says")
 
 
 def equal(got, want, what):
@@ -144,6 +166,27 @@ def optuna_opens(folder, sweep, trials, curves):
     assert set(optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()))
     asked = study.ask()
     equal(asked.number, len(trials), "the next trial")
+
+
+def optuna_weighs(folder):
+    """The report says of each parameter what Optuna's PED-ANOVA does."""
+    import re
+
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    study = optuna.load_study(
+        study_name=None, storage=JournalStorage(JournalFileBackend(str(folder / "weighed")))
+    )
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    wanted = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    report = (folder / "report/report.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| ([\d.]+) % \|$", report, re.MULTILINE)
+    got = {name: float(part) / 100 for name, part in rows if name in wanted}
+    equal(set(got), set(wanted), "weighed parameters")
+    for name, part in wanted.items():
+        assert abs(got[name] - part) < 6e-4, f"{name}: {got[name]}, not {part}"
 
 
 def tensorboard_opens(folder, sweep, trials, curves):

@@ -6,7 +6,7 @@
 use super::{Source, place};
 use crate::{Failure, view};
 use domain::Timestamp;
-use domain::metric::{self, MetricPoint};
+use domain::metric::MetricPoint;
 use domain::sweep::{Distribution, Goal, SweepSpec};
 use domain::trial::{Trial, TrialState};
 use serde_json::{Map, Value, json};
@@ -67,8 +67,7 @@ fn trial(spec: &SweepSpec, trial: &Trial, points: &[MetricPoint]) -> Value {
     let reported = points.iter().filter_map(|point| Some((point.step.to_string(), json!(values(point)?))));
     // Step 0 is the base without an adapter.
     let last = points.iter().rev().filter(|point| point.step > 0).find_map(values);
-    let of_record = trial.eval_loss.filter(|_| spec.search.metric == metric::EVAL_LOSS);
-    let value = last.or(of_record);
+    let value = last.or_else(|| trial.recorded(&spec.search.metric).filter(|value| value.is_finite()));
     let state = match trial.state {
         TrialState::Queued => WAITING,
         TrialState::Assigned | TrialState::Running => RUNNING,
@@ -124,8 +123,12 @@ fn attributes(trial: &Trial) -> Map<String, Value> {
     {
         attributes.insert(key.into(), document[key].clone());
     }
-    for (key, value) in document["summary"].as_object().into_iter().flatten() {
+    let summary = document["summary"].as_object().into_iter().flatten();
+    for (key, value) in summary.filter(|(key, _)| *key != "evaluations") {
         attributes.insert(key.clone(), value.clone());
+    }
+    for score in trial.summary.iter().flat_map(|summary| &summary.evaluations) {
+        attributes.insert(score.name(), json!(score.value));
     }
     for (key, value) in document["digests"].as_object().into_iter().flatten() {
         attributes.insert(format!("{key}_digest"), value.clone());

@@ -120,6 +120,7 @@ impl Trials {
         let record = |trial: &Trial| {
             let mut record = serde_json::to_value(trial).unwrap_or_default();
             record["simulated"] = json!(trial.is_simulated());
+            record["scores"] = scores(trial);
             record
         };
         let mut table =
@@ -137,6 +138,12 @@ impl Trials {
             table.parameter(name, format!("/parameters/{name}"));
         }
         table.fixed(TRAILING);
+        let scores = table.records.iter().filter_map(|record| record["scores"].as_object());
+        let scores: BTreeSet<_> = scores.flat_map(serde_json::Map::keys).cloned().collect();
+        for name in scores {
+            table.places.push(format!("/scores/{}", name.replace('~', "~0").replace('/', "~1")));
+            table.columns.push(Column { name: name.into(), kind: Kind::Number });
+        }
         for name in others {
             table.parameter(&name, format!("/config/{name}"));
         }
@@ -175,6 +182,20 @@ impl Trials {
             columns.map(|(column, place)| cell(record.pointer(place), column.kind)).collect()
         })
     }
+}
+
+/// What tasks made of a trial, by column: the value under the metric's name, its standard error, and the base's value.
+fn scores(trial: &Trial) -> Value {
+    let scores = trial.summary.iter().flat_map(|summary| &summary.evaluations);
+    let columns = scores.flat_map(|score| {
+        let name = score.name();
+        [
+            (format!("{name}_stderr"), json!(score.stderr)),
+            (format!("base_{name}"), json!(score.base_value)),
+            (name, json!(score.value)),
+        ]
+    });
+    Value::Object(columns.collect())
 }
 
 fn cell(value: Option<&Value>, kind: Kind) -> Cell<'_> {

@@ -84,6 +84,11 @@ fn run(
     if let Some(cost) = trial.cost_usd {
         file.push(&event(ended, trial.step, vec![scalar(metric::COST_USD, cost, true)]))?;
     }
+    let scores = trial.summary.iter().flat_map(|summary| &summary.evaluations);
+    let scores: Vec<_> = scores.map(|score| scalar(&score.name(), score.value, true)).collect();
+    if !scores.is_empty() {
+        file.push(&event(ended, trial.step, scores))?;
+    }
     let status = match trial.state {
         TrialState::Queued | TrialState::Assigned | TrialState::Running => Status::Running,
         TrialState::Completed | TrialState::Stopped => Status::Success,

@@ -3,6 +3,7 @@
 use crate::error::CoordinatorError;
 use domain::fleet::{Agent, Beginning, Holding};
 use domain::metric::MetricPoint;
+use domain::sweep::Evaluations;
 use domain::trial::{Digests, Failure, Note, TrialConfig, TrialSummary};
 use domain::{Attempt, DeviceId, TrialId};
 use std::collections::HashMap;
@@ -149,6 +150,8 @@ pub struct Assignment {
     pub device: DeviceId,
     /// Every parameter with the value in force.
     pub config: TrialConfig,
+    /// What its sweep asks of it once it is trained.
+    pub evaluations: Option<Evaluations>,
     /// The step of the checkpoint to go on from.
     pub resume_step: Option<u64>,
     /// What earlier attempts were trained on.

@@ -154,6 +154,7 @@ fn assign(assignment: Assignment) -> v1::Assign {
         digests: assignment.digests.map(Into::into),
         predicted_peak_memory_bytes: assignment.predicted_peak_memory_bytes,
         traceparent: assignment.belongs.map(|place| place.to_string()).unwrap_or_default(),
+        evaluations: assignment.evaluations.as_ref().map(convert::document),
     }
 }
 

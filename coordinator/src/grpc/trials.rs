@@ -136,7 +136,8 @@ impl Services {
         loop {
             // Before the log is read: what is added later shows as a change.
             let changes = self.desk.directory.subscribe(&id.sweep().ok_or_else(unknown)?).await;
-            let record = self.desk.directory.trial(id).await?;
+            // What is durable alone: of a trial that is over there, the last entry is there too.
+            let record = self.desk.directory.store().trial(id).await?.ok_or_else(unknown)?;
             for entry in self.desk.directory.store().log(id, next).await? {
                 next += 1;
                 if entries.send(Ok(wire(entry))).await.is_err() {

@@ -97,6 +97,7 @@ pub(super) fn sweep() -> Sweep {
             budget: Default::default(),
             resources: Default::default(),
             keep_adapters: None,
+            evaluations: None,
         },
         state: SweepState::Completed,
         request_id: "r".into(),

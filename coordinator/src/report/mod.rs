@@ -7,7 +7,9 @@
 //! | `slice.rs` | which trials may be compared: slices, pairs |
 //! | `takeaways.rs`, `recommendation.rs` | sentences that are computed from the trials |
 //! | `figures/` | a kind of figure a file |
+//! | `importance.rs` | how much each parameter matters |
 //! | `tables.rs` | trials, what their numbers mean, the configuration in force |
+//! | `evaluations.rs` | what tasks say of base and adapters |
 //! | `chart.rs` | axes and marks → SVG |
 //! | `series.rs` | rank order, curves, smoothing |
 //! | `document.rs` | what a report is made of: paragraphs, tables, figures |
@@ -16,8 +18,10 @@
 
 mod chart;
 mod document;
+mod evaluations;
 mod figures;
 mod html;
+mod importance;
 #[cfg(test)]
 mod made;
 mod markdown;
@@ -124,6 +128,7 @@ fn document(records: Records) -> Document {
     section("Memory, speed and cost", figures_of(figures::benchmark::figures(&sources.facts)));
     section("Trainable parameters", tables::by_rank(&sources.facts).into_iter().collect());
     section("Base against adapters", tables::accuracy(&sources).into_iter().collect());
+    section("What tasks say of them", evaluations::blocks(&sources));
     section("Quality against its price", figures_of(figures::tradeoffs::figures(&sources)));
     section("Learning curves", figures::curves::blocks(&sources));
     let name = format!("Parameters against {}", sources.sweep.spec.search.metric);

@@ -1,7 +1,7 @@
 //! What the charts and tables show, taken from the records: trials in rank order, curves, smoothing.
 
 use domain::TrialId;
-use domain::metric::{self, MetricPoint};
+use domain::metric::MetricPoint;
 use domain::sweep::Sweep;
 use domain::trial::Trial;
 use std::collections::BTreeMap;
@@ -46,17 +46,7 @@ pub(super) fn ranked<'a>(
 /// trial.
 fn last_value(trial: &Trial, points: &[MetricPoint], name: &str) -> Option<f64> {
     let from_curve = || points.iter().rev().filter(|p| p.step > 0).find_map(|p| p.get(name));
-    let summary = trial.summary.as_ref();
-    let from_record = || match name {
-        metric::EVAL_LOSS => trial.eval_loss.or_else(|| summary?.eval_loss),
-        metric::LOSS => summary?.loss,
-        metric::COST_USD => trial.cost_usd,
-        metric::PEAK_MEMORY_BYTES => summary?.peak_memory_bytes.map(|b| b as f64),
-        metric::SAMPLES_PER_SECOND => summary?.samples_per_second,
-        metric::TOKENS_PER_SECOND => summary?.tokens_per_second,
-        _ => None,
-    };
-    from_curve().or_else(from_record).filter(|value| value.is_finite())
+    from_curve().or_else(|| trial.recorded(name)).filter(|value| value.is_finite())
 }
 
 /// The finite points of a metric as `(step, value)`.
@@ -99,6 +89,7 @@ pub(super) fn usual(mut values: Vec<f64>) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use domain::metric;
 
     #[test]
     fn a_short_curve_stays_and_a_long_one_is_smoothed_and_thinned() {

@@ -1,10 +1,10 @@
 //! The tables: trials, what their numbers mean, the configuration in force.
 
-use super::Sources;
 use super::document::{Block, Line, Row, Table};
 use super::numbers::{self, NONE, or_dash};
 use super::series::Entry;
 use super::slice::{self, Dependence, Facts, PRECISION, named, sorted};
+use super::{Sources, evaluations};
 use domain::metric;
 use domain::sweep::{Distribution, Sweep};
 use domain::trial::{Throughput, Trial, TrialState, TrialSummary};
@@ -89,7 +89,10 @@ fn every_trial(sources: &Sources) -> Table {
     let shown: Vec<_> =
         COLUMNS.iter().filter(|column| entries.iter().any(|e| cell(e, column) != NONE)).collect();
     let searched = searched(sources.sweep);
-    let head = ["trial", "state"].into_iter().chain(searched.iter().copied());
+    // What a task says of a trial is no column of every sweep; that by which trials are compared is one of this.
+    let metric = sources.sweep.spec.search.metric.as_str();
+    let compared = metric::task_and_metric(metric).map(|_| metric);
+    let head = ["trial", "state"].into_iter().chain(searched.iter().copied()).chain(compared);
     let mut table = Table::new(head.chain(shown.iter().map(|column| column.0)));
     for (entry, colour) in entries.iter().zip(&sources.colours) {
         let trial = entry.trial;
@@ -102,6 +105,9 @@ fn every_trial(sources: &Sources) -> Table {
         cells.extend(
             searched.iter().map(|name| Line::from(or_dash(trial.parameters.get(*name), numbers::value))),
         );
+        let score = trial.summary.as_ref().and_then(|summary| summary.evaluation(metric));
+        let score = or_dash(score, |score| evaluations::with_error(score.value, score.stderr));
+        cells.extend(compared.map(|_| Line::from(score)));
         cells.extend(shown.iter().map(|column| Line::from(cell(entry, column))));
         table.rows.push(Row { cells, swatch: Some(colour), best });
     }

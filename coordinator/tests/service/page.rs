@@ -72,26 +72,34 @@ async fn post(fixture: &Fixture, path: &str, body: &Value) -> Answer {
 struct Events {
     stream: TcpStream,
     text: String,
+    /// Events that came and that nobody has asked for yet.
+    kept: Vec<String>,
 }
 
 impl Events {
     async fn open(fixture: &Fixture, path: &str) -> Self {
         let stream = open(fixture, &format!("GET {path}"), FROM_HERE, "").await;
-        Self { stream, text: String::new() }
+        Self { stream, text: String::new(), kept: Vec::new() }
     }
 
-    /// The data of the first event of that name that `wanted` accepts, of those that were not passed over yet.
+    /// The data of the first event of that name that `wanted` accepts, of those that were not passed over yet. Events of
+    /// other names that come before it are kept: which come together is a matter of time.
     async fn next(&mut self, name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        let beginning = format!("event: {name}\ndata: ");
         loop {
             while let Some((event, rest)) = self.text.split_once("\n\n") {
-                let data = event.split_once(&format!("event: {name}\ndata: ")).map(|(_, data)| data);
-                let data = data.map(|data| serde_json::from_str::<Value>(data).unwrap());
+                self.kept.push(event.to_string());
                 self.text = rest.to_string();
-                if let Some(data) = data
-                    && wanted(&data)
-                {
-                    return data;
-                }
+            }
+            let mut found = None;
+            self.kept.retain(|event| {
+                let data = event.split_once(&beginning).map(|(_, data)| data);
+                let Some(data) = data.filter(|_| found.is_none()) else { return true };
+                found = Some(serde_json::from_str::<Value>(data).unwrap()).filter(&wanted);
+                false
+            });
+            if let Some(found) = found {
+                return found;
             }
             let mut bytes = vec![0; 1 << 16];
             let read = tokio::time::timeout(PATIENCE, self.stream.read(&mut bytes)).await;
@@ -167,7 +175,7 @@ async fn a_sweep_is_followed_and_changed() {
         assert_eq!((answer.code, fixture.sweep(id).await.state()), (200, state), "{what}");
     }
     let mut spec = get(&fixture, &format!("/api/sweeps/{id}")).await.json()["spec"].clone();
-    spec["parameters"]["lora_rank"] = json!([2, 4, 8]);
+    spec["parameters"] = json!({ "lora_rank": [2, 4, 8] });
     let extend = json!({ "request_id": uuid::Uuid::new_v4().to_string(), "spec": spec });
     let answer = post(&fixture, &format!("/api/sweeps/{id}/extend"), &extend).await;
     assert_eq!((answer.code, fixture.sweep(id).await.max_trials), (200, Some(3)), "{}", answer.body);

@@ -22,6 +22,7 @@ pub(super) fn between_parts(spec: &mut SweepSpec, told: &[String]) -> Vec<Proble
     required(spec, &mut problems);
     conditions(spec, &mut problems);
     held_out_rows(spec, &mut problems);
+    evaluated(spec, &mut problems);
     if !told.iter().any(|path| is_within(path, MIXED) || is_within(path, &join("parameters", MIXED))) {
         mixture(spec, &mut problems);
     }
@@ -29,7 +30,8 @@ pub(super) fn between_parts(spec: &mut SweepSpec, told: &[String]) -> Vec<Proble
     if matches!(spec.search.algorithm, Algorithm::Random | Algorithm::Asha) && !unknown_search(told) {
         end_of_draws(spec, &mut problems);
     }
-    if spec.search.algorithm == Algorithm::Asha && !is_told("search.metric") {
+    let compares_as_it_trains = metric::task_and_metric(&spec.search.metric).is_none();
+    if spec.search.algorithm == Algorithm::Asha && compares_as_it_trains && !is_told("search.metric") {
         rungs(spec, &mut problems);
     }
     problems
@@ -111,6 +113,23 @@ fn held_out_rows(spec: &SweepSpec, problems: &mut Vec<Problem>) {
             "eval/loss needs held-out rows, and there are none",
             remedy,
         ));
+    }
+}
+
+/// A metric of a task is known once a trial has made all its steps, and only if the task is asked.
+fn evaluated(spec: &SweepSpec, problems: &mut Vec<Problem>) {
+    let metric = &spec.search.metric;
+    let Some((task, _)) = metric::task_and_metric(metric) else { return };
+    if spec.evaluations.is_none() {
+        let problem = format!("{metric} is a task's, and none is asked");
+        let remedy = format!("add evaluations: {{ tasks: [{task}] }}");
+        problems.push(Problem::new("search.metric", problem, remedy));
+    }
+    if spec.search.algorithm == Algorithm::Asha {
+        let problem =
+            format!("asha compares trials as they train, and {metric} is known once they have ended");
+        let remedy = "compare them by eval/loss, or take another algorithm";
+        problems.push(Problem::new("search.metric", problem, remedy));
     }
 }
 

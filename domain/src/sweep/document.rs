@@ -6,15 +6,20 @@
 
 use super::parameter::{LARGEST_WHOLE, check_parameter, remedy, rule_of};
 use super::problem::{describe, is_within, join, unknown_key};
-use super::{Algorithm, Budget, Constraint, Distribution, Goal, Problem, Resources, SearchSpec, SweepSpec};
-use super::{check, distribution};
+use super::{
+    Algorithm, Budget, Constraint, Distribution, Evaluations, Goal, Problem, Resources, SearchSpec, SweepSpec,
+};
+use super::{check, distribution, evaluations};
 use crate::metric;
 use crate::trial::{PARAMETER_NAMES, TrialConfig};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 
 /// Keys at the document's root beside the parameters' names.
 const SECTIONS: &[&str] =
-    &["name", "search", "parameters", "constraints", "budget", "resources", "keep_adapters"];
+    &["name", "search", "parameters", "constraints", "budget", "resources", "keep_adapters", EVALUATIONS];
+/// The section of what models are asked.
+const EVALUATIONS: &str = "evaluations";
 pub(super) const SEARCH: &[&str] = &[
     "algorithm",
     "max_trials",
@@ -52,6 +57,7 @@ impl SweepSpec {
             budget: reader.budget(document),
             resources: reader.resources(document),
             keep_adapters: reader.count(document, "", "keep_adapters", 1),
+            evaluations: reader.evaluations(document),
         };
         let mut problems = reader.problems;
         // A part that is wrong in itself is not wrong again for what it lacks.
@@ -81,6 +87,7 @@ impl SweepSpec {
         document.insert("budget".into(), without_nulls(budget));
         document.insert("resources".into(), json!(self.resources));
         document.extend(self.keep_adapters.map(|most| ("keep_adapters".into(), json!(most))));
+        document.extend(self.evaluations.as_ref().map(|asked| (EVALUATIONS.into(), json!(asked))));
         if let Value::Object(base) = without_nulls(json!(self.base)) {
             let searched = |name: &str| self.parameters.iter().any(|(n, _)| n == name);
             document.extend(base.into_iter().filter(|(name, _)| !searched(name)));
@@ -153,11 +160,12 @@ impl Reader {
         let search = self.section(document, "search", SEARCH);
         let default = SearchSpec::default();
         let count = |reader: &mut Self, key: &str, from: u64| reader.count(&search, "search", key, from);
+        let metric = self.metric(&search).unwrap_or(default.metric);
         SearchSpec {
             algorithm: self.one_of(&search, "search", "algorithm", ALGORITHMS).unwrap_or_default(),
             max_trials: count(self, "max_trials", 1),
-            metric: self.metric(&search).unwrap_or(default.metric),
-            goal: self.one_of(&search, "search", "goal", GOALS).unwrap_or_default(),
+            goal: self.one_of(&search, "search", "goal", GOALS).unwrap_or_else(|| metric::goal(&metric)),
+            metric,
             seed: self.whole(&search, "search", "seed", 0, LARGEST_WHOLE).unwrap_or(default.seed),
             min_steps: count(self, "min_steps", 1),
             reduction_factor: count(self, "reduction_factor", 2).unwrap_or(default.reduction_factor),
@@ -168,6 +176,7 @@ impl Reader {
     fn metric(&mut self, search: &Map<String, Value>) -> Option<String> {
         match search.get("metric")? {
             Value::String(name) if metric::REPORTED.contains(&name.as_str()) => Some(name.clone()),
+            Value::String(name) if metric::task_and_metric(name).is_some() => Some(name.clone()),
             other => {
                 let word = other.as_str().unwrap_or_default();
                 let remedy = super::problem::did_you_mean(word, metric::REPORTED);
@@ -296,6 +305,46 @@ impl Reader {
             }
         }
         texts.into_iter().map(|text| Constraint(text.into())).collect()
+    }
+
+    fn evaluations(&mut self, document: &Map<String, Value>) -> Option<Evaluations> {
+        document.get(EVALUATIONS).filter(|section| !section.is_null())?;
+        let section = self.section(document, EVALUATIONS, evaluations::KEYS);
+        let tasks = section.get("tasks").and_then(Value::as_array).cloned().unwrap_or_default();
+        let is_task = |task: &Value| match task {
+            Value::String(name) => !name.is_empty(),
+            Value::Object(keys) => {
+                ["task", "preset"].iter().any(|key| keys.get(*key).is_some_and(Value::is_string))
+            }
+            _ => false,
+        };
+        if tasks.is_empty() || !tasks.iter().all(is_task) {
+            let problem = "must be a list of tasks";
+            let remedy = "write tasks: [arc_challenge, ./my-task.yaml]; docs/evaluation.md has their names";
+            self.problem(join(EVALUATIONS, "tasks"), problem, remedy);
+        }
+        Some(Evaluations {
+            tasks,
+            num_fewshot: self.count(&section, EVALUATIONS, "num_fewshot", 0),
+            limit: self.count(&section, EVALUATIONS, "limit", 1),
+            task_data: self.places(&section, "task_data"),
+            fewshot_data: self.places(&section, "fewshot_data"),
+        })
+    }
+
+    /// Paths by tasks' names.
+    fn places(&mut self, section: &Map<String, Value>, key: &str) -> BTreeMap<String, String> {
+        let path = |(task, path): (&String, &Value)| Some((task.clone(), path.as_str()?.to_owned()));
+        let places = match section.get(key) {
+            None | Some(Value::Null) => Some(BTreeMap::new()),
+            Some(Value::Object(places)) => places.iter().map(path).collect(),
+            Some(_) => None,
+        };
+        if places.is_none() {
+            let remedy = format!("write {key}: {{ arc_challenge: ./ARC-Challenge-Test.jsonl }}");
+            self.problem(join(EVALUATIONS, key), "must be a mapping of tasks to paths", remedy);
+        }
+        places.unwrap_or_default()
     }
 
     fn budget(&mut self, document: &Map<String, Value>) -> Budget {

@@ -9,12 +9,14 @@
 //! | `constraint`, `parse` | the language of constraints between parameters |
 //! | `check` | what must hold between a sweep's parts |
 //! | `problem` | what is wrong, where, and what to do |
+//! | `evaluations` | what its models are asked |
 //! | `record` | what the coordinator keeps of a sweep |
 
 mod check;
 mod constraint;
 mod distribution;
 mod document;
+mod evaluations;
 mod parameter;
 mod parse;
 mod problem;
@@ -23,6 +25,7 @@ mod spec;
 
 pub use check::{in_force, values_of, with_values};
 pub use constraint::{Expression, Operator};
+pub use evaluations::Evaluations;
 pub use parameter::{LARGEST_WHOLE, check_config, check_parameter};
 pub use parse::ConstraintError;
 pub use problem::{Problem, is_within};

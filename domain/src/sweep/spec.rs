@@ -1,5 +1,6 @@
 //! What a sweep file asks for.
 
+use super::Evaluations;
 use crate::trial::TrialConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -169,4 +170,7 @@ pub struct SweepSpec {
     /// How many adapters are kept of trials that are over: those of the best. All of them unless given; from 1.
     #[serde(default)]
     pub keep_adapters: Option<u32>,
+    /// What its base and its adapters are asked.
+    #[serde(default)]
+    pub evaluations: Option<Evaluations>,
 }

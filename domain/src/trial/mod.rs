@@ -12,6 +12,8 @@ pub use config::{
     TrialConfig,
 };
 pub use note::{Note, Severity};
-pub use record::{Digests, Failure, FailureClass, SIMULATED, Throughput, Trial, TrialDevice, TrialSummary};
+pub use record::{
+    Digests, Failure, FailureClass, SIMULATED, TaskScore, Throughput, Trial, TrialDevice, TrialSummary,
+};
 pub use shortage::Shortage;
 pub use state::{IllegalTransition, TrialState};

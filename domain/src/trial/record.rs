@@ -2,6 +2,7 @@
 
 use super::{TrialConfig, TrialState};
 use crate::fleet::SIMULATED_AGENT;
+use crate::metric;
 use crate::{Attempt, Timestamp, TrialId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -86,6 +87,48 @@ pub struct TrialSummary {
     pub sample_after: Option<String>,
     /// The sample prompt.
     pub sample_prompt: Option<String>,
+    /// What the tasks of its sweep's `evaluations` made of it, if it made all its steps.
+    pub evaluations: Vec<TaskScore>,
+    /// Why it was not asked, if it made all its steps and should have been.
+    pub unasked: Option<String>,
+}
+
+impl TrialSummary {
+    /// Its score under a metric's name (`eval/arc_challenge/acc_norm`).
+    pub fn evaluation(&self, name: &str) -> Option<&TaskScore> {
+        let (task, metric) = metric::task_and_metric(name)?;
+        self.evaluations.iter().find(|score| score.task == task && score.metric == metric)
+    }
+}
+
+/// What one metric of a task makes of an adapter, and of the base without it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TaskScore {
+    /// The task's name; a preset's for the mean of its tasks.
+    pub task: String,
+    /// The metric's name: `acc`, `acc_norm`, `word_perplexity`, ….
+    pub metric: String,
+    /// Its value with the adapter.
+    pub value: f64,
+    /// The standard error of that.
+    pub stderr: Option<f64>,
+    /// Its value without.
+    pub base_value: Option<f64>,
+    /// The standard error of that.
+    pub base_stderr: Option<f64>,
+    /// The standard error of the difference of the two, which were asked the same documents.
+    pub difference_stderr: Option<f64>,
+    /// Examples before each document; 0 of a mean.
+    pub num_fewshot: u32,
+    /// Documents that were asked.
+    pub documents: u64,
+}
+
+impl TaskScore {
+    /// The metric's full name: `eval/arc_challenge/acc_norm`.
+    pub fn name(&self) -> String {
+        metric::of_task(&self.task, &self.metric)
+    }
 }
 
 /// What a trial was given to train on.
@@ -207,6 +250,20 @@ impl Trial {
     pub fn kind(&self) -> Option<bool> {
         let by_digests = self.digests.as_ref().map(|digests| digests.base_model.starts_with(SIMULATED));
         by_digests.or_else(|| Some(self.agent.as_ref()?.starts_with(SIMULATED_AGENT)))
+    }
+
+    /// The value of a metric that its record knows, which is the last that was measured.
+    pub fn recorded(&self, metric: &str) -> Option<f64> {
+        let summary = self.summary.as_ref();
+        match metric {
+            metric::EVAL_LOSS => self.eval_loss.or_else(|| summary?.eval_loss),
+            metric::COST_USD => self.cost_usd,
+            metric::LOSS => summary?.loss,
+            metric::PEAK_MEMORY_BYTES => summary?.peak_memory_bytes.map(|bytes| bytes as f64),
+            metric::SAMPLES_PER_SECOND => summary?.samples_per_second,
+            metric::TOKENS_PER_SECOND => summary?.tokens_per_second,
+            task => summary?.evaluation(task).map(|score| score.value),
+        }
     }
 
     /// Every parameter with the value in force, as people see it.

@@ -19,6 +19,7 @@ use actor::{Mailbox, Scope, mailbox};
 use domain::DeviceId;
 use domain::data::Reference;
 use domain::metric::MetricPoint;
+use domain::sweep::Evaluations;
 use domain::trial::{Digests, Failure, FailureClass, Note, Severity, TrialConfig, TrialSummary};
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -48,6 +49,8 @@ pub struct Assign {
     pub assignment: Assignment,
     /// Every parameter with the value in force.
     pub config: TrialConfig,
+    /// What its sweep asks of it once it is trained.
+    pub evaluations: Option<Evaluations>,
     /// The step of the checkpoint to go on from; `None` starts anew.
     pub resume_step: Option<u64>,
     /// What earlier attempts were trained on.
@@ -257,7 +260,8 @@ impl Actor {
     /// Brings the uploaded data that a trial names to this machine, while others train; then goes on with it.
     fn fetch(&mut self, assign: Box<Assign>, failures: u32) {
         let names = assign.config.clone().sources_mut().map(std::mem::take).collect::<Vec<_>>();
-        let references = names.into_iter().filter_map(|name| name.parse::<Reference>().ok());
+        let asked = assign.evaluations.iter().flat_map(Evaluations::sources).cloned();
+        let references = names.into_iter().chain(asked).filter_map(|name| name.parse::<Reference>().ok());
         let references: Vec<_> = references.collect();
         if references.is_empty() {
             return self.go_on(assign);
@@ -325,6 +329,7 @@ impl Actor {
             belongs: assign.belongs.map(|place| place.to_string()),
             assignment: assign.assignment,
             config: assign.config,
+            evaluations: assign.evaluations,
             resume: checkpoint.map(|c| c.dirs),
             digests: assign.digests,
         };

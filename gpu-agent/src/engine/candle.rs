@@ -1,6 +1,7 @@
 //! What trains the trials of a pack: the trainer.
 
-use super::pack::{Backend, Stepped};
+use super::exams::{self, Exams};
+use super::pack::{Asking, Backend, Stepped};
 use super::sources::{self, Sources};
 use super::{Admission, CheckpointDirs};
 use domain::Clock;
@@ -14,15 +15,29 @@ use trainer::{Device, TrainError, locate};
 /// The trainer on one device.
 pub struct Candle {
     /// Where it computes.
-    pub device: Device,
+    device: Device,
     /// Measures speeds and dates the points.
-    pub clock: Arc<dyn Clock>,
+    clock: Arc<dyn Clock>,
     /// Brings what trials name on the hub to this machine.
-    pub sources: Sources,
+    sources: Sources,
+    exams: Exams,
+}
+
+impl Candle {
+    /// The trainer on a device; `clock` measures speeds and dates the points.
+    pub fn new(device: Device, clock: Arc<dyn Clock>) -> Self {
+        Self { device, clock, sources: Sources::default(), exams: Exams::default() }
+    }
+}
+
+/// A trial that is trained, and what it is asked then.
+pub struct Examined {
+    run: Run,
+    asked: Option<exams::Asked>,
 }
 
 /// Whose fault an error is.
-fn failure(error: TrainError) -> Failure {
+pub(super) fn failure(error: TrainError) -> Failure {
     let message = error.to_string();
     let class = match error {
         TrainError::Model { .. } | TrainError::Data { .. } | TrainError::Parameter { .. } => {
@@ -40,7 +55,7 @@ fn failure(error: TrainError) -> Failure {
 
 impl Backend for Candle {
     type Base = Loaded;
-    type Run = Run;
+    type Run = Examined;
 
     fn base_bytes(&mut self, base: &BaseModel) -> Result<Option<u64>, Failure> {
         self.sources.ready(Kind::Model, &base.model)?;
@@ -49,20 +64,21 @@ impl Backend for Candle {
         Ok(Some(outline.bytes()))
     }
 
-    fn fit(&self, base: &Loaded, run: &mut Run, memory_bytes: u64) -> Option<u64> {
-        Some(run.fit(base, memory_bytes).own())
+    fn fit(&self, base: &Loaded, trial: &mut Examined, memory_bytes: u64) -> Option<u64> {
+        Some(trial.run.fit(base, memory_bytes).own())
     }
 
-    fn spare(&self, base: &Loaded, run: &mut Run) -> bool {
-        run.spare_memory(base)
+    fn spare(&self, base: &Loaded, trial: &mut Examined) -> bool {
+        trial.run.spare_memory(base)
     }
 
     fn load(&mut self, base: &BaseModel) -> Result<Loaded, Failure> {
         let dir = locate::model(&base.model).map_err(failure)?;
+        self.exams.forget_answers();
         Loaded::load(&dir, base.precision, &self.device).map_err(failure)
     }
 
-    fn start(&mut self, base: &Loaded, admission: &Admission) -> Result<Run, Failure> {
+    fn start(&mut self, base: &Loaded, admission: &Admission) -> Result<Examined, Failure> {
         let config = admission.placed();
         let named = [Some(&config.dataset_name), config.eval_dataset_name.as_ref()].into_iter().flatten();
         for name in named.chain(config.interleave_datasets.iter().flatten()) {
@@ -73,27 +89,35 @@ impl Backend for Candle {
             Some(dirs) => Run::resume(base, config, &dirs.adapter, &dirs.resume),
             None => Run::new(base, config),
         };
-        Ok(run.map_err(failure)?.named(admission.config.clone()))
+        let run = run.map_err(failure)?.named(admission.config.clone());
+        // What cannot be asked is told before anything is trained.
+        let asked = match admission.placed_evaluations() {
+            Some(_) if base.tokenizer.is_none() => return Err(exams::no_tokenizer(base)),
+            Some(evaluations) => Some(self.exams.of(evaluations, &mut self.sources)?),
+            None => None,
+        };
+        Ok(Examined { run, asked })
     }
 
-    fn digests(&self, run: &Run) -> Digests {
-        run.digests().clone()
+    fn digests(&self, trial: &Examined) -> Digests {
+        trial.run.digests().clone()
     }
 
-    fn step(&self, run: &Run) -> u64 {
-        run.step()
+    fn step(&self, trial: &Examined) -> u64 {
+        trial.run.step()
     }
 
-    fn total_steps(&self, run: &Run) -> u64 {
-        run.total_steps()
+    fn total_steps(&self, trial: &Examined) -> u64 {
+        trial.run.total_steps()
     }
 
-    fn base_eval(&mut self, base: &Loaded, run: &mut Run) -> Result<Option<f64>, Failure> {
-        run.base_eval(base).map_err(failure)
+    fn base_eval(&mut self, base: &Loaded, trial: &mut Examined) -> Result<Option<f64>, Failure> {
+        trial.run.base_eval(base).map_err(failure)
     }
 
-    fn step_pack(&mut self, base: &Loaded, runs: &mut [&mut Run]) -> Result<Vec<Stepped>, Failure> {
-        let stepped = trainer::run::step_pack(base, runs, &*self.clock).map_err(failure)?;
+    fn step_pack(&mut self, base: &Loaded, trials: &mut [&mut Examined]) -> Result<Vec<Stepped>, Failure> {
+        let mut runs: Vec<_> = trials.iter_mut().map(|trial| &mut trial.run).collect();
+        let stepped = trainer::run::step_pack(base, &mut runs, &*self.clock).map_err(failure)?;
         let stepped = stepped.into_iter().map(|s| Stepped {
             point: s.point,
             checkpoint_due: s.checkpoint_due,
@@ -103,11 +127,19 @@ impl Backend for Candle {
         Ok(stepped.collect())
     }
 
-    fn save(&mut self, run: &Run, dirs: &CheckpointDirs) -> Result<(), Failure> {
-        run.save(&dirs.adapter, &dirs.resume).map_err(failure)
+    fn save(&mut self, trial: &Examined, dirs: &CheckpointDirs) -> Result<(), Failure> {
+        trial.run.save(&dirs.adapter, &dirs.resume).map_err(failure)
     }
 
-    fn summary(&mut self, base: &Loaded, run: &mut Run) -> Result<TrialSummary, Failure> {
-        run.summary(base).map_err(failure)
+    fn ask(&mut self, base: &Loaded, trial: &mut Examined) -> Result<Asking, Failure> {
+        let Some(asked) = &mut trial.asked else { return Ok(Asking::Nothing) };
+        let done = self.exams.ask(base, &trial.run, asked)?;
+        Ok(if done { Asking::Over } else { Asking::More })
+    }
+
+    fn summary(&mut self, base: &Loaded, trial: &mut Examined) -> Result<TrialSummary, Failure> {
+        let summary = trial.run.summary(base).map_err(failure)?;
+        let evaluations = trial.asked.as_ref().map(|asked| self.exams.scores(asked)).unwrap_or_default();
+        Ok(TrialSummary { evaluations, ..summary })
     }
 }

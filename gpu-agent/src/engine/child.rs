@@ -40,7 +40,7 @@ pub fn serve(device: &str, memory_bytes: u64) -> Result<(), ChildError> {
     let opened = device.clone();
     let factory = move || -> Box<dyn super::Engine> {
         let clock = Arc::new(SystemClock::new());
-        let candle = Candle { device: opened.clone(), clock: clock.clone(), sources: Default::default() };
+        let candle = Candle::new(opened.clone(), clock.clone());
         Box::new(Pack::new(candle, memory_bytes, clock))
     };
     let Host { commands, events } = Host::start("engine", Box::new(factory))?;

@@ -168,6 +168,7 @@ mod tests {
             config: TrialConfig::default(),
             resume: None,
             digests: None,
+            evaluations: None,
             places: Default::default(),
             work_dir: "nowhere".into(),
             belongs: None,

@@ -10,11 +10,13 @@
 //! | `lines` | what the two say to each other, as JSON |
 //! | [`pack`] | the engine: trials that share a base, stepped together; generic over what trains them |
 //! | [`candle`] | what trains them: the trainer |
+//! | `exams` | what its trials are asked once they are trained |
 //! | [`sources`] | what trials name on the hub, downloaded |
 //! | [`simulated`] | what only says that it trains: analytic loss curves, for tests of everything around it |
 
 pub mod candle;
 pub mod child;
+mod exams;
 pub mod host;
 mod lines;
 pub mod pack;
@@ -25,6 +27,7 @@ pub mod sources;
 use crate::Assignment;
 use domain::Timestamp;
 use domain::metric::MetricPoint;
+use domain::sweep::Evaluations;
 use domain::trial::{Digests, Failure, Severity, TrialConfig, TrialSummary};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -61,6 +64,9 @@ pub struct Admission {
     pub resume: Option<CheckpointDirs>,
     /// What earlier attempts were trained on; other bytes are refused.
     pub digests: Option<Digests>,
+    /// What its sweep asks of it once it is trained.
+    #[serde(default)]
+    pub evaluations: Option<Evaluations>,
     /// Where uploaded data that it names lies on this machine.
     #[serde(default)]
     pub places: BTreeMap<String, PathBuf>,
@@ -76,12 +82,21 @@ impl Admission {
     /// every machine.
     pub fn placed(&self) -> TrialConfig {
         let mut config = self.config.clone();
-        for name in config.sources_mut() {
-            if let Some(path) = self.places.get(name) {
-                *name = path.to_string_lossy().into_owned();
-            }
-        }
+        config.sources_mut().for_each(|name| self.place(name));
         config
+    }
+
+    /// What its sweep asks, with uploaded documents by where they lie here.
+    pub fn placed_evaluations(&self) -> Option<Evaluations> {
+        let mut evaluations = self.evaluations.clone()?;
+        evaluations.sources_mut().for_each(|name| self.place(name));
+        Some(evaluations)
+    }
+
+    fn place(&self, name: &mut String) {
+        if let Some(path) = self.places.get(name) {
+            *name = path.to_string_lossy().into_owned();
+        }
     }
 }
 
@@ -184,7 +199,7 @@ pub enum Work {
     Load,
     /// Reads its rows, and its checkpoint if it goes on from one.
     Prepare,
-    /// Evaluates on the held-out rows.
+    /// Evaluates on the held-out rows, or asks what its sweep asks.
     Evaluate,
     /// Writes a checkpoint to this machine's disk.
     Checkpoint,

@@ -1,13 +1,16 @@
 //! The engine: the trials of one base, stepped together. What it does to a trial (join, step, checkpoint,
-//! stop, end) is the same whatever trains it, so that is a [`Backend`].
+//! stop, end) is the same whatever trains it, so that is a [`Backend`]. How trials end is in `ending`.
 
-use super::{Admission, Checkpoint, CheckpointDirs, Ending, Engine, Event, Happening, How, Phase, Work};
+mod ending;
+
+pub(super) use ending::end_waiting;
+
+use super::{Admission, CheckpointDirs, Ending, Engine, Event, Happening, How, Phase, Work};
 use crate::Assignment;
 use domain::metric::{self, MetricPoint};
-use domain::trial::{
-    BaseModel, Digests, Failure, FailureClass, Severity, Shortage, Throughput, TrialSummary,
-};
+use domain::trial::{BaseModel, Digests, Failure, FailureClass, Severity, Shortage, TrialSummary};
 use domain::{Clock, Timestamp};
+use ending::{Candidate, SAVE_PAUSE, Then, Unsaved};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +27,17 @@ pub struct Stepped {
     pub diverged: Option<String>,
     /// The time that its evaluation took, if there was one.
     pub evaluation: Option<Duration>,
+}
+
+/// How far a trial is with what it is asked after its last step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asking {
+    /// It is asked nothing.
+    Nothing,
+    /// There is more to ask.
+    More,
+    /// That was all.
+    Over,
 }
 
 /// What trains: a frozen base and runs on it.
@@ -57,6 +71,8 @@ pub trait Backend {
     fn step_pack(&mut self, base: &Self::Base, runs: &mut [&mut Self::Run]) -> Result<Vec<Stepped>, Failure>;
     /// Writes a checkpoint; of a diverged run, the last good state.
     fn save(&mut self, run: &Self::Run, dirs: &CheckpointDirs) -> Result<(), Failure>;
+    /// Asks a run that has made all its steps, or the base for it, the next of what its sweep asks.
+    fn ask(&mut self, base: &Self::Base, run: &mut Self::Run) -> Result<Asking, Failure>;
     /// The run's numbers at its end.
     fn summary(&mut self, base: &Self::Base, run: &mut Self::Run) -> Result<TrialSummary, Failure>;
 }
@@ -70,22 +86,6 @@ struct Member<R> {
     saved: Option<u64>,
     /// Whether the disk refuses its checkpoint, which was told.
     refused: bool,
-}
-
-/// The pause between two tries to write checkpoints that the disk refused.
-const SAVE_PAUSE: Duration = Duration::from_secs(1);
-
-/// What is to become of a trial once its checkpoint is written.
-enum Then {
-    GoOn,
-    Finish(Ending, String),
-    Release,
-}
-
-/// A trial that stands still because the disk refused its checkpoint.
-struct Unsaved<R> {
-    member: Member<R>,
-    then: Then,
 }
 
 /// Trials that share a base.
@@ -103,6 +103,8 @@ pub struct Pack<B: Backend> {
     wanted_bytes: u64,
     stops: Vec<(Assignment, How)>,
     unsaved: Vec<Unsaved<B::Run>>,
+    /// Each is asked a little in its turn.
+    candidates: VecDeque<Candidate<B::Run>>,
     /// When, on the monotonic clock, the disk is asked again.
     save_again_at: Duration,
     /// The seconds of steps that were not told of yet.
@@ -127,6 +129,7 @@ impl<B: Backend> Pack<B> {
             wanted_bytes: 0,
             stops: Vec::new(),
             unsaved: Vec::new(),
+            candidates: VecDeque::new(),
             save_again_at: Duration::ZERO,
             step_seconds: Vec::new(),
         }
@@ -151,15 +154,19 @@ impl<B: Backend> Engine for Pack<B> {
             self.join(admission, emit);
         } else if !self.members.is_empty() {
             self.train(emit);
-        } else if !self.unsaved.is_empty() {
+        } else if !self.unsaved.is_empty() && self.candidates.is_empty() {
             // Nothing to do but to wait for room on the disk, not too long to hear of a stop.
             std::thread::sleep(SAVE_PAUSE / 10);
+        }
+        // Between the steps of the others, which are not held up for long.
+        if let Some(candidate) = self.candidates.pop_front() {
+            self.ask(candidate, emit);
         }
         self.tell_steps(emit);
     }
 
     fn is_idle(&self) -> bool {
-        self.members.is_empty() && self.waiting.is_empty() && self.stops.is_empty() && self.unsaved.is_empty()
+        self.is_empty() && self.waiting.is_empty() && self.stops.is_empty()
     }
 }
 
@@ -170,13 +177,18 @@ impl<B: Backend> Pack<B> {
         let base = self.waiting.front()?.config.base_model();
         let resident = self.base.as_ref().is_some_and(|(resident, _)| *resident == base);
         let joins = resident && self.wanted_bytes <= self.free_bytes();
-        let alone = self.members.is_empty() && self.unsaved.is_empty();
-        if joins || alone { self.waiting.pop_front() } else { None }
+        if joins || self.is_empty() { self.waiting.pop_front() } else { None }
+    }
+
+    /// Whether no trial is in memory.
+    fn is_empty(&self) -> bool {
+        self.members.is_empty() && self.unsaved.is_empty() && self.candidates.is_empty()
     }
 
     /// Bytes that are left beside the base and its trials.
     fn free_bytes(&self) -> u64 {
         let members = self.members.iter().chain(self.unsaved.iter().map(|unsaved| &unsaved.member));
+        let members = members.chain(self.candidates.iter().map(|candidate| &candidate.member));
         let held = members.map(|member| member.own_bytes).fold(self.base_bytes, u64::saturating_add);
         self.memory_bytes.saturating_sub(held)
     }
@@ -198,7 +210,7 @@ impl<B: Backend> Pack<B> {
         emit(begun.over(&*self.clock, &admission.assignment, Work::Prepare, self.backend.step(&run)));
         let own_bytes = self.backend.fit(base, &mut run, self.memory_bytes).unwrap_or_default();
         if own_bytes > self.free_bytes() {
-            if self.members.is_empty() && self.unsaved.is_empty() {
+            if self.is_empty() {
                 return Err(does_not_fit(self.base_bytes, own_bytes, self.memory_bytes));
             }
             // It starts again when there is room.
@@ -229,7 +241,7 @@ impl<B: Backend> Pack<B> {
         let done = start_step >= total_steps;
         let member = Member { admission, run, own_bytes, since, packed: false, saved: None, refused: false };
         if done {
-            self.finish(member, Ending::Completed, String::new(), emit);
+            self.checkpoint_then(member, Then::Complete(None), emit);
         } else {
             self.members.push(member);
         }
@@ -318,118 +330,12 @@ impl<B: Backend> Pack<B> {
             return self.finish(member, Ending::Diverged, what, emit);
         }
         if self.backend.step(&member.run) >= self.backend.total_steps(&member.run) {
-            return self.finish(member, Ending::Completed, String::new(), emit);
+            return self.checkpoint_then(member, Then::Complete(None), emit);
         }
         if stepped.checkpoint_due {
             self.checkpoint_then(member, Then::GoOn, emit);
         } else {
             self.members.push(member);
-        }
-    }
-
-    /// Checkpoints a trial, then does with it what was to be done. A disk that refuses is asked again later; until
-    /// then the trial stands still.
-    fn checkpoint_then(&mut self, mut member: Member<B::Run>, then: Then, emit: &mut dyn FnMut(Event)) {
-        let saved = self.checkpoint(&mut member, emit);
-        let assignment = member.admission.assignment.clone();
-        if let Err(failure) = &saved
-            && failure.class == FailureClass::Infrastructure
-        {
-            if !std::mem::replace(&mut member.refused, true) {
-                let message = format!("no checkpoint can be written; it waits: {}", failure.message);
-                emit(Event::Trial(assignment, Happening::Note(Severity::Error, message)));
-            }
-            self.unsaved.push(Unsaved { member, then });
-            self.save_again_at = self.clock.monotonic() + SAVE_PAUSE;
-            return;
-        }
-        member.refused = false;
-        let last = match (saved, then) {
-            (Ok(()), Then::GoOn) => return self.members.push(member),
-            (Ok(()), Then::Finish(ending, message)) => {
-                self.summary(&mut member).map_or_else(Happening::Failed, |summary| Happening::Finished {
-                    ending,
-                    summary: Box::new(summary),
-                    message,
-                })
-            }
-            (Ok(()), Then::Release) => Happening::Released,
-            (Err(failure), _) => Happening::Failed(failure),
-        };
-        emit(Event::Trial(assignment, last));
-    }
-
-    fn save_again(&mut self, emit: &mut dyn FnMut(Event)) {
-        if !self.unsaved.is_empty() && self.clock.monotonic() >= self.save_again_at {
-            for Unsaved { member, then } in std::mem::take(&mut self.unsaved) {
-                self.checkpoint_then(member, then, emit);
-            }
-        }
-    }
-
-    fn checkpoint(
-        &mut self,
-        member: &mut Member<B::Run>,
-        emit: &mut dyn FnMut(Event),
-    ) -> Result<(), Failure> {
-        let step = self.backend.step(&member.run);
-        if member.saved == Some(step) {
-            return Ok(());
-        }
-        let dirs = CheckpointDirs::within(&member.admission.work_dir, step);
-        let begun = Begun::now(&*self.clock);
-        self.backend.save(&member.run, &dirs)?;
-        emit(begun.over(&*self.clock, &member.admission.assignment, Work::Checkpoint, step));
-        member.saved = Some(step);
-        let checkpoint = Happening::Checkpoint(Checkpoint { step, dirs });
-        emit(Event::Trial(member.admission.assignment.clone(), checkpoint));
-        Ok(())
-    }
-
-    fn finish(
-        &mut self,
-        member: Member<B::Run>,
-        ending: Ending,
-        message: String,
-        emit: &mut dyn FnMut(Event),
-    ) {
-        self.checkpoint_then(member, Then::Finish(ending, message), emit);
-    }
-
-    fn summary(&mut self, member: &mut Member<B::Run>) -> Result<TrialSummary, Failure> {
-        let Some((_, base)) = &self.base else { return Ok(TrialSummary::default()) };
-        let mut summary = self.backend.summary(base, &mut member.run)?;
-        summary.device_seconds = self.clock.monotonic().saturating_sub(member.since).as_secs_f64();
-        if member.packed {
-            summary.throughput = Throughput::Packed;
-        }
-        Ok(summary)
-    }
-
-    fn carry_out(&mut self, assignment: &Assignment, how: How, emit: &mut dyn FnMut(Event)) {
-        if let Some(i) = self.members.iter().position(|m| m.admission.assignment == *assignment) {
-            let member = self.members.remove(i);
-            self.end_member(member, how, emit);
-        } else if let Some(i) = self.unsaved.iter().position(|u| u.member.admission.assignment == *assignment)
-        {
-            let Unsaved { member, then } = self.unsaved.remove(i);
-            match then {
-                // It has come to its end, and only its last checkpoint is missing.
-                Then::Finish(..) if how != How::Drop => self.unsaved.push(Unsaved { member, then }),
-                _ => self.end_member(member, how, emit),
-            }
-        } else if let Some(i) = self.waiting.iter().position(|a| a.assignment == *assignment)
-            && let Some(admission) = self.waiting.remove(i)
-        {
-            end_waiting(admission, how, emit);
-        }
-    }
-
-    fn end_member(&mut self, member: Member<B::Run>, how: How, emit: &mut dyn FnMut(Event)) {
-        match how {
-            How::Stop => self.finish(member, Ending::Stopped, String::new(), emit),
-            How::Release => self.checkpoint_then(member, Then::Release, emit),
-            How::Drop => forget(&member.admission),
         }
     }
 }
@@ -458,25 +364,6 @@ fn does_not_fit(base: u64, own: u64, device: u64) -> Failure {
         Shortage { base, own, device }
     );
     Failure { class: FailureClass::OutOfMemory, message }
-}
-
-/// Ends a trial that never began here: there is nothing to checkpoint.
-pub(super) fn end_waiting(admission: Admission, how: How, emit: &mut dyn FnMut(Event)) {
-    let last = match how {
-        How::Stop => Happening::Finished {
-            ending: Ending::Stopped,
-            summary: Box::default(),
-            message: "stopped before its first step".into(),
-        },
-        How::Release => Happening::Released,
-        How::Drop => return forget(&admission),
-    };
-    emit(Event::Trial(admission.assignment, last));
-}
-
-fn forget(admission: &Admission) {
-    // What cannot be removed now is removed when the agent starts again.
-    let _ = std::fs::remove_dir_all(&admission.work_dir);
 }
 
 /// Refuses to go on with other bytes than those that earlier attempts were trained on.

@@ -8,14 +8,18 @@
 //! - The loss after `n` rows is `F + (5 − F)·exp(−n·q/100)`, where `q = 1 / (1 + log₁₀(learning_rate / 10⁻³)²)` and
 //!   `F = 1 + 0.2 / √rank`, 0.01 more with 4-bit weights. A training loss is off by up to 0.2 %, as seed and step draw it; a
 //!   held-out loss is not. A learning rate above 1 diverges at step 5; a rank of 0 is refused as the trainer refuses it.
+//! - An accuracy is `1/4 + exp(−loss/2)/2`, a perplexity `exp(loss)`: no document is read.
 //! - A pack's step takes as long as its trials' steps together. A base is read at [`LOAD_BYTES_PER_SECOND`]. Evaluations and
 //!   checkpoints take no time of the device.
 
-use super::pack::{Backend, Stepped};
+mod scores;
+
+use super::pack::{Asking, Backend, Stepped};
 use super::{Admission, CheckpointDirs, sources};
 use domain::footprint::{self, Engine, Load, ModelShape};
 use domain::machine::Accelerator;
 use domain::metric::{self, MetricPoint};
+use domain::sweep::Evaluations;
 use domain::trial::{
     BaseModel, Digests, Failure, FailureClass, GradientCheckpointing, PrecisionMode, SIMULATED, TrialConfig,
     TrialSummary,
@@ -62,6 +66,7 @@ enum Pace {
 #[derive(Debug)]
 pub struct SimulatedRun {
     config: TrialConfig,
+    evaluations: Option<Evaluations>,
     step: u64,
     /// Layers that are computed again.
     recomputed: u64,
@@ -220,7 +225,12 @@ impl Backend for Simulated {
         }
         let layers = base.as_ref().map_or(0, |shape| shape.num_hidden_layers);
         let [recomputed, _] = config.gradient_checkpointing.recomputed_layers(layers);
-        let run = SimulatedRun { config, step: 0, recomputed, made: (0, 0.0) };
+        let evaluations = admission.evaluations.clone();
+        let unknown = evaluations.as_ref().and_then(|asked| eval::task::of_sweep(&asked.tasks).err());
+        if let Some(error) = unknown {
+            return Err(Failure { class: FailureClass::User, message: format!("evaluations: {error}") });
+        }
+        let run = SimulatedRun { config, evaluations, step: 0, recomputed, made: (0, 0.0) };
         let Some(dirs) = &admission.resume else { return Ok(run) };
         let path = dirs.resume.join(FILE);
         let text = std::fs::read_to_string(&path).map_err(io(&path))?;
@@ -297,6 +307,10 @@ impl Backend for Simulated {
         Ok(())
     }
 
+    fn ask(&mut self, _: &Option<ModelShape>, _: &mut SimulatedRun) -> Result<Asking, Failure> {
+        Ok(Asking::Nothing)
+    }
+
     fn summary(
         &mut self,
         base: &Option<ModelShape>,
@@ -310,6 +324,9 @@ impl Backend for Simulated {
             base_eval_loss: Some(base_loss),
             ..TrialSummary::default()
         };
+        if let Some(evaluations) = run.evaluations.as_ref().filter(|_| run.step == run.total_steps()) {
+            summary.evaluations = scores::of(evaluations, loss, base_loss);
+        }
         let Some(shape) = base else { return Ok(summary) };
         let load = run.load(shape);
         let peak = shape.peak_bytes(&load, run.recomputed).total();

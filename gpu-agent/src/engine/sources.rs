@@ -1,30 +1,44 @@
 //! What trials name on the hub, on this machine before it is read.
 
+use super::exams;
 use domain::trial::{Failure, FailureClass};
-use hub::{Hub, HubError, Kind, Located, Progress, Settings};
-use std::collections::HashSet;
+use eval::task::Task;
+use hub::{Hub, HubError, Kind, Located, Progress, RepoId, Settings};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use trainer::{TrainError, locate};
 
-/// Repositories that this process has seen to. Each is asked for once, so that the trials of a sweep read the same
+/// Repositories that this process has seen to, and where they lie. Each is asked for once, so that the trials of a sweep read the same
 /// commit.
 #[derive(Debug, Default)]
 pub struct Sources {
-    ready: HashSet<String>,
+    ready: HashMap<String, PathBuf>,
 }
 
 impl Sources {
     /// Downloads what a name means on the hub, unless it is a path or has been seen to.
     pub(super) fn ready(&mut self, kind: Kind, name: &str) -> Result<(), Failure> {
         let Located::Repo(id) = hub::locate(name) else { return absolute(name) };
-        let key = format!("{kind:?} {id}");
-        if self.ready.contains(&key) {
-            return Ok(());
+        self.fetched(kind, &id).map(drop)
+    }
+
+    /// The directory of a task's documents, which come from the hub.
+    pub(super) fn documents(&mut self, task: &Task) -> Result<PathBuf, Failure> {
+        let id = task.dataset_path.as_deref().filter(|_| task.asks_shipped_data()).and_then(RepoId::parse);
+        let id = id.ok_or_else(|| exams::no_documents(task))?;
+        let id = task.dataset_name.as_deref().map_or(id.clone(), |part| id.part(part));
+        self.fetched(Kind::Dataset, &id)
+    }
+
+    fn fetched(&mut self, kind: Kind, id: &RepoId) -> Result<PathBuf, Failure> {
+        let key = format!("{kind:?} {id:?}");
+        if let Some(dir) = self.ready.get(&key) {
+            return Ok(dir.clone());
         }
         let hub = Hub::new(Settings::from_env().map_err(failure)?);
-        hub.fetch(kind, &id, &mut Logged { repo: id.to_string() }).map_err(failure)?;
-        self.ready.insert(key);
-        Ok(())
+        let dir = hub.fetch(kind, id, &mut Logged { repo: id.to_string() }).map_err(failure)?;
+        self.ready.insert(key, dir.clone());
+        Ok(dir)
     }
 }
 

@@ -288,6 +288,7 @@ pub fn assign(assignment: &Assignment, config: &TrialConfig) -> v1::Assign {
         digests: None,
         predicted_peak_memory_bytes: 1_000,
         traceparent: String::new(),
+        evaluations: None,
     }
 }
 

@@ -15,14 +15,14 @@ pub struct Trial {
     pub losses: Vec<(u64, Option<u64>)>,
 }
 
-/// A sweep of two trials, of 80 steps each.
+/// A sweep of two trials, of 240 steps each: longer than it takes to replace a leader.
 fn document() -> serde_json::Value {
     let quickstart = tests::root().join("config/quickstart");
     json!({
         "name": "two",
         "pretrained_model_id": quickstart.join("base"),
         "dataset_name": quickstart.join("instruct.jsonl"),
-        "eval_size": 2, "batch_size": 1, "max_sequence_length": 32, "max_steps": 80, "save_steps": 4,
+        "eval_size": 2, "batch_size": 1, "max_sequence_length": 32, "max_steps": 240, "save_steps": 4,
         "search": { "algorithm": "grid" },
         "parameters": { "lora_rank": [2, 4] },
     })
@@ -73,7 +73,7 @@ pub async fn results(endpoint: &str, sweep_id: &str) -> BTreeMap<String, Trial> 
                 (point.step, loss.map(|loss| loss.value.to_bits()))
             }));
         }
-        assert!(losses.iter().map(|(step, _)| *step).eq(0..=80), "{}: {losses:?}", trial.id);
+        assert!(losses.iter().map(|(step, _)| *step).eq(0..=240), "{}: {losses:?}", trial.id);
         let number = trial.id.rsplit_once('/').unwrap().1.to_string();
         results.insert(number, Trial { attempts: trial.attempt, state: trial.state(), losses });
     }

@@ -46,6 +46,9 @@ impl Run {
             sample_prompt: self.data.sample_prompt_text.clone().filter(|_| before.is_some()),
             sample_before: before,
             sample_after: after,
+            // Whoever trains it asks nothing.
+            evaluations: Vec::new(),
+            unasked: None,
         })
     }
 

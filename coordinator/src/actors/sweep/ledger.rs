@@ -216,6 +216,7 @@ impl Ledger {
     pub fn assign(&mut self, number: u32, placement: Placement) -> Result<()> {
         self.go(number, TrialState::Assigned)?;
         let needs = self.needs(number)?;
+        let evaluations = self.record.sweep.spec.evaluations.clone();
         let record = self.get_mut(number)?;
         record.charged_at = None;
         record.noted = 0;
@@ -233,6 +234,7 @@ impl Ledger {
             attempt: trial.attempt,
             device: placement.device.clone(),
             config: trial.config.clone(),
+            evaluations,
             resume_step,
             digests: trial.digests.clone(),
             predicted_peak_memory_bytes: needs.base_bytes + needs.own_bytes,
@@ -325,12 +327,13 @@ impl Ledger {
     }
 
     fn summarise(&mut self, number: u32, summary: TrialSummary) -> Result<()> {
-        let compared = self.record.sweep.spec.search.metric == EVAL_LOSS;
+        let compared = &self.record.sweep.spec.search.metric;
+        let by_loss = compared == EVAL_LOSS;
+        let score = summary.evaluation(compared).map(|score| score.value);
         let record = self.get_mut(number)?;
-        if let Some(loss) = summary.eval_loss {
-            record.trial.eval_loss = Some(loss);
-            record.value = if compared { Some(loss) } else { record.value };
-        }
+        record.trial.eval_loss = summary.eval_loss.or(record.trial.eval_loss);
+        // What a task makes of a trial is known at its end alone.
+        record.value = summary.eval_loss.filter(|_| by_loss).or(score).or(record.value);
         record.trial.summary = Some(summary);
         Ok(())
     }

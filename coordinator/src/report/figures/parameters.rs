@@ -1,16 +1,22 @@
 //! Each searched parameter against the sweep's metric, and all of them together.
 
 use super::super::Sources;
-use super::super::chart::{Axis, Chart, Mark, Shape};
-use super::super::document::{Block, Figure, Line};
+use super::super::chart::{Axis, Chart, Mark, PALETTE, Shape};
+use super::super::document::{Block, Figure, Line, Table};
 use super::super::series::{self, Entry};
-use super::super::{numbers, slice, tables};
+use super::super::{importance, numbers, slice, tables};
 use super::{file_name, parallel};
 use domain::sweep::Distribution;
 use domain::trial::TrialState;
 use serde_json::Value;
 
-/// A figure a parameter, and the parallel coordinates.
+/// With fewer completed trials, chance alone says which parameter matters.
+const FEWEST_TRIALS: usize = 10;
+
+/// A bar's width.
+const BAR: u32 = 40;
+
+/// A figure a parameter, the parallel coordinates, and how much each matters.
 pub(in super::super) fn blocks(sources: &Sources) -> Vec<Block> {
     let searched = tables::searched(sources.sweep);
     if searched.is_empty() || sources.entries.iter().all(|e| e.value.is_none()) {
@@ -19,13 +25,53 @@ pub(in super::super) fn blocks(sources: &Sources) -> Vec<Block> {
     let is_searched = |(name, _): &&(String, Distribution)| searched.contains(&name.as_str());
     let parameters = sources.sweep.spec.parameters.iter().filter(is_searched);
     let figures = parameters.map(|(name, distribution)| figure(sources, name, distribution));
-    let figures = figures.chain(parallel::figure(sources)).collect();
+    let figures = figures.chain(parallel::figure(sources)).chain(weights(sources)).collect();
     vec![
         Block::Paragraph(Line::from(
             "A dot a trial, as last measured; a ring was stopped early or did not finish. The best is large.",
         )),
         Block::Figures(figures),
     ]
+}
+
+/// How much each parameter matters, if there are trials enough to tell.
+fn weights(sources: &Sources) -> Option<Figure> {
+    let completed = sources.entries.iter().filter(|entry| entry.trial.state == TrialState::Completed);
+    let trials: Vec<_> =
+        completed.filter_map(|entry| Some((&entry.trial.parameters, entry.value?))).collect();
+    let spec = &sources.sweep.spec;
+    if trials.len() < FEWEST_TRIALS {
+        return None;
+    }
+    let parts = importance::importance(&spec.parameters, &trials, spec.search.goal);
+    if parts.len() < 2 {
+        return None;
+    }
+    let names: Vec<_> = parts.iter().map(|(name, _)| name.clone()).collect();
+    let bar = |(i, (_, part)): (usize, &(String, f64))| {
+        let x = i as f64;
+        Mark::Line { points: vec![(x, 0.0), (x, *part)], colour: PALETTE[0], width: BAR }
+    };
+    let metric = &spec.search.metric;
+    let mut table = Table::new(["parameter", "part"]);
+    parts.iter().for_each(|(name, part)| table.row([name.clone(), format!("{:.1} %", 100.0 * part)]));
+    Some(Figure {
+        name: "importance".into(),
+        description: format!("How much {} matter to {metric}", names.join(", ")),
+        chart: Chart {
+            x: Axis::categories(&names),
+            y: Axis::linear(parts.iter().map(|(_, part)| *part).chain([0.0])),
+            titles: (String::new(), "part".into()),
+            legend: Vec::new(),
+            marks: parts.iter().enumerate().map(bar).collect(),
+        },
+        caption: Line::default().strong("How much each matters").text(format!(
+            " to be among the best tenth of {} completed trials by {metric} (PED-ANOVA). Of parameters that not all trials \
+             drew alike, nothing is known.",
+            trials.len()
+        )),
+        data: Some(table),
+    })
 }
 
 fn figure(sources: &Sources, name: &str, distribution: &Distribution) -> Figure {

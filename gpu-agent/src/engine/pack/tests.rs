@@ -1,5 +1,6 @@
 //! A pack on the simulated engine: who joins, waits, is refused, and what each hears last.
 
+use super::ending::ENDED;
 use super::*;
 use crate::engine::simulated::{Simulated, SimulatedRun};
 use domain::Timestamp;
@@ -9,10 +10,14 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A device on which two trials fit; a disk that refuses trials of seed 13 so many times; whether a trial of seed
-/// [`TIGHT`], which is out of memory until then, spares some; and where in a trace trials were started.
-struct Small(Simulated, u32, Cell<bool>, Vec<Option<String>>);
+/// [`TIGHT`], which is out of memory until then, spares some; in how many parts one of seed [`ASKED`] is asked; and where in
+/// a trace trials were started.
+struct Small(Simulated, u32, Cell<bool>, u32, Vec<Option<String>>);
 
 const TIGHT: u64 = 5;
+const ASKED: u64 = 7;
+/// One that cannot be asked.
+const UNASKABLE: u64 = 9;
 
 /// Each look at it is a second later.
 #[derive(Default)]
@@ -46,7 +51,7 @@ impl Backend for Small {
         self.0.load(base)
     }
     fn start(&mut self, base: &Self::Base, admission: &Admission) -> Result<SimulatedRun, Failure> {
-        self.3.push(telemetry::trace::Place::current().map(|place| place.to_string()));
+        self.4.push(telemetry::trace::Place::current().map(|place| place.to_string()));
         self.0.start(base, admission)
     }
     fn digests(&self, run: &SimulatedRun) -> Digests {
@@ -79,6 +84,18 @@ impl Backend for Small {
         }
         self.0.save(run, dirs)
     }
+    fn ask(&mut self, _: &Self::Base, run: &mut SimulatedRun) -> Result<Asking, Failure> {
+        assert_eq!(run.config().total_steps(0), self.0.step(run), "it has made all its steps");
+        match run.config().seed {
+            ASKED if self.3 > 1 => {
+                self.3 -= 1;
+                Ok(Asking::More)
+            }
+            ASKED => Ok(Asking::Over),
+            UNASKABLE => Err(Failure { class: FailureClass::User, message: "why".into() }),
+            _ => Ok(Asking::Nothing),
+        }
+    }
     fn summary(&mut self, base: &Self::Base, run: &mut SimulatedRun) -> Result<TrialSummary, Failure> {
         self.0.summary(base, run)
     }
@@ -87,14 +104,15 @@ impl Backend for Small {
 fn pack() -> Pack<Small> {
     let clock: Arc<dyn Clock> = Arc::new(Ticking::default());
     let simulated = Simulated::stepping(Duration::ZERO, clock.clone());
-    Pack::new(Small(simulated, 2, Cell::new(false), Vec::new()), 10_000_000_000, clock)
+    Pack::new(Small(simulated, 2, Cell::new(false), 4, Vec::new()), 10_000_000_000, clock)
 }
 
 fn admission(dir: &Path, name: &str, base: &str, seed: u64) -> Admission {
     let config =
         TrialConfig { pretrained_model_id: base.into(), max_steps: Some(3), seed, ..TrialConfig::default() };
     let (assignment, places, work_dir) = (Assignment::new(name, 1), Default::default(), dir.join(name));
-    Admission { assignment, config, resume: None, digests: None, places, work_dir, belongs: None }
+    let (evaluations, belongs) = (None, None);
+    Admission { assignment, config, resume: None, digests: None, evaluations, places, work_dir, belongs }
 }
 
 /// Steps until everything is done: the trials' last words and the bases, in order.
@@ -174,7 +192,7 @@ fn a_trial_joins_at_its_place_in_its_trace() {
         pack.admit(Admission { belongs, ..admission(dir.path(), name, "a", 1) });
     }
     run(&mut pack);
-    assert_eq!(pack.backend.3, [Some(place), None]);
+    assert_eq!(pack.backend.4, [Some(place), None]);
 }
 
 #[test]
@@ -191,6 +209,97 @@ fn what_waits_for_the_disk_can_be_dropped() {
     assert!(!pack.is_idle());
     pack.stop(&Assignment::new("one", 1), How::Drop);
     assert_eq!(run(&mut pack), Vec::<String>::new());
+}
+
+/// A trial that is trained is asked a little at a time, while the others go on; its base stays for as long.
+#[test]
+fn trials_are_asked_between_the_steps_of_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pack = pack();
+    let mut other = admission(dir.path(), "other", "a", 1);
+    other.config.max_steps = Some(20);
+    other.config.logging_steps = 1;
+    pack.admit(admission(dir.path(), "asked", "a", ASKED));
+    pack.admit(other);
+    let mut heard = Vec::new();
+    while !pack.is_idle() {
+        pack.step(&mut |event| match event {
+            Event::Trial(a, Happening::Points(points)) if a.trial.as_str() == "other" => {
+                heard.push(format!("step {}", points[0].step));
+            }
+            Event::Trial(a, Happening::Checkpoint(_)) => heard.push(format!("{} saved", a.trial)),
+            Event::Trial(a, Happening::Finished { .. }) => heard.push(format!("{} over", a.trial)),
+            Event::Phase(a, Phase { work: Work::Evaluate, step: 3, .. }) => {
+                heard.push(format!("{} was asked", a.trial));
+            }
+            _ => {}
+        });
+    }
+    // Its held-out rows are evaluated at its last step as well.
+    let at = |what: &str| {
+        heard.iter().rposition(|heard| heard == what).unwrap_or_else(|| panic!("{what}: {heard:?}"))
+    };
+    let (saved, asked, over) = (at("asked saved"), at("asked was asked"), at("asked over"));
+    assert!(saved < asked && asked + 1 == over, "its adapter is safe before it is asked: {heard:?}");
+    let steps = heard[saved..over].iter().filter(|heard| heard.starts_with("step")).count();
+    assert!((2..=4).contains(&steps), "{heard:?}");
+    assert!(over < at("other over"));
+
+    pack.backend.3 = 4;
+    for (name, base, seed) in [("one", "a", ASKED), ("two", "b", 1)] {
+        pack.admit(admission(dir.path(), name, base, seed));
+    }
+    assert_eq!(run(&mut pack), ["one Completed", "base ", "base b", "two Completed"]);
+}
+
+#[test]
+fn what_is_asked_can_be_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    for (how, wanted) in
+        [(How::Stop, vec!["one Completed"]), (How::Release, vec!["one released"]), (How::Drop, vec![])]
+    {
+        let mut pack = pack();
+        pack.backend.3 = u32::MAX;
+        pack.admit(admission(dir.path(), "one", "a", ASKED));
+        while pack.candidates.is_empty() {
+            pack.step(&mut |_| {});
+        }
+        pack.stop(&Assignment::new("one", 1), how);
+        assert_eq!(run(&mut pack), wanted);
+    }
+}
+
+/// It is trained all the same, and says why it was not asked.
+#[test]
+fn a_trial_that_is_not_asked_is_none_the_less_trained() {
+    let dir = tempfile::tempdir().unwrap();
+    let why = |pack: &mut Pack<Small>| {
+        let mut why = None;
+        while !pack.is_idle() {
+            pack.step(&mut |event| {
+                if let Event::Trial(_, Happening::Finished { ending, summary, .. }) = event {
+                    assert_eq!((ending, summary.steps), (Ending::Completed, 3));
+                    why = Some(summary.unasked);
+                }
+            });
+        }
+        why.unwrap()
+    };
+    let mut pack = pack();
+    pack.admit(admission(dir.path(), "one", "a", UNASKABLE));
+    assert_eq!(why(&mut pack).as_deref(), Some("why"));
+    pack.admit(admission(dir.path(), "two", "a", ASKED));
+    assert_eq!(why(&mut pack), None);
+    // It waits for the disk when it is told to end.
+    pack.backend.1 = u32::MAX;
+    pack.admit(admission(dir.path(), "three", "a", 13));
+    while pack.unsaved.is_empty() {
+        pack.step(&mut |_| {});
+    }
+    pack.stop(&Assignment::new("three", 1), How::Stop);
+    pack.step(&mut |event| panic!("its last checkpoint is still missing: {event:?}"));
+    pack.backend.1 = 0;
+    assert_eq!(why(&mut pack).as_deref(), Some(ENDED));
 }
 
 #[test]

@@ -23,6 +23,7 @@ fn admit(trial: &str) -> Command {
         config: TrialConfig::default(),
         resume: None,
         digests: None,
+        evaluations: None,
         places: Default::default(),
         work_dir: "nowhere".into(),
         belongs: None,

@@ -32,6 +32,7 @@ fn run(name: &str, speed: f64, config: &TrialConfig, dir: &Path) -> (Vec<(u64, f
         config: config.clone(),
         resume: None,
         digests: None,
+        evaluations: None,
         places: Default::default(),
         work_dir: dir.join("work"),
         belongs: None,

@@ -27,6 +27,7 @@ impl Ledger {
         if record.checkpoint.as_ref().is_some_and(|newest| step < newest.step) {
             return self.unused(number, stored);
         }
+        let further = record.checkpoint.as_ref().is_none_or(|newest| step > newest.step);
         let before = record.paths();
         if let Some(adapter) = &stored.adapter {
             record.trial.adapter = Some(adapter.clone());
@@ -43,7 +44,10 @@ impl Ledger {
             let valued = candidates.filter_map(|of| Some((value(&of)?, of)));
             let best = valued.reduce(|best, next| if goal.better(next.0, best.0) { next } else { best });
             record.best_checkpoint = best.map(|(_, best)| best).filter(|best| best.step < step);
-            record.losses = 0;
+            // One that got no further is lost again for the same reason.
+            if further {
+                record.losses = 0;
+            }
         }
         let after = record.paths();
         self.changes.trials.insert(number);

@@ -7,7 +7,7 @@ use super::*;
 use crate::artifacts::Stored;
 use domain::footprint::ModelShape;
 use domain::sweep::{Sweep, SweepSpec};
-use domain::trial::{Digests, TrialDevice};
+use domain::trial::{Digests, TaskScore, TrialDevice};
 use domain::{AgentId, DeviceId, SweepId};
 use serde_json::{Value, json};
 
@@ -117,6 +117,43 @@ fn a_sweep_that_ends_early_without_a_value_says_so() {
     }
 }
 
+/// What a task makes of a trial comes with its end, and is what the trial is compared by.
+#[test]
+fn trials_are_compared_by_a_task() {
+    let mut document = document();
+    document["search"] = json!({ "algorithm": "grid", "metric": "eval/arc_easy/acc" });
+    document["evaluations"] = json!({ "tasks": ["arc_easy"], "limit": 5 });
+    let mut ledger = Ledger::new(record(document), Vec::new()).unwrap();
+    ledger.fill(NOW);
+    ledger.effects();
+    assert_eq!(ledger.assigned(1).evaluations, ledger.record().sweep.spec.evaluations);
+    ledger.event(1, started("m"), NOW).unwrap();
+    ledger.run(2);
+    let score = |metric: &str, value| TaskScore {
+        task: "arc_easy".into(),
+        metric: metric.into(),
+        value,
+        stderr: None,
+        base_value: None,
+        base_stderr: None,
+        difference_stderr: None,
+        num_fewshot: 0,
+        documents: 5,
+    };
+    for (number, acc) in [(1, 0.25), (2, 0.5)] {
+        ledger.metrics(number, &[point(6, 1.0)]).unwrap();
+        assert_eq!(ledger.get(number).unwrap().value, None, "a loss is not what they are compared by");
+        let evaluations = vec![score("acc_norm", 0.9), score("acc", acc)];
+        let summary = Box::new(TrialSummary { eval_loss: Some(1.0), evaluations, ..TrialSummary::default() });
+        let event = TrialEvent::Finished { ending: Ending::Completed, summary, message: String::new() };
+        ledger.event(number, event, NOW).unwrap();
+        assert_eq!(ledger.get(number).unwrap().value, Some(acc));
+    }
+    ledger.settle(NOW);
+    let best = ledger.record().sweep.best.clone();
+    assert_eq!(best, Some((TrialId::of(&ledger.record().sweep.id, 2), 0.5)), "more is better");
+}
+
 #[test]
 fn every_end_of_a_trial() {
     let stop = |cause| move |ledger: &mut Ledger| ledger.stop_trial(1, cause, NOW).unwrap();
@@ -188,8 +225,9 @@ fn losses_count_between_checkpoints() {
     for attempt in 1..=3 {
         ledger.run(1);
         assert_eq!(ledger.get(1).unwrap().trial.attempt, Attempt(attempt));
-        if attempt == 2 {
-            ledger.checkpoint(1, 3, stored("c"), &[]).unwrap();
+        // One that is written again is no step further.
+        if attempt >= 2 {
+            ledger.checkpoint(1, 3, stored(&format!("c{attempt}")), &[]).unwrap();
         }
         ledger.lost(1, "silence", NOW).unwrap();
         assert_eq!(ledger.state(1), TrialState::Queued, "{attempt}");

@@ -1,0 +1,41 @@
+//! What a sweep asks of its base and of each adapter once that is trained: the section `evaluations`.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Keys of the section.
+pub(super) const KEYS: &[&str] = &["tasks", "num_fewshot", "limit", "task_data", "fewshot_data"];
+
+/// The tasks of a sweep's evaluations, as lm-evaluation-harness defines them. A trial that has made all its steps is asked
+/// them before it ends, and so is the base alone.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Evaluations {
+    /// Tasks and presets that ship, by name; and others by what their files say, as mappings.
+    pub tasks: Vec<Value>,
+    /// Examples before each document, where neither preset nor task pin their number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_fewshot: Option<u32>,
+    /// Only the first documents of each task.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// Where the documents of tasks lie, by the task's name; those of the others come from the hub.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub task_data: BTreeMap<String, String>,
+    /// Where the examples of tasks lie, if not beside their documents.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub fewshot_data: BTreeMap<String, String>,
+}
+
+impl Evaluations {
+    /// What it names that lies somewhere.
+    pub fn sources_mut(&mut self) -> impl Iterator<Item = &mut String> {
+        self.task_data.values_mut().chain(self.fewshot_data.values_mut())
+    }
+
+    /// What it names that lies somewhere.
+    pub fn sources(&self) -> impl Iterator<Item = &String> {
+        self.task_data.values().chain(self.fewshot_data.values())
+    }
+}

@@ -1,0 +1,211 @@
+//! What a sweep asks of its models: all its tasks, a few documents at a time, so that whoever asks can do something else
+//! in between.
+
+use crate::data::{self, Data};
+use crate::metric::{self, Score};
+use crate::results;
+use crate::run::{Answers, Model, Options, Outcome, Paper};
+use crate::task::{self, Chosen, Preset, Selection, Task};
+use crate::{EvalError, Result};
+use domain::metric::MEAN;
+use domain::sweep::Evaluations;
+use domain::trial::TaskScore;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Documents that are asked at a time at most, and the bytes of their prompts, if it is more than one.
+const PART: usize = 32;
+const PART_BYTES: usize = 64 << 10;
+
+/// Where a task's documents lie.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// A file, or a directory of files called after splits.
+    pub documents: PathBuf,
+    /// Where its examples lie, if not there.
+    pub fewshot: Option<PathBuf>,
+}
+
+/// All tasks of a sweep, with their prompts.
+#[derive(Debug)]
+pub struct Exam {
+    papers: Vec<Paper>,
+    presets: Vec<Preset>,
+    options: Options,
+}
+
+/// A model's answers so far.
+#[derive(Debug, Default)]
+pub struct Sitting {
+    /// Of the tasks that are through.
+    outcomes: Vec<Outcome>,
+    /// Of the one that is not.
+    answers: Answers,
+}
+
+impl Exam {
+    /// Reads what a sweep asks. `of_hub` says where the documents of a task lie that the sweep names no place for.
+    ///
+    /// # Errors
+    /// A task is unknown or says what cannot be; its documents cannot be read, or lack what it asks of them.
+    pub fn load<E: From<EvalError>>(
+        evaluations: &Evaluations,
+        of_hub: &mut dyn FnMut(&Task) -> std::result::Result<PathBuf, E>,
+    ) -> std::result::Result<Self, E> {
+        let (selection, options) = (select(evaluations)?, options(evaluations));
+        let mut papers = Vec::with_capacity(selection.tasks.len());
+        for chosen in &selection.tasks {
+            let name = &chosen.task.task;
+            let documents = match evaluations.task_data.get(name) {
+                Some(path) => path.into(),
+                None => of_hub(&chosen.task)?,
+            };
+            let places = Places { documents, fewshot: evaluations.fewshot_data.get(name).map(PathBuf::from) };
+            papers.push(Paper::new(chosen, &read(chosen, &places, &options)?, &options)?);
+        }
+        Ok(Self { papers, presets: selection.presets, options })
+    }
+
+    /// Asks a model the next documents. True once there are no more.
+    ///
+    /// # Errors
+    /// A document is longer than the model reads; the device runs out of memory.
+    pub fn ask(&self, model: Model, sitting: &mut Sitting, batch_tokens: usize) -> Result<bool> {
+        let Some(paper) = self.papers.get(sitting.outcomes.len()) else { return Ok(true) };
+        let options = Options { batch_tokens, ..self.options.clone() };
+        let from = sitting.answers.samples.len();
+        let to = paper.part(from, PART, PART_BYTES);
+        let answers = paper.ask(model, from..to, &options, &mut |_, _| ())?;
+        sitting.answers.samples.extend(answers.samples);
+        sitting.answers.requests += answers.requests;
+        if to == paper.asked() {
+            sitting.outcomes.push(paper.outcome(std::mem::take(&mut sitting.answers)));
+        }
+        Ok(self.is_over(sitting))
+    }
+
+    /// Whether a model was asked everything.
+    pub fn is_over(&self, sitting: &Sitting) -> bool {
+        sitting.outcomes.len() == self.papers.len()
+    }
+
+    /// What comes of a model's answers beside those of the base alone: each metric of each task, and each preset's mean.
+    pub fn scores(&self, sitting: &Sitting, base: &Sitting) -> Vec<TaskScore> {
+        let pairs: Vec<_> = sitting.outcomes.iter().zip(&base.outcomes).collect();
+        let mut scores: Vec<_> = pairs.iter().flat_map(|(outcome, base)| of_task(outcome, base)).collect();
+        let means = self.presets.iter().filter_map(|preset| {
+            let value = results::mean(preset, &sitting.outcomes)?;
+            Some(of_preset(preset, &scores, value, results::mean(preset, &base.outcomes)))
+        });
+        scores.extend(means.collect::<Vec<_>>());
+        // A text that a model finds impossible has no perplexity, and a record is JSON, which has no infinity.
+        scores.retain(|score| score.value.is_finite());
+        for score in &mut scores {
+            let errors = [&mut score.stderr, &mut score.base_stderr, &mut score.difference_stderr];
+            errors.into_iter().for_each(|error| *error = error.filter(|error| error.is_finite()));
+        }
+        scores
+    }
+}
+
+/// The tasks of a sweep, without a look at their documents.
+///
+/// # Errors
+/// A task is unknown or says what cannot be; a place is that of a task that is not asked.
+pub fn select(evaluations: &Evaluations) -> Result<Selection> {
+    let selection = task::of_sweep(&evaluations.tasks)?;
+    known(&selection, "task_data", &evaluations.task_data)?;
+    known(&selection, "fewshot_data", &evaluations.fewshot_data)?;
+    Ok(selection)
+}
+
+/// How the tasks of a sweep are run.
+pub fn options(evaluations: &Evaluations) -> Options {
+    Options {
+        num_fewshot: evaluations.num_fewshot.map(|number| number as usize),
+        limit: evaluations.limit.map(|limit| limit as usize),
+        ..Options::default()
+    }
+}
+
+/// Refuses places of tasks that are not asked.
+fn known(selection: &Selection, key: &str, places: &BTreeMap<String, String>) -> Result<()> {
+    let is_asked = |name: &String| selection.tasks.iter().any(|chosen| chosen.task.task == *name);
+    match places.keys().find(|name| !is_asked(name)) {
+        None => Ok(()),
+        Some(name) => {
+            let asked: Vec<_> = selection.tasks.iter().map(|chosen| chosen.task.task.as_str()).collect();
+            let remedy = format!("the tasks are {}", asked.join(", "));
+            Err(EvalError::task(name, format!("has a place in {key}, and is not asked"), remedy))
+        }
+    }
+}
+
+/// The documents of a task, and its examples if it shows any.
+///
+/// # Errors
+/// They are not there or cannot be read.
+pub fn read(chosen: &Chosen, places: &Places, options: &Options) -> Result<Data> {
+    let shows = options.examples(chosen) > 0;
+    data::load(&chosen.task, &places.documents, places.fewshot.as_deref(), shows)
+}
+
+/// The error of a task whose documents lie nowhere. `where_to` says how to give their place.
+pub fn no_documents(task: &Task, where_to: &str) -> EvalError {
+    let of = task.dataset_path.as_ref().map_or(String::new(), |set| format!(" of the data set {set}"));
+    let remedy = format!("say where the file or directory{of} is with {where_to}");
+    EvalError::task(&task.task, "no documents are given", remedy)
+}
+
+fn of_task(outcome: &Outcome, base: &Outcome) -> Vec<TaskScore> {
+    let score = |place: usize| {
+        let (figure, alone) = (outcome.figures[place], base.figures[place]);
+        TaskScore {
+            task: outcome.task.task.clone(),
+            metric: figure.metric.to_string(),
+            value: figure.value,
+            stderr: figure.stderr,
+            base_value: Some(alone.value).filter(|value| value.is_finite()),
+            base_stderr: alone.stderr,
+            difference_stderr: paired(outcome, base, place),
+            num_fewshot: outcome.num_fewshot as u32,
+            documents: outcome.samples.len() as u64,
+        }
+    };
+    (0..outcome.figures.len()).map(score).collect()
+}
+
+/// The standard error of the mean of the documents' differences. What is no mean of documents has none.
+fn paired(outcome: &Outcome, base: &Outcome, place: usize) -> Option<f64> {
+    let pairs = outcome.samples.iter().zip(&base.samples);
+    let difference = pairs.map(|(with, without)| match (with.metrics[place].1, without.metrics[place].1) {
+        (Score::Value(with), Score::Value(without)) => Some(with - without),
+        _ => None,
+    });
+    metric::standard_error(&difference.collect::<Option<Vec<_>>>()?)
+}
+
+/// A mean of tasks. These have no documents in common: the variance of a sum is the sum of the variances.
+fn of_preset(preset: &Preset, scores: &[TaskScore], value: f64, base_value: Option<f64>) -> TaskScore {
+    let tasks = preset.tasks.len();
+    let of = |entry: &task::PresetTask| {
+        let metric = entry.metric.to_string();
+        scores.iter().find(|score| score.task == entry.task && score.metric == metric)
+    };
+    let parts: Vec<_> = preset.tasks.iter().filter_map(of).collect();
+    let error = |stderr: fn(&TaskScore) -> Option<f64>| {
+        let squares = parts.iter().map(|score| Some(stderr(score)?.powi(2)));
+        Some(squares.sum::<Option<f64>>()?.sqrt() / tasks as f64)
+    };
+    TaskScore {
+        task: preset.preset.clone(),
+        metric: MEAN.into(),
+        value,
+        stderr: error(|score| score.stderr),
+        base_value: base_value.filter(|value| value.is_finite()),
+        base_stderr: error(|score| score.base_stderr),
+        difference_stderr: error(|score| score.difference_stderr),
+        num_fewshot: 0,
+        documents: parts.iter().map(|score| score.documents).sum(),
+    }
+}
