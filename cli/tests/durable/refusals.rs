@@ -121,5 +121,7 @@ fn damage_is_exit_code_one() {
     assert_eq!(output.status.code(), Some(1));
     let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(document["sound"], false);
-    assert!(document["problems"].to_string().contains("segment-00000001.log"), "{document:#}");
+    // If it is the last write that is damaged, it looks like one that never was whole, and its points are what is missing.
+    let (problems, all) = (document["problems"].as_array().unwrap(), document.to_string());
+    assert!(!problems.is_empty() && all.contains("segment-00000001.log"), "{document:#}");
 }
