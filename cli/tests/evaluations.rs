@@ -36,7 +36,7 @@ fn sandbox() -> Sandbox {
     let document = |i: usize| {
         let choices = json!({ "text": ["w5", "w6 w7"], "label": ["A", "B"] });
         let question = format!("w{} w{}", 2 + i % 30, 3 + i % 7);
-        json!({ "question": question, "answerKey": if i % 3 == 0 { "A" } else { "B" }, "choices": choices })
+        json!({ "question": question, "answerKey": if i.is_multiple_of(3) { "A" } else { "B" }, "choices": choices })
     };
     let lines =
         |rows: std::ops::Range<usize>| rows.map(|i| document(i).to_string() + "\n").collect::<String>();

@@ -130,7 +130,7 @@ fn tasks_read_their_documents_from_the_hub() {
     let fixture = Fixture::new();
     let document = |i: u64| {
         let choices = json!({ "text": ["w5", "w6 w7"], "label": ["A", "B"] });
-        json!({ "question": format!("w{} w3", 2 + i), "answerKey": if i % 2 == 0 { "A" } else { "B" }, "choices": choices })
+        json!({ "question": format!("w{} w3", 2 + i), "answerKey": if i.is_multiple_of(2) { "A" } else { "B" }, "choices": choices })
     };
     let documents: String = (0..6).map(|i| document(i).to_string() + "\n").collect();
     for part in ["ARC-Easy", "ARC-Challenge"] {
