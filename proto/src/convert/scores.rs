@@ -57,7 +57,7 @@ mod tests {
             documents: 1172,
         };
         let wire = v1::TaskScore::from(score.clone());
-        assert_eq!(scores(vec![wire.clone()]), [score.clone()]);
+        assert_eq!(scores(vec![wire.clone()]), std::slice::from_ref(&score));
         let odd = v1::TaskScore { stderr: Some(f64::NAN), ..wire.clone() };
         assert_eq!(scores(vec![odd]), [TaskScore { stderr: None, ..score.clone() }]);
         let none = v1::TaskScore { value: f64::INFINITY, ..wire.clone() };
