@@ -49,9 +49,10 @@ max_steps: 40
 eval_steps: 10
 search: { algorithm: random, max_trials: 6, seed: 1 }
 """
-# Trials that end when they are told to.
+# Trials that end when they are told to, and a budget that can be raised.
 LONG = QUICKSTART + """
 name: long
+budget: { max_cost_usd: 10, max_wall_clock: 1h }
 max_steps: 1000000
 eval_steps: 50
 save_steps: 25
