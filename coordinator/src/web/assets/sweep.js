@@ -200,7 +200,8 @@ export class SweepView {
         };
         put('search', 'max_trials', trials === '' ? '' : Number(trials));
         put('budget', 'max_cost_usd', cost === '' ? '' : Number(cost));
-        put('budget', 'max_wall_clock', clock);
+        // Seconds are a number; with a unit it is a text.
+        put('budget', 'max_wall_clock', clock === '' || Number.isNaN(Number(clock)) ? clock : Number(clock));
         if (changed.budget && Object.keys(changed.budget).length === 0) delete changed.budget;
         await post(`sweeps/${this.id}/extend`, { request_id: request, spec: changed });
         this.reopen();
