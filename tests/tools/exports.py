@@ -181,7 +181,8 @@ def optuna_weighs(folder):
     )
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     wanted = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    report = (folder / "report/report.md").read_text()
+    # Markdown escapes underscores.
+    report = (folder / "report/report.md").read_text().replace("\\_", "_")
     rows = re.findall(r"^\| (\w+) \| ([\d.]+) % \|$", report, re.MULTILINE)
     got = {name: float(part) / 100 for name, part in rows if name in wanted}
     equal(set(got), set(wanted), "weighed parameters")
