@@ -136,6 +136,42 @@ fn a_sweep_asks_what_eval_asks() {
     assert!(table.contains("summary.evaluations[2].value"), "{table}");
 }
 
+/// Real questions, to a real model of 260 thousand parameters: lm-evaluation-harness's figures for the base.
+#[test]
+fn a_base_answers_real_questions_as_the_harness_says() {
+    let paths = [
+        "data/models/stories260K-hf",
+        "data/instruct/instruct_500_guanaco.jsonl",
+        "data/eval",
+        "reference/lmeval",
+    ];
+    let paths: Option<Vec<_>> = paths.into_iter().map(model::shared).collect();
+    let Some([base, rows, questions, reference]) = paths.as_deref().and_then(|paths| paths.first_chunk())
+    else {
+        return;
+    };
+    let sandbox = Sandbox::new(&format!(
+        "name: real\npretrained_model_id: {}\ndataset_name: {}\nmax_sequence_length: 64\nmax_steps: 2\nevaluations:\n  \
+         tasks: [arc_challenge, truthfulqa_mc2]\n  task_data: {{ arc_challenge: {}, truthfulqa_mc2: {} }}\n",
+        base.display(),
+        rows.display(),
+        questions.join("arc_challenge_test_100.jsonl").display(),
+        questions.join("truthfulqa_mc_100.jsonl").display(),
+    ));
+    let result = sandbox.json(&["run", "sweep.yaml"]);
+    let summary = model::json_file(&reference.join("summary.json"));
+    let scores = result["trials"][0]["summary"]["evaluations"].as_array().unwrap();
+    assert_eq!(scores.len(), 3, "{result:#}");
+    for score in scores {
+        let (task, metric) = (score["task"].as_str().unwrap(), score["metric"].as_str().unwrap());
+        let (got, want) = (&score["base_value"], &summary[task]["metrics"][metric]);
+        assert!(
+            (got.as_f64().unwrap() - want.as_f64().unwrap()).abs() < 1e-4,
+            "{task} {metric}: {got}, not {want}"
+        );
+    }
+}
+
 /// Each is found before anything is trained, and says where.
 #[test]
 fn what_cannot_be_asked_is_told_at_once() {

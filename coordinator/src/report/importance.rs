@@ -224,7 +224,8 @@ mod tests {
         importance(&parameters(), &observed, goal)
     }
 
-    /// Optuna 5.0.0's numbers for the same trials.
+    /// What `optuna.importance.get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())` of Optuna 5.0.0 says of a
+    /// study with the same trials.
     #[test]
     fn parts_are_those_of_optuna() {
         let trials: Vec<_> = (1..=60).map(trial).collect();

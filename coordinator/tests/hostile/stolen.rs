@@ -1,36 +1,17 @@
 //! Agents with a token of their own that speak for another.
 
 use super::agent::{FakeAgent, hello, holding};
-use super::fixture::{Fixture, LONG, grid};
+use super::fixture::{Fixture, LONG, access_by, grid, write_tokens};
 use super::{check_serves, watch_for_panics};
-use config::tokens::{self, Principal, Role, Tokens};
-use coordinator::Access;
+use config::tokens::Role;
 use proto::v1;
 use proto::v1::agent_service_client::AgentServiceClient;
 use proto::v1::session_request::Message as Say;
 use proto::v1::session_response::Message as Hear;
-use security::watched::{INTERVAL, Watched};
-use security::{FileError, Line};
-use std::path::Path;
-use std::sync::Arc;
+use security::Line;
+use security::watched::INTERVAL;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
-
-/// Writes a file of tokens, each of which is called like its owner.
-fn write(path: &Path, known: &[(&str, Role)]) {
-    let line = |(name, role): &(&str, Role)| {
-        tokens::line(&Principal { name: (*name).into(), role: *role }, &tokens::hash(name))
-    };
-    std::fs::write(path, known.iter().map(line).collect::<Vec<_>>().join("\n")).unwrap();
-}
-
-/// A server that knows the tokens of a file.
-fn access(path: &Path) -> Access {
-    let file = path.to_path_buf();
-    let load = move || Ok::<_, FileError>(Tokens::parse(&std::fs::read_to_string(&file).unwrap()).unwrap());
-    let tokens = Watched::open(vec![path.into()], load).unwrap();
-    Access { tokens: Some(Arc::new(tokens)), ..Access::default() }
-}
 
 /// What a session with this `Hello` is answered.
 async fn session(line: Line, hello: v1::Hello) -> Result<Hear, Status> {
@@ -53,8 +34,8 @@ async fn an_agent_of_another_token_is_not_let_near() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("tokens.yaml");
     let known = [("op", Role::Operator), ("thief", Role::Agent), ("honest", Role::Agent)];
-    write(&file, &known);
-    let mut fixture = Fixture::start_guarded(LONG, access(&file), "op").await;
+    write_tokens(&file, &known);
+    let mut fixture = Fixture::start_guarded(LONG, access_by(&file), "op").await;
     fixture.submit(&grid(&[2])).await;
     let mut honest = FakeAgent::connect_over(fixture.line("honest").await, hello("a", 1, vec![])).await;
     let assign = honest.assigned().await;
@@ -91,7 +72,7 @@ async fn an_agent_of_another_token_is_not_let_near() {
     let thief = fixture.line("thief").await;
     check_denied("its session, after a restart", session(thief.clone(), held()).await);
     // Whose token was taken back owns nothing any more.
-    write(&file, &known[..2]);
+    write_tokens(&file, &known[..2]);
     tests::after(INTERVAL).await;
     let refused = session(fixture.line("honest").await, held()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);

@@ -1,6 +1,7 @@
 //! A coordinator on a free port with its data in a temporary directory, and clients for it.
 
 use actor::Scope;
+use config::tokens::{self, Principal, Role, Tokens};
 use coordinator::{Access, Options, Server};
 use domain::{Clock, SystemClock};
 use proto::convert;
@@ -10,8 +11,10 @@ use proto::v1::fleet_service_client::FleetServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
 use proto::v1::trial_service_client::TrialServiceClient;
 use security::client::Token;
-use security::{Client, Line, Secret};
+use security::watched::Watched;
+use security::{Client, FileError, Line, Secret};
 use serde_json::{Value, json};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -231,4 +234,20 @@ pub fn halving() -> Value {
         "max_steps": 6, "parameters": {"learning_rate": {"log_uniform": [1e-5, 1e-3]}},
         "search": {"algorithm": "asha", "max_trials": 2, "min_steps": 1, "reduction_factor": 2, "seed": 1},
     })
+}
+
+/// Writes a file of tokens, each of which is called like its owner.
+pub fn write_tokens(path: &Path, known: &[(&str, Role)]) {
+    let line = |(name, role): &(&str, Role)| {
+        tokens::line(&Principal { name: (*name).into(), role: *role }, &tokens::hash(name))
+    };
+    std::fs::write(path, known.iter().map(line).collect::<Vec<_>>().join("\n")).unwrap();
+}
+
+/// A server that knows the tokens of a file.
+pub fn access_by(path: &Path) -> Access {
+    let file = path.to_path_buf();
+    let load = move || Ok::<_, FileError>(Tokens::parse(&std::fs::read_to_string(&file).unwrap()).unwrap());
+    let tokens = Watched::open(vec![path.into()], load).unwrap();
+    Access { tokens: Some(Arc::new(tokens)), ..Access::default() }
 }

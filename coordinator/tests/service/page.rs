@@ -1,17 +1,13 @@
 //! The live page, as a browser speaks to it: HTTP/1.1 on the address of the services.
 
 use super::agent::{FakeAgent, hello};
-use super::fixture::{Fixture, LONG, PATIENCE, grid};
-use config::tokens::{self, Principal, Role, Tokens};
+use super::fixture::{Fixture, LONG, PATIENCE, access_by, grid, write_tokens};
+use config::tokens::Role;
 use coordinator::Access;
 use coordinator::web::{assets, is_served};
 use proto::v1;
 use proto::v1::SweepState;
-use security::FileError;
-use security::watched::Watched;
 use serde_json::{Value, json};
-use std::path::Path;
-use std::sync::Arc;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -108,20 +104,6 @@ impl Events {
             self.text += &String::from_utf8_lossy(&bytes[..read]);
         }
     }
-}
-
-fn write(path: &Path, known: &[(&str, Role)]) {
-    let line = |(name, role): &(&str, Role)| {
-        tokens::line(&Principal { name: (*name).into(), role: *role }, &tokens::hash(name))
-    };
-    std::fs::write(path, known.iter().map(line).collect::<Vec<_>>().join("\n")).unwrap();
-}
-
-/// A server that knows the tokens of a file.
-fn access(path: &Path) -> Access {
-    let file = path.to_path_buf();
-    let load = move || Ok::<_, FileError>(Tokens::parse(&std::fs::read_to_string(&file).unwrap()).unwrap());
-    Access { tokens: Some(Arc::new(Watched::open(vec![path.into()], load).unwrap())), ..Access::default() }
 }
 
 #[tokio::test]
@@ -273,8 +255,8 @@ async fn a_token_may_ask_what_its_role_may_call() {
     let file = dir.path().join("tokens.yaml");
     let known =
         [("vi", Role::Viewer), ("sub", Role::Submitter), ("op", Role::Operator), ("gpu", Role::Agent)];
-    write(&file, &known);
-    let fixture = Fixture::start_guarded(LONG, access(&file), "op").await;
+    write_tokens(&file, &known);
+    let fixture = Fixture::start_guarded(LONG, access_by(&file), "op").await;
     let id = fixture.submit(&grid(&[2])).await.id;
     // Nobody has to show who they are for what is the same for all.
     assert_eq!(get(&fixture, "/").await.code, 200);
@@ -306,7 +288,7 @@ async fn a_token_may_ask_what_its_role_may_call() {
 fn beyond_this_machine_the_page_is_for_tokens_alone() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("tokens.yaml");
-    write(&file, &[("op", Role::Operator)]);
+    write_tokens(&file, &[("op", Role::Operator)]);
     for (listen, tokens, want) in [
         ("127.0.0.1:7401", false, true),
         ("[::1]:7401", false, true),
@@ -316,7 +298,7 @@ fn beyond_this_machine_the_page_is_for_tokens_alone() {
         ("0.0.0.0:7401", true, true),
         ("127.0.0.1:7401", true, true),
     ] {
-        let access = if tokens { access(&file) } else { Access::default() };
+        let access = if tokens { access_by(&file) } else { Access::default() };
         assert_eq!(is_served(listen.parse().unwrap(), &access), want, "{listen} {tokens}");
     }
 }
