@@ -8,6 +8,7 @@ use common::Sandbox;
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use tests::s3::{BUCKET, S3};
 
 /// A sweep on the quickstart's own model and data, so that the test needs no other: two trials, each long enough
 /// to be cut off in the middle.
@@ -327,4 +328,23 @@ fn doctor() {
         ["BAD      server", "no server answers", "BAD      etcd", "nobody answers", "→ see that it runs"];
     assert!(said.iter().all(|part| text.contains(part)), "{text}");
     assert!(message(&output).contains("2 things are in the way"));
+
+    // A store that takes what is written, and one whose bucket nobody made.
+    let s3 = S3::start();
+    for (named, code, said) in [
+        (
+            format!("s3://{BUCKET}/new"),
+            0,
+            "ok       store        s3://fleet/new takes objects, and gives them back",
+        ),
+        ("s3://nobodys".into(), 1, "make the bucket, or correct its name"),
+    ] {
+        let mut command =
+            sandbox.command(&[&doctor[..], &["--http=127.0.0.1:0", "--artifacts", &named]].concat());
+        let output = command.envs(s3.variables()).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.code() == Some(code) && text.contains(said), "{named}: {text}");
+        assert_eq!(text.matches("is free to serve at").count(), 2, "{text}");
+    }
+    assert!(s3.keys("").is_empty(), "nothing is left there");
 }

@@ -5,7 +5,7 @@
 //! | [`program`] | how a program begins, says why it ends, and ends |
 //! | [`settings`] | what the standard `OTEL_*` variables ask for |
 //! | `export` | the exporters over OTLP: gRPC and HTTP |
-//! | `log` | how a line of the log looks; trace ids in it |
+//! | [`log`] | how a line of the log looks; trace ids in it; what is logged, and how that changes |
 //! | [`secrets`] | what no log may show |
 //! | [`trace`] | the trace of a trial: its ids, and spans that are told once they are over |
 //! | [`record`] | lines of a trial's log |
@@ -20,7 +20,7 @@
 mod export;
 pub mod grpc;
 pub mod http;
-mod log;
+pub mod log;
 pub mod metrics;
 mod process;
 pub mod program;

@@ -5,7 +5,8 @@ use crate::secrets;
 use opentelemetry::trace::TraceContextExt;
 use std::fmt::{self, Write};
 use std::io::IsTerminal;
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
+use tokio::sync::watch;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::filter::LevelFilter;
@@ -31,13 +32,25 @@ type Change = Box<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 /// How it is changed, and what was asked for at the start.
 static CHANGE: OnceLock<(Change, String)> = OnceLock::new();
 
+/// What is logged, once that was changed.
+static CHANGED: LazyLock<watch::Sender<Option<String>>> = LazyLock::new(|| watch::channel(None).0);
+
+/// What is logged by this process and is to be by those that it starts: directives, or nothing as long as what was asked
+/// for at the start holds.
+pub fn changes() -> watch::Receiver<Option<String>> {
+    CHANGED.subscribe()
+}
+
 /// Lets it be changed while the program runs. Once a process.
 pub(crate) fn changeable(change: Change, from: String) {
     let _ = CHANGE.set((change, from));
 }
 
 /// Logs what these directives say from now on; without any, what was asked for at the start. Returns which hold.
-pub(crate) fn change(directives: &str) -> Result<&str, String> {
+///
+/// # Errors
+/// They are no directives, or there is no log: in words for people.
+pub fn change(directives: &str) -> Result<&str, String> {
     let Some((change, from)) = CHANGE.get() else { return Err("there is no log to change".into()) };
     let directives = if directives.is_empty() { from } else { directives };
     // Before it holds, too: it may be that nothing is logged from then on.
@@ -52,6 +65,7 @@ pub(crate) fn change(directives: &str) -> Result<&str, String> {
     }
     told();
     change(directives).map_err(refused)?;
+    CHANGED.send_replace(Some(directives.into()));
     told();
     Ok(directives)
 }

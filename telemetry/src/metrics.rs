@@ -246,6 +246,8 @@ metrics! {
         "US dollars that attempts cost, once they are charged.";
     TRIAL_EVAL_LOSS: Histogram(NATS) Histogram "lorafleet.trial.eval_loss", "{nat}", [],
         "Held-out loss of trials that ended with one.";
+    TRIAL_LOSS: Histogram(NATS) Histogram "lorafleet.trial.loss", "{nat}", ["device"],
+        "Training loss of each point that a trial reported.";
     TRIAL_MEMORY_PREDICTED: Histogram(BYTES) Histogram "lorafleet.trial.memory.predicted", "By", [],
         "Peak bytes that the footprint model predicted, of trials that ended with a measurement.";
     TRIAL_MEMORY_PEAK: Histogram(BYTES) Histogram "lorafleet.trial.memory.peak", "By", [],

@@ -17,11 +17,13 @@ fn trial(number: u32) {
     metrics::ATTEMPTS.add(1.0, &[("outcome", outcome)]);
     metrics::TRIAL_COST.add(value / 1e4, &[]);
     metrics::TRIAL_EVAL_LOSS.record(value / 1e3, &[]);
+    metrics::TRIAL_LOSS.record(value / 1e3, &[("device", device)]);
     metrics::TRIAL_MEMORY_PEAK.record(value * 1e6, &[]);
     metrics::TRIAL_MEMORY_PREDICTED.record(value * 1e6, &[]);
     metrics::TRIAL_MEMORY_QUOTIENT.record(1.0, &[]);
     metrics::STEP_DURATION.record(value / 1e3, &[("device", device)]);
     metrics::TOKENS_PER_SECOND.record(value, &[("device", device)]);
+    metrics::SAMPLES_PER_SECOND.record(value, &[("device", device)]);
     metrics::PHASE_DURATION.record(value, &[("phase", "load")]);
     metrics::CHECKPOINT_UPLOAD_DURATION.record(value, &[("outcome", "stored")]);
     metrics::CHECKPOINT_SIZE.record(value * 1e6, &[]);

@@ -70,6 +70,34 @@ fn every_metric_that_is_asked_for_exists() {
     }
 }
 
+/// What the collector's pipelines name is defined, with the addresses that the programs are told to send to.
+#[test]
+fn the_collectors_pipelines_name_what_is_there() {
+    use saphyr::{LoadableYamlNode, Yaml};
+
+    let path = root().join("config/otel/collector.yaml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let documents = Yaml::load_from_str(&text).unwrap();
+    let [file] = documents.as_slice() else { panic!("{}: one document", path.display()) };
+    let keys = |node: &Yaml| -> BTreeSet<String> {
+        node.as_mapping().unwrap().keys().map(|key| key.as_str().unwrap().to_string()).collect()
+    };
+    let pipelines = &file["service"]["pipelines"];
+    assert_eq!(keys(pipelines), ["logs", "metrics", "traces"].map(String::from).into());
+    for part in ["receivers", "processors", "exporters"] {
+        let mut named = BTreeSet::new();
+        for (_, pipeline) in pipelines.as_mapping().unwrap() {
+            let list = pipeline[part].as_sequence().unwrap();
+            named.extend(list.iter().map(|name| name.as_str().unwrap().to_string()));
+        }
+        assert_eq!(named, keys(&file[part]), "{part}: what is named, and what is defined");
+    }
+    let protocols = &file["receivers"]["otlp"]["protocols"];
+    for (protocol, port) in [("grpc", ":4317"), ("http", ":4318")] {
+        assert!(protocols[protocol]["endpoint"].as_str().unwrap().ends_with(port), "{protocol}");
+    }
+}
+
 #[test]
 fn every_metric_is_documented() {
     let text = std::fs::read_to_string(root().join("docs/observability.md")).unwrap();

@@ -5,12 +5,13 @@
 
 mod otlp;
 
-use otlp::{Collector, attribute, text};
+use otlp::{Collector, TENANT, attribute, text};
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use telemetry::{Instrument, Options, Settings};
+use tests::certificates::Authority;
 
 const ROLE: &str = "LORAFLEET_TEST_ROLE";
 /// A secret that programs are told of and asked to log.
@@ -158,6 +159,43 @@ async fn a_collector_that_reads_nothing_costs_no_time_and_what_is_lost_is_counte
         assert!((MANY - 2048 - 2 * 512..MANY).contains(&lost), "{protocol}: {lost}");
         let most = telemetry::FLUSH_LIMIT + Duration::from_secs(4);
         assert!(ended - told < most, "{protocol}: flushing took {:?}", ended - told);
+    }
+}
+
+/// gRPC and HTTP, in plain and over TLS, with the headers that a collector asks for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_way_to_a_collector() {
+    let dir = tempfile::tempdir().unwrap();
+    let authority = Authority::new(dir.path(), "authority");
+    let pair = authority.issue("collector");
+    for (protocol, has_tls, calls) in [
+        ("grpc", false, "opentelemetry.proto.collector"),
+        ("grpc", true, "opentelemetry.proto.collector"),
+        ("http/protobuf", false, "/v1/"),
+        ("http/protobuf", true, "/v1/"),
+    ] {
+        let way = format!("{protocol}, TLS: {has_tls}");
+        let collector = match has_tls {
+            true => Collector::with_certificate(&pair).await,
+            false => Collector::start().await,
+        };
+        let mut variables = collector.variables();
+        variables.push(("OTEL_EXPORTER_OTLP_PROTOCOL", protocol.into()));
+        variables.push(("OTEL_EXPORTER_OTLP_HEADERS", format!("{TENANT}=loras")));
+        if has_tls {
+            variables.push(("OTEL_EXPORTER_OTLP_CERTIFICATE", authority.ca.display().to_string()));
+        }
+        let child = start("returns", &variables);
+        let output = tokio::task::spawn_blocking(move || output(child)).await.unwrap();
+        let received = collector.received();
+        let why = || format!("{way}: {received:#?} {}", String::from_utf8_lossy(&output.stderr));
+        assert!(received.spans.iter().any(|(_, span)| span.name == "something"), "{}", why());
+        assert!(received.metrics.iter().any(|(_, m)| m.name == "lorafleet.lease.renewals"), "{}", why());
+        assert!(received.logs.iter().any(|(_, log)| text(log) == "logged with [redacted]"), "{}", why());
+        let expected = |(path, tenant): (&String, &Option<String>)| {
+            path.contains(calls) && tenant.as_deref() == Some("loras")
+        };
+        assert!(received.calls.len() == 3 && received.calls.iter().all(expected), "{}", why());
     }
 }
 

@@ -4,10 +4,12 @@
 //! |---|---|
 //! | `mod.rs` | the verb, and what a check can say |
 //! | `machine.rs` | what this machine has: accelerators, memory, disk |
-//! | `network.rs` | what it reaches: a server, etcd, a collector; the address that it would serve at |
+//! | `network.rs` | what it reaches: a server, etcd, a collector; the addresses that it would serve at |
+//! | `store.rs` | where metrics and checkpoints are to lie |
 
 mod machine;
 mod network;
+mod store;
 
 use crate::Failure;
 use crate::client::ServerArgs;
@@ -17,21 +19,28 @@ use serde::Serialize;
 use serde_json::json;
 use std::net::SocketAddr;
 
-/// Checks this machine: GPUs and driver, memory, disk, the address to serve at, and the server, etcd and collector that
-/// are named. Says what to do where something is missing.
+/// Checks this machine: GPUs and driver, memory, disk, the addresses to serve at, and the server, etcd, object store and
+/// collector that are named. Says what to do where something is missing.
 ///
-/// Nothing is changed: a file that is written to measure the disk is removed again.
+/// Nothing is changed: what is written to measure the disk, or to try a store, is removed again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   lorafleet doctor                                             # before `run`
   lorafleet doctor --endpoint https://fleet.example.org:7401   # may I use it?
   lorafleet doctor --data-dir /var/lib/lorafleet --etcd http://10.0.0.2:2379 -o json
+  lorafleet doctor --artifacts s3://bucket/fleet --http 127.0.0.1:7402   # before `coordinator`
 
 Exit codes: 0 nothing is in the way (there may be warnings), 1 something is, 2 usage.")]
 pub(crate) struct Args {
     /// Address that `up` or a coordinator would serve at.
     #[arg(long, env = "LORAFLEET_LISTEN", default_value = "127.0.0.1:7401", value_name = "ADDRESS")]
     listen: SocketAddr,
+    /// Address that it would serve /metrics and /healthz at.
+    #[arg(long, env = "LORAFLEET_HTTP", value_name = "ADDRESS")]
+    http: Option<SocketAddr>,
+    /// Where a coordinator would keep metrics and checkpoints: a directory, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.
+    #[arg(long, env = "LORAFLEET_ARTIFACTS", value_name = "DIR|URL")]
+    artifacts: Option<String>,
     /// Addresses of etcd, of a fleet.
     #[arg(long, env = "LORAFLEET_ETCD", value_delimiter = ',', value_name = "URL[,URL…]")]
     etcd: Vec<String>,
@@ -84,9 +93,13 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let mut findings = vec![machine::memory()];
     findings.extend(machine::accelerators());
     findings.extend(machine::disk(args.server.data_dir()));
-    findings.push(network::address(args.listen));
+    findings.push(network::address(args.listen, "--listen"));
+    findings.extend(args.http.map(|http| network::address(http, "--http")));
     findings.extend(network::server(&args.server).await);
     findings.extend(network::etcd(&args.etcd, &args.etcd_access).await);
+    if let Some(artifacts) = &args.artifacts {
+        findings.extend(store::artifacts(artifacts).await);
+    }
     findings.extend(network::collector().await);
     let worst = findings.iter().map(|finding| finding.verdict).max().unwrap_or(Verdict::Good);
     let document = json!({ "verdict": worst, "checks": findings });

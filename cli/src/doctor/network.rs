@@ -1,4 +1,4 @@
-//! What this machine reaches, and the address that it would serve at.
+//! What this machine reaches, and the addresses that it would serve at.
 
 use super::Finding;
 use crate::client::{Connection, ServerArgs};
@@ -14,21 +14,21 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 /// The time in which something answers, or is not there.
-const LIMIT: Duration = Duration::from_secs(5);
+pub(super) const LIMIT: Duration = Duration::from_secs(5);
 /// Clocks that differ by more make hours in logs and records mislead. Leases do not go by them.
 const SKEW: Duration = Duration::from_secs(5);
 
-/// Whether the address is free.
-pub(super) fn address(listen: SocketAddr) -> Finding {
+/// Whether the address is free that a flag names.
+pub(super) fn address(listen: SocketAddr, flag: &str) -> Finding {
     const CHECK: &str = "address";
     match TcpListener::bind(listen) {
         Ok(_) => Finding::good(CHECK, format!("{listen} is free to serve at")),
         Err(error) if error.kind() == ErrorKind::AddrInUse => Finding::warning(
             CHECK,
             format!("{listen} is in use"),
-            "if that is not the server that you mean, choose another --listen",
+            format!("if that is not the server that you mean, choose another {flag}"),
         ),
-        Err(error) => Finding::bad(CHECK, format!("{listen}: {error}"), "choose another --listen"),
+        Err(error) => Finding::bad(CHECK, format!("{listen}: {error}"), format!("choose another {flag}")),
     }
 }
 
@@ -184,7 +184,7 @@ async fn reach(url: &str) -> Result<(), String> {
 }
 
 /// What comes within a time.
-async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, String> {
+pub(super) async fn within<T>(limit: Duration, work: impl Future<Output = T>) -> Result<T, String> {
     let late = |_| format!("nobody answers within {} s", limit.as_secs());
     tokio::time::timeout(limit, work).await.map_err(late)
 }
@@ -225,11 +225,11 @@ mod tests {
     async fn what_listens_is_reached_and_what_does_not_is_said() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let taken = listener.local_addr().unwrap();
-        let finding = address(taken);
+        let finding = address(taken, "--listen");
         assert!(finding.verdict == Verdict::Warning && finding.remedy.contains("--listen"), "{finding:?}");
         assert_eq!(reach(&format!("http://{taken}")).await, Ok(()));
         drop(listener);
-        assert_eq!(address(taken).verdict, Verdict::Good);
+        assert_eq!(address(taken, "--http").verdict, Verdict::Good);
         assert!(reach(&format!("http://{taken}")).await.unwrap_err().contains("refused"));
         assert!(reach("collector").await.is_err());
         let client = Client::default();

@@ -63,11 +63,14 @@ impl Traced {
 
     /// A point was reported by a device's trial.
     pub(super) fn point(&mut self, point: &MetricPoint, device: &str) {
-        if let Some(rate) = point.get(metric::TOKENS_PER_SECOND) {
-            metrics::TOKENS_PER_SECOND.record(rate, &[("device", device)]);
-        }
-        if let Some(rate) = point.get(metric::SAMPLES_PER_SECOND) {
-            metrics::SAMPLES_PER_SECOND.record(rate, &[("device", device)]);
+        for (name, histogram) in [
+            (metric::LOSS, &metrics::TRIAL_LOSS),
+            (metric::TOKENS_PER_SECOND, &metrics::TOKENS_PER_SECOND),
+            (metric::SAMPLES_PER_SECOND, &metrics::SAMPLES_PER_SECOND),
+        ] {
+            if let Some(value) = point.get(name) {
+                histogram.record(value, &[("device", device)]);
+            }
         }
         if self.belongs.is_none() {
             return;

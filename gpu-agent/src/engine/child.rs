@@ -80,6 +80,12 @@ fn listen(input: impl BufRead, commands: &mpsc::Sender<Command>) -> Option<io::R
             Ok(command) => command,
             Err(error) => return Some(Err(error)),
         };
+        if let Command::Log(directives) = &command {
+            if let Err(error) = telemetry::log::change(directives) {
+                tracing::warn!(error, "what is logged is not changed");
+            }
+            continue;
+        }
         if commands.blocking_send(command).is_err() {
             return None;
         }

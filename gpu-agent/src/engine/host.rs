@@ -69,6 +69,8 @@ impl Worker {
                 Ok(Command::Shutdown) | Err(TryRecvError::Disconnected) => return,
                 Ok(Command::Admit(admission)) => self.admit(*admission),
                 Ok(Command::Stop(assignment, how)) => self.stop(&assignment, how),
+                // A thread logs what its process does.
+                Ok(Command::Log(_)) => {}
                 Err(TryRecvError::Empty) => self.step(),
             }
         }

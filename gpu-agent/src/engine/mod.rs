@@ -118,6 +118,8 @@ pub enum Command {
     Admit(Box<Admission>),
     /// End this.
     Stop(Assignment, How),
+    /// Log what these directives say.
+    Log(String),
     /// End yourself.
     Shutdown,
 }

@@ -20,7 +20,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin, ChildStdout};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 /// Deaths in a row after which a child is not started again.
@@ -48,9 +48,15 @@ pub struct Launch {
 /// Starts the host; its first child comes with its first trial. The task ends, as a host's thread does, when `commands`
 /// is dropped or says so, and not with the scope: a device that gives its trials back needs its engine for that.
 pub fn start(launch: Launch, scope: &Scope) -> Host {
+    start_logging(launch, telemetry::log::changes(), scope)
+}
+
+/// [`start`], with what its children are to log, whenever that changes.
+fn start_logging(launch: Launch, levels: watch::Receiver<Option<String>>, scope: &Scope) -> Host {
     let (host, inbox, outbox) = Host::channels();
     let supervisor = Supervisor {
         launch,
+        levels,
         events: outbox,
         waiting: VecDeque::new(),
         held: BTreeSet::new(),
@@ -153,6 +159,7 @@ enum Talk {
 
 struct Supervisor {
     launch: Launch,
+    levels: watch::Receiver<Option<String>>,
     events: mpsc::Sender<Event>,
     /// Trials for the next child.
     waiting: VecDeque<Admission>,
@@ -176,7 +183,14 @@ impl Supervisor {
                     None | Some(Command::Shutdown) => break,
                     Some(Command::Admit(admission)) => self.admit(&mut running, *admission).await,
                     Some(Command::Stop(assignment, how)) => self.stop(&mut running, &assignment, how).await,
+                    // It is told by whoever changes it.
+                    Some(Command::Log(_)) => {}
                 },
+                Ok(()) = self.levels.changed(), if busy && !unsent => {
+                    if let Some(running) = &mut running {
+                        self.tell_levels(running);
+                    }
+                }
                 talk = talk(&mut running), if busy => match talk {
                     Talk::Sent => {}
                     Talk::Heard(Ok(None)) => self.died(running.take(), None).await,
@@ -228,6 +242,13 @@ impl Supervisor {
         }
     }
 
+    /// Has a child log what this process does, if that is not what both were started with.
+    fn tell_levels(&mut self, running: &mut Running) {
+        if let Some(directives) = &*self.levels.borrow_and_update() {
+            running.tell(&Command::Log(directives.clone()));
+        }
+    }
+
     async fn start_child(&mut self) -> Option<Running> {
         match Running::start(&self.launch) {
             Ok(mut running) => {
@@ -236,6 +257,7 @@ impl Supervisor {
                     pid = running.child.id(),
                     "an engine process started"
                 );
+                self.tell_levels(&mut running);
                 for admission in std::mem::take(&mut self.waiting) {
                     self.held.insert(admission.assignment.clone());
                     running.tell(&Command::Admit(Box::new(admission)));

@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod faults;
+mod ready;
 mod spot;
 
 use common::{results, submit, until};

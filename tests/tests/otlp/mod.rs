@@ -1,8 +1,10 @@
-//! A collector in the test's process: it receives OTLP over gRPC and keeps what it was sent.
+//! A collector in the test's process: it receives OTLP over gRPC and HTTP, in plain or over TLS, and keeps what it was sent.
 
 #![allow(dead_code, reason = "not every test looks at everything")]
 
 use actor::Scope;
+use http_body_util::BodyExt;
+use hyper::body::Bytes;
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
 use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
@@ -22,20 +24,32 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use opentelemetry_proto::tonic::metrics::v1::Metric;
 use opentelemetry_proto::tonic::trace::v1::Span;
+use prost::Message;
+use std::collections::BTreeMap;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
+use tests::certificates::Pair;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tonic::transport::Server;
+use tonic::body::Body;
 use tonic::transport::server::TcpIncoming;
+use tonic::transport::{Identity, Server, ServerTlsConfig};
 use tonic::{Request, Response, Status};
+use tower::{Layer, Service};
 
 /// What a test waits for at most.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A header that a test has programs send.
+pub const TENANT: &str = "x-tenant";
+
 /// What was received, each with the name of the service that sent it.
 #[derive(Debug, Default, Clone)]
 pub struct Received {
+    /// The paths that were called, and what their last call had as [`TENANT`].
+    pub calls: BTreeMap<String, Option<String>>,
     pub spans: Vec<(String, Span)>,
     pub metrics: Vec<(String, Metric)>,
     pub logs: Vec<(String, LogRecord)>,
@@ -59,16 +73,66 @@ impl Kept {
         add(&mut self.received.lock().unwrap());
         self.changed.send_replace(());
     }
+
+    fn traces(&self, request: ExportTraceServiceRequest) {
+        for of in request.resource_spans {
+            let name = service(&of.resource);
+            let spans = of.scope_spans.into_iter().flat_map(|scope| scope.spans);
+            self.add(|received| received.spans.extend(spans.map(|span| (name.clone(), span))));
+        }
+    }
+
+    fn metrics(&self, request: ExportMetricsServiceRequest) {
+        for of in request.resource_metrics {
+            let name = service(&of.resource);
+            let metrics = of.scope_metrics.into_iter().flat_map(|scope| scope.metrics);
+            self.add(|received| received.metrics.extend(metrics.map(|metric| (name.clone(), metric))));
+        }
+    }
+
+    fn logs(&self, request: ExportLogsServiceRequest) {
+        for of in request.resource_logs {
+            let name = service(&of.resource);
+            let logs = of.scope_logs.into_iter().flat_map(|scope| scope.log_records);
+            self.add(|received| received.logs.extend(logs.map(|log| (name.clone(), log))));
+        }
+    }
+
+    /// What is sent to a path of OTLP over HTTP.
+    fn posted(&self, path: &str, body: Bytes) -> Result<(), prost::DecodeError> {
+        match path {
+            "/v1/traces" => self.traces(ExportTraceServiceRequest::decode(body)?),
+            "/v1/metrics" => self.metrics(ExportMetricsServiceRequest::decode(body)?),
+            _ => self.logs(ExportLogsServiceRequest::decode(body)?),
+        }
+        Ok(())
+    }
 }
 
 impl Collector {
     pub async fn start() -> Self {
+        Self::serve(None).await
+    }
+
+    /// One that speaks TLS.
+    pub async fn with_certificate(pair: &Pair) -> Self {
+        let [cert, key] = [&pair.cert, &pair.key].map(|file| std::fs::read(file).unwrap());
+        Self::serve(Some(Identity::from_pem(cert, key))).await
+    }
+
+    async fn serve(identity: Option<Identity>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let scheme = if identity.is_some() { "https" } else { "http" };
+        let endpoint = format!("{scheme}://{}", listener.local_addr().unwrap());
         let (kept, scope) = (Arc::new(Kept::default()), Scope::new());
         let (services, stop) = (Services(kept.clone()), scope.clone());
+        let mut server = Server::builder().accept_http1(true);
+        if let Some(identity) = identity {
+            server = server.tls_config(ServerTlsConfig::new().identity(identity)).unwrap();
+        }
         scope.spawn("collector", async move {
-            Server::builder()
+            server
+                .layer(Http(services.0.clone()))
                 .add_service(TraceServiceServer::new(services.clone()))
                 .add_service(MetricsServiceServer::new(services.clone()))
                 .add_service(LogsServiceServer::new(services))
@@ -158,11 +222,7 @@ impl TraceService for Services {
         &self,
         request: Request<ExportTraceServiceRequest>,
     ) -> Result<Response<ExportTraceServiceResponse>, Status> {
-        for of in request.into_inner().resource_spans {
-            let name = service(&of.resource);
-            let spans = of.scope_spans.into_iter().flat_map(|scope| scope.spans);
-            self.0.add(|received| received.spans.extend(spans.map(|span| (name.clone(), span))));
-        }
+        self.0.traces(request.into_inner());
         Ok(Response::new(ExportTraceServiceResponse::default()))
     }
 }
@@ -173,11 +233,7 @@ impl MetricsService for Services {
         &self,
         request: Request<ExportMetricsServiceRequest>,
     ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
-        for of in request.into_inner().resource_metrics {
-            let name = service(&of.resource);
-            let metrics = of.scope_metrics.into_iter().flat_map(|scope| scope.metrics);
-            self.0.add(|received| received.metrics.extend(metrics.map(|metric| (name.clone(), metric))));
-        }
+        self.0.metrics(request.into_inner());
         Ok(Response::new(ExportMetricsServiceResponse::default()))
     }
 }
@@ -188,11 +244,52 @@ impl LogsService for Services {
         &self,
         request: Request<ExportLogsServiceRequest>,
     ) -> Result<Response<ExportLogsServiceResponse>, Status> {
-        for of in request.into_inner().resource_logs {
-            let name = service(&of.resource);
-            let logs = of.scope_logs.into_iter().flat_map(|scope| scope.log_records);
-            self.0.add(|received| received.logs.extend(logs.map(|log| (name.clone(), log))));
-        }
+        self.0.logs(request.into_inner());
         Ok(Response::new(ExportLogsServiceResponse::default()))
+    }
+}
+
+/// Takes what comes over HTTP, and lets gRPC's calls through.
+#[derive(Clone)]
+struct Http<S = Arc<Kept>>(S);
+
+impl<S> Layer<S> for Http {
+    type Service = Http<(Arc<Kept>, S)>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Http((self.0.clone(), inner))
+    }
+}
+
+impl<S> Service<hyper::Request<Body>> for Http<(Arc<Kept>, S)>
+where
+    S: Service<hyper::Request<Body>, Response = hyper::Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.1.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: hyper::Request<Body>) -> Self::Future {
+        let (kept, inner) = &mut self.0;
+        let path = request.uri().path().to_string();
+        let tenant = request.headers().get(TENANT).and_then(|tenant| tenant.to_str().ok()).map(String::from);
+        kept.add(|received| _ = received.calls.insert(path.clone(), tenant));
+        if !path.starts_with("/v1/") {
+            return Box::pin(inner.call(request));
+        }
+        let kept = kept.clone();
+        Box::pin(async move {
+            let body = request.into_body().collect().await.map(|body| body.to_bytes());
+            let taken = body.is_ok_and(|body| kept.posted(&path, body).is_ok());
+            let mut answer = hyper::Response::new(Body::empty());
+            *answer.status_mut() = if taken { hyper::StatusCode::OK } else { hyper::StatusCode::BAD_REQUEST };
+            Ok(answer)
+        })
     }
 }

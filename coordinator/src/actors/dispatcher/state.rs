@@ -383,7 +383,6 @@ impl State {
         for trial in over {
             let Some((seconds, held)) = self.end(&trial) else { continue };
             let (agent, attempt) = (&held.place.0, held.attempt);
-            tracing::warn!(%trial, %attempt, %agent, "the lease ended without a heartbeat");
             metrics::LEASE_EXPIRATIONS.add(1.0, &[]);
             if let Some(entry) = self.agents.get_mut(agent) {
                 entry.silent = true;

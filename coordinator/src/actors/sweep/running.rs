@@ -308,7 +308,7 @@ impl RunningSweep {
             return Ok(());
         }
         let trial = &self.ledger.get(number)?.trial;
-        let belongs = traced::trace(trial).map(|trace| trace.attempt(attempt.0));
+        let belongs = traced::attempt_of(trial, attempt);
         let trial = trial.id.clone();
         at_place(belongs, || tracing::info!(%trial, %attempt, event = event.name(), "the agent reports"));
         if !matches!(event, TrialEvent::Started { .. }) {
@@ -414,7 +414,7 @@ impl RunningSweep {
             // Its lease ended while nothing could be written, and nobody was told to train it: that is no attempt.
             return self.enqueue(number).await;
         }
-        let belongs = traced::trace(trial).map(|trace| trace.attempt(attempt.0));
+        let belongs = traced::attempt_of(trial, attempt);
         at_place(belongs, || tracing::info!(trial = %id, %attempt, %agent, %device, "assigning"));
         self.ledger.assign(number, Placement { agent, device, price_per_hour, is })?;
         self.granted.insert(number, at);
@@ -434,6 +434,11 @@ impl RunningSweep {
         if !matches!(self.standing(number, attempt), Ok(Standing::Current)) {
             return Ok(());
         }
+        let trial = &self.ledger.get(number)?.trial;
+        at_place(traced::attempt_of(trial, attempt), || {
+            let agent = trial.agent.as_deref();
+            tracing::warn!(trial = %trial.id, %attempt, agent, "the lease ended without a heartbeat");
+        });
         self.close_account(number, seconds)?;
         let why = "its agent was not heard from for a whole lease";
         self.why.insert(number, why.into());

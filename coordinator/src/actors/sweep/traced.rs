@@ -2,8 +2,8 @@
 //! change that ends it is durable, from hours that are in the record, so that another coordinator goes on with it.
 
 use crate::store::{LogEntry, SweepRecord, TrialRecord};
-use domain::Timestamp;
 use domain::trial::{Severity, Trial, TrialState};
+use domain::{Attempt, Timestamp};
 use serde::{Deserialize, Serialize};
 use telemetry::metrics;
 use telemetry::record::{self, Record};
@@ -45,6 +45,11 @@ impl Untold {
 /// A trial's trace; none of one from before there were traces.
 pub(super) fn trace(trial: &Trial) -> Option<TrialTrace> {
     trial.trace_id.as_deref().and_then(|id| TrialTrace::parse(id).ok())
+}
+
+/// The place of a trial's attempt in its trace.
+pub(super) fn attempt_of(trial: &Trial, attempt: Attempt) -> Option<Place> {
+    trace(trial).map(|trace| trace.attempt(attempt.0))
 }
 
 /// What news of a trial end, and the stage that it is in then. `granted` is when the device was decided that it was
@@ -187,7 +192,7 @@ pub(super) fn log(sweep: &SweepRecord, trial: &Trial, entry: LogEntry) {
             ("lorafleet.trial.event", event.into()),
         ],
     };
-    record.tell(trace(trial).map(|trace| trace.attempt(attempt.0)));
+    record.tell(attempt_of(trial, attempt));
 }
 
 /// What the metrics keep of a trial that is over.

@@ -7,14 +7,17 @@ use domain::trial::TrialConfig;
 /// A host of `/bin/sh` that runs a script for each child.
 fn host(script: &str) -> (Host, Scope) {
     let scope = Scope::new();
-    let launch = Launch {
+    (start(launch(script), &scope), scope)
+}
+
+fn launch(script: &str) -> Launch {
+    Launch {
         device: "cuda:0".into(),
         program: "/bin/sh".into(),
         arguments: ["-c", script].map(OsString::from).into(),
         variables: Vec::new(),
         first_pause: Duration::from_millis(1),
-    };
-    (start(launch, &scope), scope)
+    }
 }
 
 fn admit(trial: &str) -> Command {
@@ -73,6 +76,27 @@ async fn each_way_to_die_fails_the_trials_it_held() {
         host.commands.send(admit("a")).await.unwrap();
         let message = failed(&mut host).await;
         assert!(message.contains("cuda:0") && message.contains(said), "{script}: {message}");
+    }
+}
+
+/// What is logged changes while a child runs, and the next one begins with it.
+#[tokio::test]
+async fn a_child_is_told_what_to_log() {
+    let scope = Scope::new();
+    let (levels, seen) = watch::channel(None);
+    // The first waits for a second line, which the change alone brings.
+    let first = "read admitted; read line; exit 7";
+    let second = "read line; case \"$line\" in *Log*debug*) exit 8;; *) exit 9;; esac";
+    for (script, change, said) in [(first, Some("debug"), "exit status: 7"), (second, None, "exit status: 8")]
+    {
+        let mut host = start_logging(launch(script), seen.clone(), &scope);
+        host.commands.send(admit("a")).await.unwrap();
+        if let Some(directives) = change {
+            levels.send_replace(Some(directives.into()));
+        }
+        let message = tokio::time::timeout(Duration::from_secs(20), failed(&mut host)).await;
+        let message = message.unwrap_or_else(|_| panic!("{script}: nothing was said to it"));
+        assert!(message.contains(said), "{script}: {message}");
     }
 }
 

@@ -1,0 +1,41 @@
+//! Who says that it is ready: whoever leads, and agents that are connected.
+
+use super::{ELECTION_TTL, Fleet, soon};
+use tests::http::{free_address, get};
+
+/// Returns once `/readyz` answers with that status; what it says.
+async fn answers(address: &str, status: u16) -> String {
+    loop {
+        let (found, said) = get(address, "/readyz");
+        if found == status {
+            return said;
+        }
+        // It is looked once a second at most, and the answer before is given until then.
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_leads_and_agents_that_are_connected_are_ready() {
+    let Some(fleet) = Fleet::new() else { return };
+    let [first_http, second_http, agent_http] = [(); 3].map(|()| free_address());
+    let coordinator = |http: &str| fleet.coordinator_with(&["--election-ttl", ELECTION_TTL, "--http", http]);
+    let mut first = coordinator(&first_http);
+    first.says("leading");
+    let mut second = coordinator(&second_http);
+    second.says("listening on ");
+    assert_eq!(soon("the leader", answers(&first_http, 200)).await, "ready\n");
+    assert_eq!(soon("the other", answers(&second_http, 503)).await, "not ready: another coordinator leads\n");
+    assert_eq!(get(&second_http, "/healthz").0, 200, "it lives");
+
+    let agent = fleet.agent_with("agent", &["--http", &agent_http]);
+    soon("the agent", answers(&agent_http, 200)).await;
+    first.kill();
+    second.says("leading");
+    soon("the second", answers(&second_http, 200)).await;
+    soon("the agent at the second", answers(&agent_http, 200)).await;
+    second.kill();
+    let said = soon("the agent alone", answers(&agent_http, 503)).await;
+    assert_eq!(said, "not ready: not connected to the coordinator\n");
+    assert!(agent.terminate());
+}
