@@ -20,7 +20,7 @@ pub(crate) fn of(requested: &str) -> Result<DeviceOptions, Failure> {
 pub(crate) const AUTO: &str = "auto";
 
 fn choose(requested: &str, found: Found, with_cuda: bool) -> Result<DeviceOptions, Failure> {
-    let Found { devices, notes } = found;
+    let Found { devices, notes, .. } = found;
     let wanted = match requested {
         CPU => return Ok(cpu()),
         AUTO => return Ok(devices.into_iter().next().unwrap_or_else(cpu)),
@@ -63,7 +63,11 @@ mod tests {
         };
         let note = "cuda:0 is too old";
         // The first card is too old.
-        let some = || Found { devices: vec![gpu("cuda:1"), gpu("cuda:2")], notes: vec![note.into()] };
+        let some = || Found {
+            devices: vec![gpu("cuda:1"), gpu("cuda:2")],
+            notes: vec![note.into()],
+            ..Found::default()
+        };
         // (what is asked for, of what, with CUDA, the device or what is said)
         for (requested, found, with_cuda, want) in [
             ("cpu", some(), true, Ok("cpu")),

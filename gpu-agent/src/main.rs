@@ -231,7 +231,7 @@ async fn work(args: AgentArgs, ready: &Readiness) -> Result<(), End> {
 
 /// The devices that `--devices` names.
 fn chosen(wanted: &str) -> Result<Vec<DeviceOptions>, End> {
-    let Found { devices: gpus, notes } = devices::gpus();
+    let Found { devices: gpus, notes, .. } = devices::gpus();
     for note in notes {
         tracing::warn!("{note}");
     }

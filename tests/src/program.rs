@@ -61,7 +61,17 @@ impl Program {
     /// # Panics
     /// It cannot be started.
     pub fn start_heard(name: &str, arguments: &[&str]) -> Self {
-        let mut child = Self::command(name, arguments).stderr(Stdio::piped()).spawn().expect("it starts");
+        Self::start_heard_with(name, arguments, |_| {})
+    }
+
+    /// The same with other variables.
+    ///
+    /// # Panics
+    /// It cannot be started.
+    pub fn start_heard_with(name: &str, arguments: &[&str], how: impl FnOnce(&mut Command)) -> Self {
+        let mut command = Self::command(name, arguments);
+        how(&mut command);
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("it starts");
         let said: Box<dyn Read + Send> = Box::new(child.stderr.take().expect("it is piped"));
         Self { child, lines: BufReader::new(said).lines() }
     }
@@ -81,6 +91,16 @@ impl Program {
             Some(line.expect("it speaks UTF-8").strip_prefix(beginning)?.to_string())
         };
         self.lines.find_map(line).unwrap_or_else(|| panic!("it ended before it said `{beginning}`"))
+    }
+
+    /// Its next line that has that in it.
+    ///
+    /// # Panics
+    /// It ends before it says that.
+    pub fn hears(&mut self, part: &str) -> String {
+        let line = |line: &std::io::Result<String>| line.as_ref().is_ok_and(|line| line.contains(part));
+        let found = self.lines.find(line).and_then(Result::ok);
+        found.unwrap_or_else(|| panic!("it ended before it said something with `{part}`"))
     }
 
     /// Its number.

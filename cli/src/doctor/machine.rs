@@ -37,17 +37,19 @@ pub(super) fn accelerators() -> Vec<Finding> {
     of_found(gpus())
 }
 
-fn of_found(Found { devices, notes }: Found) -> Vec<Finding> {
+fn of_found(Found { devices, notes, driver }: Found) -> Vec<Finding> {
     const CHECK: &str = "accelerator";
     let device = |device: gpu_agent::DeviceOptions| {
         Finding::good(CHECK, format!("{}: {}, {}", device.id, device.accelerator, bytes(device.memory_bytes)))
     };
+    let driver = driver.map(|driver| Finding::good("driver", format!("NVIDIA {driver}")));
     let mut findings: Vec<_> = devices.into_iter().map(device).collect();
     let remedy = "see docs/gpu.md; until then this machine trains without it";
     findings.extend(notes.into_iter().map(|note| Finding::warning(CHECK, note, remedy)));
     if findings.is_empty() {
         findings.push(Finding::good(CHECK, "no GPU; trials run on the CPU"));
     }
+    findings.extend(driver);
     findings
 }
 
@@ -144,12 +146,14 @@ mod tests {
         };
         let note = "cuda:1 is too old".to_string();
         let found = |devices: &[gpu_agent::DeviceOptions], notes: &[String]| {
-            let found = of_found(Found { devices: devices.to_vec(), notes: notes.to_vec() });
+            let driver = (!devices.is_empty()).then(|| "580.65 with CUDA 13.0".to_string());
+            let found = of_found(Found { devices: devices.to_vec(), notes: notes.to_vec(), driver });
             found.into_iter().map(|finding| (finding.verdict, finding.found)).collect::<Vec<_>>()
         };
         let some = found(std::slice::from_ref(&gpu), std::slice::from_ref(&note));
         assert!(some[0].1.starts_with("cuda:0: H200-141GB, ") && some[0].0 == Verdict::Good, "{some:?}");
         assert_eq!(some[1], (Verdict::Warning, note));
+        assert_eq!(some[2], (Verdict::Good, "NVIDIA 580.65 with CUDA 13.0".into()));
         assert_eq!(found(&[], &[])[0].0, Verdict::Good);
     }
 

@@ -81,6 +81,8 @@ pub struct Found {
     pub devices: Vec<DeviceOptions>,
     /// What is wrong.
     pub notes: Vec<String>,
+    /// The driver's version and its CUDA's, if there is one that works.
+    pub driver: Option<String>,
 }
 
 /// The oldest compute capability: the kernels use tensor cores' instructions and 16-bit arithmetic.
@@ -107,6 +109,7 @@ pub fn choose(read: &Result<Facts, Absent>, settings: &Settings) -> Found {
             return found;
         }
     };
+    found.driver = Some(format!("{} with CUDA {}.{}", facts.driver, facts.cuda.0, facts.cuda.1));
     let (gpus, invalid) = visible(facts, settings);
     let Some(built_with) = settings.built_with else {
         let named = gpus.iter().find(|(gpu, _)| gpu.compute >= OLDEST).map(|(gpu, _)| &gpu.name);
