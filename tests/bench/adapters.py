@@ -4,7 +4,8 @@
 Sixteen trials train for real, four on each of four agents, over the real protocol with a coordinator that keeps what it is sent on
 a local disk. One fleet checkpoints each trial about every 10 seconds (an adapter of 10 MB and its moments of 20 MB, uploaded
 while the trial trains on), the other one at the end alone. Both run in turn, a second each, until both have ended. An agent trains
-on one thread. Prints one JSON object, all seconds a step of one trial:
+on one thread. The base is a small Llama of random weights, whose steps are short. Prints one JSON object, all seconds a step of one
+trial:
 
     training_cpu_seconds      CPU time of the threads that train, the making of checkpoints included
     training_seconds          the time that these threads spent in steps and in making checkpoints, waits for the disk included
@@ -15,20 +16,24 @@ on one thread. Prints one JSON object, all seconds a step of one trial:
 The cost is what the first two are with checkpoints, divided by what they are without: medians, and each round's ratios with their
 range. The second one holds where every thread has a core: on fewer than six cores, agents and coordinator take turns.
 
-    tests/bench/adapters.py                               # the base and the rows in ../shared (or LORAFLEET_SHARED)
+    tests/bench/adapters.py                               # tokenizer and rows in ../shared (or LORAFLEET_SHARED)
     tests/bench/adapters.py --rounds 5 --dir /data --out docs/benchmarks/adapters.json
 
 LORAFLEET names another binary than target/release/lorafleet; coordinator and gpu-agent are beside it.
 """
 
 import argparse
+import array
 import contextlib
 import datetime
 import json
+import math
 import os
 import pathlib
 import platform
+import random
 import re
+import shutil
 import signal
 import socket
 import statistics
@@ -50,6 +55,13 @@ SLICE, PATIENCE = 1.0, 120
 TRIED = 20
 SHARED = pathlib.Path(os.environ.get("LORAFLEET_SHARED", ROOT.parent / "shared")) / "data"
 TICKS = os.sysconf("SC_CLK_TCK")
+
+# 19,520 parameters of an adapter of all linear layers a rank.
+SHAPE = {
+    "model_type": "llama", "hidden_act": "silu", "hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 4,
+    "num_attention_heads": 8, "vocab_size": 512, "max_position_embeddings": 512, "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True,
+}
 
 
 class Fleet:
@@ -120,7 +132,8 @@ class Fleet:
             return sum(value for text in said for value in series(text, name, labels))
 
         in_steps = total("lorafleet_step_duration_seconds_sum")
-        making = total("lorafleet_trial_phase_duration_seconds_sum", 'phase="checkpoint"')
+        making, made = (
+            total(f"lorafleet_trial_phase_duration_seconds_{part}", 'phase="checkpoint"') for part in ["sum", "count"])
         agents = sum(cpu(f"/proc/{agent.pid}/stat") for agent in self.agents)
         seconds = {
             "training_cpu_seconds": self.trained,
@@ -134,14 +147,37 @@ class Fleet:
         adapters = self.folder.glob("data/artifacts/sweeps/*/*/adapter-*/adapter_model.safetensors")
         return {
             **{name: value / (trials * steps) for name, value in seconds.items()},
-            "seconds_of_one_checkpoint": making / ways / total("lorafleet_trial_phase_duration_seconds_count", 'phase="checkpoint"'),
+            "seconds_of_one_checkpoint": making / ways / made,
             "seconds": (in_steps + making) / ways / len(self.agents),
             "pack_step_seconds": in_steps / ways / total("lorafleet_step_duration_seconds_count"),
-            "checkpoints_made": total("lorafleet_trial_phase_duration_seconds_count", 'phase="checkpoint"'),
+            "checkpoints_made": made,
             "checkpoints_arrived": uploaded,
             "checkpoint_bytes": total("lorafleet_checkpoint_size_bytes_sum") / uploaded,
             "adapter_bytes": max(adapter.stat().st_size for adapter in adapters),
         }
+
+
+def write_base(folder, tokenizer):
+    """A model directory of random weights, with another model's tokenizer."""
+    folder.mkdir()
+    for file in tokenizer.glob("*token*"):
+        shutil.copy(file, folder)
+    (folder / "config.json").write_text(json.dumps(SHAPE))
+    width, inner = SHAPE["hidden_size"], SHAPE["intermediate_size"]
+    shapes = {"model.embed_tokens": [SHAPE["vocab_size"], width], "model.norm": [width]}
+    for layer in range(SHAPE["num_hidden_layers"]):
+        of = f"model.layers.{layer}"
+        shapes |= {f"{of}.self_attn.{name}_proj": [width, width] for name in "qkvo"}
+        shapes |= {f"{of}.mlp.{name}_proj": [inner, width] for name in ["gate", "up"]} | {f"{of}.mlp.down_proj": [width, inner]}
+        shapes |= {f"{of}.{name}_layernorm": [width] for name in ["input", "post_attention"]}
+    drawn, header, data = random.Random(0), {}, bytearray()
+    for name, shape in shapes.items():
+        values = (drawn.gauss(0, 0.02) for _ in range(math.prod(shape))) if len(shape) > 1 else [1.0] * shape[0]
+        begin = len(data)
+        data += array.array("f", values).tobytes()
+        header[f"{name}.weight"] = {"dtype": "F32", "shape": shape, "data_offsets": [begin, len(data)]}
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
 def cpu(stat):
@@ -204,9 +240,8 @@ def main():
     parser.add_argument("--trials", type=int, default=16, help="trials that train at a time (default 16)")
     parser.add_argument("--every", type=float, default=10, help="seconds between two checkpoints of a trial (default 10)")
     parser.add_argument("--checkpoints", type=int, default=6, help="checkpoints of a trial before its last (default 6)")
-    # 5780 parameters of stories260K's linear layers a rank, 4 bytes each.
-    parser.add_argument("--rank", type=int, default=432, help="of the adapters (default 432: 10 MB of stories260K)")
-    parser.add_argument("--model", type=pathlib.Path, default=SHARED / "models/stories260K-hf")
+    parser.add_argument("--rank", type=int, default=128, help="of the adapters (default 128: 10 MB)")
+    parser.add_argument("--tokenizer", type=pathlib.Path, default=SHARED / "models/stories260K-hf", help="of up to 512 tokens")
     parser.add_argument("--data", type=pathlib.Path, default=SHARED / "instruct/instruct_500_guanaco.jsonl")
     parser.add_argument("--dir", help="a folder on the disk to use")
     parser.add_argument("--out", type=pathlib.Path, help="write the JSON to this file too")
@@ -214,21 +249,23 @@ def main():
     if "LORAFLEET" not in os.environ:
         build("--workspace")
 
-    def sweep(steps, save_steps):
+    def sweep(base, steps, save_steps):
         return {
-            "name": "adapters", "pretrained_model_id": str(args.model.resolve()), "dataset_name": str(args.data.resolve()),
-            "max_steps": steps, "save_steps": save_steps, "logging_steps": 10, "batch_size": 1, "max_sequence_length": 64,
-            "lora_rank": args.rank, "search": {"algorithm": "random", "max_trials": args.trials, "seed": 1},
+            "name": "adapters", "pretrained_model_id": str(base), "dataset_name": str(args.data.resolve()),
+            "max_steps": steps, "save_steps": save_steps, "logging_steps": 10, "eval_size": 2, "batch_size": 1,
+            "max_sequence_length": 64, "lora_rank": args.rank, "search": {"algorithm": "random", "max_trials": args.trials, "seed": 1},
             "parameters": {"learning_rate": {"log_uniform": [1e-6, 1e-5]}},
         }
 
     with tempfile.TemporaryDirectory(dir=args.dir) as folder:
         folder = pathlib.Path(folder)
-        tried = measure(folder, "tried", {"without": sweep(TRIED, 0)}, args.trials, TRIED)
+        base = folder / "base"
+        write_base(base, args.tokenizer)
+        tried = measure(folder, "tried", {"without": sweep(base, TRIED, 0)}, args.trials, TRIED)
         save_steps = max(1, round(args.every / tried["without"]["pack_step_seconds"]))
         # Both ways checkpoint at the end. It comes a step after the others, so that none of them is it.
         steps = args.checkpoints * save_steps + 1
-        sweeps = {"without": sweep(steps, 0), "with": sweep(steps, save_steps)}
+        sweeps = {"without": sweep(base, steps, 0), "with": sweep(base, steps, save_steps)}
         rounds = [measure(folder, number, sweeps, args.trials, steps) for number in range(args.rounds)]
 
     def ratios(name):
