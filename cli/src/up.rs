@@ -8,17 +8,26 @@ use crate::output::say;
 use coordinator::Access;
 use coordinator::access::AccessArgs;
 use gpu_agent::DeviceOptions;
+use gpu_agent::spot::{Notices, Source};
 use security::Secret;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use telemetry::http::{self, Readiness};
+
+/// The time in which it ends once its cloud takes the machine away: as an agent's, less than Google's 30 seconds.
+const LEAVING: Duration = Duration::from_secs(24);
+
+/// The time after which it says that it waits for the cloud's word.
+const SILENCE: Duration = Duration::from_secs(1);
 
 /// Serves this machine: a coordinator and an agent on its GPUs or its CPU, until Ctrl-C or SIGTERM.
 ///
 /// Goes on with every unfinished sweep of the data directory. Verbs find the server through the same
 /// --data-dir, or by --endpoint; a browser shows sweeps, trials and agents at the same address, which beyond this machine
-/// is for whoever has a token of --tokens. When it is told to stop it checkpoints its trials; the next start goes on.
+/// is for whoever has a token of --tokens. When it is told to stop, or its cloud says that it takes the machine away, it
+/// checkpoints its trials; the next start goes on.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   lorafleet up
@@ -51,6 +60,18 @@ pub(crate) struct Args {
         value_parser = config::size::parse
     )]
     cache_limit: u64,
+    /// Who says that this machine is about to be taken away, which is then as SIGTERM, within 24 seconds: `gce` or `aws`, the
+    /// metadata server of that cloud, also at another address as in gce=http://127.0.0.1:8080; `off`; or `auto`, what the
+    /// machine's firmware says that it is.
+    #[arg(
+        long,
+        alias = "spot_notice",
+        env = "LORAFLEET_SPOT_NOTICE",
+        default_value = "auto",
+        value_name = "auto|off|gce[=URL]|aws[=URL]",
+        value_parser = Source::parse
+    )]
+    spot_notice: Source,
     #[command(flatten)]
     devices: DeviceArgs,
     #[command(flatten)]
@@ -84,6 +105,16 @@ async fn serve(
     ready: &Readiness,
 ) -> Result<(), Failure> {
     let mut requests = Requests::new()?;
+    let watching = actor::Scope::new();
+    let mut notices = Notices::watch(args.spot_notice, &watching);
+    // Whoever starts it again after a notice must not have its trials begin once more.
+    if tokio::time::timeout(SILENCE, notices.stays()).await.is_err() {
+        say!("waiting: the cloud says that it takes this machine away, or has not said yet that it does not");
+        tokio::select! {
+            () = notices.stays() => {}
+            () = requests.next() => return Ok(()),
+        }
+    }
     let mut server = Embedded::serve(&args.data_dir, args.listen, access.clone()).await?;
     if let Err(failure) = server.start_agent(&args.data_dir, devices, args.cache_limit, token).await {
         server.stop().await;
@@ -103,16 +134,27 @@ async fn serve(
     if coordinator::web::is_served(args.listen, &access) {
         say!("live page: {}/", access.url(server.address()));
     }
+    let mut limit = Duration::MAX;
     let ended = tokio::select! {
         () = requests.next() => {
             say!("stopping: checkpointing (once more ends at once)");
             Ok(())
         }
+        why = notices.leaves() => {
+            say!("this machine is about to be taken away ({why}): checkpointing");
+            limit = LEAVING;
+            Ok(())
+        }
         () = server.ended() => Err(Failure::failed("the coordinator cannot go on; its last message says why")),
     };
     tokio::select! {
-        () = server.stop() => {}
+        stopped = tokio::time::timeout(limit, server.stop()) => {
+            if stopped.is_err() {
+                tracing::warn!("not all was done in time; trials go on from their last checkpoints");
+            }
+        }
         () = requests.next() => {}
     }
+    watching.cancel();
     ended
 }

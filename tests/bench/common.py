@@ -16,8 +16,9 @@ def run(command, **options):
     subprocess.run(command, check=True, cwd=ROOT, stdout=sys.stderr, **options)
 
 
-def build():
-    run(["cargo", "build", "--release", "--locked", "--package", "lorafleet-cli"])
+def build(*what):
+    """Builds `lorafleet`, or what these arguments of cargo name."""
+    run(["cargo", "build", "--release", "--locked", *(what or ["--package", "lorafleet-cli"])])
 
 
 def output_of(command):

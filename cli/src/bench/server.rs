@@ -31,7 +31,8 @@ impl Server {
         let dir = dir.map_err(|e| Failure::invalid(format!("--dir: cannot make a folder: {e}")))?;
         let data_dir = dir.path().join("data");
         let failed = |e: std::io::Error| Failure::failed(format!("cannot start `lorafleet up`: {e}"));
-        let mut command = lorafleet(&["up", "--listen", "127.0.0.1:0", "--data-dir"])?;
+        let mut command =
+            lorafleet(&["up", "--listen", "127.0.0.1:0", "--spot-notice", "off", "--data-dir"])?;
         // All agents are one client, that of this machine.
         command.env("LORAFLEET_MAX_CALLS", UNLIMITED).env("LORAFLEET_MAX_CALLS_PER_SECOND", UNLIMITED);
         let mut child = command.arg(&data_dir).stderr(Stdio::piped()).spawn().map_err(failed)?;

@@ -41,6 +41,37 @@ async fn a_machine_that_is_taken_away_hands_its_trials_over() {
     assert!(again.terminate() && coordinator.terminate());
 }
 
+/// The server of one machine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_taken_away_goes_on_once_the_machine_stays() {
+    let (metadata, dir) = (Metadata::start().await, tempfile::tempdir().unwrap());
+    metadata.set("preempted", "FALSE");
+    let (notice, data) = (format!("gce={}", metadata.endpoint), dir.path().join("data"));
+    let start = || {
+        let place = ["up", "--listen", "127.0.0.1:0", "--data-dir", data.to_str().unwrap()];
+        Program::start_heard("lorafleet", &[&place[..], &["--spot-notice", &notice]].concat())
+    };
+    let endpoint = || std::fs::read_to_string(data.join("endpoint")).unwrap().trim().to_string();
+    let mut taken = start();
+    taken.says("LoraFleet ");
+    soon("a question", metadata.heard("preempted")).await;
+    let sweep = submit(&endpoint()).await;
+    soon("training", until(&endpoint(), &sweep, 10)).await;
+    metadata.set("preempted", "TRUE");
+    assert!(tokio::task::block_in_place(|| taken.ends()));
+
+    // Started again before the machine is gone it trains nothing, until the machine stays after all.
+    let mut again = start();
+    again.says("waiting: ");
+    metadata.set("preempted", "FALSE");
+    again.says("LoraFleet ");
+    soon("the end", until(&endpoint(), &sweep, u64::MAX)).await;
+    for (number, trial) in results(&endpoint(), &sweep).await {
+        assert_eq!((trial.state, trial.attempts), (v1::TrialState::Completed, 2), "trial {number}");
+    }
+    assert!(again.terminate());
+}
+
 /// What each cloud says, and whether the agent leaves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_said_of_a_machine() {
