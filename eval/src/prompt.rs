@@ -6,11 +6,17 @@ use crate::python_random::PythonRandom;
 use crate::task::{Sampler, Task};
 use crate::template::{self, Templates};
 use crate::{EvalError, Result};
+use domain::sweep::FewshotOrder;
 use serde_json::Value;
 use std::collections::HashMap;
 
 /// The seed of the examples' stream.
-pub const FEWSHOT_SEED: u32 = 1234;
+pub fn fewshot_seed(order: FewshotOrder) -> u32 {
+    match order {
+        FewshotOrder::V0_4 => 1234,
+        FewshotOrder::V0_3 => 42,
+    }
+}
 
 /// A question with its choices.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,16 +44,18 @@ pub struct Prompts<'a> {
     examples: usize,
     templates: Templates,
     random: PythonRandom,
+    fewshot_order: FewshotOrder,
+    asked: Vec<usize>,
     /// Examples' texts by their places.
     written: HashMap<usize, String>,
 }
 
 impl<'a> Prompts<'a> {
-    /// The prompts of a task with `examples` examples each.
+    /// The prompts of a task with `examples` examples each, drawn and asked in an order.
     ///
     /// # Errors
     /// There are not as many examples.
-    pub fn new(task: &'a Task, data: &'a Data, examples: usize) -> Result<Self> {
+    pub fn new(task: &'a Task, data: &'a Data, examples: usize, order: FewshotOrder) -> Result<Self> {
         let needed = examples + usize::from(examples > 0 && data.examples_hold_documents);
         if data.examples.len() < needed {
             let problem = format!(
@@ -56,8 +64,26 @@ impl<'a> Prompts<'a> {
             );
             return Err(EvalError::task(&task.task, problem, "ask for fewer, or name a file with more"));
         }
-        let random = PythonRandom::new(FEWSHOT_SEED);
-        Ok(Self { task, data, examples, templates: Templates::new(), random, written: HashMap::new() })
+        let mut random = PythonRandom::new(fewshot_seed(order));
+        let mut asked: Vec<_> = (0..data.documents.len()).collect();
+        if order == FewshotOrder::V0_3 {
+            random.shuffle(&mut asked);
+        }
+        Ok(Self {
+            task,
+            data,
+            examples,
+            templates: Templates::new(),
+            random,
+            fewshot_order: order,
+            asked,
+            written: HashMap::new(),
+        })
+    }
+
+    /// The documents' numbers, in the order in which they are asked.
+    pub fn asked(&self) -> &[usize] {
+        &self.asked
     }
 
     /// The prompt of the next document, number `index`.
@@ -112,10 +138,10 @@ impl<'a> Prompts<'a> {
                 let drawn = wanted + usize::from(self.data.examples_hold_documents);
                 let drawn = self.random.sample(pool.len(), drawn);
                 let chosen: Vec<_> = drawn.into_iter().filter(other).take(wanted).collect();
-                if chosen.len() == wanted {
+                // v0.3 does with fewer where the document was there more than once; v0.4 draws again.
+                if chosen.len() == wanted || self.fewshot_order == FewshotOrder::V0_3 {
                     return chosen;
                 }
-                // It was there more than once.
                 let others: Vec<_> = (0..pool.len()).filter(other).collect();
                 self.random.sample(others.len(), wanted).into_iter().map(|at| others[at]).collect()
             }

@@ -6,6 +6,7 @@ use crate::metric::{self, Figure, Metric, Score};
 use crate::prompt::{Item, Prompts};
 use crate::task::{Chosen, OutputType, Task};
 use crate::{EvalError, Result};
+use domain::sweep::FewshotOrder;
 use rayon::prelude::*;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
@@ -32,6 +33,8 @@ pub struct Model<'a> {
 pub struct Options {
     /// Examples before each document where neither preset nor task pin their number.
     pub num_fewshot: Option<usize>,
+    /// Whose order documents are asked in, and examples drawn.
+    pub fewshot_order: FewshotOrder,
     /// Only the first documents.
     pub limit: Option<usize>,
     /// Tokens of a pass at most.
@@ -44,7 +47,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { num_fewshot: None, limit: None, batch_tokens: 4096, max_length: None, add_bos: true }
+        Self {
+            num_fewshot: None,
+            fewshot_order: FewshotOrder::default(),
+            limit: None,
+            batch_tokens: 4096,
+            max_length: None,
+            add_bos: true,
+        }
     }
 }
 
@@ -61,7 +71,7 @@ impl Options {
 pub struct Sample {
     /// The task's name.
     pub task: String,
-    /// The document's number, from 0.
+    /// The document's number, from 0, where its file has it.
     pub index: usize,
     /// Of each choice, or of the whole text.
     pub loglikelihoods: Vec<f64>,
@@ -114,7 +124,8 @@ pub struct Paper {
     /// The documents that there are.
     pub documents: usize,
     path: PathBuf,
-    items: Vec<Item>,
+    /// The documents' numbers with what is asked, in that order.
+    items: Vec<(usize, Item)>,
 }
 
 /// What a model makes of some documents, in their order.
@@ -133,23 +144,25 @@ impl Paper {
     /// A document lacks what the task asks of it; there are too few examples; the prompts are too long together.
     pub fn new(chosen: &Chosen, data: &Data, options: &Options) -> Result<Self> {
         let (task, num_fewshot) = (chosen.task.clone(), options.examples(chosen));
-        let count = options.limit.unwrap_or(usize::MAX).min(data.documents.len());
         let rolling = task.output_type == OutputType::LoglikelihoodRolling;
-        let mut prompts = Prompts::new(&task, data, if rolling { 0 } else { num_fewshot })?;
+        let examples = if rolling { 0 } else { num_fewshot };
+        let mut prompts = Prompts::new(&task, data, examples, options.fewshot_order)?;
+        let numbers: Vec<_> =
+            prompts.asked().iter().copied().take(options.limit.unwrap_or(usize::MAX)).collect();
         let text = |context| Item { context, choices: Vec::new(), gold: metric::Gold::Choice(0) };
         let mut item = |index| match rolling {
             true => prompts.text(index).map(text),
             false => prompts.item(index),
         };
-        let (mut items, mut bytes): (Vec<Item>, _) = (Vec::new(), 0);
-        for index in 0..count {
-            let item = item(index)?;
+        let (mut items, mut bytes): (Vec<(usize, Item)>, _) = (Vec::new(), 0);
+        for number in numbers {
+            let item = item(number)?;
             bytes += item.bytes();
-            items.push(item);
+            items.push((number, item));
             if bytes > MOST_BYTES {
                 let problem = format!(
                     "the prompts of its first {} documents have more than {MOST_BYTES} bytes",
-                    index + 1
+                    items.len()
                 );
                 return Err(EvalError::task(
                     &task.task,
@@ -165,7 +178,7 @@ impl Paper {
     /// case.
     pub fn part(&self, from: usize, most: usize, bytes: usize) -> usize {
         let mut sum = 0;
-        let fitting = self.items[from..].iter().take(most).take_while(|item| {
+        let fitting = self.items[from..].iter().take(most).take_while(|(_, item)| {
             sum += item.bytes();
             sum <= bytes
         });
@@ -190,9 +203,9 @@ impl Paper {
     ) -> Result<Answers> {
         let max_length = options.max_length.unwrap_or(model.base.config.max_position_embeddings);
         let encoder = Encoder::new(model.tokenizer, max_length, options.add_bos);
-        let items = &self.items[documents.clone()];
-        let encode = |(at, item)| self.questions(documents.start + at, item, &encoder);
-        let encoded: Vec<Vec<Question>> = items.par_iter().enumerate().map(encode).collect::<Result<_>>()?;
+        let items = &self.items[documents];
+        let encode = |(number, item): &(usize, Item)| self.questions(*number, item, &encoder);
+        let encoded: Vec<Vec<Question>> = items.par_iter().map(encode).collect::<Result<_>>()?;
         let (mut questions, mut asked) = (Vec::new(), Vec::with_capacity(items.len()));
         for of_item in encoded {
             let start = questions.len();
@@ -204,10 +217,10 @@ impl Paper {
             pack::score(model.base, model.adapter, &questions, options.batch_tokens, &mut |done| {
                 watch(done, total)
             })?;
-        let sample = |((index, item), asked): ((usize, &Item), Range<usize>)| {
-            sample(&self.task, index, item, &answers[asked])
+        let sample = |((number, item), asked): (&(usize, Item), Range<usize>)| {
+            sample(&self.task, *number, item, &answers[asked])
         };
-        let samples = documents.zip(items).zip(asked).map(sample).collect();
+        let samples = items.iter().zip(asked).map(sample).collect();
         Ok(Answers { samples, requests: total })
     }
 
