@@ -29,8 +29,8 @@ use trainer::{Device, TrainError, locate, preflight};
 
 /// Evaluates a model, or one with an adapter, as lm-evaluation-harness 0.4 does.
 ///
-/// Tasks: arc_easy, arc_challenge, hellaswag, truthfulqa_mc1, truthfulqa_mc2, mmlu_SUBJECT, perplexity, and task files of
-/// your own by their paths. The preset open-llm-leaderboard-v1 runs three of them with pinned examples and shows their
+/// Tasks: arc_easy, arc_challenge, hellaswag, truthfulqa_mc1, truthfulqa_mc2, mmlu_SUBJECT, gsm8k, perplexity, and task files
+/// of your own by their paths. The preset open-llm-leaderboard-v1 runs three of them with pinned examples and shows their
 /// mean.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -72,7 +72,8 @@ pub(crate) struct Args {
     /// Where a task's examples lie, if not in the split beside its documents or among them; may be repeated.
     #[arg(long, alias = "fewshot_data", value_name = "TASK=PATH", value_parser = named_path)]
     fewshot_data: Vec<(String, PathBuf)>,
-    /// File for one JSON line an item: task, index, loglikelihoods, is_greedy, metrics.
+    /// File for one JSON line an item: task, index, loglikelihoods, is_greedy, metrics; of generated answers also generated and
+    /// filtered_resps.
     #[arg(long, alias = "log_samples", value_name = "FILE")]
     log_samples: Option<PathBuf>,
     /// Directory for results.json, in the harness's layout.
@@ -287,7 +288,7 @@ fn table(outcomes: &[Outcome], presets: &[Preset]) -> String {
                 outcome.task.task.clone(),
                 outcome.num_fewshot.to_string(),
                 outcome.samples.len().to_string(),
-                figure.metric.to_string(),
+                figure.measure.to_string(),
                 format!("{:.4}", figure.value),
                 figure.stderr.map_or_else(|| "-".into(), |stderr| format!("± {stderr:.4}")),
             ]);

@@ -160,10 +160,10 @@ pub fn no_documents(task: &Task, where_to: &str) -> EvalError {
 
 fn of_task(outcome: &Outcome, base: &Outcome) -> Vec<TaskScore> {
     let score = |place: usize| {
-        let (figure, alone) = (outcome.figures[place], base.figures[place]);
+        let (figure, alone) = (&outcome.figures[place], &base.figures[place]);
         TaskScore {
             task: outcome.task.task.clone(),
-            metric: figure.metric.to_string(),
+            metric: figure.measure.to_string(),
             value: figure.value,
             stderr: figure.stderr,
             base_value: Some(alone.value).filter(|value| value.is_finite()),

@@ -3,7 +3,7 @@
 use crate::data::{Data, Fields};
 use crate::metric::Gold;
 use crate::python_random::PythonRandom;
-use crate::task::{Sampler, Task};
+use crate::task::{OutputType, Sampler, Task};
 use crate::template::{self, Templates};
 use crate::{EvalError, Result};
 use domain::sweep::FewshotOrder;
@@ -23,7 +23,7 @@ pub fn fewshot_seed(order: FewshotOrder) -> u32 {
 pub struct Item {
     /// What stands before each choice.
     pub context: String,
-    /// The choices, without what stands between.
+    /// The choices, without what stands between; of an answer that is generated, those that are right.
     pub choices: Vec<String>,
     /// What is right.
     pub gold: Gold,
@@ -168,6 +168,11 @@ impl<'a> Prompts<'a> {
         let (made, fields) = self.fields(document)?;
         let task = self.task;
         let context = self.templates.text(&task.doc_to_text, &fields)?;
+        let description = self.templates.text(&task.description, &fields)?;
+        if task.output_type == OutputType::GenerateUntil && task.doc_to_choice.is_null() {
+            let choices = self.targets(&made, &fields)?;
+            return Ok((Item { context, choices, gold: Gold::Choice(0) }, description));
+        }
         let choices: Vec<String> = match &task.doc_to_choice {
             Value::String(name) if made.contains_key(name) => made[name].clone(),
             Value::String(expression) => self.templates.value_or_text(expression, &fields)?,
@@ -190,8 +195,35 @@ impl<'a> Prompts<'a> {
                 Gold::Choice(right(&target, &choices)?)
             }
         };
-        let description = self.templates.text(&task.description, &fields)?;
+        // Of generated answers the right choice's own text counts.
+        if let (OutputType::GenerateUntil, Gold::Choice(right)) = (task.output_type, &gold) {
+            let choices = choices.into_iter().skip(*right).take(1).collect();
+            return Ok((Item { context, choices, gold: Gold::Choice(0) }, description));
+        }
         Ok((Item { context, choices, gold }, description))
+    }
+
+    /// The right answers of a document: one, or each of a list.
+    fn targets(&self, made: &Fields, fields: &minijinja::Value) -> std::result::Result<Vec<String>, String> {
+        let of = |target: &Value| match target {
+            Value::String(name) if made.contains_key(name) => Ok(made[name].clone()),
+            Value::String(template) => self.templates.value_or_text(template, fields),
+            other => Ok(other.clone()),
+        };
+        let targets = match &self.task.doc_to_target {
+            Value::Array(list) => list.iter().map(of).collect::<std::result::Result<Vec<_>, _>>()?,
+            one => match of(one)? {
+                Value::Array(list) => list,
+                target => vec![target],
+            },
+        };
+        let text = |target: Value| match target {
+            Value::String(text) => Ok(text),
+            Value::Number(_) | Value::Bool(_) => Ok(target.to_string()),
+            other => Err(format!("its target {other} is neither a text nor a list of texts")),
+        };
+        let targets: Vec<_> = targets.into_iter().map(text).collect::<std::result::Result<_, _>>()?;
+        if targets.is_empty() { Err("its target is an empty list".into()) } else { Ok(targets) }
     }
 
     /// An example's text: question and right answer.

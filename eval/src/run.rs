@@ -2,7 +2,9 @@
 
 use crate::data::Data;
 use crate::encode::Encoder;
-use crate::metric::{self, Figure, Metric, Score};
+use crate::filter::{Judge, NO_FILTER};
+use crate::generate::Writer;
+use crate::metric::{self, Figure, Measure, Score};
 use crate::prompt::{Item, Prompts};
 use crate::task::{Chosen, OutputType, Task};
 use crate::{EvalError, Result};
@@ -10,6 +12,7 @@ use domain::sweep::FewshotOrder;
 use rayon::prelude::*;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use trainer::lora::Adapter;
@@ -77,18 +80,24 @@ pub struct Sample {
     pub loglikelihoods: Vec<f64>,
     /// Whether each is what the model itself would say.
     pub is_greedy: Vec<bool>,
+    /// The answer, if it was to be generated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generated: Option<String>,
+    /// What each of the task's filters made of it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub filtered_resps: BTreeMap<String, String>,
     /// What each metric makes of it.
     #[serde(serialize_with = "by_name")]
-    pub metrics: Vec<(Metric, Score)>,
+    pub metrics: Vec<(Measure, Score)>,
 }
 
 fn by_name<S: Serializer>(
-    metrics: &[(Metric, Score)],
+    metrics: &[(Measure, Score)],
     serializer: S,
 ) -> std::result::Result<S::Ok, S::Error> {
     let mut map = serializer.serialize_map(Some(metrics.len()))?;
-    for (metric, score) in metrics {
-        map.serialize_entry(metric, score)?;
+    for (measure, score) in metrics {
+        map.serialize_entry(measure, score)?;
     }
     map.end()
 }
@@ -106,7 +115,7 @@ pub struct Outcome {
     pub samples: Vec<Sample>,
     /// What comes of all of them.
     pub figures: Vec<Figure>,
-    /// The texts whose likelihood was asked.
+    /// The texts whose likelihood was asked, or that were generated.
     pub requests: usize,
 }
 
@@ -126,6 +135,7 @@ pub struct Paper {
     path: PathBuf,
     /// The documents' numbers with what is asked, in that order.
     items: Vec<(usize, Item)>,
+    judge: Judge,
 }
 
 /// What a model makes of some documents, in their order.
@@ -133,7 +143,7 @@ pub struct Paper {
 pub struct Answers {
     /// What came of each.
     pub samples: Vec<Sample>,
-    /// The texts whose likelihood was asked.
+    /// The texts whose likelihood was asked, or that were generated.
     pub requests: usize,
 }
 
@@ -144,6 +154,7 @@ impl Paper {
     /// A document lacks what the task asks of it; there are too few examples; the prompts are too long together.
     pub fn new(chosen: &Chosen, data: &Data, options: &Options) -> Result<Self> {
         let (task, num_fewshot) = (chosen.task.clone(), options.examples(chosen));
+        let judge = task.judge()?;
         let rolling = task.output_type == OutputType::LoglikelihoodRolling;
         let examples = if rolling { 0 } else { num_fewshot };
         let mut prompts = Prompts::new(&task, data, examples, options.fewshot_order)?;
@@ -171,12 +182,13 @@ impl Paper {
                 ));
             }
         }
-        Ok(Self { num_fewshot, documents: data.documents.len(), path: data.path.clone(), items, task })
+        Ok(Self { num_fewshot, documents: data.documents.len(), path: data.path.clone(), items, judge, task })
     }
 
     /// The end of the next documents that are asked together: `most` at most, and no more bytes than that, but one in any
-    /// case.
+    /// case. An answer that is generated takes long enough for itself.
     pub fn part(&self, from: usize, most: usize, bytes: usize) -> usize {
+        let most = if self.task.output_type == OutputType::GenerateUntil { 1 } else { most };
         let mut sum = 0;
         let fitting = self.items[from..].iter().take(most).take_while(|(_, item)| {
             sum += item.bytes();
@@ -204,6 +216,10 @@ impl Paper {
         let max_length = options.max_length.unwrap_or(model.base.config.max_position_embeddings);
         let encoder = Encoder::new(model.tokenizer, max_length, options.add_bos);
         let items = &self.items[documents];
+        if self.task.output_type == OutputType::GenerateUntil {
+            let writer = Writer::new(model, &self.task, max_length)?;
+            return self.write(&writer, &encoder, items, watch);
+        }
         let encode = |(number, item): &(usize, Item)| self.questions(*number, item, &encoder);
         let encoded: Vec<Vec<Question>> = items.par_iter().map(encode).collect::<Result<_>>()?;
         let (mut questions, mut asked) = (Vec::new(), Vec::with_capacity(items.len()));
@@ -222,6 +238,49 @@ impl Paper {
         };
         let samples = items.iter().zip(asked).map(sample).collect();
         Ok(Answers { samples, requests: total })
+    }
+
+    /// Generates the answers, one after the other.
+    fn write(
+        &self,
+        writer: &Writer,
+        encoder: &Encoder,
+        items: &[(usize, Item)],
+        watch: &mut dyn FnMut(usize, usize),
+    ) -> Result<Answers> {
+        let (names, measures) = (self.task.filter_names(), self.task.measures());
+        let mut samples = Vec::with_capacity(items.len());
+        for (number, item) in items {
+            let wrong = |problem: &str, remedy: &str| EvalError::Document {
+                path: self.path.clone(),
+                place: format!("document {}", number + 1),
+                problem: problem.into(),
+                remedy: remedy.into(),
+            };
+            let generated = writer.answer(encoder, &item.context)?;
+            let generated =
+                generated.ok_or_else(|| wrong("its prompt has no tokens", "give doc_to_text a text"))?;
+            let filtered = self
+                .judge
+                .of(&generated, &item.choices)
+                .map_err(|problem| wrong(&problem, "write the expression so that it needs fewer tries"))?;
+            let right = filtered.iter().map(|filtered| Score::Value(f64::from(filtered.is_right)));
+            samples.push(Sample {
+                task: self.task.task.clone(),
+                index: *number,
+                loglikelihoods: Vec::new(),
+                is_greedy: Vec::new(),
+                metrics: measures.iter().cloned().zip(right).collect(),
+                generated: Some(generated),
+                filtered_resps: names
+                    .iter()
+                    .map(|name| name.unwrap_or(NO_FILTER).to_owned())
+                    .zip(filtered.into_iter().map(|filtered| filtered.text))
+                    .collect(),
+            });
+            watch(samples.len(), items.len());
+        }
+        Ok(Answers { requests: samples.len(), samples })
     }
 
     /// The questions of each choice, or of the whole text.
@@ -246,11 +305,11 @@ impl Paper {
     /// What comes of all its documents' answers.
     pub fn outcome(&self, answers: Answers) -> Outcome {
         let Answers { samples, requests } = answers;
-        let figure = |(place, metric): (usize, &Metric)| {
+        let figure = |(place, measure): (usize, &Measure)| {
             let scores: Vec<_> = samples.iter().map(|sample| sample.metrics[place].1).collect();
-            metric::aggregate(*metric, &scores)
+            metric::aggregate(measure, &scores)
         };
-        let figures = self.task.metrics.iter().enumerate().map(figure).collect();
+        let figures = self.task.measures().iter().enumerate().map(figure).collect();
         let (num_fewshot, documents) = (self.num_fewshot, self.documents);
         Outcome { task: self.task.clone(), num_fewshot, documents, samples, figures, requests }
     }
@@ -280,10 +339,20 @@ fn sample(task: &Task, index: usize, item: &Item, answers: &[Answer]) -> Sample 
         loglikelihoods = vec![loglikelihoods.iter().sum()];
         is_greedy = vec![is_greedy.iter().all(|greedy| *greedy)];
     }
-    let score = |metric: &Metric| match rolling {
-        true => metric::of_text(*metric, &item.context, loglikelihoods[0]),
-        false => metric::of_choices(*metric, &item.gold, &item.choices, &loglikelihoods),
+    let score = |measure: Measure| {
+        let score = match rolling {
+            true => metric::of_text(measure.metric, &item.context, loglikelihoods[0]),
+            false => metric::of_choices(measure.metric, &item.gold, &item.choices, &loglikelihoods),
+        };
+        (measure, score)
     };
-    let metrics = task.metrics.iter().map(|metric| (*metric, score(metric))).collect();
-    Sample { task: task.task.clone(), index, loglikelihoods, is_greedy, metrics }
+    Sample {
+        task: task.task.clone(),
+        index,
+        metrics: task.measures().into_iter().map(score).collect(),
+        loglikelihoods,
+        is_greedy,
+        generated: None,
+        filtered_resps: BTreeMap::new(),
+    }
 }

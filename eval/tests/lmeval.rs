@@ -95,7 +95,8 @@ fn check_items(name: &str, mode: &str, samples: &[Sample], items: &[Value]) {
             assert_eq!(sample.is_greedy, numbers::<Vec<bool>>(greedy), "{name}{mode} item {}", sample.index);
         }
         let continuations: Vec<String> = numbers(&item["continuations"]);
-        for (metric, score) in &sample.metrics {
+        for (measure, score) in &sample.metrics {
+            let metric = &measure.metric;
             let Score::Value(got) = score else { panic!("{metric} is a value") };
             let want = item[format!("metrics{mode}")][metric.to_string()].as_f64().unwrap();
             let tie = is_tie(*metric, &want_of(item, mode), &continuations);
@@ -317,4 +318,26 @@ fn a_prompt_of_mmlu() {
     let choices = "\nA. a\nB. b\nC. c\nD. d\nAnswer:";
     assert_eq!(item.context, format!("{about}How?{choices} C\n\nWhy?{choices}"));
     assert_eq!((item.choices.join(""), item.gold), ("ABCD".into(), Gold::Choice(1)));
+}
+
+/// GSM8K's prompt, by the harness's definition of it, and what is counted.
+#[test]
+fn a_prompt_of_gsm8k() {
+    let task = task::find("gsm8k").unwrap();
+    let row = |question: &str, answer: &str| {
+        serde_json::json!({ "question": question, "answer": answer }).as_object().unwrap().clone()
+    };
+    let data = Data {
+        path: "rows".into(),
+        documents: vec![row("Two and two?", "It is 4.\n#### 4")],
+        examples: vec![row("One and one?", "It is 2.\n#### 2")],
+        examples_hold_documents: false,
+    };
+    let item = Prompts::new(&task, &data, 1, FewshotOrder::V0_4).unwrap().item(0).unwrap();
+    let example = "Question: One and one?\nAnswer: It is 2.\n#### 2\n\n";
+    assert_eq!(item.context, format!("{example}Question: Two and two?\nAnswer:"));
+    assert_eq!(item.choices, ["It is 4.\n#### 4"]);
+    let measures: Vec<_> = task.measures().iter().map(ToString::to_string).collect();
+    assert_eq!(measures, ["exact_match,strict-match", "exact_match,flexible-extract"]);
+    assert_eq!((task.num_fewshot, task.dataset_name.as_deref()), (Some(5), Some("main")));
 }
