@@ -12,6 +12,7 @@ use ::eval::exam::{self, Places};
 use ::eval::results;
 use ::eval::run::{self, Model, Options, Outcome};
 use ::eval::task::{self, Chosen, Preset, Selection};
+use domain::sweep::FewshotOrder;
 use domain::trial::{PrecisionMode, TrialConfig};
 use domain::{Clock, SystemClock};
 use progress::Progress;
@@ -28,8 +29,8 @@ use trainer::{Device, TrainError, locate, preflight};
 
 /// Evaluates a model, or one with an adapter, as lm-evaluation-harness 0.4 does.
 ///
-/// Tasks: arc_easy, arc_challenge, hellaswag, truthfulqa_mc1, truthfulqa_mc2, mmlu_SUBJECT, perplexity, and task files of
-/// your own by their paths. The preset open-llm-leaderboard-v1 runs three of them with pinned examples and shows their
+/// Tasks: arc_easy, arc_challenge, hellaswag, truthfulqa_mc1, truthfulqa_mc2, mmlu_SUBJECT, gsm8k, perplexity, and task files
+/// of your own by their paths. The preset open-llm-leaderboard-v1 runs three of them with pinned examples and shows their
 /// mean.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
@@ -58,6 +59,10 @@ pub(crate) struct Args {
     /// Examples before each question, where neither task nor preset pin their number.
     #[arg(long, alias = "num_fewshot", value_name = "N")]
     num_fewshot: Option<usize>,
+    /// Whose order documents are asked in, and examples drawn: v0.4, or v0.3 as the first Open LLM Leaderboard ran the
+    /// harness, which shuffles the documents (--limit takes the first of that order).
+    #[arg(long, alias = "fewshot_order", value_name = "VERSION", default_value = "v0.4", value_parser = fewshot_order)]
+    fewshot_order: FewshotOrder,
     /// Only the first N documents of each task.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
@@ -67,7 +72,8 @@ pub(crate) struct Args {
     /// Where a task's examples lie, if not in the split beside its documents or among them; may be repeated.
     #[arg(long, alias = "fewshot_data", value_name = "TASK=PATH", value_parser = named_path)]
     fewshot_data: Vec<(String, PathBuf)>,
-    /// File for one JSON line an item: task, index, loglikelihoods, is_greedy, metrics.
+    /// File for one JSON line an item: task, index, loglikelihoods, is_greedy, metrics; of generated answers also generated and
+    /// filtered_resps.
     #[arg(long, alias = "log_samples", value_name = "FILE")]
     log_samples: Option<PathBuf>,
     /// Directory for results.json, in the harness's layout.
@@ -100,6 +106,10 @@ fn named_path(text: &str) -> Result<(String, PathBuf), String> {
     }
 }
 
+fn fewshot_order(text: &str) -> Result<FewshotOrder, String> {
+    FewshotOrder::parse(text).ok_or_else(|| "give v0.4 or v0.3".into())
+}
+
 fn precision(text: &str) -> Result<PrecisionMode, String> {
     serde_json::from_value(text.into()).map_err(|_| "give float32, bfloat16, float16 or 4bit".into())
 }
@@ -110,6 +120,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let selection = task::select(&args.tasks).map_err(unusable)?;
     let options = Options {
         num_fewshot: args.num_fewshot,
+        fewshot_order: args.fewshot_order,
         limit: args.limit.map(|limit| limit as usize),
         batch_tokens: args.batch_tokens as usize,
         max_length: args.max_length.map(|length| length as usize),
@@ -262,7 +273,8 @@ fn settings(args: &Args, outcomes: &[Outcome], seconds: f64) -> Value {
         "max_length": args.max_length,
         "batch_tokens": args.batch_tokens,
         "limit": args.limit,
-        "fewshot_seed": ::eval::prompt::FEWSHOT_SEED,
+        "fewshot_order": args.fewshot_order,
+        "fewshot_seed": ::eval::prompt::fewshot_seed(args.fewshot_order),
         "requests": outcomes.iter().map(|outcome| outcome.requests).sum::<usize>(),
         "evaluation_seconds": seconds,
     })
@@ -276,7 +288,7 @@ fn table(outcomes: &[Outcome], presets: &[Preset]) -> String {
                 outcome.task.task.clone(),
                 outcome.num_fewshot.to_string(),
                 outcome.samples.len().to_string(),
-                figure.metric.to_string(),
+                figure.measure.to_string(),
                 format!("{:.4}", figure.value),
                 figure.stderr.map_or_else(|| "-".into(), |stderr| format!("± {stderr:.4}")),
             ]);

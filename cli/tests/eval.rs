@@ -90,6 +90,10 @@ fn what_it_writes() {
     assert_ne!(shots("hub.jsonl", &[]), of_split);
     let train = "arc_challenge=arc/ARC-Challenge/train-0.jsonl";
     assert_eq!(shots("arc/ARC-Challenge/test-0.jsonl", &["--fewshot-data", train]), of_split);
+    // The older harness's order of eight documents: `random.Random(42).shuffle`.
+    let old = shots("arc", &["--fewshot-order", "v0.3"]);
+    let asked: Vec<_> = old.iter().map(|sample| sample["index"].as_u64().unwrap()).collect();
+    assert_eq!(asked, [3, 4, 6, 7]);
     // A user's task, and text.
     let mine = ["--tasks", "./mine.yaml,perplexity", "--task-data", "mine=hub.jsonl", "--num-fewshot", "2"];
     let both = samples(&sandbox, &[&mine[..], &["--task-data", "perplexity=book.txt"]].concat());
@@ -124,7 +128,7 @@ fn what_it_refuses() {
     let arc = |data: &'static str| ["--tasks", "arc_easy", "--task-data", data];
     refused(
         &["--tasks", "arc"],
-        "arc: is no task; there are arc_challenge, arc_easy, hellaswag, mmlu_SUBJECT",
+        "arc: is no task; there are arc_challenge, arc_easy, gsm8k, hellaswag, mmlu_SUBJECT",
     );
     refused(
         &["--tasks", "perplexity"],
@@ -145,4 +149,5 @@ fn what_it_refuses() {
     refused(&[&arc("arc_easy=hub.jsonl")[..], &["--adapter", "model"]].concat(), "adapter_config.json");
     refused(&[&arc("arc_easy=hub.jsonl")[..], &["--max-length", "1"]].concat(), "choice 2 has 2 tokens");
     refused(&[&arc("arc_easy=hub.jsonl")[..], &["--precision-mode", "int8"]].concat(), "give float32");
+    refused(&[&arc("arc_easy=hub.jsonl")[..], &["--fewshot-order", "v0.2"]].concat(), "give v0.4 or v0.3");
 }

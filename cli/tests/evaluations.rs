@@ -21,10 +21,21 @@ learning_rate: 0.05
 search: { algorithm: grid, metric: eval/mine/acc }
 parameters: { lora_rank: [2, 4] }
 evaluations:
-  tasks: [open-two.yaml, ./mine.yaml, perplexity]
+  tasks: [open-two.yaml, ./mine.yaml, perplexity, ./said.yaml]
   num_fewshot: 2
-  task_data: { arc_easy: documents, mine: documents/ARC-Easy/test.jsonl, perplexity: book.txt }
+  task_data: { arc_easy: documents, mine: documents/ARC-Easy/test.jsonl, perplexity: book.txt, said: said.jsonl }
 ";
+
+/// The first word of what is said, which is one of two.
+const SAID: &str = r#"task: said
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: ["w5", "w6"]
+generation_kwargs: { until: ["w39"], max_gen_toks: 4 }
+filter_list:
+  - { name: first-word, filter: [{ function: regex, regex_pattern: "w[0-9]+" }, { function: take_first }] }
+metrics: [exact_match]
+"#;
 
 /// A model of words, and more documents of its words than are asked at a time.
 fn sandbox() -> Sandbox {
@@ -46,6 +57,8 @@ fn sandbox() -> Sandbox {
     std::fs::write(at("book.txt"), "w5 w6 w7\nw8 w9").unwrap();
     std::fs::write(at("mine.yaml"), "include: arc_easy\ntask: mine\nfewshot_config: { sampler: first_n }\n")
         .unwrap();
+    std::fs::write(at("said.jsonl"), lines(0..40)).unwrap();
+    std::fs::write(at("said.yaml"), SAID).unwrap();
     let preset = "preset: two\ntasks:\n  - { task: arc_easy, num_fewshot: 1, metric: acc }\n";
     std::fs::write(at("open-two.yaml"), preset).unwrap();
     sandbox
@@ -53,13 +66,16 @@ fn sandbox() -> Sandbox {
 
 /// What `lorafleet eval` says under the names of a sweep.
 fn evaluated(sandbox: &Sandbox, adapter: Option<&str>) -> Value {
-    let mut arguments = vec!["eval", "--model", "model", "--tasks", "open-two.yaml,./mine.yaml,perplexity"];
+    let tasks = "open-two.yaml,./mine.yaml,perplexity,./said.yaml";
+    let mut arguments = vec!["eval", "--model", "model", "--tasks", tasks];
     arguments.extend(["--num-fewshot", "2", "--task-data", "arc_easy=documents"]);
     arguments.extend([
         "--task-data",
         "mine=documents/ARC-Easy/test.jsonl",
         "--task-data",
         "perplexity=book.txt",
+        "--task-data",
+        "said=said.jsonl",
     ]);
     arguments.extend(adapter.into_iter().flat_map(|adapter| ["--adapter", adapter]));
     sandbox.json(&arguments)
@@ -94,24 +110,26 @@ fn a_sweep_asks_what_eval_asks() {
             ("perplexity", "word_perplexity"),
             ("perplexity", "byte_perplexity"),
             ("perplexity", "bits_per_byte"),
+            ("said", "exact_match,first-word"),
             ("two", "mean"),
         ];
         assert_eq!(names, wanted);
-        for score in &scores[..7] {
+        for score in &scores[..8] {
             let (task, metric) = (score["task"].as_str().unwrap(), score["metric"].as_str().unwrap());
-            let of = |results: &Value| results["results"][task][format!("{metric},none")].clone();
+            let (name, filter) = metric.split_once(',').unwrap_or((metric, "none"));
+            let of = |results: &Value| results["results"][task][format!("{name},{filter}")].clone();
             close(&score["value"], &of(&with), &format!("{id} {task} {metric}"));
             close(&score["base_value"], &of(&base), &format!("base {task} {metric}"));
-            if metric.starts_with("acc") {
-                let stderr = &with["results"][task][format!("{metric}_stderr,none")];
+            if task != "perplexity" {
+                let stderr = &with["results"][task][format!("{name}_stderr,{filter}")];
                 close(&score["stderr"], stderr, &format!("{id} {task} {metric} stderr"));
                 assert!(score["difference_stderr"].is_number());
-                assert_eq!(score["documents"], 70);
+                assert_eq!(score["documents"], if task == "said" { 40 } else { 70 });
             } else {
                 assert_eq!((&score["stderr"], &score["documents"]), (&Value::Null, &json!(1)));
             }
         }
-        close(&scores[7]["value"], &with["means"]["two"], "the preset's mean");
+        close(&scores[8]["value"], &with["means"]["two"], "the preset's mean");
         assert_eq!((&scores[0]["num_fewshot"], &scores[2]["num_fewshot"]), (&json!(1), &json!(2)));
         let compared = scores[2]["value"].as_f64().unwrap();
         assert_eq!(trial["eval_mine_acc"].as_f64(), Some(compared));
@@ -210,7 +228,7 @@ fn simulated_devices_answer_by_a_formula() {
     let sweep = ["run", "sweep.yaml", "--simulate", "A100-40GB:2", "--simulate-speed", "1000"];
     let result = sandbox.json(&sweep);
     let scores = &result["trials"][1]["summary"]["evaluations"];
-    assert_eq!(scores.as_array().unwrap().len(), 8, "{result:#}");
+    assert_eq!(scores.as_array().unwrap().len(), 9, "{result:#}");
     let mine = &scores[2];
     assert_eq!(
         (&mine["task"], &mine["num_fewshot"], &mine["documents"]),

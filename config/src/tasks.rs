@@ -14,6 +14,7 @@ macro_rules! shipped {
 pub const SHIPPED: &[(&str, &str)] = shipped!(
     "arc_challenge",
     "arc_easy",
+    "gsm8k",
     "hellaswag",
     "mmlu",
     "open-llm-leaderboard-v1",

@@ -326,6 +326,7 @@ fn evaluations() {
     assert_eq!(spec(asked(json!(null))).evaluations, None);
     let full = json!({
         "tasks": ["arc_challenge", { "include": "arc_easy", "task": "mine" }], "num_fewshot": 0, "limit": 20,
+        "fewshot_order": "v0.3",
         "task_data": { "mine": "/data/mine.jsonl" }, "fewshot_data": { "mine": "/data/train.jsonl" },
     });
     assert_eq!(spec(asked(full.clone())).to_document()["evaluations"], full);
@@ -346,6 +347,11 @@ fn evaluations() {
             "num_fewshot",
             json!(0.5),
             "num_fewshot: must be a whole number from 0, not 0.5; give one of at most 4294967295",
+        ),
+        (
+            "fewshot_order",
+            json!("v0.2"),
+            "fewshot_order: must be v0.4 or v0.3, not \"v0.2\"; name the harness's version whose order it is to be",
         ),
         (
             "task_data",

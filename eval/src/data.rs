@@ -2,6 +2,7 @@
 
 use crate::task::{OutputType, Task};
 use crate::{EvalError, Result};
+use domain::sweep::FewshotOrder;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
@@ -23,11 +24,17 @@ pub struct Data {
 
 /// Reads a task's documents from `path`, a file or a directory of files called after splits, and, where `examples` are
 /// asked for, those: from `fewshot` if it is given, from the task file, from the directory's split, or else from among the
-/// documents.
+/// documents. `order` is whose rule says whether a document may be among the examples.
 ///
 /// # Errors
 /// A file or split is not there, or holds rows that cannot be read, or none.
-pub fn load(task: &Task, path: &Path, fewshot: Option<&Path>, examples: bool) -> Result<Data> {
+pub fn load(
+    task: &Task,
+    path: &Path,
+    fewshot: Option<&Path>,
+    examples: bool,
+    order: FewshotOrder,
+) -> Result<Data> {
     let split = task.test_split.as_deref().or(task.validation_split.as_deref());
     let documents = rows(task, path, split)?;
     let mut data = Data {
@@ -35,7 +42,10 @@ pub fn load(task: &Task, path: &Path, fewshot: Option<&Path>, examples: bool) ->
         documents,
         examples: Vec::new(),
         // As the harness decides it, also where neither split is named.
-        examples_hold_documents: task.fewshot_split == task.test_split,
+        examples_hold_documents: match order {
+            FewshotOrder::V0_4 => task.fewshot_split == task.test_split,
+            FewshotOrder::V0_3 => task.training_split.is_none(),
+        },
     };
     if !examples {
         return Ok(data);

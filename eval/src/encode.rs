@@ -26,7 +26,8 @@ impl<'a> Encoder<'a> {
         Self { tokenizer, max_length, add_special: add_bos, prefix_text, prefix }
     }
 
-    fn encode(&self, text: &str) -> Result<Vec<u32>> {
+    /// A text's tokens.
+    pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>> {
         // A text that has the token already gets no second one.
         let has = self.prefix_text.as_ref().is_some_and(|prefix| text.starts_with(prefix.as_str()));
         let encoding = match self.add_special && !has {

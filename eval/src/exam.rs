@@ -123,6 +123,7 @@ pub fn select(evaluations: &Evaluations) -> Result<Selection> {
 pub fn options(evaluations: &Evaluations) -> Options {
     Options {
         num_fewshot: evaluations.num_fewshot.map(|number| number as usize),
+        fewshot_order: evaluations.fewshot_order.unwrap_or_default(),
         limit: evaluations.limit.map(|limit| limit as usize),
         ..Options::default()
     }
@@ -147,7 +148,7 @@ fn known(selection: &Selection, key: &str, places: &BTreeMap<String, String>) ->
 /// They are not there or cannot be read.
 pub fn read(chosen: &Chosen, places: &Places, options: &Options) -> Result<Data> {
     let shows = options.examples(chosen) > 0;
-    data::load(&chosen.task, &places.documents, places.fewshot.as_deref(), shows)
+    data::load(&chosen.task, &places.documents, places.fewshot.as_deref(), shows, options.fewshot_order)
 }
 
 /// The error of a task whose documents lie nowhere. `where_to` says how to give their place.
@@ -159,10 +160,10 @@ pub fn no_documents(task: &Task, where_to: &str) -> EvalError {
 
 fn of_task(outcome: &Outcome, base: &Outcome) -> Vec<TaskScore> {
     let score = |place: usize| {
-        let (figure, alone) = (outcome.figures[place], base.figures[place]);
+        let (figure, alone) = (&outcome.figures[place], &base.figures[place]);
         TaskScore {
             task: outcome.task.task.clone(),
-            metric: figure.metric.to_string(),
+            metric: figure.measure.to_string(),
             value: figure.value,
             stderr: figure.stderr,
             base_value: Some(alone.value).filter(|value| value.is_finite()),

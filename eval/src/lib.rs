@@ -9,7 +9,10 @@
 //! | `template` | the expressions and templates of task files |
 //! | [`python_random`] | CPython's random numbers: which examples stand in a prompt |
 //! | [`encode`] | texts to the tokens that are asked for |
-//! | [`metric`] | from log-likelihoods to figures with standard errors |
+//! | [`generate`] | answers that a model writes, and where they end |
+//! | [`filter`] | what is made of them, and whether that is right |
+//! | `pattern` | Python's regular expressions |
+//! | [`metric`] | from log-likelihoods and answers to figures with standard errors |
 //! | [`run`] | a model on a task |
 //! | [`exam`] | models on all the tasks of a sweep, a few documents at a time |
 //! | [`results`] | what came out, in the harness's layout |
@@ -21,7 +24,10 @@ pub mod data;
 pub mod encode;
 mod error;
 pub mod exam;
+pub mod filter;
+pub mod generate;
 pub mod metric;
+mod pattern;
 pub mod prompt;
 pub mod python_random;
 pub mod results;

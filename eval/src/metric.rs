@@ -1,6 +1,9 @@
 //! What is counted of an item, and the figure that all items make.
 
+use crate::filter::{Ignored, NO_FILTER};
+use crate::task::OutputType;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 use std::fmt;
 
 /// A metric, under its name in the harness.
@@ -13,6 +16,8 @@ pub enum Metric {
     AccNorm,
     /// Whether the choice that is likeliest for each of its bytes is the right one.
     AccBytes,
+    /// Whether the answer is one of the right ones.
+    ExactMatch,
     /// `exp` of the mean negative log-likelihood of a word.
     WordPerplexity,
     /// `exp` of the mean negative log-likelihood of a byte.
@@ -22,14 +27,20 @@ pub enum Metric {
 }
 
 impl Metric {
-    /// Whether it is one of whole texts.
-    pub fn is_rolling(self) -> bool {
-        matches!(self, Self::WordPerplexity | Self::BytePerplexity | Self::BitsPerByte)
+    /// The tasks that it is a metric of.
+    pub fn output_type(self) -> OutputType {
+        match self {
+            Self::Acc | Self::AccNorm | Self::AccBytes => OutputType::MultipleChoice,
+            Self::ExactMatch => OutputType::GenerateUntil,
+            Self::WordPerplexity | Self::BytePerplexity | Self::BitsPerByte => {
+                OutputType::LoglikelihoodRolling
+            }
+        }
     }
 
     /// Whether more is better.
     pub fn higher_is_better(self) -> bool {
-        !self.is_rolling()
+        self.output_type() != OutputType::LoglikelihoodRolling
     }
 }
 
@@ -39,10 +50,105 @@ impl fmt::Display for Metric {
             Self::Acc => "acc",
             Self::AccNorm => "acc_norm",
             Self::AccBytes => "acc_bytes",
+            Self::ExactMatch => "exact_match",
             Self::WordPerplexity => "word_perplexity",
             Self::BytePerplexity => "byte_perplexity",
             Self::BitsPerByte => "bits_per_byte",
         })
+    }
+}
+
+/// A metric that a task counts: by its name alone, or as `metric` beside what `exact_match` disregards.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Value", into = "Value")]
+pub struct Counted {
+    /// The metric.
+    pub metric: Metric,
+    /// What `exact_match` disregards.
+    pub ignored: Ignored,
+}
+
+impl From<Metric> for Counted {
+    fn from(metric: Metric) -> Self {
+        Self { metric, ignored: Ignored::default() }
+    }
+}
+
+impl TryFrom<Value> for Counted {
+    type Error = String;
+
+    fn try_from(value: Value) -> Result<Self, String> {
+        let (metric, options) = match value {
+            Value::Object(mut options) => {
+                (options.remove("metric").ok_or("a mapping in metrics has no `metric`")?, options)
+            }
+            name => (name, Map::new()),
+        };
+        let metric: Metric = serde_json::from_value(metric).map_err(|error| error.to_string())?;
+        if let Some(key) = options.keys().next().filter(|_| metric != Metric::ExactMatch) {
+            return Err(format!("{metric} has no {key}"));
+        }
+        let ignored = serde_json::from_value(options.into()).map_err(|error| format!("{metric}: {error}"))?;
+        Ok(Self { metric, ignored })
+    }
+}
+
+impl From<Counted> for Value {
+    fn from(counted: Counted) -> Self {
+        if counted.ignored == Ignored::default() {
+            return json!(counted.metric);
+        }
+        let mut value = json!(counted.ignored);
+        value["metric"] = json!(counted.metric);
+        value
+    }
+}
+
+/// What is counted: a metric, of generated answers behind one of their task's filters. It is written `acc` or
+/// `exact_match,strict-match`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Measure {
+    /// The metric.
+    pub metric: Metric,
+    /// The filter's name.
+    pub filter: Option<String>,
+}
+
+impl Measure {
+    /// A metric behind a filter; the harness's `none` is none.
+    pub fn new(metric: Metric, filter: Option<&str>) -> Self {
+        Self { metric, filter: filter.filter(|name| *name != NO_FILTER).map(str::to_owned) }
+    }
+
+    /// Its name in the harness's results: `acc,none`; with `_stderr` as the `kind`, that of its standard error.
+    pub fn key(&self, kind: &str) -> String {
+        format!("{}{kind},{}", self.metric, self.filter.as_deref().unwrap_or(NO_FILTER))
+    }
+}
+
+impl fmt::Display for Measure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.filter {
+            Some(filter) => write!(f, "{},{filter}", self.metric),
+            None => self.metric.fmt(f),
+        }
+    }
+}
+
+impl TryFrom<String> for Measure {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let (metric, filter) = name.split_once(',').map_or((name.as_str(), None), |(m, f)| (m, Some(f)));
+        let metric = serde_json::from_value(metric.into()).map_err(|error| error.to_string())?;
+        Ok(Self::new(metric, filter))
+    }
+}
+
+impl From<Measure> for String {
+    fn from(measure: Measure) -> Self {
+        measure.to_string()
     }
 }
 
@@ -75,10 +181,10 @@ impl Score {
 }
 
 /// What a metric makes of all items.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Figure {
-    /// The metric.
-    pub metric: Metric,
+    /// What was counted.
+    pub measure: Measure,
     /// Its value.
     pub value: f64,
     /// The standard error of a mean, from the items' own spread; none of one item, and none of what is no mean.
@@ -144,7 +250,7 @@ fn words(text: &str) -> usize {
 }
 
 /// The figure of all items.
-pub fn aggregate(metric: Metric, scores: &[Score]) -> Figure {
+pub fn aggregate(measure: &Measure, scores: &[Score]) -> Figure {
     let (mut sum, mut weight) = (0.0, 0.0);
     for score in scores {
         let (value, of) = match score {
@@ -155,12 +261,12 @@ pub fn aggregate(metric: Metric, scores: &[Score]) -> Figure {
         weight += of;
     }
     let mean = sum / weight;
-    let (value, stderr) = match metric {
+    let (value, stderr) = match measure.metric {
         Metric::WordPerplexity | Metric::BytePerplexity => ((-mean).exp(), None),
         Metric::BitsPerByte => (-mean / std::f64::consts::LN_2, None),
         _ => (mean, standard_error(&scores.iter().map(Score::value).collect::<Vec<_>>())),
     };
-    Figure { metric, value, stderr }
+    Figure { measure: measure.clone(), value, stderr }
 }
 
 /// The standard error of a mean: the sample's standard deviation by √n. There is none of one value.
@@ -200,7 +306,7 @@ mod tests {
     #[test]
     fn figures_of_all_items() {
         let check = |metric, scores: &[Score], value: f64, stderr: Option<f64>| {
-            let got = aggregate(metric, scores);
+            let got = aggregate(&Measure::new(metric, None), scores);
             assert!((got.value - value).abs() < 1e-12, "{metric}: {got:?}, not {value}");
             match (got.stderr, stderr) {
                 (Some(got), Some(want)) => assert!((got - want).abs() < 1e-12, "{metric}: {got}, not {want}"),
@@ -210,9 +316,39 @@ mod tests {
         let values = |values: &[f64]| values.iter().map(|v| Score::Value(*v)).collect::<Vec<_>>();
         check(Metric::Acc, &values(&[1.0, 0.0, 0.0, 1.0]), 0.5, Some((1.0f64 / 3.0).sqrt() / 2.0));
         check(Metric::AccNorm, &values(&[1.0]), 1.0, None);
+        check(Metric::ExactMatch, &values(&[0.0, 0.0, 0.0, 1.0]), 0.25, Some(0.25));
         let texts = [Score::Weighted(-6.0, 2), Score::Weighted(-3.0, 1)];
         check(Metric::WordPerplexity, &texts, 3f64.exp(), None);
         check(Metric::BitsPerByte, &texts, 3.0 / 2f64.ln(), None);
+    }
+
+    #[test]
+    fn names_of_what_is_counted() {
+        for (name, filter, key) in [
+            ("acc", None, "acc_stderr,none"),
+            ("exact_match,strict-match", Some("strict-match"), "exact_match_stderr,strict-match"),
+        ] {
+            let measure: Measure = serde_json::from_value(name.into()).unwrap();
+            assert_eq!((measure.filter.as_deref(), measure.key("_stderr").as_str()), (filter, key));
+            assert_eq!(json!(measure), name);
+        }
+        assert_eq!(Measure::new(Metric::ExactMatch, Some("none")).to_string(), "exact_match");
+        let read = |value: Value| serde_json::from_value::<Counted>(value).map_err(|error| error.to_string());
+        let options = json!({
+            "metric": "exact_match", "ignore_case": true, "ignore_numbers": false, "ignore_punctuation": false,
+            "regexes_to_ignore": [","],
+        });
+        assert_eq!(json!(read(options.clone()).unwrap()), options);
+        assert_eq!(json!(read("acc".into()).unwrap()), "acc");
+        for (value, want) in [
+            (json!({ "metric": "acc", "ignore_case": true }), "acc has no ignore_case"),
+            (json!({ "metric": "exact_match", "ignore_accents": true }), "unknown field `ignore_accents`"),
+            (json!({ "ignore_case": true }), "has no `metric`"),
+            (json!("f1"), "unknown variant `f1`"),
+        ] {
+            let error = read(value).unwrap_err();
+            assert!(error.contains(want), "{error}");
+        }
     }
 
     #[test]

@@ -3,21 +3,27 @@
 use crate::data::{Data, Fields};
 use crate::metric::Gold;
 use crate::python_random::PythonRandom;
-use crate::task::{Sampler, Task};
+use crate::task::{OutputType, Sampler, Task};
 use crate::template::{self, Templates};
 use crate::{EvalError, Result};
+use domain::sweep::FewshotOrder;
 use serde_json::Value;
 use std::collections::HashMap;
 
 /// The seed of the examples' stream.
-pub const FEWSHOT_SEED: u32 = 1234;
+pub fn fewshot_seed(order: FewshotOrder) -> u32 {
+    match order {
+        FewshotOrder::V0_4 => 1234,
+        FewshotOrder::V0_3 => 42,
+    }
+}
 
 /// A question with its choices.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Item {
     /// What stands before each choice.
     pub context: String,
-    /// The choices, without what stands between.
+    /// The choices, without what stands between; of an answer that is generated, those that are right.
     pub choices: Vec<String>,
     /// What is right.
     pub gold: Gold,
@@ -38,16 +44,18 @@ pub struct Prompts<'a> {
     examples: usize,
     templates: Templates,
     random: PythonRandom,
+    fewshot_order: FewshotOrder,
+    asked: Vec<usize>,
     /// Examples' texts by their places.
     written: HashMap<usize, String>,
 }
 
 impl<'a> Prompts<'a> {
-    /// The prompts of a task with `examples` examples each.
+    /// The prompts of a task with `examples` examples each, drawn and asked in an order.
     ///
     /// # Errors
     /// There are not as many examples.
-    pub fn new(task: &'a Task, data: &'a Data, examples: usize) -> Result<Self> {
+    pub fn new(task: &'a Task, data: &'a Data, examples: usize, order: FewshotOrder) -> Result<Self> {
         let needed = examples + usize::from(examples > 0 && data.examples_hold_documents);
         if data.examples.len() < needed {
             let problem = format!(
@@ -56,8 +64,26 @@ impl<'a> Prompts<'a> {
             );
             return Err(EvalError::task(&task.task, problem, "ask for fewer, or name a file with more"));
         }
-        let random = PythonRandom::new(FEWSHOT_SEED);
-        Ok(Self { task, data, examples, templates: Templates::new(), random, written: HashMap::new() })
+        let mut random = PythonRandom::new(fewshot_seed(order));
+        let mut asked: Vec<_> = (0..data.documents.len()).collect();
+        if order == FewshotOrder::V0_3 {
+            random.shuffle(&mut asked);
+        }
+        Ok(Self {
+            task,
+            data,
+            examples,
+            templates: Templates::new(),
+            random,
+            fewshot_order: order,
+            asked,
+            written: HashMap::new(),
+        })
+    }
+
+    /// The documents' numbers, in the order in which they are asked.
+    pub fn asked(&self) -> &[usize] {
+        &self.asked
     }
 
     /// The prompt of the next document, number `index`.
@@ -112,10 +138,10 @@ impl<'a> Prompts<'a> {
                 let drawn = wanted + usize::from(self.data.examples_hold_documents);
                 let drawn = self.random.sample(pool.len(), drawn);
                 let chosen: Vec<_> = drawn.into_iter().filter(other).take(wanted).collect();
-                if chosen.len() == wanted {
+                // v0.3 does with fewer where the document was there more than once; v0.4 draws again.
+                if chosen.len() == wanted || self.fewshot_order == FewshotOrder::V0_3 {
                     return chosen;
                 }
-                // It was there more than once.
                 let others: Vec<_> = (0..pool.len()).filter(other).collect();
                 self.random.sample(others.len(), wanted).into_iter().map(|at| others[at]).collect()
             }
@@ -142,6 +168,11 @@ impl<'a> Prompts<'a> {
         let (made, fields) = self.fields(document)?;
         let task = self.task;
         let context = self.templates.text(&task.doc_to_text, &fields)?;
+        let description = self.templates.text(&task.description, &fields)?;
+        if task.output_type == OutputType::GenerateUntil && task.doc_to_choice.is_null() {
+            let choices = self.targets(&made, &fields)?;
+            return Ok((Item { context, choices, gold: Gold::Choice(0) }, description));
+        }
         let choices: Vec<String> = match &task.doc_to_choice {
             Value::String(name) if made.contains_key(name) => made[name].clone(),
             Value::String(expression) => self.templates.value_or_text(expression, &fields)?,
@@ -164,8 +195,35 @@ impl<'a> Prompts<'a> {
                 Gold::Choice(right(&target, &choices)?)
             }
         };
-        let description = self.templates.text(&task.description, &fields)?;
+        // Of generated answers the right choice's own text counts.
+        if let (OutputType::GenerateUntil, Gold::Choice(right)) = (task.output_type, &gold) {
+            let choices = choices.into_iter().skip(*right).take(1).collect();
+            return Ok((Item { context, choices, gold: Gold::Choice(0) }, description));
+        }
         Ok((Item { context, choices, gold }, description))
+    }
+
+    /// The right answers of a document: one, or each of a list.
+    fn targets(&self, made: &Fields, fields: &minijinja::Value) -> std::result::Result<Vec<String>, String> {
+        let of = |target: &Value| match target {
+            Value::String(name) if made.contains_key(name) => Ok(made[name].clone()),
+            Value::String(template) => self.templates.value_or_text(template, fields),
+            other => Ok(other.clone()),
+        };
+        let targets = match &self.task.doc_to_target {
+            Value::Array(list) => list.iter().map(of).collect::<std::result::Result<Vec<_>, _>>()?,
+            one => match of(one)? {
+                Value::Array(list) => list,
+                target => vec![target],
+            },
+        };
+        let text = |target: Value| match target {
+            Value::String(text) => Ok(text),
+            Value::Number(_) | Value::Bool(_) => Ok(target.to_string()),
+            other => Err(format!("its target {other} is neither a text nor a list of texts")),
+        };
+        let targets: Vec<_> = targets.into_iter().map(text).collect::<std::result::Result<_, _>>()?;
+        if targets.is_empty() { Err("its target is an empty list".into()) } else { Ok(targets) }
     }
 
     /// An example's text: question and right answer.

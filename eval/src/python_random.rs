@@ -1,5 +1,5 @@
 //! Random numbers as CPython's `random.Random` draws them, from a seed on: the examples in a prompt are those that
-//! its `sample` chooses.
+//! its `sample` chooses, and the older harness's documents stand as its `shuffle` leaves them.
 
 use rand_mt::Mt;
 
@@ -21,6 +21,13 @@ impl PythonRandom {
             if drawn < n {
                 return drawn;
             }
+        }
+    }
+
+    /// `shuffle(things)`.
+    pub fn shuffle(&mut self, things: &mut [usize]) {
+        for last in (1..things.len()).rev() {
+            things.swap(last, self.below(last as u32 + 1) as usize);
         }
     }
 

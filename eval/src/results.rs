@@ -9,14 +9,14 @@ use serde_json::{Map, Value, json};
 pub fn mean(preset: &Preset, outcomes: &[Outcome]) -> Option<f64> {
     let figure = |entry: &PresetTask| {
         let outcome = outcomes.iter().find(|outcome| outcome.task.task == entry.task)?;
-        outcome.figures.iter().find(|figure| figure.metric == entry.metric).map(|figure| figure.value)
+        outcome.figures.iter().find(|figure| figure.measure == entry.metric).map(|figure| figure.value)
     };
     let figures = preset.tasks.iter().map(figure).collect::<Option<Vec<_>>>()?;
     Some(figures.iter().sum::<f64>() / figures.len() as f64)
 }
 
-/// The document that the harness calls `results_….json`: `results` by task with `metric,none` and
-/// `metric_stderr,none`, and what they were made with. `settings` becomes its `config`.
+/// The document that the harness calls `results_….json`: `results` by task with `metric,filter` and
+/// `metric_stderr,filter`, and what they were made with. `settings` becomes its `config`.
 pub fn document(outcomes: &[Outcome], presets: &[Preset], settings: Value) -> Value {
     let by_task = |value: &dyn Fn(&Outcome) -> Value| -> Value {
         outcomes
@@ -37,7 +37,7 @@ pub fn document(outcomes: &[Outcome], presets: &[Preset], settings: Value) -> Va
         "n-shot": by_task(&|outcome| json!(outcome.num_fewshot)),
         "higher_is_better": by_task(&|outcome| {
             let metrics = outcome.task.metrics.iter();
-            metrics.map(|m| (m.to_string(), json!(m.higher_is_better()))).collect::<Map<_, _>>().into()
+            metrics.map(|m| (m.metric.to_string(), json!(m.metric.higher_is_better()))).collect::<Map<_, _>>().into()
         }),
         "n-samples": by_task(&|outcome| {
             json!({ "original": outcome.documents, "effective": outcome.samples.len() })
@@ -57,10 +57,10 @@ fn results(outcome: &Outcome) -> Value {
     let mut results = Map::new();
     results.insert("alias".into(), outcome.task.task.clone().into());
     results.insert("sample_len".into(), outcome.samples.len().into());
-    for Figure { metric, value, stderr } in &outcome.figures {
-        results.insert(format!("{metric},none"), json!(value));
+    for Figure { measure, value, stderr } in &outcome.figures {
+        results.insert(measure.key(""), json!(value));
         // The harness's word for what has none.
-        results.insert(format!("{metric}_stderr,none"), stderr.map_or_else(|| json!("N/A"), |s| json!(s)));
+        results.insert(measure.key("_stderr"), stderr.map_or_else(|| json!("N/A"), |s| json!(s)));
     }
     results.into()
 }

@@ -2,13 +2,17 @@
 
 use crate::data::Data;
 use crate::encode::Encoder;
-use crate::metric::{self, Figure, Metric, Score};
+use crate::filter::{Judge, NO_FILTER};
+use crate::generate::Writer;
+use crate::metric::{self, Figure, Measure, Score};
 use crate::prompt::{Item, Prompts};
 use crate::task::{Chosen, OutputType, Task};
 use crate::{EvalError, Result};
+use domain::sweep::FewshotOrder;
 use rayon::prelude::*;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use trainer::lora::Adapter;
@@ -32,6 +36,8 @@ pub struct Model<'a> {
 pub struct Options {
     /// Examples before each document where neither preset nor task pin their number.
     pub num_fewshot: Option<usize>,
+    /// Whose order documents are asked in, and examples drawn.
+    pub fewshot_order: FewshotOrder,
     /// Only the first documents.
     pub limit: Option<usize>,
     /// Tokens of a pass at most.
@@ -44,7 +50,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { num_fewshot: None, limit: None, batch_tokens: 4096, max_length: None, add_bos: true }
+        Self {
+            num_fewshot: None,
+            fewshot_order: FewshotOrder::default(),
+            limit: None,
+            batch_tokens: 4096,
+            max_length: None,
+            add_bos: true,
+        }
     }
 }
 
@@ -61,24 +74,30 @@ impl Options {
 pub struct Sample {
     /// The task's name.
     pub task: String,
-    /// The document's number, from 0.
+    /// The document's number, from 0, where its file has it.
     pub index: usize,
     /// Of each choice, or of the whole text.
     pub loglikelihoods: Vec<f64>,
     /// Whether each is what the model itself would say.
     pub is_greedy: Vec<bool>,
+    /// The answer, if it was to be generated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub generated: Option<String>,
+    /// What each of the task's filters made of it.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub filtered_resps: BTreeMap<String, String>,
     /// What each metric makes of it.
     #[serde(serialize_with = "by_name")]
-    pub metrics: Vec<(Metric, Score)>,
+    pub metrics: Vec<(Measure, Score)>,
 }
 
 fn by_name<S: Serializer>(
-    metrics: &[(Metric, Score)],
+    metrics: &[(Measure, Score)],
     serializer: S,
 ) -> std::result::Result<S::Ok, S::Error> {
     let mut map = serializer.serialize_map(Some(metrics.len()))?;
-    for (metric, score) in metrics {
-        map.serialize_entry(metric, score)?;
+    for (measure, score) in metrics {
+        map.serialize_entry(measure, score)?;
     }
     map.end()
 }
@@ -96,7 +115,7 @@ pub struct Outcome {
     pub samples: Vec<Sample>,
     /// What comes of all of them.
     pub figures: Vec<Figure>,
-    /// The texts whose likelihood was asked.
+    /// The texts whose likelihood was asked, or that were generated.
     pub requests: usize,
 }
 
@@ -114,7 +133,9 @@ pub struct Paper {
     /// The documents that there are.
     pub documents: usize,
     path: PathBuf,
-    items: Vec<Item>,
+    /// The documents' numbers with what is asked, in that order.
+    items: Vec<(usize, Item)>,
+    judge: Judge,
 }
 
 /// What a model makes of some documents, in their order.
@@ -122,7 +143,7 @@ pub struct Paper {
 pub struct Answers {
     /// What came of each.
     pub samples: Vec<Sample>,
-    /// The texts whose likelihood was asked.
+    /// The texts whose likelihood was asked, or that were generated.
     pub requests: usize,
 }
 
@@ -133,23 +154,26 @@ impl Paper {
     /// A document lacks what the task asks of it; there are too few examples; the prompts are too long together.
     pub fn new(chosen: &Chosen, data: &Data, options: &Options) -> Result<Self> {
         let (task, num_fewshot) = (chosen.task.clone(), options.examples(chosen));
-        let count = options.limit.unwrap_or(usize::MAX).min(data.documents.len());
+        let judge = task.judge()?;
         let rolling = task.output_type == OutputType::LoglikelihoodRolling;
-        let mut prompts = Prompts::new(&task, data, if rolling { 0 } else { num_fewshot })?;
+        let examples = if rolling { 0 } else { num_fewshot };
+        let mut prompts = Prompts::new(&task, data, examples, options.fewshot_order)?;
+        let numbers: Vec<_> =
+            prompts.asked().iter().copied().take(options.limit.unwrap_or(usize::MAX)).collect();
         let text = |context| Item { context, choices: Vec::new(), gold: metric::Gold::Choice(0) };
         let mut item = |index| match rolling {
             true => prompts.text(index).map(text),
             false => prompts.item(index),
         };
-        let (mut items, mut bytes): (Vec<Item>, _) = (Vec::new(), 0);
-        for index in 0..count {
-            let item = item(index)?;
+        let (mut items, mut bytes): (Vec<(usize, Item)>, _) = (Vec::new(), 0);
+        for number in numbers {
+            let item = item(number)?;
             bytes += item.bytes();
-            items.push(item);
+            items.push((number, item));
             if bytes > MOST_BYTES {
                 let problem = format!(
                     "the prompts of its first {} documents have more than {MOST_BYTES} bytes",
-                    index + 1
+                    items.len()
                 );
                 return Err(EvalError::task(
                     &task.task,
@@ -158,14 +182,15 @@ impl Paper {
                 ));
             }
         }
-        Ok(Self { num_fewshot, documents: data.documents.len(), path: data.path.clone(), items, task })
+        Ok(Self { num_fewshot, documents: data.documents.len(), path: data.path.clone(), items, judge, task })
     }
 
     /// The end of the next documents that are asked together: `most` at most, and no more bytes than that, but one in any
-    /// case.
+    /// case. An answer that is generated takes long enough for itself.
     pub fn part(&self, from: usize, most: usize, bytes: usize) -> usize {
+        let most = if self.task.output_type == OutputType::GenerateUntil { 1 } else { most };
         let mut sum = 0;
-        let fitting = self.items[from..].iter().take(most).take_while(|item| {
+        let fitting = self.items[from..].iter().take(most).take_while(|(_, item)| {
             sum += item.bytes();
             sum <= bytes
         });
@@ -190,9 +215,13 @@ impl Paper {
     ) -> Result<Answers> {
         let max_length = options.max_length.unwrap_or(model.base.config.max_position_embeddings);
         let encoder = Encoder::new(model.tokenizer, max_length, options.add_bos);
-        let items = &self.items[documents.clone()];
-        let encode = |(at, item)| self.questions(documents.start + at, item, &encoder);
-        let encoded: Vec<Vec<Question>> = items.par_iter().enumerate().map(encode).collect::<Result<_>>()?;
+        let items = &self.items[documents];
+        if self.task.output_type == OutputType::GenerateUntil {
+            let writer = Writer::new(model, &self.task, max_length)?;
+            return self.write(&writer, &encoder, items, watch);
+        }
+        let encode = |(number, item): &(usize, Item)| self.questions(*number, item, &encoder);
+        let encoded: Vec<Vec<Question>> = items.par_iter().map(encode).collect::<Result<_>>()?;
         let (mut questions, mut asked) = (Vec::new(), Vec::with_capacity(items.len()));
         for of_item in encoded {
             let start = questions.len();
@@ -204,11 +233,54 @@ impl Paper {
             pack::score(model.base, model.adapter, &questions, options.batch_tokens, &mut |done| {
                 watch(done, total)
             })?;
-        let sample = |((index, item), asked): ((usize, &Item), Range<usize>)| {
-            sample(&self.task, index, item, &answers[asked])
+        let sample = |((number, item), asked): (&(usize, Item), Range<usize>)| {
+            sample(&self.task, *number, item, &answers[asked])
         };
-        let samples = documents.zip(items).zip(asked).map(sample).collect();
+        let samples = items.iter().zip(asked).map(sample).collect();
         Ok(Answers { samples, requests: total })
+    }
+
+    /// Generates the answers, one after the other.
+    fn write(
+        &self,
+        writer: &Writer,
+        encoder: &Encoder,
+        items: &[(usize, Item)],
+        watch: &mut dyn FnMut(usize, usize),
+    ) -> Result<Answers> {
+        let (names, measures) = (self.task.filter_names(), self.task.measures());
+        let mut samples = Vec::with_capacity(items.len());
+        for (number, item) in items {
+            let wrong = |problem: &str, remedy: &str| EvalError::Document {
+                path: self.path.clone(),
+                place: format!("document {}", number + 1),
+                problem: problem.into(),
+                remedy: remedy.into(),
+            };
+            let generated = writer.answer(encoder, &item.context)?;
+            let generated =
+                generated.ok_or_else(|| wrong("its prompt has no tokens", "give doc_to_text a text"))?;
+            let filtered = self
+                .judge
+                .of(&generated, &item.choices)
+                .map_err(|problem| wrong(&problem, "write the expression so that it needs fewer tries"))?;
+            let right = filtered.iter().map(|filtered| Score::Value(f64::from(filtered.is_right)));
+            samples.push(Sample {
+                task: self.task.task.clone(),
+                index: *number,
+                loglikelihoods: Vec::new(),
+                is_greedy: Vec::new(),
+                metrics: measures.iter().cloned().zip(right).collect(),
+                generated: Some(generated),
+                filtered_resps: names
+                    .iter()
+                    .map(|name| name.unwrap_or(NO_FILTER).to_owned())
+                    .zip(filtered.into_iter().map(|filtered| filtered.text))
+                    .collect(),
+            });
+            watch(samples.len(), items.len());
+        }
+        Ok(Answers { requests: samples.len(), samples })
     }
 
     /// The questions of each choice, or of the whole text.
@@ -233,11 +305,11 @@ impl Paper {
     /// What comes of all its documents' answers.
     pub fn outcome(&self, answers: Answers) -> Outcome {
         let Answers { samples, requests } = answers;
-        let figure = |(place, metric): (usize, &Metric)| {
+        let figure = |(place, measure): (usize, &Measure)| {
             let scores: Vec<_> = samples.iter().map(|sample| sample.metrics[place].1).collect();
-            metric::aggregate(*metric, &scores)
+            metric::aggregate(measure, &scores)
         };
-        let figures = self.task.metrics.iter().enumerate().map(figure).collect();
+        let figures = self.task.measures().iter().enumerate().map(figure).collect();
         let (num_fewshot, documents) = (self.num_fewshot, self.documents);
         Outcome { task: self.task.clone(), num_fewshot, documents, samples, figures, requests }
     }
@@ -267,10 +339,20 @@ fn sample(task: &Task, index: usize, item: &Item, answers: &[Answer]) -> Sample 
         loglikelihoods = vec![loglikelihoods.iter().sum()];
         is_greedy = vec![is_greedy.iter().all(|greedy| *greedy)];
     }
-    let score = |metric: &Metric| match rolling {
-        true => metric::of_text(*metric, &item.context, loglikelihoods[0]),
-        false => metric::of_choices(*metric, &item.gold, &item.choices, &loglikelihoods),
+    let score = |measure: Measure| {
+        let score = match rolling {
+            true => metric::of_text(measure.metric, &item.context, loglikelihoods[0]),
+            false => metric::of_choices(measure.metric, &item.gold, &item.choices, &loglikelihoods),
+        };
+        (measure, score)
     };
-    let metrics = task.metrics.iter().map(|metric| (*metric, score(metric))).collect();
-    Sample { task: task.task.clone(), index, loglikelihoods, is_greedy, metrics }
+    Sample {
+        task: task.task.clone(),
+        index,
+        metrics: task.measures().into_iter().map(score).collect(),
+        loglikelihoods,
+        is_greedy,
+        generated: None,
+        filtered_resps: BTreeMap::new(),
+    }
 }

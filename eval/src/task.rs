@@ -1,7 +1,11 @@
 //! A task as data: where its documents lie, how one becomes a prompt with choices, what is counted. The keys are the
 //! harness's where it has them.
 
-use crate::metric::Metric;
+mod check;
+
+use crate::filter::{Filter, Judge};
+use crate::generate::GenerationKwargs;
+use crate::metric::{Counted, Measure};
 use crate::{EvalError, Result};
 use config::tasks;
 use domain::metric::MEAN;
@@ -19,6 +23,8 @@ pub enum OutputType {
     MultipleChoice,
     /// How likely whole texts are, window by window.
     LoglikelihoodRolling,
+    /// To go on until it comes to an end by itself or writes what ends an answer.
+    GenerateUntil,
 }
 
 /// How the examples of a prompt are chosen.
@@ -82,7 +88,8 @@ pub struct Task {
     /// A template: the question.
     #[serde(default)]
     pub doc_to_text: String,
-    /// The place of the right choice, or a template of it or of the choice itself. Of rolling tasks, the text.
+    /// The place of the right choice, or a template of it or of the choice itself. Of rolling tasks, the text. Of generated
+    /// answers without choices, the right one or a list of them.
     #[serde(default)]
     pub doc_to_target: Value,
     /// The choices, or an expression that has a list of them.
@@ -101,11 +108,21 @@ pub struct Task {
     /// What is asked.
     #[serde(default)]
     pub output_type: OutputType,
+    /// How answers are generated, and where they end.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub generation_kwargs: GenerationKwargs,
+    /// What generated answers go through before they are counted: after each filter once, as they are if there is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filter_list: Vec<Filter>,
     /// What is counted.
-    pub metrics: Vec<Metric>,
+    pub metrics: Vec<Counted>,
     /// Changes when the task's numbers do.
     #[serde(default)]
     pub version: f64,
+}
+
+fn is_default(kwargs: &GenerationKwargs) -> bool {
+    *kwargs == GenerationKwargs::default()
 }
 
 fn blank() -> String {
@@ -144,7 +161,7 @@ pub struct PresetTask {
     /// Examples before each document.
     pub num_fewshot: usize,
     /// What goes into the mean.
-    pub metric: Metric,
+    pub metric: Measure,
 }
 
 /// What was chosen.
@@ -208,7 +225,8 @@ impl Selection {
         for entry in &preset.tasks {
             let (place, value) = document(&entry.task, files)?;
             let task = parse(&place, value, files)?;
-            if entry.metric.is_rolling() || !task.metrics.contains(&entry.metric) {
+            let rolling = entry.metric.metric.output_type() == OutputType::LoglikelihoodRolling;
+            if rolling || !task.measures().contains(&entry.metric) {
                 let problem = format!(
                     "makes a mean of {} of {}, which is no accuracy that it counts",
                     entry.metric, entry.task
@@ -225,12 +243,8 @@ impl Selection {
     pub fn metrics(&self) -> Vec<String> {
         let of_task = |chosen: &Chosen| {
             let task = chosen.task.task.clone();
-            chosen
-                .task
-                .metrics
-                .clone()
-                .into_iter()
-                .map(move |m| domain::metric::of_task(&task, &m.to_string()))
+            let measures = chosen.task.measures().into_iter();
+            measures.map(move |m| domain::metric::of_task(&task, &m.to_string()))
         };
         let means = self.presets.iter().map(|preset| domain::metric::of_task(&preset.preset, MEAN));
         self.tasks.iter().flat_map(of_task).chain(means).collect()
@@ -250,6 +264,28 @@ impl Selection {
 }
 
 impl Task {
+    /// The names of its filters; no name of what is counted as it is.
+    pub(crate) fn filter_names(&self) -> Vec<Option<&str>> {
+        match self.filter_list.is_empty() {
+            true => vec![None],
+            false => self.filter_list.iter().map(|filter| Some(filter.name.as_str())).collect(),
+        }
+    }
+
+    /// What is counted of it: each metric behind each filter.
+    pub fn measures(&self) -> Vec<Measure> {
+        let names = self.filter_names().into_iter();
+        names
+            .flat_map(|name| self.metrics.iter().map(move |counted| Measure::new(counted.metric, name)))
+            .collect()
+    }
+
+    /// The judge of its answers.
+    pub(crate) fn judge(&self) -> Result<Judge> {
+        Judge::new(self)
+            .map_err(|problem| EvalError::task(&self.task, problem, "write it as Python's re does"))
+    }
+
     /// Whether its data set is that of a task that ships: only of these a sweep may have a machine download documents.
     pub fn asks_shipped_data(&self) -> bool {
         let Some(path) = &self.dataset_path else { return false };
@@ -284,22 +320,8 @@ fn parse(place: &str, mut value: Value, files: Files) -> Result<Task> {
         value = below;
     }
     let task: Task = typed(place, value)?;
-    let wrong = |problem: &str, remedy: &str| Err(EvalError::task(place, problem, remedy));
-    let rolling = task.output_type == OutputType::LoglikelihoodRolling;
-    if !rolling && task.doc_to_choice.is_null() {
-        return wrong("has no choices", "give doc_to_choice");
-    }
-    if task.doc_to_target.is_null() {
-        return wrong("has no target", "give doc_to_target");
-    }
-    match task.metrics.iter().find(|metric| metric.is_rolling() != rolling) {
-        Some(metric) => wrong(
-            &format!("counts {metric}, which its output_type does not have"),
-            "acc, acc_norm and acc_bytes are of multiple_choice, the others of loglikelihood_rolling",
-        ),
-        None if task.metrics.is_empty() => wrong("counts nothing", "name a metric in metrics"),
-        None => Ok(task),
-    }
+    check::check(place, &task)?;
+    Ok(task)
 }
 
 fn typed<T: serde::de::DeserializeOwned>(place: &str, value: Value) -> Result<T> {
@@ -404,6 +426,30 @@ mod tests {
             ("include: arc_easy\nmetrics: []", "counts nothing"),
             ("include: arc_easy\nmetrics: [word_perplexity]", "which its output_type does not have"),
             ("include: nowhere", "nowhere: is no task; there are arc_challenge, arc_easy"),
+            ("include: gsm8k\nmetrics: [acc]", "counts acc, which its output_type does not have"),
+            ("include: gsm8k\nmetrics: [exact_match, exact_match]", "counts exact_match twice"),
+            (
+                "include: gsm8k\ngeneration_kwargs: { top_k: 5 }",
+                "generation_kwargs.top_k is not followed; answers",
+            ),
+            ("include: gsm8k\nfilter_list: [{ name: a/b, filter: [] }]", "a filter of the name `a/b`"),
+            (
+                "include: gsm8k\nfilter_list: [{ name: a, filter: [] }, { name: a, filter: [] }]",
+                "a filter of the name `a`",
+            ),
+            (
+                "include: gsm8k\nfilter_list: [{ name: a, filter: [{ function: vote }] }]",
+                "unknown variant `vote`",
+            ),
+            (
+                "include: gsm8k\nfilter_list: [{ name: a, filter: [{ function: take_first, k: 2 }] }]",
+                "unknown field `k`",
+            ),
+            (
+                "include: gsm8k\nfilter_list: [{ name: a, filter: [{ function: regex, regex_pattern: '(' }] }]",
+                "is no regular expression",
+            ),
+            ("include: arc_easy\ngeneration_kwargs: { until: x }", "its answers are not generated"),
             ("include: 3", "include is no name"),
         ] {
             let error = read(text).unwrap_err();

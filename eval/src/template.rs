@@ -1,6 +1,6 @@
 //! The expressions and templates of task files: Jinja as the harness uses it.
 
-use fancy_regex::Regex;
+use crate::pattern;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
@@ -72,13 +72,8 @@ fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> 
 
 /// `text | regex_replace(pattern, replacement)`, Python's `re.sub`.
 fn regex_replace(text: &str, pattern: &str, replacement: &str) -> Result<String, Error> {
-    let regex = Regex::new(pattern).map_err(|error| {
-        Error::new(ErrorKind::InvalidOperation, format!("{pattern:?} is no regular expression: {error}"))
-    })?;
-    let replaced = regex.try_replacen(text, 0, replacement).map_err(|error| {
-        Error::new(ErrorKind::InvalidOperation, format!("{pattern:?} cannot be looked for: {error}"))
-    })?;
-    Ok(replaced.into_owned())
+    let replaced = pattern::compile(pattern).and_then(|regex| pattern::replaced(&regex, text, replacement));
+    replaced.map_err(|problem| Error::new(ErrorKind::InvalidOperation, problem))
 }
 
 #[cfg(test)]

@@ -7,15 +7,17 @@
 mod common;
 
 use common::{device, json_file, shared};
+use domain::sweep::FewshotOrder;
 use domain::trial::Precision;
 use eval::data::{self, Data};
 use eval::encode::Encoder;
 use eval::metric::{Gold, Metric, Score};
 use eval::prompt::{Item, Prompts};
 use eval::run::{self, Model, Options, Sample};
-use eval::task::{self, Chosen, FewshotConfig, Sampler};
+use eval::task::{self, Chosen, FewshotConfig, Sampler, Task};
 use serde::Deserialize;
 use serde_json::Value;
+use std::path::Path;
 use trainer::adapter_file::{self, PeftConfig, resolve};
 use trainer::model::Base;
 use trainer::tokenizer::Tokenizer;
@@ -55,7 +57,8 @@ fn reference(name: &str) -> Option<(Reference, Chosen, Data)> {
         task.fewshot_config = FewshotConfig { sampler: Sampler::FirstN, samples: Some(samples) };
     }
     let documents = shared(&format!("data/eval/{}", reference.source))?;
-    let data = data::load(&task, &documents, None, reference.num_fewshot > 0).unwrap();
+    let order = FewshotOrder::default();
+    let data = data::load(&task, &documents, None, reference.num_fewshot > 0, order).unwrap();
     let num_fewshot = Some(reference.num_fewshot);
     Some((reference, Chosen { task, num_fewshot }, data))
 }
@@ -92,7 +95,8 @@ fn check_items(name: &str, mode: &str, samples: &[Sample], items: &[Value]) {
             assert_eq!(sample.is_greedy, numbers::<Vec<bool>>(greedy), "{name}{mode} item {}", sample.index);
         }
         let continuations: Vec<String> = numbers(&item["continuations"]);
-        for (metric, score) in &sample.metrics {
+        for (measure, score) in &sample.metrics {
+            let metric = &measure.metric;
             let Score::Value(got) = score else { panic!("{metric} is a value") };
             let want = item[format!("metrics{mode}")][metric.to_string()].as_f64().unwrap();
             let tie = is_tie(*metric, &want_of(item, mode), &continuations);
@@ -115,7 +119,7 @@ fn check(name: &str) {
     let (Some(loaded), Some((reference, chosen, data))) = (Loaded::new(), reference(name)) else { return };
     let Loaded { base, tokenizer } = &loaded;
     // The prompts, and the tokens with and without BOS.
-    let mut prompts = Prompts::new(&chosen.task, &data, reference.num_fewshot).unwrap();
+    let mut prompts = Prompts::new(&chosen.task, &data, reference.num_fewshot, FewshotOrder::V0_4).unwrap();
     let with = Encoder::new(tokenizer, 512, true);
     let without = Encoder::new(tokenizer, 512, false);
     for (index, item) in reference.items.iter().enumerate() {
@@ -214,13 +218,9 @@ fn examples_are_the_harnesss() {
     for case in &cases {
         let (pool, examples): (u64, usize) = (numbers(&case["pool"]), numbers(&case["examples"]));
         let same_every = case["same_every"].as_u64().unwrap();
-        let mut task = task::find("arc_easy").unwrap();
-        task.document.clear();
-        task.doc_to_text = "{{i}}".into();
-        task.doc_to_choice = serde_json::json!(["yes"]);
-        task.doc_to_target = 0.into();
+        let mut task = numbered();
         task.fewshot_config.sampler = numbers(&case["sampler"]);
-        let row = |i: u64| serde_json::Map::from_iter([("i".to_owned(), (i % same_every).into())]);
+        let row = |i: u64| numbered_row(i % same_every);
         let chosen: Vec<Vec<u64>> = numbers(&case["chosen"]);
         let data = Data {
             path: "rows".into(),
@@ -228,7 +228,7 @@ fn examples_are_the_harnesss() {
             examples: (0..pool).map(row).collect(),
             examples_hold_documents: numbers(&case["held"]),
         };
-        let mut prompts = Prompts::new(&task, &data, examples).unwrap();
+        let mut prompts = Prompts::new(&task, &data, examples, FewshotOrder::V0_4).unwrap();
         for (index, chosen) in chosen.iter().enumerate() {
             let before: String = chosen.iter().map(|example| format!("{example} yes\n\n")).collect();
             let context = format!("{before}{}", index as u64 % same_every);
@@ -236,6 +236,66 @@ fn examples_are_the_harnesss() {
             assert_eq!(prompts.item(index).unwrap(), want, "{examples} of {pool}, document {index}");
         }
     }
+}
+
+/// A task whose documents are numbers.
+fn numbered() -> Task {
+    let mut task = task::find("arc_easy").unwrap();
+    task.document.clear();
+    task.doc_to_text = "{{i}}".into();
+    task.doc_to_choice = serde_json::json!(["yes"]);
+    task.doc_to_target = 0.into();
+    task
+}
+
+fn numbered_row(i: u64) -> serde_json::Map<String, Value> {
+    serde_json::Map::from_iter([("i".to_owned(), i.into())])
+}
+
+/// The order in which lm_eval 0.3 asked documents, and the examples before each (`fewshot_v03.json`): drawn from `pool`
+/// training documents, or from the documents themselves, which are alike modulo `same_every`.
+#[test]
+fn documents_and_examples_are_in_the_older_harnesss_order() {
+    let cases: Vec<Value> = serde_json::from_str(include_str!("fixtures/fewshot_v03.json")).unwrap();
+    for case in &cases {
+        let (documents, same_every): (u64, u64) = (numbers(&case["documents"]), numbers(&case["same_every"]));
+        let (pool, examples): (Option<u64>, usize) = (numbers(&case["pool"]), numbers(&case["examples"]));
+        let rows: Vec<_> = (0..documents).map(|i| numbered_row(i % same_every)).collect();
+        let data = Data {
+            path: "rows".into(),
+            examples: pool.map_or_else(|| rows.clone(), |pool| (0..pool).map(numbered_row).collect()),
+            documents: rows,
+            examples_hold_documents: pool.is_none(),
+        };
+        let (asked, chosen): (Vec<usize>, Vec<Vec<u64>>) =
+            (numbers(&case["asked"]), numbers(&case["chosen"]));
+        let task = numbered();
+        let mut prompts = Prompts::new(&task, &data, examples, FewshotOrder::V0_3).unwrap();
+        assert_eq!(prompts.asked()[..asked.len()], asked, "{documents} documents");
+        for (number, chosen) in asked.into_iter().zip(chosen) {
+            let before: String = chosen.iter().map(|example| format!("{example} yes\n\n")).collect();
+            let context = format!("{before}{}", number as u64 % same_every);
+            assert_eq!(prompts.item(number).unwrap().context, context, "document {number} of {documents}");
+        }
+    }
+}
+
+/// Whether a document may be among its examples goes by whether a task has training documents, in the older harness.
+#[test]
+fn the_older_harness_draws_one_more_without_training_documents() {
+    let dir = tempfile::tempdir().unwrap();
+    for split in ["train", "validation"] {
+        std::fs::write(dir.path().join(format!("{split}.jsonl")), "{\"i\": 1}\n").unwrap();
+    }
+    let hold = |task: &Task, path: &Path, order| {
+        data::load(task, path, None, true, order).unwrap().examples_hold_documents
+    };
+    let file = dir.path().join("validation.jsonl");
+    let mut task = task::find("hellaswag").unwrap();
+    assert!(hold(&task, dir.path(), FewshotOrder::V0_4) && !hold(&task, dir.path(), FewshotOrder::V0_3));
+    assert!(hold(&task, &file, FewshotOrder::V0_3));
+    task.training_split = None;
+    assert!(hold(&task, dir.path(), FewshotOrder::V0_3));
 }
 
 /// MMLU's prompt, as lm_eval 0.4.13 writes it.
@@ -253,9 +313,31 @@ fn a_prompt_of_mmlu() {
         examples: vec![row("How?", 2), row("When?", 0)],
         examples_hold_documents: false,
     };
-    let item = Prompts::new(&task, &data, 1).unwrap().item(0).unwrap();
+    let item = Prompts::new(&task, &data, 1, FewshotOrder::V0_4).unwrap().item(0).unwrap();
     let about = "The following are multiple choice questions (with answers) about college biology.\n\n";
     let choices = "\nA. a\nB. b\nC. c\nD. d\nAnswer:";
     assert_eq!(item.context, format!("{about}How?{choices} C\n\nWhy?{choices}"));
     assert_eq!((item.choices.join(""), item.gold), ("ABCD".into(), Gold::Choice(1)));
+}
+
+/// GSM8K's prompt, by the harness's definition of it, and what is counted.
+#[test]
+fn a_prompt_of_gsm8k() {
+    let task = task::find("gsm8k").unwrap();
+    let row = |question: &str, answer: &str| {
+        serde_json::json!({ "question": question, "answer": answer }).as_object().unwrap().clone()
+    };
+    let data = Data {
+        path: "rows".into(),
+        documents: vec![row("Two and two?", "It is 4.\n#### 4")],
+        examples: vec![row("One and one?", "It is 2.\n#### 2")],
+        examples_hold_documents: false,
+    };
+    let item = Prompts::new(&task, &data, 1, FewshotOrder::V0_4).unwrap().item(0).unwrap();
+    let example = "Question: One and one?\nAnswer: It is 2.\n#### 2\n\n";
+    assert_eq!(item.context, format!("{example}Question: Two and two?\nAnswer:"));
+    assert_eq!(item.choices, ["It is 4.\n#### 4"]);
+    let measures: Vec<_> = task.measures().iter().map(ToString::to_string).collect();
+    assert_eq!(measures, ["exact_match,strict-match", "exact_match,flexible-extract"]);
+    assert_eq!((task.num_fewshot, task.dataset_name.as_deref()), (Some(5), Some("main")));
 }

@@ -225,6 +225,10 @@ fn an_adapted_head_is_the_merged_one() {
     let text = |base, adapter| pack::generate(base, adapter, prompt, 12, None).unwrap();
     assert_eq!(text(&base, Some(&adapter)), text(&merged, None));
     assert_ne!(text(&base, Some(&adapter)), text(&base, None));
+    // It ends where it is told to, with what ended it.
+    let whole = text(&base, None);
+    let mut is_over = |new: &[u32]| Ok(new.len() == 5);
+    assert_eq!(pack::generate_until(&base, None, prompt, 12, None, &mut is_over).unwrap(), whole[..5]);
 }
 
 /// Trials of other rank, rows, scaling and dropout side by side have the losses and gradients of each alone.

@@ -7,7 +7,8 @@
 use super::parameter::{LARGEST_WHOLE, check_parameter, remedy, rule_of};
 use super::problem::{describe, is_within, join, unknown_key};
 use super::{
-    Algorithm, Budget, Constraint, Distribution, Evaluations, Goal, Problem, Resources, SearchSpec, SweepSpec,
+    Algorithm, Budget, Constraint, Distribution, Evaluations, FewshotOrder, Goal, Problem, Resources,
+    SearchSpec, SweepSpec,
 };
 use super::{check, distribution, evaluations};
 use crate::metric;
@@ -326,10 +327,22 @@ impl Reader {
         Some(Evaluations {
             tasks,
             num_fewshot: self.count(&section, EVALUATIONS, "num_fewshot", 0),
+            fewshot_order: self.fewshot_order(&section),
             limit: self.count(&section, EVALUATIONS, "limit", 1),
             task_data: self.places(&section, "task_data"),
             fewshot_data: self.places(&section, "fewshot_data"),
         })
+    }
+
+    fn fewshot_order(&mut self, section: &Map<String, Value>) -> Option<FewshotOrder> {
+        let value = section.get("fewshot_order").filter(|value| !value.is_null())?;
+        let order = value.as_str().and_then(FewshotOrder::parse);
+        if order.is_none() {
+            let problem = format!("must be v0.4 or v0.3, not {}", describe(value));
+            let remedy = "name the harness's version whose order it is to be";
+            self.problem(join(EVALUATIONS, "fewshot_order"), problem, remedy);
+        }
+        order
     }
 
     /// Paths by tasks' names.

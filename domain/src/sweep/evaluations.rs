@@ -5,7 +5,27 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Keys of the section.
-pub(super) const KEYS: &[&str] = &["tasks", "num_fewshot", "limit", "task_data", "fewshot_data"];
+pub(super) const KEYS: &[&str] =
+    &["tasks", "num_fewshot", "fewshot_order", "limit", "task_data", "fewshot_data"];
+
+/// Whose order documents are asked in, and examples drawn: that of a version of lm-evaluation-harness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum FewshotOrder {
+    /// Documents as they stand; examples from `random.Random(1234)`.
+    #[default]
+    #[serde(rename = "v0.4")]
+    V0_4,
+    /// Documents shuffled by `random.Random(42)`, and examples drawn on from there, as the first Open LLM Leaderboard did.
+    #[serde(rename = "v0.3")]
+    V0_3,
+}
+
+impl FewshotOrder {
+    /// The order of a version, if there is one of that name.
+    pub fn parse(name: &str) -> Option<Self> {
+        serde_json::from_value(name.into()).ok()
+    }
+}
 
 /// The tasks of a sweep's evaluations, as lm-evaluation-harness defines them. A trial that has made all its steps is asked
 /// them before it ends, and so is the base alone.
@@ -17,6 +37,9 @@ pub struct Evaluations {
     /// Examples before each document, where neither preset nor task pin their number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_fewshot: Option<u32>,
+    /// Whose order documents are asked in, and examples drawn; v0.4's if nothing is said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fewshot_order: Option<FewshotOrder>,
     /// Only the first documents of each task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<u32>,

@@ -25,7 +25,7 @@ mod spec;
 
 pub use check::{in_force, values_of, with_values};
 pub use constraint::{Expression, Operator};
-pub use evaluations::Evaluations;
+pub use evaluations::{Evaluations, FewshotOrder};
 pub use parameter::{LARGEST_WHOLE, check_config, check_parameter};
 pub use parse::ConstraintError;
 pub use problem::{Problem, is_within};

@@ -20,6 +20,22 @@ pub fn generate(
     max_new_tokens: usize,
     eos: Option<u32>,
 ) -> Result<Vec<u32>> {
+    generate_until(base, adapter, prompt, max_new_tokens, eos, &mut |_| Ok(false))
+}
+
+/// As [`generate`], and also until `is_over` says so of the new tokens, which it is asked after each. The one that ended it is
+/// among them.
+///
+/// # Errors
+/// Those of [`generate`], and those of `is_over`.
+pub fn generate_until(
+    base: &Base,
+    adapter: Option<&Adapter>,
+    prompt: &[u32],
+    max_new_tokens: usize,
+    eos: Option<u32>,
+    is_over: &mut dyn FnMut(&[u32]) -> Result<bool>,
+) -> Result<Vec<u32>> {
     let room = base.config.max_position_embeddings.saturating_sub(prompt.len());
     let wanted = if prompt.is_empty() { 0 } else { max_new_tokens.min(room) };
     let mut new = Vec::with_capacity(wanted);
@@ -33,6 +49,9 @@ pub fn generate(
             break;
         }
         new.push(next);
+        if is_over(&new)? {
+            break;
+        }
     }
     Ok(new)
 }

@@ -10,7 +10,7 @@ mod score;
 mod segment;
 mod tokens;
 
-pub use generate::generate;
+pub use generate::{generate, generate_until};
 pub use score::{Answer, Question, score};
 
 use crate::error::Result;

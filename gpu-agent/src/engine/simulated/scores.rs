@@ -41,8 +41,8 @@ pub(super) fn of(evaluations: &Evaluations, loss: f64, base_loss: f64) -> Vec<Ta
     let options = exam::options(evaluations);
     for chosen in &tasks {
         let examples = options.examples(chosen) as u32;
-        for metric in &chosen.task.metrics {
-            scores.push(score(&chosen.task.task, &metric.to_string(), examples, documents));
+        for measure in chosen.task.measures() {
+            scores.push(score(&chosen.task.task, &measure.to_string(), examples, documents));
         }
     }
     for preset in presets {
