@@ -4,7 +4,7 @@ scraping /metrics.
 
 A small sweep trains under `lorafleet up`. What rotel received must have every span of a trial's trace, the metrics with their
 units, and each line of the trials' logs; Prometheus must hold the series, take the alert rules and answer every query of the
-dashboards. rotel is installed into a virtual environment under target/ (10 MB, once); where it or Prometheus (Debian: apt-get
+dashboards. Then simulated devices make 10,000 trials, which must have no more series than a hundred. rotel is installed into a virtual environment under target/ (10 MB, once); where it or Prometheus (Debian: apt-get
 install prometheus) cannot be had, that is told as SKIPPED and nothing fails. LORAFLEET names another binary than
 target/release/lorafleet.
 """
@@ -41,6 +41,18 @@ SWEEP = {
     "max_steps": 40, "save_steps": 10, "eval_steps": 20, "logging_steps": 1,
     "search": {"algorithm": "grid"},
     "parameters": {"lora_rank": [2, 4]},
+}
+
+# As page.py has it: a step that takes no time.
+MODEL = {
+    "model_type": "llama", "hidden_act": "silu", "hidden_size": 64, "intermediate_size": 172, "num_hidden_layers": 5,
+    "num_attention_heads": 8, "vocab_size": 512, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+SIMULATED = {
+    "name": "many", "pretrained_model_id": "./model", "dataset_name": "nobody/rows", "compute_dtype": "float16",
+    "max_steps": 1, "batch_size": 1, "max_sequence_length": 32, "search": {"algorithm": "random", "seed": 1},
+    "parameters": {"learning_rate": {"log_uniform": [1e-5, 1e-3]}, "lora_rank": [4, 8, 16]},
 }
 
 # Of each trial's trace.
@@ -90,6 +102,8 @@ def main():
         build()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ending:
         observe(pathlib.Path(folder), rotel, ending)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ending:
+        series_have_an_end(pathlib.Path(folder), ending)
 
 
 def available():
@@ -115,13 +129,7 @@ def observe(folder, rotel, ending):
     received = folder / "received"
 
     def start(command, said, **variables):
-        with open(folder / said, "wb") as out:
-            process = subprocess.Popen(
-                command, cwd=folder, env={**os.environ, **variables}, stdout=out, stderr=subprocess.STDOUT
-            )
-        ending.callback(process.wait)
-        ending.callback(process.kill)
-        return process
+        return started(folder, ending, command, said, **variables)
 
     debug = [word for signal_ in ["traces", "metrics", "logs"] for word in ["--debug-log", signal_]]
     collector = start([
@@ -159,10 +167,7 @@ scrape_configs:
     until("the server", lambda: (folder / "data/endpoint").exists())
 
     def lorafleet(*arguments):
-        environment = {**os.environ, "XDG_CONFIG_HOME": str(folder / "config"), "OTEL_SDK_DISABLED": "true"}
-        command = [binary, *arguments, "--data-dir", "data", "-o", "json"]
-        output = subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-        return json.loads(output.stdout)
+        return asked(folder, binary, *arguments)
 
     (folder / "sweep.yaml").write_text(json.dumps(SWEEP))
     sweep = lorafleet("submit", "sweep.yaml")["id"]
@@ -177,6 +182,50 @@ scrape_configs:
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0, f"{process.args[0]} ended with {process.returncode}"
     rotel_received(received.read_text(errors="replace"), trials, logs)
+
+
+def started(folder, ending, command, said, **variables):
+    """A program that is killed in the end, if it has not ended by itself."""
+    with open(folder / said, "wb") as out:
+        process = subprocess.Popen(
+            command, cwd=folder, env={**os.environ, **variables}, stdout=out, stderr=subprocess.STDOUT
+        )
+    ending.callback(process.wait)
+    ending.callback(process.kill)
+    return process
+
+
+def asked(folder, binary, *arguments):
+    """What a command says of the server whose data directory is there."""
+    environment = {**os.environ, "XDG_CONFIG_HOME": str(folder / "config"), "OTEL_SDK_DISABLED": "true"}
+    command = [binary, *arguments, "--data-dir", "data", "-o", "json"]
+    output = subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(output.stdout)
+
+
+def series_have_an_end(folder, ending):
+    """Ten thousand trials have no more series than a hundred: what the programs really tell, by their own calls."""
+    (folder / "model").mkdir()
+    (folder / "model/config.json").write_text(json.dumps(MODEL))
+    binary, http = os.environ.get("LORAFLEET", LORAFLEET), free_port()
+    up = [binary, "up", "--listen", "127.0.0.1:0", "--http", f"127.0.0.1:{http}", "--data-dir", "data"]
+    up += ["--simulate", "A100-40GB:8", "--simulate-speed", "100000"]
+    started(folder, ending, up, "up.log", OTEL_EXPORTER_OTLP_ENDPOINT="", XDG_CONFIG_HOME=str(folder / "config"))
+    until("the server", lambda: (folder / "data/endpoint").exists())
+
+    def series_after(count):
+        (folder / "sweep.yaml").write_text(json.dumps({**SIMULATED, "search": {**SIMULATED["search"], "max_trials": count}}))
+        sweep = asked(folder, binary, "submit", "sweep.yaml")["id"]
+        asked(folder, binary, "watch", sweep)
+        with urllib.request.urlopen(f"http://127.0.0.1:{http}/metrics", timeout=PATIENCE) as answer:
+            text = answer.read().decode()
+        assert sweep not in text, f"a series is named after {sweep}"
+        return {line.rsplit(" ", 1)[0] for line in text.splitlines() if not line.startswith("#")}
+
+    few, many = series_after(100), series_after(10_000)
+    # A call or an outcome that had not been before has series of its own, a histogram's some fifteen.
+    assert len(many - few) <= 64, f"{len(few)} series, then {len(many)}: {sorted(many - few)[:100]}"
+    print(f"10,000 trials have {len(many)} series, 100 had {len(few)}")
 
 
 def prometheus_holds(ask):
