@@ -58,6 +58,7 @@ fn spec() -> SweepSpec {
         resources: Default::default(),
         keep_adapters: None,
         evaluations: None,
+        replicates: None,
     }
 }
 
@@ -141,6 +142,7 @@ fn trial(number: u32, (state, learning_rate, rank, targets, steps, end): Made) -
         started_at: Some(Timestamp(START + 100)),
         finished_at: finished.then_some(Timestamp(START + 60_000)),
         trace_id: None,
+        replicate_of: None,
     }
 }
 
