@@ -169,8 +169,7 @@ impl Board {
     /// The sweep's line: trials over, the best so far, and what is left.
     pub(crate) fn sweep_line(&self, elapsed_seconds: f64) -> String {
         let over = self.trials.values().filter(|t| t.state.is_terminal()).count();
-        let all =
-            self.sweep.as_ref().and_then(|s| s.max_trials).map_or_else(|| "?".into(), |m| m.to_string());
+        let all = self.in_all().map_or_else(|| "?".into(), |all| all.to_string());
         let mut parts = vec![format!("{over}/{all} trials over")];
         if let Some((number, value)) = self.best_so_far() {
             let running = self.trials.get(&number).is_some_and(|t| !t.state.is_terminal());
@@ -187,6 +186,18 @@ impl Board {
             self.seconds_left(elapsed_seconds).map(|s| format!("about {} left", output::duration(s))),
         );
         parts.join(" · ")
+    }
+
+    /// Further runs of the best trials, if the search comes to all that it may propose.
+    fn runs_again(&self) -> Option<u32> {
+        let searched = self.sweep.as_ref()?.max_trials?;
+        let replicates = self.spec.as_ref().and_then(|spec| spec.replicates);
+        Some(replicates.map_or(0, |replicates| replicates.on_top_of(searched)))
+    }
+
+    /// Trials in all: those of the search, and further runs of the best of them.
+    fn in_all(&self) -> Option<u32> {
+        Some(self.sweep.as_ref()?.max_trials? + self.runs_again()?)
     }
 
     /// The metric by which the sweep compares its trials.
@@ -225,11 +236,22 @@ impl Board {
         let known: Option<Vec<_>> = self.trials.iter().map(|(n, t)| Some((*n, t, total_steps(t)?))).collect();
         let known = known?;
         let open = known.iter().filter(|(_, trial, _)| !trial.state.is_terminal());
-        let under_way: f64 =
-            open.map(|(n, _, total)| forecast::steps_to_come(&spec.search, self.step(*n), *total)).sum();
-        let whole = |(_, _, total): &(u32, &Trial, u64)| forecast::steps_to_come(&spec.search, 0, *total);
-        let mean = known.iter().map(whole).sum::<f64>() / known.len() as f64;
-        let to_come = under_way + mean * max.saturating_sub(known.len()) as f64;
+        let left = |trial: &Trial, from: u64, total: u64| match trial.replicate_of {
+            None => forecast::steps_to_come(&spec.search, from, total),
+            // The search ends none of these.
+            Some(_) => total.saturating_sub(from) as f64,
+        };
+        let under_way: f64 = open.map(|(n, trial, total)| left(trial, self.step(*n), *total)).sum();
+        let searched: Vec<_> = known.iter().filter(|(_, trial, _)| trial.replicate_of.is_none()).collect();
+        let mean = |steps: &dyn Fn(u64) -> f64| {
+            searched.iter().map(|(_, _, total)| steps(*total)).sum::<f64>() / searched.len() as f64
+        };
+        let unproposed = |all: usize, known: usize| all.saturating_sub(known) as f64;
+        let again = unproposed(self.runs_again()? as usize, known.len() - searched.len());
+        let to_come = under_way
+            + mean(&|total| forecast::steps_to_come(&spec.search, 0, total))
+                * unproposed(max, searched.len())
+            + mean(&|total| total as f64) * again;
         let made = |(n, _, _): &(u32, &Trial, u64)| {
             self.step(*n).saturating_sub(self.first_seen.get(n).copied().unwrap_or_default())
         };

@@ -28,7 +28,7 @@ pub(crate) struct Args {
     /// Time that it may take in all, without pauses: 6h, 30m, 1h30m or seconds.
     #[arg(long, alias = "max_wall_clock", value_name = "TIME")]
     max_wall_clock: Option<String>,
-    /// Sets a key under `parameters`, `search.max_trials` or `budget`. May be given several times.
+    /// Sets a key under `parameters`, `search.max_trials`, `replicates`, `finalists` or `budget`. May be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
     #[command(flatten)]

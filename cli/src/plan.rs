@@ -11,6 +11,7 @@ use config::sweep_file;
 use coordinator::search::{Proposal, Proposed, Searcher};
 use device::Device;
 use domain::footprint::{self, Engine};
+use domain::sweep::Replicates;
 use domain::trial::TrialConfig;
 use gpu_agent::engine::simulated;
 use serde_json::{Value, json};
@@ -29,7 +30,8 @@ use trainer::preflight::{Preflight, preflight};
 /// it takes is predicted; no GPU has confirmed it yet. Evaluations are not in the seconds.
 ///
 /// Trials are listed as the search would propose them; successive halving may end some early. A trial's
-/// operations are those of all its steps at most, with every row as long as max_sequence_length.
+/// operations are those of all its steps at most, with every row as long as max_sequence_length. What all trials take
+/// counts the further runs of the best (replicates) as those of the trials that take most.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   lorafleet plan config/sweeps/quickstart.yaml
@@ -69,7 +71,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let devices = devices(&loaded.spec.resources.accelerators)?;
     let trials = check(&loaded)?;
     let documents: Vec<_> = trials.iter().map(|trial| document(trial, &devices)).collect();
-    output::print(args.output.format, &json!(documents), || table(&documents))
+    output::print(args.output.format, &json!(documents), || table(&documents, loaded.spec.replicates))
 }
 
 /// Reads a sweep file with `--set KEY=VALUE` overrides.
@@ -297,7 +299,7 @@ fn document(planned: &Planned, devices: &[Device]) -> Value {
     })
 }
 
-fn table(documents: &[Value]) -> String {
+fn table(documents: &[Value], replicates: Option<Replicates>) -> String {
     let row = |d: &Value| {
         let parameters = d["parameters"].as_object().into_iter().flatten();
         let parameters: Vec<_> = parameters.map(|(k, v)| format!("{k} {}", output::short(v))).collect();
@@ -328,21 +330,36 @@ fn table(documents: &[Value]) -> String {
         "tokens ≤",
         "GFLOP ≤",
     ];
-    let total: f64 = documents.iter().filter_map(|d| d["flops_at_most"].as_f64()).sum();
+    let total = in_all(documents.iter().filter_map(|d| d["flops_at_most"].as_f64()).collect(), replicates);
     let spare = ["tokens ≤", "adapter", "GFLOP ≤", "trainable", "rows skipped", "rows cut"];
     let table = output::table(&headings, &rows, &spare);
     let all = documents.iter().flat_map(|d| d["devices"].as_array()).flatten();
+    let again = replicates.map_or_else(String::new, |replicates| {
+        let trials = u32::try_from(rows.len()).unwrap_or(u32::MAX);
+        let finalists = replicates.finalists.min(trials);
+        format!(" and {} more runs of the best {finalists} of them", replicates.on_top_of(trials))
+    });
     format!(
-        "{table}\n{} trials · {:.1} GFLOP at most\n\n{}{}",
+        "{table}\n{} trials{again} · {:.1} GFLOP at most\n\n{}{}",
         rows.len(),
         total / 1e9,
-        devices_table(documents),
+        devices_table(documents, replicates),
         device::prices(all)
     )
 }
 
-/// What the trials take on each device, one after the other.
-fn devices_table(documents: &[Value]) -> String {
+/// What all trials take together, each of which takes one of these, with the further runs of the best: which those will
+/// be is not known, so they are taken to be those that take most.
+fn in_all(mut each: Vec<f64>, replicates: Option<Replicates>) -> f64 {
+    each.sort_by(|a, b| b.total_cmp(a));
+    let again = replicates.map_or(0.0, |Replicates { runs, finalists }| {
+        f64::from(runs - 1) * each.iter().take(finalists as usize).sum::<f64>()
+    });
+    each.iter().sum::<f64>() + again
+}
+
+/// What the trials take on each device, one after the other, the further runs of the best among them.
+fn devices_table(documents: &[Value], replicates: Option<Replicates>) -> String {
     let on = |trial: &Value, device: usize| trial["devices"][device].clone();
     let count = documents.first().and_then(|d| d["devices"].as_array()).map_or(0, Vec::len);
     if count == 0 {
@@ -351,7 +368,10 @@ fn devices_table(documents: &[Value]) -> String {
     let row = |device: usize| {
         let trials: Vec<_> = documents.iter().map(|trial| on(trial, device)).collect();
         let fitting = trials.iter().filter(|d| d["fits"] == json!(true)).count();
-        let sum = |key: &str| trials.iter().filter_map(|d| d[key].as_f64()).reduce(|a, b| a + b);
+        let sum = |key: &str| {
+            let each: Vec<_> = trials.iter().filter_map(|d| d[key].as_f64()).collect();
+            (!each.is_empty()).then(|| in_all(each, replicates))
+        };
         vec![
             output::short(&trials[0]["device"]),
             format!("{fitting} of {}", trials.len()),
@@ -364,4 +384,22 @@ fn devices_table(documents: &[Value]) -> String {
     };
     let rows: Vec<_> = (0..count).map(row).collect();
     output::table(&["device", "trials that fit", "largest peak", "their time", "their cost"], &rows, &[])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn further_runs_count_as_those_of_the_dearest() {
+        let again = |runs, finalists| Some(Replicates { runs, finalists });
+        for (each, replicates, want) in [
+            (vec![1.0, 4.0, 2.0], None, 7.0),
+            (vec![1.0, 4.0, 2.0], again(3, 2), 7.0 + 2.0 * 6.0),
+            (vec![1.0, 4.0, 2.0], again(2, 9), 14.0),
+            (Vec::new(), again(3, 3), 0.0),
+        ] {
+            assert_eq!(in_all(each.clone(), replicates), want, "{each:?} {replicates:?}");
+        }
+    }
 }

@@ -163,8 +163,11 @@ fn announce(args: &Args, loaded: &sweep_file::Loaded, planned: &[plan::Planned])
     let search = &loaded.spec.search;
     let algorithm = serde_json::to_value(search.algorithm).unwrap_or_default();
     let trials = search.max_trials.map_or_else(String::new, |n| format!(", {n} trials"));
+    let again = loaded.spec.replicates.map_or_else(String::new, |replicates| {
+        format!(", the best {} run {} times each", replicates.finalists, replicates.runs)
+    });
     say!(
-        "LoraFleet {} · sweep {} ({}{trials}) · data in {}",
+        "LoraFleet {} · sweep {} ({}{trials}{again}) · data in {}",
         env!("CARGO_PKG_VERSION"),
         loaded.spec.name,
         algorithm.as_str().unwrap_or_default(),

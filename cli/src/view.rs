@@ -2,8 +2,8 @@
 
 use crate::Failure;
 use crate::output::{self, NONE, or_none};
-use domain::Timestamp;
 use domain::trial::{TaskScore, Trial};
+use domain::{Timestamp, TrialId};
 use proto::v1;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -59,7 +59,8 @@ pub(crate) fn ended_early(sweep: &v1::Sweep) -> String {
 pub(crate) fn sweep_table(sweeps: &[v1::Sweep]) -> String {
     let row = |s: &v1::Sweep| {
         let done: u32 = s.counts.iter().filter(|c| is_over(c.state)).map(|c| c.trials).sum();
-        let all = s.max_trials.unwrap_or_else(|| s.counts.iter().map(|c| c.trials).sum());
+        // Further runs of the best trials come on top of the search's.
+        let all = s.counts.iter().map(|c| c.trials).sum::<u32>().max(s.max_trials.unwrap_or_default());
         let created = s.created_at.map(|t| time(proto::convert::from_timestamp(t)));
         vec![
             s.id.clone(),
@@ -192,13 +193,15 @@ impl TrialRow {
     /// A trial's.
     pub(crate) fn of(trial: &Trial) -> Self {
         let summary = trial.summary.as_ref();
-        let number = trial.id.number().map_or_else(|| trial.id.to_string(), |n| n.to_string());
+        let number = |id: &TrialId| id.number().map_or_else(|| id.to_string(), |n| n.to_string());
+        let again = trial.replicate_of.as_ref().map(|of| format!(" ({} again)", number(of)));
         let step = match trial.total_steps {
             Some(total) => format!("{}/{total}", trial.step),
             None => trial.step.to_string(),
         };
         let state = if trial.is_simulated() { " (simulated)" } else { "" };
-        let before = [number, format!("{}{state}", trial.state), step];
+        let before =
+            [number(&trial.id) + &again.unwrap_or_default(), format!("{}{state}", trial.state), step];
         let parameters =
             trial.parameters.iter().map(|(name, value)| (name.clone(), output::short(value))).collect();
         let packed = summary.is_some_and(|s| s.throughput == domain::trial::Throughput::Packed);

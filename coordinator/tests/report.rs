@@ -58,6 +58,7 @@ fn spec() -> SweepSpec {
         resources: Default::default(),
         keep_adapters: None,
         evaluations: None,
+        replicates: None,
     }
 }
 
@@ -141,6 +142,7 @@ fn trial(number: u32, (state, learning_rate, rank, targets, steps, end): Made) -
         started_at: Some(Timestamp(START + 100)),
         finished_at: finished.then_some(Timestamp(START + 60_000)),
         trace_id: None,
+        replicate_of: None,
     }
 }
 
@@ -253,6 +255,38 @@ fn a_sweep_as_it_ends() {
     );
     let without_namespace = page.replace("http://www.w3.org/2000/svg", "");
     check(&without_namespace, &[], &["http://", "https://"]);
+}
+
+/// Further runs of a trial stand in the table and in a section of their own, and in no figure.
+#[test]
+fn runs_with_other_seeds_are_no_other_configurations() {
+    let (sweep, mut trials, curves) = made();
+    let page = html(&(sweep.clone(), trials.clone(), curves.clone()));
+    check(&page, &[], &["Runs with other seeds", "(1 again)", "Best single run"]);
+    let figures = page.matches("<svg ").count();
+    for (number, (of, end)) in (12..).zip([(1, 2.99), (5, 2.96), (1, 3.01), (5, 2.95)]) {
+        let mut again = trial(number, TRIALS[of - 1]);
+        again.replicate_of = Some(trials[of - 1].id.clone());
+        again.config.seed = 100 + u64::from(number / 14);
+        again.eval_loss = Some(end);
+        trials.push(again);
+    }
+    let page = html(&(sweep, trials, curves));
+    check_nesting(&page);
+    assert_eq!(page.matches("<svg ").count(), figures);
+    assert_eq!(page.matches("<td><span class=\"state ").count(), TRIALS.len() + 4);
+    check(
+        &page,
+        &[
+            "Best single run: trial 1",
+            "Runs with other seeds",
+            "12 (1 again)",
+            "15 (5 again)",
+            "The best</strong>: trial 5",
+            "No difference shown between trial 5 and trial 1: eval/loss -0.0034",
+        ],
+        &[],
+    );
 }
 
 #[test]

@@ -35,7 +35,7 @@ string_id! {
     SweepId
 }
 string_id! {
-    /// A trial: `<sweep id>/<number>`, numbered from 1 in the order in which the search proposed them.
+    /// A trial: `<sweep id>/<number>`, numbered from 1 in the order in which they were proposed.
     TrialId
 }
 string_id! {

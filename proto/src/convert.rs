@@ -416,6 +416,7 @@ pub fn trial_without_config(t: Trial) -> v1::Trial {
         started_at: t.started_at.map(timestamp),
         finished_at: t.finished_at.map(timestamp),
         trace_id: t.trace_id,
+        replicate_of: t.replicate_of.map(|of| of.to_string()),
     }
 }
 
@@ -457,6 +458,7 @@ pub fn trial_of_unknown_config(t: v1::Trial) -> Result<Trial, ConvertError> {
         started_at: t.started_at.map(from_timestamp),
         finished_at: t.finished_at.map(from_timestamp),
         trace_id: t.trace_id,
+        replicate_of: t.replicate_of.map(TrialId::new),
     })
 }
 

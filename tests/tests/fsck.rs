@@ -252,6 +252,12 @@ const PROBLEMS: &[Row] = &[
         "has 2 adapters, and keeps 1 at most",
     ),
     (
+        "another run of a trial that is none",
+        |c| c.edit(&c.trial(), |v| v["trial"]["replicate_of"] = json!("grid-0000/9")),
+        "/1",
+        "which is no trial that its search proposed",
+    ),
+    (
         "a completed trial's adapter forgotten",
         |c| c.edit(&c.trial(), |v| v["trial"]["adapter"] = json!(null)),
         "/1",

@@ -1,7 +1,9 @@
 //! A sweep as Optuna's journal: the JSON lines that its `JournalFileBackend` reads, a line a study, an attribute and a
 //! trial. `optuna/storages/journal/_storage.py` defines them.
 //!
-//! What Optuna has no word for is a user attribute. A value that is no finite number is left out, as JSON has none.
+//! What Optuna has no word for is a user attribute. A value that is no finite number is left out, as JSON has none. Runs of
+//! a trial with other seeds are left out too: no sampler proposed them, and Optuna would take each for a trial of its own
+//! and a lucky one for the study's best.
 
 use super::{Source, place};
 use crate::{Failure, view};
@@ -34,7 +36,7 @@ pub(super) async fn write(source: &Source<'_>, to: &Path) -> Result<(), Failure>
     for entry in study(&source.document, &spec) {
         line(&entry)?;
     }
-    for of in &source.trials {
+    for of in source.trials.iter().filter(|trial| trial.replicate_of.is_none()) {
         line(&trial(&spec, of, &source.points(of).await?))?;
     }
     file.flush().map_err(place::at(to))

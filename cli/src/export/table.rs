@@ -102,6 +102,7 @@ const TRAILING: &[(&str, &str, Kind)] = &[
     ("dataset_digest", "/digests/dataset", Kind::Text),
     ("tokenizer_digest", "/digests/tokenizer", Kind::Text),
     ("spec_digest", "/digests/spec", Kind::Text),
+    ("replicate_of", "/replicate_of", Kind::Text),
 ];
 
 /// The table of trials: where each stands, what the search chose, its numbers, and every other parameter.
@@ -279,6 +280,7 @@ mod tests {
             (1, "finished_at", Kind::Time, Cell::None),
             (2, "failure", Kind::Text, text("no, \"really\"\nnot")),
             (0, "spec_digest", Kind::Text, text("sha256:d")),
+            (0, "replicate_of", Kind::Text, Cell::None),
         ] {
             let at = table.columns.iter().position(|c| c.name == column).unwrap();
             assert_eq!((table.columns[at].kind, &rows[row][at]), (kind, &want), "{column} of {row}");

@@ -163,8 +163,18 @@ impl Records {
         findings.expect(counted == sweep.counts, id, || {
             format!("it counts its trials as {:?}, and they are {counted:?}", sweep.counts)
         });
-        let within = sweep.max_trials.is_none_or(|most| sweep.proposed <= most);
+        let is_searched = |record: &TrialRecord| record.trial.replicate_of.is_none();
+        let searched = self.of(id).filter(|(_, record)| is_searched(record)).count();
+        let within = sweep.max_trials.is_none_or(|most| searched <= most as usize);
         findings.expect(within, id, || format!("more trials than its search has: {:?}", sweep.max_trials));
+        for (_, record) in self.of(id) {
+            let Some(of) = &record.trial.replicate_of else { continue };
+            let first = of.number().and_then(|number| self.trials.get(&(id.clone(), number)));
+            let sound = first.is_some_and(|first| first.trial.id == *of && is_searched(first));
+            findings.expect(sound, &record.trial.id, || {
+                format!("runs {of} again, which is no trial that its search proposed")
+            });
+        }
         over(id, sweep.state.as_str(), sweep.state.is_terminal(), sweep.finished_at, findings);
         if sweep.state.is_terminal() {
             for (_, live) in self.of(id).filter(|(_, record)| !record.trial.state.is_terminal()) {

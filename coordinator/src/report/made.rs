@@ -98,6 +98,7 @@ pub(super) fn sweep() -> Sweep {
             resources: Default::default(),
             keep_adapters: None,
             evaluations: None,
+            replicates: None,
         },
         state: SweepState::Completed,
         request_id: "r".into(),

@@ -10,6 +10,7 @@
 //! | `importance.rs` | how much each parameter matters |
 //! | `tables.rs` | trials, what their numbers mean, the configuration in force |
 //! | `evaluations.rs` | what tasks say of base and adapters |
+//! | `replicates.rs`, `statistics.rs` | means over runs with other seeds; how sure a mean is |
 //! | `chart.rs` | axes and marks → SVG |
 //! | `series.rs` | rank order, curves, smoothing |
 //! | `document.rs` | what a report is made of: paragraphs, tables, figures |
@@ -27,8 +28,10 @@ mod made;
 mod markdown;
 mod numbers;
 mod recommendation;
+mod replicates;
 mod series;
 mod slice;
+mod statistics;
 mod tables;
 mod takeaways;
 
@@ -69,8 +72,11 @@ pub fn markdown(records: Records) -> Vec<File> {
 /// The records, put in order.
 struct Sources<'a> {
     sweep: &'a Sweep,
-    /// The best first.
+    /// The trials that the search proposed, the best first.
     entries: Vec<Entry<'a>>,
+    /// Further runs of some of them with other seeds, the best first: no other configurations, so that only the table of
+    /// trials and what is said of seeds has them.
+    replicates: Vec<Entry<'a>>,
     /// The colour of each entry.
     colours: Vec<&'static str>,
     facts: Facts<'a>,
@@ -80,10 +86,14 @@ struct Sources<'a> {
 
 impl<'a> Sources<'a> {
     fn of(Records { sweep, trials, curves }: Records<'a>) -> Self {
-        let entries = series::ranked(sweep, trials, curves);
+        let (again, searched): (Vec<_>, Vec<_>) =
+            trials.iter().partition(|trial| trial.replicate_of.is_some());
+        let facts = Facts::of(searched.iter().copied());
+        let (entries, replicates) =
+            (series::ranked(sweep, searched, curves), series::ranked(sweep, again, curves));
         let colours = colours(&entries);
         let places = entries.iter().enumerate().map(|(place, entry)| (&entry.trial.id, place)).collect();
-        Self { sweep, entries, colours, facts: Facts::of(trials), places }
+        Self { sweep, entries, replicates, colours, facts, places }
     }
 
     /// A trial's entry and its colour.
@@ -121,10 +131,12 @@ fn document(records: Records) -> Document {
     };
     if let Some(best) = sources.best() {
         let number = numbers::or_dash(best.trial.id.number(), |n| n.to_string());
-        section(&format!("Best: trial {number}"), the_best(&sources, best));
+        let of = if sources.replicates.is_empty() { "Best" } else { "Best single run" };
+        section(&format!("{of}: trial {number}"), the_best(&sources, best));
     }
     section("Key takeaways", lines(takeaways::takeaways(&sources)));
     section("Which one to use", lines(recommendation::recommendations(&sources)));
+    section("Runs with other seeds", replicates::blocks(&sources));
     section("Memory, speed and cost", figures_of(figures::benchmark::figures(&sources.facts)));
     section("Trainable parameters", tables::by_rank(&sources.facts).into_iter().collect());
     section("Base against adapters", tables::accuracy(&sources).into_iter().collect());

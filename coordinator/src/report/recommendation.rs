@@ -3,7 +3,7 @@
 use super::Sources;
 use super::document::Line;
 use super::series::Entry;
-use super::{numbers, tables};
+use super::{numbers, replicates, tables};
 use domain::trial::{Throughput, TrialState};
 
 /// How much worse than the best a trial may be and count as good, as a share of the best value.
@@ -49,8 +49,18 @@ impl Candidate<'_> {
 
 /// The recommendations; none without a trial that came to its end with a value of the sweep's metric.
 pub(super) fn recommendations(sources: &Sources) -> Vec<Line> {
-    let candidates: Vec<_> = sources.entries.iter().filter_map(candidate).collect();
-    // Entries stand in rank order.
+    let mut candidates: Vec<_> = sources.entries.iter().filter_map(candidate).collect();
+    // Of several runs of one configuration the best is a lucky one: what was run again counts by its mean, and before what
+    // was run once.
+    let finalists = replicates::finalists(sources);
+    let place = |c: &Candidate| finalists.iter().position(|finalist| finalist.trial.id == c.entry.trial.id);
+    for candidate in &mut candidates {
+        if let Some(place) = place(candidate) {
+            candidate.value = finalists[place].value.mean;
+        }
+    }
+    // Entries stand in rank order, and the sort is stable.
+    candidates.sort_by_key(|candidate| place(candidate).unwrap_or(usize::MAX));
     let Some(best) = candidates.first() else { return Vec::new() };
     let in_dollars = candidates.iter().all(|c| c.dollars > 0.0);
     // What took no time was not measured.
@@ -61,16 +71,30 @@ pub(super) fn recommendations(sources: &Sources) -> Vec<Line> {
     };
     let metric = &sources.sweep.spec.search.metric;
 
-    let of = match candidates.len() {
-        1 => "that of the one trial that came to its end".to_string(),
-        n => format!("the best of {n} trials that came to their end"),
+    let of = match (finalists.as_slice(), candidates.len()) {
+        ([first, rest @ ..], _) => {
+            let among = if rest.is_empty() {
+                String::new()
+            } else {
+                format!(", the best of {} such means", 1 + rest.len())
+            };
+            format!("the mean of its {} runs with different seeds{among}", first.value.runs)
+        }
+        ([], 1) => "that of the one trial that came to its end".to_string(),
+        ([], n) => format!("the best of {n} trials that came to their end"),
     };
     let took = if known { format!("; it took {}", show(best)) } else { String::new() };
-    let mut lines = vec![Line::default().strong("The best").text(format!(
+    let mut line = Line::default().strong("The best").text(format!(
         ": {}. Its {metric} of {} is {of}{took}.",
         best.named(sources),
         numbers::loss(best.value)
-    ))];
+    ));
+    let differences = replicates::from_others(sources, &finalists);
+    let as_good: Vec<_> = differences.iter().filter(|d| d.is_none()).map(|d| d.from.as_str()).collect();
+    if !as_good.is_empty() {
+        line = line.text(format!(" No difference shown from {}.", as_good.join(", ")));
+    }
+    let mut lines = vec![line];
 
     let good = candidates.iter().filter(|c| (c.value - best.value).abs() <= TOLERANCE * best.value.abs());
     let cheapest = good.min_by(|a, b| a.price(in_dollars).total_cmp(&b.price(in_dollars)));

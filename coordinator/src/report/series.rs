@@ -22,12 +22,12 @@ pub(super) struct Entry<'a> {
 /// The trials of a sweep, the best first; those without a value of the sweep's metric last, by number.
 pub(super) fn ranked<'a>(
     sweep: &Sweep,
-    trials: &'a [Trial],
+    trials: impl IntoIterator<Item = &'a Trial>,
     curves: &'a [(TrialId, Vec<MetricPoint>)],
 ) -> Vec<Entry<'a>> {
     let curves: BTreeMap<_, _> = curves.iter().map(|(id, points)| (id, points.as_slice())).collect();
     let mut entries: Vec<_> = trials
-        .iter()
+        .into_iter()
         .map(|trial| {
             let points = curves.get(&trial.id).copied().unwrap_or_default();
             Entry { trial, points, value: last_value(trial, points, &sweep.spec.search.metric) }

@@ -151,8 +151,8 @@ pub(super) struct Slice<'a, 'f> {
 }
 
 impl<'a> Facts<'a> {
-    pub(super) fn of(trials: &'a [Trial]) -> Self {
-        let facts: Vec<_> = trials.iter().map(Fact::of).collect();
+    pub(super) fn of(trials: impl IntoIterator<Item = &'a Trial>) -> Self {
+        let facts: Vec<_> = trials.into_iter().map(Fact::of).collect();
         let mut varying = BTreeSet::new();
         if let Some((first, rest)) = facts.split_first() {
             for (name, value) in &first.parameters {

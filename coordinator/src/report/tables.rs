@@ -4,7 +4,8 @@ use super::document::{Block, Line, Row, Table};
 use super::numbers::{self, NONE, or_dash};
 use super::series::Entry;
 use super::slice::{self, Dependence, Facts, PRECISION, named, sorted};
-use super::{Sources, evaluations};
+use super::{Sources, chart::OTHERS, evaluations};
+use domain::TrialId;
 use domain::metric;
 use domain::sweep::{Distribution, Sweep};
 use domain::trial::{Throughput, Trial, TrialState, TrialSummary};
@@ -73,35 +74,36 @@ fn measured(value: u64, show: impl Fn(u64) -> String) -> String {
 /// The table of all trials, what went wrong, what the numbers mean, and the configuration.
 pub(super) fn trials(sources: &Sources) -> Vec<Block> {
     let mut blocks = vec![Block::Table(every_trial(sources))];
-    blocks.extend(failures(&sources.entries));
+    blocks.extend(failures(sources.entries.iter().chain(&sources.replicates)));
     blocks.push(definitions());
     blocks.push(configuration(sources.sweep, sources.best().map(|entry| entry.trial)));
     blocks
 }
 
-/// A row a trial, in rank order. Columns in which no trial has anything are left out.
+/// A row a trial, in rank order, then those that run another again. Columns in which no trial has anything are left out.
 fn every_trial(sources: &Sources) -> Table {
-    let entries = &sources.entries;
+    let again = sources.replicates.iter().map(|entry| (entry, OTHERS));
+    let entries: Vec<_> = sources.entries.iter().zip(sources.colours.iter().copied()).chain(again).collect();
     let none = TrialSummary::default();
     let cell = |entry: &Entry, column: &Column| {
         (column.1)(entry.trial, entry.trial.summary.as_ref().unwrap_or(&none))
     };
     let shown: Vec<_> =
-        COLUMNS.iter().filter(|column| entries.iter().any(|e| cell(e, column) != NONE)).collect();
+        COLUMNS.iter().filter(|column| entries.iter().any(|(e, _)| cell(e, column) != NONE)).collect();
     let searched = searched(sources.sweep);
     // What a task says of a trial is no column of every sweep; that by which trials are compared is one of this.
     let metric = sources.sweep.spec.search.metric.as_str();
     let compared = metric::task_and_metric(metric).map(|_| metric);
     let head = ["trial", "state"].into_iter().chain(searched.iter().copied()).chain(compared);
     let mut table = Table::new(head.chain(shown.iter().map(|column| column.0)));
-    for (entry, colour) in entries.iter().zip(&sources.colours) {
+    for (entry, colour) in &entries {
         let trial = entry.trial;
         let best = sources.is_best(trial);
-        let number = or_dash(trial.id.number(), |n| n.to_string());
-        let mut cells = vec![
-            Line::from(if best { format!("{number} ★") } else { number }),
-            Line::default().state(trial.state.as_str()),
-        ];
+        let number = |id: &TrialId| or_dash(id.number(), |n| n.to_string());
+        let again = trial.replicate_of.as_ref().map(|of| format!(" ({} again)", number(of)));
+        let mark = if best { " ★".into() } else { again.unwrap_or_default() };
+        let mut cells =
+            vec![Line::from(number(&trial.id) + &mark), Line::default().state(trial.state.as_str())];
         cells.extend(
             searched.iter().map(|name| Line::from(or_dash(trial.parameters.get(*name), numbers::value))),
         );
@@ -115,9 +117,8 @@ fn every_trial(sources: &Sources) -> Table {
 }
 
 /// Why trials failed.
-fn failures(entries: &[Entry]) -> Vec<Block> {
+fn failures<'a>(entries: impl Iterator<Item = &'a Entry<'a>>) -> Vec<Block> {
     let failed: Vec<_> = entries
-        .iter()
         .filter_map(|e| {
             Some(Line::default().strong(&e.trial.id).text(": ").text(&e.trial.failure.as_ref()?.message))
         })
@@ -341,6 +342,7 @@ fn search_rows(sweep: &Sweep) -> Vec<(&'static str, String)> {
     );
     let accelerators = spec.resources.accelerators.join(", ");
     given("keep_adapters", spec.keep_adapters.map(|n| n.to_string()));
+    given("replicates", spec.replicates.map(|again| format!("{} of {}", again.runs, again.finalists)));
     given("resources.accelerators", Some(accelerators).filter(|a| !a.is_empty()));
     rows
 }

@@ -134,6 +134,8 @@ pub struct Row {
     /// Seconds from then to its end.
     took: Option<f64>,
     failure: Option<String>,
+    /// The trial that it runs again, with another seed.
+    replicate_of: Option<u32>,
     parameters: BTreeMap<String, Value>,
 }
 
@@ -174,6 +176,7 @@ impl Table {
             started: trial.started_at.map(|started| tenths(seconds(self.since, started))),
             took: ended.map(|(started, finished)| roughly(seconds(started, finished))),
             failure: trial.failure.as_ref().map(|failure| failure.message.chars().take(FAILURE).collect()),
+            replicate_of: trial.replicate_of.as_ref().and_then(TrialId::number),
             parameters: trial
                 .parameters
                 .iter()

@@ -84,7 +84,13 @@ pub enum Storage {
 impl Plan {
     pub fn draw(seed: u64) -> Self {
         let draws = &mut Draws::new(seed, "plan");
-        let document = document(draws);
+        let mut document = document(draws);
+        // A stream of its own, so that seeds draw the rest as they did.
+        let again = &mut Draws::new(seed, "replicates");
+        if again.chance(0.25) {
+            (document["replicates"], document["finalists"]) =
+                (json!(again.whole(2, 3)), json!(again.whole(1, 3)));
+        }
         let agents = draws.whole(1, 4) as usize;
         let agents: Vec<_> = (0..agents)
             .map(|_| AgentPlan { pack: draws.whole(1, 3) as u32, step: draws.millis(700, 4000) })

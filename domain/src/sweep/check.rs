@@ -23,6 +23,7 @@ pub(super) fn between_parts(spec: &mut SweepSpec, told: &[String]) -> Vec<Proble
     conditions(spec, &mut problems);
     held_out_rows(spec, &mut problems);
     evaluated(spec, &mut problems);
+    other_seeds(spec, &mut problems);
     if !told.iter().any(|path| is_within(path, MIXED) || is_within(path, &join("parameters", MIXED))) {
         mixture(spec, &mut problems);
     }
@@ -130,6 +131,15 @@ fn evaluated(spec: &SweepSpec, problems: &mut Vec<Problem>) {
             format!("asha compares trials as they train, and {metric} is known once they have ended");
         let remedy = "compare them by eval/loss, or take another algorithm";
         problems.push(Problem::new("search.metric", problem, remedy));
+    }
+}
+
+/// Runs with other seeds say how much seeds matter, which a search over seeds has chosen by.
+fn other_seeds(spec: &SweepSpec, problems: &mut Vec<Problem>) {
+    if spec.replicates.is_some() && spec.varies("seed") {
+        let problem = "are runs of the best trials with other seeds, and the search chooses by seed";
+        let remedy = "give seed one value, or remove replicates";
+        problems.push(Problem::new("replicates", problem, remedy));
     }
 }
 

@@ -7,8 +7,8 @@
 use super::parameter::{LARGEST_WHOLE, check_parameter, remedy, rule_of};
 use super::problem::{describe, is_within, join, unknown_key};
 use super::{
-    Algorithm, Budget, Constraint, Distribution, Evaluations, FewshotOrder, Goal, Problem, Resources,
-    SearchSpec, SweepSpec,
+    Algorithm, Budget, Constraint, Distribution, Evaluations, FewshotOrder, Goal, Problem, Replicates,
+    Resources, SearchSpec, SweepSpec,
 };
 use super::{check, distribution, evaluations};
 use crate::metric;
@@ -17,10 +17,24 @@ use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 /// Keys at the document's root beside the parameters' names.
-const SECTIONS: &[&str] =
-    &["name", "search", "parameters", "constraints", "budget", "resources", "keep_adapters", EVALUATIONS];
+const SECTIONS: &[&str] = &[
+    "name",
+    "search",
+    "parameters",
+    "constraints",
+    "budget",
+    "resources",
+    "keep_adapters",
+    EVALUATIONS,
+    REPLICATES,
+    FINALISTS,
+];
 /// The section of what models are asked.
 const EVALUATIONS: &str = "evaluations";
+/// Runs of each of the best trials.
+const REPLICATES: &str = "replicates";
+/// How many trials are run again.
+const FINALISTS: &str = "finalists";
 pub(super) const SEARCH: &[&str] = &[
     "algorithm",
     "max_trials",
@@ -59,6 +73,7 @@ impl SweepSpec {
             resources: reader.resources(document),
             keep_adapters: reader.count(document, "", "keep_adapters", 1),
             evaluations: reader.evaluations(document),
+            replicates: reader.replicates(document),
         };
         let mut problems = reader.problems;
         // A part that is wrong in itself is not wrong again for what it lacks.
@@ -89,6 +104,10 @@ impl SweepSpec {
         document.insert("resources".into(), json!(self.resources));
         document.extend(self.keep_adapters.map(|most| ("keep_adapters".into(), json!(most))));
         document.extend(self.evaluations.as_ref().map(|asked| (EVALUATIONS.into(), json!(asked))));
+        if let Some(Replicates { runs, finalists }) = self.replicates {
+            document.insert(REPLICATES.into(), json!(runs));
+            document.insert(FINALISTS.into(), json!(finalists));
+        }
         if let Value::Object(base) = without_nulls(json!(self.base)) {
             let searched = |name: &str| self.parameters.iter().any(|(n, _)| n == name);
             document.extend(base.into_iter().filter(|(name, _)| !searched(name)));
@@ -343,6 +362,21 @@ impl Reader {
             self.problem(join(EVALUATIONS, "fewshot_order"), problem, remedy);
         }
         order
+    }
+
+    fn replicates(&mut self, document: &Map<String, Value>) -> Option<Replicates> {
+        let count = |reader: &mut Self, key| {
+            let whole = reader.whole(document, "", key, 1, Replicates::MOST);
+            whole.and_then(|n| u32::try_from(n).ok())
+        };
+        let (runs, finalists) = (count(self, REPLICATES), count(self, FINALISTS));
+        let told = |reader: &Self| reader.problems.iter().any(|problem| problem.path == REPLICATES);
+        if finalists.is_some() && runs.is_none_or(|runs| runs < 2) && !told(self) {
+            let problem = "says how many trials are run again, and none is";
+            self.problem(FINALISTS, problem, "add replicates: 3, or remove it");
+        }
+        let finalists = finalists.unwrap_or(Replicates::DEFAULT_FINALISTS);
+        runs.filter(|runs| *runs > 1).map(|runs| Replicates { runs, finalists })
     }
 
     /// Paths by tasks' names.

@@ -30,4 +30,6 @@ pub use parameter::{LARGEST_WHOLE, check_config, check_parameter};
 pub use parse::ConstraintError;
 pub use problem::{Problem, is_within};
 pub use record::{StateCounts, Sweep, SweepState};
-pub use spec::{Algorithm, Budget, Constraint, Distribution, Goal, Resources, SearchSpec, SweepSpec};
+pub use spec::{
+    Algorithm, Budget, Constraint, Distribution, Goal, Replicates, Resources, SearchSpec, SweepSpec,
+};

@@ -1,6 +1,7 @@
 //! What a sweep file asks for.
 
 use super::Evaluations;
+use crate::rng;
 use crate::trial::TrialConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -150,6 +151,35 @@ pub struct Resources {
     pub accelerators: Vec<String>,
 }
 
+/// How often the best trials are run, each time with another seed, so that none is the best by luck alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Replicates {
+    /// Runs of each finalist in all, the one that made it a finalist among them; from 2.
+    pub runs: u32,
+    /// Trials that are run again at most: the best of those that made all their steps.
+    pub finalists: u32,
+}
+
+impl Replicates {
+    /// Finalists unless their number is given.
+    pub const DEFAULT_FINALISTS: u32 = 3;
+    /// Runs, and finalists, at most.
+    pub const MOST: u64 = 100;
+
+    /// Runs that come on top of a search of so many trials, if so many of them are fit to be finalists.
+    pub fn on_top_of(self, trials: u32) -> u32 {
+        self.finalists.min(trials) * (self.runs - 1)
+    }
+
+    /// The seed of a finalist's `run`-th run, from 2 on: 53 bits, a function of the seed of its first run and of `run`
+    /// alone. Finalists of one seed have the same seeds in their further runs too, so that these can be compared in pairs.
+    pub fn seed(first: u64, run: u32) -> u64 {
+        // As many bits as JSON's numbers keep.
+        rng::bits(rng::key(first, "replicate"), u64::from(run)) >> 11
+    }
+}
+
 /// What a sweep file asks for, checked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SweepSpec {
@@ -173,4 +203,7 @@ pub struct SweepSpec {
     /// What its base and its adapters are asked.
     #[serde(default)]
     pub evaluations: Option<Evaluations>,
+    /// How often its best trials are run; once unless given.
+    #[serde(default)]
+    pub replicates: Option<Replicates>,
 }

@@ -199,7 +199,10 @@ pub struct Trial {
     /// The id of its trace: 32 hexadecimal digits. `None` in a record of an earlier version.
     #[serde(default)]
     pub trace_id: Option<String>,
-    /// When the search proposed it.
+    /// The trial that it is another run of, with another seed; `None` of one that the search proposed.
+    #[serde(default)]
+    pub replicate_of: Option<TrialId>,
+    /// When it was proposed.
     pub created_at: Timestamp,
     /// When its first training step began.
     pub started_at: Option<Timestamp>,
@@ -237,6 +240,7 @@ impl Trial {
             started_at: None,
             finished_at: None,
             trace_id: None,
+            replicate_of: None,
         }
     }
 

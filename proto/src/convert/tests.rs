@@ -40,6 +40,7 @@ fn a_trial_travels_unchanged() {
         started_at: Some(Timestamp(1)),
         finished_at: None,
         trace_id: None,
+        replicate_of: Some(TrialId::new("s/1")),
     };
     let wire = v1::Trial::from(trial.clone());
     assert_eq!((wire.sweep_id.as_str(), wire.number), ("quickstart-0a1b", 7));

@@ -4,6 +4,8 @@
 mod account;
 mod extension;
 mod operations;
+mod proposals;
+mod replicates;
 mod retention;
 mod tally;
 
@@ -11,20 +13,16 @@ use super::traced;
 use crate::actors::message::{Assignment, Ending, StopReason, TrialEvent};
 use crate::error::{CoordinatorError, Result};
 use crate::placement::Waiting;
-use crate::search::{Proposal, Proposed, Searcher, Verdict};
+use crate::search::{Searcher, Verdict};
 use crate::store::{Placement, StopCause, SweepRecord, TrialRecord};
 use domain::footprint::PeakBytes;
 use domain::metric::{EVAL_LOSS, MetricPoint};
 use domain::sweep::SweepState;
 use domain::trial::{Digests, Failure, FailureClass, Trial, TrialState, TrialSummary};
 use domain::{AgentId, Attempt, Timestamp, TrialId};
+use replicates::Runs;
 use std::collections::{BTreeMap, BTreeSet};
 use tally::Tally;
-use telemetry::trace::TrialTrace;
-
-/// Trials that wait for a device at least, so that a device that frees up finds one. As many may wait as train, so
-/// that a large fleet fills in few rounds.
-const QUEUE_AHEAD: u32 = 8;
 
 /// Times that a trial may be lost, or fail through no fault of its own, between two checkpoints.
 const MOST_LOSSES: u32 = 3;
@@ -84,6 +82,7 @@ pub struct Ledger {
     tally: Tally,
     searcher: Searcher,
     exhausted: bool,
+    runs: Runs,
     changes: Changes,
     effects: Vec<Effect>,
     /// Whether its trials are those of simulated devices; `None` until one was assigned.
@@ -93,10 +92,12 @@ pub struct Ledger {
 impl Ledger {
     /// A sweep as its records have it, with the search brought to where it was.
     pub fn new(record: SweepRecord, trials: Vec<TrialRecord>) -> Result<Self> {
-        let searcher = operations::searcher(&record)?;
         let numbered = trials.into_iter().filter_map(|t| Some((t.trial.id.number()?, Box::new(t))));
         let trials: Trials = numbered.collect();
+        let runs = Runs::of(trials.iter().map(|(number, record)| (*number, record.as_ref())));
+        let searcher = operations::searcher(&record, &runs)?;
         Ok(Self {
+            runs,
             tally: Tally::of(&record.sweep.spec, &trials),
             simulated: trials.values().find_map(|record| record.trial.kind()),
             record,
@@ -124,7 +125,7 @@ impl Ledger {
         if record.trial.state.is_terminal() {
             (record.value, record.trial.eval_loss) = last;
             let value = feasible(record);
-            self.searcher.ended(number, value);
+            self.tell_end(number, value);
         }
         Ok(())
     }
@@ -166,35 +167,6 @@ impl Ledger {
     /// Takes what is to be done.
     pub fn effects(&mut self) -> Vec<Effect> {
         std::mem::take(&mut self.effects)
-    }
-
-    /// Proposes as many trials as may wait.
-    pub fn fill(&mut self, now: Timestamp) {
-        let ahead = QUEUE_AHEAD.max(self.tally.holding());
-        while self.proposes() && self.tally.count(TrialState::Queued) < ahead {
-            match self.searcher.propose() {
-                Proposal::Trial(proposed) => self.enter(proposed, now),
-                Proposal::Wait => return,
-                Proposal::Exhausted => {
-                    self.exhausted = true;
-                    return;
-                }
-            }
-        }
-    }
-
-    fn enter(&mut self, proposed: Proposed, now: Timestamp) {
-        let number = proposed.number;
-        let id = TrialId::of(&self.record.sweep.id, number);
-        let mut record = TrialRecord::new(id, proposed.config, proposed.parameters, now);
-        let trace = TrialTrace::of(&self.record.sweep.request_id, number);
-        record.trial.trace_id = Some(trace.id());
-        self.tally.enter(number, &record);
-        self.trials.insert(number, Box::new(record));
-        self.record.sweep.proposed = number;
-        self.changes.trials.insert(number);
-        self.changes.sweep = true;
-        self.effects.push(Effect::Enqueue(number));
     }
 
     /// What a trial needs of a device.
@@ -257,6 +229,7 @@ impl Ledger {
     }
 
     fn take_points(&mut self, number: u32, points: &[MetricPoint]) -> Result<Verdict> {
+        let searched = self.runs.searched(number);
         let record = self.trials.get_mut(&number).ok_or_else(|| unknown(&self.record, number))?;
         let mut verdict = Verdict::Continue;
         // Step 0 is the base without an adapter, and what is not newer is a repetition.
@@ -268,7 +241,9 @@ impl Ledger {
             record.trial.eval_loss = point.get(EVAL_LOSS).or(record.trial.eval_loss);
             if let Some(value) = point.get(&self.record.sweep.spec.search.metric) {
                 record.value = Some(value);
-                if self.searcher.report(number, point.step, value) == Verdict::Stop {
+                if let Some(place) = searched
+                    && self.searcher.report(place, point.step, value) == Verdict::Stop
+                {
                     verdict = Verdict::Stop;
                 }
             }
@@ -390,7 +365,7 @@ impl Ledger {
         record.placement = None;
         record.release = false;
         let value = feasible(record);
-        self.searcher.ended(number, value);
+        self.tell_end(number, value);
         self.retain(number)
     }
 
@@ -452,7 +427,8 @@ impl Ledger {
 
     /// Brings the sweep's own record up to date, and ends it if nothing is left to do.
     pub fn settle(&mut self, now: Timestamp) {
-        let over = (self.exhausted || self.record.stop.is_some()) && self.tally.live().next().is_none();
+        let through = self.exhausted && self.owes_no_run();
+        let over = (through || self.record.stop.is_some()) && self.tally.live().next().is_none();
         let failure = if over { self.failure() } else { None };
         let best =
             self.tally.best().map(|(number, value)| (TrialId::of(&self.record.sweep.id, number), value));

@@ -47,7 +47,7 @@ impl Told {
             });
         };
         if before.state.is_none() {
-            tell("proposed", "the search proposed it".into());
+            tell("proposed", proposed(record));
         }
         if trial.attempt != before.attempt
             && let Some(place) = &record.placement
@@ -102,6 +102,13 @@ impl Told {
         }
         news
     }
+}
+
+/// Who proposed a trial.
+fn proposed(record: &TrialRecord) -> String {
+    let trial = &record.trial;
+    let again = |of| format!("{of} again, with the seed {}", trial.config.seed);
+    trial.replicate_of.as_ref().map_or_else(|| "the search proposed it".into(), again)
 }
 
 /// How much an entry matters.

@@ -243,7 +243,9 @@ export class SweepView {
   drawFigures() {
     if (this.abort.signal.aborted) return;
     const trials = () => [...this.trials.values()];
-    if (this.tab === 'figures') this.figures.forEach((figure) => figure.update(trials(), this.sweep, this.chosen));
+    // A further run of a trial is no further choice of the search.
+    const searched = () => trials().filter((trial) => !trial.replicate_of);
+    if (this.tab === 'figures') this.figures.forEach((figure) => figure.update(searched(), this.sweep, this.chosen));
     if (this.tab === 'timeline') this.timeline.update(trials());
   }
 

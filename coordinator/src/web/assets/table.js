@@ -165,10 +165,11 @@ export class Table {
       else this.chosen.delete(trial.n);
       this.changed();
     } });
+    const again = trial.replicate_of ? ` (${trial.replicate_of} again)` : '';
     const cell = (column) => {
       const shown = column.show ? column.show(trial) : number(column.of(trial));
       return column.key === 'n'
-        ? el('td', { class: 'number' }, el('button', { type: 'button', class: 'open', 'data-of': `open-${trial.n}`, 'aria-label': `trial ${trial.n}`, onclick: () => this.open(trial.n) }, String(trial.n)))
+        ? el('td', { class: 'number' }, el('button', { type: 'button', class: 'open', 'data-of': `open-${trial.n}`, 'aria-label': `trial ${trial.n}${again}`, onclick: () => this.open(trial.n) }, `${trial.n}${again}`))
         : el('td', { class: column.numeric && 'number', title: column.key === 'state' ? trial.failure : null }, shown);
     };
     return el('tr', { class: chosen ? 'chosen' : null, 'aria-rowindex': String(at + 2) }, el('td', { class: 'box' }, box), this.columns.map(cell));

@@ -1,4 +1,4 @@
-//! What a sweep's extension may change: its space, its number of trials, its budget.
+//! What a sweep's extension may change: its space, its number of trials, its budget, the runs of its best trials.
 
 use crate::actors::sweep::budget::spent;
 use crate::error::{CoordinatorError, Result};
@@ -8,16 +8,17 @@ use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
 /// Sections of a document that an extension may change, in whole or in part.
-const SECTIONS: [&str; 3] = ["search", "parameters", "budget"];
+const SECTIONS: [&str; 5] = ["search", "parameters", "budget", "replicates", "finalists"];
 
-/// Checks a changed spec against the sweep as it stands.
+/// Checks a changed spec against the sweep as it stands, whose search has proposed so many trials.
 ///
 /// # Errors
 /// Every field that may not be what it is.
-pub(super) fn check(record: &SweepRecord, spec: &SweepSpec) -> Result<()> {
+pub(super) fn check(record: &SweepRecord, proposed: u32, spec: &SweepSpec) -> Result<()> {
     let old = &record.sweep.spec;
     if old == spec {
-        let problem = "changes nothing; give more trials, more budget or other values under parameters";
+        let problem =
+            "changes nothing; give more trials, more budget, more runs or other values under parameters";
         return Err(CoordinatorError::invalid("spec", problem));
     }
     let (before, after) = (old.to_document(), spec.to_document());
@@ -28,7 +29,6 @@ pub(super) fn check(record: &SweepRecord, spec: &SweepSpec) -> Result<()> {
         .collect();
     let search = differing(section(&before), section(&after)).filter(|key| *key != "max_trials");
     fields.extend(search.map(|key| (format!("spec.search.{key}"), fixed())));
-    let proposed = record.sweep.proposed;
     if let Some(most) = spec.search.max_trials.filter(|most| *most < proposed) {
         let problem = format!("is {most}, and {proposed} trials were proposed already; give more");
         fields.push(("spec.search.max_trials".into(), problem));

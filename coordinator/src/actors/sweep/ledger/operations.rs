@@ -1,5 +1,6 @@
 //! What a person asks of a sweep beside ending it: to hold it, to go on, to extend it, to try a trial again.
 
+use super::replicates::Runs;
 use super::tally::Tally;
 use super::{Effect, Ledger, extension};
 use crate::actors::message::StopReason;
@@ -94,7 +95,7 @@ impl Ledger {
         if let Some(state) = refused {
             return Err(CoordinatorError::Over { kind: "sweep", id: sweep.id.to_string(), state });
         }
-        extension::check(&self.record, &spec)?;
+        extension::check(&self.record, self.runs.searched_up_to(sweep.proposed), &spec)?;
         self.searcher.extend(&spec).map_err(CoordinatorError::problems)?;
         let record = &mut self.record;
         if record.revisions.is_empty() {
@@ -107,6 +108,7 @@ impl Ledger {
         record.sweep.max_trials = self.searcher.size();
         record.sweep.ended_early = None;
         self.exhausted = false;
+        self.runs.reconsider();
         self.reopen();
         let cut = |t: &crate::store::TrialRecord| {
             // One that had not begun by then holds no cause in records of earlier versions.
@@ -158,7 +160,10 @@ impl Ledger {
         let record = self.get_mut(number)?;
         (record.stop, record.losses) = (None, 0);
         (record.trial.failure, record.trial.summary, record.trial.finished_at) = (None, None, None);
-        self.searcher.again(number);
+        if let Some(place) = self.runs.searched(number) {
+            self.searcher.again(place);
+            self.runs.reconsider();
+        }
         if !self.is_paused() {
             self.effects.push(Effect::Enqueue(number));
         }
@@ -208,14 +213,14 @@ impl Ledger {
     }
 }
 
-/// The search as it stands by a sweep's record: brought through every spec that it has had.
-pub(super) fn searcher(record: &SweepRecord) -> Result<Searcher> {
+/// The search as it stands by a sweep's record: brought through every spec that it has had. Of `runs` it knows nothing.
+pub(super) fn searcher(record: &SweepRecord, runs: &Runs) -> Result<Searcher> {
     let first = record.revisions.first().map_or(&record.sweep.spec, |revision| &revision.spec);
     let mut searcher = Searcher::new(first).map_err(CoordinatorError::problems)?;
     for Revision { from, spec } in record.revisions.iter().skip(1) {
-        searcher.fast_forward(from - 1);
+        searcher.fast_forward(runs.searched_up_to(from - 1));
         searcher.extend(spec).map_err(CoordinatorError::problems)?;
     }
-    searcher.fast_forward(record.sweep.proposed);
+    searcher.fast_forward(runs.searched_up_to(record.sweep.proposed));
     Ok(searcher)
 }

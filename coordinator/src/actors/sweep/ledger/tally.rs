@@ -126,7 +126,9 @@ impl Tally {
         if !record.has_result() || record.trial.adapter.is_none() {
             return None;
         }
-        self.kept.insert(Rank::of(self.goal, number, record.value));
+        // A second run of a trial has the better value by luck, and never keeps its first from being kept.
+        let value = record.value.filter(|_| record.trial.replicate_of.is_none());
+        self.kept.insert(Rank::of(self.goal, number, value));
         if self.kept.len() <= most {
             return None;
         }
@@ -137,6 +139,9 @@ impl Tally {
     }
 
     fn rank(&mut self, number: u32, record: &TrialRecord) {
+        if record.trial.replicate_of.is_some() {
+            return;
+        }
         let best = match record.trial.state {
             TrialState::Completed => &mut self.completed,
             TrialState::Stopped => &mut self.stopped,
@@ -153,6 +158,10 @@ impl Tally {
 
     pub(super) fn live(&self) -> impl Iterator<Item = u32> {
         self.live.iter().copied()
+    }
+
+    pub(super) fn live_count(&self) -> usize {
+        self.live.len()
     }
 
     pub(super) fn count(&self, state: TrialState) -> u32 {

@@ -1,6 +1,7 @@
 //! What happens to records, happening by happening.
 
 mod operations;
+mod replicates;
 mod retention;
 
 use super::*;
