@@ -152,7 +152,7 @@ pub fn choose(read: &Result<Facts, Absent>, settings: &Settings) -> Found {
             continue;
         }
         if let Some(built_for) =
-            settings.built_for.filter(|for_| !trainer::device::runs_on(*for_, gpu.compute))
+            settings.built_for.filter(|built_for| !trainer::device::runs_on(*built_for, gpu.compute))
         {
             let (major, minor) = gpu.compute;
             found.notes.push(format!(
