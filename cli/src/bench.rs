@@ -2,6 +2,7 @@
 
 mod agent;
 mod fleet;
+mod load;
 mod orchestration;
 mod server;
 mod train;
@@ -12,10 +13,12 @@ use crate::Failure;
 #[derive(Debug, clap::Subcommand)]
 #[command(after_help = "Examples:
   lorafleet bench train --trials 4 --batch 1
+  lorafleet bench load models/open_llama_7b --precision-mode 4bit
   lorafleet bench orchestration
   lorafleet bench fleet --agents 2000 --seconds 300")]
 pub(crate) enum Verb {
     Train(train::Args),
+    Load(load::Args),
     Orchestration(orchestration::Args),
     Fleet(fleet::Args),
 }
@@ -24,6 +27,7 @@ pub(crate) enum Verb {
 pub(crate) fn run(verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::Train(args) => train::run(&args),
+        Verb::Load(args) => load::run(&args),
         Verb::Orchestration(args) => orchestration::run(&args),
         Verb::Fleet(args) => fleet::run(&args),
     }

@@ -43,6 +43,30 @@ fn a_step_is_timed() {
     }
 }
 
+#[test]
+fn a_base_is_loaded() {
+    let bench_load = |flags: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lorafleet"));
+        command.args(["bench", "load"]).args(flags).output().unwrap()
+    };
+    let base = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/quickstart/base");
+    let [float32, four_bit] = ["float32", "4bit"].map(|mode| {
+        let output = bench_load(&[base, "--precision-mode", mode]);
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+        let document: Value = serde_json::from_str(&text).unwrap();
+        let number = |key: &str| document[key].as_f64().unwrap();
+        let read = number("bytes_per_second") * number("seconds");
+        assert!(number("read_bytes") > 0.0 && (read / number("read_bytes") - 1.0).abs() < 1e-6, "{document}");
+        (number("read_bytes"), number("base_bytes"))
+    });
+    assert_eq!(float32.0, four_bit.0, "the same files");
+    assert!(four_bit.1 < float32.1, "{four_bit:?}, {float32:?}");
+    let output = bench_load(&["/nowhere"]);
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && message.contains("/nowhere"), "{message}");
+}
+
 /// With `LORAFLEET_FULL` the fleet that is promised, for five minutes.
 #[test]
 fn a_fleet_is_timed() {

@@ -1,4 +1,5 @@
-//! The engine on the real trainer: stories260K and real instruction rows.
+//! The engine on the real trainer: stories260K and real instruction rows. It runs on the device that
+//! `LORAFLEET_TEST_DEVICE` names, by default the CPU.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -11,6 +12,11 @@ use gpu_agent::engine::pack::Pack;
 use gpu_agent::engine::{Admission, Checkpoint, CheckpointDirs, Ending, Engine, Event, Happening, How};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+fn device() -> trainer::Device {
+    let name = std::env::var("LORAFLEET_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
+    trainer::device::open(&name).unwrap()
+}
 
 fn shared(path: &str) -> Option<PathBuf> {
     let root = std::env::var_os("LORAFLEET_SHARED")
@@ -71,8 +77,12 @@ impl Bench {
     }
 
     fn with_memory(bytes: u64) -> Self {
+        Self::on(device(), bytes)
+    }
+
+    fn on(device: trainer::Device, bytes: u64) -> Self {
         let clock = Arc::new(SystemClock::new());
-        let candle = Candle::new(trainer::Device::Cpu, clock.clone());
+        let candle = Candle::new(device, clock.clone());
         Self { engine: Pack::new(candle, bytes, clock), dir: tempfile::tempdir().unwrap() }
     }
 
@@ -245,6 +255,48 @@ fn how_trials_end_badly() {
         assert!(failure.message.contains(message), "{what}: {}", failure.message);
         assert!(said.checkpoints.is_empty(), "{what}");
     }
+}
+
+/// A trial that asks a GPU for more than is left ends by that, and the one beside it trains on to the losses that it has
+/// alone. Other tests show the same with an engine that plays it; here the driver refuses.
+#[test]
+fn running_out_of_a_gpus_memory_ends_one_trial() {
+    let device = device();
+    let Some(config) = config(3).filter(|_| device.is_cuda()) else { return };
+    let mut alone = Bench::on(device.clone(), u64::MAX);
+    let solo = alone.admit("solo", &config, None);
+    let solo = alone.run(&solo, None);
+
+    // All but two GB of the device, so that a million tokens, some 14 GB, are too many.
+    let gigabyte = || trainer::Tensor::rand(0f32, 1f32, 250_000_000, &device);
+    let mut taken: Vec<_> = std::iter::from_fn(|| gigabyte().ok()).collect();
+    taken.truncate(taken.len().saturating_sub(2));
+    let mut bench = Bench::on(device.clone(), u64::MAX);
+    let row = format!("{{\"input_ids\": {:?}}}\n", (0..512).map(|i| 3 + i % 500).collect::<Vec<_>>());
+    let rows = bench.dir.path().join("rows.jsonl");
+    std::fs::write(&rows, row.repeat(2048)).unwrap();
+    let beside = bench.admit("beside", &config, None);
+    let large = TrialConfig {
+        dataset_name: rows.display().to_string(),
+        eval_size: 0.0,
+        batch_size: 2048,
+        max_sequence_length: 512,
+        gradient_checkpointing: GradientCheckpointing::Off,
+        ..config
+    };
+    let large = bench.admit("large", &large, None);
+    let (mut said, mut refused) = (Said::default(), Said::default());
+    while !bench.engine.is_idle() {
+        bench.engine.step(&mut |event| match event {
+            Event::Trial(about, happening) if about == beside => listen(&mut said, happening),
+            Event::Trial(about, happening) if about == large => listen(&mut refused, happening),
+            _ => {}
+        });
+    }
+    let Some(Happening::Failed(failure)) = &refused.last else { panic!("{:?}", refused.last) };
+    assert_eq!(failure.class, FailureClass::OutOfMemory, "{}", failure.message);
+    said.summary(Ending::Completed);
+    assert_eq!(said.losses, solo.losses, "steps that were begun again are the same steps");
 }
 
 #[test]

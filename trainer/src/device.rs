@@ -28,6 +28,18 @@ pub fn open(name: &str) -> Result<Device> {
     gpu(name, ordinal)
 }
 
+/// The compute capability that this program's kernels were compiled for: major, minor. `None` without CUDA.
+pub fn built_for() -> Option<(u32, u32)> {
+    let capability: u32 = option_env!("LORAFLEET_COMPUTE_CAP")?.parse().ok()?;
+    Some((capability / 10, capability % 10))
+}
+
+/// Whether kernels that were compiled for one compute capability run on a GPU of another: on a later one too. But from
+/// 9.0 on they are compiled with what that very capability has (nvcc's `sm_90a`), and no other GPU runs them.
+pub fn runs_on(built_for: (u32, u32), gpu: (u32, u32)) -> bool {
+    if built_for >= (9, 0) { gpu == built_for } else { gpu >= built_for }
+}
+
 #[cfg(not(feature = "cuda"))]
 fn gpu(name: &str, _: usize) -> Result<Device> {
     let problem = format!("{name} is a GPU, and this program was built without CUDA");
@@ -37,25 +49,99 @@ fn gpu(name: &str, _: usize) -> Result<Device> {
 #[cfg(feature = "cuda")]
 fn gpu(name: &str, ordinal: usize) -> Result<Device> {
     let failed = |problem: String, remedy: &str| TrainError::parameter("device", problem, remedy);
-    // Without a driver, the first call into it would end the process.
-    // SAFETY: the driver's library runs no code of its own on being loaded but its initialisers, which cudarc runs too.
-    #[allow(unsafe_code, reason = "a library can be looked for only by loading it")]
-    let driver = unsafe { libloading::Library::new("libcuda.so.1") };
-    if let Err(error) = driver {
+    // Without one of them, the first call into it would end the process.
+    if let Some(error) = missing(&["libcuda.so.1", "libcuda.so"]) {
         let problem = format!("{name}: no NVIDIA driver was found ({error})");
         return Err(failed(problem, "install the driver, or use cpu"));
+    }
+    let libraries: [&[&str]; 2] =
+        [&["libcublas.so", "libcublas.so.13", "libcublas.so.12"], &["libcurand.so", "libcurand.so.10"]];
+    if let Some(error) = libraries.into_iter().find_map(missing) {
+        let problem = format!("{name}: one of CUDA's libraries was not found ({error})");
+        return Err(failed(
+            problem,
+            "install CUDA's libraries or name their folder in LD_LIBRARY_PATH, or use cpu",
+        ));
     }
     let device = Device::new_cuda_with_stream(ordinal).map_err(|error| {
         let problem = format!("{name} cannot be used: {error}");
         failed(problem, "see what nvidia-smi lists, or use cpu")
     })?;
+    let compute = capability(&device)?;
+    if let Some(built_for) = built_for().filter(|built_for| !runs_on(*built_for, compute)) {
+        let problem = format!(
+            "{name} has compute capability {}.{}, and this program was built for {}.{}",
+            compute.0, compute.1, built_for.0, built_for.1
+        );
+        let remedy =
+            format!("build it with CUDA_COMPUTE_CAP={}{} (docs/gpu.md), or use cpu", compute.0, compute.1);
+        return Err(failed(problem, &remedy));
+    }
     crate::memory::pool::keep(&device)?;
     Ok(device)
+}
+
+/// Why a library cannot be loaded under any of its names, if it cannot. If it can, it stays loaded.
+#[cfg(feature = "cuda")]
+fn missing(names: &[&str]) -> Option<String> {
+    let mut why = None;
+    for name in names {
+        // SAFETY: CUDA's libraries run no code of their own on being loaded but their initialisers, which cudarc runs too.
+        #[allow(unsafe_code, reason = "a library can be looked for only by loading it")]
+        let library = unsafe { libloading::Library::new(*name) };
+        match library {
+            Ok(library) => {
+                std::mem::forget(library);
+                return None;
+            }
+            Err(error) => why = Some(error.to_string()),
+        }
+    }
+    why
+}
+
+/// A GPU's compute capability: major, minor.
+#[cfg(feature = "cuda")]
+fn capability(device: &Device) -> Result<(u32, u32)> {
+    use candle_core::cuda_backend::WrapErr;
+    use candle_core::cuda_backend::cudarc::driver::sys::{self, CUdevice_attribute};
+    let cuda = device.as_cuda_device()?.cuda_stream().context().cu_device();
+    let ask = |attribute: CUdevice_attribute| -> Result<u32> {
+        let mut value = 0;
+        // SAFETY: `value` is valid for the one write, and the context's device exists as long as the context.
+        #[allow(unsafe_code, reason = "the driver's interface is raw pointers")]
+        unsafe { sys::cuDeviceGetAttribute(&mut value, attribute, cuda) }.result().w()?;
+        Ok(value as u32)
+    };
+    Ok((
+        ask(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+        ask(CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+    ))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_kernels_run_on() {
+        // (compiled for, GPU, whether it runs them)
+        for (built_for, gpu, runs) in [
+            ((7, 0), (7, 0), true),
+            ((7, 0), (9, 0), true),
+            ((8, 0), (7, 5), false),
+            ((8, 0), (8, 6), true),
+            ((8, 6), (8, 0), false),
+            ((8, 9), (10, 0), true),
+            ((9, 0), (8, 9), false),
+            ((9, 0), (9, 0), true),
+            ((9, 0), (10, 0), false),
+            ((10, 0), (10, 3), false),
+        ] {
+            assert_eq!(runs_on(built_for, gpu), runs, "{built_for:?} on {gpu:?}");
+        }
+        assert_eq!(built_for().is_some(), cfg!(feature = "cuda"));
+    }
 
     #[test]
     fn names() {

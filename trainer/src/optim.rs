@@ -69,8 +69,17 @@ impl AdamW {
     /// # Errors
     /// A tensor operation fails.
     pub fn grad_norm(adapter: &Adapter, divisor: f64) -> Result<f64> {
+        Ok(ops::read(&[Self::squares(adapter)?])?[0].sqrt() / divisor)
+    }
+
+    /// The sum of the squares of the accumulated gradients as a vector of one number, which a GPU may still compute: its root
+    /// divided by the divisor is [`AdamW::grad_norm`].
+    ///
+    /// # Errors
+    /// A tensor operation fails.
+    pub(crate) fn squares(adapter: &Adapter) -> Result<Tensor> {
         let gradients: Vec<&Tensor> = adapter.gradients().collect();
-        Ok(ops::sum_of_squares(&gradients)?.sqrt() / divisor)
+        ops::squares(&gradients)
     }
 
     /// One step with the accumulated gradients, divided by `divisor` and clipped: `norm` is what

@@ -1,12 +1,12 @@
-//! NF4 beside bitsandbytes' own codes, magnitudes and dequantised numbers. Where those are not on the machine, a
-//! test says so and checks nothing.
+//! NF4 beside bitsandbytes' own codes, magnitudes and dequantised numbers, on the device under test. Where those are not
+//! on the machine, a test says so and checks nothing.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
 
 use candle_core::{DType, Tensor};
-use common::{CPU, bitsandbytes_on_a_cpu, shared};
+use common::{CPU, bitsandbytes_on_a_cpu, device, shared};
 use std::collections::HashMap;
 use trainer::quant::{CODE, Nf4, dynamic};
 
@@ -22,7 +22,8 @@ fn bits(values: &[f32]) -> Vec<u32> {
 /// What is quantised; the tensors that bitsandbytes made of it under `prefix`; the type that it dequantises to.
 fn check(prefix: &str, input: &Tensor, want: &HashMap<String, Tensor>, dtype: DType) {
     let double = want.contains_key(&format!("{prefix}.absmax_u8"));
-    let got = Nf4::quantize(&input.to_dtype(DType::F32).unwrap(), double).unwrap();
+    let input = input.to_dtype(DType::F32).unwrap().to_device(device()).unwrap();
+    let got = Nf4::quantize(&input, double).unwrap().to_device(&CPU).unwrap();
     let of = |part: &str| want.get(&format!("{prefix}.{part}"));
     let codes: Vec<u8> = of("codes").unwrap().flatten_all().unwrap().to_vec1().unwrap();
     let (got_codes, nested) = got.parts().unwrap();
@@ -52,7 +53,7 @@ fn check(prefix: &str, input: &Tensor, want: &HashMap<String, Tensor>, dtype: DT
 fn check_dequantized(prefix: &str, got: &Nf4, want: Option<&Tensor>, dtype: DType) {
     let Some(want) = want else { return };
     let got = match bitsandbytes_on_a_cpu(got) {
-        None => got.dequantize().unwrap(),
+        None => got.to_device(device()).unwrap().dequantize().unwrap(),
         Some(theirs) => theirs,
     };
     let got = floats(&got.to_dtype(dtype).unwrap());

@@ -221,16 +221,18 @@ fn fifty_steps_are_pefts() {
     }
 }
 
-/// The same steps with the base, and on a GPU the activations, in 16 bits: the losses stay near float32's. How near PEFT's
-/// own stay on a GPU has not been measured yet; the tolerances are a few roundings in such numbers.
+/// The same steps with the base, and on a GPU the activations, in 16 bits: the losses stay near float32's. On a GPU machine
+/// `tests/gpu` measures how near PEFT's own stay in bfloat16 and gives that as `LORAFLEET_PEFT_BFLOAT16`; without it the
+/// tolerances are a few roundings in such numbers.
 #[test]
 fn fifty_steps_in_16_bits_stay_near_float32s() {
     let (Some(gqa), Some(batches)) = (shared("reference/gqa"), shared("reference/batches.json")) else {
         return;
     };
     let (batches, log) = (json(batches), json(gqa.join("lora_full/log.json")));
+    let peft = std::env::var("LORAFLEET_PEFT_BFLOAT16").map_or(0.01, |text| text.parse().unwrap());
     for (mode, loss_scale, tolerance) in
-        [(PrecisionMode::Bfloat16, 1.0, 0.01), (PrecisionMode::Float16, 1024.0, 0.002)]
+        [(PrecisionMode::Bfloat16, 1.0, peft), (PrecisionMode::Float16, 1024.0, 0.002)]
     {
         let precision = Precision { mode, ..Precision::default() };
         let base = Base::load(&gqa.join("base"), precision, device()).unwrap();

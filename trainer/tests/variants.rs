@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{FAMILIES, device, family, json_file};
+use common::{FAMILIES, device, family, fixture, json_file};
 use domain::trial::{InitLoraWeights, Precision, PrecisionMode, TargetModules, TrialConfig};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
@@ -20,7 +20,7 @@ use trainer::pack::{self, Member, Row};
 use trainer::{Tensor, preflight};
 
 fn fixtures() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/variants")
+    fixture("variants")
 }
 
 fn base() -> Base {

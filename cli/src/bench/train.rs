@@ -78,9 +78,6 @@ pub(crate) struct Args {
     seed: u64,
 }
 
-/// Different batches that a run goes through before one comes again.
-const BATCHES: u32 = 8;
-
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let shape = shape(args)?;
@@ -90,6 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     };
     let precision = config(args, 0).base_model().precision;
     let device = trainer::device::open(&args.device).map_err(failed)?;
+    let opened = trainer::memory::pool(&device).map_err(failed)?;
     let loaded = Loaded::in_memory(Base::random(shape, precision, &device).map_err(failed)?);
     let trial = |number| Run::with_data(&loaded, config(args, number), rows(args, number));
     let mut runs = (0..args.trials).map(trial).collect::<Result<Vec<_>, _>>().map_err(failed)?;
@@ -100,6 +98,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         let mut pack: Vec<&mut Run> = runs.iter_mut().collect();
         let started = clock.monotonic();
         last = step_pack(&loaded, &mut pack, &clock).map_err(failed)?;
+        // A step leaves a GPU its updates to make.
+        device.synchronize().map_err(|error| failed(error.into()))?;
         let took = clock.monotonic().saturating_sub(started).as_secs_f64();
         if let Some(why) = last.iter().find_map(|stepped| stepped.diverged.as_ref()) {
             return Err(Failure::failed(format!("the benchmark's run diverged: {why}")));
@@ -114,8 +114,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let held =
         peak(domain::metric::PACK_PEAK_MEMORY_BYTES).or_else(|| peak(domain::metric::PEAK_MEMORY_BYTES));
     let mut document = document(args, &loaded, &runs, seconds, loss, held);
-    if let Some(pool) = trainer::memory::pool(&device).map_err(failed)? {
+    if let (Some(opened), Some(pool)) = (opened, trainer::memory::pool(&device).map_err(failed)?) {
+        let predicted = document["predicted_peak_memory_bytes"].as_u64();
+        let outside = opened.device_used + trainer::memory::workspace_bytes();
         document["gpu"] = json!({
+            // The context alone, where no other program uses the device.
+            "opened_bytes": opened.device_used,
+            "predicted_device_bytes": predicted.map(|predicted| outside + predicted),
             "pool_used_high_bytes": pool.used_high,
             "pool_reserved_high_bytes": pool.reserved_high,
             "device_used_bytes": pool.device_used,
@@ -175,7 +180,7 @@ fn shape(args: &Args) -> Result<ModelConfig, Failure> {
 }
 
 /// A value under the name that it has in sweep files.
-fn parameter<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+pub(super) fn parameter<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(json!(text)).map_err(|error| error.to_string())
 }
 
@@ -205,7 +210,9 @@ fn rows(args: &Args, number: u64) -> Dataset {
         let ids = (0..args.seq).map(|i| rng::bits(key, u64::from(r) * u64::from(args.seq) + u64::from(i)));
         Row::whole(ids.map(|bits| (bits % args.vocab as u64) as u32).collect())
     };
-    Dataset { train: (0..BATCHES * args.batch).map(row).collect(), ..Dataset::default() }
+    // No row comes twice.
+    let count = (args.warmup + args.steps) * args.batch;
+    Dataset { train: (0..count).map(row).collect(), ..Dataset::default() }
 }
 
 fn document(
@@ -255,4 +262,59 @@ fn document(
         "trainable_parameters": runs[0].load().trainable_parameters,
         "loss": loss,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::load;
+    use super::*;
+    use clap::Parser;
+    use domain::footprint::Engine;
+
+    #[derive(clap::Parser)]
+    struct Train {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[derive(clap::Parser)]
+    struct Load {
+        #[command(flatten)]
+        _args: load::Args,
+    }
+
+    /// The rows of `tests/gpu bench` are flags that the verbs take, and the documentation has the predictions for them.
+    #[test]
+    fn the_rows_of_the_gpu_benchmark() {
+        let table: Value = serde_json::from_str(include_str!("../../../tests/bench/gpu.json")).unwrap();
+        let documented = include_str!("../../../docs/benchmarks/gpu.md");
+        let mut predicted = 0;
+        for row in table["rows"].as_array().unwrap() {
+            let name = row["row"].as_str().unwrap();
+            let start = format!("| `{name}` |");
+            let line = documented.lines().find(|line| line.starts_with(&start));
+            let line = line.unwrap_or_else(|| panic!("{name} is not in docs/benchmarks/gpu.md"));
+            let words = |flags: &'_ Value| -> Vec<String> {
+                flags.as_str().unwrap().split_whitespace().map(String::from).collect()
+            };
+            let Some(shape) = row["shape"].as_str() else {
+                let flags = [vec!["load".into(), "DIR".into()], words(&row["flags"])].concat();
+                Load::try_parse_from(flags).unwrap_or_else(|error| panic!("{name}: {error}"));
+                continue;
+            };
+            let flags = [&table["shapes"][shape], &table["timing"], &row["flags"]].map(words).concat();
+            let flags = ["train".to_string()].into_iter().chain(flags);
+            let args = Train::try_parse_from(flags).unwrap_or_else(|error| panic!("{name}: {error}")).args;
+            assert!(args.steps >= 20, "{name}: a median of {} steps", args.steps);
+            let shape = super::shape(&args).ok().unwrap().shape();
+            let load = shape.load_at_most(&config(&args, 0), Engine::Gpu);
+            let again = if args.gradient_checkpointing { shape.num_hidden_layers } else { 0 };
+            let peak = format!("| {:.1} GB |", shape.peak_bytes(&load, again).total() as f64 / 1e9);
+            if args.trials == 1 {
+                predicted += 1;
+                assert!(line.contains(&peak), "{name}: {peak} is predicted, but: {line}");
+            }
+        }
+        assert_eq!(predicted, 12);
+    }
 }

@@ -72,6 +72,8 @@ pub struct Settings {
     pub order: Option<String>,
     /// The CUDA with which this program was built: major, minor; `None` without.
     pub built_with: Option<(u32, u32)>,
+    /// The compute capability that its kernels were compiled for: major, minor; `None` without.
+    pub built_for: Option<(u32, u32)>,
 }
 
 /// The GPUs to train on, and what a person is to be told, a line each.
@@ -150,6 +152,17 @@ pub fn choose(read: &Result<Facts, Absent>, settings: &Settings) -> Found {
             let (major, minor) = gpu.compute;
             let what = format!("{id} ({}) has compute capability {major}.{minor}", gpu.name);
             found.notes.push(format!("{what}, which is too old: {}.{} is needed", OLDEST.0, OLDEST.1));
+            continue;
+        }
+        if let Some(built_for) =
+            settings.built_for.filter(|built_for| !trainer::device::runs_on(*built_for, gpu.compute))
+        {
+            let (major, minor) = gpu.compute;
+            found.notes.push(format!(
+                "{id} ({}) has compute capability {major}.{minor}, and this program was built for {}.{}; build it with \
+                 CUDA_COMPUTE_CAP={major}{minor} (docs/gpu.md) to train on it",
+                gpu.name, built_for.0, built_for.1
+            ));
             continue;
         }
         if gpu.uncorrected_errors > 0 {

@@ -60,6 +60,7 @@ pub fn gpus() -> Found {
         visible: variable("CUDA_VISIBLE_DEVICES"),
         order: variable("CUDA_DEVICE_ORDER"),
         built_with: built_with(),
+        built_for: trainer::device::built_for(),
     };
     choose::choose(&nvml::read(), &settings)
 }

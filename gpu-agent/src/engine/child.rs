@@ -14,7 +14,7 @@ use domain::trial::FailureClass;
 use std::io::{self, BufRead, Write};
 use std::sync::Arc;
 use tokio::sync::mpsc;
-use trainer::{Device, TrainError};
+use trainer::TrainError;
 
 /// Why such a process ends other than as it is told to.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +53,7 @@ pub fn serve(device: &str, memory_bytes: u64) -> Result<(), ChildError> {
         }
     })?;
     std::thread::Builder::new().name("events".into()).spawn(move || {
-        let _ = done.send(say(events, &device, io::stdout().lock()));
+        let _ = done.send(say(events, || Ok(device.synchronize()?), io::stdout().lock()));
     })?;
     ended.recv().unwrap_or_else(|_| Err(io::Error::other("the engine's thread has ended").into()))
 }
@@ -93,15 +93,19 @@ fn listen(input: impl BufRead, commands: &mpsc::Sender<Command>) -> Option<io::R
     Some(Ok(()))
 }
 
-/// Passes events on until the engine ends.
-fn say(mut events: mpsc::Receiver<Event>, device: &Device, mut output: impl Write) -> Result<(), ChildError> {
+/// Passes events on until the engine ends. `alive` waits for the device, or says why it cannot.
+fn say(
+    mut events: mpsc::Receiver<Event>,
+    alive: impl Fn() -> Result<(), TrainError>,
+    mut output: impl Write,
+) -> Result<(), ChildError> {
     while let Some(event) = events.blocking_recv() {
         let failed = matches!(&event, Event::Trial(_, Happening::Failed(failure))
             if failure.class == FailureClass::Infrastructure);
         if failed {
             // A GPU that fell off its bus, or that ran into an illegal address, fails every trial from now on, and only
             // a new process can use it again. That trial and the others go back with this one's end.
-            device.synchronize().map_err(|error| ChildError::Lost(error.into()))?;
+            alive().map_err(ChildError::Lost)?;
         }
         output.write_all(&lines::encode(&event).map_err(io::Error::from)?)?;
         output.flush()?;
@@ -113,6 +117,7 @@ fn say(mut events: mpsc::Receiver<Event>, device: &Device, mut output: impl Writ
 mod tests {
     use super::*;
     use crate::Assignment;
+    use domain::trial::Failure;
 
     #[test]
     fn commands_are_passed_on_until_the_pipe_ends() {
@@ -125,5 +130,34 @@ mod tests {
         assert!(error.to_string().contains("ls -l"), "{error}");
         drop(receiver);
         assert!(listen(&input[..], &sender).is_none());
+    }
+
+    #[test]
+    fn a_lost_device_ends_the_process_before_its_failures_are_told() {
+        let failed = |trial: &str, class| {
+            let failure = Failure { class, message: "an illegal address".into() };
+            Event::Trial(Assignment::new(trial, 1), Happening::Failed(failure))
+        };
+        let events = [
+            Event::Trial(Assignment::new("a", 1), Happening::Released),
+            // Its own fault: the device is not asked.
+            failed("b", FailureClass::OutOfMemory),
+            failed("c", FailureClass::Infrastructure),
+            Event::Trial(Assignment::new("d", 1), Happening::Released),
+        ];
+        // (whether the device still answers, how many of them are told)
+        for (answers, told) in [(true, 4), (false, 2)] {
+            let (sender, receiver) = mpsc::channel(events.len());
+            events.iter().for_each(|event| sender.try_send(event.clone()).unwrap());
+            drop(sender);
+            let lost = || TrainError::Io { path: "the bus".into(), source: io::Error::other("fallen off") };
+            let alive = || if answers { Ok(()) } else { Err(lost()) };
+            let mut output = Vec::new();
+            let ended = say(receiver, alive, &mut output);
+            assert_eq!(matches!(ended, Err(ChildError::Lost(_))), !answers, "{ended:?}");
+            let lines = output.split_inclusive(|byte| *byte == b'\n');
+            let said: Vec<Event> = lines.map(|line| lines::decode(line).unwrap()).collect();
+            assert_eq!(said, events[..told]);
+        }
     }
 }

@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | here | a directory's tensors, read in pieces into memory of their own |
+//! | `ahead` | the next tensor read while one is worked on |
 //! | `index` | which files make a checkpoint |
 //! | `safetensors` | the header of a safetensors file |
 //! | `torch` | torch's zip archive (`pytorch_model.bin`) |
@@ -11,6 +12,7 @@
 //!
 //! Opening reads names, types and shapes alone. Whatever is found wrong is an error: no tensor is passed over.
 
+mod ahead;
 pub(crate) mod bitsandbytes;
 mod index;
 mod pickle;

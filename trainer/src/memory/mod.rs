@@ -49,6 +49,13 @@ pub fn pool(device: &Device) -> Result<Option<Pool>> {
     Ok(None)
 }
 
+/// Bytes that cuBLAS takes for itself with its first product, outside of the pool: what NVIDIA recommends for a workspace,
+/// by the compute capability that this program was built for (`cublasSetWorkspace` in cuBLAS's manual).
+pub fn workspace_bytes() -> u64 {
+    let hopper = crate::device::built_for().is_some_and(|built_for| built_for >= (9, 0));
+    if hopper { 32 << 20 } else { 4 << 20 }
+}
+
 /// Starts the high-water mark of a device's memory anew. On the CPU there is none.
 pub(crate) fn start_peak(device: &Device) -> Result<()> {
     #[cfg(feature = "cuda")]

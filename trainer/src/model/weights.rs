@@ -136,7 +136,7 @@ pub struct Base {
 
 impl Base {
     /// Loads a model directory in Hugging Face's layout: `config.json`, and the weights as [`Checkpoint::open`]
-    /// finds them. Tensor by tensor, each is brought into the precision's numbers before the next is read.
+    /// finds them. Tensor by tensor, each is brought into the precision's numbers while the next is read.
     ///
     /// # Errors
     /// A file is missing or cut off, or a tensor is missing or has another shape than the configuration says.
@@ -158,16 +158,26 @@ impl Base {
         let bytes = |name: &str| tensors.bytes(name).unwrap_or_default();
         let total = tensors.names().map(bytes).sum();
         let (mut read, quantization) = (0, config.quantization);
-        Self::assemble(config, precision, |name, shape, held| {
-            let found = check_tensor(dir, &tensors, quantization, name, shape, held)?;
-            read += found.as_ref().map_or_else(|| bytes(name), Quantized::bytes);
-            let weight = match (found, held) {
-                (None, _) => held.hold(&tensors.read(name, device)?)?,
-                (Some(matrix), Numbers::Nf4 { .. }) => Weight::Nf4(matrix.read(device)?),
-                (Some(matrix), _) => held.hold(&matrix.read(device)?.dequantize()?)?,
-            };
-            watch(read, total);
-            Ok(weight)
+        // Those that are read as they are, in the order in which they are asked for.
+        let mut dense = Vec::new();
+        Self::assemble(config.clone(), precision, |name, shape, held| {
+            if !tensors.is_quantized(name) {
+                dense.push(name.to_string());
+            }
+            held.outline(shape)
+        })?;
+        tensors.read_ahead(&dense, |next| {
+            Self::assemble(config, precision, |name, shape, held| {
+                let found = check_tensor(dir, &tensors, quantization, name, shape, held)?;
+                read += found.as_ref().map_or_else(|| bytes(name), Quantized::bytes);
+                let weight = match (found, held) {
+                    (None, _) => held.hold(&next(name)?.to_device(device)?)?,
+                    (Some(matrix), Numbers::Nf4 { .. }) => Weight::Nf4(matrix.read(device)?),
+                    (Some(matrix), _) => held.hold(&matrix.read(device)?.dequantize()?)?,
+                };
+                watch(read, total);
+                Ok(weight)
+            })
         })
     }
 

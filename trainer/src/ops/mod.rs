@@ -463,13 +463,31 @@ pub fn adamw(parameters: &[Parameter]) -> Result<Vec<[Tensor; 3]>> {
 
 /// Σ x² over all elements of some tensors, the partial sums in float64.
 pub fn sum_of_squares(tensors: &[&Tensor]) -> Result<f64> {
-    let Some(one) = tensors.first() else { return Ok(0.0) };
+    Ok(read(&[squares(tensors)?])?[0])
+}
+
+/// [`sum_of_squares`] as a vector of one number in float64, which a GPU may still compute.
+pub(crate) fn squares(tensors: &[&Tensor]) -> Result<Tensor> {
+    let known = |sum: Result<f64>| -> Result<Tensor> { Ok(Tensor::new(&[sum?], &Device::Cpu)?) };
+    let Some(one) = tensors.first() else { return known(Ok(0.0)) };
     on!(
         one,
-        cpu: tensors.iter().map(|x| cpu::adamw::sum_of_squares(x)).sum(),
+        cpu: known(tensors.iter().map(|x| cpu::adamw::sum_of_squares(x)).sum()),
         gpu: gpu::many::sum_of_squares(tensors),
-        plain: tensors.iter().map(|x| plain::sum_of_squares(x)).sum(),
+        plain: known(tensors.iter().map(|x| plain::sum_of_squares(x)).sum()),
     )
+}
+
+/// The numbers of some vectors, one after the other. A GPU is waited for, once.
+pub(crate) fn read(vectors: &[Tensor]) -> Result<Vec<f64>> {
+    let Some(one) = vectors.first() else { return Ok(Vec::new()) };
+    let all = vectors.iter().map(|t| t.to_device(one.device())?.to_dtype(DType::F64));
+    let all = Tensor::cat(&all.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+    #[cfg(any(feature = "cuda", test))]
+    if gpu::has(&all) {
+        return gpu::read(&all);
+    }
+    Ok(all.to_vec1()?)
 }
 
 /// float32 tensors in the numbers of a pass.

@@ -9,9 +9,11 @@ mod pass;
 mod score;
 mod segment;
 mod tokens;
+mod unread;
 
 pub use generate::{generate, generate_until};
 pub use score::{Answer, Question, score};
+pub(crate) use unread::{Unread, read};
 
 use crate::error::Result;
 use crate::lora::{Adapter, DropoutCounter};
@@ -77,8 +79,8 @@ pub struct Outcome {
     pub pack_peak_bytes: u64,
 }
 
-/// Each trial's outcome: from the targets' losses, and from what the pass held beside the base and the trials'
-/// `adapters`, in bytes.
+/// Each trial's outcome: from the targets' losses, which are 0 where none is given, and from what the pass held beside the
+/// base and the trials' `adapters`, in bytes.
 fn outcomes(base: &Base, tokens: &Tokens, nll: &[f32], adapters: &[u64], peak: u64) -> Vec<Outcome> {
     let base = base.bytes();
     let shared = peak.saturating_sub(base + adapters.iter().sum::<u64>());
@@ -86,7 +88,7 @@ fn outcomes(base: &Base, tokens: &Tokens, nll: &[f32], adapters: &[u64], peak: u
     let outcome = |((ids, wanted), adapter): (&(std::ops::Range<usize>, std::ops::Range<usize>), &u64)| {
         let own = ids.len() as u64;
         Outcome {
-            nll: nll[wanted.clone()].iter().map(|x| f64::from(*x)).sum(),
+            nll: nll.get(wanted.clone()).unwrap_or_default().iter().map(|x| f64::from(*x)).sum(),
             targets: wanted.len() as u64,
             tokens: own,
             peak_bytes: base + adapter + shared * own / all,
@@ -103,12 +105,21 @@ fn outcomes(base: &Base, tokens: &Tokens, nll: &[f32], adapters: &[u64], peak: u
 /// # Errors
 /// A token id is no row of the embedding; the device runs out of memory.
 pub fn forward_backward(base: &Base, members: &mut [Member]) -> Result<Vec<Outcome>> {
+    let (mut outcomes, _) = read(vec![forward_backward_unread(base, members)?], &[])?;
+    Ok(outcomes.remove(0))
+}
+
+/// [`forward_backward`] without waiting for a GPU, which is only given work.
+///
+/// # Errors
+/// Those of [`forward_backward`].
+pub(crate) fn forward_backward_unread(base: &Base, members: &mut [Member]) -> Result<Unread> {
     let tokens = Tokens::new(members.iter().map(|m| m.rows), base.config.vocab_size)?;
     // With the gradients.
     let adapters: Vec<u64> = members.iter().map(|m| m.adapter.bytes() + m.adapter.trained_bytes()).collect();
     let resident = base.bytes() + adapters.iter().sum::<u64>();
     if tokens.wanted.is_empty() {
-        return Ok(outcomes(base, &tokens, &[], &adapters, resident));
+        return Unread::new(outcomes(base, &tokens, &[], &adapters, resident), Vec::new(), Vec::new());
     }
     let pass = Pass::new(base, &tokens, resident)?;
     let recomputed = members.iter().map(|m| m.recomputed_layers).max().unwrap_or(0);
@@ -143,8 +154,8 @@ pub fn forward_backward(base: &Base, members: &mut [Member]) -> Result<Vec<Outco
     if let Some(dx) = dx {
         pass.embedding_backward(&tokens.ids, &dx, &mut segments)?;
     }
-    // Only here is a GPU waited for: until now it was only given work.
-    Ok(outcomes(base, &tokens, &head::values(&nll)?, &adapters, pass.meter.peak()))
+    let wanted = tokens.trials.iter().map(|(_, wanted)| wanted.clone()).collect();
+    Unread::new(outcomes(base, &tokens, &[], &adapters, pass.meter.peak()), wanted, nll)
 }
 
 /// The loss on `rows` with an adapter, or of the base alone. Neither dropout nor gradients.

@@ -42,13 +42,15 @@ pub fn step_pack(loaded: &Loaded, runs: &mut [&mut Run], clock: &dyn Clock) -> R
     let work: Vec<Vec<Vec<Row>>> = runs.iter().map(|run| run.micro_batches()).collect();
     let packed = work.iter().filter(|batches| !batches.is_empty()).count() > 1;
     memory::start_peak(loaded.base.device())?;
-    let sums = accumulate(loaded, runs, &work)?;
-    let measured = memory::pool(loaded.base.device())?.map(|pool| pool.used_high);
-    note_memory(runs, &sums, measured);
+    let (sums, squares) = accumulate(loaded, runs, &work)?;
+    let beside: Vec<u64> = runs.iter().map(|run| run.state_bytes()).collect();
     let mut updates = Vec::with_capacity(runs.len());
-    for (run, sum) in runs.iter_mut().zip(&sums) {
-        updates.push(if run.is_done() { None } else { Some(run.update(*sum)?) });
+    for ((run, sum), squares) in runs.iter_mut().zip(&sums).zip(squares) {
+        updates.push(if run.is_done() { None } else { Some(run.update(*sum, squares)?) });
     }
+    // An update makes weights and moments anew beside the old ones, which may be the most of the whole step.
+    let measured = memory::pool(loaded.base.device())?.map(|pool| pool.used_high);
+    note_memory(runs, &sums, &beside, measured);
     let seconds = since(clock, started);
     let mut stepped = Vec::with_capacity(runs.len());
     for (i, update) in updates.into_iter().enumerate() {
@@ -66,9 +68,14 @@ pub fn step_pack(loaded: &Loaded, runs: &mut [&mut Run], clock: &dyn Clock) -> R
     Ok(stepped)
 }
 
-/// Runs every micro-batch of the step. A round holds the runs that have one left.
-fn accumulate(loaded: &Loaded, runs: &mut [&mut Run], work: &[Vec<Vec<Row>>]) -> Result<Vec<Outcome>> {
-    let mut sums = vec![Outcome::default(); runs.len()];
+/// Runs every micro-batch of the step. A round holds the runs that have one left. Each run's outcome, and the sum of its
+/// gradients' squares; a GPU is waited for once, for all of them at the end.
+fn accumulate(
+    loaded: &Loaded,
+    runs: &mut [&mut Run],
+    work: &[Vec<Vec<Row>>],
+) -> Result<(Vec<Outcome>, Vec<f64>)> {
+    let (mut rounds, mut passes) = (Vec::new(), Vec::new());
     runs.iter_mut().for_each(|run| run.state.adapter.zero_grad());
     for round in 0..work.iter().map(Vec::len).max().unwrap_or(0) {
         let mut owners = Vec::with_capacity(runs.len());
@@ -83,22 +90,27 @@ fn accumulate(loaded: &Loaded, runs: &mut [&mut Run], work: &[Vec<Vec<Row>>]) ->
             let member = Member::new(&mut run.state.adapter, rows, counter);
             members.push(Member { recomputed_layers, loss_scale, ..member });
         }
-        let outcomes = pack::forward_backward(&loaded.base, &mut members)?;
+        passes.push(pack::forward_backward_unread(&loaded.base, &mut members)?);
+        rounds.push(owners);
+    }
+    let squares = runs.iter().map(|run| AdamW::squares(&run.state.adapter)).collect::<Result<Vec<_>>>()?;
+    let (outcomes, squares) = pack::read(passes, &squares)?;
+    let mut sums = vec![Outcome::default(); runs.len()];
+    for (owners, outcomes) in rounds.into_iter().zip(outcomes) {
         owners.into_iter().zip(outcomes).for_each(|(i, outcome)| add(&mut sums[i], outcome));
     }
-    Ok(sums)
+    Ok((sums, squares))
 }
 
-/// Raises each run's high-water marks: what the passes held, and what the runs hold beside them. `measured` is what
-/// the device's allocator counted, if it does; what is one run's in a pack is by the passes' count.
-fn note_memory(runs: &mut [&mut Run], sums: &[Outcome], measured: Option<u64>) {
-    let beside: u64 = runs.iter().map(|run| run.state_bytes()).sum();
+/// Raises each run's high-water marks: what the passes held, and what each run held `beside` them. `measured` is what
+/// the device's allocator counted of the whole step, if it does; what is one run's in a pack is by the passes' count.
+fn note_memory(runs: &mut [&mut Run], sums: &[Outcome], beside: &[u64], measured: Option<u64>) {
+    let all: u64 = beside.iter().sum();
     let solo = runs.len() == 1;
-    for (run, sum) in runs.iter_mut().zip(sums).filter(|(_, sum)| sum.tokens > 0) {
-        let own = sum.peak_bytes + run.state_bytes();
-        let own = measured.filter(|_| solo).unwrap_or(own);
+    for ((run, sum), beside) in runs.iter_mut().zip(sums).zip(beside).filter(|((_, sum), _)| sum.tokens > 0) {
+        let own = measured.filter(|_| solo).unwrap_or(sum.peak_bytes + beside);
         run.progress.peak_memory_bytes = run.progress.peak_memory_bytes.max(own);
-        let pack = measured.unwrap_or(sum.pack_peak_bytes + beside);
+        let pack = measured.unwrap_or(sum.pack_peak_bytes + all);
         run.progress.pack_peak_memory_bytes = run.progress.pack_peak_memory_bytes.max(pack);
     }
 }
@@ -126,8 +138,8 @@ impl Run {
             .collect()
     }
 
-    /// Steps the optimizer with the accumulated gradients, or finds that the run diverged.
-    fn update(&mut self, sum: Outcome) -> Result<Update> {
+    /// Steps the optimizer with the accumulated gradients, whose squares sum up to `squares`, or finds that the run diverged.
+    fn update(&mut self, sum: Outcome, squares: f64) -> Result<Update> {
         let learning_rate = self.schedule.learning_rate(self.state.step);
         let Some(loss) = mean(sum) else {
             // A step whose rows hold no target at all teaches nothing.
@@ -136,7 +148,7 @@ impl Run {
             return Ok(Update { loss: None, grad_norm: 0.0, learning_rate });
         };
         let divisor = sum.targets as f64 * f64::from(self.loss_scale());
-        let grad_norm = AdamW::grad_norm(&self.state.adapter, divisor)?;
+        let grad_norm = squares.sqrt() / divisor;
         let step = self.state.step + 1;
         if !loss.is_finite() {
             self.give_up(format!("the loss of step {step} is {loss}"), true);

@@ -40,7 +40,13 @@ pub const FAMILIES: [&str; 4] = ["qwen2", "qwen2_windows", "qwen3", "mistral"];
 
 /// The folder of one of them.
 pub fn family(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families").join(name)
+    fixture("families").join(name)
+}
+
+/// A path under this crate's fixtures: `LORAFLEET_FIXTURES` says where they are on a machine that did not build the tests.
+pub fn fixture(path: &str) -> PathBuf {
+    let built = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    std::env::var_os("LORAFLEET_FIXTURES").map_or_else(built, PathBuf::from).join(path)
 }
 
 pub fn json_file(path: &Path) -> Value {

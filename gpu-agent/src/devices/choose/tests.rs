@@ -161,6 +161,35 @@ fn what_is_not_trained_on() {
     }
 }
 
+#[test]
+fn a_gpu_that_the_kernels_were_not_compiled_for_is_refused() {
+    // (compiled for, the GPU's compute capability, what is said)
+    for (built_for, compute, said) in [
+        (None, (8, 0), ""),
+        (Some((8, 0)), (8, 0), ""),
+        (Some((8, 0)), (9, 0), ""),
+        (Some((7, 0)), (12, 0), ""),
+        (Some((9, 0)), (9, 0), ""),
+        (
+            Some((9, 0)),
+            (8, 0),
+            "cuda:0 (NVIDIA A100) has compute capability 8.0, and this program was built for 9.0; build it with \
+             CUDA_COMPUTE_CAP=80 (docs/gpu.md) to train on it",
+        ),
+        (Some((8, 6)), (8, 0), "built for 8.6; build it with CUDA_COMPUTE_CAP=80"),
+        // What is compiled for 9.0 runs on nothing later either.
+        (Some((9, 0)), (10, 0), "built for 9.0; build it with CUDA_COMPUTE_CAP=100"),
+        (Some((9, 0)), (6, 1), "which is too old"),
+    ] {
+        let gpus = vec![Gpu { compute, ..gpu("NVIDIA A100", "GPU-10", 40) }];
+        let found = choose(&Ok(Facts { gpus, ..facts() }), &Settings { built_for, ..settings() });
+        let what = format!("{built_for:?} on {compute:?}: {found:?}");
+        assert_eq!(found.devices.len(), usize::from(said.is_empty()), "{what}");
+        assert_eq!(found.notes.len(), usize::from(!said.is_empty()), "{what}");
+        assert!(found.notes.iter().all(|note| note.contains(said)), "{what}");
+    }
+}
+
 /// An old card keeps its number: CUDA counts it.
 #[test]
 fn a_refused_card_keeps_its_number() {

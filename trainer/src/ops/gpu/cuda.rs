@@ -99,6 +99,10 @@ fn operation(transposed: bool) -> sys::cublasOperation_t {
     }
 }
 
+/// cuBLAS's own choice. It takes tensor cores for 16 bits by itself; `CUBLAS_GEMM_DEFAULT_TENSOR_OP`, the older way to
+/// ask for them, also lets products of float32 be made with operands that are rounded to 16 bits.
+const ALGORITHM: sys::cublasGemmAlgo_t = sys::cublasGemmAlgo_t::CUBLAS_GEMM_DFALT;
+
 /// cuBLAS works by columns, and so sees each matrix as its transpose: cᵀ = bᵀ · aᵀ.
 pub(super) fn gemm(device: &Device, product: &Product) -> Result<()> {
     let Product { size: [m, n, k], a, b, c, alpha, beta, batches } = product;
@@ -129,7 +133,7 @@ pub(super) fn gemm(device: &Device, product: &Product) -> Result<()> {
             c.step as i64,
             *batches as i32,
             sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT_TENSOR_OP,
+            ALGORITHM,
         )
     }
     .w()?;

@@ -17,6 +17,17 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 thread_local! {
     static ON: Cell<bool> = const { Cell::new(false) };
+    static READS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How often this thread has waited for a GPU's numbers.
+pub(crate) fn reads() -> usize {
+    READS.get()
+}
+
+/// Notes that it does.
+pub(super) fn note_read() {
+    READS.set(READS.get() + 1);
 }
 
 /// Whether this thread's operations on the CPU are a GPU's.

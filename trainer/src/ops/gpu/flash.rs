@@ -14,16 +14,12 @@ const QUERIES: usize = 32;
 const THREADS: u32 = 128;
 
 /// The compute capability from which on there are the kernels: mma's with bfloat16.
-const TENSOR_CORES: u32 = 80;
-
-/// The compute capability that the kernels were compiled for; a device has at least that.
-fn compute_capability() -> u32 {
-    option_env!("LORAFLEET_COMPUTE_CAP").map_or(TENSOR_CORES, |capability| capability.parse().unwrap_or(0))
-}
+const TENSOR_CORES: (u32, u32) = (8, 0);
 
 /// Whether there is a kernel for such queries.
 pub(super) fn takes(q: &Tensor, heads: Heads) -> bool {
-    compute_capability() >= TENSOR_CORES
+    // The CPU in a GPU's place has all kernels.
+    crate::device::built_for().is_none_or(|built_for| built_for >= TENSOR_CORES)
         && matches!(q.dtype(), DType::F16 | DType::BF16)
         && matches!(heads.dim, 64 | 128)
 }

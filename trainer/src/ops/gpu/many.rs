@@ -1,7 +1,7 @@
 //! One launch for many tensors. Their places go to the device as a table of numbers; results of several tensors lie
 //! in one allocation, of which each is a view.
 
-use super::{Argument, Grid, Module, THREADS, empty, launch, pointer, suffix};
+use super::{Argument, Grid, Module, THREADS, empty, launch, pointer, problem, suffix};
 use crate::error::Result;
 use crate::ops::Parameter;
 use candle_core::{DType, Device, Tensor};
@@ -103,9 +103,11 @@ pub(in crate::ops) fn adamw(parameters: &[Parameter]) -> Result<Vec<[Tensor; 3]>
     Ok(weights.into_iter().zip(firsts).zip(seconds).map(|((w, m), v)| [w, m, v]).collect())
 }
 
-/// Σ x² over all elements of all tensors, in float64, in the same order each time.
-pub(in crate::ops) fn sum_of_squares(tensors: &[&Tensor]) -> Result<f64> {
-    let Some(device) = tensors.first().map(|t| t.device()) else { return Ok(0.0) };
+/// Σ x² over all elements of all tensors, of which there is one or more, in the same order each time: `[1]` in float64.
+pub(in crate::ops) fn sum_of_squares(tensors: &[&Tensor]) -> Result<Tensor> {
+    let Some(device) = tensors.first().map(|t| t.device()) else {
+        return Err(problem("the squares of nothing"));
+    };
     let tensors = contiguous(tensors.iter().copied())?;
     let row = |t: &Tensor| Ok([pointer(t)?, t.elem_count() as u64]);
     let table = Table::new(&tensors.iter().map(row).collect::<Result<Vec<_>>>()?, device)?;
@@ -113,7 +115,7 @@ pub(in crate::ops) fn sum_of_squares(tensors: &[&Tensor]) -> Result<f64> {
     table.launch("squares", &[(&sums).try_into()?])?;
     let arguments = [(&sums).try_into()?, (&out).try_into()?, Argument::Width(table.blocks as u32)];
     launch(device, MODULE, "sum", Grid { blocks: (1, 1), threads: 1024, shared: 0 }, &arguments)?;
-    Ok(out.to_vec1::<f64>()?[0])
+    Ok(out)
 }
 
 /// float32 tensors in other numbers.

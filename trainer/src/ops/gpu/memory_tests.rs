@@ -49,6 +49,9 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// How far a prediction may be off, as a share of what is asked for.
+const WITHIN: f64 = 0.05;
+
 /// What makes a variant of a trial.
 type Change<'a> = &'a dyn Fn(&mut TrialConfig);
 
@@ -57,7 +60,7 @@ fn the_peak_is_predicted() {
     if !emulated::is_possible() {
         return;
     }
-    let (clock, mut off) = (SystemClock::new(), Vec::new());
+    let (clock, mut furthest) = (SystemClock::new(), (0.0, String::new()));
     let (lora, qlora) = (PrecisionMode::Bfloat16, PrecisionMode::FourBit);
     let saved = |names: &[&str]| Some(names.iter().map(ToString::to_string).collect());
     let plain: &dyn Fn(&mut TrialConfig) = &|_| ();
@@ -146,10 +149,11 @@ fn the_peak_is_predicted() {
             "{mode:?}, hidden {hidden}, vocab {vocab}, rank {rank}, {rows} x {length}, again: {again}, kin: {kin}, \
              {variant}"
         );
-        println!("{what}: {predicted} predicted, {measured} asked for, ratio {ratio:.3}");
-        if !(0.95..1.05).contains(&ratio) {
-            off.push(what);
+        let what = format!("{what}: {predicted} predicted, {measured} asked for, ratio {ratio:.3}");
+        println!("{what}");
+        if (ratio - 1.0).abs() > furthest.0 {
+            furthest = ((ratio - 1.0).abs(), what);
         }
     }
-    assert!(off.is_empty(), "{off:#?}");
+    assert!(furthest.0 < WITHIN, "the furthest is {}", furthest.1);
 }

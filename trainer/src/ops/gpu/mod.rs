@@ -52,6 +52,13 @@ pub(crate) fn runs(device: &Device) -> bool {
     device.is_cuda()
 }
 
+/// Reads a vector's numbers from the device, which is waited for.
+pub(super) fn read(t: &Tensor) -> Result<Vec<f64>> {
+    #[cfg(test)]
+    emulated::note_read();
+    Ok(t.to_vec1()?)
+}
+
 fn problem(text: impl Into<String>) -> crate::error::TrainError {
     candle_core::Error::Msg(text.into()).into()
 }

@@ -1,15 +1,19 @@
 //! Passes and steps of packs on a GPU, or on the CPU in its place, beside those on the CPU.
 
+use super::emulated;
 use super::tests::{Pair, Side, gpu, on_gpu, values};
+use crate::data::Dataset;
 use crate::lora::{Adapter, Target};
 use crate::model::{Base, ModelConfig, RopeScaling};
 use crate::optim::{AdamW, AdamWConfig};
 use crate::pack::{self, Member, Row};
 use crate::rng;
+use crate::run::{Loaded, Run, step_pack};
 use crate::saved::SavedModule;
 use crate::weight::Numbers;
 use candle_core::{DType, Device, Tensor};
-use domain::trial::{ComputeDtype, Precision, PrecisionMode};
+use domain::SystemClock;
+use domain::trial::{ComputeDtype, Precision, PrecisionMode, TrialConfig};
 
 /// A model of random weights that both sides have: a Llama, or one with all that sets its kin apart.
 fn base(side: Side, precision: Precision, kin: bool) -> Base {
@@ -188,6 +192,43 @@ fn a_few_steps() {
     let off = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
     // A step moves a weight by up to its rate, 1e-2 or four times that, whatever the gradient's size.
     assert!(off < 2e-4, "{off} off");
+}
+
+/// A pack's step waits for the GPU once, for all trials and their micro-batches together.
+#[test]
+fn a_step_waits_once() {
+    if gpu().is_none() {
+        return;
+    }
+    let rows = |seed: u64| {
+        let row = |r: u32| Row::whole((0..9).map(|i| (i * 5 + r + seed as u32) % 48).collect());
+        Dataset { train: (0..8).map(row).collect(), ..Dataset::default() }
+    };
+    let waits = on_gpu(|| {
+        let precision = TrialConfig::default().base_model().precision;
+        let loaded = Loaded::in_memory(base(Side::Gpu, precision, false));
+        let run = |seed: u64, gradient_accumulation_steps: u32| {
+            let config = TrialConfig {
+                gradient_accumulation_steps,
+                batch_size: 2,
+                lora_rank: 4,
+                max_sequence_length: 16,
+                max_steps: Some(3),
+                seed,
+                ..TrialConfig::default()
+            };
+            Run::with_data(&loaded, config, rows(seed)).unwrap()
+        };
+        let (mut one, mut two) = (run(1, 2), run(2, 3));
+        let step = |_| {
+            let before = emulated::reads();
+            let stepped = step_pack(&loaded, &mut [&mut one, &mut two], &SystemClock::new()).unwrap();
+            assert!(stepped.iter().all(|stepped| stepped.diverged.is_none()), "{stepped:?}");
+            emulated::reads() - before
+        };
+        (0..3).map(step).collect::<Vec<_>>()
+    });
+    assert_eq!(waits, [1, 1, 1]);
 }
 
 /// More than the device has is an error that says so, and what fits goes on.

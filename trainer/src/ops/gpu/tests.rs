@@ -160,6 +160,51 @@ fn rows_and_elements() {
     }
 }
 
+/// What is made of other operations: norms of heads, the gradients by weights that are trained, and by an embedding.
+#[test]
+fn norms_of_heads_and_gradients_by_weights() {
+    if gpu().is_none() {
+        return;
+    }
+    for dtype in TYPES {
+        for (tokens, heads, dim) in [(1, 1, 8), (5, 3, 6), (37, 4, 64), (130, 2, 128)] {
+            let draw = |seed: u64| Pair::random(&[tokens, heads * dim], seed, 1.0, dtype);
+            let (x, dy) = (draw(1), draw(2));
+            let float = |dims: &[usize], seed: u64| Pair::random(dims, seed, 1.0, DType::F32);
+            let weight = float(&[dim], 3);
+            let check = |name: &str, f: &dyn Fn(Side) -> crate::Result<Vec<Tensor>>| {
+                compare(&format!("{name} of {tokens} tokens, {heads} heads of {dim}"), dtype, f);
+            };
+            check("head_norm", &|s| Ok(vec![ops::head_norm(x.on(s), weight.on(s), 1e-6)?]));
+            check("head_norm_backward", &|s| {
+                Ok(vec![ops::head_norm_backward(x.on(s), weight.on(s), 1e-6, dy.on(s))?])
+            });
+            let in_float32 = |t: Tensor| {
+                assert_eq!(t.dtype(), DType::F32);
+                Ok(vec![t])
+            };
+            check("head_norm_weight_gradient", &|s| {
+                in_float32(ops::head_norm_weight_gradient(x.on(s), weight.on(s), 1e-6, dy.on(s))?)
+            });
+            check("rms_norm_weight_gradient", &|s| {
+                in_float32(ops::rms_norm_weight_gradient(x.on(s), 1e-6, dy.on(s))?)
+            });
+            let wide = Pair::random(&[tokens, 24], 4, 1.0, dtype);
+            let into = float(&[24, heads * dim], 5);
+            check("linear_weight_gradient", &|s| {
+                let alone = ops::linear_weight_gradient(None, x.on(s), wide.on(s))?;
+                let added = ops::linear_weight_gradient(Some(into.copy(s)), x.on(s), wide.on(s))?;
+                assert!([&alone, &added].iter().all(|t| t.dtype() == DType::F32));
+                Ok(vec![alone, added])
+            });
+            // Rows that are named several times, once and never.
+            let rows: Vec<u32> = (0..tokens as u32).map(|t| t * t % 7).collect();
+            let table = float(&[9, heads * dim], 6);
+            check("scatter_add", &|s| in_float32(ops::scatter_add(table.copy(s), dy.on(s), &rows)?));
+        }
+    }
+}
+
 #[test]
 fn products() {
     if gpu().is_none() {
