@@ -167,20 +167,15 @@ fn has_begun(trial: &Trial) -> bool {
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let format = args.format.name();
     let refused = |flag: &str, why: &str| Err(Failure::invalid(format!("{flag}: --format {format} {why}")));
-    match () {
-        () if args.adapters && args.format != Format::Files => {
-            return refused("--adapters", "has no place for them; leave one of the two out");
-        }
-        () if args.follow && !args.format.can_follow() => {
-            return refused(
-                "--follow",
-                "does not grow; write it when the sweep is over, or take optuna, tensorboard or mlflow",
-            );
-        }
-        () if args.experiment.is_some() && args.format != Format::Mlflow => {
-            return refused("--experiment", "has none; leave one of the two out");
-        }
-        () => {}
+    if args.adapters && args.format != Format::Files {
+        return refused("--adapters", "has no place for them; leave one of the two out");
+    }
+    if args.follow && !args.format.can_follow() {
+        let why = "does not grow; write it when the sweep is over, or take optuna, tensorboard or mlflow";
+        return refused("--follow", why);
+    }
+    if args.experiment.is_some() && args.format != Format::Mlflow {
+        return refused("--experiment", "has none; leave one of the two out");
     }
     match (args.format, &args.to) {
         (Format::Mlflow, None) => to_mlflow(&args).await,

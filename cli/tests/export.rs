@@ -412,7 +412,9 @@ impl Server {
         }
         // Read to its end: a server whose messages nobody reads must not end of it.
         std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
-        Self(child)
+        let server = Self(child);
+        while sandbox.json(&["agents", "list"]).as_array().unwrap().is_empty() {}
+        server
     }
 }
 

@@ -192,10 +192,11 @@ def follow(folder, uri):
     def up():
         server = start("up", "--listen", "127.0.0.1:0", "--simulate", "T4-16GB:4", "--simulate-speed", "20",
                        stderr=subprocess.PIPE)
-        line = server.stderr.readline()
-        assert "serving" in line, line
+        assert any("serving" in line for line in server.stderr), "the server ended"
         # What it says is read, so that it does not wait for a reader.
         threading.Thread(target=server.stderr.read, daemon=True).start()
+        while not lorafleet("agents", "list"):
+            time.sleep(0.1)
         return server
 
     def mirrors():
