@@ -5,12 +5,16 @@
 //! | [`files`] | everything about a sweep; its tables |
 //! | [`table`] | the tables of trials and of points |
 //! | [`csv`], [`parquet`] | a table as a file |
+//! | [`mirror`] | a sweep in another tool, told piece by piece, also as it comes |
 //! | [`optuna`] | Optuna's journal |
 //! | [`tensorboard`] | TensorBoard's event files |
+//! | [`mlflow`] | MLflow's tracking server |
 //! | [`place`] | where an export appears |
 
 mod csv;
 mod files;
+mod mirror;
+mod mlflow;
 mod optuna;
 mod parquet;
 mod place;
@@ -18,32 +22,43 @@ mod table;
 mod tensorboard;
 
 use crate::client::{Connection, ServerArgs};
+use crate::follow::{self, Follow};
 use crate::output::{self, OutputArgs};
 use crate::{Failure, sweeps, trials, view};
 use clap::ValueEnum;
 use domain::metric::MetricPoint;
 use domain::sweep::SweepSpec;
 use domain::trial::Trial;
+use mirror::{Live, Mirror};
+use mlflow::Tracking;
+use optuna::Journal;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tensorboard::Log;
 
-/// Writes a sweep as files, for people and for other tools.
+/// Writes a sweep as files, for people and for other tools, or to an MLflow server.
 ///
-/// A sweep that still runs is written as it stands. What is written appears when it is whole.
+/// A sweep that still runs is written as it stands, or with --follow as it comes. Without it, files appear when they are
+/// whole.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   lorafleet export quickstart-3fa2 --to ./quickstart
   lorafleet export quickstart-3fa2 --to ./quickstart --adapters --overwrite
   lorafleet export quickstart-3fa2 --to ./tables --format parquet
   lorafleet export quickstart-3fa2 --to quickstart.log --format optuna && optuna-dashboard quickstart.log
-  lorafleet export quickstart-3fa2 --to ./runs --format tensorboard && tensorboard --logdir runs")]
+  lorafleet export quickstart-3fa2 --to ./runs --format tensorboard && tensorboard --logdir runs
+  lorafleet export quickstart-3fa2 --to ./runs --format tensorboard --follow
+  lorafleet export quickstart-3fa2 --format mlflow --tracking-uri http://localhost:5000 --follow
+
+An MLflow server that asks who calls is told MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN.")]
 pub(crate) struct Args {
     /// The sweep's id, as `lorafleet list` shows it.
     #[arg(value_name = "SWEEP_ID")]
     sweep: String,
-    /// The directory to make; with --format optuna, the file.
+    /// The directory to make; with --format optuna, the file; with --format mlflow, nothing.
     #[arg(long, value_name = "PATH")]
-    to: PathBuf,
+    to: Option<PathBuf>,
     /// What is written.
     #[arg(long, value_enum, default_value = "files")]
     format: Format,
@@ -53,6 +68,25 @@ pub(crate) struct Args {
     /// Replaces a file that is there, or a directory that is not empty, with all that is in it.
     #[arg(long)]
     overwrite: bool,
+    /// Goes on until the sweep is over, over restarts of its server; with --format optuna, tensorboard or mlflow. Given
+    /// again, it goes on with what is there.
+    #[arg(short = 'f', long, conflicts_with = "overwrite")]
+    follow: bool,
+    /// How long a server that is gone is looked for with --follow: 10m, 1h30m or seconds.
+    #[arg(long, alias = "reconnect_for", value_name = "TIME", default_value = "10m", value_parser = follow::duration)]
+    reconnect_for: Duration,
+    /// With --format mlflow, the tracking server's address.
+    #[arg(
+        long,
+        alias = "tracking_uri",
+        env = "MLFLOW_TRACKING_URI",
+        hide_env_values = true,
+        value_name = "URL"
+    )]
+    tracking_uri: Option<String>,
+    /// With --format mlflow, the experiment: called as the sweep is unless given.
+    #[arg(long, value_name = "NAME")]
+    experiment: Option<String>,
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
@@ -72,11 +106,18 @@ enum Format {
     Optuna,
     /// TensorBoard's log directory: scalars, hyperparameters, text.
     Tensorboard,
+    /// An experiment of an MLflow server: a run a trial.
+    Mlflow,
 }
 
 impl Format {
     fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().into())
+    }
+
+    /// Whether it can grow.
+    fn can_follow(self) -> bool {
+        matches!(self, Self::Optuna | Self::Tensorboard | Self::Mlflow)
     }
 }
 
@@ -99,12 +140,7 @@ impl<'a> Source<'a> {
     }
 
     fn spec(&self) -> Result<SweepSpec, Failure> {
-        let problem =
-            |problem: String| Failure::failed(format!("{}: its spec cannot be read: {problem}", self.id));
-        let document = self.document["spec"].as_object().ok_or_else(|| problem("there is none".into()))?;
-        SweepSpec::from_document(document).map_err(|problems| {
-            problem(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
-        })
+        spec(&self.id, &self.document)
     }
 
     /// A trial's curve.
@@ -113,32 +149,127 @@ impl<'a> Source<'a> {
     }
 }
 
+/// The spec of a sweep's document.
+fn spec(id: &str, document: &Value) -> Result<SweepSpec, Failure> {
+    let problem = |problem: String| Failure::failed(format!("{id}: its spec cannot be read: {problem}"));
+    let document = document["spec"].as_object().ok_or_else(|| problem("there is none".into()))?;
+    SweepSpec::from_document(document)
+        .map_err(|problems| problem(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")))
+}
+
+/// Whether a trial is to be seen in tools that know of no trial that waits: their runs have a beginning that does not
+/// change.
+fn has_begun(trial: &Trial) -> bool {
+    trial.started_at.is_some() || trial.state.is_terminal()
+}
+
 /// Runs the verb.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
+    let format = args.format.name();
+    let refused = |flag: &str, why: &str| Err(Failure::invalid(format!("{flag}: --format {format} {why}")));
     if args.adapters && args.format != Format::Files {
-        return Err(Failure::invalid(format!(
-            "--adapters: --format {} has no place for them; leave one of the two out",
-            args.format.name()
-        )));
+        return refused("--adapters", "has no place for them; leave one of the two out");
     }
+    if args.follow && !args.format.can_follow() {
+        let why = "does not grow; write it when the sweep is over, or take optuna, tensorboard or mlflow";
+        return refused("--follow", why);
+    }
+    if args.experiment.is_some() && args.format != Format::Mlflow {
+        return refused("--experiment", "has none; leave one of the two out");
+    }
+    match (args.format, &args.to) {
+        (Format::Mlflow, None) => to_mlflow(&args).await,
+        (Format::Mlflow, Some(_)) => refused("--to", "makes no files; leave --to out"),
+        (_, None) => refused("--to", "makes files; name where with --to PATH"),
+        (_, Some(to)) if args.follow => {
+            match args.format {
+                Format::Optuna => place::refuse_file(to, true)?,
+                _ => place::refuse_full(to, true)?,
+            }
+            Connection::with(&args.server, async |c| match args.format {
+                Format::Optuna => live(c, &args, Journal::new(to)).await,
+                _ => live(c, &args, Log::open(to, &args.sweep)?).await,
+            })
+            .await?;
+            said(&args, to)
+        }
+        (_, Some(to)) => {
+            to_files(&args, to).await?;
+            said(&args, to)
+        }
+    }
+}
+
+/// Tells where files were written.
+fn said(args: &Args, path: &Path) -> Result<(), Failure> {
+    let mut document = json!({ "sweep": args.sweep, "format": args.format.name(), "path": path });
+    if args.format != Format::Optuna {
+        document["directory"] = json!(path);
+    }
+    output::print(args.output.format, &document, || path.display().to_string())
+}
+
+/// Follows a sweep to its end with a mirror beside.
+async fn live(connection: &Connection, args: &Args, mirror: impl Mirror) -> Result<(), Failure> {
+    sweeps::refuse_untrained(connection, &args.sweep, &args.server).await?;
+    let follow = Follow {
+        server: &args.server,
+        sweep: &args.sweep,
+        quiet: args.output.format != output::Format::Table,
+        reconnect_for: args.reconnect_for,
+    };
+    follow.with(connection, &mut Live::new(mirror, args.reconnect_for)).await?;
+    Ok(())
+}
+
+/// Exports to an MLflow server.
+async fn to_mlflow(args: &Args) -> Result<(), Failure> {
+    let uri = args.tracking_uri.as_deref().filter(|uri| !uri.is_empty()).ok_or_else(|| {
+        Failure::invalid(
+            "--tracking-uri: name the MLflow server, or set MLFLOW_TRACKING_URI; `mlflow server` starts one",
+        )
+    })?;
+    let experiment = args.experiment.as_deref().unwrap_or(&args.sweep);
+    let mut tracking = Tracking::new(uri, &args.sweep)?;
+    let uri = tracking.uri().to_string();
+    let id = Connection::with(&args.server, async |connection| {
+        // Nothing is made there for a sweep that is not.
+        sweeps::get(connection, &args.sweep).await?;
+        tracking.open(experiment).await?;
+        let id = tracking.experiment().to_string();
+        if args.follow {
+            live(connection, args, tracking).await?;
+        } else {
+            mirror::write(&Source::read(connection, &args.sweep).await?, &mut tracking).await?;
+        }
+        Ok(id)
+    })
+    .await?;
+    let document = json!({
+        "sweep": args.sweep, "format": args.format.name(), "tracking_uri": uri, "experiment": experiment,
+        "experiment_id": id,
+    });
+    output::print(args.output.format, &document, || format!("{uri}/#/experiments/{id}"))
+}
+
+/// Writes files, which appear when they are whole.
+async fn to_files(args: &Args, to: &Path) -> Result<(), Failure> {
     match args.format {
-        Format::Optuna => place::refuse_file(&args.to, args.overwrite)?,
-        _ => place::refuse_full(&args.to, args.overwrite)?,
+        Format::Optuna => place::refuse_file(to, args.overwrite)?,
+        _ => place::refuse_full(to, args.overwrite)?,
     }
     // A link leads to where it is wanted: that is replaced, and not the link.
-    let to = std::fs::canonicalize(&args.to).unwrap_or_else(|_| args.to.clone());
+    let to = std::fs::canonicalize(to).unwrap_or_else(|_| to.to_path_buf());
     let draft = place::beside(&to, "part")?;
-    let written = Connection::with(&args.server, async |c| write(c, &args, &draft).await).await;
+    // Of an earlier process of the same number.
+    place::discard(&draft);
+    let written = Connection::with(&args.server, async |c| write(c, args, &draft).await).await;
     if let Err(failure) = written.and_then(|()| place::publish(&draft, &to, args.overwrite)) {
         // A half export is of no use.
         place::discard(&draft);
         return Err(failure);
     }
-    let mut document = json!({ "sweep": args.sweep, "format": args.format.name(), "path": args.to });
-    if args.format != Format::Optuna {
-        document["directory"] = json!(args.to);
-    }
-    output::print(args.output.format, &document, || args.to.display().to_string())
+    Ok(())
 }
 
 async fn write(connection: &Connection, args: &Args, draft: &Path) -> Result<(), Failure> {
@@ -150,8 +281,10 @@ async fn write(connection: &Connection, args: &Args, draft: &Path) -> Result<(),
         Format::Files => files::write(&source, draft, args.adapters).await,
         Format::Csv => tables::<csv::Csv>(&source, draft).await,
         Format::Parquet => tables::<parquet::Parquet>(&source, draft).await,
-        Format::Optuna => optuna::write(&source, draft).await,
-        Format::Tensorboard => tensorboard::write(&source, draft).await,
+        Format::Optuna => mirror::write(&source, &mut Journal::new(draft)).await,
+        Format::Tensorboard => mirror::write(&source, &mut Log::open(draft, &args.sweep)?).await,
+        // It is no files.
+        Format::Mlflow => Ok(()),
     }
 }
 

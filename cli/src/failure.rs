@@ -32,6 +32,11 @@ impl Failure {
         Self { code: 130, message: message.to_string() }
     }
 
+    /// Whether what was called may be there again later.
+    pub(crate) fn is_unreachable(&self) -> bool {
+        self.code == 3
+    }
+
     /// What it says.
     pub(crate) fn message(&self) -> &str {
         &self.message

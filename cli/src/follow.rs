@@ -1,6 +1,6 @@
 //! Following a sweep to its end, over restarts of its server.
 
-use crate::board::Board;
+use crate::board::{Board, Change};
 use crate::client::{Connection, ServerArgs};
 use crate::output::say;
 use crate::progress::Progress;
@@ -34,10 +34,34 @@ pub(crate) struct Followed {
     pub(crate) connection: Option<Connection>,
 }
 
+/// Who else hears of a sweep that is followed.
+pub(crate) trait Listener {
+    /// The board took a change in.
+    fn hear(&mut self, board: &Board, change: &Change);
+
+    /// Does what takes time. Asked every second, and once more when the sweep is over; the stream waits meanwhile.
+    ///
+    /// # Errors
+    /// The server is gone, after which this is asked again over another connection; or it cannot be done.
+    async fn catch_up(&mut self, connection: &Connection, board: &Board) -> Result<(), Cut>;
+}
+
+/// Nobody else.
+struct Nobody;
+
+impl Listener for Nobody {
+    fn hear(&mut self, _: &Board, _: &Change) {}
+
+    async fn catch_up(&mut self, _: &Connection, _: &Board) -> Result<(), Cut> {
+        Ok(())
+    }
+}
+
 /// Why a stream ended before the sweep was over.
-enum Cut {
+pub(crate) enum Cut {
     /// The server is gone.
     Gone(Status),
+    /// Something else is wrong.
     Failed(Failure),
 }
 
@@ -65,12 +89,24 @@ impl Follow<'_> {
     /// # Errors
     /// There is no such sweep; its server is gone and does not come back in time.
     pub(crate) async fn to_the_end(&self, connection: &Connection) -> Result<Followed, Failure> {
+        self.with(connection, &mut Nobody).await
+    }
+
+    /// Follows the sweep to its end together with somebody else.
+    ///
+    /// # Errors
+    /// The same, and those of the listener.
+    pub(crate) async fn with(
+        &self,
+        connection: &Connection,
+        listener: &mut impl Listener,
+    ) -> Result<Followed, Failure> {
         let mut board = Board::new(older(connection, self.sweep).await?);
         let mut progress = Progress::new(self.quiet);
         let mut replaced: Option<Connection> = None;
         loop {
             let current = replaced.as_ref().unwrap_or(connection);
-            match self.stream(current, &mut board, &mut progress).await {
+            match self.stream(current, &mut board, &mut progress, listener).await {
                 Ok(()) => break,
                 Err(Cut::Gone(status)) => {
                     replaced = Some(self.reconnect(&progress, status.into()).await?);
@@ -92,10 +128,13 @@ impl Follow<'_> {
         connection: &Connection,
         board: &mut Board,
         progress: &mut Progress,
+        listener: &mut impl Listener,
     ) -> Result<(), Cut> {
         let request = v1::WatchSweepRequest { sweep_id: self.sweep.to_string() };
         let mut stream = connection.sweeps().watch_sweep(request).await?.into_inner();
         let mut tick = tokio::time::interval(TICK);
+        // What a listener took too long for is not made up for.
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // The server ends the stream once the sweep is over and every trial was told.
         loop {
             tokio::select! {
@@ -103,12 +142,16 @@ impl Follow<'_> {
                     let Some(message) = message? else { break };
                     let change = board.apply(message, progress.elapsed())?;
                     progress.show(board, &change);
+                    listener.hear(board, &change);
                 }
-                _ = tick.tick() => progress.tick(board),
+                _ = tick.tick() => {
+                    progress.tick(board);
+                    listener.catch_up(connection, board).await?;
+                }
             }
         }
         match board.is_over() {
-            true => Ok(()),
+            true => listener.catch_up(connection, board).await,
             false => Err(Cut::Gone(Status::unavailable("it ended the stream before the sweep was over"))),
         }
     }

@@ -1,11 +1,11 @@
-//! The `lorafleet` command. It talks gRPC only; `run` starts a coordinator and an agent in this process and
-//! talks gRPC to them.
+//! The `lorafleet` command. It talks gRPC only, but for [`export`] to MLflow; `run` starts a coordinator and an agent in this
+//! process and talks gRPC to them.
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`run`] | the main job; [`follow`], [`board`], [`forecast`] and [`progress`] show it live |
 //! | [`sweeps`], [`trials`], [`adapters`], [`agents`] | verbs that read and end what a server keeps |
-//! | [`listing`], [`export`] | how listings are sorted, filtered and cut; a sweep as files |
+//! | [`listing`], [`export`] | how listings are sorted, filtered and cut; a sweep as files, and in other tools |
 //! | [`plan`] | what a sweep needs, before anything runs |
 //! | [`machines`] | what machines cost |
 //! | [`up`], [`submit`], [`extend`] | this machine as a server; a sweep for one; more of it |

@@ -165,15 +165,7 @@ pub(crate) async fn run_get(args: SweepArgs) -> Result<(), Failure> {
 /// `lorafleet watch`: follows a sweep to its end.
 pub(crate) async fn run_watch(args: WatchArgs) -> Result<(), Failure> {
     let (board, trials) = Connection::with(&args.server, async |connection| {
-        let unfinished = [v1::SweepState::Running, v1::SweepState::Paused];
-        if connection.trains_nothing() && unfinished.contains(&get(connection, &args.sweep).await?.state()) {
-            return Err(Failure::failed(format!(
-                "nobody trains {} now; `lorafleet up --data-dir {}`, or the `lorafleet run` that began it, goes on \
-                 with it",
-                args.sweep,
-                args.server.data_dir().display()
-            )));
-        }
+        refuse_untrained(connection, &args.sweep, &args.server).await?;
         let follow = Follow {
             server: &args.server,
             sweep: &args.sweep,
@@ -192,6 +184,25 @@ pub(crate) async fn run_watch(args: WatchArgs) -> Result<(), Failure> {
     });
     let early = board.sweep.as_ref().map(view::ended_early).unwrap_or_default();
     output::print(args.output.format, &document, || view::trial_table(&trials) + &early)
+}
+
+/// Refuses to wait for the end of a sweep that nobody trains.
+///
+/// # Errors
+/// Nobody does, or there is no such sweep.
+pub(crate) async fn refuse_untrained(
+    connection: &Connection,
+    sweep: &str,
+    server: &ServerArgs,
+) -> Result<(), Failure> {
+    let unfinished = [v1::SweepState::Running, v1::SweepState::Paused];
+    if !connection.trains_nothing() || !unfinished.contains(&get(connection, sweep).await?.state()) {
+        return Ok(());
+    }
+    Err(Failure::failed(format!(
+        "nobody trains {sweep} now; `lorafleet up --data-dir {}`, or the `lorafleet run` that began it, goes on with it",
+        server.data_dir().display()
+    )))
 }
 
 /// `lorafleet cancel`: ends a sweep and its trials.

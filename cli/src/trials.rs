@@ -10,6 +10,7 @@ use domain::metric::{self, MetricPoint};
 use domain::trial::{Trial, TrialState};
 use proto::v1;
 use serde_json::{Map, Value, json};
+use tonic::Status;
 
 /// Reads and ends trials.
 #[derive(Debug, Subcommand)]
@@ -287,15 +288,22 @@ async fn log(
 
 /// A trial's whole curve.
 pub(crate) async fn points(connection: &Connection, trial_id: &str) -> Result<Vec<MetricPoint>, Failure> {
-    let request = v1::GetTrialMetricsRequest { trial_id: trial_id.to_string() };
+    points_from(connection, trial_id, 0).await?
+}
+
+/// A trial's curve from a step on; the server's refusal by itself, for those who wait for a server that is gone.
+pub(crate) async fn points_from(
+    connection: &Connection,
+    trial_id: &str,
+    first_step: u64,
+) -> Result<Result<Vec<MetricPoint>, Failure>, Status> {
+    let request = v1::GetTrialMetricsRequest { trial_id: trial_id.to_string(), first_step };
     let mut stream = connection.trials().get_trial_metrics(request).await?.into_inner();
     let mut points = Vec::new();
     while let Some(piece) = stream.message().await? {
-        for point in piece.points {
-            points.push(MetricPoint::try_from(point).map_err(Failure::failed)?);
-        }
+        points.extend(piece.points);
     }
-    Ok(points)
+    Ok(points.into_iter().map(|point| MetricPoint::try_from(point).map_err(Failure::failed)).collect())
 }
 
 async fn curve(connection: &Connection, trial_id: &str) -> Result<(Value, String), Failure> {

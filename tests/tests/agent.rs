@@ -97,7 +97,7 @@ async fn end_of(channel: &Channel, sweep_id: &str) -> v1::Sweep {
 }
 
 async fn curve(trials: &mut TrialServiceClient<Channel>, trial_id: &str) -> Vec<v1::MetricPoint> {
-    let request = v1::GetTrialMetricsRequest { trial_id: trial_id.into() };
+    let request = v1::GetTrialMetricsRequest { trial_id: trial_id.into(), first_step: 0 };
     let mut answers = trials.get_trial_metrics(request).await.unwrap().into_inner();
     let mut points = Vec::new();
     while let Some(answer) = answers.message().await.unwrap() {

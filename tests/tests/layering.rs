@@ -77,7 +77,7 @@ const ONLY: &[(&str, &[&str])] = &[
     ("candle-nn", &["trainer"]),
     ("rusqlite", &["registry"]),
     ("etcd-client", &["registry"]),
-    ("ureq", &["hub", "telemetry"]),
+    ("ureq", &["hub", "telemetry", "cli"]),
     ("tokio-rustls", &["security"]),
     ("opentelemetry", &["telemetry"]),
     ("opentelemetry_sdk", &["telemetry"]),

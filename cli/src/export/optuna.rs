@@ -5,22 +5,28 @@
 //! a trial with other seeds are left out too: no sampler proposed them, and Optuna would take each for a trial of its own
 //! and a lucky one for the study's best.
 
-use super::{Source, place};
+mod journal;
+
+use super::mirror::{Curve, Mirror, Picture};
 use crate::{Failure, view};
 use domain::Timestamp;
 use domain::metric::MetricPoint;
 use domain::sweep::{Distribution, Goal, SweepSpec};
 use domain::trial::{Trial, TrialState};
+use journal::{File, Kept};
 use serde_json::{Map, Value, json};
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// `JournalOperation.CREATE_STUDY`, …
 const CREATE_STUDY: u8 = 0;
+const DELETE_STUDY: u8 = 1;
 const SET_STUDY_USER_ATTR: u8 = 2;
 const SET_STUDY_SYSTEM_ATTR: u8 = 3;
 const CREATE_TRIAL: u8 = 4;
+const SET_TRIAL_STATE_VALUES: u8 = 6;
+const SET_TRIAL_INTERMEDIATE_VALUE: u8 = 7;
+const SET_TRIAL_USER_ATTR: u8 = 8;
 
 /// Who is said to have written the lines: no process of Optuna's.
 const WORKER: &str = "lorafleet";
@@ -28,18 +34,110 @@ const WORKER: &str = "lorafleet";
 /// The study attribute under which Optuna keeps what the objective is called.
 const METRIC_NAMES: &str = "study:metric_names";
 
-/// Writes the journal.
-pub(super) async fn write(source: &Source<'_>, to: &Path) -> Result<(), Failure> {
-    let spec = source.spec()?;
-    let mut file = BufWriter::new(File::create(to).map_err(place::at(to))?);
-    let mut line = |value: &Value| writeln!(file, "{value}").map_err(place::at(to));
-    for entry in study(&source.document, &spec) {
-        line(&entry)?;
+/// A sweep's journal.
+pub(super) struct Journal(File);
+
+impl Journal {
+    /// The journal in a file, which is made if it is not there.
+    pub(super) fn new(path: &Path) -> Self {
+        Self(File::new(path))
     }
-    for of in source.trials.iter().filter(|trial| trial.replicate_of.is_none()) {
-        line(&trial(&spec, of, &source.points(of).await?))?;
+}
+
+impl Mirror for Journal {
+    async fn sweep(&mut self, picture: &Picture<'_>) -> Result<(), Failure> {
+        let lines = study(picture.document, picture.spec);
+        let path = self.0.path().display().to_string();
+        self.0.add(|kept| lacking_of_study(kept, lines, &path)).await
     }
-    file.flush().map_err(place::at(to))
+
+    async fn trial(&mut self, picture: &Picture<'_>, of: &Trial, curve: Curve<'_>) -> Result<(), Failure> {
+        if of.replicate_of.is_some() {
+            return Ok(());
+        }
+        self.0.add(|kept| Ok(lacking_of_trial(kept, picture.spec, of, curve))).await
+    }
+}
+
+/// Those of a study's lines that its journal lacks. What it cost, which is never the same for long, is told together with
+/// something else.
+fn lacking_of_study(kept: &Kept, lines: Vec<Value>, path: &str) -> Result<Vec<Value>, Failure> {
+    if kept.is_empty() {
+        return Ok(lines);
+    }
+    let id = &lines[0]["study_name"];
+    if kept.study() != id.as_str() {
+        return Err(Failure::invalid(format!(
+            "--to {path}: its first study is not {id}; name the journal of that sweep, or a file that is not there"
+        )));
+    }
+    let lacks = |line: &Value| {
+        let attribute = line["user_attr"].as_object().and_then(|attribute| attribute.iter().next());
+        attribute.is_some_and(|(key, value)| kept.study_attribute(key) != Some(value))
+    };
+    let lacking: Vec<_> = lines.into_iter().filter(lacks).collect();
+    let only_cost = lacking.iter().all(|line| line["user_attr"].get("cost_usd").is_some());
+    Ok(if only_cost { Vec::new() } else { lacking })
+}
+
+/// The lines that a journal lacks of a trial.
+fn lacking_of_trial(kept: &Kept, spec: &SweepSpec, of: &Trial, curve: Curve<'_>) -> Vec<Value> {
+    let new = reported(spec, curve.points);
+    let Some((id, have)) = kept.trial(of.id.as_str()) else { return vec![trial(spec, of, &new)] };
+    let before = have["intermediate_values"].as_object().into_iter().flatten();
+    let before = before.filter_map(|(step, value)| Some((step.parse().ok()?, value.as_f64()?)));
+    let mut values: BTreeMap<u64, f64> = before.filter(|(step, _)| *step < curve.from).collect();
+    values.extend(new);
+    changes(id, have, &trial(spec, of, &values))
+}
+
+/// The lines that make a trial, as a journal has it, into what it is wanted to be. A finished one cannot change any more, and
+/// a value that was reported can only be replaced.
+fn changes(id: usize, have: &Value, want: &Value) -> Vec<Value> {
+    let mut lines = Vec::new();
+    if is_finished(have) {
+        return lines;
+    }
+    let line = |op: u8| json!({ "op_code": op, "worker_id": WORKER, "trial_id": id });
+    for (step, value) in want["intermediate_values"].as_object().into_iter().flatten() {
+        if have["intermediate_values"].get(step) != Some(value) {
+            let mut line = line(SET_TRIAL_INTERMEDIATE_VALUE);
+            line["step"] = json!(step.parse::<u64>().unwrap_or_default());
+            line["intermediate_value"] = value.clone();
+            lines.push(line);
+        }
+    }
+    if have["state"] == want["state"] {
+        return lines;
+    }
+    for (key, value) in want["user_attrs"].as_object().into_iter().flatten() {
+        if have["user_attrs"].get(key) != Some(value) {
+            let mut line = line(SET_TRIAL_USER_ATTR);
+            line["user_attr"] = json!({ key: value });
+            lines.push(line);
+        }
+    }
+    let mut line = line(SET_TRIAL_STATE_VALUES);
+    line["state"] = want["state"].clone();
+    line["values"] = want["value"].as_f64().map_or(Value::Null, |value| json!([value]));
+    if is_finished(want) {
+        line["datetime_complete"] = want.get("datetime_complete").unwrap_or(&want["datetime_start"]).clone();
+    } else {
+        line["datetime_start"] = want["datetime_start"].clone();
+    }
+    lines.push(line);
+    lines
+}
+
+/// Whether Optuna lets nothing more happen to a trial.
+fn is_finished(trial: &Value) -> bool {
+    trial["state"].as_u64().is_some_and(|state| [COMPLETE, PRUNED, FAIL].map(u64::from).contains(&state))
+}
+
+/// The finite values of the sweep's metric by step.
+fn reported(spec: &SweepSpec, points: &[MetricPoint]) -> BTreeMap<u64, f64> {
+    let value = |point: &MetricPoint| point.get(&spec.search.metric).filter(|value| value.is_finite());
+    points.iter().filter_map(|point| Some((point.step, value(point)?))).collect()
 }
 
 /// The lines that make the study: its id is 0, the first in the file.
@@ -63,15 +161,15 @@ fn study(sweep: &Value, spec: &SweepSpec) -> Vec<Value> {
     lines
 }
 
-/// The line that makes a trial as it stands.
-fn trial(spec: &SweepSpec, trial: &Trial, points: &[MetricPoint]) -> Value {
-    let values = |point: &MetricPoint| point.get(&spec.search.metric).filter(|value| value.is_finite());
-    let reported = points.iter().filter_map(|point| Some((point.step.to_string(), json!(values(point)?))));
+/// The line that makes a trial as it stands, with the values of the metric by step.
+fn trial(spec: &SweepSpec, trial: &Trial, reported: &BTreeMap<u64, f64>) -> Value {
     // Step 0 is the base without an adapter.
-    let last = points.iter().rev().filter(|point| point.step > 0).find_map(values);
+    let last = reported.last_key_value().filter(|(step, _)| **step > 0).map(|(_, value)| *value);
     let value = last.or_else(|| trial.recorded(&spec.search.metric).filter(|value| value.is_finite()));
     let state = match trial.state {
         TrialState::Queued => WAITING,
+        // Optuna has one moment at which a trial began, which does not change.
+        TrialState::Assigned | TrialState::Running if trial.started_at.is_none() => WAITING,
         TrialState::Assigned | TrialState::Running => RUNNING,
         // Optuna's completed trials have a value.
         TrialState::Completed if value.is_some() => COMPLETE,
@@ -96,7 +194,7 @@ fn trial(spec: &SweepSpec, trial: &Trial, points: &[MetricPoint]) -> Value {
         "params": params,
         "user_attrs": attributes(trial),
         "system_attrs": {},
-        "intermediate_values": Map::from_iter(reported),
+        "intermediate_values": Map::from_iter(reported.iter().map(|(step, value)| (step.to_string(), json!(value)))),
     });
     if let Some(finished) = trial.finished_at {
         line["datetime_complete"] = json!(time(finished));
@@ -198,6 +296,104 @@ fn equal(a: &Value, b: &Value) -> bool {
 mod tests {
     use super::super::tests::{points, spec, sweep, trials};
     use super::*;
+    use proptest::prelude::*;
+
+    fn take(kept: &mut Kept, lines: &[Value]) {
+        lines.iter().for_each(|line| kept.apply(line["op_code"].as_u64().unwrap(), line));
+    }
+
+    #[test]
+    fn a_study_is_told_again_when_more_than_its_cost_changed() {
+        let mut kept = Kept::default();
+        let lacking =
+            |kept: &Kept, sweep: &Value| lacking_of_study(kept, study(sweep, &spec()), "j").unwrap();
+        let first = lacking(&kept, &sweep());
+        assert_eq!(first, study(&sweep(), &spec()));
+        take(&mut kept, &first);
+        let mut later = sweep();
+        for (key, value, want) in [
+            ("state", json!("running"), &[][..]),
+            ("cost_usd", json!(0.75), &[]),
+            ("best_trial", json!("tiny-1/1"), &["cost_usd", "best_trial"]),
+            ("state", json!("completed"), &["state"]),
+        ] {
+            later[key] = value;
+            let lines = lacking(&kept, &later);
+            let keys = lines.iter().map(|line| line["user_attr"].as_object().unwrap().keys().next().unwrap());
+            assert_eq!(keys.collect::<Vec<_>>(), want, "{key}");
+            take(&mut kept, &lines);
+        }
+        let other = json!({ "id": "tiny-2", "spec": spec().to_document() });
+        let refusal = lacking_of_study(&kept, study(&other, &spec()), "j").unwrap_err();
+        assert!(refusal.message().contains("its first study is not \"tiny-2\""), "{refusal:?}");
+    }
+
+    #[test]
+    fn a_trial_that_begins_anew_ends_with_its_own_last_value() {
+        let (mut kept, trials, points) = (Kept::default(), trials(), points());
+        take(&mut kept, &study(&sweep(), &spec()));
+        let mut running = trials[0].clone();
+        (running.state, running.finished_at, running.eval_loss) = (TrialState::Running, None, None);
+        let told = |from, points| Curve { from, points };
+        let lines = lacking_of_trial(&kept, &spec(), &running, told(0, &points[..]));
+        take(&mut kept, &lines);
+        // It goes on from step 1, and is stopped before it evaluates.
+        let mut stopped = running.clone();
+        stopped.state = TrialState::Stopped;
+        stopped.finished_at = Some(Timestamp(2_000_000));
+        let lines = lacking_of_trial(&kept, &spec(), &stopped, told(2, &[]));
+        let end = lines.last().unwrap();
+        assert_eq!(
+            (&end["op_code"], &end["state"], &end["values"]),
+            (&json!(6), &json!(PRUNED), &json!(null))
+        );
+        take(&mut kept, &lines);
+        assert!(
+            lacking_of_trial(&kept, &spec(), &running, told(0, &points[..])).is_empty(),
+            "it is finished"
+        );
+    }
+
+    proptest! {
+        /// However often it is told, and whether the mirror was started again in between or not.
+        #[test]
+        fn no_step_is_told_twice(mut cuts in proptest::collection::vec((0..=40_usize, any::<bool>()), 0..6)) {
+            let points: Vec<_> = (0..40)
+                .map(|step| MetricPoint {
+                    step,
+                    time: Timestamp(step),
+                    values: vec![("eval/loss".into(), 1.0 / (step + 1) as f64)],
+                })
+                .collect();
+            cuts.sort_unstable();
+            let mut running = trials().remove(0);
+            let ended = running.clone();
+            (running.state, running.finished_at) = (TrialState::Running, None);
+            let (mut kept, mut next, mut lines) = (Kept::default(), 0, Vec::new());
+            take(&mut kept, &study(&sweep(), &spec()));
+            let told = cuts.iter().map(|cut| (*cut, &running)).chain([((40, false), &ended); 2]);
+            for ((cut, anew), trial) in told {
+                let from = if anew { 0 } else { next };
+                let curve = Curve { from: from as u64, points: &points[from..cut.max(from)] };
+                let new = lacking_of_trial(&kept, &spec(), trial, curve);
+                take(&mut kept, &new);
+                next = cut.max(from);
+                lines.extend(new);
+            }
+            let mut steps: Vec<u64> = Vec::new();
+            for line in &lines {
+                steps.extend(line["step"].as_u64());
+                let made = line["intermediate_values"].as_object().into_iter().flatten();
+                steps.extend(made.map(|(step, _)| step.parse::<u64>().unwrap()));
+            }
+            steps.sort_unstable();
+            prop_assert_eq!(steps, (0..40).collect::<Vec<u64>>());
+            let end = lines.last().unwrap();
+            prop_assert_eq!(&end["state"], &json!(COMPLETE));
+            let value = if cuts.is_empty() { &end["value"] } else { &end["values"][0] };
+            prop_assert_eq!(value, &json!(1.0 / 40.0));
+        }
+    }
 
     #[test]
     fn a_study() {
@@ -210,7 +406,8 @@ mod tests {
 
     #[test]
     fn trials_with_their_states() {
-        let made: Vec<_> = trials().iter().map(|t| trial(&spec(), t, &points())).collect();
+        let made: Vec<_> =
+            trials().iter().map(|t| trial(&spec(), t, &reported(&spec(), &points()))).collect();
         let first = &made[0];
         assert_eq!((&first["state"], &first["value"]), (&json!(COMPLETE), &json!(1.25)));
         assert_eq!(first["intermediate_values"], json!({ "0": 2.0, "2": 1.5, "3": 1.25 }));
@@ -223,11 +420,11 @@ mod tests {
         assert_eq!(made[1]["state"], RUNNING);
         assert_eq!((&made[1]["value"], made[1].get("datetime_complete")), (&Value::Null, None));
         assert_eq!(made[2]["state"], FAIL);
-        let without = trial(&spec(), &trials()[0], &[]);
+        let without = trial(&spec(), &trials()[0], &BTreeMap::new());
         assert_eq!((&without["state"], &without["value"]), (&json!(COMPLETE), &json!(1.25)));
         let mut stopped = trials().remove(0);
         (stopped.state, stopped.eval_loss) = (TrialState::Stopped, None);
-        let stopped = trial(&spec(), &stopped, &points()[..2]);
+        let stopped = trial(&spec(), &stopped, &reported(&spec(), &points()[..2]));
         assert_eq!((&stopped["state"], &stopped["value"]), (&json!(PRUNED), &json!(null)));
     }
 

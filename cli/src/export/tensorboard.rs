@@ -5,31 +5,32 @@
 
 mod events;
 mod messages;
+mod run;
 
-use super::Source;
+use super::mirror::{Curve, Mirror, Picture};
+use super::place;
 use crate::Failure;
 use domain::Timestamp;
-use domain::metric::{self, MetricPoint};
-use domain::sweep::SweepSpec;
-use domain::trial::{Trial, TrialState};
+use domain::metric;
+use domain::sweep::{Distribution, SweepSpec};
+use domain::trial::Trial;
 use events::Events;
 use messages::{
-    Content, DataType, Dim, Event, Experiment, HParamInfo, HParams, HParamsPluginData, Metadata, MetricInfo,
-    MetricName, PluginData, SessionEndInfo, SessionStartInfo, Status, Summary, SummaryValue, Tensor,
-    TensorShape, What,
+    Content, DataType, Event, Experiment, HParamInfo, HParams, HParamsPluginData, Metadata, MetricInfo,
+    MetricName, PluginData, Summary, SummaryValue, Tensor, TensorShape, What,
 };
 use prost::Message;
-use prost_types::value::Kind;
+use run::Run;
 use serde_json::Value;
-use std::collections::{BTreeMap, HashSet};
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
+/// The plugin's name.
+const HPARAMS: &str = "hparams";
 /// `DataClass`.
-const SCALAR: i32 = 1;
 const TENSOR: i32 = 2;
 /// `DataType` of tensors.
 const DT_FLOAT: i32 = 1;
-const DT_STRING: i32 = 7;
 
 /// Metrics that the HParams page compares trials by, behind the sweep's own.
 const COMPARED: &[&str] = &[
@@ -41,62 +42,83 @@ const COMPARED: &[&str] = &[
     metric::COST_USD,
 ];
 
-/// Writes the log directory, which is there.
-pub(super) async fn write(source: &Source<'_>, to: &Path) -> Result<(), Failure> {
-    let spec = source.spec()?;
-    let types = parameter_types(&source.trials);
-    let created = source.trials.first().map_or(0.0, |trial| trial.created_at.as_secs_f64());
-    let mut file = Events::create(to, created)?;
-    file.push(&experiment(&source.id, &spec, &types, created))?;
-    file.close()?;
-    for trial in &source.trials {
-        let name = format!("trial-{}", trial.id.number().unwrap_or_default());
-        run(&to.join(name), trial, &types, &source.points(trial).await?)?;
-    }
-    Ok(())
+/// A sweep's log directory.
+pub(super) struct Log {
+    dir: PathBuf,
+    /// What the HParams page compares, as it was written.
+    experiment: Option<Experiment>,
+    types: BTreeMap<String, DataType>,
+    /// Runs of trials that are not over, by number.
+    runs: BTreeMap<u32, Run>,
 }
 
-/// Writes a trial's run.
-fn run(
-    dir: &Path,
-    trial: &Trial,
-    types: &BTreeMap<String, DataType>,
-    points: &[MetricPoint],
-) -> Result<(), Failure> {
-    let began = trial.created_at;
-    let mut file = Events::create(dir, began.as_secs_f64())?;
-    let start = SessionStartInfo {
-        hparams: types
-            .iter()
-            .filter_map(|(name, r#type)| Some((name.clone(), hparam(trial.parameters.get(name)?, *r#type))))
-            .collect(),
-        group_name: trial.id.to_string(),
-        start_time_secs: trial.started_at.unwrap_or(began).as_secs_f64(),
-    };
-    file.push(&hparams("session_start_info", began, HParams::SessionStartInfo(start)))?;
-    file.push(&text("configuration", began, &configuration(trial)?))?;
-    let mut described = HashSet::new();
-    for point in points {
-        let values = point.values.iter().map(|(name, value)| scalar(name, *value, described.insert(name)));
-        file.push(&event(point.time, point.step, values.collect()))?;
+impl Log {
+    /// The log in a directory, which is made if it is not there.
+    ///
+    /// # Errors
+    /// It holds something else than this sweep.
+    pub(super) fn open(dir: &Path, sweep: &str) -> Result<Self, Failure> {
+        let mut log =
+            Self { dir: dir.into(), experiment: None, types: BTreeMap::new(), runs: BTreeMap::new() };
+        if place::refuse_full(dir, false).is_ok() {
+            return Ok(log);
+        }
+        events::read_own(dir, |event| {
+            if let Some(HParams::Experiment(experiment)) = hparams_of(&event) {
+                log.experiment = Some(experiment);
+            }
+        })?;
+        match &log.experiment {
+            Some(experiment) if experiment.name == sweep => Ok(log),
+            _ => Err(Failure::invalid(format!(
+                "--to {}: is not empty, and no log of {sweep}; name another directory",
+                dir.display()
+            ))),
+        }
     }
-    let ended = trial.finished_at.or(points.last().map(|point| point.time)).unwrap_or(began);
-    if let Some(cost) = trial.cost_usd {
-        file.push(&event(ended, trial.step, vec![scalar(metric::COST_USD, cost, true)]))?;
+}
+
+impl Mirror for Log {
+    async fn sweep(&mut self, picture: &Picture<'_>) -> Result<(), Failure> {
+        self.types = parameter_types(picture.spec, picture.trials);
+        let Some(first) = picture.trials.first() else { return Ok(()) };
+        let id = picture.document["id"].as_str().unwrap_or_default();
+        let experiment = experiment(id, picture.spec, &self.types, first.created_at);
+        if self.experiment.as_ref() == Some(&experiment) {
+            return Ok(());
+        }
+        let since = experiment.time_created_secs;
+        let mut file = Events::create(&self.dir, since)?;
+        file.push(&hparams("experiment", first.created_at, HParams::Experiment(experiment.clone())))?;
+        file.close()?;
+        self.experiment = Some(experiment);
+        Ok(())
     }
-    let scores = trial.summary.iter().flat_map(|summary| &summary.evaluations);
-    let scores: Vec<_> = scores.map(|score| scalar(&score.name(), score.value, true)).collect();
-    if !scores.is_empty() {
-        file.push(&event(ended, trial.step, scores))?;
+
+    async fn trial(&mut self, _: &Picture<'_>, trial: &Trial, curve: Curve<'_>) -> Result<(), Failure> {
+        if !super::has_begun(trial) {
+            return Ok(());
+        }
+        let number = trial.id.number().unwrap_or_default();
+        let (dir, since) = (self.dir.join(format!("trial-{number}")), trial.created_at.as_secs_f64());
+        let (mut run, mut file) = match self.runs.remove(&number) {
+            Some(run) => (run, Events::append(&dir, since)?),
+            None => {
+                let mut run = Run::default();
+                let file = Events::open(&dir, since, |event| run.take(&event))?;
+                (run, file)
+            }
+        };
+        for event in run.lacking(trial, &self.types, curve)? {
+            file.push(&event)?;
+            run.take(&event);
+        }
+        file.close()?;
+        if !trial.state.is_terminal() {
+            self.runs.insert(number, run);
+        }
+        Ok(())
     }
-    let status = match trial.state {
-        TrialState::Queued | TrialState::Assigned | TrialState::Running => Status::Running,
-        TrialState::Completed | TrialState::Stopped => Status::Success,
-        TrialState::Diverged | TrialState::Failed | TrialState::Cancelled => Status::Failure,
-    };
-    let end = SessionEndInfo { status: status.into(), end_time_secs: ended.as_secs_f64() };
-    file.push(&hparams("session_end_info", ended, HParams::SessionEndInfo(end)))?;
-    file.close()
 }
 
 fn event(time: Timestamp, step: u64, value: Vec<SummaryValue>) -> Event {
@@ -107,16 +129,6 @@ fn event(time: Timestamp, step: u64, value: Vec<SummaryValue>) -> Event {
     }
 }
 
-/// A metric's value; the first of a run says what the metric means.
-fn scalar(name: &str, value: f64, described: bool) -> SummaryValue {
-    let metadata = described.then(|| Metadata {
-        plugin_data: Some(PluginData { plugin_name: "scalars".into(), content: Vec::new() }),
-        summary_description: meaning(name),
-        data_class: SCALAR,
-    });
-    SummaryValue { tag: name.into(), metadata, content: Some(Content::SimpleValue(value as f32)) }
-}
-
 fn meaning(name: &str) -> String {
     match metric::definition(name) {
         Some(metric) if metric.unit != "1" => format!("{} Unit: {}.", metric.meaning, metric.unit),
@@ -125,47 +137,11 @@ fn meaning(name: &str) -> String {
     }
 }
 
-/// A text, in Markdown.
-fn text(tag: &str, time: Timestamp, markdown: &str) -> Event {
-    let metadata = Metadata {
-        plugin_data: Some(PluginData { plugin_name: "text".into(), content: Vec::new() }),
-        summary_description: String::new(),
-        data_class: TENSOR,
-    };
-    let tensor = Tensor {
-        dtype: DT_STRING,
-        tensor_shape: Some(TensorShape { dim: vec![Dim { size: 1 }] }),
-        string_val: vec![markdown.as_bytes().to_vec()],
-        ..Tensor::default()
-    };
-    let content = Some(Content::Tensor(tensor));
-    event(time, 0, vec![SummaryValue { tag: tag.into(), metadata: Some(metadata), content }])
-}
-
-/// A trial's parameters in force, and how it ended, as a table.
-fn configuration(trial: &Trial) -> Result<String, Failure> {
-    let config = serde_json::to_value(trial.config_in_force()).map_err(Failure::failed)?;
-    let cell = |text: String| text.replace('|', "\\|").replace('\n', " ");
-    let simulated = if trial.is_simulated() { " (simulated: nothing was trained)" } else { "" };
-    let failure = trial.failure.as_ref().map_or(String::new(), |failure| format!(": {}", failure.message));
-    let mut markdown = format!(
-        "{}, {}{simulated}{}\n\n| parameter | value |\n|---|---|\n",
-        trial.id,
-        trial.state,
-        cell(failure)
-    );
-    for (name, value) in config.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null()) {
-        let value = value.as_str().map_or_else(|| value.to_string(), str::to_string);
-        markdown += &format!("| {name} | {} |\n", cell(value));
-    }
-    Ok(markdown)
-}
-
 /// What the HParams plugin reads, in the form that it wants: the metadata of a value that says nothing.
 fn hparams(what: &str, time: Timestamp, data: HParams) -> Event {
     let content = HParamsPluginData { data: Some(data) }.encode_to_vec();
     let metadata = Metadata {
-        plugin_data: Some(PluginData { plugin_name: "hparams".into(), content }),
+        plugin_data: Some(PluginData { plugin_name: HPARAMS.into(), content }),
         summary_description: String::new(),
         data_class: TENSOR,
     };
@@ -183,137 +159,144 @@ fn hparams(what: &str, time: Timestamp, data: HParams) -> Event {
     event(time, 0, vec![value])
 }
 
+/// What an event tells the HParams plugin, if it is one for that.
+fn hparams_of(event: &Event) -> Option<HParams> {
+    let Some(What::Summary(summary)) = &event.what else { return None };
+    let plugin = summary.value.first()?.metadata.as_ref()?.plugin_data.as_ref()?;
+    let for_it = plugin.plugin_name == HPARAMS;
+    HParamsPluginData::decode(plugin.content.as_slice()).ok().filter(|_| for_it)?.data
+}
+
 /// Which parameters are compared, and by which metrics.
-fn experiment(id: &str, spec: &SweepSpec, types: &BTreeMap<String, DataType>, created: f64) -> Event {
+fn experiment(
+    id: &str,
+    spec: &SweepSpec,
+    types: &BTreeMap<String, DataType>,
+    created: Timestamp,
+) -> Experiment {
     let own = [spec.search.metric.as_str()];
     let others = COMPARED.iter().copied().filter(|name| *name != spec.search.metric);
     let metric =
         |name: &str| MetricInfo { name: Some(MetricName { tag: name.into() }), description: meaning(name) };
-    let experiment = Experiment {
+    Experiment {
         name: id.into(),
         description: format!("LoraFleet sweep {}", spec.name),
-        time_created_secs: created,
+        time_created_secs: created.as_secs_f64(),
         hparam_infos: types
             .iter()
             .map(|(name, r#type)| HParamInfo { name: name.clone(), r#type: (*r#type).into() })
             .collect(),
         metric_infos: own.into_iter().chain(others).map(metric).collect(),
-    };
-    hparams("experiment", Timestamp((created * 1e3) as u64), HParams::Experiment(experiment))
+    }
 }
 
-/// The parameters that the search chose, each with the type that all its values have.
-fn parameter_types(trials: &[Trial]) -> BTreeMap<String, DataType> {
+/// The parameters that the search chooses, each with the type that all its values have.
+fn parameter_types(spec: &SweepSpec, trials: &[&Trial]) -> BTreeMap<String, DataType> {
     let mut types = BTreeMap::new();
-    for (name, value) in trials.iter().flat_map(|trial| &trial.parameters) {
-        let of = match value {
-            Value::Bool(_) => DataType::Bool,
-            Value::Number(_) => DataType::Float64,
-            _ => DataType::String,
-        };
-        let known = types.entry(name.clone()).or_insert(of);
+    let mut add = |name: &str, of: DataType| {
+        let known = types.entry(name.to_string()).or_insert(of);
         if *known != of {
             *known = DataType::String;
         }
+    };
+    for (name, distribution) in &spec.parameters {
+        types_of(distribution, &mut |of| add(name, of));
+    }
+    // A space that was changed may have had others.
+    for (name, value) in trials.iter().flat_map(|trial| &trial.parameters) {
+        add(name, type_of(value));
     }
     types
 }
 
-fn hparam(value: &Value, r#type: DataType) -> prost_types::Value {
-    let kind = match (r#type, value) {
-        (DataType::Bool, Value::Bool(value)) => Kind::BoolValue(*value),
-        (DataType::Float64, Value::Number(value)) => Kind::NumberValue(value.as_f64().unwrap_or(f64::NAN)),
-        (_, Value::String(text)) => Kind::StringValue(text.clone()),
-        (_, other) => Kind::StringValue(other.to_string()),
-    };
-    prost_types::Value { kind: Some(kind) }
+fn types_of(distribution: &Distribution, add: &mut dyn FnMut(DataType)) {
+    match distribution {
+        Distribution::Constant(value) => add(type_of(value)),
+        Distribution::Choices(choices) => choices.iter().map(type_of).for_each(add),
+        Distribution::Uniform { .. } | Distribution::LogUniform { .. } | Distribution::Integer { .. } => {
+            add(DataType::Float64);
+        }
+        Distribution::When { then, otherwise, .. } => {
+            types_of(then, add);
+            if let Some(otherwise) = otherwise {
+                types_of(otherwise, add);
+            }
+        }
+    }
+}
+
+fn type_of(value: &Value) -> DataType {
+    match value {
+        Value::Bool(_) => DataType::Bool,
+        Value::Number(_) => DataType::Float64,
+        _ => DataType::String,
+    }
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use super::super::tests::{points, spec, trials};
+    use super::super::mirror::Curve;
+    use super::super::tests::{points, spec, sweep, trials};
+    use super::events::tests::events_in;
     use super::*;
-
-    fn values(event: &Event) -> &[SummaryValue] {
-        match &event.what {
-            Some(What::Summary(summary)) => &summary.value,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn data(event: &Event) -> HParams {
-        let metadata = values(event)[0].metadata.clone().unwrap();
-        let plugin = metadata.plugin_data.unwrap();
-        assert_eq!(plugin.plugin_name, "hparams");
-        HParamsPluginData::decode(plugin.content.as_slice()).unwrap().data.unwrap()
-    }
-
-    fn events_of(trial: &Trial, points: &[MetricPoint]) -> Vec<Event> {
-        let dir = tempfile::tempdir().unwrap();
-        let run = dir.path().join("run");
-        super::run(&run, trial, &parameter_types(&trials()), points).unwrap();
-        let file = std::fs::read_dir(&run).unwrap().next().unwrap().unwrap();
-        events::tests::read(&file.path())
-    }
-
-    #[test]
-    fn a_run_has_its_metrics_configuration_and_session() {
-        let (trials, points) = (trials(), points());
-        let events = events_of(&trials[0], &points);
-        let HParams::SessionStartInfo(start) = data(&events[1]) else { panic!("{:?}", events[1]) };
-        assert_eq!(start.hparams["lora_rank"].kind, Some(Kind::NumberValue(8.0)));
-        assert_eq!(start.hparams["precision_mode"].kind, Some(Kind::StringValue("float16".into())));
-        assert_eq!(
-            start.hparams["target_modules"].kind,
-            Some(Kind::StringValue("[\"q_proj\",\"v_proj\"]".into()))
-        );
-        let Some(Content::Tensor(tensor)) = &values(&events[2])[0].content else { panic!("{:?}", events[2]) };
-        let text = String::from_utf8(tensor.string_val[0].clone()).unwrap();
-        assert!(
-            text.contains("| lora_rank | 8 |") && text.starts_with("tiny-1/1, completed (simulated"),
-            "{text}"
-        );
-        for (event, point) in events[3..].iter().zip(&points) {
-            assert_eq!((event.step, event.wall_time), (point.step as i64, point.time.as_secs_f64()));
-            for (value, (name, want)) in values(event).iter().zip(&point.values) {
-                assert_eq!(&value.tag, name);
-                let Some(Content::SimpleValue(got)) = value.content else { panic!("{value:?}") };
-                // NaN is NaN.
-                assert_eq!(got.to_bits(), (*want as f32).to_bits());
-            }
-        }
-        // A metric is described once.
-        let described = |name: &str| {
-            let values = events[3..].iter().flat_map(values).filter(|value| value.tag == name);
-            values.map(|value| value.metadata.is_some()).collect::<Vec<_>>()
-        };
-        assert_eq!(described("eval/loss"), [true, false, false]);
-        assert_eq!(described("cost_usd"), [true]);
-        let HParams::SessionEndInfo(end) = data(events.last().unwrap()) else { panic!() };
-        assert_eq!((end.status(), end.end_time_secs), (Status::Success, 1003.5));
-    }
-
-    #[test]
-    fn how_a_session_ended() {
-        for (trial, want) in trials().iter().zip([Status::Success, Status::Running, Status::Failure]) {
-            let events = events_of(trial, &[]);
-            let HParams::SessionEndInfo(end) = data(events.last().unwrap()) else { panic!() };
-            assert_eq!(end.status(), want, "{}", trial.id);
-        }
-    }
+    use domain::trial::TrialState;
 
     #[test]
     fn an_experiment_names_what_is_compared() {
-        let types = parameter_types(&trials());
-        assert_eq!(types["learning_rate"], DataType::Float64);
-        assert_eq!(types["target_modules"], DataType::String);
-        let HParams::Experiment(experiment) = data(&experiment("tiny-1", &spec(), &types, 1000.0)) else {
-            panic!()
-        };
+        let trials = trials();
+        let types = parameter_types(&spec(), &trials.iter().collect::<Vec<_>>());
+        assert_eq!(types, parameter_types(&spec(), &[]), "they are known before there is a trial");
+        for (name, want) in [
+            ("learning_rate", DataType::Float64),
+            ("batch_size", DataType::Float64),
+            ("max_sequence_length", DataType::Float64),
+            ("precision_mode", DataType::String),
+            ("target_modules", DataType::String),
+        ] {
+            assert_eq!(types[name], want, "{name}");
+        }
+        let experiment = experiment("tiny-1", &spec(), &types, Timestamp(1_000_000));
         assert_eq!((experiment.name.as_str(), experiment.hparam_infos.len()), ("tiny-1", types.len()));
         let tags: Vec<_> = experiment.metric_infos.iter().map(|m| m.name.clone().unwrap().tag).collect();
         assert_eq!(tags[..2], ["eval/loss", "loss"]);
         assert_eq!(tags.len(), COMPARED.len());
+    }
+
+    /// A log that is written in two sittings is the one that is written in one.
+    #[tokio::test]
+    async fn a_log_goes_on_where_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sweep, spec, trials, points) = (sweep(), spec(), trials(), points());
+        let mut queued = trials[0].clone();
+        (queued.state, queued.started_at, queued.finished_at) = (TrialState::Queued, None, None);
+        let mut running = trials[0].clone();
+        (running.state, running.finished_at) = (TrialState::Running, None);
+        let write = async |to: &str, told: &[(&Trial, usize)]| {
+            let mut log = Log::open(&dir.path().join(to), "tiny-1").unwrap();
+            for (trial, upto) in told {
+                let picture = Picture { document: &sweep, spec: &spec, trials: &[*trial] };
+                log.sweep(&picture).await.unwrap();
+                let curve = Curve { from: 0, points: &points[..*upto] };
+                log.trial(&picture, trial, curve).await.unwrap();
+            }
+        };
+        write("one", &[(&trials[0], 4)]).await;
+        write("two", &[(&queued, 0)]).await;
+        assert!(!dir.path().join("two/trial-1").exists(), "it has not begun");
+        write("two", &[(&running, 1), (&running, 2)]).await;
+        write("two", &[(&running, 2), (&running, 3), (&trials[0], 4)]).await;
+        write("two", &[(&trials[0], 4)]).await;
+        for run in ["", "trial-1"] {
+            let of = |log: &str| events_in(&dir.path().join(log).join(run));
+            assert_eq!(format!("{:?}", of("two")), format!("{:?}", of("one")), "{run:?}");
+        }
+        // Another sweep's, and what is none.
+        std::fs::create_dir(dir.path().join("other")).unwrap();
+        std::fs::write(dir.path().join("other/file"), "x").unwrap();
+        for (to, sweep) in [("one", "tiny-2"), ("other", "tiny-1")] {
+            let refusal = Log::open(&dir.path().join(to), sweep).err().unwrap();
+            assert!(refusal.message().contains("no log of"), "{refusal:?}");
+        }
     }
 }

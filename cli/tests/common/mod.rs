@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub mod mlflow;
+
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -28,7 +30,10 @@ impl Sandbox {
         command.args(args).current_dir(self.dir.path()).env_remove("LORAFLEET_ENDPOINT");
         command.envs(self.endpoint.as_ref().map(|endpoint| ("LORAFLEET_ENDPOINT", endpoint)));
         command.env_remove("LORAFLEET_DATA_DIR").env("XDG_CONFIG_HOME", self.dir.path().join("config"));
-        command.env(UNHURRIED.0, UNHURRIED.1);
+        command.env(UNHURRIED.0, UNHURRIED.1).env_remove("MLFLOW_TRACKING_URI");
+        for who in ["USERNAME", "PASSWORD", "TOKEN"] {
+            command.env_remove(format!("MLFLOW_TRACKING_{who}"));
+        }
         command
     }
 

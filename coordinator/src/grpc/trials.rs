@@ -61,11 +61,14 @@ impl TrialService for Services {
         &self,
         request: Request<v1::GetTrialMetricsRequest>,
     ) -> Result<Response<Self::GetTrialMetricsStream>, Status> {
-        let id = trial_id(request.into_inner().trial_id)?;
+        let request = request.into_inner();
+        let id = trial_id(request.trial_id)?;
         let trial = self.desk.directory.trial(&id).await?.trial;
         let curve =
             self.desk.history.curve(&id, &trial.attempts).await.map_err(crate::CoordinatorError::from)?;
-        let pieces: Vec<_> = curve
+        // They stand in the order of their steps.
+        let before = curve.partition_point(|point| point.step < request.first_step);
+        let pieces: Vec<_> = curve[before..]
             .chunks(POINTS)
             .map(|points| {
                 let points = points.iter().cloned().map(Into::into).collect();

@@ -44,7 +44,7 @@ pub async fn trial(services: &Services, sweep: &str, number: u32) -> Result<Valu
 
 /// A trial's curve.
 pub async fn metrics(services: &Services, sweep: &str, number: u32) -> Result<Value, Refusal> {
-    let request = v1::GetTrialMetricsRequest { trial_id: id(sweep, number).to_string() };
+    let request = v1::GetTrialMetricsRequest { trial_id: id(sweep, number).to_string(), first_step: 0 };
     let pieces = services.get_trial_metrics(Request::new(request)).await?.into_inner();
     let points = pieces.try_fold(Vec::new(), |mut points, piece| {
         points.extend(piece.points);

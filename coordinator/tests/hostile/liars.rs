@@ -202,7 +202,7 @@ async fn numbers_that_cannot_be_spoil_one_trial_at_most() {
         let length = failed.failure.unwrap().message.len();
         assert!((1000..100_000).contains(&length), "{length}");
         for number in ranks.iter() {
-            let request = v1::GetTrialMetricsRequest { trial_id: format!("{sweep}/{number}") };
+            let request = v1::GetTrialMetricsRequest { trial_id: format!("{sweep}/{number}"), first_step: 0 };
             let mut stream = fixture.trials().get_trial_metrics(request).await.unwrap().into_inner();
             while stream.message().await.unwrap().is_some() {}
         }

@@ -66,7 +66,7 @@ async fn ask_all(fixture: &Fixture, id: &str) -> Vec<(&'static str, Option<Statu
             states: vec![],
             without_config: false
         }),
-        trials.get_trial_metrics(v1::GetTrialMetricsRequest { trial_id: trial_id() }),
+        trials.get_trial_metrics(v1::GetTrialMetricsRequest { trial_id: trial_id(), first_step: 0 }),
         trials.get_trial_log(v1::GetTrialLogRequest { trial_id: trial_id(), follow: true }),
         trials.stop_trial(v1::StopTrialRequest { trial_id: trial_id() }),
         trials.retry_trial(v1::RetryTrialRequest { trial_id: trial_id() }),

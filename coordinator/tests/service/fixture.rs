@@ -132,7 +132,12 @@ impl Fixture {
 
     /// Steps and losses of a trial's curve.
     pub async fn curve(&self, id: &str) -> Vec<(u64, f64)> {
-        let request = v1::GetTrialMetricsRequest { trial_id: id.into() };
+        self.curve_from(id, 0).await
+    }
+
+    /// The same from a step on.
+    pub async fn curve_from(&self, id: &str, first_step: u64) -> Vec<(u64, f64)> {
+        let request = v1::GetTrialMetricsRequest { trial_id: id.into(), first_step };
         let mut stream = self.trials().get_trial_metrics(request).await.unwrap().into_inner();
         let mut curve = Vec::new();
         while let Some(response) = stream.message().await.unwrap() {

@@ -156,6 +156,8 @@ async fn points_sent_twice_count_once() {
     agent.points(&assign, &[(1, 3.0), (2, 2.0)]).await;
     agent.points(&assign, &[(1, 3.0), (2, 2.0), (3, 1.0)]).await;
     assert_eq!(fixture.curve(&assign.trial_id).await, [(1, 3.0), (2, 2.0), (3, 1.0)]);
+    assert_eq!(fixture.curve_from(&assign.trial_id, 2).await, [(2, 2.0), (3, 1.0)]);
+    assert_eq!(fixture.curve_from(&assign.trial_id, 4).await, []);
     assert_eq!(fixture.trial(&assign.trial_id).await.step, 3);
     // The end, said twice, is acknowledged twice; so is what came before it.
     agent.finish(&assign, Ending::Completed, Some(1.0)).await;

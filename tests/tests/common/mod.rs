@@ -64,7 +64,7 @@ pub async fn results(endpoint: &str, sweep_id: &str) -> BTreeMap<String, Trial> 
     let request = v1::ListTrialsRequest { sweep_id: sweep_id.into(), ..v1::ListTrialsRequest::default() };
     let mut results = BTreeMap::new();
     for trial in client.list_trials(request).await.unwrap().into_inner().trials {
-        let request = v1::GetTrialMetricsRequest { trial_id: trial.id.clone() };
+        let request = v1::GetTrialMetricsRequest { trial_id: trial.id.clone(), first_step: 0 };
         let mut answers = client.get_trial_metrics(request).await.unwrap().into_inner();
         let mut losses = Vec::new();
         while let Some(answer) = answers.message().await.unwrap() {

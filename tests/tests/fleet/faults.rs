@@ -233,7 +233,7 @@ async fn times(endpoint: &str, sweep_id: &str) -> Vec<f64> {
     let mut client = TrialServiceClient::connect(endpoint.to_string()).await.unwrap();
     let mut times = Vec::new();
     for trial_id in attempts(endpoint, sweep_id).await.into_keys() {
-        let request = v1::GetTrialMetricsRequest { trial_id };
+        let request = v1::GetTrialMetricsRequest { trial_id, first_step: 0 };
         let mut answers = client.get_trial_metrics(request).await.unwrap().into_inner();
         while let Some(answer) = answers.message().await.unwrap() {
             let at = answer.points.into_iter().filter_map(|point| point.time);

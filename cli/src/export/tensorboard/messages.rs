@@ -13,7 +13,7 @@ pub(super) struct Event {
     pub(super) wall_time: f64,
     #[prost(int64, tag = "2")]
     pub(super) step: i64,
-    #[prost(oneof = "What", tags = "3, 5")]
+    #[prost(oneof = "What", tags = "3, 5, 7")]
     pub(super) what: Option<What>,
 }
 
@@ -23,6 +23,20 @@ pub(super) enum What {
     FileVersion(String),
     #[prost(message, tag = "5")]
     Summary(Summary),
+    #[prost(message, tag = "7")]
+    SessionLog(SessionLog),
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct SessionLog {
+    #[prost(enumeration = "SessionStatus", tag = "1")]
+    pub(super) status: i32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Enumeration)]
+pub(super) enum SessionStatus {
+    Unspecified = 0,
+    Start = 1,
 }
 
 #[derive(Clone, PartialEq, Message)]
