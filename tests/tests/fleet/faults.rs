@@ -6,6 +6,7 @@ use proto::v1;
 use proto::v1::fleet_service_client::FleetServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
 use proto::v1::trial_service_client::TrialServiceClient;
+use proto::v1::{agent_service_server, sweep_service_server};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -14,6 +15,10 @@ use tests::http::{free_address, get};
 use tests::proxy::Proxy;
 use tokio::time::Instant;
 use tonic::Code;
+use tonic::transport::Endpoint;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 /// Seconds without a sign of life after which a trial goes elsewhere.
 const LEASE: &str = "3";
@@ -88,14 +93,64 @@ async fn nodes_of_etcd_are_lost_one_after_the_other() {
     let refused = soon("a refusal", submit_as(&endpoint, 6)).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
     coordinator.says("standing by");
-    // Nobody reads what may be stale.
-    SweepServiceClient::connect(endpoint.clone()).await.unwrap_err();
-    fleet.etcd[0].signal("CONT");
     assert_eq!(coordinator.says("listening on "), endpoint);
+    // Nobody reads what may be stale.
+    let said = soon("the reason", without_majority(&endpoint)).await;
+    assert!(said.contains(&fleet.endpoints), "{said}");
+    fleet.etcd[0].signal("CONT");
     coordinator.says("leading");
     soon("the sweep", until(&endpoint, &sweep, u64::MAX)).await;
     assert_eq!(results(&endpoint, &sweep).await, undisturbed, "nobody made a step again");
     assert_eq!(whole(6).await, undisturbed);
+    assert!(coordinator.terminate());
+}
+
+/// What a list of sweeps is refused with, as soon as it says so.
+async fn without_majority(endpoint: &str) -> String {
+    loop {
+        let mut client = SweepServiceClient::connect(endpoint.to_string()).await.unwrap();
+        let refused = client.list_sweeps(v1::ListSweepsRequest::default()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+        if refused.message().contains("has no majority") {
+            return refused.message().to_string();
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Without etcd's majority a coordinator listens all the same and says what is missing; it leads once that is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_that_starts_without_etcds_majority_says_so() {
+    let Some(fleet) = Fleet::of_three_nodes() else { return };
+    let stopped = &fleet.etcd[..2];
+    stopped.iter().for_each(|node| node.signal("STOP"));
+    let http = free_address();
+    let mut coordinator = fleet.coordinator_with(&["--election-ttl", "8", "--http", &http]);
+    let endpoint = coordinator.says("listening on ");
+    let said = soon("the reason", without_majority(&endpoint)).await;
+    assert!(said.contains(&fleet.endpoints), "{said}");
+    let refused = submit_as(&endpoint, 1).await.unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Code::Unavailable, said.as_str()));
+    let (status, why) = get(&http, "/readyz");
+    assert!(status == 503 && why.contains("has no majority"), "{status} {why}");
+    let health = async |service: &str| {
+        let channel = Endpoint::from_shared(endpoint.clone()).unwrap().connect().await.unwrap();
+        let mut client = HealthClient::new(channel);
+        let request = HealthCheckRequest { service: service.into() };
+        client.check(request).await.unwrap().into_inner().status()
+    };
+    let services = ["", sweep_service_server::SERVICE_NAME, agent_service_server::SERVICE_NAME];
+    for service in services {
+        assert_eq!(health(service).await, ServingStatus::NotServing, "{service}");
+    }
+
+    stopped.iter().for_each(|node| node.signal("CONT"));
+    coordinator.says("leading");
+    for service in services {
+        assert_eq!(health(service).await, ServingStatus::Serving, "{service}");
+    }
+    assert_eq!(get(&http, "/readyz"), (200, "ready\n".into()));
+    submit_as(&endpoint, 1).await.unwrap();
     assert!(coordinator.terminate());
 }
 
