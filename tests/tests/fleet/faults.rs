@@ -1,7 +1,7 @@
 //! Faults of what is between the programs of a fleet: nodes of etcd, ways that are cut, coordinators that stay away.
 
 use crate::common::{Trial, results, submit, submit_as, until};
-use crate::{ELECTION_TTL, Fleet, attempts, soon, there};
+use crate::{ELECTION_TTL, Fleet, attempts, now, placed_again, seconds, soon, there};
 use proto::v1;
 use proto::v1::fleet_service_client::FleetServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
@@ -13,7 +13,6 @@ use std::time::Duration;
 use tests::etcd::Etcd;
 use tests::http::{free_address, get};
 use tests::proxy::Proxy;
-use tokio::time::Instant;
 use tonic::Code;
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
@@ -201,8 +200,8 @@ async fn an_agent_is_cut_from_its_coordinator_and_not_from_etcd() {
 
     let sweep = submit_as(&endpoint, 2).await.unwrap();
     soon("training", until(&endpoint, &sweep, 10)).await;
+    let silent_at = now();
     way.cut(true);
-    let since = Instant::now();
     // It trains on meanwhile, with nobody to tell.
     let other = fleet.agent_of("other", &["--coordinator", &endpoint]);
     let placed = async {
@@ -211,7 +210,7 @@ async fn an_agent_is_cut_from_its_coordinator_and_not_from_etcd() {
         }
     };
     soon("the trials to be placed again", placed).await;
-    println!("placed again {:.1} s after the cut, of a lease of {LEASE} s", since.elapsed().as_secs_f64());
+    placed_again(&endpoint, &sweep, silent_at, LEASE).await;
     let alone = soon("the agent to be missed", agent(&endpoint, &first.id, |agent| !agent.connected)).await;
     assert!(alone.registered, "its machine lives, and etcd knows it: {alone:?}");
     way.cut(false);
@@ -277,12 +276,6 @@ async fn all_coordinators_are_away() {
     }
 }
 
-/// The hour in seconds.
-fn now() -> f64 {
-    use domain::Clock;
-    domain::SystemClock::new().now().0 as f64 / 1e3
-}
-
 /// When each point of a sweep's trials was made.
 async fn times(endpoint: &str, sweep_id: &str) -> Vec<f64> {
     let mut client = TrialServiceClient::connect(endpoint.to_string()).await.unwrap();
@@ -292,7 +285,7 @@ async fn times(endpoint: &str, sweep_id: &str) -> Vec<f64> {
         let mut answers = client.get_trial_metrics(request).await.unwrap().into_inner();
         while let Some(answer) = answers.message().await.unwrap() {
             let at = answer.points.into_iter().filter_map(|point| point.time);
-            times.extend(at.map(|at| at.seconds as f64 + f64::from(at.nanos) / 1e9));
+            times.extend(at.map(|at| seconds(at.seconds, at.nanos)));
         }
     }
     times
