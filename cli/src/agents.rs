@@ -105,7 +105,8 @@ fn show(agent: &v1::Agent, output: &OutputArgs) -> Result<(), Failure> {
 }
 
 /// All agents, page after page.
-async fn list(connection: &Connection) -> Result<Vec<v1::Agent>, Failure> {
+/// Every agent that the server knows.
+pub(crate) async fn list(connection: &Connection) -> Result<Vec<v1::Agent>, Failure> {
     let mut agents = Vec::new();
     let mut request = v1::ListAgentsRequest { page_size: 1000, page_token: String::new() };
     loop {
@@ -155,6 +156,7 @@ fn document(agent: &v1::Agent) -> Value {
         "registered": agent.registered,
         "last_seen": crate::view::wire_time(agent.last_seen),
         "drained": agent.drained,
+        "understands": agent.understands,
         "trials": agent.trial_ids,
         "first_trial_seconds": agent.first_trial_seconds,
         "first_step_seconds": agent.first_step_seconds,

@@ -18,6 +18,8 @@ pub(crate) struct Board {
     pub(crate) trials: BTreeMap<u32, Trial>,
     /// Unfinished sweeps that were submitted before: their trials get the devices first.
     older: Vec<String>,
+    /// What no agent has that is there, if there is one.
+    lacks: Option<&'static str>,
     spec: Option<SweepSpec>,
     latest: BTreeMap<u32, Latest>,
     /// The step at which each trial was first seen.
@@ -74,9 +76,9 @@ pub(crate) enum Change {
 }
 
 impl Board {
-    /// An empty board of a sweep behind `older` ones.
-    pub(crate) fn new(older: Vec<String>) -> Self {
-        Self { older, ..Self::default() }
+    /// An empty board of a sweep behind `older` ones, to which the agents that are there lack something.
+    pub(crate) fn new(older: Vec<String>, lacks: Option<&'static str>) -> Self {
+        Self { older, lacks, ..Self::default() }
     }
 
     /// Takes a message in that came `now` seconds after the watch began.
@@ -178,8 +180,11 @@ impl Board {
         }
         if self.is_paused() {
             parts.push("paused".into());
-        } else if self.training_since.is_none() && !self.is_over() && !self.older.is_empty() {
-            parts.push(format!("waits behind {}", self.older.join(", ")));
+        } else if self.training_since.is_none() && !self.is_over() {
+            parts.extend(self.lacks.map(|what| format!("waits for {what}")));
+            if !self.older.is_empty() {
+                parts.push(format!("waits behind {}", self.older.join(", ")));
+            }
         }
         parts.push(format!("{} elapsed", output::duration(elapsed_seconds)));
         parts.extend(
@@ -483,11 +488,19 @@ mod tests {
 
     #[test]
     fn a_sweep_that_waits_says_for_what() {
-        let mut board = Board::new(vec!["older-1a2b".into()]);
-        board.apply(sweep("asha", 12, None), 0.0).unwrap();
-        board.apply(trial(1, TrialState::Queued, 0), 0.0).unwrap();
-        assert_eq!(board.sweep_line(9.0), "0/12 trials over · waits behind older-1a2b · 9 s elapsed");
-        board.apply(trial(1, TrialState::Running, 0), 9.0).unwrap();
-        assert_eq!(board.sweep_line(10.0), "0/12 trials over · 10 s elapsed");
+        let older = || vec!["older-1a2b".into()];
+        for (older, lacks, want) in [
+            (older(), None, "waits behind older-1a2b · "),
+            (vec![], Some("a newer agent"), "waits for a newer agent · "),
+            (older(), Some("a newer agent"), "waits for a newer agent · waits behind older-1a2b · "),
+            (vec![], None, ""),
+        ] {
+            let mut board = Board::new(older, lacks);
+            board.apply(sweep("asha", 12, None), 0.0).unwrap();
+            board.apply(trial(1, TrialState::Queued, 0), 0.0).unwrap();
+            assert_eq!(board.sweep_line(9.0), format!("0/12 trials over · {want}9 s elapsed"));
+            board.apply(trial(1, TrialState::Running, 0), 9.0).unwrap();
+            assert_eq!(board.sweep_line(10.0), "0/12 trials over · 10 s elapsed");
+        }
     }
 }

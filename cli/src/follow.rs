@@ -4,7 +4,8 @@ use crate::board::{Board, Change};
 use crate::client::{Connection, ServerArgs};
 use crate::output::say;
 use crate::progress::Progress;
-use crate::{Failure, sweeps};
+use crate::{Failure, agents, sweeps};
+use domain::fleet::Feature;
 use proto::v1;
 use std::time::Duration;
 use tonic::{Code, Status};
@@ -101,7 +102,8 @@ impl Follow<'_> {
         connection: &Connection,
         listener: &mut impl Listener,
     ) -> Result<Followed, Failure> {
-        let mut board = Board::new(older(connection, self.sweep).await?);
+        let lacks = lacks(connection, self.sweep).await?;
+        let mut board = Board::new(older(connection, self.sweep).await?, lacks);
         let mut progress = Progress::new(self.quiet);
         let mut replaced: Option<Connection> = None;
         loop {
@@ -181,6 +183,19 @@ async fn older(connection: &Connection, sweep_id: &str) -> Result<Vec<String>, F
     let running = sweeps::list(connection, vec![v1::SweepState::Running]).await?;
     // Newest first.
     Ok(running.into_iter().map(|s| s.id).skip_while(|id| id != sweep_id).skip(1).collect())
+}
+
+/// What a sweep needs and none of the agents has that are there: nothing goes to one that would leave its evaluations out.
+async fn lacks(connection: &Connection, sweep_id: &str) -> Result<Option<&'static str>, Failure> {
+    let spec = sweeps::get(connection, sweep_id).await?.spec.unwrap_or_default();
+    if !spec.fields.contains_key("evaluations") {
+        return Ok(None);
+    }
+    let mut agents = agents::list(connection).await?;
+    agents.retain(|agent| agent.connected);
+    let evaluates = |agent: &v1::Agent| Feature::known(&agent.understands).contains(&Feature::Evaluations);
+    let lacks = !agents.is_empty() && !agents.iter().any(evaluates);
+    Ok(lacks.then_some("an agent of a version that asks evaluations, as none that is there does"))
 }
 
 /// A time on the command line: `10m`, `1h30m`, `90s` or seconds.

@@ -103,7 +103,8 @@ impl CoordinatorError {
     /// Whether the disk, or what is in its place, refused: trying again may be right.
     pub fn is_storage(&self) -> bool {
         match self {
-            Self::Trouble(_) | Self::Registry(RegistryError::Storage(_)) => true,
+            Self::Trouble(_) => true,
+            Self::Registry(error) => error.is_storage(),
             Self::Artifact(ArtifactError::Store { .. }) | Self::Blob(BlobError::Store { .. }) => true,
             Self::History(error) => error.is_storage(),
             _ => false,

@@ -10,7 +10,7 @@ use crate::history::History;
 use crate::place::Place;
 use crate::store::Store;
 use crate::web::Beside;
-use crate::{Health, Incoming, Options, Server};
+use crate::{Health, Incoming, Options, Role, Server, grpc};
 use actor::Scope;
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
@@ -21,10 +21,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::Response;
 use tonic::transport::Server as Transport;
+use tonic::{Code, Status};
+use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{Health as Reports, HealthServer};
 use tower::util::MapResponseLayer;
 
 /// The pause between two looks at who leads, and between two tries to take the directory.
@@ -66,12 +68,14 @@ async fn started(options: Options, fleet: Fleet, scope: Scope, told: Told<'_>) -
     let (listener, address) = crate::bind(options.listen).await?;
     let failed = |source| CoordinatorError::Listen { address, source };
     let listener = listener.into_std().map_err(failed)?;
-    let mut server = Server { address, local: None, health: Health::default() };
-    told(&server);
     let standby = scope.child();
+    let known = look(fleet.leadership.clone(), &standby);
+    let mut server = Server { address, local: None, health: Health(Role::StandsBy(known.clone())) };
+    told(&server);
     let waiting = TcpListener::from_std(listener.try_clone().map_err(failed)?).map_err(failed)?;
     let tls = options.access.tls.clone();
-    stand_by(security::incoming(waiting, tls.clone()).boxed(), fleet.leadership.clone(), &standby);
+    let health = grpc::health(ServingStatus::NotServing).await;
+    stand_by(security::incoming(waiting, tls.clone()).boxed(), health, known, &standby);
 
     let advertise = fleet.advertise.unwrap_or_else(|| options.access.url(address));
     let led = tokio::select! {
@@ -117,17 +121,31 @@ async fn take(dir: &Path) -> Result<DirectoryLock> {
     }
 }
 
-/// Answers every call with who leads, until the scope is cancelled.
-fn stand_by(incoming: Incoming, leadership: Arc<dyn Leadership>, scope: &Scope) {
-    let (leader, known) = watch::channel(None);
+/// Who leads, if one does, or why that is not known: as a coordinator that stands by last heard it.
+pub(crate) type Known = watch::Receiver<std::result::Result<Option<String>, String>>;
+
+/// What a coordinator that stands by answers.
+pub(crate) fn refusal(known: &Known) -> Status {
+    RpcError::Standby(known.borrow().clone()).into()
+}
+
+/// Looks who leads, until the scope is cancelled.
+fn look(leadership: Arc<dyn Leadership>, scope: &Scope) -> Known {
+    let (leader, known) = watch::channel(Err("nobody has said so yet".into()));
     let stop = scope.clone();
     scope.spawn("leader watch", async move {
         let look = async {
+            let mut answered = true;
             loop {
-                match leadership.leader().await {
-                    Ok(found) => drop(leader.send_replace(found)),
-                    Err(error) => tracing::warn!(%error, "it is not known who leads"),
+                let found = leadership.leader().await;
+                if let Err(error) = &found
+                    && answered
+                {
+                    tracing::warn!(%error, "it is not known who leads");
                 }
+                answered = found.is_ok();
+                // Nobody reads what may be old: while nobody says who leads, the last answer is forgotten.
+                drop(leader.send_replace(found.map_err(|error| error.to_string())));
                 tokio::time::sleep(PAUSE).await;
             }
         };
@@ -136,16 +154,24 @@ fn stand_by(incoming: Incoming, leadership: Arc<dyn Leadership>, scope: &Scope) 
             () = stop.cancelled() => {}
         }
     });
+    known
+}
+
+/// Answers every call but those after its health with who leads, until the scope is cancelled.
+fn stand_by(incoming: Incoming, health: HealthServer<impl Reports>, known: Known, scope: &Scope) {
     let stop = scope.clone();
     scope.spawn("standby server", async move {
-        let say = move || Status::from(RpcError::Standby(known.borrow().clone()));
+        let say = move || refusal(&known);
         let refuse = say.clone();
-        // Whatever is called: the answer does not depend on it.
-        let (_, health) = tonic_health::server::health_reporter();
+        // There is no other service.
+        let refused = move |answer: Response<Body>| match Status::from_header_map(answer.headers()) {
+            Some(status) if status.code() == Code::Unimplemented => refuse().into_http(),
+            _ => answer,
+        };
         let server = Transport::builder()
             .accept_http1(true)
             .layer(Beside::instead(say))
-            .layer(MapResponseLayer::new(move |_: Response<Body>| refuse().into_http::<Body>()))
+            .layer(MapResponseLayer::new(refused))
             .add_service(health);
         tokio::select! {
             served = server.serve_with_incoming(incoming) => {

@@ -97,12 +97,20 @@ pub struct Server {
 }
 
 /// Whether a coordinator can do its work.
-#[derive(Clone, Default)]
-pub struct Health(Option<(Store, Trouble, Place)>);
+#[derive(Clone)]
+pub struct Health(Role);
+
+/// What a coordinator is, with what says whether it can be that.
+#[derive(Clone)]
+enum Role {
+    Leads(Store, Trouble, Place),
+    StandsBy(fleet::Known),
+}
 
 impl std::fmt::Debug for Health {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Health").field("leads", &self.0.is_some()).finish_non_exhaustive()
+        let leads = matches!(self.0, Role::Leads(..));
+        f.debug_struct("Health").field("leads", &leads).finish_non_exhaustive()
     }
 }
 
@@ -112,11 +120,13 @@ impl Health {
     /// # Errors
     /// What it cannot do, for people.
     pub async fn check(&self) -> std::result::Result<(), String> {
-        let Some((store, trouble, place)) = &self.0 else {
-            return Err("another coordinator leads".into());
-        };
-        store.drained().await.map_err(|error| format!("the state cannot be read: {error}"))?;
-        place.look(trouble).await.map_or(Ok(()), Err)
+        match &self.0 {
+            Role::StandsBy(known) => Err(fleet::refusal(known).message().to_string()),
+            Role::Leads(store, trouble, place) => {
+                store.drained().await.map_err(|error| format!("the state cannot be read: {error}"))?;
+                place.look(trouble).await.map_or(Ok(()), Err)
+            }
+        }
     }
 }
 
@@ -175,7 +185,7 @@ async fn serve(
     let kept = Kept::open(store.clone(), &place, &scope).await?;
     let (artifacts, terms) = (kept.artifacts.clone(), Terms { heartbeat, lease });
     let desk = go_on(kept, clock.clone(), terms, &scope).await?;
-    let health = Health(Some((store, desk.trouble.clone(), place.clone())));
+    let health = Health(Role::Leads(store, desk.trouble.clone(), place.clone()));
     let blobs = Blobs::on(artifacts.store());
     let services =
         Services { desk, artifacts, blobs, clock, access, place, leadership, scope: scope.clone() };

@@ -212,12 +212,13 @@ async fn in_fleet(mut options: Options, args: &FleetArgs, ready: &Readiness) -> 
         let (scope, in_etcd) = (actor::Scope::new(), actor::Scope::new());
         let mut address = options.listen;
         let told = |server: &Server| {
+            ready.look(look_at(server.health.clone()));
             announce(listening(&options.access, server));
             address = server.address;
         };
         let leadership = async {
-            let registry = Arc::new(EtcdRegistry::connect(&etcd, &in_etcd).await?);
-            connected = true;
+            // An etcd that is not there is waited for: whoever asks meanwhile is told.
+            let registry = Arc::new(EtcdRegistry::open(&etcd, &in_etcd)?);
             let fleet = Fleet {
                 registry: registry.clone(),
                 leadership: Arc::new(registry.members()),
@@ -227,12 +228,18 @@ async fn in_fleet(mut options: Options, args: &FleetArgs, ready: &Readiness) -> 
             // A leader that is replaced while it takes up its work must not go on with it.
             let started = fleet::start(options.clone(), fleet, scope.clone(), Box::new(told));
             let server = tokio::select! {
-                server = started => server?,
-                () = registry.lost() => return Ok(()),
+                server = started => server,
+                () = registry.lost() => {
+                    in_etcd.cancel();
+                    return Ok(());
+                }
             };
-            ready.look(look_at(server.health));
+            connected |= registry.has_answered();
+            ready.look(look_at(server?.health));
             announce("leading");
             registry.lost().await;
+            // What still waits to be written cannot be written any more, and etcd may be the one that does not answer.
+            in_etcd.cancel();
             Ok::<_, CoordinatorError>(())
         };
         let ended = tokio::select! {
@@ -241,7 +248,7 @@ async fn in_fleet(mut options: Options, args: &FleetArgs, ready: &Readiness) -> 
             // It says why, and is no leader any more.
             () = scope.cancelled() => Some(Ok(())),
         };
-        ready.not_now("another coordinator leads, or none");
+        ready.not_now("it leads no more");
         scope.finish(STOP_LIMIT).await;
         in_etcd.finish(STOP_LIMIT).await;
         match ended {

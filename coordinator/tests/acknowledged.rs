@@ -108,6 +108,7 @@ fn stream(desk: &Desk, scope: &Scope, holdings: Vec<Holding>) -> (mpsc::Sender<F
         hostname: "h".into(),
         devices: vec![device],
         labels: BTreeMap::new(),
+        understands: Default::default(),
     };
     says.try_send(FromAgent::Hello(agent, holdings)).unwrap();
     let incoming = ReceiverStream::new(said).map(Ok);

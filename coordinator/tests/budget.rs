@@ -145,7 +145,8 @@ fn agent(number: usize, pack: u32) -> Agent {
         simulated_speed: None,
     };
     let id = AgentId::new(format!("agent-{number}"));
-    Agent { id, version: "0".into(), hostname: "h".into(), devices: vec![device], labels: BTreeMap::new() }
+    let (labels, understands) = (BTreeMap::new(), Default::default());
+    Agent { id, version: "0".into(), hostname: "h".into(), devices: vec![device], labels, understands }
 }
 
 /// Makes a step of every trial each [`STEP`], until `scope` ends.

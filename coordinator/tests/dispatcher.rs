@@ -6,7 +6,7 @@ use actor::Scope;
 use coordinator::actors::dispatcher::{Dispatcher, Expected, Grant, Request, SessionId, Terms};
 use coordinator::actors::message::{Outbox, Outgoing, StopReason, ToAgent};
 use coordinator::placement::Waiting;
-use domain::fleet::{Agent, Beginning, Device, Holding};
+use domain::fleet::{Agent, Beginning, Device, Feature, Holding};
 use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -75,6 +75,16 @@ struct FakeAgent {
 
 impl FakeAgent {
     async fn connect(bench: &Bench, id: &str, holdings: Vec<Holding>) -> Self {
+        Self::connect_as(bench, id, holdings, Feature::OF_AGENTS.into()).await
+    }
+
+    /// One of a version that understands this.
+    async fn connect_as(
+        bench: &Bench,
+        id: &str,
+        holdings: Vec<Holding>,
+        understands: BTreeSet<Feature>,
+    ) -> Self {
         let device = Device {
             id: DeviceId::new("cpu"),
             accelerator: "CPU".into(),
@@ -90,6 +100,7 @@ impl FakeAgent {
             hostname: "h".into(),
             devices: vec![device],
             labels: BTreeMap::new(),
+            understands,
         };
         let (outbox, told) = Outbox::new();
         let session = bench.dispatcher.connect(agent, holdings, outbox).await.unwrap();
@@ -151,6 +162,17 @@ async fn the_oldest_goes_first_and_a_withdrawn_request_is_passed_by() {
     let _youngest = youngest.await.unwrap();
     assert_eq!(bench.held().await, [("one".to_string(), vec![1, 4])]);
     assert!(!elsewhere.is_terminated(), "it waits for an accelerator that nobody has");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_to_be_evaluated_waits_for_an_agent_of_a_version_that_does_that() {
+    let bench = bench();
+    let _old = FakeAgent::connect_as(&bench, "old", vec![], BTreeSet::new()).await;
+    let _evaluated = bench.enqueue(1, 1, Waiting { evaluated: true, ..on("CPU") }).await;
+    let _plain = bench.enqueue(2, 2, on("CPU")).await;
+    assert_eq!(bench.held().await, [("old".to_string(), vec![2])]);
+    let _new = FakeAgent::connect(&bench, "new", vec![]).await;
+    assert_eq!(bench.held().await, [("new".to_string(), vec![1]), ("old".to_string(), vec![2])]);
 }
 
 #[tokio::test(start_paused = true)]

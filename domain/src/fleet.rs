@@ -2,7 +2,7 @@
 
 use crate::{AgentId, Attempt, DeviceId, TrialId};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 /// What the id of an agent begins with whose devices are simulated.
@@ -52,6 +52,43 @@ pub struct Agent {
     /// What whoever started it says of it: `zone`, `spot`, ….
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// What it understands beyond what every version does.
+    #[serde(default)]
+    pub understands: BTreeSet<Feature>,
+}
+
+/// Something that agents and coordinators say to each other and that those of an earlier version do not understand. Each side
+/// says what it does, and is told nothing else. docs/fleet.md says how one is added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Feature {
+    /// To a coordinator: lines for a trial's log.
+    Notes,
+    /// To an agent: the tasks that a sweep asks of its trials.
+    Evaluations,
+}
+
+impl Feature {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Notes, Self::Evaluations];
+    /// What a coordinator of this version understands.
+    pub const OF_COORDINATORS: [Self; 1] = [Self::Notes];
+    /// What an agent of this version understands.
+    pub const OF_AGENTS: [Self; 1] = [Self::Evaluations];
+
+    /// Its name where it is said.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Notes => "notes",
+            Self::Evaluations => "evaluations",
+        }
+    }
+
+    /// Those of these names that this version knows too; what else a later version understands is no matter.
+    pub fn known<'a>(names: impl IntoIterator<Item = &'a String>) -> BTreeSet<Self> {
+        let named = |name: &String| Self::ALL.into_iter().find(|feature| feature.as_str() == name);
+        names.into_iter().filter_map(named).collect()
+    }
 }
 
 /// How long an agent took from when it joined.
@@ -72,4 +109,21 @@ pub struct Holding {
     pub attempt: Attempt,
     /// Finished steps.
     pub step: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_understood_is_said_by_name() {
+        let names: Vec<_> = Feature::ALL.iter().map(|feature| feature.as_str().to_string()).collect();
+        let later = ["Notes".to_string(), "of_a_later_version".into()];
+        assert_eq!(Feature::known(names.iter().chain(&later)), Feature::ALL.into());
+        for feature in Feature::ALL {
+            assert_eq!(serde_json::to_value(feature).unwrap(), feature.as_str());
+            let said = Feature::OF_AGENTS.contains(&feature) || Feature::OF_COORDINATORS.contains(&feature);
+            assert!(said, "{feature:?} is understood by somebody");
+        }
+    }
 }

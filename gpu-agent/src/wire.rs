@@ -3,12 +3,13 @@
 use crate::actors::device::{Assign, Status};
 use crate::engine::{Ending, Happening, How};
 use crate::{Assignment, DeviceOptions};
-use domain::fleet::Beginning;
+use domain::fleet::{Beginning, Feature};
 use domain::metric::MetricPoint;
 use domain::trial::{Digests, Failure, Note, TrialSummary};
 use domain::{Attempt, DeviceId, TrialId};
 use proto::convert::{self, ConvertError};
 use proto::v1;
+use std::collections::BTreeSet;
 use v1::session_request::Message as Request;
 use v1::trial_event::Event;
 
@@ -81,6 +82,22 @@ impl Saying {
             sequence,
             event: Some(event),
         }))
+    }
+}
+
+/// A message as a coordinator that understands so much is told it. A note that it would not understand becomes a batch of no
+/// points, which every version takes and acknowledges under the same number: what comes after it must not wait.
+pub fn understandable(message: v1::SessionRequest, by: &BTreeSet<Feature>) -> v1::SessionRequest {
+    match message.message {
+        Some(Request::Event(v1::TrialEvent {
+            trial_id,
+            attempt,
+            sequence,
+            event: Some(Event::Noted(_)),
+        })) if !by.contains(&Feature::Notes) => {
+            request(Request::Metrics(v1::MetricBatch { trial_id, attempt, sequence, points: Vec::new() }))
+        }
+        _ => message,
     }
 }
 

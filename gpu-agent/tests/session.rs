@@ -421,6 +421,25 @@ async fn uploads_are_tried_again_and_the_last_word_waits_for_them() {
 }
 
 #[tokio::test]
+async fn a_coordinator_of_an_earlier_version_is_told_nothing_that_ends_its_stream() {
+    let mut stage = Stage::set().await;
+    let trial = Assignment::new("sweep/1", 1);
+    stage.coordinator.shelf.lock().unwrap().refusals.push_back(Code::Unavailable);
+    let (mut connection, hello) = stage.coordinator.accept().await;
+    assert_eq!(hello.agent.unwrap().understands, ["evaluations"]);
+    connection.welcome_as(Vec::new(), &[]).await;
+    connection.assign(&trial, &config(3)).await;
+    // Every number comes, the note's too, and is acknowledged.
+    let mut heard = Heard::default();
+    connection.hear_out(&trial, &mut heard).await;
+    assert_eq!(heard.ending(), "completed");
+    assert_eq!(stage.coordinator.uploaded_steps(&trial), vec![3], "after a failure that would be noted");
+    assert_eq!(heard.notes, []);
+    connection.until_held(&[]).await;
+    stage.end();
+}
+
+#[tokio::test]
 async fn a_trial_goes_on_from_its_checkpoint() {
     let mut stage = Stage::set().await;
     let mut connection = stage.coordinator.welcome().await;

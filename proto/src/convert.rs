@@ -3,6 +3,8 @@
 
 pub mod data;
 mod fleet;
+
+pub use fleet::understood;
 mod scores;
 
 use crate::limits::{self, cut};

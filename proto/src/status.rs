@@ -35,8 +35,8 @@ pub enum RpcError {
     Unavailable(String),
     /// The disk of the server is full or fails; try again later.
     Storage(String),
-    /// Another coordinator leads; ask that one: its address, where it is known.
-    Standby(Option<String>),
+    /// This coordinator does not lead. Ask the one that does, by its address, if one does; or why that is not known.
+    Standby(Result<Option<String>, String>),
     /// Nobody knows who calls.
     Unauthenticated(String),
     /// Who calls may not do this.
@@ -68,7 +68,7 @@ impl RpcError {
             Self::DataLoss(why) => Self::DataLoss(short(why)),
             Self::Unavailable(why) => Self::Unavailable(short(why)),
             Self::Storage(why) => Self::Storage(short(why)),
-            Self::Standby(leader) => Self::Standby(leader.map(short)),
+            Self::Standby(leader) => Self::Standby(leader.map(|leader| leader.map(short)).map_err(short)),
             Self::Unauthenticated(why) => Self::Unauthenticated(short(why)),
             Self::Denied(why) => Self::Denied(short(why)),
             Self::Exhausted { client, why, retry } => {
@@ -134,9 +134,13 @@ impl From<RpcError> for Status {
             RpcError::Standby(leader) => {
                 let mut details = ErrorDetails::new();
                 let known: std::collections::HashMap<_, _> =
-                    leader.iter().map(|address| (LEADER.to_string(), address.clone())).collect();
+                    leader.iter().flatten().map(|address| (LEADER.to_string(), address.clone())).collect();
                 details.set_error_info(STANDBY_REASON, ERROR_DOMAIN, known);
-                let who = leader.map_or("nobody leads now".into(), |address| format!("{address} leads"));
+                let who = match leader {
+                    Ok(Some(address)) => format!("{address} leads"),
+                    Ok(None) => "nobody leads now".into(),
+                    Err(why) => format!("it is not known who leads: {why}"),
+                };
                 Status::with_error_details(
                     Code::Unavailable,
                     format!("this coordinator stands by; {who}"),
@@ -210,6 +214,8 @@ mod tests {
             (RpcError::DataLoss("sha256".into()), Code::DataLoss),
             (RpcError::Unavailable("later".into()), Code::Unavailable),
             (RpcError::Storage("disk".into()), Code::Unavailable),
+            (RpcError::Standby(Ok(Some("http://c1:7401".into()))), Code::Unavailable),
+            (RpcError::Standby(Err("etcd has no majority".into())), Code::Unavailable),
             (RpcError::Unauthenticated("who".into()), Code::Unauthenticated),
             (RpcError::Denied("no".into()), Code::PermissionDenied),
             (
@@ -224,6 +230,21 @@ mod tests {
         }
         let details = Status::from(invalid).get_error_details();
         assert_eq!(details.bad_request().unwrap().field_violations[0].field, "spec.lora_rank");
+    }
+
+    #[test]
+    fn who_stands_by_says_who_leads_or_why_that_is_not_known() {
+        for (leader, says, address) in [
+            (Ok(Some("http://c1:7401")), "http://c1:7401 leads", Some("http://c1:7401")),
+            (Ok(None), "nobody leads now", None),
+            (Err("etcd has no majority"), "it is not known who leads: etcd has no majority", None),
+        ] {
+            let leader = leader.map(|leader| leader.map(String::from)).map_err(String::from);
+            let status = Status::from(RpcError::Standby(leader));
+            assert_eq!(status.message(), format!("this coordinator stands by; {says}"));
+            let info = status.get_error_details().error_info().cloned().unwrap();
+            assert_eq!(info.metadata.get(LEADER).map(String::as_str), address);
+        }
     }
 
     #[test]

@@ -91,6 +91,17 @@ pub enum RegistryError {
     /// known whether the batch will be there when the store is opened again.
     #[error("{0}")]
     Storage(String),
+    /// The store answers nobody now, and may later: etcd without a majority, or out of reach. Of a commit that was under way
+    /// as with `Storage`.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl RegistryError {
+    /// Whether the store refused, so that trying again may be right.
+    pub fn is_storage(&self) -> bool {
+        matches!(self, Self::Storage(_) | Self::Unavailable(_))
+    }
 }
 
 /// What to do about a file that cannot be written.

@@ -318,7 +318,8 @@ mod in_etcd {
             node.signal("STOP");
         }
         let refusal = soon("an answer", registry.commit(fence, Vec::new())).await.unwrap_err();
-        assert!(matches!(refusal, RegistryError::Storage(_)), "{refusal}");
+        assert!(matches!(refusal, RegistryError::Unavailable(_)), "{refusal}");
+        assert!(refusal.to_string().contains(&format!("{} has no majority", alone.endpoint)), "{refusal}");
         for node in [second, third] {
             node.signal("CONT");
         }

@@ -84,14 +84,31 @@ impl Etcd {
     ///
     /// # Panics
     /// It does not answer over plain HTTP.
-    #[allow(clippy::expect_used, reason = "a test fails by panicking")]
     pub fn leads(&self) -> bool {
+        self.metrics().lines().any(|line| line == "etcd_server_is_leader 1")
+    }
+
+    /// Calls of a method of its API that it has begun and not answered.
+    ///
+    /// # Panics
+    /// It does not answer over plain HTTP.
+    pub fn under_way(&self, method: &str) -> f64 {
+        let (metrics, method) = (self.metrics(), format!("grpc_method=\"{method}\""));
+        let count = |name: &str| {
+            let lines = metrics.lines().filter(|line| line.starts_with(name) && line.contains(&method));
+            lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum::<f64>()
+        };
+        count("grpc_server_started_total{") - count("grpc_server_handled_total{")
+    }
+
+    #[allow(clippy::expect_used, reason = "a test fails by panicking")]
+    fn metrics(&self) -> String {
         let address = self.endpoint.strip_prefix("http://").expect("it serves without TLS");
         let mut stream = TcpStream::connect(address).expect("it listens");
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").expect("it listens");
         let mut answer = String::new();
         stream.read_to_string(&mut answer).expect("it answers");
-        answer.lines().any(|line| line == "etcd_server_is_leader 1")
+        answer
     }
 
     /// Kills its process; [`Etcd::start_again`] has it back.

@@ -215,7 +215,7 @@ mod tests {
     fn what_may_pass() {
         for (status, want) in [
             (Status::unavailable("connection refused"), true),
-            (RpcError::Standby(None).into(), true),
+            (RpcError::Standby(Ok(None)).into(), true),
             (RpcError::Storage("full".into()).into(), false),
             (Status::unknown("h2 protocol error"), true),
             (Status::internal("broken pipe"), true),

@@ -6,7 +6,7 @@ use crate::actors::agent_session;
 use crate::actors::message::{
     Assignment, Ending, FromAgent, Numbered, Outbox, StopReason, ToAgent, TrialEvent,
 };
-use domain::fleet::Beginning;
+use domain::fleet::{Beginning, Feature};
 use domain::{Attempt, DeviceId, TrialId};
 use futures::StreamExt;
 use proto::convert::{self, ConvertError, required};
@@ -130,6 +130,7 @@ fn to_agent(message: ToAgent) -> v1::SessionResponse {
             heartbeat_seconds: heartbeat.as_secs_f64(),
             lease_seconds: lease.as_secs_f64(),
             drop: drop.into_iter().map(Into::into).collect(),
+            understands: convert::understood(Feature::OF_COORDINATORS),
         }),
         ToAgent::Assign(assignment) => Say::Assign(assign(*assignment)),
         ToAgent::Stop(trial, attempt, reason) => Say::Stop(v1::Stop {

@@ -95,6 +95,7 @@ fn wire(view: AgentView) -> v1::Agent {
         labels: view.agent.labels.into_iter().collect(),
         last_seen: Some(convert::timestamp(view.last_seen)),
         registered: false,
+        understands: convert::understood(view.agent.understands),
         trial_ids: view.trials.iter().map(ToString::to_string).collect(),
         first_trial_seconds: view.beginning.first_trial_seconds,
         first_step_seconds: view.beginning.first_step_seconds,

@@ -38,6 +38,7 @@ use tonic::body::Body;
 use tonic::codegen::http::Response;
 use tonic::transport::Server;
 use tonic_health::ServingStatus;
+use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_reflection::pb as reflection;
 use tower::util::MapResponseLayer;
 
@@ -90,10 +91,7 @@ pub async fn serve(
     incoming: crate::Incoming,
     has_page: bool,
 ) -> std::result::Result<(), ServeError> {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    for name in SERVED {
-        health.set_service_status(name, ServingStatus::Serving).await;
-    }
+    let health_service = health(ServingStatus::Serving).await;
     // Tools differ in which of the two versions of reflection they speak.
     let described = || {
         tonic_reflection::server::Builder::configure()
@@ -125,6 +123,15 @@ pub async fn serve(
         .serve_with_incoming_shutdown(incoming, async move { scope.cancelled().await })
         .await?;
     Ok(())
+}
+
+/// The health service of a coordinator whose services, and which itself, are all in one state.
+pub(crate) async fn health(all: ServingStatus) -> HealthServer<impl Health> {
+    let (reporter, service) = tonic_health::server::health_reporter();
+    for name in SERVED.into_iter().chain([""]) {
+        reporter.set_service_status(name, all).await;
+    }
+    service
 }
 
 /// An answer that is a refusal, with details if it has none: tonic refuses by itself what it cannot read.

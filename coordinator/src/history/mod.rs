@@ -94,7 +94,11 @@ impl HistoryError {
 
     /// Whether storage refused: sending again may be right.
     pub fn is_storage(&self) -> bool {
-        matches!(self, Self::Io { .. } | Self::Leader(RegistryError::Storage(_)))
+        match self {
+            Self::Io { .. } => true,
+            Self::Leader(error) => error.is_storage(),
+            _ => false,
+        }
     }
 }
 

@@ -13,6 +13,8 @@ pub struct Waiting {
     pub own_bytes: u64,
     /// Whether its sweep is one of simulated devices; `None` until a trial of it has started.
     pub simulated: Option<bool>,
+    /// Whether its sweep asks evaluations of it.
+    pub evaluated: bool,
 }
 
 /// A device and what it holds.
@@ -28,6 +30,8 @@ pub struct Slot {
     pub price_per_hour: f64,
     /// Whether it trains nothing.
     pub simulated: bool,
+    /// Whether its agent asks evaluations; one of an earlier version would leave them out.
+    pub evaluates: bool,
     /// The base that is loaded, whether a trial uses it or not.
     pub resident: Option<String>,
     /// The base of the trials it holds; `None` if it holds none.
@@ -49,6 +53,7 @@ impl Slot {
         let named = |a: &String| a.eq_ignore_ascii_case(&self.accelerator);
         !self.is_full()
             && trial.simulated.is_none_or(|simulated| simulated == self.simulated)
+            && (self.evaluates || !trial.evaluated)
             && self.base.as_ref().is_none_or(|base| *base == trial.base)
             && (trial.accelerators.is_empty() || trial.accelerators.iter().any(named))
             && (self.fits(trial) || self.held == 0)
@@ -207,6 +212,14 @@ mod tests {
             &[(0, 1), (1, 0)],
         );
         check("what has not begun goes anywhere", &[trial("a", 1)], &[made_up], &[(0, 0)]);
+        let asked = Waiting { evaluated: true, ..trial("a", 1) };
+        let asks = Slot { evaluates: true, ..device(1, 40, 9.0) };
+        check(
+            "what is to be evaluated waits for who does that",
+            &[asked.clone(), asked, trial("a", 1)],
+            &[device(2, 40, 1.0), asks],
+            &[(0, 1), (2, 0)],
+        );
         check("accelerators", &[on("H100", "a"), on("a100-40gb", "a")], &[device(2, 40, 1.0)], &[(1, 0)]);
     }
 }

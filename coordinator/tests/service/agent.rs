@@ -43,7 +43,9 @@ pub fn hello(id: &str, pack: u32, holdings: Vec<v1::Holding>) -> v1::Hello {
         simulated_speed: 0.0,
     };
     let version = proto::version::VERSION.into();
-    let agent = v1::Agent { id: id.into(), version, devices: vec![device], ..v1::Agent::default() };
+    let understands = proto::convert::understood(domain::fleet::Feature::OF_AGENTS);
+    let agent =
+        v1::Agent { id: id.into(), version, devices: vec![device], understands, ..v1::Agent::default() };
     v1::Hello { agent: Some(agent), holdings }
 }
 

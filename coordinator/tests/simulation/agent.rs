@@ -284,7 +284,8 @@ impl Life {
             simulated_speed: None,
         };
         let (id, hostname) = (self.id.clone(), "h".into());
-        Agent { id, version: "0".into(), hostname, devices: vec![device], labels: BTreeMap::new() }
+        let (labels, understands) = (BTreeMap::new(), Default::default());
+        Agent { id, version: "0".into(), hostname, devices: vec![device], labels, understands }
     }
 
     /// What it holds, and what it holds only by words that are not acknowledged yet.

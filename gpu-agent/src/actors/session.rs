@@ -11,12 +11,13 @@ use crate::transfer::Transfers;
 use crate::wire::{self, Saying};
 use crate::{Assignment, DeviceOptions, SHUTDOWN_GRACE};
 use actor::Scope;
+use domain::fleet::Feature;
 use domain::trial::{Failure, FailureClass};
 use domain::{AgentId, DeviceId};
 use prost::Message;
 use proto::v1;
 use proto::v1::agent_service_client::AgentServiceClient;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::time::Duration;
 use telemetry::grpc::Traced;
@@ -144,13 +145,17 @@ impl Session {
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut changes = self.spool.changes();
         let mut sent = BTreeMap::new();
+        let understands = Feature::known(&welcome.understands);
         let mut beat = false;
         let mut next = None;
         loop {
             if next.is_none() {
                 changes.mark_unchanged();
-                next =
-                    if std::mem::take(&mut beat) { Some(self.heartbeat()) } else { self.unsent(&mut sent)? };
+                next = if std::mem::take(&mut beat) {
+                    Some(self.heartbeat())
+                } else {
+                    self.unsent(&mut sent, &understands)?
+                };
             }
             tokio::select! {
                 permit = outgoing.reserve(), if next.is_some() => {
@@ -196,6 +201,7 @@ impl Session {
             hostname: self.identity.hostname.clone(),
             devices,
             labels: self.identity.labels.clone().into_iter().collect(),
+            understands: proto::convert::understood(Feature::OF_AGENTS),
             ..v1::Agent::default()
         };
         wire::hello(agent, self.holdings(&statuses))
@@ -210,15 +216,16 @@ impl Session {
         )
     }
 
-    /// The next message of the spool, noted as sent on this connection.
+    /// The next message of the spool, noted as sent on this connection, to a coordinator that understands so much.
     fn unsent(
         &self,
         sent: &mut BTreeMap<Assignment, u64>,
+        understands: &BTreeSet<Feature>,
     ) -> Result<Option<v1::SessionRequest>, SessionError> {
         let Some(unsent) = self.spool.next(sent, WINDOW)? else { return Ok(None) };
         sent.insert(unsent.assignment, unsent.sequence);
         let message = v1::SessionRequest::decode(unsent.payload.as_slice());
-        Ok(Some(message.map_err(std::io::Error::other)?))
+        Ok(Some(wire::understandable(message.map_err(std::io::Error::other)?, understands)))
     }
 
     async fn hear(&self, message: Response) -> Result<(), SessionError> {

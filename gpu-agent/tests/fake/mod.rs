@@ -3,6 +3,7 @@
 use actor::Scope;
 use bytes::Bytes;
 use domain::data::{ContentHash, Tree, TreeFile};
+use domain::fleet::Feature;
 use domain::trial::TrialConfig;
 use gpu_agent::Assignment;
 use proto::convert::data::{files, hash, to_hash};
@@ -196,8 +197,15 @@ impl Connection {
     }
 
     pub async fn welcome(&self, drop: Vec<v1::Holding>) {
+        self.welcome_as(drop, &Feature::OF_COORDINATORS).await;
+    }
+
+    /// As a coordinator of a version that understands this.
+    pub async fn welcome_as(&self, drop: Vec<v1::Holding>, understands: &[Feature]) {
         let (heartbeat_seconds, lease_seconds) = (0.05, 5.0);
-        let welcome = v1::Welcome { version: "fake".into(), heartbeat_seconds, lease_seconds, drop };
+        let understands = proto::convert::understood(understands.iter().copied());
+        let version = "fake".into();
+        let welcome = v1::Welcome { version, heartbeat_seconds, lease_seconds, drop, understands };
         self.send(Down::Welcome(welcome)).await;
     }
 
@@ -217,10 +225,11 @@ impl Connection {
             Up::Event(event) => (event.trial_id.clone(), event.attempt, event.sequence),
             _ => return,
         };
-        if let Up::Metrics(batch) = message {
+        if let Up::Metrics(batch) = message
+            && let Some(last) = batch.points.last()
+        {
             let key = Assignment::new(trial_id.clone(), attempt);
-            let step = batch.points.last().map_or(0, |point| point.step);
-            self.shelf.lock().unwrap().acknowledged.insert(key, step);
+            self.shelf.lock().unwrap().acknowledged.insert(key, last.step);
         }
         self.send(Down::Acknowledge(v1::Acknowledge { trial_id, attempt, sequence })).await;
     }

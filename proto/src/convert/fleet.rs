@@ -3,7 +3,7 @@
 use super::{ConvertError, too_long};
 use crate::limits::{self, cut};
 use crate::v1;
-use domain::fleet::{Agent, Device, Holding, SIMULATED_SPEED};
+use domain::fleet::{Agent, Device, Feature, Holding, SIMULATED_SPEED};
 use domain::{AgentId, Attempt, DeviceId, TrialId};
 
 impl From<Device> for v1::Device {
@@ -63,6 +63,7 @@ impl TryFrom<v1::Agent> for Agent {
             |(name, value): (String, String)| Ok((named("labels", name)?, cut(value, limits::NAME_BYTES)));
         Ok(Self {
             labels: a.labels.into_iter().map(label).collect::<Result<_, _>>()?,
+            understands: Feature::known(&a.understands),
             id: AgentId::new(named("id", a.id)?),
             version: cut(a.version, limits::NAME_BYTES),
             hostname: cut(a.hostname, limits::NAME_BYTES),
@@ -81,6 +82,11 @@ impl From<v1::Holding> for Holding {
     fn from(h: v1::Holding) -> Self {
         Self { trial: TrialId::new(h.trial_id), attempt: Attempt(h.attempt), step: h.step }
     }
+}
+
+/// What a program of this version says that it understands.
+pub fn understood(features: impl IntoIterator<Item = Feature>) -> Vec<String> {
+    features.into_iter().map(|feature| feature.as_str().to_string()).collect()
 }
 
 /// A name that is there, is no longer than a name, and stays on its line in logs and tables.

@@ -1,14 +1,21 @@
 //! Calls to etcd with deadlines, and the names of our keys.
 
 use super::EtcdOptions;
+use super::nodes::{Node, Nodes};
 use crate::{RegistryError, Result};
 use etcd_client::{Client, ConnectOptions, GetOptions};
+use futures::stream::{FuturesUnordered, StreamExt};
 use security::Flags;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// The time that a call may take. An etcd that elects its own leader answers within a few seconds.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// The time between two signs of life on an idle connection, and the time to answer one.
+/// Silence after which another node is asked as well.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+/// The time between two signs of life on a connection that is in use, and the time to answer one. Of clients that ask more
+/// often etcd drops the connection, and of those that ask while they call nothing.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// A value as it is stored: this byte, then the value itself.
@@ -20,9 +27,9 @@ pub(super) const PART: usize = 48 * 1024;
 /// Parts that are read in one go.
 const PARTS_PAGE: i64 = 32;
 
-/// Tries of a call that reaches nobody: of three nodes one that is gone may be drawn again and again.
+/// Tries of a call that nobody can answer now: nodes that have just lost their leader elect another meanwhile.
 const TRIES: u32 = 40;
-/// The pause between two of them.
+/// The pause after one that failed.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// gRPC's number of the status that another try may mend.
@@ -41,7 +48,6 @@ pub(super) struct Operation {
 }
 
 impl Operation {
-    pub(super) const SIGN_IN: Self = Self::new("Authenticate", "signing in");
     pub(super) const READ: Self = Self::new("Range", "reading");
     pub(super) const ASK_WHO_LEADS: Self = Self::new("Range", "asking who leads");
     pub(super) const WRITE: Self = Self::new("Txn", "writing");
@@ -56,7 +62,7 @@ impl Operation {
     }
 
     /// Counts a call that failed.
-    pub(super) fn failed(self, error: &etcd_client::Error) {
+    fn failed(self, error: &etcd_client::Error) {
         self.count(match error {
             etcd_client::Error::GRpcStatus(status) => telemetry::grpc::name(status.code()),
             etcd_client::Error::TransportError(_) | etcd_client::Error::IoError(_) => "UNAVAILABLE",
@@ -75,10 +81,10 @@ impl Operation {
     }
 }
 
-/// A connection. Clones share it.
+/// Connections to its nodes. Clones share them.
 #[derive(Clone)]
 pub(super) struct Etcd {
-    client: Client,
+    nodes: Nodes,
     prefix: String,
     endpoints: String,
 }
@@ -93,77 +99,119 @@ impl std::fmt::Debug for Etcd {
 pub(super) type Found = (Vec<u8>, Vec<u8>, i64);
 
 impl Etcd {
-    /// Connects, and sees that somebody answers: who leads, which everyone may ask.
-    pub(super) async fn connect(options: &EtcdOptions) -> Result<Self> {
+    /// Makes ready to connect; nobody is asked yet.
+    pub(super) fn new(options: &EtcdOptions) -> Result<Self> {
         let endpoints = options.endpoints.join(",");
         let settings = ConnectOptions::new()
             .with_require_leader(true)
             .with_connect_timeout(KEEP_ALIVE)
             .with_keep_alive(KEEP_ALIVE, KEEP_ALIVE)
-            .with_keep_alive_while_idle(true);
-        let failed = |problem: String| RegistryError::Storage(format!("etcd at {endpoints}: {problem}"));
-        let client = async {
-            let settings = authenticated(settings, options).map_err(|error| failed(error.to_string()))?;
-            let connect = Client::connect(&options.endpoints, Some(settings));
-            connect.await.map_err(|error| {
-                Operation::SIGN_IN.failed(&error);
-                failed(format!("{}; write https://HOST:2379, or http:// without TLS", explained(&error)))
-            })
-        };
-        // It signs in first, where it has a user; an etcd that does not answer would be waited for without end.
-        let client = tokio::time::timeout(DEADLINE, client);
-        let client = client.await.map_err(|_| {
-            Operation::SIGN_IN.unanswered();
-            failed(silence())
-        })??;
+            .with_keep_alive_while_idle(false);
+        let settings = authenticated(settings, options)
+            .map_err(|error| RegistryError::Storage(format!("etcd at {endpoints}: {error}")))?;
         let prefix = options.prefix.trim_end_matches('/').to_string();
-        let etcd = Self { client, prefix, endpoints };
+        Ok(Self { nodes: Nodes::new(&options.endpoints, &settings), prefix, endpoints })
+    }
+
+    /// Connects, and sees that somebody answers: who leads, which everyone may ask.
+    pub(super) async fn connect(options: &EtcdOptions) -> Result<Self> {
+        let etcd = Self::new(options)?;
         etcd.get(format!("{}/", etcd.election()), GetOptions::new().with_count_only()).await?;
         Ok(etcd)
     }
 
-    /// The client; clones share its connection.
-    pub(super) fn client(&self) -> Client {
-        self.client.clone()
+    /// The node that answers, as far as is known, for what takes as long as it likes.
+    pub(super) fn node(&self) -> Result<Arc<Node>> {
+        self.nodes.first().ok_or_else(|| RegistryError::Storage("etcd: no address is given".into()))
     }
 
-    /// Makes a call within the deadline. It is made again while it reaches nobody, so that a node that is gone is no loss.
+    /// Whether there is no other node to go to.
+    pub(super) fn has_one_node(&self) -> bool {
+        self.nodes.is_one()
+    }
+
+    /// Counts what a node refused. Whether another try may succeed; then another node is asked first.
+    pub(super) fn refused(&self, node: &Arc<Node>, operation: Operation, error: &etcd_client::Error) -> bool {
+        operation.failed(error);
+        let again = is_unavailable(error);
+        if again {
+            self.nodes.fails(node);
+        }
+        again
+    }
+
+    /// Counts what a node did not answer in time; others are asked before it from now on.
+    pub(super) fn unanswered(&self, node: &Arc<Node>, operation: Operation) {
+        operation.unanswered();
+        tracing::warn!(node = node.endpoint, asked = operation.words, "a node of etcd does not answer");
+        self.nodes.is_silent(node);
+    }
+
+    /// Makes a call within the deadline: of one node, and as long as none answers of the next one as well. So it may have its
+    /// effect more than once, and long after it was answered, as a node that stands still does what it was asked once it goes
+    /// on: a call must be one for which that is no matter.
     pub(super) async fn call<T, F>(&self, operation: Operation, call: impl Fn(Client) -> F) -> Result<T>
     where
         F: Future<Output = Answer<T>>,
     {
-        self.repeated(operation, call, nobody_listens).await
-    }
-
-    /// The same, made again as long as an error says that another try may succeed.
-    async fn repeated<T, F>(
-        &self,
-        operation: Operation,
-        call: impl Fn(Client) -> F,
-        again: impl Fn(&etcd_client::Error) -> bool,
-    ) -> Result<T>
-    where
-        F: Future<Output = Answer<T>>,
-    {
-        let failed = |problem: String| {
-            RegistryError::Storage(format!("etcd at {}: {}: {problem}", self.endpoints, operation.words))
+        let ask = |node: Arc<Node>, pause: Duration| {
+            let call = &call;
+            async move {
+                tokio::time::sleep(pause).await;
+                let answer = match node.client().await {
+                    Ok(client) => call(client).await,
+                    Err(error) => Err(error),
+                };
+                (node, answer)
+            }
         };
-        let once = async || call(self.client()).await.inspect_err(|error| operation.failed(error));
-        let calls = async {
-            for _ in 1..TRIES {
-                match once().await {
-                    Err(error) if again(&error) => tokio::time::sleep(PAUSE).await,
-                    answer => return answer,
+        let until = Instant::now() + DEADLINE;
+        let (mut asked, mut pause, mut said) = (FuturesUnordered::new(), Duration::ZERO, None);
+        for _ in 0..TRIES {
+            let last = self.node()?;
+            asked.push(ask(Arc::clone(&last), pause));
+            tokio::select! {
+                Some((node, answer)) = asked.next() => match answer {
+                    Ok(answer) => {
+                        self.nodes.answers(&node);
+                        return Ok(answer);
+                    }
+                    Err(error) => {
+                        let again = self.refused(&node, operation, &error);
+                        said = Some(error);
+                        if !again {
+                            break;
+                        }
+                        pause = PAUSE;
+                    }
+                },
+                () = tokio::time::sleep(PATIENCE), if !self.nodes.is_one() => {
+                    self.unanswered(&last, operation);
+                    pause = Duration::ZERO;
+                }
+                () = tokio::time::sleep_until(until) => {
+                    operation.unanswered();
+                    break;
                 }
             }
-            once().await
+        }
+        Err(self.failure(operation, said))
+    }
+
+    /// What a call comes to that nobody answered, or that was refused at last.
+    fn failure(&self, operation: Operation, said: Option<etcd_client::Error>) -> RegistryError {
+        let (at, words) = (&self.endpoints, operation.words);
+        let unavailable = |problem: String| {
+            RegistryError::Unavailable(format!(
+                "etcd at {at} has no majority or does not answer: {words}: {problem}"
+            ))
         };
-        match tokio::time::timeout(DEADLINE, calls).await {
-            Ok(answer) => answer.map_err(|error| failed(explained(&error))),
-            Err(_) => {
-                operation.unanswered();
-                Err(failed(silence()))
-            }
+        match said {
+            None => unavailable(format!("no answer within {} s", DEADLINE.as_secs())),
+            Some(error) => match explained(&error) {
+                (problem, false) if is_unavailable(&error) => unavailable(problem),
+                (problem, _) => RegistryError::Storage(format!("etcd at {at}: {words}: {problem}")),
+            },
         }
     }
 
@@ -175,8 +223,7 @@ impl Etcd {
             let options = options.clone();
             async move { client.get(key, Some(options)).await }
         };
-        // What only reads may be asked twice, also of a node that was lost in the middle of it.
-        let mut answer = self.repeated(Operation::READ, read, is_unavailable).await?;
+        let mut answer = self.call(Operation::READ, read).await?;
         let revision = answer.header().map_or(0, |header| header.revision());
         let found = answer.take_kvs().into_iter().map(|kv| {
             let (key, value) = kv.into_key_value();
@@ -240,6 +287,10 @@ impl Etcd {
         format!("{}/journal", self.prefix)
     }
 
+    pub(super) fn turn(&self) -> String {
+        format!("{}/turn", self.prefix)
+    }
+
     pub(super) fn member(&self, id: &str) -> String {
         format!("{}/agents/{id}", self.prefix)
     }
@@ -259,25 +310,31 @@ fn authenticated(
     Ok(settings)
 }
 
-/// What etcd, or the way to it, says, and what to do. Of a connection that is refused for want of TLS or of a certificate
-/// the reason may arrive or not, as the other side is faster to send it or to close.
-fn explained(error: &etcd_client::Error) -> String {
+/// What etcd, or the way to it, says, and what to do; and whether that is known to be about certificates. Of a connection that
+/// is refused for want of TLS or of a certificate the reason may arrive or not, as the other side is faster to send it or
+/// to close.
+fn explained(error: &etcd_client::Error) -> (String, bool) {
+    use etcd_client::Error;
     let (why, is_connection) = match error {
-        etcd_client::Error::TransportError(error) => (security::explain_for(Flags::Etcd, error), true),
+        Error::TransportError(error) => (security::explain_for(Flags::Etcd, error), true),
         // What etcd itself says has no other source.
-        etcd_client::Error::GRpcStatus(status) => {
+        Error::GRpcStatus(status) => {
             (security::explain_for(Flags::Etcd, status), std::error::Error::source(status).is_some())
         }
         _ => (None, false),
     };
-    let hint = match is_connection && !nobody_listens(error) {
-        true => format!(
+    let hint = match error {
+        Error::InvalidUri(_) | Error::InvalidArgs(_) => {
+            "; write https://HOST:2379, or http:// without TLS".into()
+        }
+        _ if is_connection && !nobody_listens(error) => format!(
             "; write https:// if etcd wants TLS, and show a certificate with {} if it wants one",
             Flags::Etcd.identity()
         ),
-        false => String::new(),
+        _ => String::new(),
     };
-    why.unwrap_or_else(|| format!("{error}{hint}"))
+    let is_known = why.is_some();
+    (why.unwrap_or_else(|| format!("{error}{hint}")), is_known)
 }
 
 /// Whether the address is right as far as it goes and nothing answers there: what was to be said reached nobody.
@@ -304,10 +361,6 @@ fn is_unavailable(error: &etcd_client::Error) -> bool {
         etcd_client::Error::GRpcStatus(status) => i32::from(status.code()) == UNAVAILABLE,
         error => nobody_listens(error),
     }
-}
-
-fn silence() -> String {
-    format!("no answer within {} s; is it running, with a majority?", DEADLINE.as_secs())
 }
 
 /// The least key after every key that begins with `prefix`, which is not empty.

@@ -1,15 +1,18 @@
 //! A lease that is kept alive until it is ended, expires, or could not be renewed for its whole term.
 
-use super::client::{Etcd, Operation};
+use super::client::{Etcd, Operation, PATIENCE};
 use crate::{RegistryError, Result};
 use actor::Scope;
-use etcd_client::Client;
+use etcd_client::{Client, Error};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// The pause before a broken stream of renewals is opened again.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// gRPC's number of the status that a lease is not there, or not any more.
+const NOT_FOUND: i32 = 5;
 
 /// A granted lease. Clones are the same one.
 #[derive(Debug, Clone)]
@@ -24,6 +27,7 @@ impl Lease {
     /// Asks for a lease and keeps it alive until [`Lease::end`], or until `scope` is cancelled, which ends it too and
     /// waits for that when it is finished.
     pub(super) async fn grant(etcd: &Etcd, ttl: Duration, scope: &Scope) -> Result<Self> {
+        // A node that was asked and did not answer may grant one too: nothing hangs on it, and its term ends it.
         let asked = Instant::now();
         let seconds = ttl.as_secs().max(2);
         let granted = etcd
@@ -40,12 +44,12 @@ impl Lease {
         let stop = kept.clone();
         scope.spawn("lease", async move {
             tokio::select! {
-                () = keep(etcd.client(), id, asked + ttl, ttl) => {
+                () = keep(&etcd, id, asked + ttl, ttl) => {
                     tracing::warn!(lease = id, "a lease in etcd has ended");
                 }
                 () = stop.cancelled() => {
                     // Nothing renews it any more: if this fails, its term ends it, with the keys that hang on it.
-                    if let Err(error) = etcd.call(Operation::REVOKE_LEASE, |mut client| async move { client.lease_revoke(id).await }).await {
+                    if let Err(error) = etcd.call(Operation::REVOKE_LEASE, |client| revoke(client, id)).await {
                         tracing::warn!(%error, "the lease ends by itself");
                     }
                 }
@@ -73,35 +77,47 @@ impl Lease {
     }
 }
 
-/// Renews until the lease is over. The term is counted from when a renewal was sent, so that it ends here no later than
-/// in etcd.
-async fn keep(mut client: Client, id: i64, mut until: Instant, ttl: Duration) {
-    loop {
-        let renewals = tokio::time::timeout_at(until, client.lease_keep_alive(id)).await;
-        match &renewals {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => Operation::RENEW_LEASE.failed(error),
-            Err(_) => Operation::RENEW_LEASE.unanswered(),
-        }
-        if let Ok(Ok((mut keeper, mut answers))) = renewals {
-            loop {
+/// Ends a lease; one that has ended, perhaps by an earlier try, is as good.
+async fn revoke(mut client: Client, id: i64) -> std::result::Result<(), Error> {
+    match client.lease_revoke(id).await {
+        Err(Error::GRpcStatus(status)) if i32::from(status.code()) == NOT_FOUND => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Renews until the lease is over, at another node if one does not answer while there is time. The term is counted from when
+/// a renewal was sent, so that it ends here no later than in etcd.
+async fn keep(etcd: &Etcd, id: i64, mut until: Instant, ttl: Duration) {
+    const RENEW: Operation = Operation::RENEW_LEASE;
+    let patience = if etcd.has_one_node() { ttl } else { PATIENCE.min(ttl / 4) };
+    while let Ok(node) = etcd.node() {
+        let open = async { node.client().await?.lease_keep_alive(id).await };
+        match tokio::time::timeout_at(until.min(Instant::now() + patience), open).await {
+            Ok(Ok((mut keeper, mut answers))) => loop {
                 let sent = Instant::now();
                 let answer = async {
                     keeper.keep_alive().await?;
                     answers.message().await
                 };
-                match tokio::time::timeout_at(until, answer).await {
+                match tokio::time::timeout_at(until.min(sent + patience), answer).await {
                     Ok(Ok(Some(answer))) if answer.ttl() > 0 => until = sent + ttl,
                     Ok(Ok(Some(_))) => return,
-                    Err(_) => return Operation::RENEW_LEASE.unanswered(),
                     Ok(Ok(None)) => break,
                     Ok(Err(error)) => {
-                        Operation::RENEW_LEASE.failed(&error);
+                        etcd.refused(&node, RENEW, &error);
+                        break;
+                    }
+                    Err(_) => {
+                        etcd.unanswered(&node, RENEW);
                         break;
                     }
                 }
                 tokio::time::sleep(ttl / 3).await;
+            },
+            Ok(Err(error)) => {
+                etcd.refused(&node, RENEW, &error);
             }
+            Err(_) => etcd.unanswered(&node, RENEW),
         }
         if Instant::now() >= until {
             return;

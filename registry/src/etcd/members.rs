@@ -23,7 +23,7 @@ pub struct Members {
 }
 
 impl Members {
-    /// Connects.
+    /// Connects to an etcd that is there.
     ///
     /// # Errors
     /// No address can be used, or etcd does not answer.
@@ -55,6 +55,7 @@ impl Members {
 
     async fn enter(&self, member: &Member, scope: &Scope) -> Result<Lease> {
         let lease = Lease::grant(&self.etcd, self.ttl, scope).await?;
+        // Tried twice it is the same entry on the same lease.
         let put = |mut client: Client| {
             let options = Some(PutOptions::new().with_lease(lease.id()));
             let (key, value) = (self.etcd.member(&member.id), member.value.clone());

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `mod.rs` | [`EtcdRegistry`]: leading, reading; how values are stored |
 //! | `client.rs` | calls with deadlines, and the names of our keys |
+//! | `nodes.rs` | which of its nodes is asked |
 //! | `lease.rs` | a lease that is kept alive |
 //! | `writer.rs` | the group commit; batches and values that are too large for one transaction |
 //! | `members.rs` | [`Members`]: agents that say where they are, and who leads |
@@ -16,13 +17,16 @@
 //! | `<prefix>/parts/<id>/<number>` | a part of a large value |
 //! | `<prefix>/owners/<id>` | the key whose value these parts are |
 //! | `<prefix>/journal` | a batch of many writes that is being applied |
+//! | `<prefix>/turn` | the name of the last transaction that wrote any of these |
 //!
 //! A fence is the create revision of the leader's election key. Every transaction that writes state compares it, so that
-//! a leader that was replaced writes nothing, whatever it believes.
+//! a leader that was replaced writes nothing, whatever it believes. It compares the turn too, so that of several tries of one,
+//! at several nodes, one counts, and none that comes later than the next transaction.
 
 mod client;
 mod lease;
 mod members;
+mod nodes;
 mod writer;
 
 pub use members::Members;
@@ -35,6 +39,7 @@ use futures::future::{BoxFuture, FutureExt};
 use lease::Lease;
 use security::{Client, Secret};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::sync::{RwLock, watch};
 use writer::{Commit, Writer};
@@ -82,6 +87,8 @@ pub struct EtcdRegistry {
     commits: Mailbox<Commit>,
     /// The leadership that this registry holds, if it does.
     term: watch::Sender<Option<Arc<Term>>>,
+    /// Whether etcd ever granted it a lease.
+    answered: AtomicBool,
     /// Taken for writing while a batch is applied in several transactions: a reader sees all of it or nothing.
     whole: Arc<RwLock<()>>,
 }
@@ -96,17 +103,28 @@ struct Term {
 }
 
 impl EtcdRegistry {
-    /// Connects. The registry works until `scope` is cancelled, and then gives its leadership back.
+    /// Connects to an etcd that is there. The registry works until `scope` is cancelled, and then gives its leadership back.
     ///
     /// # Errors
     /// No address can be used, or etcd does not answer.
     pub async fn connect(options: &EtcdOptions, scope: &Scope) -> Result<Self> {
-        let etcd = Etcd::connect(options).await?;
+        Ok(Self::over(Etcd::connect(options).await?, options.ttl, scope))
+    }
+
+    /// The same, whether or not etcd is there: whoever calls is told.
+    ///
+    /// # Errors
+    /// The certificates cannot be read.
+    pub fn open(options: &EtcdOptions, scope: &Scope) -> Result<Self> {
+        Ok(Self::over(Etcd::new(options)?, options.ttl, scope))
+    }
+
+    fn over(etcd: Etcd, ttl: Duration, scope: &Scope) -> Self {
         let (commits, inbox) = mailbox(WAITING);
         let (term, whole) = (watch::Sender::new(None), Arc::default());
         let writer = Writer::new(etcd.clone(), term.subscribe(), Arc::clone(&whole));
         scope.spawn("etcd writer", writer.run(inbox, scope.clone()));
-        Ok(Self { etcd, ttl: options.ttl, scope: scope.clone(), commits, term, whole })
+        Self { etcd, ttl, scope: scope.clone(), commits, term, answered: AtomicBool::new(false), whole }
     }
 
     /// Returns once a leadership that was won is over: its lease ended, or was not renewed for its whole term.
@@ -115,6 +133,11 @@ impl EtcdRegistry {
         // The sender lives as long as `self`, so that waiting for it cannot fail.
         let _ = term.wait_for(Option::is_some).await;
         let _ = term.wait_for(Option::is_none).await;
+    }
+
+    /// Whether etcd has let it stand for leader: its addresses are right, and so is what it was shown.
+    pub fn has_answered(&self) -> bool {
+        self.answered.load(Relaxed)
     }
 
     /// Who leads and who is a member.
@@ -127,17 +150,31 @@ impl EtcdRegistry {
             old.lease.end().await;
         }
         let (leader, lease) = loop {
-            let lease = Lease::grant(&self.etcd, self.ttl, &self.scope).await?;
-            let mut client = self.etcd.client();
-            let won = tokio::select! {
-                won = client.campaign(self.etcd.election(), holder, lease.id()) => won,
-                () = lease.over() => continue,
+            let lease = match Lease::grant(&self.etcd, self.ttl, &self.scope).await {
+                Ok(lease) => lease,
+                // Once it was there, it may come back. Before, an address or a password may be wrong.
+                Err(error) if self.has_answered() || matches!(error, RegistryError::Unavailable(_)) => {
+                    tracing::warn!(%error, "trying again");
+                    tokio::time::sleep(CAMPAIGN_PAUSE).await;
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
-            match won.map(|mut answer| answer.take_leader()) {
+            self.answered.store(true, Relaxed);
+            let node = self.etcd.node()?;
+            let stand =
+                async { node.client().await?.campaign(self.etcd.election(), holder, lease.id()).await };
+            let won = tokio::select! {
+                won = stand => won.map(|mut answer| answer.take_leader()),
+                () = lease.over() => continue,
+                // An election may take years: those who ask the node meanwhile find out that it does not answer.
+                () = node.silent() => Ok(None),
+            };
+            match won {
                 Ok(Some(leader)) => break (leader, lease),
                 Ok(None) => {}
                 Err(error) => {
-                    Operation::CAMPAIGN.failed(&error);
+                    self.etcd.refused(&node, Operation::CAMPAIGN, &error);
                     tracing::warn!(%error, "etcd holds no election now; trying again");
                 }
             }

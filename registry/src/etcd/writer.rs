@@ -3,12 +3,19 @@
 //! etcd takes 128 operations and 1.5 MB a transaction. A value that is too large is written in parts first, and then its
 //! key, which names them. A batch that is too large is written as such a value, the journal; from then on it is
 //! decided, and is applied in several transactions, by the next leader if this one is gone.
+//!
+//! A transaction is tried at another node if one does not answer, and that one may carry it out whenever it goes on. So each
+//! has a name, which it writes to the key of the turn, where it compares the name of the one before. Of its tries one counts;
+//! one that comes after a later transaction finds the turn gone on and has no effect.
 
 use super::Term;
 use super::client::{self, Etcd, INLINE, Operation, PART, PARTED};
 use crate::{Fence, RegistryError, Result, Write};
 use actor::{Reply, Scope};
-use etcd_client::{Client, Compare, CompareOp, DeleteOptions, GetOptions, SortOrder, SortTarget, Txn, TxnOp};
+use etcd_client::{
+    Client, Compare, CompareOp, DeleteOptions, GetOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
+    TxnResponse,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{RwLock, mpsc, watch};
@@ -42,25 +49,27 @@ pub(super) struct Writer {
     parted: BTreeMap<String, String>,
     /// Ids given in this leadership.
     ids: u64,
+    /// The name of the last transaction; `None` if there was none yet.
+    turn: Option<Vec<u8>>,
 }
 
 impl Writer {
     pub(super) fn new(etcd: Etcd, term: watch::Receiver<Option<Arc<Term>>>, whole: Arc<RwLock<()>>) -> Self {
-        Self { etcd, term, whole, known: Fence(0), parted: BTreeMap::new(), ids: 0 }
+        Self { etcd, term, whole, known: Fence(0), parted: BTreeMap::new(), ids: 0, turn: None }
     }
 
+    /// Works until the scope is cancelled, and waits then for no answer of etcd: whoever may still want to write is told that it
+    /// is over.
     pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Commit>, scope: Scope) {
-        let mut waiting = Vec::new();
-        loop {
-            tokio::select! {
-                count = inbox.recv_many(&mut waiting, TOGETHER) => {
-                    if count == 0 {
-                        return;
-                    }
-                    self.take(std::mem::take(&mut waiting)).await;
-                }
-                () = scope.cancelled() => return,
+        let work = async {
+            let mut waiting = Vec::new();
+            while inbox.recv_many(&mut waiting, TOGETHER).await > 0 {
+                self.take(std::mem::take(&mut waiting)).await;
             }
+        };
+        tokio::select! {
+            () = work => {}
+            () = scope.cancelled() => {}
         }
     }
 
@@ -174,7 +183,7 @@ impl Writer {
         format!("{}-{}", term.fence.0, self.ids)
     }
 
-    async fn write_parts(&self, term: &Term, id: &str, value: &[u8]) -> Result<()> {
+    async fn write_parts(&mut self, term: &Term, id: &str, value: &[u8]) -> Result<()> {
         let prefix = self.etcd.parts(id);
         let mut operations = Vec::new();
         for (number, part) in value.chunks(PART).enumerate() {
@@ -187,19 +196,59 @@ impl Writer {
     }
 
     /// Writes under the term's fence.
-    async fn transaction(&self, term: &Term, mut operations: Vec<TxnOp>) -> Result<()> {
-        // One of no operations etcd takes for a serializable read, which a member that lags answers from what it knows.
+    async fn transaction(&mut self, term: &Term, operations: Vec<TxnOp>) -> Result<()> {
         if operations.is_empty() {
-            operations.push(TxnOp::get(term.key.clone(), None));
+            return self.look(term).await;
         }
-        let leads = Compare::create_revision(term.key.clone(), CompareOp::Equal, term.fence.0 as i64);
-        let txn = Txn::new().when(vec![leads]).and_then(operations);
-        let write = |mut client: Client| {
-            let txn = txn.clone();
-            async move { client.txn(txn).await }
-        };
-        let answer = self.etcd.call(Operation::WRITE, write).await?;
+        match self.take_turn(term, operations).await? {
+            true => Ok(()),
+            false => Err(RegistryError::Storage(
+                "etcd: nothing was written, as an earlier write that had failed came late".into(),
+            )),
+        }
+    }
+
+    /// Sees that the term is the current one. It writes nothing, and may be asked as often as one likes.
+    async fn look(&self, term: &Term) -> Result<()> {
+        // Without an operation etcd takes it for a serializable read, which a member that lags answers from what it knows.
+        let look = TxnOp::get(term.key.clone(), None);
+        let txn = Txn::new().when(vec![self.leads(term)]).and_then(vec![look]);
+        let answer = self.etcd.call(Operation::WRITE, |client| tried(client, txn.clone())).await?;
         if answer.succeeded() { Ok(()) } else { Err(self.fenced(term.fence).await) }
+    }
+
+    /// Writes in this transaction's turn. False if it is not its turn, as an earlier one of this term, of which nobody knew
+    /// whether it had its effect, had it now.
+    async fn take_turn(&mut self, term: &Term, mut operations: Vec<TxnOp>) -> Result<bool> {
+        let (name, turn) = (self.new_id(term).into_bytes(), self.etcd.turn());
+        operations.push(TxnOp::put(turn.clone(), name.clone(), None));
+        let is_next = match &self.turn {
+            Some(last) => Compare::value(turn.clone(), CompareOp::Equal, last.clone()),
+            None => Compare::create_revision(turn.clone(), CompareOp::Equal, 0),
+        };
+        let txn = Txn::new()
+            .when(vec![self.leads(term), is_next])
+            .and_then(operations)
+            .or_else(vec![TxnOp::get(turn, None)]);
+        let answer = self.etcd.call(Operation::WRITE, |client| tried(client, txn.clone())).await?;
+        let found = answer.op_responses().into_iter().find_map(|response| match response {
+            TxnOpResponse::Get(found) => found.kvs().first().map(|kv| kv.value().to_vec()),
+            _ => None,
+        });
+        // Another try of it had its effect before this one.
+        if answer.succeeded() || found.as_ref() == Some(&name) {
+            self.turn = Some(name);
+            return Ok(true);
+        }
+        match self.fenced(term.fence).await {
+            RegistryError::Fenced { held, current } if held == current => Ok(false),
+            error => Err(error),
+        }
+    }
+
+    /// What holds as long as the term does.
+    fn leads(&self, term: &Term) -> Compare {
+        Compare::create_revision(term.key.clone(), CompareOp::Equal, term.fence.0 as i64)
     }
 
     /// The refusal of a fence that is not the current leader's.
@@ -219,8 +268,17 @@ impl Writer {
         }
     }
 
-    /// Takes over from the leader before: applies what it decided, and forgets parts that no key names.
+    /// Takes over from the leader before, or after a write of which nobody knows whether it had its effect: applies what was
+    /// decided, and forgets parts that no key names.
     async fn begin(&mut self, term: &Term) -> Result<()> {
+        // No earlier transaction has an effect from here on. One comes in between at most as often as one failed.
+        loop {
+            let found = self.etcd.get(self.etcd.turn(), GetOptions::new()).await?.pop();
+            self.turn = found.map(|(_, name, _)| name);
+            if self.take_turn(term, Vec::new()).await? {
+                break;
+            }
+        }
         self.parted.clear();
         let owners = self.all(self.etcd.owner(""), GetOptions::new()).await?;
         let start = self.etcd.owner("").len();
@@ -271,6 +329,10 @@ impl Writer {
             }
         }
     }
+}
+
+async fn tried(mut client: Client, txn: Txn) -> std::result::Result<TxnResponse, etcd_client::Error> {
+    client.txn(txn).await
 }
 
 impl Write {
@@ -339,6 +401,8 @@ fn decode(mut bytes: &[u8]) -> Option<Changes> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Registry;
+    use crate::etcd::{EtcdOptions, EtcdRegistry};
 
     #[test]
     fn a_batch_as_bytes_and_back() {
@@ -350,5 +414,43 @@ mod tests {
             assert!(decode(&bytes[..end]).is_none_or(|cut| cut.len() < 3), "{end} bytes");
         }
         assert_eq!(decode(&[]), Some(Changes::new()));
+    }
+
+    #[tokio::test]
+    async fn of_the_tries_of_a_transaction_one_counts_and_none_that_comes_late() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(server) = ::tests::etcd::Etcd::start(dir.path()) else { return };
+        let scope = Scope::new();
+        let options = EtcdOptions::new(vec![server.endpoint.clone()]);
+        let registry = EtcdRegistry::connect(&options, &scope).await.unwrap();
+        let fence = registry.lead("test").await.unwrap();
+        let term = registry.term.borrow().clone().unwrap();
+        let value = async || String::from_utf8(registry.get("a").await.unwrap().unwrap()).unwrap();
+
+        // It writes beside the registry's own, with names of its own.
+        let mut writer = Writer::new(registry.etcd.clone(), registry.term.subscribe(), Arc::default());
+        writer.ids = 1000;
+        writer.begin(&term).await.unwrap();
+        let put = |value: &str| {
+            vec![TxnOp::put(registry.etcd.state("a"), [&[INLINE], value.as_bytes()].concat(), None)]
+        };
+        let (turn, ids) = (writer.turn.clone(), writer.ids);
+        assert!(writer.take_turn(&term, put("first")).await.unwrap());
+        (writer.turn, writer.ids) = (turn.clone(), ids);
+        assert!(writer.take_turn(&term, put("again")).await.unwrap(), "an earlier try of it had its effect");
+        assert_eq!(value().await, "first");
+        assert!(writer.take_turn(&term, put("second")).await.unwrap());
+        (writer.turn, writer.ids) = (turn, ids);
+        assert!(!writer.take_turn(&term, put("late")).await.unwrap());
+        assert_eq!(value().await, "second");
+
+        // To the registry's own these came as what it had given up would: it says so once, and goes on after them.
+        let third = || vec![Write::Put("a".into(), b"third".to_vec())];
+        let refusal = registry.commit(fence, third()).await.unwrap_err();
+        assert!(refusal.to_string().contains("came late"), "{refusal}");
+        assert_eq!(value().await, "second");
+        registry.commit(fence, third()).await.unwrap();
+        assert_eq!(value().await, "third");
+        scope.cancel();
     }
 }

@@ -1,19 +1,23 @@
 //! Faults of what is between the programs of a fleet: nodes of etcd, ways that are cut, coordinators that stay away.
 
 use crate::common::{Trial, results, submit, submit_as, until};
-use crate::{ELECTION_TTL, Fleet, attempts, soon, there};
+use crate::{ELECTION_TTL, Fleet, attempts, now, placed_again, seconds, soon, there};
 use proto::v1;
 use proto::v1::fleet_service_client::FleetServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
 use proto::v1::trial_service_client::TrialServiceClient;
+use proto::v1::{agent_service_server, sweep_service_server};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tests::etcd::Etcd;
 use tests::http::{free_address, get};
 use tests::proxy::Proxy;
-use tokio::time::Instant;
 use tonic::Code;
+use tonic::transport::Endpoint;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 /// Seconds without a sign of life after which a trial goes elsewhere.
 const LEASE: &str = "3";
@@ -88,14 +92,64 @@ async fn nodes_of_etcd_are_lost_one_after_the_other() {
     let refused = soon("a refusal", submit_as(&endpoint, 6)).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable, "{refused}");
     coordinator.says("standing by");
-    // Nobody reads what may be stale.
-    SweepServiceClient::connect(endpoint.clone()).await.unwrap_err();
-    fleet.etcd[0].signal("CONT");
     assert_eq!(coordinator.says("listening on "), endpoint);
+    // Nobody reads what may be stale.
+    let said = soon("the reason", without_majority(&endpoint)).await;
+    assert!(said.contains(&fleet.endpoints), "{said}");
+    fleet.etcd[0].signal("CONT");
     coordinator.says("leading");
     soon("the sweep", until(&endpoint, &sweep, u64::MAX)).await;
     assert_eq!(results(&endpoint, &sweep).await, undisturbed, "nobody made a step again");
     assert_eq!(whole(6).await, undisturbed);
+    assert!(coordinator.terminate());
+}
+
+/// What a list of sweeps is refused with, as soon as it says so.
+async fn without_majority(endpoint: &str) -> String {
+    loop {
+        let mut client = SweepServiceClient::connect(endpoint.to_string()).await.unwrap();
+        let refused = client.list_sweeps(v1::ListSweepsRequest::default()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+        if refused.message().contains("has no majority") {
+            return refused.message().to_string();
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Without etcd's majority a coordinator listens all the same and says what is missing; it leads once that is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_that_starts_without_etcds_majority_says_so() {
+    let Some(fleet) = Fleet::of_three_nodes() else { return };
+    let stopped = &fleet.etcd[..2];
+    stopped.iter().for_each(|node| node.signal("STOP"));
+    let http = free_address();
+    let mut coordinator = fleet.coordinator_with(&["--election-ttl", "8", "--http", &http]);
+    let endpoint = coordinator.says("listening on ");
+    let said = soon("the reason", without_majority(&endpoint)).await;
+    assert!(said.contains(&fleet.endpoints), "{said}");
+    let refused = submit_as(&endpoint, 1).await.unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Code::Unavailable, said.as_str()));
+    let (status, why) = get(&http, "/readyz");
+    assert!(status == 503 && why.contains("has no majority"), "{status} {why}");
+    let health = async |service: &str| {
+        let channel = Endpoint::from_shared(endpoint.clone()).unwrap().connect().await.unwrap();
+        let mut client = HealthClient::new(channel);
+        let request = HealthCheckRequest { service: service.into() };
+        client.check(request).await.unwrap().into_inner().status()
+    };
+    let services = ["", sweep_service_server::SERVICE_NAME, agent_service_server::SERVICE_NAME];
+    for service in services {
+        assert_eq!(health(service).await, ServingStatus::NotServing, "{service}");
+    }
+
+    stopped.iter().for_each(|node| node.signal("CONT"));
+    coordinator.says("leading");
+    for service in services {
+        assert_eq!(health(service).await, ServingStatus::Serving, "{service}");
+    }
+    assert_eq!(get(&http, "/readyz"), (200, "ready\n".into()));
+    submit_as(&endpoint, 1).await.unwrap();
     assert!(coordinator.terminate());
 }
 
@@ -146,8 +200,8 @@ async fn an_agent_is_cut_from_its_coordinator_and_not_from_etcd() {
 
     let sweep = submit_as(&endpoint, 2).await.unwrap();
     soon("training", until(&endpoint, &sweep, 10)).await;
+    let silent_at = now();
     way.cut(true);
-    let since = Instant::now();
     // It trains on meanwhile, with nobody to tell.
     let other = fleet.agent_of("other", &["--coordinator", &endpoint]);
     let placed = async {
@@ -156,7 +210,7 @@ async fn an_agent_is_cut_from_its_coordinator_and_not_from_etcd() {
         }
     };
     soon("the trials to be placed again", placed).await;
-    println!("placed again {:.1} s after the cut, of a lease of {LEASE} s", since.elapsed().as_secs_f64());
+    placed_again(&endpoint, &sweep, silent_at, LEASE).await;
     let alone = soon("the agent to be missed", agent(&endpoint, &first.id, |agent| !agent.connected)).await;
     assert!(alone.registered, "its machine lives, and etcd knows it: {alone:?}");
     way.cut(false);
@@ -222,12 +276,6 @@ async fn all_coordinators_are_away() {
     }
 }
 
-/// The hour in seconds.
-fn now() -> f64 {
-    use domain::Clock;
-    domain::SystemClock::new().now().0 as f64 / 1e3
-}
-
 /// When each point of a sweep's trials was made.
 async fn times(endpoint: &str, sweep_id: &str) -> Vec<f64> {
     let mut client = TrialServiceClient::connect(endpoint.to_string()).await.unwrap();
@@ -237,7 +285,7 @@ async fn times(endpoint: &str, sweep_id: &str) -> Vec<f64> {
         let mut answers = client.get_trial_metrics(request).await.unwrap().into_inner();
         while let Some(answer) = answers.message().await.unwrap() {
             let at = answer.points.into_iter().filter_map(|point| point.time);
-            times.extend(at.map(|at| at.seconds as f64 + f64::from(at.nanos) / 1e9));
+            times.extend(at.map(|at| seconds(at.seconds, at.nanos)));
         }
     }
     times

@@ -24,6 +24,10 @@ use tests::s3::S3;
 
 /// What a test waits for at most.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Seconds within which trials are placed again once their lease has ended.
+const PLACED_WITHIN: f64 = 5.0;
+/// Seconds of the lease of trials, unless a test has its own: longer than an agent's pause between two tries to connect.
+const ASSIGNMENT_LEASE: &str = "8";
 /// Seconds of the leader's lease.
 const ELECTION_TTL: &str = "2";
 
@@ -55,8 +59,7 @@ impl Fleet {
     }
 
     fn coordinator(&self) -> Program {
-        // The lease is longer than an agent's pause between two tries to connect.
-        self.coordinator_with(&["--election-ttl", ELECTION_TTL, "--assignment-lease", "8"])
+        self.coordinator_with(&["--election-ttl", ELECTION_TTL, "--assignment-lease", ASSIGNMENT_LEASE])
     }
 
     fn coordinator_with(&self, options: &[&str]) -> Program {
@@ -179,9 +182,11 @@ async fn a_leader_and_an_agent_are_killed_and_nothing_is_lost() {
     let joined = fleet.agent("second-agent");
     let members = fleet.members().await;
     soon("two members", there(&members, 2)).await;
+    let killed = now();
     agent.kill();
     soon("the end", until(&second_at, &sweep, u64::MAX)).await;
     let found = results(&second_at, &sweep).await;
+    placed_again(&second_at, &sweep, killed, ASSIGNMENT_LEASE).await;
     for (number, trial) in &found {
         assert_eq!(trial.losses, undisturbed[number].losses, "trial {number}");
         assert_eq!((trial.state, trial.attempts), (v1::TrialState::Completed, 2), "trial {number}");
@@ -267,6 +272,37 @@ async fn attempts(endpoint: &str, sweep_id: &str) -> BTreeMap<String, u32> {
     let request = v1::ListTrialsRequest { sweep_id: sweep_id.into(), ..v1::ListTrialsRequest::default() };
     let trials = client.list_trials(request).await.unwrap().into_inner().trials;
     trials.into_iter().map(|trial| (trial.id, trial.attempt)).collect()
+}
+
+/// Sees that each trial of a sweep was given to an agent a second time soon enough after its first agent fell silent, whose lease
+/// has so many seconds: by the coordinator's own records, whose clock is the one of `silent_at`.
+async fn placed_again(endpoint: &str, sweep_id: &str, silent_at: f64, lease: &str) {
+    let mut client = TrialServiceClient::connect(endpoint.to_string()).await.unwrap();
+    let most = lease.parse::<f64>().unwrap() + PLACED_WITHIN;
+    for trial_id in attempts(endpoint, sweep_id).await.into_keys() {
+        let request = v1::GetTrialLogRequest { trial_id: trial_id.clone(), follow: false };
+        let mut log = client.get_trial_log(request).await.unwrap().into_inner();
+        let mut placed = None;
+        while let Some(entry) = log.message().await.unwrap() {
+            if (entry.event.as_str(), entry.attempt) == ("assigned", 2) {
+                placed = entry.time.map(|at| seconds(at.seconds, at.nanos));
+            }
+        }
+        let after = placed.expect("it was assigned twice") - silent_at;
+        println!("{trial_id}: placed again after {after:.1} s, of a lease of {lease} s");
+        assert!((0.0..=most).contains(&after), "{trial_id}: {after} s, of {most}");
+    }
+}
+
+/// The hour in seconds.
+fn now() -> f64 {
+    use domain::Clock;
+    domain::SystemClock::new().now().0 as f64 / 1e3
+}
+
+/// The same of an hour on the wire.
+fn seconds(seconds: i64, nanos: i32) -> f64 {
+    seconds as f64 + f64::from(nanos) / 1e9
 }
 
 /// What a program refuses, and in what words.

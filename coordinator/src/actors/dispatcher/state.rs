@@ -5,7 +5,7 @@ use super::super::meter::Meter;
 use super::{AgentView, CAPACITY, Command, Grant, Request, SessionId, Terms};
 use crate::placement::{self, Slot, Waiting};
 use actor::Scope;
-use domain::fleet::{Agent, Beginning, Device, Holding};
+use domain::fleet::{Agent, Beginning, Device, Feature, Holding};
 use domain::trial::TrialDevice;
 use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -48,6 +48,8 @@ pub(super) struct State {
     counted: [Part; STATES.len()],
     /// Whether that changed since it was counted.
     may_count: bool,
+    /// Whether trials wait for an agent of a later version than those that are there.
+    lacks_version: bool,
 }
 
 struct Entry {
@@ -96,6 +98,7 @@ impl State {
             may_place: false,
             counted: STATES.map(|state| metrics::AGENTS.part(&[("state", state)])),
             may_count: false,
+            lacks_version: false,
         }
     }
 
@@ -435,6 +438,15 @@ impl State {
             return;
         }
         let (places, slots): (Vec<_>, Vec<_>) = self.slots().into_iter().unzip();
+        let lacks = !slots.is_empty()
+            && !slots.iter().any(|slot| slot.evaluates)
+            && self.queue.values().any(|request| request.needs.evaluated);
+        if lacks && !self.lacks_version {
+            tracing::warn!(
+                "trials wait for an agent that asks evaluations: those that are there are of an earlier version"
+            );
+        }
+        self.lacks_version = lacks;
         let started = self.clock.monotonic();
         let assignments = placement::solve(self.queue.values().map(|request| &request.needs), &slots);
         let took = self.clock.monotonic().saturating_sub(started);
@@ -480,25 +492,25 @@ impl State {
                 && !entry.silent
                 && !self.drained.contains(&entry.agent.id)
         });
-        let devices =
-            open.flat_map(|entry| entry.agent.devices.iter().map(|device| (&entry.agent.id, device)));
-        let slot = |(agent, device): (&AgentId, &Device)| {
-            let place = (agent.clone(), device.id.clone());
-            let slot = slot(device, held.get(&place).map_or(&[][..], Vec::as_slice));
-            (place, slot)
+        let devices = open.flat_map(|entry| entry.agent.devices.iter().map(|device| (&entry.agent, device)));
+        let slot = |(agent, device): (&Agent, &Device)| {
+            let place = (agent.id.clone(), device.id.clone());
+            let held = held.get(&place).map_or(&[][..], Vec::as_slice);
+            (place, slot(agent, device, held))
         };
         devices.map(slot).collect()
     }
 }
 
 /// A device that holds trials of these needs.
-fn slot(device: &Device, held: &[&Waiting]) -> Slot {
+fn slot(agent: &Agent, device: &Device, held: &[&Waiting]) -> Slot {
     Slot {
         accelerator: device.accelerator.clone(),
         memory_bytes: device.memory_bytes,
         max_pack_size: device.max_pack_size,
         price_per_hour: device.cost_per_hour(),
         simulated: device.simulated_speed.is_some(),
+        evaluates: agent.understands.contains(&Feature::Evaluations),
         resident: device.resident_base.clone(),
         base: held.first().map(|needs| needs.base.clone()),
         held: held.len() as u32,
@@ -527,7 +539,8 @@ mod tests {
 
     fn agent(id: &str) -> Agent {
         let (version, hostname) = (String::new(), String::new());
-        Agent { id: AgentId::new(id), version, hostname, devices: Vec::new(), labels: BTreeMap::new() }
+        let (devices, labels, understands) = (Vec::new(), BTreeMap::new(), BTreeSet::new());
+        Agent { id: AgentId::new(id), version, hostname, devices, labels, understands }
     }
 
     #[tokio::test(start_paused = true)]

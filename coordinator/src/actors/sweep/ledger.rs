@@ -181,6 +181,7 @@ impl Ledger {
             base_bytes: peak.map_or(0, |peak| peak.weights),
             own_bytes: peak.as_ref().map_or(0, PeakBytes::own),
             simulated: trial.kind().or(self.simulated),
+            evaluated: self.record.sweep.spec.evaluations.is_some(),
         })
     }
 

@@ -127,6 +127,7 @@ fn trials_are_compared_by_a_task() {
     let mut ledger = Ledger::new(record(document), Vec::new()).unwrap();
     ledger.fill(NOW);
     ledger.effects();
+    assert!(ledger.needs(1).unwrap().evaluated, "its agent must be one that asks them");
     assert_eq!(ledger.assigned(1).evaluations, ledger.record().sweep.spec.evaluations);
     ledger.event(1, started("m"), NOW).unwrap();
     ledger.run(2);

@@ -1,0 +1,123 @@
+//! An etcd of three nodes, of which one stands still: it takes connections and never answers.
+
+#![cfg(feature = "etcd")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use actor::Scope;
+use registry::etcd::{EtcdOptions, Members};
+use registry::{EtcdRegistry, Leadership, Member, Registry, Write};
+use std::future::Future;
+use std::time::Duration;
+use tests::etcd::Etcd;
+use tokio::time::Instant;
+
+/// What a test waits for at most.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The time that a call takes if it goes to the node that stands still first.
+const FIRST: Duration = Duration::from_secs(3);
+/// The same where the others have to elect a leader first, which gives up what the last one was told.
+const ELECTION: Duration = Duration::from_secs(9);
+/// The time that it takes at most if it goes to another one.
+const LATER: Duration = Duration::from_secs(2);
+
+/// Shorter than a stopped node stands still in a test, so that a lease is renewed elsewhere or lost.
+fn options(nodes: &[Etcd]) -> EtcdOptions {
+    let ttl = Duration::from_secs(6);
+    EtcdOptions { ttl, ..EtcdOptions::new(nodes.iter().map(|node| node.endpoint.clone()).collect()) }
+}
+
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited in vain for {what}"))
+}
+
+async fn within<T>(limit: Duration, what: &str, future: impl Future<Output = T>) -> T {
+    let begun = Instant::now();
+    let done = soon(what, future).await;
+    assert!(begun.elapsed() <= limit, "{what} took {:?}, of {limit:?}", begun.elapsed());
+    done
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_stands_still_is_waited_for_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(nodes) = Etcd::start_three(dir.path(), 1000) else { return };
+    let (scope, options) = (Scope::new(), options(&nodes));
+    let registry = EtcdRegistry::connect(&options, &scope).await.unwrap();
+    let fence = soon("an election", registry.lead("test")).await.unwrap();
+    let lost = registry.lost();
+    tokio::pin!(lost);
+    let members = registry.members();
+    members.register(Member { id: "agent".into(), value: Vec::new() }, &scope);
+    soon("the member", async { while members.members().await.unwrap().is_empty() {} }).await;
+
+    let mut written = 0_u32;
+    for (number, node) in nodes.iter().enumerate() {
+        let first = if node.leads() { ELECTION } else { FIRST };
+        let renews = node.under_way("LeaseKeepAlive") > 0.0;
+        node.signal("STOP");
+        for (round, limit) in [first, LATER].into_iter().enumerate() {
+            written += 1;
+            let put = |at: u32| vec![Write::Put("a".into(), at.to_string().into_bytes())];
+            let what = format!("node {number}, round {round}: ");
+            let commit = registry.commit(fence, put(written));
+            within(limit, &(what.clone() + "commit"), commit).await.unwrap();
+            within(limit, &(what.clone() + "look"), registry.commit(fence, Vec::new())).await.unwrap();
+            let found = within(limit, &(what.clone() + "get"), registry.get("a")).await.unwrap();
+            assert_eq!(found, Some(written.to_string().into_bytes()));
+            let listed = within(limit, &(what.clone() + "list"), registry.list("", None, 9)).await.unwrap();
+            assert_eq!(listed.len(), 1);
+            let leader = within(limit, &(what.clone() + "leader"), members.leader()).await.unwrap();
+            assert_eq!(leader.as_deref(), Some("test"));
+            within(limit, &(what + "members"), members.members()).await.unwrap();
+        }
+        // Whoever comes to it anew waits once, whichever node it draws.
+        within(FIRST, "a new client", Members::connect(&options)).await.unwrap();
+        if renews {
+            // Longer than a lease: it is renewed at another node.
+            let whole = tokio::time::timeout(Duration::from_secs(7), &mut lost).await;
+            assert!(whole.is_err(), "node {number}: the leadership is lost");
+            assert_eq!(members.members().await.unwrap().len(), 1, "node {number}: the member is gone");
+        }
+
+        // It goes on with what it was asked: none of that counts any more.
+        node.signal("CONT");
+        let alone = EtcdOptions::new(vec![node.endpoint.clone()]);
+        soon("the node", async { while Members::connect(&alone).await.is_err() {} }).await;
+        assert_eq!(registry.get("a").await.unwrap(), Some(written.to_string().into_bytes()));
+    }
+    assert!(scope.finish(PATIENCE).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_election_over_a_node_that_stands_still_moves_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(nodes) = Etcd::start_three(dir.path(), 1000) else { return };
+    let (first_scope, second_scope, options) = (Scope::new(), Scope::new(), options(&nodes));
+    let first = EtcdRegistry::connect(&options, &first_scope).await.unwrap();
+    soon("an election", first.lead("first")).await.unwrap();
+    let second = EtcdRegistry::connect(&options, &second_scope).await.unwrap();
+    let waits = second.lead("second");
+    tokio::pin!(waits);
+    let stands = async {
+        loop {
+            if let Some(node) = nodes.iter().find(|node| node.under_way("Campaign") > 0.0) {
+                return node;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let node = tokio::select! {
+        node = soon("the second to stand", stands) => node,
+        _ = &mut waits => panic!("the first leads"),
+    };
+    node.signal("STOP");
+    // The lease that the second stands with is renewed by the same node: it finds out within a third of the lease, and before
+    // its connection would break.
+    tokio::select! {
+        left = first_scope.finish(PATIENCE) => assert!(left),
+        _ = &mut waits => panic!("the first leads"),
+    }
+    within(ELECTION, "the second", waits).await.unwrap();
+    node.signal("CONT");
+    assert!(second_scope.finish(PATIENCE).await);
+}
