@@ -27,8 +27,9 @@ pub(super) const PART: usize = 48 * 1024;
 /// Parts that are read in one go.
 const PARTS_PAGE: i64 = 32;
 
-/// Tries of a call that nobody can answer now: nodes that have just lost their leader elect another meanwhile.
-const TRIES: u32 = 40;
+/// Tries of a call that nobody can answer now: nodes that have lost their leader elect another within seconds, also where two of
+/// them stand at once and it takes a second round.
+const TRIES: u32 = 100;
 /// The pause after one that failed.
 const PAUSE: Duration = Duration::from_millis(50);
 
