@@ -119,7 +119,8 @@ fn agent() -> Agent {
         simulated_speed: None,
     };
     let id = AgentId::new("agent");
-    Agent { id, version: "0".into(), hostname: "h".into(), devices: vec![device], labels: BTreeMap::new() }
+    let (labels, understands) = (BTreeMap::new(), Default::default());
+    Agent { id, version: "0".into(), hostname: "h".into(), devices: vec![device], labels, understands }
 }
 
 /// Makes a step of every trial each [`STEP`], and ends those that made [`STEPS`], until `scope` ends.
