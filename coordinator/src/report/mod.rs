@@ -32,6 +32,7 @@ mod slice;
 mod tables;
 mod takeaways;
 
+pub use importance::{Observed, importance};
 pub use markdown::File;
 
 use document::{Block, Document, Line};

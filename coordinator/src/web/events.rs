@@ -1,6 +1,7 @@
 //! Answers that go on, as server-sent events: `event:` names what `data:`, a line of JSON, is. Each answer is made by a task
 //! that ends with the server, or when nobody reads any more.
 
+use super::importance::Importance;
 use super::{Refusal, form};
 use crate::actors::sweep::{Change, View};
 use crate::error::Result;
@@ -212,15 +213,19 @@ async fn tell_changes(services: &Services, id: &SweepId, first: Watched, out: &m
         if picture(&view, out).await.is_err() {
             return Ok(());
         }
+        let mut importance = Importance::of(&view);
         let table = form::Table::of(&view.sweep);
         drop(view);
         let followed = match changes {
-            Some(changes) if !over => follow(services, &table, changes, out).await?,
+            Some(changes) if !over => follow(services, &table, &mut importance, changes, out).await?,
             _ => Followed::ToTheEnd,
         };
         match followed {
             Followed::ToTheEnd => {
                 // A reader that is gone knows enough.
+                if let Some(news) = importance.news() {
+                    let _ = out.send("importance", &news).await;
+                }
                 let _ = out.send("over", &json!({})).await;
                 return Ok(());
             }
@@ -260,7 +265,7 @@ impl News {
     fn take(&mut self, change: Change) {
         match change {
             Change::Sweep(sweep) => self.sweep = Some(sweep),
-            Change::Trial(trial) => drop(self.trials.insert(trial.id.clone(), trial)),
+            Change::Trial(trial, _) => drop(self.trials.insert(trial.id.clone(), trial)),
             Change::Progress(trial, attempt, point) => self.points.push((trial, attempt, point)),
         }
     }
@@ -273,6 +278,7 @@ impl News {
 async fn follow(
     services: &Services,
     table: &form::Table,
+    importance: &mut Importance,
     mut changes: broadcast::Receiver<Change>,
     out: &mut Out,
 ) -> Result<Followed> {
@@ -284,6 +290,14 @@ async fn follow(
         let change = tokio::select! {
             change = changes.recv() => Some(change),
             () = tokio::time::sleep_until(due) => None,
+            () = importance.due() => {
+                if let Some(news) = importance.news()
+                    && out.send("importance", &news).await.is_err()
+                {
+                    return Ok(Followed::ReaderGone);
+                }
+                continue;
+            }
         };
         let over = matches!(&change, Some(Ok(Change::Sweep(sweep))) if sweep.state.is_terminal());
         match change {
@@ -291,6 +305,7 @@ async fn follow(
                 if news.is_empty() {
                     due = Instant::now() + GATHER;
                 }
+                importance.hear(&change);
                 news.take(change);
                 if !over {
                     continue;

@@ -20,7 +20,7 @@ fn rounded(value: f64) -> f64 {
 }
 
 /// A number with three digits, which is as many as a table shows. Each one more costs a byte for each trial.
-fn roughly(value: f64) -> f64 {
+pub fn roughly(value: f64) -> f64 {
     if value == 0.0 || !value.is_finite() { value } else { format!("{value:.2e}").parse().unwrap_or(value) }
 }
 

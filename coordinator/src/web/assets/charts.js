@@ -2,7 +2,6 @@
 
 import { bytes, color, dollars, duration, el, fill, nth, number, quality, state, throttled, clock, OVER } from './show.js';
 import { get } from './server.js';
-import { importance, spread } from './importance.js';
 
 const HEIGHT = 300;
 /** Curves at a time: more nobody tells apart. */
@@ -324,6 +323,17 @@ export class Parallel {
   }
 }
 
+// The least and the largest of numbers, and whether they are spread over a logarithmic line rather than a straight one.
+function spread(values) {
+  let [low, high] = [Infinity, -Infinity];
+  values.forEach((value) => { low = Math.min(low, value); high = Math.max(high, value); });
+  if (!(low > 0 && high / low >= 10)) return { low, high, log: false };
+  const median = [...values].sort((a, b) => a - b)[values.length >> 1];
+  const aside = (part) => Math.abs(part - 0.5);
+  const log = aside(Math.log(median / low) / Math.log(high / low)) < aside((median - low) / (high - low));
+  return { low, high, log };
+}
+
 // Where values lie on an axis from 0 to 1, and what stands beside it.
 function scale(name, of, trials) {
   const values = trials.map(of).filter((value) => value !== undefined && value !== null);
@@ -341,25 +351,23 @@ function scale(name, of, trials) {
   return { name, part: (t) => (of(t) === undefined ? null : part(of(t))), marks: distinct.slice(0, 12).map((value) => [value.slice(0, 14), part(value)]) };
 }
 
-/** Which parameters decide whether a trial is among the best. */
+/** Which parameters decide whether a trial is among the best, as the server computes it. */
 export class Importance {
   constructor() {
     this.list = el('ol', { class: 'importance' });
     this.element = el('section', { class: 'card', 'aria-label': 'Importance' },
       el('div', { class: 'bar' }, el('h2', {}, 'Importance of parameters')), this.list,
-      el('p', { class: 'quiet' }, 'PED-ANOVA: how far the best tenth of the trials differs from all in each parameter, as shares of the whole.'));
+      el('p', { class: 'quiet' }, 'PED-ANOVA: how far the best tenth of the completed trials differs from all of them in each parameter, as parts of the whole.'));
   }
 
-  end() {}
-
-  update(trials, sweep) {
-    const shares = importance(trials, sweep?.goal !== 'maximize');
-    if (shares.length === 0) {
-      fill(this.list, el('li', { class: 'quiet' }, 'Known from ten trials with a value on.'));
+  /** How many trials it is computed from, and `[name, part]`, the largest first. */
+  tell({ trials, parts }) {
+    if (parts.length === 0) {
+      fill(this.list, el('li', { class: 'quiet' }, trials < 10 ? 'Known from ten completed trials on.' : 'No two parameters that all trials drew alike tell the best of them from the others.'));
       return;
     }
-    fill(this.list, shares.map(([name, share]) => el('li', {}, el('span', {}, name),
-      el('meter', { min: '0', max: '1', value: String(share), 'aria-label': `importance of ${name}` }), el('span', { class: 'number' }, `${Math.round(share * 100)} %`))));
+    fill(this.list, parts.map(([name, part]) => el('li', {}, el('span', {}, name),
+      el('meter', { min: '0', max: '1', value: String(part), 'aria-label': `importance of ${name}` }), el('span', { class: 'number' }, `${Math.round(part * 100)} %`))));
   }
 }
 

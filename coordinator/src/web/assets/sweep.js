@@ -39,7 +39,8 @@ export class SweepView {
     this.table = new Table({ trials: this.trials, chosen: this.chosen, open, changed: () => this.chosenChanged() });
     this.curves = new Curves({ sweep: id, metrics: () => known.server?.metrics });
     this.comparison = new Comparison({ sweep: id, remove: (n) => { this.chosen.delete(n); this.chosenChanged(); }, clear: () => { this.chosen.clear(); this.chosenChanged(); } });
-    this.figures = [new Tradeoff({ open }), new Parallel(), new Importance()];
+    this.figures = [new Tradeoff({ open }), new Parallel()];
+    this.importance = new Importance();
     this.timeline = new Timeline({ open });
     this.document = el('pre', { class: 'document', tabindex: '0' });
     const names = [['trials', 'Trials'], ['figures', 'Trade-offs'], ['timeline', 'Timeline'], ['document', 'Sweep file']];
@@ -95,6 +96,7 @@ export class SweepView {
         points.forEach((point) => this.point(point));
         this.redraw();
       },
+      importance: (news) => this.importance.tell(news),
     }, this.abort.signal);
     this.followed = false;
   }
@@ -214,7 +216,7 @@ export class SweepView {
     this.tabPanel.setAttribute('aria-labelledby', `tab-${name}`);
     const parts = {
       trials: [this.curves.element, this.table.element, this.comparison.element],
-      figures: this.figures.map(({ element }) => element),
+      figures: [...this.figures, this.importance].map(({ element }) => element),
       timeline: [this.timeline.element],
       document: [el('section', { class: 'card', 'aria-label': 'Sweep file' }, this.document)],
     };
