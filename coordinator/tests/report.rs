@@ -6,9 +6,10 @@ use coordinator::report::{self, Records};
 use domain::metric::{self, MetricPoint};
 use domain::sweep::{Algorithm, Distribution, SearchSpec, Sweep, SweepSpec, SweepState};
 use domain::trial::{
-    Digests, Failure, FailureClass, Throughput, Trial, TrialConfig, TrialDevice, TrialState, TrialSummary,
+    Digests, Failure, FailureClass, Throughput, Trial, TrialConfig, TrialDevice, TrialPlacement, TrialState,
+    TrialSummary,
 };
-use domain::{Attempt, SweepId, Timestamp, TrialId};
+use domain::{AgentId, Attempt, DeviceId, SweepId, Timestamp, TrialId};
 use serde_json::json;
 
 const START: u64 = 1_795_491_021_000;
@@ -129,6 +130,15 @@ fn trial(number: u32, (state, learning_rate, rank, targets, steps, end): Made) -
         adapter: Some(format!("sweeps/stories-1a2b/{number}/adapter-a1-s{steps}")),
         resume: None,
         attempts: vec![(Attempt(1), 0)],
+        placements: vec![TrialPlacement {
+            started_at: Some(Timestamp(START + 100)),
+            ended_at: finished.then_some(Timestamp(START + 60_000)),
+            ..TrialPlacement::new(
+                Attempt(1),
+                AgentId::new("local"),
+                DeviceId::new(format!("cuda:{}", number % 2)),
+            )
+        }],
         eval_loss: Some(end).filter(|loss| loss.is_finite()),
         cost_usd: Some(0.0),
         summary: (finished && !diverged).then(|| summary(steps, end, rank, number.is_multiple_of(2))),

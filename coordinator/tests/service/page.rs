@@ -177,7 +177,8 @@ async fn a_sweep_is_followed_and_changed() {
     let rows = events.next("trials", |_| true).await;
     let of_first = |rows: &Value, column: &str| rows["columns"][column][0].clone();
     assert_eq!((of_first(&rows, "n"), &rows["parameters"]["lora_rank"][0]), (json!(1), &json!(2)), "{rows}");
-    assert_eq!(of_first(&rows, "device"), json!("cpu"), "{rows}");
+    assert_eq!(of_first(&rows, "lane"), json!(0), "{rows}");
+    assert_eq!(events.next("lanes", |_| true).await, json!([["a", "cpu"]]));
     events.next("complete", |_| true).await;
     assert_eq!(events.next("importance", |_| true).await, json!({ "trials": 0, "parts": [] }));
     let mut log = Events::open(&fixture, &format!("/api/sweeps/{id}/trials/1/log")).await;
@@ -190,7 +191,7 @@ async fn a_sweep_is_followed_and_changed() {
         |rows: &Value| of_first(rows, "n") == json!(1) && of_first(rows, "state") == json!("completed");
     let row = events.next("trials", over).await;
     assert!(of_first(&row, "value").is_number() && of_first(&row, "took").is_number(), "{row}");
-    assert_eq!(of_first(&row, "agent"), json!("a"), "{row}");
+    assert_eq!(of_first(&row, "lane"), json!(0), "{row}");
     log.next("over", |_| true).await;
 
     let curve = get(&fixture, &format!("/api/sweeps/{id}/trials/1/metrics")).await.json();

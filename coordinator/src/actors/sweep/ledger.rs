@@ -16,7 +16,7 @@ use crate::store::{Placement, StopCause, SweepRecord, TrialRecord};
 use domain::footprint::PeakBytes;
 use domain::metric::{EVAL_LOSS, MetricPoint};
 use domain::sweep::SweepState;
-use domain::trial::{Digests, Failure, FailureClass, Trial, TrialState, TrialSummary};
+use domain::trial::{Digests, Failure, FailureClass, Trial, TrialPlacement, TrialState, TrialSummary};
 use domain::{AgentId, Attempt, Timestamp, TrialId};
 use std::collections::{BTreeMap, BTreeSet};
 use tally::Tally;
@@ -226,6 +226,8 @@ impl Ledger {
         let trace = traced::trace(trial);
         trial.step = resume_step.unwrap_or(0);
         trial.attempts.push((trial.attempt, trial.step));
+        let (agent, device) = (placement.agent.clone(), placement.device.clone());
+        trial.placements.push(TrialPlacement::new(trial.attempt, agent, device));
         trial.agent = Some(placement.agent.to_string());
         trial.device = placement.is.clone();
         let kind = trial.kind();
@@ -321,7 +323,7 @@ impl Ledger {
         self.go(number, TrialState::Running)?;
         let trial = &mut self.get_mut(number)?.trial;
         trial.total_steps = Some(total_steps);
-        trial.started_at = trial.started_at.or(Some(now));
+        trial.begin(now);
         trial.digests = digests.or(before);
         Ok(())
     }
@@ -362,6 +364,7 @@ impl Ledger {
         self.go(number, TrialState::Queued)?;
         let paused = self.is_paused();
         let record = self.get_mut(number)?;
+        record.trial.leave(now);
         record.placement = None;
         record.release = false;
         match record.stop {
@@ -387,6 +390,7 @@ impl Ledger {
         self.go(number, state)?;
         let record = self.get_mut(number)?;
         record.trial.finished_at = Some(now);
+        record.trial.leave(now);
         record.placement = None;
         record.release = false;
         let value = feasible(record);
