@@ -219,7 +219,7 @@ fn a_sweep_as_it_ends() {
     std::fs::write(concat!(env!("CARGO_TARGET_TMPDIR"), "/report.html"), &page).unwrap();
     check_nesting(&page);
     // Memory and speed by rank; dollars are none, time is all the same; two learning curves, three searched parameters
-    // (the constant has no chart) and all together; the search; predicted memory is not known.
+    // (the constant has no chart) and all together; the search; the timeline; predicted memory is not known.
     for name in [
         "Peak memory by lora rank, a line",
         "Speed by lora rank, a line",
@@ -230,10 +230,11 @@ fn a_sweep_as_it_ends() {
         "lora_rank against",
         "target_modules against",
         "A line for each trial through",
+        "What each of 2 devices did when",
     ] {
         assert_eq!(page.matches(name).count(), 1, "{name}");
     }
-    assert_eq!(page.matches("<svg ").count(), 9);
+    assert_eq!(page.matches("<svg ").count(), 10);
     assert_eq!(page.matches("<td><span class=\"state ").count(), TRIALS.len());
     check(
         &page,
@@ -258,6 +259,7 @@ fn a_sweep_as_it_ends() {
             metric::definition(metric::PEAK_RSS_BYTES).unwrap().meaning,
             "prefers-color-scheme: dark",
             "width=device-width",
+            "<th scope=\"row\">local · cuda:1</th><td>A100-40GB</td>",
         ],
         &["<script", "http-equiv", "href=", "src=", "@import"],
     );

@@ -10,12 +10,13 @@
 //! | `importance.rs` | how much each parameter matters |
 //! | `tables.rs` | trials, what their numbers mean, the configuration in force |
 //! | `evaluations.rs` | what tasks say of base and adapters |
-//! | `chart.rs` | axes and marks → SVG |
+//! | `axis.rs`, `chart.rs` | axes and marks → SVG |
 //! | `series.rs` | rank order, curves, smoothing |
 //! | `document.rs` | what a report is made of: paragraphs, tables, figures |
 //! | `html.rs`, `style.css`, `markdown.rs` | how that looks |
 //! | `numbers.rs` | how numbers read |
 
+mod axis;
 mod chart;
 mod document;
 mod evaluations;
@@ -135,6 +136,7 @@ fn document(records: Records) -> Document {
     let name = format!("Parameters against {}", sources.sweep.spec.search.metric);
     section(&name, figures::parameters::blocks(&sources));
     section("The search", figures_of(figures::progress::figure(&sources).into_iter().collect()));
+    section("Timeline of devices", figures_of(figures::timeline::figure(&sources).into_iter().collect()));
     section(
         "Predicted and measured memory",
         figures_of(figures::predicted::figure(&sources).into_iter().collect()),
