@@ -42,6 +42,7 @@ use domain::data::shown;
 use domain::metric::{self, MetricPoint};
 use domain::sweep::Sweep;
 use domain::trial::{Trial, TrialState};
+use serde_json::Value;
 use series::Entry;
 use slice::Facts;
 use std::collections::BTreeMap;
@@ -100,6 +101,19 @@ impl<'a> Sources<'a> {
 
     fn best(&self) -> Option<&Entry<'a>> {
         self.entries.iter().find(|entry| self.is_best(entry.trial))
+    }
+
+    /// The best completed trial of each precision mode, by the mode's name.
+    fn best_of_modes(&self) -> Vec<(String, &Entry<'a>)> {
+        let best = |mode: &Value| {
+            let of_it = |entry: &&Entry| {
+                entry.trial.state == TrialState::Completed
+                    && slice::fields(&entry.trial.config).get(slice::PRECISION) == Some(mode)
+            };
+            // Entries stand in rank order.
+            Some((numbers::value(mode), self.entries.iter().find(of_it)?))
+        };
+        self.facts.values(slice::PRECISION).into_iter().filter_map(best).collect()
     }
 }
 

@@ -1,5 +1,6 @@
 //! The figures, a kind a file.
 
+pub(super) mod accuracy;
 pub(super) mod benchmark;
 pub(super) mod curves;
 pub(super) mod parallel;
