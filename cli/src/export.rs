@@ -353,7 +353,12 @@ mod tests {
                 "completed",
                 parameters(8, "float16", 512),
                 json!({
-                    "attempt": 2, "attempts": [[1, 0], [2, 2]], "step": 3, "eval_loss": 1.25, "cost_usd": 0.25,
+                    "attempt": 2, "attempts": [[1, 0], [2, 2]], "agent": "a",
+                    "placements": [{
+                        "attempt": 2, "agent": "a", "device": "cuda:1", "started_at": 1_001_000, "ended_at": 1_003_500,
+                    }],
+                    "device": { "accelerator": "T4-16GB", "memory_bytes": 15_000_000_000_u64, "price_per_hour": 0.5 },
+                    "step": 3, "eval_loss": 1.25, "cost_usd": 0.25,
                     "summary": { "steps": 3, "loss": 1.5, "peak_memory_bytes": 5_000, "device_seconds": 2.5 },
                     "digests": {
                         "base_model": "simulated:a", "dataset": "sha256:b", "tokenizer": "sha256:c", "spec": "sha256:d",
@@ -361,7 +366,12 @@ mod tests {
                     "started_at": 1_001_000, "finished_at": 1_003_500,
                 }),
             ),
-            trial(2, "running", parameters(4, "4bit", 1024), json!({ "started_at": 1_002_000 })),
+            trial(
+                2,
+                "running",
+                parameters(4, "4bit", 1024),
+                json!({ "agent": "b", "started_at": 1_002_000 }),
+            ),
             trial(
                 3,
                 "failed",

@@ -101,6 +101,12 @@ pub(crate) fn trial_document(trial: &Trial) -> Value {
             value[key] = json!(time(Timestamp(ms)));
         }
     }
+    for placed in value["placements"].as_array_mut().into_iter().flatten() {
+        for key in ["started_at", "ended_at"] {
+            placed[key] = json!(placed[key].as_u64().map(|ms| time(Timestamp(ms))));
+        }
+    }
+    value["device_id"] = json!(trial.device_id());
     value["simulated"] = json!(trial.is_simulated());
     for score in trial.summary.iter().flat_map(|summary| &summary.evaluations) {
         value[score.name().replace('/', "_")] = json!(score.value);

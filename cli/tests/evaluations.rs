@@ -142,7 +142,9 @@ fn a_sweep_asks_what_eval_asks() {
     assert_eq!(sweep["spec"]["evaluations"]["tasks"][1]["task"], "mine");
     // People see it in the report, and programs in an export.
     let report = std::fs::read_to_string(sandbox.path().join(result["report"].as_str().unwrap())).unwrap();
-    assert!(report.contains("What tasks say of them") && report.contains("eval/mine/acc"), "the report");
+    for said in ["What tasks say of them", "Accuracy by task", "eval/mine/acc"] {
+        assert!(report.contains(said), "{said} is not in the report");
+    }
     let id = sweep["id"].as_str().unwrap();
     sandbox.json(&["export", id, "--format", "csv", "--to", "out"]);
     let csv = std::fs::read_to_string(sandbox.path().join("out/trials.csv")).unwrap();

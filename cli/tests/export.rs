@@ -100,6 +100,8 @@ fn every_format_says_what_the_server_says() {
             assert_eq!(row["peak_memory_bytes"], string(&trial["summary"]["peak_memory_bytes"]));
             assert_eq!(row["base_model_digest"], string(&trial["digests"]["base_model"]));
             assert_eq!(row["simulated"], "true");
+            assert_eq!(row["agent"], string(&trial["agent"]));
+            assert_eq!(row["device_id"], string(&trial["placements"][0]["device"]));
         }
     }
     let points = rows(&at("csv/points.csv"));

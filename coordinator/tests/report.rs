@@ -6,9 +6,10 @@ use coordinator::report::{self, Records};
 use domain::metric::{self, MetricPoint};
 use domain::sweep::{Algorithm, Distribution, SearchSpec, Sweep, SweepSpec, SweepState};
 use domain::trial::{
-    Digests, Failure, FailureClass, Throughput, Trial, TrialConfig, TrialDevice, TrialState, TrialSummary,
+    Digests, Failure, FailureClass, Throughput, Trial, TrialConfig, TrialDevice, TrialPlacement, TrialState,
+    TrialSummary,
 };
-use domain::{Attempt, SweepId, Timestamp, TrialId};
+use domain::{AgentId, Attempt, DeviceId, SweepId, Timestamp, TrialId};
 use serde_json::json;
 
 const START: u64 = 1_795_491_021_000;
@@ -130,6 +131,15 @@ fn trial(number: u32, (state, learning_rate, rank, targets, steps, end): Made) -
         adapter: Some(format!("sweeps/stories-1a2b/{number}/adapter-a1-s{steps}")),
         resume: None,
         attempts: vec![(Attempt(1), 0)],
+        placements: vec![TrialPlacement {
+            started_at: Some(Timestamp(START + 100)),
+            ended_at: finished.then_some(Timestamp(START + 60_000)),
+            ..TrialPlacement::new(
+                Attempt(1),
+                AgentId::new("local"),
+                DeviceId::new(format!("cuda:{}", number % 2)),
+            )
+        }],
         eval_loss: Some(end).filter(|loss| loss.is_finite()),
         cost_usd: Some(0.0),
         summary: (finished && !diverged).then(|| summary(steps, end, rank, number.is_multiple_of(2))),
@@ -211,7 +221,7 @@ fn a_sweep_as_it_ends() {
     std::fs::write(concat!(env!("CARGO_TARGET_TMPDIR"), "/report.html"), &page).unwrap();
     check_nesting(&page);
     // Memory and speed by rank; dollars are none, time is all the same; two learning curves, three searched parameters
-    // (the constant has no chart) and all together; the search; predicted memory is not known.
+    // (the constant has no chart) and all together; the search; the timeline; predicted memory is not known.
     for name in [
         "Peak memory by lora rank, a line",
         "Speed by lora rank, a line",
@@ -222,10 +232,11 @@ fn a_sweep_as_it_ends() {
         "lora_rank against",
         "target_modules against",
         "A line for each trial through",
+        "What each of 2 devices did when",
     ] {
         assert_eq!(page.matches(name).count(), 1, "{name}");
     }
-    assert_eq!(page.matches("<svg ").count(), 9);
+    assert_eq!(page.matches("<svg ").count(), 10);
     assert_eq!(page.matches("<td><span class=\"state ").count(), TRIALS.len());
     check(
         &page,
@@ -250,6 +261,7 @@ fn a_sweep_as_it_ends() {
             metric::definition(metric::PEAK_RSS_BYTES).unwrap().meaning,
             "prefers-color-scheme: dark",
             "width=device-width",
+            "<th scope=\"row\">local · cuda:1</th><td>A100-40GB</td>",
         ],
         &["<script", "http-equiv", "href=", "src=", "@import"],
     );

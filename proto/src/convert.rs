@@ -1,6 +1,7 @@
 //! Wire ↔ domain. Going out cannot fail; coming in names the field that is wrong. Agents and devices: `fleet.rs`; uploaded
 //! data: `data.rs`; what tasks made of trials: `scores.rs`.
 
+mod attempts;
 pub mod data;
 mod fleet;
 
@@ -408,7 +409,7 @@ pub fn trial_without_config(t: Trial) -> v1::Trial {
         adapter: t.adapter,
         resume,
         resume_step,
-        attempts: t.attempts.iter().map(|(a, step)| v1::AttemptStart { attempt: a.0, step: *step }).collect(),
+        attempts: attempts::starts(&t.attempts, &t.placements),
         eval_loss: t.eval_loss,
         cost_usd: t.cost_usd,
         summary: t.summary.map(Into::into),
@@ -451,6 +452,7 @@ pub fn trial_of_unknown_config(t: v1::Trial) -> Result<Trial, ConvertError> {
         adapter: t.adapter,
         resume: t.resume.zip(t.resume_step),
         attempts: t.attempts.iter().map(|a| (Attempt(a.attempt), a.step)).collect(),
+        placements: attempts::placements(&t.attempts),
         eval_loss: t.eval_loss,
         cost_usd: t.cost_usd,
         summary: t.summary.map(Into::into),

@@ -294,6 +294,12 @@ const PROBLEMS: &[Row] = &[
         "starts from step 500",
     ),
     (
+        "an attempt that is over, and on its device still",
+        |c| c.edit(&c.trial(), |v| v["trial"]["placements"][0]["ended_at"] = json!(null)),
+        "/1",
+        "is completed in attempt 1, and its devices are",
+    ),
+    (
         "points that are missing",
         |c| {
             c.edit(&c.trial(), |v| {

@@ -94,6 +94,9 @@ const TRAILING: &[(&str, &str, Kind)] = &[
     ("failure", "/failure/message", Kind::Text),
     ("failure_class", "/failure/class", Kind::Text),
     ("simulated", "/simulated", Kind::Flag),
+    ("agent", "/agent", Kind::Text),
+    ("device_id", "/device_id", Kind::Text),
+    ("accelerator", "/device/accelerator", Kind::Text),
     ("pack_peak_memory_bytes", "/summary/pack_peak_memory_bytes", Kind::Whole),
     ("peak_rss_bytes", "/summary/peak_rss_bytes", Kind::Whole),
     ("truncated_rows", "/summary/truncated_rows", Kind::Whole),
@@ -120,6 +123,7 @@ impl Trials {
     pub(super) fn new(trials: &[Trial]) -> Self {
         let record = |trial: &Trial| {
             let mut record = serde_json::to_value(trial).unwrap_or_default();
+            record["device_id"] = json!(trial.device_id());
             record["simulated"] = json!(trial.is_simulated());
             record["scores"] = scores(trial);
             record
@@ -276,6 +280,13 @@ mod tests {
             (0, "cost_usd", Kind::Number, Cell::Number(0.25)),
             (0, "simulated", Kind::Flag, Cell::Flag(true)),
             (1, "simulated", Kind::Flag, Cell::Flag(false)),
+            (0, "agent", Kind::Text, text("a")),
+            (0, "device_id", Kind::Text, text("cuda:1")),
+            (0, "accelerator", Kind::Text, text("T4-16GB")),
+            // Of an earlier version.
+            (1, "agent", Kind::Text, text("b")),
+            (1, "device_id", Kind::Text, Cell::None),
+            (1, "accelerator", Kind::Text, Cell::None),
             (0, "created_at", Kind::Time, Cell::Time(Timestamp(1_000_000))),
             (1, "finished_at", Kind::Time, Cell::None),
             (2, "failure", Kind::Text, text("no, \"really\"\nnot")),

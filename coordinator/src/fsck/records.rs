@@ -4,7 +4,7 @@ use super::Findings;
 use crate::artifacts::split_term;
 use crate::store::{self, Closed, LogEntry, Owner, SweepRecord, Tombstone, TrialRecord};
 use domain::sweep::StateCounts;
-use domain::trial::TrialState;
+use domain::trial::{TrialPlacement, TrialState};
 use domain::{AgentId, SweepId, Timestamp};
 use registry::Entries;
 use serde::de::DeserializeOwned;
@@ -235,6 +235,11 @@ fn check_trial(record: &TrialRecord, keeps_all: bool, findings: &mut Findings) {
     let newest = trial.attempts.last().map_or(0, |(attempt, _)| attempt.0);
     findings.expect(newest == trial.attempt.0, id, || {
         format!("its attempt is {}, and the last that is listed {newest}", trial.attempt)
+    });
+    let there = |placed: &TrialPlacement| placed.ended_at.is_none();
+    let current = |placed: &TrialPlacement| state.holds_device() && placed.attempt == trial.attempt;
+    findings.expect(trial.placements.iter().all(|placed| current(placed) == there(placed)), id, || {
+        format!("is {state} in attempt {}, and its devices are {:?}", trial.attempt, trial.placements)
     });
     check_steps(record, findings);
     let failed = matches!(state, TrialState::Failed | TrialState::Diverged);

@@ -300,7 +300,7 @@ async fn send(
 fn event(change: Change) -> Event {
     match change {
         Change::Sweep(sweep) => Event::Sweep(convert::sweep(&sweep)),
-        Change::Trial(trial) => Event::Trial((*trial).into()),
+        Change::Trial(trial, _) => Event::Trial((*trial).into()),
         Change::Progress(trial, attempt, point) => Event::Progress(v1::TrialProgress {
             trial_id: trial.to_string(),
             attempt: attempt.0,

@@ -153,7 +153,7 @@ impl Services {
             // Until the trial changes, or changes were missed.
             loop {
                 match changes.recv().await {
-                    Ok(Change::Trial(trial)) if trial.id == *id => break,
+                    Ok(Change::Trial(trial, _)) if trial.id == *id => break,
                     Ok(_) => {}
                     Err(_) => break,
                 }

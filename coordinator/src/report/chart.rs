@@ -2,19 +2,21 @@
 //! colours that follow the page's light or dark scheme are stand-ins that `style.css`, or the style of a file of its own,
 //! replaces.
 
-use super::numbers;
+pub(super) use super::axis::Axis;
 use plotters::coord::Shift;
-use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatter};
 use plotters::prelude::*;
 use std::ops::Range;
 
 /// Colours of trials, in rank order; legible on white and on near-black.
 pub(super) const PALETTE: [&str; 8] =
     ["#2f7ed8", "#e8833a", "#3a9d5d", "#d6455d", "#8f63c9", "#2a9ba6", "#a9713d", "#d65fa8"];
+/// The colour of what trials of one device hold of its memory together.
+pub(super) const MEMORY: &str = "#b8a03f";
 /// The colour of all other trials.
 pub(super) const OTHERS: &str = "#8c8c96";
 
 const SIZE: (u32, u32) = (900, 560);
+const MARGIN: u32 = 16;
 const FONT: i32 = 30;
 /// Height of a line of text above the chart.
 const LINE: u32 = 42;
@@ -26,97 +28,6 @@ const INK: RGBColor = RGBColor(0x10, 0x10, 0x11);
 const PAPER: RGBColor = RGBColor(0xFE, 0xFE, 0xFD);
 
 type Painted = Result<(), Box<dyn std::error::Error + Send + Sync>>;
-
-/// One side of a chart: which values it spans, how far apart they stand, and the ticks to label.
-#[derive(Clone)]
-pub(super) struct Axis {
-    ends: (f64, f64),
-    ticks: Vec<(f64, String)>,
-    logarithmic: bool,
-}
-
-impl Axis {
-    /// Even distances for even differences, over the range of `values`.
-    pub(super) fn linear(values: impl Iterator<Item = f64>) -> Self {
-        let (low, high) = range(values);
-        Self { ends: widen(low, high), ticks: numbered(linear_ticks(low, high)), logarithmic: false }
-    }
-
-    /// The same from zero on, for what is compared by its length.
-    pub(super) fn from_zero(values: impl Iterator<Item = f64>) -> Self {
-        let (_, high) = range(values.chain([0.0]));
-        let high = if high > 0.0 { high } else { 1.0 };
-        Self { ends: (0.0, high * 1.05), ticks: numbered(linear_ticks(0.0, high)), logarithmic: false }
-    }
-
-    /// Even distances for even ratios. Values must be positive.
-    pub(super) fn logarithmic(values: impl Iterator<Item = f64>) -> Self {
-        let (low, high) = range(values.map(f64::log10));
-        Self { ends: widen(low, high), ticks: numbered(log_ticks(low, high)), logarithmic: true }
-    }
-
-    /// A few values that were chosen, each with its tick; even ratios where they span more than a factor of eight.
-    pub(super) fn chosen(values: &[f64]) -> Self {
-        const MOST: usize = 10;
-        let (low, high) = range(values.iter().copied());
-        let logarithmic = low > 0.0 && high / low >= 8.0;
-        let axis = match logarithmic {
-            true => Self::logarithmic(values.iter().copied()),
-            false => Self::linear(values.iter().copied()),
-        };
-        if values.len() > MOST {
-            return axis;
-        }
-        Self { ticks: numbered(values.to_vec()), ..axis }
-    }
-
-    /// From 0 to 1, without ticks, with room for texts at both ends.
-    pub(super) fn unlabelled() -> Self {
-        Self { ends: (-0.4, 1.12), ticks: Vec::new(), logarithmic: false }
-    }
-
-    /// One place a name: 0, 1, 2, ….
-    pub(super) fn categories(names: &[String]) -> Self {
-        let ticks = names.iter().enumerate().map(|(i, name)| (i as f64, shorten(name))).collect();
-        let last = names.len().saturating_sub(1) as f64;
-        Self { ends: (-0.5, last + 0.5), ticks, logarithmic: false }
-    }
-}
-
-fn numbered(ticks: Vec<f64>) -> Vec<(f64, String)> {
-    ticks.into_iter().map(|value| (value, numbers::number(value))).collect()
-}
-
-impl Ranged for Axis {
-    type FormatOption = NoDefaultFormatting;
-    type ValueType = f64;
-
-    /// The pixel of a value; of one beyond the ends, the end's.
-    fn map(&self, value: &f64, (first, last): (i32, i32)) -> i32 {
-        let (low, high) = self.ends;
-        let place = if self.logarithmic { value.log10() } else { *value };
-        let share = (place.clamp(low, high) - low) / (high - low);
-        first + (share * f64::from(last - first)).round() as i32
-    }
-
-    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
-        if hint.weight().allow_light_points() {
-            return Vec::new();
-        }
-        self.ticks.iter().map(|(value, _)| *value).collect()
-    }
-
-    fn range(&self) -> Range<f64> {
-        let value = |end: f64| if self.logarithmic { 10f64.powf(end) } else { end };
-        value(self.ends.0)..value(self.ends.1)
-    }
-}
-
-impl ValueFormatter<f64> for Axis {
-    fn format_ext(&self, value: &f64) -> String {
-        self.ticks.iter().find(|(tick, _)| tick == value).map(|(_, label)| label.clone()).unwrap_or_default()
-    }
-}
 
 /// The form of a dot, so that series differ in more than colour.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -145,6 +56,10 @@ pub(super) enum Mark {
     Dot { x: f64, y: f64, colour: &'static str, full: bool, size: i32, shape: Shape },
     /// What ended badly, or does not fit.
     Cross { x: f64, y: f64, colour: &'static str },
+    /// A full rectangle between two values of each axis, at least two pixels wide, with a gap behind it.
+    Bar { x: (f64, f64), y: (f64, f64), colour: &'static str },
+    /// All that lies within these points.
+    Area { points: Vec<(f64, f64)>, colour: &'static str },
     /// A short text, its middle above the place or, if `below`, under it.
     Text { x: f64, y: f64, text: String, below: bool },
 }
@@ -181,21 +96,30 @@ impl Chart {
     }
 
     fn paint(&self, svg: &mut String, simulated: bool) -> Painted {
-        let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
         let (x_title, y_title) = &self.titles;
         let titled = !y_title.is_empty() || simulated;
         let legend = self.legend_lines();
-        let lines = u32::from(titled) + legend.len() as u32;
+        let top = MARGIN + LINE * (u32::from(titled) + legend.len() as u32);
+        let below = if x_title.is_empty() { 50 } else { 90 };
+        let height = self.y.pixels.map_or(SIZE.1, |pixels| top + pixels + below + MARGIN);
+        let beside = match self.y.pixels {
+            Some(_) => LETTER as u32 * self.y.longest_label() as u32 + 20,
+            None => 90,
+        };
+        let root = SVGBackend::with_string(svg, (SIZE.0, height)).into_drawing_area();
         let mut chart = ChartBuilder::on(&root)
-            .margin(16)
-            .margin_top(16 + lines * LINE)
+            .margin(MARGIN)
+            .margin_top(top)
             .margin_right(28)
-            .x_label_area_size(if x_title.is_empty() { 50 } else { 90 })
-            .y_label_area_size(90)
+            .x_label_area_size(below)
+            .y_label_area_size(beside)
             .build_cartesian_2d(self.x.clone(), self.y.clone())?;
-        chart
-            .configure_mesh()
-            .bold_line_style(GRID)
+        let mut mesh = chart.configure_mesh();
+        // Rows are told by their names.
+        if self.y.pixels.is_some() {
+            mesh.disable_y_mesh();
+        }
+        mesh.bold_line_style(GRID)
             .axis_style(GRID)
             .label_style(("sans-serif", FONT).into_font().color(&INK))
             .x_desc(x_title.as_str())
@@ -233,6 +157,17 @@ impl Chart {
                 Mark::Cross { x, y, colour } => {
                     let at = chart.plotting_area().map_coordinate(&(*x, *y));
                     root.draw(&Cross::new(at, 11, rgb(colour).stroke_width(6)))?;
+                }
+                Mark::Bar { x, y, colour } => {
+                    let map = |at: (f64, f64)| chart.plotting_area().map_coordinate(&at);
+                    let ((left, top), (right, bottom)) = (map((x.0, y.0)), map((x.1, y.1)));
+                    let corners = [(left, top), ((right - 1).max(left + 2), bottom)];
+                    root.draw(&Rectangle::new(corners, rgb(colour).filled()))?;
+                }
+                Mark::Area { points, colour } => {
+                    let places: Vec<_> =
+                        points.iter().map(|at| chart.plotting_area().map_coordinate(at)).collect();
+                    root.draw(&Polygon::new(places, rgb(colour).filled()))?;
                 }
                 Mark::Text { x, y, text: said, below } => {
                     let (x, y) = chart.plotting_area().map_coordinate(&(*x, *y));
@@ -345,78 +280,13 @@ fn rgb(colour: &str) -> RGBColor {
     RGBColor(r, g, b)
 }
 
-/// The finite values' range; (0, 1) of none.
-fn range(values: impl Iterator<Item = f64>) -> (f64, f64) {
-    let (low, high) = values
-        .filter(|v| v.is_finite())
-        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)));
-    if low > high { (0.0, 1.0) } else { (low, high) }
-}
-
-/// Room at both ends, and some width where all values are one.
-fn widen(low: f64, high: f64) -> (f64, f64) {
-    let room = if high > low { (high - low) * 0.05 } else { low.abs().max(1.0) * 0.1 };
-    (low - room, high + room)
-}
-
-/// Multiples of 1, 2 or 5 times a power of ten: six at most, one at least between the range's ends.
-fn linear_ticks(low: f64, high: f64) -> Vec<f64> {
-    if high <= low {
-        return vec![low];
-    }
-    let rough = (high - low) / 5.0;
-    let power = 10f64.powf(rough.log10().floor());
-    let step = [1.0, 2.0, 5.0].map(|m| m * power).into_iter().find(|s| *s >= rough).unwrap_or(10.0 * power);
-    let first = (low / step - 1e-9).ceil() as i64;
-    let last = (high / step + 1e-9).floor() as i64;
-    (first..=last).map(|i| i as f64 * step).collect()
-}
-
-/// 1, 2 and 5 times powers of ten between 10^low and 10^high; the powers alone over many decades.
-fn log_ticks(low: f64, high: f64) -> Vec<f64> {
-    let multiples: &[f64] = match high - low {
-        width if width > 3.0 => &[1.0],
-        width if width > 1.7 => &[1.0, 3.0],
-        _ => &[1.0, 2.0, 5.0],
-    };
-    let room = 0.05 * (high - low).max(0.1);
-    (low.floor() as i32..=high.ceil() as i32)
-        .flat_map(|exponent| multiples.iter().map(move |m| m * 10f64.powi(exponent)))
-        .filter(|v| (low - room..=high + room).contains(&v.log10()))
-        .collect()
-}
-
-/// A name as short as an axis needs it.
-fn shorten(name: &str) -> String {
-    const LONGEST: usize = 16;
-    if name.chars().count() <= LONGEST {
-        return name.into();
-    }
-    name.chars().take(LONGEST - 1).chain(['…']).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn close(got: &[f64], want: &[f64]) {
-        let same = got.len() == want.len() && got.iter().zip(want).all(|(a, b)| (a / b - 1.0).abs() < 1e-9);
-        assert!(same, "{got:?} is not {want:?}");
-    }
-
     fn chart(x: Axis, y: Axis, marks: Vec<Mark>) -> Chart {
         let legend = vec![(Key::Dot(OTHERS, Shape::Square), "a".into()), (Key::Dashed, "b".into())];
         Chart { x, y, titles: ("x".into(), "y".into()), legend, marks }
-    }
-
-    #[test]
-    fn ticks_stand_at_round_values() {
-        close(&linear_ticks(1.0, 2.0), &[1.0, 1.2, 1.4, 1.6, 1.8, 2.0]);
-        close(&linear_ticks(2.94, 5.1), &[3.0, 3.5, 4.0, 4.5, 5.0]);
-        close(&linear_ticks(7.0, 7.0), &[7.0]);
-        close(&log_ticks(-4.0, -2.0), &[1e-4, 3e-4, 1e-3, 3e-3, 1e-2]);
-        close(&log_ticks(-3.0, -2.3), &[1e-3, 2e-3, 5e-3]);
-        close(&log_ticks(-6.0, 0.0), &[1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0]);
     }
 
     #[test]
@@ -435,10 +305,25 @@ mod tests {
                 size: 5,
                 shape,
             });
-            let marks = [line, dashed, Mark::Level { y: 2.0 }, text].into_iter().chain(dots).collect();
+            let bar = Mark::Bar { x: (1.0, f64::INFINITY), y: (-1e300, 1e300), colour: OTHERS };
+            let area = Mark::Area { points: vec![(0.0, 0.0), (f64::NAN, 1.0), (2.0, 0.0)], colour: MEMORY };
+            let marks =
+                [line, dashed, Mark::Level { y: 2.0 }, bar, area, text].into_iter().chain(dots).collect();
             let svg = chart(x, y, marks).draw(true).unwrap();
             assert!(svg.trim_end().ends_with("</svg>"), "{values:?}");
             assert!(svg.contains("simulated") && !svg.contains("<b>"), "{svg}");
+        }
+    }
+
+    #[test]
+    fn a_chart_of_rows_is_as_high_as_they_need() {
+        let rows = |pixels| Axis::rows([(0.0, "a row".to_string())].into_iter(), (-1.0, 1.0), pixels);
+        let svg =
+            |pixels| chart(Axis::linear([1.0].into_iter()), rows(pixels), Vec::new()).draw(false).unwrap();
+        // Margins, the line of the titles, that of the legend, the axis below with its title.
+        for (pixels, height) in [(100, 16 + 2 * 42 + 100 + 90 + 16), (700, 16 + 2 * 42 + 700 + 90 + 16)] {
+            let (svg, size) = (svg(pixels), format!("<svg width=\"900\" height=\"{height}\""));
+            assert!(svg.contains(&size) && svg.contains("a row"), "{svg}");
         }
     }
 
@@ -449,16 +334,6 @@ mod tests {
         let svg = svg.unwrap();
         assert!(svg.contains("&lt;script&gt;") && svg.contains("a very long lis…"), "{svg}");
         assert!(!svg.contains("<script>"), "{svg}");
-    }
-
-    #[test]
-    fn a_few_chosen_values_have_a_tick_each() {
-        let ticks = |axis: &Axis| axis.ticks.iter().map(|(_, label)| label.clone()).collect::<Vec<_>>();
-        let batches = Axis::chosen(&[1.0, 2.0, 24.0]);
-        assert_eq!((ticks(&batches), batches.logarithmic), (vec!["1".into(), "2".into(), "24".into()], true));
-        assert!(!Axis::chosen(&[8.0, 16.0]).logarithmic);
-        assert!(Axis::chosen(&(1..=20).map(f64::from).collect::<Vec<_>>()).ticks.len() < 12);
-        assert_eq!(ticks(&Axis::from_zero([2.0, 4.0].into_iter())), ["0", "1", "2", "3", "4"]);
     }
 
     #[test]

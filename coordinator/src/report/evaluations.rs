@@ -3,16 +3,17 @@
 
 use super::Sources;
 use super::document::{Block, Line, Table};
-use super::numbers::{self, NONE, or_dash};
+use super::figures::accuracy;
+use super::numbers::{NONE, or_dash};
 use super::series::Entry;
-use super::slice::{self, PRECISION};
+use super::slice::PRECISION;
 use domain::metric::PERPLEXITIES;
-use domain::trial::{TaskScore, Trial, TrialState};
+use domain::trial::{TaskScore, Trial};
 
 /// Standard errors on each side of 95 % of a normal distribution.
-const NORMAL_95: f64 = 1.96;
+pub(super) const NORMAL_95: f64 = 1.96;
 
-/// A table with a row for each metric and precision mode, and how to read it.
+/// Accuracies as a figure, and a table with a row for each metric and precision mode with how to read it.
 pub(super) fn blocks(sources: &Sources) -> Vec<Block> {
     let mut table = Table::new([
         "metric",
@@ -26,15 +27,7 @@ pub(super) fn blocks(sources: &Sources) -> Vec<Block> {
         "95 % interval",
         "so the adapter is",
     ]);
-    let mut best = Vec::new();
-    for mode in sources.facts.values(PRECISION) {
-        let of_it = |entry: &&Entry| {
-            entry.trial.state == TrialState::Completed
-                && slice::fields(&entry.trial.config).get(PRECISION) == Some(mode)
-        };
-        // Entries stand in rank order.
-        best.extend(sources.entries.iter().find(of_it).map(|entry| (numbers::value(mode), entry)));
-    }
+    let best = sources.best_of_modes();
     let scores = |entry: &Entry| entry.trial.summary.clone().map(|s| s.evaluations).unwrap_or_default();
     let mut names: Vec<String> = Vec::new();
     for name in best.iter().flat_map(|(_, entry)| scores(entry)).map(|score| score.name()) {
@@ -56,7 +49,9 @@ pub(super) fn blocks(sources: &Sources) -> Vec<Block> {
     }
     let how = "± is one standard error over items. Base and adapter answered the same items, so the interval is that of \
                their paired difference; where it holds 0, chance alone may be what made them differ.";
-    [Block::Table(table), Block::Note(Line::from(how))].into_iter().chain(unasked).collect()
+    let figure = accuracy::figure(&best).map(|figure| Block::Figures(vec![figure]));
+    let table = [Block::Table(table), Block::Note(Line::from(how))];
+    figure.into_iter().chain(table).chain(unasked).collect()
 }
 
 /// Why a trial that was trained was not asked.

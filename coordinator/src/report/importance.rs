@@ -9,6 +9,8 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::f64::consts::SQRT_2;
 
+/// With fewer trials, chance alone says which parameter matters.
+const FEWEST_TRIALS: usize = 10;
 /// The part of the trials that is called best.
 const BEST: f64 = 0.1;
 /// Cells of a range's grid at most.
@@ -20,16 +22,20 @@ const NARROWEST: f64 = 0.5 / 1.64;
 /// Keeps a quotient of densities finite.
 const LEAST: f64 = 1e-12;
 
-/// A trial's parameters and its value of the sweep's metric.
-pub(super) type Observed<'a> = (&'a BTreeMap<String, Value>, f64);
+/// A completed trial's parameters and its value of the sweep's metric, which is a finite number.
+pub type Observed<'a> = (&'a BTreeMap<String, Value>, f64);
 
 /// The parts, which sum up to 1, that parameters have in what tells the best trials from all, largest first. Without the
-/// parameters that not all trials drew alike, such as conditional ones; empty if nothing tells them apart.
-pub(super) fn importance(
+/// parameters that not all trials drew alike, such as conditional ones; empty of less than ten trials, if nothing tells them
+/// apart, or if there is one such parameter alone.
+pub fn importance(
     parameters: &[(String, Distribution)],
     trials: &[Observed],
     goal: Goal,
 ) -> Vec<(String, f64)> {
+    if trials.len() < FEWEST_TRIALS {
+        return Vec::new();
+    }
     let loss = |(_, value): &Observed| match goal {
         Goal::Minimize => *value,
         Goal::Maximize => -value,
@@ -52,7 +58,7 @@ pub(super) fn importance(
     };
     let mut parts: Vec<_> = parameters.iter().filter_map(divergence).collect();
     let sum: f64 = parts.iter().map(|(_, part)| part).sum();
-    if sum <= 0.0 {
+    if parts.len() < 2 || sum <= 0.0 {
         return Vec::new();
     }
     parts.iter_mut().for_each(|(_, part)| *part /= sum);
@@ -259,7 +265,10 @@ mod tests {
     #[test]
     fn what_tells_nothing_has_no_part() {
         let trials: Vec<_> = (1..=20).map(trial).collect();
-        assert_eq!(of(&trials[..1], Goal::Minimize), []);
+        assert_eq!(of(&trials[..9], Goal::Minimize), [], "too few");
+        assert_ne!(of(&trials[..10], Goal::Minimize), []);
+        let observed: Vec<Observed> = trials.iter().map(|(values, value)| (values, *value)).collect();
+        assert_eq!(importance(&parameters()[..1], &observed, Goal::Minimize), [], "nothing beside it");
         let even: Vec<_> = trials.iter().map(|(values, _)| (values.clone(), 1.0)).collect();
         assert_eq!(of(&even, Goal::Minimize), [], "all are the best");
         // A value that the space has no more, or never had.

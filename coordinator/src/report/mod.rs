@@ -11,12 +11,13 @@
 //! | `tables.rs` | trials, what their numbers mean, the configuration in force |
 //! | `evaluations.rs` | what tasks say of base and adapters |
 //! | `replicates.rs`, `statistics.rs` | means over runs with other seeds; how sure a mean is |
-//! | `chart.rs` | axes and marks → SVG |
+//! | `axis.rs`, `chart.rs` | axes and marks → SVG |
 //! | `series.rs` | rank order, curves, smoothing |
 //! | `document.rs` | what a report is made of: paragraphs, tables, figures |
 //! | `html.rs`, `style.css`, `markdown.rs` | how that looks |
 //! | `numbers.rs` | how numbers read |
 
+mod axis;
 mod chart;
 mod document;
 mod evaluations;
@@ -35,6 +36,7 @@ mod statistics;
 mod tables;
 mod takeaways;
 
+pub use importance::{Observed, importance};
 pub use markdown::File;
 
 use document::{Block, Document, Line};
@@ -43,6 +45,7 @@ use domain::data::shown;
 use domain::metric::{self, MetricPoint};
 use domain::sweep::Sweep;
 use domain::trial::{Trial, TrialState};
+use serde_json::Value;
 use series::Entry;
 use slice::Facts;
 use std::collections::BTreeMap;
@@ -109,6 +112,19 @@ impl<'a> Sources<'a> {
     fn best(&self) -> Option<&Entry<'a>> {
         self.entries.iter().find(|entry| self.is_best(entry.trial))
     }
+
+    /// The best completed trial of each precision mode, by the mode's name.
+    fn best_of_modes(&self) -> Vec<(String, &Entry<'a>)> {
+        let best = |mode: &Value| {
+            let of_it = |entry: &&Entry| {
+                entry.trial.state == TrialState::Completed
+                    && slice::fields(&entry.trial.config).get(slice::PRECISION) == Some(mode)
+            };
+            // Entries stand in rank order.
+            Some((numbers::value(mode), self.entries.iter().find(of_it)?))
+        };
+        self.facts.values(slice::PRECISION).into_iter().filter_map(best).collect()
+    }
 }
 
 /// The first trials in rank order have a colour each, the others share grey.
@@ -146,6 +162,7 @@ fn document(records: Records) -> Document {
     let name = format!("Parameters against {}", sources.sweep.spec.search.metric);
     section(&name, figures::parameters::blocks(&sources));
     section("The search", figures_of(figures::progress::figure(&sources).into_iter().collect()));
+    section("Timeline of devices", figures_of(figures::timeline::figure(&sources).into_iter().collect()));
     section(
         "Predicted and measured memory",
         figures_of(figures::predicted::figure(&sources).into_iter().collect()),

@@ -87,6 +87,15 @@ pub(super) fn change(ratio: f64) -> String {
     format!("{} %", trim(&format!("{percent:.digits$}")))
 }
 
+/// The unit in which a length of time is drawn, and the seconds of one.
+pub(super) fn time_unit(seconds: f64) -> (f64, &'static str) {
+    match seconds {
+        7200.0.. => (3600.0, "hours"),
+        120.0.. => (60.0, "minutes"),
+        _ => (1.0, "seconds"),
+    }
+}
+
 /// A length of time: `1 h 4 min`, `2 min 5 s`, `7.3 s`.
 pub(super) fn duration(time: Duration) -> String {
     let seconds = time.as_secs();

@@ -8,7 +8,7 @@ use super::{Sources, chart::OTHERS, evaluations};
 use domain::TrialId;
 use domain::metric;
 use domain::sweep::{Distribution, Sweep};
-use domain::trial::{Throughput, Trial, TrialState, TrialSummary};
+use domain::trial::{Throughput, Trial, TrialSummary};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -168,14 +168,7 @@ pub(super) fn accuracy(sources: &Sources) -> Option<Block> {
         scores
     };
     let mut rows: Vec<(String, String, BTreeMap<String, f64>)> = Vec::new();
-    for mode in sources.facts.values(PRECISION) {
-        let of_it = |entry: &&Entry| {
-            entry.trial.state == TrialState::Completed
-                && slice::fields(&entry.trial.config).get(PRECISION) == Some(mode)
-        };
-        // Entries stand in rank order.
-        let Some(best) = sources.entries.iter().find(of_it) else { continue };
-        let mode = numbers::value(mode);
+    for (mode, best) in sources.best_of_modes() {
         let number = or_dash(best.trial.id.number(), |n| n.to_string());
         let chosen = searched(sources.sweep)
             .into_iter()

@@ -37,7 +37,7 @@ files! {
     "/assets/table.js" = "table.js", SCRIPT;
     "/assets/trial.js" = "trial.js", SCRIPT;
     "/assets/charts.js" = "charts.js", SCRIPT;
-    "/assets/importance.js" = "importance.js", SCRIPT;
+    "/assets/timeline.js" = "timeline.js", SCRIPT;
     "/assets/agents.js" = "agents.js", SCRIPT;
     "/assets/vendor/uPlot.iife.min.js" = "vendor/uPlot.iife.min.js", SCRIPT;
     "/assets/vendor/uPlot.min.css" = "vendor/uPlot.min.css", CSS;

@@ -1,6 +1,7 @@
 //! Answers that go on, as server-sent events: `event:` names what `data:`, a line of JSON, is. Each answer is made by a task
 //! that ends with the server, or when nobody reads any more.
 
+use super::importance::Importance;
 use super::{Refusal, form};
 use crate::actors::sweep::{Change, View};
 use crate::error::Result;
@@ -209,18 +210,22 @@ async fn tell_changes(services: &Services, id: &SweepId, first: Watched, out: &m
     let (mut view, mut changes) = first;
     loop {
         let over = view.sweep.state.is_terminal();
-        if picture(&view, out).await.is_err() {
+        let mut table = form::Table::of(&view);
+        if picture(&view, &mut table, out).await.is_err() {
             return Ok(());
         }
-        let table = form::Table::of(&view.sweep);
+        let mut importance = Importance::of(&view);
         drop(view);
         let followed = match changes {
-            Some(changes) if !over => follow(services, &table, changes, out).await?,
+            Some(changes) if !over => follow(&mut table, &mut importance, changes, out).await,
             _ => Followed::ToTheEnd,
         };
         match followed {
             Followed::ToTheEnd => {
                 // A reader that is gone knows enough.
+                if let Some(news) = importance.news() {
+                    let _ = out.send("importance", &news).await;
+                }
                 let _ = out.send("over", &json!({})).await;
                 return Ok(());
             }
@@ -230,13 +235,15 @@ async fn tell_changes(services: &Services, id: &SweepId, first: Watched, out: &m
     }
 }
 
-async fn picture(view: &View, out: &mut Out) -> std::result::Result<(), Gone> {
+async fn picture(view: &View, table: &mut form::Table, out: &mut Out) -> std::result::Result<(), Gone> {
     out.send("picture", &json!({ "trials": view.trials.len() })).await?;
     out.send("sweep", &form::sweep(&convert::sweep(&view.sweep))).await?;
-    let table = form::Table::of(&view.sweep);
+    if let Some(lanes) = table.lanes() {
+        out.send("lanes", &lanes).await?;
+    }
     let (first, others) = view.trials.split_at(view.trials.len().min(FIRST_ROWS));
     for records in std::iter::once(first).chain(others.chunks(ROWS)) {
-        let rows: Vec<_> = records.iter().map(|record| table.record(record)).collect();
+        let rows: Vec<_> = records.iter().map(|record| table.row(&record.trial, record.value)).collect();
         out.send("trials", &form::columns(&rows)).await?;
     }
     out.send("complete", &json!({})).await
@@ -252,7 +259,7 @@ enum Followed {
 #[derive(Default)]
 struct News {
     sweep: Option<Box<Sweep>>,
-    trials: BTreeMap<TrialId, Box<Trial>>,
+    trials: BTreeMap<TrialId, (Box<Trial>, Option<f64>)>,
     points: Vec<(TrialId, Attempt, MetricPoint)>,
 }
 
@@ -260,7 +267,7 @@ impl News {
     fn take(&mut self, change: Change) {
         match change {
             Change::Sweep(sweep) => self.sweep = Some(sweep),
-            Change::Trial(trial) => drop(self.trials.insert(trial.id.clone(), trial)),
+            Change::Trial(trial, value) => drop(self.trials.insert(trial.id.clone(), (trial, value))),
             Change::Progress(trial, attempt, point) => self.points.push((trial, attempt, point)),
         }
     }
@@ -271,19 +278,25 @@ impl News {
 }
 
 async fn follow(
-    services: &Services,
-    table: &form::Table,
+    table: &mut form::Table,
+    importance: &mut Importance,
     mut changes: broadcast::Receiver<Change>,
     out: &mut Out,
-) -> Result<Followed> {
+) -> Followed {
     let mut news = News::default();
     let mut due = Instant::now() + SILENCE;
-    // Where each trial's current attempt trains, which a change does not say.
-    let mut places: HashMap<TrialId, (Attempt, Option<String>)> = HashMap::new();
     loop {
         let change = tokio::select! {
             change = changes.recv() => Some(change),
             () = tokio::time::sleep_until(due) => None,
+            () = importance.due() => {
+                if let Some(news) = importance.news()
+                    && out.send("importance", &news).await.is_err()
+                {
+                    return Followed::ReaderGone;
+                }
+                continue;
+            }
         };
         let over = matches!(&change, Some(Ok(Change::Sweep(sweep))) if sweep.state.is_terminal());
         match change {
@@ -291,50 +304,35 @@ async fn follow(
                 if news.is_empty() {
                     due = Instant::now() + GATHER;
                 }
+                importance.hear(&change);
                 news.take(change);
                 if !over {
                     continue;
                 }
             }
             // Closed: the sweep's actor is gone, so that a fresh picture is the last.
-            Some(Err(RecvError::Lagged(_) | RecvError::Closed)) => return Ok(Followed::Lagged),
+            Some(Err(RecvError::Lagged(_) | RecvError::Closed)) => return Followed::Lagged,
             None => {}
         }
         let sent = match news.is_empty() {
             true => out.still_here().await,
-            false => {
-                for trial in news.trials.values() {
-                    let known = places.get(&trial.id).is_some_and(|(attempt, _)| *attempt == trial.attempt);
-                    if !known && !trial.state.is_terminal() && trial.attempt.0 > 0 {
-                        let record = services.desk.directory.trial(&trial.id).await?;
-                        let device = record.placement.map(|placement| placement.device.to_string());
-                        places.insert(trial.id.clone(), (record.trial.attempt, device));
-                    }
-                }
-                tell(std::mem::take(&mut news), table, &places, out).await
-            }
+            false => tell(std::mem::take(&mut news), table, out).await,
         };
         due = Instant::now() + SILENCE;
         match sent {
-            Err(Gone) => return Ok(Followed::ReaderGone),
-            Ok(()) if over => return Ok(Followed::ToTheEnd),
+            Err(Gone) => return Followed::ReaderGone,
+            Ok(()) if over => return Followed::ToTheEnd,
             Ok(()) => {}
         }
     }
 }
 
-async fn tell(
-    news: News,
-    table: &form::Table,
-    places: &HashMap<TrialId, (Attempt, Option<String>)>,
-    out: &mut Out,
-) -> std::result::Result<(), Gone> {
+async fn tell(news: News, table: &mut form::Table, out: &mut Out) -> std::result::Result<(), Gone> {
     if !news.trials.is_empty() {
-        let row = |trial: &Trial| {
-            let device = places.get(&trial.id).filter(|(attempt, _)| *attempt == trial.attempt);
-            table.row(trial, device.and_then(|(_, device)| device.clone()))
-        };
-        let rows: Vec<_> = news.trials.values().map(|trial| row(trial)).collect();
+        let rows: Vec<_> = news.trials.values().map(|(trial, value)| table.row(trial, *value)).collect();
+        if let Some(lanes) = table.lanes() {
+            out.send("lanes", &lanes).await?;
+        }
         out.send("trials", &form::columns(&rows)).await?;
     }
     if !news.points.is_empty() {

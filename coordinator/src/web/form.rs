@@ -1,11 +1,11 @@
 //! Records as the page reads them: JSON with the numbers' digits that people can see. It is the page's own form, which
 //! changes with it; programs use gRPC, or `-o json`.
 
+use crate::actors::sweep::View;
 use crate::store::TrialRecord;
-use domain::metric::{self, MetricPoint};
-use domain::sweep::Sweep;
+use domain::metric::MetricPoint;
 use domain::trial::Trial;
-use domain::{Attempt, Timestamp, TrialId};
+use domain::{Attempt, DeviceId, Timestamp, TrialId};
 use proto::{convert, v1};
 use serde::Serialize;
 use serde_json::{Map, Number, Value, json};
@@ -20,7 +20,7 @@ fn rounded(value: f64) -> f64 {
 }
 
 /// A number with three digits, which is as many as a table shows. Each one more costs a byte for each trial.
-fn roughly(value: f64) -> f64 {
+pub fn roughly(value: f64) -> f64 {
     if value == 0.0 || !value.is_finite() { value } else { format!("{value:.2e}").parse().unwrap_or(value) }
 }
 
@@ -104,12 +104,41 @@ pub fn agent(agent: &v1::Agent) -> Value {
     })
 }
 
-/// How trials stand in the page's table: by which metric, and from when on times count.
-#[derive(Debug, Clone)]
+/// What a page was told of a sweep's trials: from when on times count, and where they train.
 pub struct Table {
-    metric: String,
     since: Timestamp,
+    lanes: Lanes,
 }
+
+/// An agent and its device, which is not known of a record of an earlier version.
+type Lane = (String, Option<String>);
+
+/// Lanes of the timeline. Each row names its own by a number, which takes a byte where names take twenty.
+#[derive(Default)]
+struct Lanes {
+    numbers: BTreeMap<Lane, usize>,
+    list: Vec<Lane>,
+    told: usize,
+}
+
+impl Lanes {
+    fn number(&mut self, agent: &str, device: Option<&DeviceId>) -> usize {
+        let lane = (agent.to_string(), device.map(DeviceId::to_string));
+        *self.numbers.entry(lane).or_insert_with_key(|lane| {
+            self.list.push(lane.clone());
+            self.list.len() - 1
+        })
+    }
+
+    /// That in which a trial trains or trained last.
+    fn newest(&mut self, trial: &Trial) -> Option<usize> {
+        Some(self.number(trial.agent.as_deref()?, trial.device_id()))
+    }
+}
+
+/// A lane's number, when training began there in seconds since the sweep was submitted, and for how many seconds it went on;
+/// nothing of the last while it goes on.
+type Stretch = (usize, f64, Option<f64>);
 
 /// A trial in a table. Of what does not stand here, the page keeps what it knew of the same attempt.
 #[derive(Debug, Default, Serialize)]
@@ -122,9 +151,8 @@ pub struct Row {
     /// By the sweep's metric.
     value: Option<f64>,
     cost_usd: Option<f64>,
-    agent: Option<String>,
-    /// The agent's device, while it holds one.
-    device: Option<String>,
+    /// The number of the lane in which it trains or trained last.
+    lane: Option<usize>,
     accelerator: Option<String>,
     device_memory_bytes: Option<u64>,
     peak_memory_bytes: Option<u64>,
@@ -133,6 +161,8 @@ pub struct Row {
     started: Option<f64>,
     /// Seconds from then to its end.
     took: Option<f64>,
+    /// Where and when it trained, unless that is its lane from its first step to its end.
+    stretches: Option<Vec<Stretch>>,
     failure: Option<String>,
     /// The trial that it runs again, with another seed.
     replicate_of: Option<u32>,
@@ -140,23 +170,43 @@ pub struct Row {
 }
 
 impl Table {
-    /// That of a sweep.
-    pub fn of(sweep: &Sweep) -> Self {
-        Self { metric: sweep.spec.search.metric.clone(), since: sweep.created_at }
+    /// That of a sweep as it stands, with all of its lanes.
+    pub fn of(view: &View) -> Self {
+        let mut table = Self { since: view.sweep.created_at, lanes: Lanes::default() };
+        for TrialRecord { trial, .. } in &view.trials {
+            for stretch in trial.stretches() {
+                table.lanes.number(stretch.agent, stretch.device);
+            }
+            table.lanes.newest(trial);
+        }
+        table
     }
 
-    /// A trial as it stands, on a device.
-    pub fn row(&self, trial: &Trial, device: Option<String>) -> Row {
+    /// All lanes, if there are some that were not told.
+    pub fn lanes(&mut self) -> Option<Value> {
+        let told = std::mem::replace(&mut self.lanes.told, self.lanes.list.len());
+        (told < self.lanes.list.len()).then(|| json!(self.lanes.list))
+    }
+
+    /// A trial as it stands, with its value of the sweep's metric.
+    pub fn row(&mut self, trial: &Trial, value: Option<f64>) -> Row {
+        let since = self.since;
         let summary = trial.summary.as_ref();
         let given = trial.device.as_ref();
         let seconds = |from: Timestamp, to: Timestamp| to.since(from).as_secs_f64();
-        let tenths = |seconds: f64| (seconds * 10.0).round() / 10.0;
-        let value = match self.metric.as_str() {
-            metric::EVAL_LOSS => trial.eval_loss,
-            metric::LOSS => summary.and_then(|summary| summary.loss),
-            _ => None,
+        let tenths = |time: Timestamp| (seconds(since, time) * 10.0).round() / 10.0;
+        let took = |from, to| roughly(seconds(from, to));
+        let stretches = trial.stretches();
+        let whole = match stretches.as_slice() {
+            [] => trial.started_at.is_none(),
+            [one] => (Some(one.from), one.to) == (trial.started_at, trial.finished_at),
+            _ => false,
         };
-        let ended = trial.started_at.zip(trial.finished_at);
+        let mut stretch = |stretch: &domain::trial::Stretch| {
+            let lane = self.lanes.number(stretch.agent, stretch.device);
+            (lane, tenths(stretch.from), stretch.to.map(|to| took(stretch.from, to)))
+        };
+        let stretches = (!whole).then(|| stretches.iter().map(&mut stretch).collect());
         Row {
             n: trial.id.number().unwrap_or_default(),
             state: trial.state.as_str(),
@@ -165,16 +215,16 @@ impl Table {
             total_steps: trial.total_steps,
             value: value.map(rounded),
             cost_usd: trial.cost_usd.map(roughly),
-            agent: trial.agent.clone(),
-            device,
+            lane: self.lanes.newest(trial),
             accelerator: given.map(|given| given.accelerator.clone()),
             device_memory_bytes: given.map(|given| given.memory_bytes),
             peak_memory_bytes: summary
                 .and_then(|summary| summary.peak_memory_bytes)
                 .map(|bytes| roughly(bytes as f64) as u64),
             tokens_per_second: summary.and_then(|summary| summary.tokens_per_second).map(roughly),
-            started: trial.started_at.map(|started| tenths(seconds(self.since, started))),
-            took: ended.map(|(started, finished)| roughly(seconds(started, finished))),
+            started: trial.started_at.map(tenths),
+            took: trial.started_at.zip(trial.finished_at).map(|(from, to)| took(from, to)),
+            stretches,
             failure: trial.failure.as_ref().map(|failure| failure.message.chars().take(FAILURE).collect()),
             replicate_of: trial.replicate_of.as_ref().and_then(TrialId::number),
             parameters: trial
@@ -183,13 +233,6 @@ impl Table {
                 .map(|(name, value)| (name.clone(), rounded_value(value)))
                 .collect(),
         }
-    }
-
-    /// A trial with what only its record tells: where it trains, and how good it is by any metric.
-    pub fn record(&self, record: &TrialRecord) -> Row {
-        let device = record.placement.as_ref().map(|placement| placement.device.to_string());
-        let row = self.row(&record.trial, device);
-        Row { value: record.value.map(rounded).or(row.value), ..row }
     }
 }
 
@@ -227,7 +270,7 @@ pub fn trial(record: &TrialRecord) -> Value {
     value["config"] = serde_json::to_value(trial.config_in_force()).unwrap_or_default();
     value["simulated"] = json!(trial.is_simulated());
     value["value"] = json!(record.value);
-    value["device_id"] = json!(record.placement.as_ref().map(|placement| placement.device.to_string()));
+    value["device_id"] = json!(trial.device_id());
     value["checkpoint_step"] = json!(record.checkpoint.as_ref().map(|checkpoint| checkpoint.step));
     value
 }
@@ -268,6 +311,8 @@ pub fn entry(entry: &v1::GetTrialLogResponse) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use domain::AgentId;
+    use domain::trial::{TrialConfig, TrialPlacement};
 
     #[test]
     fn numbers_have_the_digits_that_people_see() {
@@ -306,6 +351,71 @@ mod tests {
         assert_eq!(value["columns"]["value"], json!([null, 0.5, null]));
         assert_eq!(value["columns"].get("cost_usd"), None, "nothing is said of what no row has");
         assert_eq!(value["parameters"], json!({ "a": [1, null, null], "b": [null, "x", null] }));
+    }
+
+    /// A row names its lane by a number; where it trained is told beside it if that is more than its first step and its end.
+    #[test]
+    fn rows_name_lanes() {
+        let placed = |attempt, device: &str, from: Option<u64>, to: Option<u64>| TrialPlacement {
+            started_at: from.map(Timestamp),
+            ended_at: to.map(Timestamp),
+            ..TrialPlacement::new(Attempt(attempt), AgentId::new("a"), DeviceId::new(device))
+        };
+        let mut table = Table { since: Timestamp(1_000), lanes: Lanes::default() };
+        for (what, agent, placements, times, lane, stretches) in [
+            ("it waits", None, vec![], (None, None), json!(null), json!(null)),
+            ("of an earlier version", Some("a"), vec![], (Some(2_000), Some(4_500)), json!(0), json!(null)),
+            (
+                "it trained in one place",
+                Some("a"),
+                vec![placed(1, "cuda:1", Some(2_000), Some(4_500))],
+                (Some(2_000), Some(4_500)),
+                json!(1),
+                json!(null),
+            ),
+            (
+                "it trains",
+                Some("a"),
+                vec![placed(1, "cuda:1", Some(2_000), None)],
+                (Some(2_000), None),
+                json!(1),
+                json!(null),
+            ),
+            (
+                "it moved",
+                Some("a"),
+                vec![placed(1, "cuda:1", Some(2_000), Some(3_000)), placed(2, "cuda:0", Some(5_000), None)],
+                (Some(2_000), None),
+                json!(2),
+                json!([[1, 1.0, 1.0], [2, 4.0, null]]),
+            ),
+            (
+                "it waits again",
+                Some("a"),
+                vec![placed(1, "cuda:1", Some(2_000), Some(3_000))],
+                (Some(2_000), None),
+                json!(1),
+                json!([[1, 1.0, 1.0]]),
+            ),
+            (
+                "its second attempt, the first of this version, has not begun",
+                Some("a"),
+                vec![placed(2, "cuda:0", None, None)],
+                (Some(2_000), None),
+                json!(2),
+                json!([]),
+            ),
+        ] {
+            let id = TrialId::of(&domain::SweepId::new("s"), 1);
+            let mut trial = Trial::new(id, TrialConfig::default(), BTreeMap::new(), Timestamp(0));
+            (trial.agent, trial.placements) = (agent.map(String::from), placements);
+            (trial.started_at, trial.finished_at) = (times.0.map(Timestamp), times.1.map(Timestamp));
+            let row = serde_json::to_value(table.row(&trial, Some(1.5))).unwrap();
+            assert_eq!((&row["lane"], &row["stretches"]), (&lane, &stretches), "{what}");
+            assert_eq!((&row["value"], &row["n"]), (&json!(1.5), &json!(1)), "{what}");
+        }
+        assert_eq!(table.lanes(), Some(json!([["a", null], ["a", "cuda:1"], ["a", "cuda:0"]])));
+        assert_eq!(table.lanes(), None, "they are told once");
     }
 
     #[test]

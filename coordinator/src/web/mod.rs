@@ -8,6 +8,7 @@
 //! | `api` | the answers: JSON, and changes of sweeps |
 //! | `events` | answers that go on: server-sent events |
 //! | `form` | records as JSON |
+//! | `importance` | how much each parameter matters, as trials complete |
 //!
 //! Whoever may call a gRPC method may ask the page for the same, by the same table, tokens and limits
 //! ([`crate::grpc::guard`]). A browser also carries what pages of other sites ask for. Where nobody shows a token, such a
@@ -20,6 +21,7 @@ mod ask;
 pub mod assets;
 mod events;
 mod form;
+mod importance;
 
 use crate::access::{Access, Caller};
 use crate::grpc::Services;

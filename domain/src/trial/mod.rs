@@ -13,7 +13,8 @@ pub use config::{
 };
 pub use note::{Note, Severity};
 pub use record::{
-    Digests, Failure, FailureClass, SIMULATED, TaskScore, Throughput, Trial, TrialDevice, TrialSummary,
+    Digests, Failure, FailureClass, SIMULATED, Stretch, TaskScore, Throughput, Trial, TrialDevice,
+    TrialPlacement, TrialSummary,
 };
 pub use shortage::Shortage;
 pub use state::{IllegalTransition, TrialState};

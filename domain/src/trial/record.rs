@@ -3,7 +3,7 @@
 use super::{TrialConfig, TrialState};
 use crate::fleet::SIMULATED_AGENT;
 use crate::metric;
-use crate::{Attempt, Timestamp, TrialId};
+use crate::{AgentId, Attempt, DeviceId, Timestamp, TrialId};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -142,6 +142,41 @@ pub struct TrialDevice {
     pub price_per_hour: f64,
 }
 
+/// Where an attempt of a trial is or was, and when.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrialPlacement {
+    /// The attempt.
+    pub attempt: Attempt,
+    /// The agent.
+    pub agent: AgentId,
+    /// Its device.
+    pub device: DeviceId,
+    /// When its first training step began, if it came to that.
+    pub started_at: Option<Timestamp>,
+    /// When it gave the device up.
+    pub ended_at: Option<Timestamp>,
+}
+
+impl TrialPlacement {
+    /// One that was just assigned.
+    pub fn new(attempt: Attempt, agent: AgentId, device: DeviceId) -> Self {
+        Self { attempt, agent, device, started_at: None, ended_at: None }
+    }
+}
+
+/// A stretch of time in which a trial trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stretch<'a> {
+    /// The agent.
+    pub agent: &'a str,
+    /// Its device. `None`: of a record of an earlier version it is not known.
+    pub device: Option<&'a DeviceId>,
+    /// When its first step began.
+    pub from: Timestamp,
+    /// When it ended; `None`: it still trains.
+    pub to: Option<Timestamp>,
+}
+
 /// Digests (`sha256:<hex>`) that say what was trained on what. A trial goes on only on the same bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Digests {
@@ -186,6 +221,9 @@ pub struct Trial {
     pub resume: Option<(String, u64)>,
     /// Step at which each attempt started, in order: `(attempt, step)`.
     pub attempts: Vec<(Attempt, u64)>,
+    /// Where each attempt is or was, in order. Without those of earlier versions.
+    #[serde(default)]
+    pub placements: Vec<TrialPlacement>,
     /// The last held-out loss reported.
     pub eval_loss: Option<f64>,
     /// What it cost, so far or in all, in US dollars.
@@ -231,6 +269,7 @@ impl Trial {
             adapter: None,
             resume: None,
             attempts: Vec::new(),
+            placements: Vec::new(),
             eval_loss: None,
             cost_usd: None,
             summary: None,
@@ -242,6 +281,41 @@ impl Trial {
             trace_id: None,
             replicate_of: None,
         }
+    }
+
+    /// Its current attempt trains.
+    pub fn begin(&mut self, now: Timestamp) {
+        self.started_at.get_or_insert(now);
+        if let Some(newest) = self.placements.last_mut() {
+            newest.started_at.get_or_insert(now);
+        }
+    }
+
+    /// Its current attempt gave its device up, if it had one.
+    pub fn leave(&mut self, now: Timestamp) {
+        if let Some(newest) = self.placements.last_mut() {
+            newest.ended_at.get_or_insert(now);
+        }
+    }
+
+    /// The agent's device that trains or trained it. `None` before its first attempt, and in a record of an earlier version.
+    pub fn device_id(&self) -> Option<&DeviceId> {
+        self.placements.last().map(|newest| &newest.device)
+    }
+
+    /// When and where its attempts trained, in order. A record of an earlier version knows of one stretch, from its first
+    /// step to its end, on the agent that had it last.
+    pub fn stretches(&self) -> Vec<Stretch<'_>> {
+        if self.placements.is_empty() {
+            let from = self.agent.as_deref().zip(self.started_at);
+            let whole = |(agent, from)| Stretch { agent, device: None, from, to: self.finished_at };
+            return from.map(whole).into_iter().collect();
+        }
+        let trained = self.placements.iter().filter_map(|placed| {
+            let (agent, device) = (placed.agent.as_str(), Some(&placed.device));
+            Some(Stretch { agent, device, from: placed.started_at?, to: placed.ended_at })
+        });
+        trained.collect()
     }
 
     /// Whether a simulated device made its numbers up, or refused it.
@@ -276,5 +350,60 @@ impl Trial {
         let depends_on_rows = self.config.max_steps.is_none() && self.config.num_train_epochs.is_some();
         let known = (!depends_on_rows).then(|| self.config.total_steps(0));
         self.config.in_force(self.total_steps.or(known))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SweepId;
+
+    fn trial() -> Trial {
+        let id = TrialId::of(&SweepId::new("s"), 1);
+        Trial::new(id, TrialConfig::default(), BTreeMap::new(), Timestamp(0))
+    }
+
+    fn placed(attempt: u32, device: &str) -> TrialPlacement {
+        TrialPlacement::new(Attempt(attempt), AgentId::new("a"), DeviceId::new(device))
+    }
+
+    #[test]
+    fn a_trial_that_moved_trained_in_two_places() {
+        let mut trial = trial();
+        let shown = |trial: &Trial| -> Vec<(String, u64, Option<u64>)> {
+            let stretches = trial.stretches().into_iter();
+            let device = |stretch: Stretch| stretch.device.map_or(String::new(), DeviceId::to_string);
+            stretches.map(|stretch| (device(stretch), stretch.from.0, stretch.to.map(|to| to.0))).collect()
+        };
+        trial.leave(Timestamp(1));
+        assert_eq!((shown(&trial), trial.device_id()), (vec![], None), "nobody had it");
+        trial.placements.push(placed(1, "cuda:0"));
+        assert_eq!(shown(&trial), [], "it has not begun");
+        trial.begin(Timestamp(10));
+        trial.begin(Timestamp(11));
+        assert_eq!(shown(&trial), [("cuda:0".into(), 10, None)]);
+        trial.leave(Timestamp(20));
+        trial.leave(Timestamp(25));
+        // One that was lost before it began.
+        trial.placements.push(placed(2, "cuda:1"));
+        trial.leave(Timestamp(30));
+        trial.placements.push(placed(3, "cuda:2"));
+        trial.begin(Timestamp(40));
+        let want = [("cuda:0".into(), 10, Some(20)), ("cuda:2".into(), 40, None)];
+        assert_eq!(shown(&trial), want);
+        assert_eq!(trial.started_at, Some(Timestamp(10)), "its first step is its first attempt's");
+        assert_eq!(trial.device_id(), Some(&DeviceId::new("cuda:2")));
+    }
+
+    #[test]
+    fn a_record_of_an_earlier_version_knows_its_agent() {
+        let record = serde_json::json!({ "agent": "a", "started_at": 10, "finished_at": 20 });
+        let mut old = serde_json::to_value(trial()).unwrap();
+        let fields = old.as_object_mut().unwrap();
+        fields.remove("placements");
+        fields.extend(record.as_object().unwrap().clone());
+        let trial: Trial = serde_json::from_value(old).unwrap();
+        let whole = Stretch { agent: "a", device: None, from: Timestamp(10), to: Some(Timestamp(20)) };
+        assert_eq!((trial.stretches(), trial.device_id()), (vec![whole], None));
     }
 }

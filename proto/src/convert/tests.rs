@@ -1,5 +1,7 @@
 use super::*;
 use domain::fleet::Device;
+use domain::trial::TrialPlacement;
+use domain::{AgentId, DeviceId};
 use serde_json::json;
 
 #[test]
@@ -9,7 +11,7 @@ fn a_trial_travels_unchanged() {
         config: TrialConfig { learning_rate: 3.7e-4, max_steps: Some(40), ..TrialConfig::default() },
         parameters: [("learning_rate".into(), json!(3.7e-4)), ("lora_rank".into(), json!(8))].into(),
         state: TrialState::Stopped,
-        attempt: Attempt(2),
+        attempt: Attempt(3),
         step: 20,
         total_steps: Some(40),
         agent: Some("a".into()),
@@ -20,7 +22,16 @@ fn a_trial_travels_unchanged() {
         }),
         adapter: Some("x/adapter".into()),
         resume: Some(("x/resume".into(), 20)),
-        attempts: vec![(Attempt(1), 0), (Attempt(2), 10)],
+        attempts: vec![(Attempt(1), 0), (Attempt(2), 10), (Attempt(3), 10)],
+        // An earlier version assigned the first, and the last has not begun.
+        placements: vec![
+            TrialPlacement {
+                started_at: Some(Timestamp(2)),
+                ended_at: Some(Timestamp(3)),
+                ..TrialPlacement::new(Attempt(2), AgentId::new("a"), DeviceId::new("cuda:1"))
+            },
+            TrialPlacement::new(Attempt(3), AgentId::new("b"), DeviceId::new("cpu")),
+        ],
         eval_loss: Some(1.5),
         cost_usd: Some(0.0),
         summary: Some(TrialSummary {

@@ -18,7 +18,7 @@ use crate::store::{Placement, StopCause, SweepRecord, TrialRecord};
 use domain::footprint::PeakBytes;
 use domain::metric::{EVAL_LOSS, MetricPoint};
 use domain::sweep::SweepState;
-use domain::trial::{Digests, Failure, FailureClass, Trial, TrialState, TrialSummary};
+use domain::trial::{Digests, Failure, FailureClass, Trial, TrialPlacement, TrialState, TrialSummary};
 use domain::{AgentId, Attempt, Timestamp, TrialId};
 use replicates::Runs;
 use std::collections::{BTreeMap, BTreeSet};
@@ -199,6 +199,8 @@ impl Ledger {
         let trace = traced::trace(trial);
         trial.step = resume_step.unwrap_or(0);
         trial.attempts.push((trial.attempt, trial.step));
+        let (agent, device) = (placement.agent.clone(), placement.device.clone());
+        trial.placements.push(TrialPlacement::new(trial.attempt, agent, device));
         trial.agent = Some(placement.agent.to_string());
         trial.device = placement.is.clone();
         let kind = trial.kind();
@@ -297,7 +299,7 @@ impl Ledger {
         self.go(number, TrialState::Running)?;
         let trial = &mut self.get_mut(number)?.trial;
         trial.total_steps = Some(total_steps);
-        trial.started_at = trial.started_at.or(Some(now));
+        trial.begin(now);
         trial.digests = digests.or(before);
         Ok(())
     }
@@ -338,6 +340,7 @@ impl Ledger {
         self.go(number, TrialState::Queued)?;
         let paused = self.is_paused();
         let record = self.get_mut(number)?;
+        record.trial.leave(now);
         record.placement = None;
         record.release = false;
         match record.stop {
@@ -363,6 +366,7 @@ impl Ledger {
         self.go(number, state)?;
         let record = self.get_mut(number)?;
         record.trial.finished_at = Some(now);
+        record.trial.leave(now);
         record.placement = None;
         record.release = false;
         let value = feasible(record);

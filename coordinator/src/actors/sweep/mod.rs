@@ -92,8 +92,8 @@ impl Selection {
 pub enum Change {
     /// The sweep as it stands.
     Sweep(Box<Sweep>),
-    /// A trial as it stands.
-    Trial(Box<Trial>),
+    /// A trial as it stands, and its last value of the sweep's metric.
+    Trial(Box<Trial>, Option<f64>),
     /// A running trial's newest point.
     Progress(TrialId, Attempt, MetricPoint),
 }

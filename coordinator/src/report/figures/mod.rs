@@ -1,11 +1,13 @@
 //! The figures, a kind a file.
 
+pub(super) mod accuracy;
 pub(super) mod benchmark;
 pub(super) mod curves;
 pub(super) mod parallel;
 pub(super) mod parameters;
 pub(super) mod predicted;
 pub(super) mod progress;
+pub(super) mod timeline;
 pub(super) mod tradeoffs;
 
 /// Trials that have a line of their own in a figure: of more, nobody could follow any.

@@ -10,9 +10,6 @@ use domain::sweep::Distribution;
 use domain::trial::TrialState;
 use serde_json::Value;
 
-/// With fewer completed trials, chance alone says which parameter matters.
-const FEWEST_TRIALS: usize = 10;
-
 /// A bar's width.
 const BAR: u32 = 40;
 
@@ -40,11 +37,8 @@ fn weights(sources: &Sources) -> Option<Figure> {
     let trials: Vec<_> =
         completed.filter_map(|entry| Some((&entry.trial.parameters, entry.value?))).collect();
     let spec = &sources.sweep.spec;
-    if trials.len() < FEWEST_TRIALS {
-        return None;
-    }
-    let parts = importance::importance(&spec.parameters, &trials, spec.search.goal);
-    if parts.len() < 2 {
+    let parts = importance(&spec.parameters, &trials, spec.search.goal);
+    if parts.is_empty() {
         return None;
     }
     let names: Vec<_> = parts.iter().map(|(name, _)| name.clone()).collect();

@@ -24,11 +24,7 @@ pub(in super::super) fn figure(sources: &Sources) -> Option<Figure> {
     if steps.len() < 2 || total <= 0.0 {
         return None;
     }
-    let (unit, unit_name) = match total {
-        7200.0.. => (3600.0, "hours"),
-        120.0.. => (60.0, "minutes"),
-        _ => (1.0, "seconds"),
-    };
+    let (unit, unit_name) = numbers::time_unit(total);
     let metric = &sources.sweep.spec.search.metric;
     let points: Vec<_> = steps.iter().map(|(seconds, value)| (seconds / unit, *value)).collect();
     // Between two trials the best stays what it was.

@@ -1,8 +1,7 @@
-// Figures: curves and trade-offs are uPlot's; parallel coordinates, importance and the devices' timeline are drawn here.
+// Figures: curves and trade-offs are uPlot's; parallel coordinates and importance are drawn here.
 
-import { bytes, color, dollars, duration, el, fill, nth, number, quality, state, throttled, clock, OVER } from './show.js';
+import { bytes, color, dollars, duration, el, fill, nth, number, quality, throttled } from './show.js';
 import { get } from './server.js';
-import { importance, spread } from './importance.js';
 
 const HEIGHT = 300;
 /** Curves at a time: more nobody tells apart. */
@@ -12,8 +11,8 @@ function axis(label, more = {}) {
   return { label, stroke: color('ink-2'), grid: { stroke: color('line'), width: 1 }, ticks: { stroke: color('line'), width: 1 }, labelSize: 22, font: '12px system-ui', labelFont: '12px system-ui', ...more };
 }
 
-// Keeps a figure as wide as its place.
-function fitted(place, resize) {
+/** Keeps a figure as wide as its place. */
+export function fitted(place, resize) {
   const observer = new ResizeObserver(throttled(() => place.clientWidth > 0 && resize(place.clientWidth), 50));
   observer.observe(place);
   return () => observer.disconnect();
@@ -228,8 +227,8 @@ export class Tradeoff {
   }
 }
 
-// A canvas as sharp as the screen, and its pen in pixels of the page.
-function pen(canvas, width, height) {
+/** A canvas as sharp as the screen, and its pen in pixels of the page. */
+export function pen(canvas, width, height) {
   const ratio = devicePixelRatio || 1;
   canvas.width = Math.round(width * ratio);
   canvas.height = Math.round(height * ratio);
@@ -324,6 +323,17 @@ export class Parallel {
   }
 }
 
+// The least and the largest of numbers, and whether they are spread over a logarithmic line rather than a straight one.
+function spread(values) {
+  let [low, high] = [Infinity, -Infinity];
+  values.forEach((value) => { low = Math.min(low, value); high = Math.max(high, value); });
+  if (!(low > 0 && high / low >= 10)) return { low, high, log: false };
+  const median = [...values].sort((a, b) => a - b)[values.length >> 1];
+  const aside = (part) => Math.abs(part - 0.5);
+  const log = aside(Math.log(median / low) / Math.log(high / low)) < aside((median - low) / (high - low));
+  return { low, high, log };
+}
+
 // Where values lie on an axis from 0 to 1, and what stands beside it.
 function scale(name, of, trials) {
   const values = trials.map(of).filter((value) => value !== undefined && value !== null);
@@ -341,134 +351,22 @@ function scale(name, of, trials) {
   return { name, part: (t) => (of(t) === undefined ? null : part(of(t))), marks: distinct.slice(0, 12).map((value) => [value.slice(0, 14), part(value)]) };
 }
 
-/** Which parameters decide whether a trial is among the best. */
+/** Which parameters decide whether a trial is among the best, as the server computes it. */
 export class Importance {
   constructor() {
     this.list = el('ol', { class: 'importance' });
     this.element = el('section', { class: 'card', 'aria-label': 'Importance' },
       el('div', { class: 'bar' }, el('h2', {}, 'Importance of parameters')), this.list,
-      el('p', { class: 'quiet' }, 'PED-ANOVA: how far the best tenth of the trials differs from all in each parameter, as shares of the whole.'));
+      el('p', { class: 'quiet' }, 'PED-ANOVA: how far the best tenth of the completed trials differs from all of them in each parameter, as parts of the whole.'));
   }
 
-  end() {}
-
-  update(trials, sweep) {
-    const shares = importance(trials, sweep?.goal !== 'maximize');
-    if (shares.length === 0) {
-      fill(this.list, el('li', { class: 'quiet' }, 'Known from ten trials with a value on.'));
+  /** How many trials it is computed from, and `[name, part]`, the largest first. */
+  tell({ trials, parts }) {
+    if (parts.length === 0) {
+      fill(this.list, el('li', { class: 'quiet' }, trials < 10 ? 'Known from ten completed trials on.' : 'No two parameters that all trials drew alike tell the best of them from the others.'));
       return;
     }
-    fill(this.list, shares.map(([name, share]) => el('li', {}, el('span', {}, name),
-      el('meter', { min: '0', max: '1', value: String(share), 'aria-label': `importance of ${name}` }), el('span', { class: 'number' }, `${Math.round(share * 100)} %`))));
+    fill(this.list, parts.map(([name, part]) => el('li', {}, el('span', {}, name),
+      el('meter', { min: '0', max: '1', value: String(part), 'aria-label': `importance of ${name}` }), el('span', { class: 'number' }, `${Math.round(part * 100)} %`))));
   }
-}
-
-const BAR = 11;
-
-/** What each device did when: a bar is a trial, bars above each other are a pack, the strip below is memory. */
-export class Timeline {
-  constructor({ open }) {
-    this.open = open;
-    this.canvas = el('canvas', { role: 'img', 'aria-label': 'nothing to show yet', onmousemove: (event) => this.point(event), onclick: (event) => {
-      const hit = this.at(event);
-      if (hit) this.open(hit.n);
-    } });
-    this.place = el('div', { class: 'figure tall', tabindex: '0', role: 'region', 'aria-label': 'Timeline of devices' }, this.canvas);
-    this.said = el('p', { class: 'quiet' }, 'Point at a bar to read it; the table has agent and time of every trial.');
-    this.element = el('section', { class: 'card', 'aria-label': 'Timeline' }, el('div', { class: 'bar' }, el('h2', {}, 'Timeline of devices'), el('span', { class: 'count legend' }, ['running', ...OVER].map(state))), this.place, this.said);
-    this.unfit = fitted(this.place, () => this.paint());
-  }
-
-  end() {
-    this.unfit();
-  }
-
-  update(trials) {
-    this.trials = trials.filter((t) => t.started_at && t.agent).sort((a, b) => a.started_at - b.started_at);
-    this.paint();
-  }
-
-  paint() {
-    if (!this.trials || this.place.clientWidth === 0) return;
-    const now = Date.now();
-    const end = (t) => t.finished_at ?? now;
-    const lanes = new Map();
-    for (const t of this.trials) {
-      const lane = lanes.get(t.agent) ?? { name: t.agent, accelerator: t.accelerator, memory: t.device_memory_bytes, free: [], bars: [] };
-      lanes.set(t.agent, lane);
-      let row = lane.free.findIndex((until) => until <= t.started_at);
-      if (row < 0) row = lane.free.length;
-      lane.free[row] = end(t);
-      lane.bars.push({ t, row });
-    }
-    const [from, to] = [Math.min(...this.trials.slice(0, 1).map((t) => t.started_at), now), this.trials.reduce((last, t) => Math.max(last, end(t)), 0)];
-    const width = this.place.clientWidth - 2;
-    const side = Math.min(190, width / 4);
-    const heights = [...lanes.values()].map((lane) => Math.max(lane.free.length * (BAR + 2), 26) + 24);
-    const height = heights.reduce((sum, one) => sum + one, 26);
-    const context = pen(this.canvas, width, height);
-    const x = (at) => side + ((at - from) / Math.max(to - from, 1)) * (width - side - 8);
-    this.bars = [];
-    this.canvas.setAttribute('aria-label', `${this.trials.length} trials on ${lanes.size} agents from ${clock(from)} to ${clock(to)}`);
-    let top = 20;
-    context.fillStyle = color('ink-2');
-    for (let i = 0; i <= 4; i += 1) {
-      const at = from + ((to - from) * i) / 4;
-      context.textAlign = i === 4 ? 'right' : i === 0 ? 'left' : 'center';
-      context.fillText(clock(at), x(at), 12);
-    }
-    [...lanes.values()].forEach((lane, i) => {
-      context.strokeStyle = color('line');
-      context.strokeRect(side, top, width - side - 8, heights[i] - 8);
-      context.textAlign = 'left';
-      context.fillStyle = color('ink');
-      context.fillText(shortened(context, lane.name, side - 10), 2, top + 12);
-      context.fillStyle = color('ink-2');
-      context.fillText(shortened(context, `${lane.accelerator ?? ''} ${bytes(lane.memory)}`, side - 10), 2, top + 27);
-      for (const { t, row } of lane.bars) {
-        const bar = { n: t.n, t, x: x(t.started_at), y: top + 2 + row * (BAR + 2), w: Math.max(x(end(t)) - x(t.started_at), 2), h: BAR };
-        context.fillStyle = color(`state-${t.state}`);
-        context.fillRect(bar.x, bar.y, bar.w, bar.h);
-        this.bars.push(bar);
-      }
-      this.memory(context, lane, { x, end, base: top + heights[i] - 8, most: 14 });
-      top += heights[i];
-    });
-  }
-
-  // The sum of the peaks of those that train at a time, as a part of the device's memory.
-  memory(context, lane, { x, end, base, most }) {
-    const steps = lane.bars.flatMap(({ t }) => [[t.started_at, t.peak_memory_bytes ?? 0], [end(t), -(t.peak_memory_bytes ?? 0)]]).sort((a, b) => a[0] - b[0]);
-    if (!lane.memory) return;
-    context.fillStyle = color('memory');
-    let [sum, before] = [0, null];
-    for (const [at, change] of steps) {
-      if (before !== null && sum > 0) {
-        const high = Math.max(1, Math.min(1, sum / lane.memory) * most);
-        context.fillRect(x(before), base - high, Math.max(x(at) - x(before), 1), high);
-      }
-      sum += change;
-      before = at;
-    }
-  }
-
-  at(event) {
-    return this.bars?.findLast(({ x, y, w, h }) => event.offsetX >= x && event.offsetX <= x + w && event.offsetY >= y && event.offsetY <= y + h);
-  }
-
-  point(event) {
-    const hit = this.at(event);
-    this.canvas.style.cursor = hit ? 'pointer' : '';
-    if (!hit) return;
-    const { t } = hit;
-    const until = OVER.includes(t.state) ? clock(t.finished_at) : 'now';
-    this.said.textContent = `Trial ${t.n}, ${t.state}: ${clock(t.started_at)} to ${until}, ${duration((t.finished_at ?? Date.now()) - t.started_at)}, peak ${bytes(t.peak_memory_bytes)}, value ${quality(t.value)}`;
-  }
-}
-
-function shortened(context, text, room) {
-  if (context.measureText(text).width <= room) return text;
-  let end = text.length;
-  while (end > 1 && context.measureText(`${text.slice(0, end)}…`).width > room) end -= 1;
-  return `${text.slice(0, end)}…`;
 }

@@ -70,9 +70,9 @@ export function clock(milliseconds) {
   return new Date(milliseconds).toLocaleTimeString('en-GB');
 }
 
-/** A state as a word with a mark beside it. */
-export function state(name) {
-  return el('span', { class: `state ${name}` }, name);
+/** A state as a word, or another text, with a mark beside it. */
+export function state(name, text = name) {
+  return el('span', { class: `state ${name}` }, text);
 }
 
 export const OVER = ['completed', 'stopped', 'diverged', 'failed', 'cancelled'];

@@ -4,21 +4,27 @@ import { announce, dollars, el, fill, number, progress, quality, question, state
 import { follow, get, post } from './server.js';
 import { Table } from './table.js';
 import { Comparison, TrialPanel } from './trial.js';
-import { Curves, Importance, Parallel, Timeline, Tradeoff } from './charts.js';
+import { Curves, Importance, Parallel, Tradeoff } from './charts.js';
+import { Timeline } from './timeline.js';
 
 /** Curves that are shown while none is chosen. */
 const BEST = 5;
 const NEWEST = 3;
 
-// What a change of a trial does not say is as it was, within one attempt.
+// What a change of a trial does not say is as it was.
 const KEPT = ['value', 'peak_memory_bytes', 'tokens_per_second'];
 
-// Rows of what is sent as columns. Times come in seconds from when the sweep was submitted.
-function rowsOf({ rows, columns, parameters }, began) {
+// Rows of what is sent as columns. Times come in seconds from when the sweep was submitted, agents and their devices as numbers
+// of lanes.
+function rowsOf({ rows, columns, parameters }, began, lanes) {
+  const at = (lane) => ({ agent: lanes[lane][0], device: lanes[lane][1] ?? undefined });
+  const between = (started, took) => ({ from: began + started * 1000, to: took === null ? undefined : began + (started + took) * 1000 });
   return Array.from({ length: rows }, (_, i) => {
     const row = { parameters: {} };
     for (const [name, values] of Object.entries(columns)) if (values[i] !== null) row[name] = values[i];
     for (const [name, values] of Object.entries(parameters)) if (values[i] !== null) row.parameters[name] = values[i];
+    if (row.lane !== undefined) Object.assign(row, at(row.lane));
+    if (row.stretches) row.stretches = row.stretches.map(([lane, started, took]) => ({ ...at(lane), ...between(started, took) }));
     if (row.started !== undefined) row.started_at = began + row.started * 1000;
     if (row.took !== undefined) row.finished_at = row.started_at + row.took * 1000;
     return row;
@@ -39,7 +45,8 @@ export class SweepView {
     this.table = new Table({ trials: this.trials, chosen: this.chosen, open, changed: () => this.chosenChanged() });
     this.curves = new Curves({ sweep: id, metrics: () => known.server?.metrics });
     this.comparison = new Comparison({ sweep: id, remove: (n) => { this.chosen.delete(n); this.chosenChanged(); }, clear: () => { this.chosen.clear(); this.chosenChanged(); } });
-    this.figures = [new Tradeoff({ open }), new Parallel(), new Importance()];
+    this.figures = [new Tradeoff({ open }), new Parallel()];
+    this.importance = new Importance();
     this.timeline = new Timeline({ open });
     this.document = el('pre', { class: 'document', tabindex: '0' });
     const names = [['trials', 'Trials'], ['figures', 'Trade-offs'], ['timeline', 'Timeline'], ['document', 'Sweep file']];
@@ -85,8 +92,9 @@ export class SweepView {
         this.head();
         this.redraw();
       },
+      lanes: (lanes) => { this.lanes = lanes; },
       trials: (columns) => {
-        const rows = rowsOf(columns, this.sweep.created_at);
+        const rows = rowsOf(columns, this.sweep.created_at, this.lanes);
         rows.forEach((row) => this.take(row));
         if (rows.length > 0 && this.trials.size === rows.length) this.first();
         this.redraw();
@@ -95,6 +103,7 @@ export class SweepView {
         points.forEach((point) => this.point(point));
         this.redraw();
       },
+      importance: (news) => this.importance.tell(news),
     }, this.abort.signal);
     this.followed = false;
   }
@@ -107,10 +116,8 @@ export class SweepView {
 
   take(row) {
     const before = this.trials.get(row.n);
-    const same = before?.attempt === row.attempt;
     const over = OVER.includes(row.state);
     for (const key of KEPT) if (before && row[key] === undefined) row[key] = before[key];
-    if (same && !over && row.device === undefined) row.device = before.device;
     Object.keys(row.parameters).forEach((name) => this.parameters.add(name));
     this.trials.set(row.n, row);
     if (before && over && !OVER.includes(before.state)) this.curves.over(row.n);
@@ -214,7 +221,7 @@ export class SweepView {
     this.tabPanel.setAttribute('aria-labelledby', `tab-${name}`);
     const parts = {
       trials: [this.curves.element, this.table.element, this.comparison.element],
-      figures: this.figures.map(({ element }) => element),
+      figures: [...this.figures, this.importance].map(({ element }) => element),
       timeline: [this.timeline.element],
       document: [el('section', { class: 'card', 'aria-label': 'Sweep file' }, this.document)],
     };

@@ -30,7 +30,7 @@ export function columns(sweep, parameters) {
     { key: 'memory', title: 'Peak memory', of: (t) => t.peak_memory_bytes, show: (t) => bytes(t.peak_memory_bytes), numeric: true },
     { key: 'speed', title: 'Tokens/s', of: (t) => t.tokens_per_second, show: (t) => number(t.tokens_per_second && Math.round(t.tokens_per_second)), numeric: true },
     { key: 'time', title: 'Time', of: took, show: (t) => duration(took(t)), numeric: true },
-    { key: 'agent', title: 'Agent', of: (t) => t.agent, show: (t) => [t.agent, t.device].filter(Boolean).join(' ') || '–' },
+    { key: 'agent', title: 'Agent', of: (t) => [t.agent, t.device].filter(Boolean).join(' · ') || undefined },
   ];
 }
 

@@ -70,6 +70,10 @@ export class TrialPanel {
     const sum = trial.summary ?? {};
     const peak = sum.pack_peak_memory_bytes ? `${bytes(sum.peak_memory_bytes)} (attributed; the pack ${bytes(sum.pack_peak_memory_bytes)})` : bytes(sum.peak_memory_bytes);
     const speed = sum.tokens_per_second && `${number(Math.round(sum.tokens_per_second))} tokens/s, ${sum.throughput}`;
+    const where = (attempt) => {
+      const placed = trial.placements.find((one) => one.attempt === attempt);
+      return placed ? ` on ${placed.agent} · ${placed.device}` : '';
+    };
     const facts = [
       ['Step', trial.total_steps ? `${number(trial.step)} of ${number(trial.total_steps)}` : number(trial.step)],
       ['Value', quality(trial.value)],
@@ -80,7 +84,7 @@ export class TrialPanel {
       ['Speed', speed || '–'],
       ['Adapter', trial.adapter ? bytes(sum.adapter_bytes) : 'none'],
       ['Trains on', [trial.agent, trial.device_id, trial.device?.accelerator].filter(Boolean).join(' · ') || '–'],
-      ['Attempts', trial.attempts.map(([attempt, step]) => `${attempt} from step ${step}`).join(', ') || '–'],
+      ['Attempts', trial.attempts.map(([attempt, step]) => `${attempt} from step ${step}${where(attempt)}`).join(', ') || '–'],
       ['Started', time(trial.started_at)],
       ['Took', trial.finished_at && trial.started_at ? duration(trial.finished_at - trial.started_at) : '–'],
     ];

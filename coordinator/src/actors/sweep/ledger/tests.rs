@@ -234,8 +234,15 @@ fn losses_count_between_checkpoints() {
         ledger.lost(1, "silence", NOW).unwrap();
         assert_eq!(ledger.state(1), TrialState::Queued, "{attempt}");
     }
-    let attempts: Vec<_> = ledger.get(1).unwrap().trial.attempts.iter().map(|(_, step)| *step).collect();
+    let trial = &ledger.get(1).unwrap().trial;
+    let attempts: Vec<_> = trial.attempts.iter().map(|(_, step)| *step).collect();
     assert_eq!(attempts, [0, 0, 3], "each says where it starts");
+    let placed = |attempt| TrialPlacement {
+        started_at: Some(NOW),
+        ended_at: Some(NOW),
+        ..TrialPlacement::new(Attempt(attempt), AgentId::new("a"), DeviceId::new("cpu"))
+    };
+    assert_eq!(trial.placements, [placed(1), placed(2), placed(3)], "and where it was");
     ledger.run(1);
     ledger.lost(1, "silence", NOW).unwrap();
     let failure = ledger.get(1).unwrap().trial.failure.clone().unwrap();

@@ -91,7 +91,8 @@ impl RunningSweep {
         let changes = self.ledger.written();
         if self.changes.receiver_count() > 0 {
             for number in &changes.trials {
-                self.publish(Change::Trial(Box::new(self.ledger.get(*number)?.trial.clone())));
+                let record = self.ledger.get(*number)?;
+                self.publish(Change::Trial(Box::new(record.trial.clone()), record.value));
             }
             if changes.sweep || !changes.trials.is_empty() {
                 self.publish(Change::Sweep(Box::new(self.ledger.record().sweep.clone())));
