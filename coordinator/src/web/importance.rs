@@ -57,7 +57,8 @@ impl Importance {
     }
 
     fn trial(&mut self, trial: &Trial, value: Option<f64>) {
-        let completed = trial.state == TrialState::Completed;
+        // The search did not choose a run with another seed.
+        let completed = trial.state == TrialState::Completed && trial.replicate_of.is_none();
         let value = value.filter(|value| completed && value.is_finite());
         let (Some(number), Some(value)) = (trial.id.number(), value) else { return };
         // It changes once more when its adapter is removed.
