@@ -1,5 +1,5 @@
 //! Uploaded data on this machine's disk: fetched once, checked, shared by the trials that name it, and removed when others
-//! need the room.
+//! need the room. What bases become in 4 bits lies beside it, within the same limit ([`quantised`]).
 //!
 //! | path in the cache | holds |
 //! |---|---|
@@ -12,6 +12,7 @@
 //! use after a start, and when a file's length or time is another than it was then.
 
 mod disk;
+pub mod quantised;
 
 use crate::transfer::{TransferError, io};
 use bytes::Bytes;
@@ -116,6 +117,8 @@ struct State {
     entries: BTreeMap<ContentHash, Entry>,
     /// Directories removed so far: each gets a name of its own.
     gone: u64,
+    /// Whether it was said that there is no room for bases in 4 bits.
+    told_of_no_room: bool,
 }
 
 #[derive(Default)]
@@ -123,9 +126,17 @@ struct Entry {
     /// Bytes that it has, or will have.
     bytes: u64,
     pins: usize,
+    /// Whether it is a base in 4 bits that an engine was told to write.
+    draft: bool,
     used: Timestamp,
     /// Held while it is looked at or fetched; with it, what its files looked like when they were right.
     turn: Arc<tokio::sync::Mutex<Option<Vec<Stamp>>>>,
+}
+
+impl Entry {
+    fn is_in_use(&self) -> bool {
+        self.pins > 0 || self.draft
+    }
 }
 
 /// Data that lies on this machine for as long as this lives.
@@ -172,7 +183,7 @@ impl Cache {
     pub fn open(root: &Path, limit: u64, clock: Arc<dyn Clock>) -> std::io::Result<Self> {
         let entry = |(tree, bytes, used)| (tree, Entry { bytes, used, ..Entry::default() });
         let entries = disk::entries(root)?.into_iter().map(entry).collect();
-        let state = Arc::new(Mutex::new(State { entries, gone: 0 }));
+        let state = Arc::new(Mutex::new(State { entries, ..State::default() }));
         let cache = Self { root: root.into(), limit, clock, state };
         // Nothing is in use yet, so that what is over the limit can go.
         cache.evict(None).0.iter().for_each(|gone| disk::remove(gone));
@@ -189,7 +200,7 @@ impl Cache {
         let turn = self.state().entries.entry(reference.tree).or_default().turn.clone();
         let mut right = turn.lock().await;
         let (looked_at, id, known) = (dir.clone(), reference.tree, right.take());
-        let whole = blocking(&dir, move || disk::whole(&looked_at, id, known.as_deref())).await?;
+        let whole = blocking(&dir, move || disk::whole(&looked_at, Some(id), known.as_deref())).await?;
         let (tree, stamps) = match whole {
             Some(whole) => whole,
             None => self.fetch(source, reference, &dir).await?,
@@ -300,15 +311,19 @@ impl Cache {
     /// Takes out of the cache what is over the limit, least recently used first and nothing that is pinned. With `wanted`, a
     /// tree gets so many bytes. Answers with where what was taken out lies now, and whether all is within the limit.
     fn evict(&self, wanted: Option<(ContentHash, u64)>) -> (Vec<PathBuf>, bool) {
-        let mut state = self.state();
+        self.evict_from(&mut self.state(), wanted)
+    }
+
+    fn evict_from(&self, state: &mut State, wanted: Option<(ContentHash, u64)>) -> (Vec<PathBuf>, bool) {
+        self.settle_drafts(state);
         let of_wanted = wanted.map_or(0, |(_, bytes)| bytes);
         let others = |state: &State| {
             let others = state.entries.iter().filter(|(tree, _)| wanted.is_none_or(|(id, _)| id != **tree));
             others.map(|(_, entry)| entry.bytes).fold(0, u64::saturating_add)
         };
         let mut gone = Vec::new();
-        while others(&state).saturating_add(of_wanted) > self.limit {
-            let unused = state.entries.iter().filter(|(_, entry)| entry.pins == 0 && entry.bytes > 0);
+        while others(state).saturating_add(of_wanted) > self.limit {
+            let unused = state.entries.iter().filter(|(_, entry)| !entry.is_in_use() && entry.bytes > 0);
             let Some(tree) = unused.min_by_key(|(_, entry)| entry.used).map(|(tree, _)| *tree) else {
                 return (gone, false);
             };

@@ -69,6 +69,11 @@ impl Worker {
                 Ok(Command::Shutdown) | Err(TryRecvError::Disconnected) => return,
                 Ok(Command::Admit(admission)) => self.admit(*admission),
                 Ok(Command::Stop(assignment, how)) => self.stop(&assignment, how),
+                Ok(Command::Keep(key)) => self.guarded(|worker| {
+                    if let Some(engine) = &mut worker.engine {
+                        engine.keep(key);
+                    }
+                }),
                 Err(TryRecvError::Empty) => self.step(),
             }
         }
@@ -170,6 +175,7 @@ mod tests {
             digests: None,
             evaluations: None,
             places: Default::default(),
+            cache: None,
             work_dir: "nowhere".into(),
             belongs: None,
         }))
@@ -181,7 +187,7 @@ mod tests {
             match host.events.recv().await.expect("the host lives") {
                 Event::Trial(assignment, happening) => return (assignment.trial.to_string(), happening),
                 Event::BaseResident(base) => assert_eq!(base, None),
-                Event::Phase(..) | Event::Steps(_) => {}
+                Event::Phase(..) | Event::Steps(_) | Event::Quantised { .. } => {}
             }
         }
     }

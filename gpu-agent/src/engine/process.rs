@@ -176,6 +176,9 @@ impl Supervisor {
                     None | Some(Command::Shutdown) => break,
                     Some(Command::Admit(admission)) => self.admit(&mut running, *admission).await,
                     Some(Command::Stop(assignment, how)) => self.stop(&mut running, &assignment, how).await,
+                    Some(keep @ Command::Keep(_)) => if let Some(running) = &mut running {
+                        running.tell(&keep);
+                    },
                 },
                 talk = talk(&mut running), if busy => match talk {
                     Talk::Sent => {}
