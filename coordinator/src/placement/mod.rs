@@ -15,6 +15,15 @@ pub struct Waiting {
     pub simulated: Option<bool>,
 }
 
+impl Waiting {
+    /// Whether it may run on a device of that accelerator, which is simulated or trains.
+    pub fn suits(&self, accelerator: &str, simulated: bool) -> bool {
+        let named = |a: &String| a.eq_ignore_ascii_case(accelerator);
+        self.simulated.is_none_or(|of_sweep| of_sweep == simulated)
+            && (self.accelerators.is_empty() || self.accelerators.iter().any(named))
+    }
+}
+
 /// A device and what it holds.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Slot {
@@ -46,11 +55,9 @@ impl Slot {
     }
 
     fn admits(&self, trial: &Waiting) -> bool {
-        let named = |a: &String| a.eq_ignore_ascii_case(&self.accelerator);
         !self.is_full()
-            && trial.simulated.is_none_or(|simulated| simulated == self.simulated)
+            && trial.suits(&self.accelerator, self.simulated)
             && self.base.as_ref().is_none_or(|base| *base == trial.base)
-            && (trial.accelerators.is_empty() || trial.accelerators.iter().any(named))
             && (self.fits(trial) || self.held == 0)
     }
 

@@ -18,7 +18,7 @@ use crate::wire::{self, Saying};
 use crate::{Assignment, SHUTDOWN_GRACE};
 use actor::{Mailbox, Scope, mailbox};
 use domain::DeviceId;
-use domain::data::Reference;
+use domain::data;
 use domain::metric::MetricPoint;
 use domain::sweep::Evaluations;
 use domain::trial::{Digests, Failure, FailureClass, Note, Severity, TrialConfig, TrialSummary};
@@ -263,10 +263,7 @@ impl Actor {
 
     /// Brings the uploaded data that a trial names to this machine, while others train; then goes on with it.
     fn fetch(&mut self, assign: Box<Assign>, failures: u32) {
-        let names = assign.config.clone().sources_mut().map(std::mem::take).collect::<Vec<_>>();
-        let asked = assign.evaluations.iter().flat_map(Evaluations::sources).cloned();
-        let references = names.into_iter().chain(asked).filter_map(|name| name.parse::<Reference>().ok());
-        let references: Vec<_> = references.collect();
+        let references = data::uploaded(&assign.config, assign.evaluations.as_ref());
         if references.is_empty() {
             return self.go_on(assign);
         }

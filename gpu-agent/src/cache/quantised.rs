@@ -13,6 +13,7 @@
 use super::{Cache, Entry, State, disk};
 use domain::data::{ContentHash, Tree, TreeFile};
 use sha2::Digest;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -129,7 +130,7 @@ impl Cache {
             }
             return None;
         }
-        let (gone, _) = self.evict_from(&mut state, Some((key, bytes)));
+        let (gone, _) = self.evict_from(&mut state, &BTreeSet::new(), Some((key, bytes)));
         gone.iter().for_each(|gone| disk::remove(gone));
         let draft = draft_dir(&self.root, key);
         let _ = std::fs::remove_dir_all(&draft);

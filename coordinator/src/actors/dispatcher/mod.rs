@@ -6,12 +6,15 @@
 //! |---|---|
 //! | `mod.rs` | the handle: what may be asked |
 //! | `state.rs` | the actor |
+//! | `ahead.rs` | what agents are told to fetch before they need it |
 
+mod ahead;
 mod state;
 
 use super::message::{Outbox, ToAgent};
 use crate::placement::Waiting;
 use actor::{Gone, Mailbox, Reply, Scope};
+use domain::data::Reference;
 use domain::fleet::{Agent, Beginning, Holding};
 use domain::trial::TrialDevice;
 use domain::{AgentId, Attempt, Clock, DeviceId, Timestamp, TrialId};
@@ -35,6 +38,8 @@ pub struct Request {
     pub created_at: Timestamp,
     /// What it needs.
     pub needs: Waiting,
+    /// The uploaded data that it names.
+    pub data: Vec<Reference>,
     /// Where the grant goes.
     pub granted: oneshot::Sender<Grant>,
 }

@@ -2,9 +2,11 @@
 
 use super::super::message::{Outbox, StopReason, ToAgent};
 use super::super::meter::Meter;
+use super::ahead::{self, Candidate};
 use super::{AgentView, CAPACITY, Command, Grant, Request, SessionId, Terms};
 use crate::placement::{self, Slot, Waiting};
 use actor::Scope;
+use domain::data::Reference;
 use domain::fleet::{Agent, Beginning, Device, Holding};
 use domain::trial::TrialDevice;
 use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
@@ -60,6 +62,8 @@ struct Entry {
     lost: bool,
     last_seen: Timestamp,
     beginning: Beginning,
+    /// What its session was told to fetch ahead.
+    ahead: Vec<Reference>,
 }
 
 struct Held {
@@ -124,6 +128,7 @@ impl State {
             }
             if std::mem::take(&mut self.may_place) {
                 self.place();
+                self.hint();
             }
             if std::mem::take(&mut self.may_count) {
                 let counts = self.counts();
@@ -202,6 +207,7 @@ impl State {
             last_seen,
             // It says that with its first sign of life.
             beginning: Beginning::default(),
+            ahead: Vec::new(),
         };
         if let Some((_, older)) = self.agents.insert(id.clone(), entry).and_then(|entry| entry.session) {
             tracing::info!(agent = %id, "a newer stream replaces the agent's older one");
@@ -450,6 +456,34 @@ impl State {
         }
     }
 
+    /// Tells agents what to fetch ahead, where that is not what they were told last.
+    fn hint(&mut self) {
+        let any = self.queue.values().any(|request| !request.data.is_empty());
+        if !any && self.agents.values().all(|entry| entry.ahead.is_empty()) {
+            return;
+        }
+        let mut held: HashMap<&AgentId, usize> = HashMap::new();
+        for trial in self.held.values() {
+            *held.entry(&trial.place.0).or_default() += 1;
+        }
+        let open: Vec<_> = self.agents.iter().filter(|(id, entry)| self.is_open(id, entry)).collect();
+        let candidates = open.iter().map(|(id, entry)| Candidate {
+            devices: &entry.agent.devices,
+            held: held.get(id).copied().unwrap_or_default(),
+            told: &entry.ahead,
+        });
+        let candidates: Vec<_> = candidates.collect();
+        let hints = ahead::hints(self.queue.values(), &candidates);
+        let news = open.iter().zip(hints).filter(|((_, entry), hint)| entry.ahead != *hint);
+        let news: Vec<_> = news.map(|((id, _), hint)| ((*id).clone(), hint)).collect();
+        for (agent, hint) in news {
+            if let Some(entry) = self.agents.get_mut(&agent) {
+                entry.ahead = hint.clone();
+            }
+            self.reach(&agent, ToAgent::Prefetch(hint));
+        }
+    }
+
     fn grant(&mut self, request: Request, place: Place) {
         let Request { trial, attempt, needs, granted, .. } = request;
         let (lost, answer) = oneshot::channel();
@@ -469,20 +503,19 @@ impl State {
         }
     }
 
-    /// The devices of agents that can be reached, are heard of, do not leave and are not drained.
+    /// Whether an agent can be reached, is heard of, does not leave and is not drained.
+    fn is_open(&self, id: &AgentId, entry: &Entry) -> bool {
+        entry.session.is_some() && !entry.leaving && !entry.silent && !self.drained.contains(id)
+    }
+
+    /// The devices of agents that can be given trials.
     fn slots(&self) -> Vec<(Place, Slot)> {
         let mut held: HashMap<&Place, Vec<&Waiting>> = HashMap::new();
         for trial in self.held.values() {
             held.entry(&trial.place).or_default().push(&trial.needs);
         }
-        let open = self.agents.values().filter(|entry| {
-            entry.session.is_some()
-                && !entry.leaving
-                && !entry.silent
-                && !self.drained.contains(&entry.agent.id)
-        });
-        let devices =
-            open.flat_map(|entry| entry.agent.devices.iter().map(|device| (&entry.agent.id, device)));
+        let open = self.agents.iter().filter(|(id, entry)| self.is_open(id, entry));
+        let devices = open.flat_map(|(id, entry)| entry.agent.devices.iter().map(move |device| (id, device)));
         let slot = |(agent, device): (&AgentId, &Device)| {
             let place = (agent.clone(), device.id.clone());
             let slot = slot(device, held.get(&place).map_or(&[][..], Vec::as_slice));
