@@ -180,6 +180,8 @@ impl Board {
         }
         if self.is_paused() {
             parts.push("paused".into());
+        } else if let Some(why) = self.sweep.as_ref().and_then(|sweep| sweep.waits_for.as_ref()) {
+            parts.push(format!("waits: {why}"));
         } else if self.training_since.is_none() && !self.is_over() {
             parts.extend(self.lacks.map(|what| format!("waits for {what}")));
             if !self.older.is_empty() {
@@ -502,5 +504,13 @@ mod tests {
             board.apply(trial(1, TrialState::Running, 0), 9.0).unwrap();
             assert_eq!(board.sweep_line(10.0), "0/12 trials over · 10 s elapsed");
         }
+        let mut board = Board::new(older(), None);
+        board.apply(sweep("asha", 12, None), 0.0).unwrap();
+        board.apply(trial(1, TrialState::Queued, 0), 0.0).unwrap();
+        if let Some(sweep) = &mut board.sweep {
+            sweep.waits_for = Some("namespace a has 2 of its 2 trials on devices".into());
+        }
+        let line = "0/12 trials over · waits: namespace a has 2 of its 2 trials on devices · 9 s elapsed";
+        assert_eq!(board.sweep_line(9.0), line);
     }
 }

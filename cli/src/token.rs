@@ -4,6 +4,7 @@ use crate::Failure;
 use crate::output::{self, OutputArgs};
 use clap::Subcommand;
 use config::tokens::{self, Principal, Role};
+use domain::sweep::DEFAULT_NAMESPACE;
 use security::Secret;
 use serde_json::json;
 use std::path::PathBuf;
@@ -28,6 +29,9 @@ pub(crate) enum Verb {
         /// agents; agents train.
         #[arg(long, value_name = "ROLE", value_parser = role)]
         role: Role,
+        /// What its sweeps and uploads belong to, which a server's --limits may bound.
+        #[arg(long, value_name = "NAMESPACE", default_value = DEFAULT_NAMESPACE, value_parser = name)]
+        namespace: String,
         /// File to write the token to; it must not be there yet.
         #[arg(long, value_name = "FILE")]
         to: Option<PathBuf>,
@@ -47,10 +51,13 @@ fn role(text: &str) -> Result<Role, String> {
 
 /// `lorafleet token …`.
 pub(crate) fn run(verb: Verb) -> Result<(), Failure> {
-    let Verb::Create { name, role, to, output } = verb;
+    let Verb::Create { name, role, namespace, to, output } = verb;
     let token = Secret::random(tokens::PREFIX).map_err(Failure::failed)?;
-    let line = tokens::line(&Principal { name: name.clone(), role }, &tokens::hash(token.expose()));
-    let mut document = json!({ "name": name, "role": role.name(), "line": line });
+    let line = tokens::line(
+        &Principal { name: name.clone(), role, namespace: namespace.clone() },
+        &tokens::hash(token.expose()),
+    );
+    let mut document = json!({ "name": name, "role": role.name(), "namespace": namespace, "line": line });
     let text = match to {
         Some(path) => {
             token.write(&path).map_err(Failure::invalid)?;

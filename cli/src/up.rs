@@ -49,8 +49,8 @@ pub(crate) struct Args {
     /// Address to serve at; port 0 takes a free one. With a certificate, this machine has a second one, without.
     #[arg(long, default_value = "127.0.0.1:7401", value_name = "ADDRESS")]
     listen: SocketAddr,
-    /// Bytes of uploaded models and data sets that the agent keeps in that folder at most, such as 50GB or 500GiB. What was not
-    /// used for longest goes first, and nothing that a trial uses.
+    /// Bytes of uploaded data, and of bases in 4 bits, that the agent keeps in that folder at most, such as 50GB or 500GiB.
+    /// What was not used for longest goes first, and nothing that a trial uses.
     #[arg(
         long,
         alias = "cache_limit",

@@ -45,6 +45,8 @@ pub(crate) fn sweep(sweep: &v1::Sweep) -> Value {
         "cost_usd": sweep.cost_usd,
         "failure": sweep.failure,
         "ended_early": sweep.ended_early,
+        "namespace": sweep.namespace,
+        "waits_for": sweep.waits_for,
         "spec": sweep.spec.clone().map(|s| Value::Object(proto::convert::from_struct(s))),
     })
 }

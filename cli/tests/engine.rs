@@ -79,6 +79,7 @@ impl Bench {
             digests: None,
             evaluations: None,
             places: Default::default(),
+            cache: None,
         };
         self.tell(Command::Admit(Box::new(admission))).await;
     }

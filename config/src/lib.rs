@@ -7,6 +7,7 @@
 //! | [`machines`] | machine types with their prices: those that come with the program, and the user's own |
 //! | [`skypilot`] | SkyPilot's catalogues of the same |
 //! | [`size`] | numbers of bytes as people write them |
+//! | [`limits`] | how much the sweeps and uploads of a namespace may take |
 //! | [`tokens`] | who may call a server, and as what |
 //! | [`tasks`] | what models are evaluated on |
 //! | `evaluations` | task files into the sweep that names them |
@@ -17,6 +18,7 @@
 
 pub mod contexts;
 mod evaluations;
+pub mod limits;
 pub mod machines;
 mod overrides;
 pub mod paths;

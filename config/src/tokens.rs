@@ -2,8 +2,12 @@
 //!
 //! ```yaml
 //! - { name: "ada", role: operator, sha256: "9f86d0…" }
+//! - { name: "bob", role: submitter, namespace: "team-a", sha256: "252f10…" }
 //! - { name: "gpu-1", role: agent, sha256: "60303a…" }
 //! ```
+//!
+//! Sweeps and uploads belong to the namespace of whoever makes them, `default` unless it is said; [`crate::limits`] says how
+//! much each may take.
 //!
 //! The file holds no tokens, only their SHA-256. That is enough for a token of 256 random bits: nobody finds it by
 //! trying, so that a slow hash would only slow down the server. Where a name stands twice, either token is good, for the
@@ -11,6 +15,7 @@
 
 use crate::yaml;
 use domain::data::ContentHash;
+use domain::sweep::DEFAULT_NAMESPACE;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -64,6 +69,15 @@ pub struct Principal {
     pub name: String,
     /// What it may do.
     pub role: Role,
+    /// What its sweeps and uploads belong to.
+    pub namespace: String,
+}
+
+impl Principal {
+    /// Somebody of the default namespace.
+    pub fn new(name: impl Into<String>, role: Role) -> Self {
+        Self { name: name.into(), role, namespace: DEFAULT_NAMESPACE.into() }
+    }
 }
 
 /// A token's SHA-256.
@@ -79,7 +93,11 @@ pub fn line(principal: &Principal, hash: &Hash) -> String {
     let hex = ContentHash(*hash);
     // A JSON text is a YAML text in double quotes.
     let name = serde_json::Value::from(principal.name.as_str());
-    format!("- {{ name: {name}, role: {}, sha256: \"{hex}\" }}", principal.role)
+    let namespace = match principal.namespace.as_str() {
+        DEFAULT_NAMESPACE => String::new(),
+        other => format!("namespace: {}, ", serde_json::Value::from(other)),
+    };
+    format!("- {{ name: {name}, role: {}, {namespace}sha256: \"{hex}\" }}", principal.role)
 }
 
 /// A token of somebody.
@@ -99,6 +117,8 @@ pub struct Tokens(Vec<Known>);
 struct Entry {
     name: String,
     role: Role,
+    #[serde(default)]
+    namespace: Option<String>,
     sha256: String,
 }
 
@@ -125,12 +145,14 @@ impl Tokens {
         Ok(tokens)
     }
 
-    fn add(&mut self, Entry { name, role, sha256 }: Entry) -> Result<(), String> {
+    fn add(&mut self, Entry { name, role, namespace, sha256 }: Entry) -> Result<(), String> {
         check_name(&name)?;
         let hash = unhex(&sha256).ok_or(
             "sha256: must have 64 digits; `lorafleet token create` prints it, and not the token is it",
         )?;
-        let principal = Principal { name, role };
+        let namespace = namespace.unwrap_or_else(|| DEFAULT_NAMESPACE.into());
+        check_name(&namespace).map_err(|why| format!("namespace: {why}"))?;
+        let principal = Principal { name, role, namespace };
         let same = |known: &&Known| known.hash == hash || known.principal.name == principal.name;
         if let Some(Known { principal: other, .. }) = self.0.iter().find(same)
             && *other != principal
@@ -198,7 +220,18 @@ mod tests {
     use super::*;
 
     fn principal(name: &str, role: Role) -> Principal {
-        Principal { name: name.into(), role }
+        Principal::new(name, role)
+    }
+
+    #[test]
+    fn a_namespace_of_ones_own() {
+        let of_team = Principal { namespace: "team-a".into(), ..principal("bob", Role::Submitter) };
+        let written = line(&of_team, &hash("lft_1"));
+        assert!(written.contains(r#", namespace: "team-a", "#), "{written}");
+        let tokens = Tokens::parse(&written).unwrap();
+        assert_eq!(tokens.find("lft_1").unwrap().principal, of_team);
+        let wrong = Tokens::parse(&written.replace("team-a", "a b")).unwrap_err();
+        assert!(wrong.contains("namespace: \"a b\" is no name"), "{wrong}");
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use crate::allow::{Allow, AllowError};
 use crate::grpc::guard::Who;
 use crate::grpc::limit::Terms;
+use config::limits::{Limit, Limits};
 use config::tokens::{self, Known, Principal, Role, Tokens};
+use domain::sweep::DEFAULT_NAMESPACE;
 use security::args::{ServerArgs, ServerArgsError};
 use security::watched::Watched;
 use security::{FileError, Secret, ServerTls};
@@ -24,6 +26,8 @@ pub struct Access {
     pub allow: Allow,
     /// How much one client may ask; `None`: without limits.
     pub terms: Option<Terms>,
+    /// How much a namespace may take; `None`: without limits.
+    pub limits: Option<Arc<Watched<Limits>>>,
 }
 
 /// The flags of a coordinator that others reach.
@@ -55,6 +59,10 @@ pub struct AccessArgs {
     #[arg(long, env = "LORAFLEET_MAX_CALLS_PER_SECOND", default_value_t = 200, value_name = "N",
         value_parser = clap::value_parser!(u32).range(1..))]
     max_calls_per_second: u32,
+    /// How many trials, GPUs and uploaded bytes namespaces may have, such as `team-a: { max_gpus: 4 }`. A changed file is read
+    /// again.
+    #[arg(long, env = "LORAFLEET_LIMITS", value_name = "FILE")]
+    limits: Option<PathBuf>,
 }
 
 /// Why the flags do not go together.
@@ -77,6 +85,9 @@ pub enum AccessError {
     /// The file of tokens cannot be used.
     #[error(transparent)]
     Tokens(#[from] FileError),
+    /// The file of limits cannot be used.
+    #[error("{0}")]
+    Limits(FileError),
     /// What sweeps may name is said so that nothing can be it.
     #[error(transparent)]
     Allow(#[from] AllowError),
@@ -102,7 +113,8 @@ impl AccessArgs {
         let allow = Allow::new(&self.allow_paths, &self.allow_hub, reachable)?;
         let terms =
             Terms { at_once: self.max_calls as usize, per_second: f64::from(self.max_calls_per_second) };
-        Ok(Access { tls, also_local: false, tokens, allow, terms: Some(terms) })
+        let limits = self.limits.as_deref().map(watch_limits).transpose().map_err(AccessError::Limits)?;
+        Ok(Access { tls, also_local: false, tokens, allow, terms: Some(terms), limits })
     }
 
     /// The same with an agent that is in no file, and its token if there are tokens.
@@ -114,7 +126,7 @@ impl AccessArgs {
         let Some(path) = &self.tokens else { return Ok((access, None)) };
         let unusable = |error: security::secret::NoRandomness| FileError::new(path, error);
         let secret = Secret::random(tokens::PREFIX).map_err(unusable)?;
-        let agent = Principal { name: tokens::THIS_MACHINE.into(), role: Role::Agent };
+        let agent = Principal::new(tokens::THIS_MACHINE, Role::Agent);
         let tokens = watch(path, Some((agent, tokens::hash(secret.expose()))))?;
         Ok((Access { tokens: Some(tokens), ..access }, Some(secret)))
     }
@@ -133,7 +145,21 @@ fn watch(path: &Path, beside: Option<(Principal, tokens::Hash)>) -> Result<Arc<W
     Ok(Arc::new(Watched::open(vec![path.into()], load)?))
 }
 
+fn watch_limits(path: &Path) -> Result<Arc<Watched<Limits>>, FileError> {
+    let file = path.to_path_buf();
+    let load = move || {
+        let text = std::fs::read_to_string(&file).map_err(|error| FileError::new(&file, error))?;
+        Limits::parse(&text).map_err(|problem| FileError::new(&file, problem))
+    };
+    Ok(Arc::new(Watched::open(vec![path.into()], load)?))
+}
+
 impl Access {
+    /// What a namespace may take.
+    pub fn limit(&self, namespace: &str) -> Limit {
+        self.limits.as_ref().map(|limits| limits.current().of(namespace)).unwrap_or_default()
+    }
+
     /// The address of a server at `address`, as clients write it.
     pub fn url(&self, address: SocketAddr) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
@@ -159,6 +185,11 @@ impl Caller {
     /// The name of its token, if tokens are asked for.
     pub fn name(&self) -> Option<&str> {
         self.0.as_ref().map(|(token, _)| token.principal.name.as_str())
+    }
+
+    /// What its sweeps and uploads belong to.
+    pub fn namespace(&self) -> &str {
+        self.0.as_ref().map_or(DEFAULT_NAMESPACE, |(token, _)| &token.principal.namespace)
     }
 
     /// Whether its token, if it needed one, is for a method.

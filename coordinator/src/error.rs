@@ -76,6 +76,14 @@ pub enum CoordinatorError {
     /// Who calls may not do this: why, and what to do.
     #[error("{0}")]
     Denied(String),
+    /// A namespace has as much as it may: which, and how much, and what to do.
+    #[error("{why}")]
+    Quota {
+        /// The namespace.
+        namespace: String,
+        /// What it has, and what to do.
+        why: String,
+    },
     /// The disk refuses, so that nothing can be changed now.
     #[error("nothing can be written at the moment, so nothing was changed: {0}; make room, then ask again")]
     Trouble(String),
@@ -138,6 +146,7 @@ impl From<CoordinatorError> for RpcError {
             CoordinatorError::Over { kind, id, state } => Self::Precondition(kind, id, format!("is {state}")),
             CoordinatorError::Fenced { .. } => Self::Fenced(text),
             CoordinatorError::Denied(why) => Self::Denied(why),
+            CoordinatorError::Quota { namespace, why } => Self::Quota(format!("namespace {namespace}"), why),
             CoordinatorError::Artifact(error) => artifact(&error),
             CoordinatorError::Blob(error) => blob(&error),
             CoordinatorError::Registry(RegistryError::Fenced { .. }) | CoordinatorError::Gone(_) => {

@@ -11,6 +11,7 @@
 //! | [`blobs`] | data that submitters upload |
 //! | [`allow`] | what a submission may name |
 //! | [`owners`] | which token an agent belongs to |
+//! | [`uploads`] | which namespace uploaded what, and how much it may |
 //! | [`place`] | where metrics and checkpoints lie: a directory, or an object store |
 //! | [`fleet`] | one of several coordinators: standing by, and leading |
 //! | [`fsck`] | whether a data directory is sound |
@@ -37,6 +38,7 @@ pub mod report;
 pub mod search;
 pub mod store;
 pub mod trouble;
+pub mod uploads;
 pub mod web;
 
 pub use error::CoordinatorError;
@@ -67,6 +69,7 @@ use std::time::Duration;
 use store::Store;
 use tokio::net::TcpListener;
 use trouble::Trouble;
+use uploads::Uploads;
 
 /// How a coordinator runs.
 #[derive(Clone)]
@@ -185,6 +188,9 @@ async fn serve(
     let kept = Kept::open(store.clone(), &place, &scope).await?;
     let (artifacts, terms) = (kept.artifacts.clone(), Terms { heartbeat, lease });
     let desk = go_on(kept, clock.clone(), terms, &scope).await?;
+    if let Some(limits) = &access.limits {
+        desk.dispatcher.limit(limits.clone()).await?;
+    }
     let health = Health(Role::Leads(store, desk.trouble.clone(), place.clone()));
     let blobs = Blobs::on(artifacts.store());
     let services =
@@ -244,6 +250,7 @@ pub fn go_on(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope) -> 
 async fn taken_up(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope) -> Result<Desk> {
     let Kept { store, history, artifacts } = kept;
     remove_unused(&store, &artifacts, clock.now()).await;
+    let uploads = Uploads::open(store.clone(), &Blobs::on(artifacts.store())).await?;
     let dispatcher = Dispatcher::start(clock.clone(), terms, store.drained().await?, scope);
     let trouble = Trouble::new(clock.clone());
     let tools = Tools {
@@ -257,7 +264,7 @@ async fn taken_up(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope
     };
     let directory = Directory::start(tools, scope).await?;
     let owners = Owners::open(store).await?;
-    Ok(Desk { directory, dispatcher, history, owners, trouble, lease: terms.lease })
+    Ok(Desk { directory, dispatcher, history, owners, uploads, trouble, lease: terms.lease })
 }
 
 /// Removes what no record points at: checkpoints of which a deletion was cut off, or of an upload without its record, and

@@ -125,9 +125,8 @@ mod tests {
     }
 
     fn callers<const N: usize>(names: [&str; N]) -> [Caller; N] {
-        let add = |known: Tokens, name: &&str| {
-            known.with(Principal { name: name.to_string(), role: Role::Agent }, tokens::hash(name))
-        };
+        let add =
+            |known: Tokens, name: &&str| known.with(Principal::new(*name, Role::Agent), tokens::hash(name));
         let known = names.iter().fold(Tokens::default(), add);
         let watched = Watched::open(vec![], move || Ok::<_, FileError>(known.clone())).unwrap();
         let watched = Arc::new(watched);

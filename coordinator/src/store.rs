@@ -10,6 +10,7 @@
 //! | `deleted/<sweep>` | the [`Tombstone`] of a deleted sweep: its id is never given again |
 //! | `drains/<agent>` | the id of an agent that is drained |
 //! | `owners/<agent>` | the [`Owner`] of an agent |
+//! | `uploads/<file>` | the [`Uploaded`] file's namespace and bytes |
 //! | `history/closed` | in a fleet with an object store: the [`Closed`] terms of its metrics |
 //! | `newest/<time, descending>-<sweep>` | the sweep's id, so that a listing begins with the newest |
 
@@ -17,6 +18,7 @@ mod records;
 
 pub use records::{
     Checkpoint, Closed, LogEntry, Owner, Placement, Revision, StopCause, SweepRecord, Tombstone, TrialRecord,
+    Uploaded,
 };
 
 use crate::actors::sweep::Selection;
@@ -103,6 +105,11 @@ impl Store {
     /// Agents that belong to a token.
     pub async fn owners(&self) -> Result<Vec<Owner>> {
         self.read_all(OWNERS).await
+    }
+
+    /// Files that were uploaded, and for whom.
+    pub async fn uploads(&self) -> Result<Vec<Uploaded>> {
+        self.read_all(UPLOADS).await
     }
 
     /// Every deleted sweep.
@@ -303,6 +310,16 @@ impl Batch {
         self.put(format!("{OWNERS}{}", owner.agent), owner);
     }
 
+    /// Sets for whom a file is uploaded.
+    pub fn uploaded(&mut self, uploaded: &Uploaded) {
+        self.put(upload_key(uploaded.file), uploaded);
+    }
+
+    /// Forgets for whom a file was uploaded.
+    pub fn forget_upload(&mut self, file: ContentHash) {
+        self.writes.push(Write::Delete(upload_key(file)));
+    }
+
     /// Sets what stays of a deleted sweep.
     pub fn tombstone(&mut self, tombstone: &Tombstone) {
         self.put(tombstone_key(&tombstone.sweep), tombstone);
@@ -327,7 +344,12 @@ const LOGS: &str = "logs/";
 const DRAINS: &str = "drains/";
 
 const OWNERS: &str = "owners/";
+const UPLOADS: &str = "uploads/";
 const CLOSED: &str = "history/closed";
+
+pub(crate) fn upload_key(file: ContentHash) -> String {
+    format!("{UPLOADS}{file}")
+}
 
 /// What the keys of a trial's log begin with.
 pub(crate) fn log_prefix(sweep: &SweepId, number: u32) -> String {

@@ -90,7 +90,7 @@ fn token(name: &str) -> String {
 
 fn write(dir: &Path, known: &[(&str, Role)]) {
     let line = |(name, role): &(&str, Role)| {
-        tokens::line(&Principal { name: (*name).into(), role: *role }, &tokens::hash(&token(name)))
+        tokens::line(&Principal::new(*name, *role), &tokens::hash(&token(name)))
     };
     let lines: Vec<_> = known.iter().map(line).collect();
     std::fs::write(tokens_file(dir), lines.join("\n")).unwrap();

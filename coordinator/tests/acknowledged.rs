@@ -174,7 +174,13 @@ impl Bench {
 
     async fn submit(&self, spec: SweepSpec) -> SweepId {
         let (request_id, spec) = ("r".into(), Box::new(spec));
-        let submission = Submission { request_id, spec, base_models: BTreeMap::new(), submitted_by: None };
+        let submission = Submission {
+            request_id,
+            namespace: "default".into(),
+            spec,
+            base_models: BTreeMap::new(),
+            submitted_by: None,
+        };
         self.desk.directory.submit(submission).await.unwrap().id
     }
 }

@@ -113,8 +113,13 @@ impl Bench {
 
     async fn submit(&self, document: &Value) -> SweepId {
         let spec = Box::new(SweepSpec::from_document(document.as_object().unwrap()).unwrap());
-        let submission =
-            Submission { request_id: "r".into(), spec, base_models: BTreeMap::new(), submitted_by: None };
+        let submission = Submission {
+            request_id: "r".into(),
+            namespace: "default".into(),
+            spec,
+            base_models: BTreeMap::new(),
+            submitted_by: None,
+        };
         self.directory().submit(submission).await.unwrap().id
     }
 

@@ -6,6 +6,7 @@ use actor::Scope;
 use coordinator::actors::dispatcher::{Dispatcher, Expected, Grant, Request, SessionId, Terms};
 use coordinator::actors::message::{Outbox, Outgoing, StopReason, ToAgent};
 use coordinator::placement::Waiting;
+use domain::data::{ContentHash, Reference};
 use domain::fleet::{Agent, Beginning, Device, Feature, Holding};
 use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -128,9 +129,19 @@ impl FakeAgent {
 
 impl Bench {
     async fn enqueue(&self, number: u32, created: u64, needs: Waiting) -> oneshot::Receiver<Grant> {
+        self.enqueue_with(number, created, needs, Vec::new()).await
+    }
+
+    async fn enqueue_with(
+        &self,
+        number: u32,
+        created: u64,
+        needs: Waiting,
+        data: Vec<Reference>,
+    ) -> oneshot::Receiver<Grant> {
         let (granted, grant) = oneshot::channel();
         let created_at = Timestamp(created);
-        let request = Request { trial: trial(number), attempt: Attempt(1), created_at, needs, granted };
+        let request = Request { trial: trial(number), attempt: Attempt(1), created_at, needs, data, granted };
         self.dispatcher.enqueue(request).await.unwrap();
         grant
     }
@@ -173,6 +184,40 @@ async fn what_is_to_be_evaluated_waits_for_an_agent_of_a_version_that_does_that(
     assert_eq!(bench.held().await, [("old".to_string(), vec![2])]);
     let _new = FakeAgent::connect(&bench, "new", vec![]).await;
     assert_eq!(bench.held().await, [("new".to_string(), vec![1]), ("old".to_string(), vec![2])]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_is_fetched_ahead() {
+    let bench = bench();
+    let data = |names: &[&str]| {
+        let reference = |name: &&str| {
+            let tree = ContentHash::of(name.as_bytes());
+            Reference { tree, name: name.to_string(), is_directory: true }
+        };
+        names.iter().map(reference).collect::<Vec<_>>()
+    };
+    let mut agent = FakeAgent::connect(&bench, "one", vec![]).await;
+    let mut grants = Vec::new();
+    for number in 1..=2 {
+        grants.push(bench.enqueue_with(number, number.into(), on("CPU"), data(&["base"])).await);
+        bench.held().await;
+    }
+    assert_eq!(agent.told(), [], "nothing waits");
+    let both = || data(&["base", "rows"]);
+    grants.push(bench.enqueue_with(3, 3, on("CPU"), both()).await);
+    bench.held().await;
+    assert_eq!(agent.told(), [ToAgent::Prefetch(both())]);
+    grants.push(bench.enqueue_with(4, 4, on("CPU"), both()).await);
+    bench.held().await;
+    assert_eq!(agent.told(), [], "it knows");
+    // A new stream knows nothing.
+    let mut agent = FakeAgent::connect(&bench, "one", vec![holding(1, 1), holding(2, 1)]).await;
+    bench.held().await;
+    assert_eq!(agent.told(), [ToAgent::Prefetch(both())]);
+    // Another takes both.
+    let mut other = FakeAgent::connect(&bench, "two", vec![]).await;
+    assert_eq!(bench.held().await, [("one".to_string(), vec![1, 2]), ("two".to_string(), vec![3, 4])]);
+    assert_eq!((agent.told(), other.told()), (vec![ToAgent::Prefetch(vec![])], vec![]));
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@
 
 use coordinator::report::{self, Records};
 use domain::metric::{self, MetricPoint};
-use domain::sweep::{Algorithm, Distribution, SearchSpec, Sweep, SweepSpec, SweepState};
+use domain::sweep::{Algorithm, DEFAULT_NAMESPACE, Distribution, SearchSpec, Sweep, SweepSpec, SweepState};
 use domain::trial::{
     Digests, Failure, FailureClass, Throughput, Trial, TrialConfig, TrialDevice, TrialPlacement, TrialState,
     TrialSummary,
@@ -162,6 +162,7 @@ fn sweep(best: Option<(TrialId, f64)>) -> Sweep {
         spec: spec(),
         state: SweepState::Completed,
         request_id: "r".into(),
+        namespace: DEFAULT_NAMESPACE.into(),
         proposed: 11,
         max_trials: Some(11),
         best,

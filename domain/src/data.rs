@@ -3,6 +3,8 @@
 //! What a submitter uploads is a [`Tree`]: the files of a directory, or one file. Its id is the SHA-256 of the text that
 //! lists them. A sweep names it by a [`Reference`], which is neither a path nor an id of the hub.
 
+use crate::sweep::Evaluations;
+use crate::trial::TrialConfig;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -242,6 +244,14 @@ impl FromStr for Reference {
             _ => Err(wrong()),
         }
     }
+}
+
+/// The uploaded data that a trial, and what its sweep asks of it, name; what is named twice is there twice.
+pub fn uploaded(config: &TrialConfig, evaluations: Option<&Evaluations>) -> Vec<Reference> {
+    let mut config = config.clone();
+    let asked = evaluations.into_iter().flat_map(Evaluations::sources);
+    let names = config.sources_mut().map(|name| &*name).chain(asked);
+    names.filter_map(|name| name.parse().ok()).collect()
 }
 
 /// A model, an adapter or rows as people read it: of uploaded data its name and the beginning of its hash, of

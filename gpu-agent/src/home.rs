@@ -5,7 +5,7 @@
 //! | `lock` | nothing; locked while an agent uses the folder |
 //! | `agent-id` | the agent's name, made once |
 //! | `spool/` | what the coordinator has not acknowledged |
-//! | `cache/` | uploaded data ([`crate::cache`]) |
+//! | `cache/` | uploaded data, and bases in 4 bits ([`crate::cache`]) |
 //! | `trials/<assignment>/` | checkpoints on their way; emptied at start, since no training survives a restart |
 
 use crate::{AgentError, Assignment};

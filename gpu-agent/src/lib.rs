@@ -276,6 +276,7 @@ async fn start_on(
     let cache = Cache::open(&path, options.cache_limit, options.clock.clone());
     let cache = cache.map_err(|source| AgentError::Io { path, source })?;
     devices::observe();
+    let ahead = actors::ahead::start(cache.clone(), transfers.clone(), &scope);
     let stopwatch = Stopwatch::new(options.clock.clone());
     let mut devices = Vec::new();
     for device in &options.devices {
@@ -294,7 +295,7 @@ async fn start_on(
     let Options { devices: of_machine, labels, .. } = options;
     let identity =
         Identity { id: id.clone(), hostname: devices::hostname(), devices: of_machine, labels, stopwatch };
-    let connected = Session::start(identity, (finder, transfers), devices, spool, home, &scope);
+    let connected = Session::start(identity, (finder, transfers, ahead), devices, spool, home, &scope);
     Ok(Agent { id, connected })
 }
 

@@ -82,8 +82,8 @@ struct AgentArgs {
     /// The agent's own folder: its name, and what was not acknowledged yet.
     #[arg(long, env = "LORAFLEET_DATA_DIR", default_value = "./lorafleet-agent", value_name = "DIR")]
     data_dir: PathBuf,
-    /// Bytes of uploaded models and data sets that are kept in that folder at most, such as 50GB or 500GiB. What was not used
-    /// for longest goes first, and nothing that a trial uses.
+    /// Bytes of uploaded data, and of bases in 4 bits, that are kept in that folder at most, such as 50GB or 500GiB.
+    /// What was not used for longest goes first, and nothing that a trial uses.
     #[arg(
         long,
         env = "LORAFLEET_CACHE_LIMIT",

@@ -5,8 +5,11 @@
 
 use domain::SystemClock;
 use domain::metric;
-use domain::trial::{Digests, EvalSplit, FailureClass, GradientCheckpointing, TrialConfig, TrialSummary};
+use domain::trial::{
+    Digests, EvalSplit, FailureClass, GradientCheckpointing, PrecisionMode, TrialConfig, TrialSummary,
+};
 use gpu_agent::Assignment;
+use gpu_agent::cache::{Cache, quantised};
 use gpu_agent::engine::candle::Candle;
 use gpu_agent::engine::pack::Pack;
 use gpu_agent::engine::{Admission, Checkpoint, CheckpointDirs, Ending, Engine, Event, Happening, How};
@@ -53,6 +56,9 @@ struct Said {
     losses: Vec<(u64, f64)>,
     base_loss: Option<f64>,
     checkpoints: Vec<Checkpoint>,
+    notes: Vec<String>,
+    /// Whether a base in 4 bits was read from the cache, or quantised.
+    read_quantised: Option<bool>,
     last: Option<Happening>,
 }
 
@@ -69,6 +75,8 @@ impl Said {
 struct Bench {
     engine: Pack<Candle>,
     dir: tempfile::TempDir,
+    /// The agent's cache, if bases in 4 bits are to be kept; what the engine says of them is answered as an agent does.
+    cache: Option<Cache>,
 }
 
 impl Bench {
@@ -83,7 +91,7 @@ impl Bench {
     fn on(device: trainer::Device, bytes: u64) -> Self {
         let clock = Arc::new(SystemClock::new());
         let candle = Candle::new(device, clock.clone());
-        Self { engine: Pack::new(candle, bytes, clock), dir: tempfile::tempdir().unwrap() }
+        Self { engine: Pack::new(candle, bytes, clock), dir: tempfile::tempdir().unwrap(), cache: None }
     }
 
     fn admit(&mut self, name: &str, config: &TrialConfig, resume: Option<CheckpointDirs>) -> Assignment {
@@ -97,6 +105,7 @@ impl Bench {
             digests: None,
             evaluations: None,
             places: Default::default(),
+            cache: self.cache.as_ref().map(|cache| cache.root().into()),
         });
         assignment
     }
@@ -107,10 +116,23 @@ impl Bench {
         let mut said = Said::default();
         let mut stop = stop_at;
         while !self.engine.is_idle() {
+            let mut quantised = None;
             self.engine.step(&mut |event| match event {
                 Event::Trial(about, happening) if about == *trial => listen(&mut said, happening),
+                Event::Quantised { key, bytes } => quantised = Some((key, bytes)),
                 _ => {}
             });
+            if let (Some((key, bytes)), Some(cache)) = (quantised, &self.cache) {
+                said.read_quantised = Some(bytes.is_none());
+                let room = bytes.and_then(|bytes| cache.room(key, bytes));
+                if room.is_some() {
+                    self.engine.keep(key);
+                    // It is written, or given up, whatever the engine does meanwhile.
+                    while quantised::draft(cache.root(), key).exists() {
+                        std::thread::yield_now();
+                    }
+                }
+            }
             if let Some((step, how)) = stop
                 && said.losses.last().is_some_and(|(made, _)| *made >= step)
             {
@@ -137,6 +159,7 @@ fn listen(said: &mut Said, happening: Happening) {
             }
         }
         Happening::Checkpoint(checkpoint) => said.checkpoints.push(checkpoint),
+        Happening::Note(_, message) => said.notes.push(message),
         last => said.last = Some(last),
     }
 }
@@ -225,6 +248,81 @@ fn a_trial_is_not_changed_by_those_beside_it() {
     }
     assert_eq!(beside.losses.len(), solo.losses.len());
     beside.summary(Ending::Completed);
+}
+
+/// The quickstart's base, which any machine has, in a folder of its own.
+fn four_bit(dir: &Path) -> TrialConfig {
+    let quickstart = Path::new(env!("CARGO_MANIFEST_DIR")).join("../config/quickstart");
+    let model = dir.join("base");
+    std::fs::create_dir(&model).unwrap();
+    for file in files(&quickstart.join("base")) {
+        std::fs::copy(&file, model.join(file.file_name().unwrap())).unwrap();
+    }
+    TrialConfig {
+        pretrained_model_id: model.display().to_string(),
+        dataset_name: quickstart.join("instruct.jsonl").display().to_string(),
+        precision_mode: PrecisionMode::FourBit,
+        eval_size: 4.0,
+        max_sequence_length: 64,
+        max_steps: Some(3),
+        ..TrialConfig::default()
+    }
+}
+
+#[test]
+fn a_base_is_quantised_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = four_bit(dir.path());
+    let (home, clock) = (dir.path().join("cache"), Arc::new(SystemClock::new()));
+    let open = |limit| Cache::open(&home, limit, clock.clone()).unwrap();
+    let train = |config: &TrialConfig, limit| {
+        let mut bench = Bench::new();
+        bench.cache = Some(open(limit));
+        let trial = bench.admit("trial", config, None);
+        let said = bench.run(&trial, None);
+        said.summary(Ending::Completed);
+        // Its files go with the bench.
+        let trained = adapter(said.checkpoints.last().unwrap());
+        (said, trained)
+    };
+    let told = |said: &Said| {
+        said.notes.iter().any(|note| note.starts_with("base read from the quantised cache in "))
+    };
+    let all = 1_000_000_000;
+
+    let (none, _) = train(&config, 1000);
+    assert_eq!((none.read_quantised, files(&home).len()), (Some(false), 0), "there is no room");
+    let (first, trained) = train(&config, all);
+    assert!(first.read_quantised == Some(false) && !told(&first));
+    let (second, again) = train(&config, all);
+    assert!(second.read_quantised == Some(true) && told(&second), "{:?}", second.notes);
+    // It is the same base, to the last bit of every step.
+    assert_eq!((&first.losses, first.base_loss), (&second.losses, second.base_loss));
+    assert_eq!(first.digests, second.digests);
+    assert!(trained == again);
+
+    // Other numbers, and other files, are other bases; other trials of this one are not.
+    let (single, _) = train(&TrialConfig { double_quant: false, ..config.clone() }, all);
+    assert_eq!(single.read_quantised, Some(false));
+    assert_eq!(train(&TrialConfig { lora_rank: 2, ..config.clone() }, all).0.read_quantised, Some(true));
+    let (plain, _) = train(&TrialConfig { precision_mode: PrecisionMode::Float32, ..config.clone() }, all);
+    assert_eq!(plain.read_quantised, None);
+    let written = Path::new(&config.pretrained_model_id).join("config.json");
+    let text = std::fs::read_to_string(&written).unwrap();
+    std::fs::write(&written, text + "\n").unwrap();
+    let (changed, _) = train(&config, all);
+    assert_eq!((changed.read_quantised, &changed.losses), (Some(false), &first.losses));
+
+    // One that is damaged is quantised anew, and then it is right again.
+    for kept in files(&home) {
+        let weights = kept.join("data/model.safetensors");
+        let bytes = std::fs::read(&weights).unwrap();
+        std::fs::write(&weights, &bytes[..bytes.len() - 1]).unwrap();
+    }
+    for read in [false, true] {
+        let (said, _) = train(&config, all);
+        assert_eq!((said.read_quantised, &said.losses), (Some(read), &first.losses));
+    }
 }
 
 #[test]

@@ -282,6 +282,35 @@ async fn uploaded_data_is_fetched_first() {
     stage.end();
 }
 
+/// What a trial in the queue will need is here before the trial is.
+#[tokio::test]
+async fn uploaded_data_is_fetched_ahead() {
+    let mut stage = Stage::set().await;
+    let data = b"{\"text\": \"a\"}\n";
+    let tree = stage.coordinator.shelf.lock().unwrap().add("rows.jsonl", data);
+    let named = Reference { tree, name: "rows.jsonl".into(), is_directory: false }.to_string();
+    let never = Reference { tree: ContentHash::of(b"never"), name: "base".into(), is_directory: true };
+    let [other, next] = [1, 2].map(|n| Assignment::new(format!("sweep/{n}"), 1));
+    let mut connection = stage.coordinator.welcome().await;
+    connection.assign(&other, &config(ENDLESS)).await;
+    connection.hear_points(&other, &mut Heard::default()).await;
+    // What is no name, and what nobody has, keeps nothing else from coming.
+    let hint = vec!["rows.jsonl".into(), never.to_string(), named.clone()];
+    connection.send(Down::Prefetch(v1::Prefetch { data: hint })).await;
+    let whole = stage.dir.path().join(format!("cache/{tree}/tree"));
+    while !whole.exists() {
+        connection.heartbeat().await;
+    }
+    // Nothing is left to be asked for.
+    stage.coordinator.shelf.lock().unwrap().data_refusals = vec![Code::Unavailable; 1000].into();
+    let mut heard = Heard::default();
+    connection.assign(&next, &TrialConfig { dataset_name: named, ..config(4) }).await;
+    connection.hear_out(&next, &mut heard).await;
+    assert_eq!((heard.ending().as_str(), heard.notes.len()), ("completed", 0), "{}", heard.message());
+    connection.until_held(&[&other]).await;
+    stage.end();
+}
+
 #[tokio::test]
 async fn assignments_that_cannot_be_read() {
     let mut stage = Stage::set().await;

@@ -512,6 +512,9 @@ pub fn sweep(sweep: &Sweep) -> v1::Sweep {
         cost_usd: sweep.cost_usd,
         failure: sweep.failure.clone(),
         ended_early: sweep.ended_early.clone(),
+        namespace: sweep.namespace.clone(),
+        // Its record does not know.
+        waits_for: None,
     }
 }
 

@@ -12,6 +12,9 @@ pub const ERROR_DOMAIN: &str = "lorafleet";
 /// The reason in those details of a server whose disk is full or fails.
 pub const STORAGE_REASON: &str = "STORAGE";
 
+/// The reason in those details of a refusal that waiting does not change: a quota is used up.
+pub const QUOTA_REASON: &str = "QUOTA";
+
 /// The reason in those details of a coordinator that stands by while another leads.
 pub const STANDBY_REASON: &str = "STANDBY";
 
@@ -50,6 +53,8 @@ pub enum RpcError {
         /// Time until another try may succeed.
         retry: Duration,
     },
+    /// Whoever asks has as much as it may: who, and what to do.
+    Quota(String, String),
     /// A defect on our side.
     Internal(String),
 }
@@ -74,6 +79,7 @@ impl RpcError {
             Self::Exhausted { client, why, retry } => {
                 Self::Exhausted { client: id(client), why: short(why), retry }
             }
+            Self::Quota(whose, why) => Self::Quota(id(whose), short(why)),
             Self::Internal(why) => Self::Internal(short(why)),
         }
     }
@@ -159,6 +165,11 @@ impl From<RpcError> for Status {
                 details.add_quota_failure_violation(client, why.clone());
                 Status::with_error_details(Code::ResourceExhausted, why, details)
             }
+            RpcError::Quota(whose, why) => {
+                let mut details = info(QUOTA_REASON);
+                details.add_quota_failure_violation(whose, why.clone());
+                Status::with_error_details(Code::ResourceExhausted, why, details)
+            }
             RpcError::Internal(why) => Status::with_error_details(Code::Internal, why, info("INTERNAL")),
         }
     }
@@ -222,6 +233,7 @@ mod tests {
                 RpcError::Exhausted { client: "c".into(), why: "much".into(), retry: Duration::from_secs(1) },
                 Code::ResourceExhausted,
             ),
+            (RpcError::Quota("namespace a".into(), "full".into()), Code::ResourceExhausted),
             (RpcError::Internal("defect".into()), Code::Internal),
         ] {
             let status = Status::from(error);

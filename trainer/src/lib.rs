@@ -17,6 +17,7 @@
 //! | [`preflight`] | what can be checked before anything is trained |
 //! | [`adapter_file`], [`files`] | adapters in PEFT's format; whole files and digests |
 //! | [`merge`], [`quantize`] | base and adapter as one model; a model in 4 bits |
+//! | [`kept`] | a base in 4 bits in files, as it was held |
 //! | [`new_model`] | a model's directory, whole or not at all |
 //! | [`quant`], [`weight`] | NF4; a frozen matrix in the numbers that it is held in |
 //! | [`locate`] | where on this machine a configuration's names lie |
@@ -32,6 +33,7 @@ pub mod data;
 pub mod device;
 pub mod error;
 pub mod files;
+pub mod kept;
 pub mod locate;
 pub mod lora;
 pub mod memory;

@@ -20,6 +20,9 @@ use std::path::{Path, PathBuf};
 /// Bytes of tensors in a file at most, as the hub's tools write them.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
 
+/// Bytes of a tensor that are copied to be written at once.
+const PIECE: usize = 8 << 20;
+
 pub(crate) const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
 
@@ -215,7 +218,8 @@ impl Entry {
         Ok(Self { name: name.into(), dtype, shape })
     }
 
-    fn bytes(&self) -> u64 {
+    /// Bytes of its elements.
+    pub(crate) fn bytes(&self) -> u64 {
         (self.shape.iter().product::<usize>() * self.dtype.size_in_bytes()) as u64
     }
 }
@@ -321,9 +325,18 @@ impl Writer {
         };
         let path = self.dir.join(&self.files[place.file]);
         let mut file = OpenOptions::new().write(true).open(&path).map_err(TrainError::io(&path))?;
-        file.seek(SeekFrom::Start(place.start))
-            .and_then(|_| file.write_all(&tensor.data()))
-            .map_err(TrainError::io(&path))?;
+        file.seek(SeekFrom::Start(place.start)).map_err(TrainError::io(&path))?;
+        // Row by row, so that a large tensor is not held a second time.
+        let rows = tensor.dims().first().copied().unwrap_or(1);
+        let row_bytes = tensor.elem_count() * tensor.dtype().size_in_bytes() / rows.max(1);
+        let step = (PIECE / row_bytes.max(1)).clamp(1, rows.max(1));
+        for row in (0..rows).step_by(step) {
+            let piece = match tensor.rank() {
+                0 => tensor.clone(),
+                _ => tensor.narrow(0, row, step.min(rows - row))?,
+            };
+            file.write_all(&piece.data()).map_err(TrainError::io(&path))?;
+        }
         domain::crash::point("model/tensor");
         self.left = self.left.saturating_sub(1);
         Ok(())

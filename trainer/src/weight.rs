@@ -45,7 +45,8 @@ impl Numbers {
         }
     }
 
-    fn dtype(self) -> DType {
+    /// Of the tensor that is held, or that is quantised.
+    pub(crate) fn dtype(self) -> DType {
         match self {
             Self::Float32 | Self::Nf4 { .. } => DType::F32,
             Self::Bfloat16 => DType::BF16,

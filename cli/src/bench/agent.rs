@@ -135,7 +135,7 @@ pub(super) async fn serve(plan: Plan, channel: Channel) -> Result<(), Failure> {
             Some(Response::Stop(stop)) => {
                 held.remove(&stop.trial_id);
             }
-            Some(Response::Welcome(_)) | None => {}
+            Some(Response::Welcome(_) | Response::Prefetch(_)) | None => {}
         }
     }
 }

@@ -5,7 +5,7 @@ use crate::client::{Connection, ServerArgs};
 use crate::output::say;
 use domain::data::{ContentHash, Tree};
 use proto::convert::data::{files, hash, to_hash};
-use proto::status::STORAGE_REASON;
+use proto::status::{QUOTA_REASON, STORAGE_REASON};
 use proto::v1;
 use proto::v1::upload_file_request::Piece;
 use std::path::Path;
@@ -168,7 +168,9 @@ fn may_pass(status: &Status) -> bool {
         // A full disk needs a person.
         Code::Unavailable => reason.as_deref() != Some(STORAGE_REASON),
         // Somebody else's upload of the same file moved on.
-        Code::FailedPrecondition | Code::ResourceExhausted => true,
+        Code::FailedPrecondition => true,
+        // Too many calls are fewer soon; a quota needs a person.
+        Code::ResourceExhausted => reason.as_deref() != Some(QUOTA_REASON),
         // A connection that breaks makes a status of its own, without the details that the server's have.
         Code::Unknown | Code::Cancelled | Code::Internal => reason.is_none(),
         _ => false,
@@ -222,6 +224,16 @@ mod tests {
             (RpcError::Internal("defect".into()).into(), false),
             (RpcError::Precondition("file", "x".into(), "goes on at byte 5".into()).into(), true),
             (RpcError::Denied("viewer".into()).into(), false),
+            (
+                RpcError::Exhausted {
+                    client: "c".into(),
+                    why: "calls".into(),
+                    retry: Duration::from_secs(1),
+                }
+                .into(),
+                true,
+            ),
+            (RpcError::Quota("namespace a".into(), "full".into()).into(), false),
             (RpcError::Invalid(vec![("files".into(), "are wrong".into())]).into(), false),
         ] {
             assert_eq!(may_pass(&status), want, "{status:?}");

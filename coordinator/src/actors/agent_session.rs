@@ -14,6 +14,7 @@ use crate::error::{CoordinatorError, Result};
 use crate::history::History;
 use crate::owners::Owners;
 use crate::trouble::{RETRY, Storage, Trouble};
+use crate::uploads::Uploads;
 use actor::{Gone, Scope};
 use domain::fleet::{Beginning, Holding};
 use domain::metric::MetricPoint;
@@ -37,6 +38,8 @@ pub struct Desk {
     pub history: History,
     /// Which token an agent belongs to.
     pub owners: Owners,
+    /// For whom data was uploaded.
+    pub uploads: Uploads,
     /// What cannot be written now.
     pub trouble: Trouble,
     /// Silence after which a stream counts as dead.

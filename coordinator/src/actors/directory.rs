@@ -26,6 +26,8 @@ const CAPACITY: usize = 64;
 pub struct Submission {
     /// Made by the submitter: the same id again is the same submission.
     pub request_id: String,
+    /// The submitter's.
+    pub namespace: String,
     /// The sweep.
     pub spec: Box<SweepSpec>,
     /// Shapes of base models, by the name that trials give them.
@@ -341,7 +343,7 @@ impl State {
     }
 
     async fn submit(&mut self, submission: Submission) -> Result<Sweep> {
-        let Submission { request_id, spec, base_models, submitted_by } = submission;
+        let Submission { request_id, namespace, spec, base_models, submitted_by } = submission;
         let store = self.tools.store.clone();
         if let Some(id) = store.request(&request_id).await? {
             return self.existing(&id).await;
@@ -352,6 +354,7 @@ impl State {
             spec: *spec,
             state: SweepState::Running,
             request_id,
+            namespace,
             proposed: 0,
             max_trials,
             counts: StateCounts::default(),

@@ -1,6 +1,7 @@
 //! What agents and coordinator say to each other, in domain types; `grpc::agents` puts it on the wire.
 
 use crate::error::CoordinatorError;
+use domain::data::Reference;
 use domain::fleet::{Agent, Beginning, Holding};
 use domain::metric::MetricPoint;
 use domain::sweep::Evaluations;
@@ -124,6 +125,8 @@ pub enum ToAgent {
     Stop(TrialId, Attempt, StopReason),
     /// Durable up to this sequence number.
     Acknowledge(TrialId, Attempt, u64),
+    /// Fetch this uploaded data while nothing else is to be fetched. Takes the place of what was said before.
+    Prefetch(Vec<Reference>),
 }
 
 /// Why an agent is to end a trial.

@@ -58,6 +58,15 @@ impl Blobs {
         Ok(removed)
     }
 
+    /// Files of which anything is stored.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub async fn stored(&self) -> Result<BTreeSet<ContentHash>, BlobError> {
+        let objects = self.list(FILES).await?;
+        Ok(objects.iter().filter_map(|object| element(object, 2)?.parse().ok()).collect())
+    }
+
     /// Deletes objects, many at a time where the store can.
     async fn delete_all(
         &self,

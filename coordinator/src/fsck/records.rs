@@ -2,7 +2,7 @@
 
 use super::Findings;
 use crate::artifacts::split_term;
-use crate::store::{self, Closed, LogEntry, Owner, SweepRecord, Tombstone, TrialRecord};
+use crate::store::{self, Closed, LogEntry, Owner, SweepRecord, Tombstone, TrialRecord, Uploaded};
 use domain::sweep::StateCounts;
 use domain::trial::{TrialPlacement, TrialState};
 use domain::{AgentId, SweepId, Timestamp};
@@ -59,6 +59,11 @@ impl Records {
                 }
                 "drains" => drop(parse::<AgentId>(key, value, findings)),
                 "owners" => drop(parse::<Owner>(key, value, findings)),
+                "uploads" => {
+                    if let Some(uploaded) = parse::<Uploaded>(key, value, findings) {
+                        expect_key(key, &store::upload_key(uploaded.file), findings);
+                    }
+                }
                 "history" => drop(parse::<Closed>(key, value, findings)),
                 _ => findings.note(key, "a record of a kind that this version does not know"),
             }

@@ -6,6 +6,7 @@ use crate::actors::agent_session;
 use crate::actors::message::{
     Assignment, Ending, FromAgent, Numbered, Outbox, StopReason, ToAgent, TrialEvent,
 };
+use domain::data::Reference;
 use domain::fleet::{Beginning, Feature};
 use domain::{Attempt, DeviceId, TrialId};
 use futures::StreamExt;
@@ -140,6 +141,9 @@ fn to_agent(message: ToAgent) -> v1::SessionResponse {
         }),
         ToAgent::Acknowledge(trial, attempt, sequence) => {
             Say::Acknowledge(v1::Acknowledge { trial_id: trial.to_string(), attempt: attempt.0, sequence })
+        }
+        ToAgent::Prefetch(data) => {
+            Say::Prefetch(v1::Prefetch { data: data.iter().map(Reference::to_string).collect() })
         }
     };
     v1::SessionResponse { message: Some(say) }

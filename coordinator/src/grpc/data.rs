@@ -1,6 +1,7 @@
 //! `DataService`: what submitters upload, and agents fetch.
 
 use super::{Answers, Services};
+use crate::access::Caller;
 use crate::blobs::BlobError;
 use crate::error::{CoordinatorError, Result};
 use crate::trouble::Storage;
@@ -37,6 +38,7 @@ impl DataService for Services {
         request: Request<Streaming<v1::UploadFileRequest>>,
     ) -> std::result::Result<Response<v1::UploadFileResponse>, Status> {
         self.writable().await?;
+        let caller = Caller::of(&request);
         let mut pieces = request.into_inner();
         let Some(Piece::Header(header)) = pieces.message().await?.and_then(|message| message.piece) else {
             return Err(CoordinatorError::invalid("header", "must come first").into());
@@ -44,6 +46,9 @@ impl DataService for Services {
         let file = to_hash("header.sha256", &header.sha256)?;
         let begun = self.told(self.blobs.begin(file, header.bytes, header.offset).await)?;
         if let Some(mut upload) = begun {
+            let (namespace, uploads) = (caller.namespace(), &self.desk.uploads);
+            let most = self.access.limit(namespace).max_upload_bytes;
+            uploads.count(namespace, file, header.bytes, most).await?;
             while let Some(message) = pieces.message().await? {
                 match message.piece {
                     Some(Piece::Data(data)) => self.told(upload.write(data).await)?,
@@ -54,7 +59,12 @@ impl DataService for Services {
                     }
                 }
             }
-            self.told(upload.finish().await)?;
+            let done = upload.finish().await;
+            if let Err(BlobError::Checksum { .. }) = &done {
+                // Nothing of it stayed.
+                uploads.forget(file).await?;
+            }
+            self.told(done)?;
             tracing::info!(%file, bytes = header.bytes, "a file was uploaded");
         }
         Ok(Response::new(v1::UploadFileResponse {}))

@@ -1,13 +1,15 @@
 //! `SweepService`.
 
 use super::{Answers, Services, page, sweep_id};
+use crate::access::Caller;
 use crate::actors::directory::Submission;
 use crate::actors::sweep::{Change, Operation, View};
 use crate::error::{CoordinatorError, Result};
 use crate::report;
 use domain::SweepId;
 use domain::footprint::ModelShape;
-use domain::sweep::{SweepSpec, SweepState};
+use domain::sweep::{Sweep, SweepSpec, SweepState};
+use domain::trial::TrialState;
 use prost::Message;
 use proto::convert::{self, ConvertError};
 use proto::limits;
@@ -30,6 +32,7 @@ impl SweepService for Services {
     ) -> std::result::Result<Response<v1::SubmitSweepResponse>, Status> {
         self.writable().await?;
         let submitted_by = telemetry::grpc::caller(request.metadata().as_ref());
+        let namespace = Caller::of(&request).namespace().to_string();
         let request = request.into_inner();
         let request_id = request_id(&request.request_id)?;
         let spec = self.sweep_spec(request.spec).await?;
@@ -40,7 +43,8 @@ impl SweepService for Services {
         let shape = |(name, shape)| Ok::<_, ConvertError>((name, ModelShape::try_from(shape)?));
         let base_models =
             request.base_models.into_iter().map(shape).collect::<std::result::Result<_, _>>()?;
-        let submission = Submission { request_id, spec: Box::new(spec), base_models, submitted_by };
+        let submission =
+            Submission { request_id, namespace, spec: Box::new(spec), base_models, submitted_by };
         let sweep = self.desk.directory.submit(submission).await?;
         Ok(Response::new(v1::SubmitSweepResponse { sweep: Some(convert::sweep(&sweep)) }))
     }
@@ -51,7 +55,7 @@ impl SweepService for Services {
     ) -> std::result::Result<Response<v1::GetSweepResponse>, Status> {
         let id = sweep_id(request.into_inner().sweep_id)?;
         let sweep = self.desk.directory.sweep(&id).await?;
-        Ok(Response::new(v1::GetSweepResponse { sweep: Some(convert::sweep(&sweep)) }))
+        Ok(Response::new(v1::GetSweepResponse { sweep: Some(self.shown(&sweep).await?) }))
     }
 
     async fn list_sweeps(
@@ -205,7 +209,7 @@ impl Services {
                 // Of a full page it is enough that one more exists; whether it passes the filter, the next page will tell.
                 let sweep = match page.len() == size {
                     true => None,
-                    false => Some(convert::sweep(&self.desk.directory.sweep(&id).await?)),
+                    false => Some(self.shown(&self.desk.directory.sweep(&id).await?).await?),
                 };
                 let wanted = |sweep: &v1::Sweep| {
                     let state = SweepState::try_from(sweep.state());
@@ -232,7 +236,7 @@ impl Services {
         let (mut view, mut changes) = first;
         loop {
             let over = view.sweep.state.is_terminal();
-            let mut picture = vec![Event::Sweep(convert::sweep(&view.sweep))];
+            let mut picture = vec![Event::Sweep(self.shown(&view.sweep).await?)];
             picture.extend(view.trials.into_iter().map(|t| Event::Trial(t.trial.into())));
             for event in picture {
                 if send(events, event).await.is_err() {
@@ -240,7 +244,7 @@ impl Services {
                 }
             }
             match changes {
-                Some(changes) if !over => match follow(changes, events).await {
+                Some(changes) if !over => match self.follow(changes, events).await? {
                     Followed::ToTheEnd | Followed::WatcherGone => return Ok(()),
                     Followed::Lagged => {}
                 },
@@ -248,6 +252,43 @@ impl Services {
             }
             (view, changes) = self.desk.directory.watch(id).await?;
         }
+    }
+
+    /// Sends changes. A sweep that changed is shown with what it waits for then.
+    async fn follow(&self, mut changes: broadcast::Receiver<Change>, events: &Events) -> Result<Followed> {
+        loop {
+            let change = match changes.recv().await {
+                Ok(change) => change,
+                // Closed: the sweep's actor is gone, so that a fresh picture is the last.
+                Err(RecvError::Lagged(_) | RecvError::Closed) => return Ok(Followed::Lagged),
+            };
+            let over = matches!(&change, Change::Sweep(sweep) if sweep.state.is_terminal());
+            let event = match change {
+                Change::Sweep(sweep) => Event::Sweep(self.shown(&sweep).await?),
+                Change::Trial(trial, _) => Event::Trial((*trial).into()),
+                Change::Progress(trial, attempt, point) => Event::Progress(v1::TrialProgress {
+                    trial_id: trial.to_string(),
+                    attempt: attempt.0,
+                    point: Some(point.into()),
+                }),
+            };
+            if send(events, event).await.is_err() {
+                return Ok(Followed::WatcherGone);
+            }
+            if over {
+                return Ok(Followed::ToTheEnd);
+            }
+        }
+    }
+
+    /// A sweep as people see it, with what of its namespace is used up if its trials wait for that.
+    pub(super) async fn shown(&self, sweep: &Sweep) -> Result<v1::Sweep> {
+        let mut shown = convert::sweep(sweep);
+        let waits = sweep.state == SweepState::Running && sweep.counts.of(TrialState::Queued) > 0;
+        if waits && self.access.limits.is_some() {
+            shown.waits_for = self.desk.dispatcher.held_back(&sweep.namespace).await?;
+        }
+        Ok(shown)
     }
 
     async fn report(&self, id: &SweepId, format: v1::ReportFormat) -> Result<Vec<report::File>> {
@@ -273,38 +314,9 @@ enum Followed {
     WatcherGone,
 }
 
-async fn follow(mut changes: broadcast::Receiver<Change>, events: &Events) -> Followed {
-    loop {
-        let change = match changes.recv().await {
-            Ok(change) => change,
-            // Closed: the sweep's actor is gone, so that a fresh picture is the last.
-            Err(RecvError::Lagged(_) | RecvError::Closed) => return Followed::Lagged,
-        };
-        let over = matches!(&change, Change::Sweep(sweep) if sweep.state.is_terminal());
-        if send(events, event(change)).await.is_err() {
-            return Followed::WatcherGone;
-        }
-        if over {
-            return Followed::ToTheEnd;
-        }
-    }
-}
-
 async fn send(
     events: &Events,
     event: Event,
 ) -> std::result::Result<(), mpsc::error::SendError<std::result::Result<v1::WatchSweepResponse, Status>>> {
     events.send(Ok(v1::WatchSweepResponse { event: Some(event) })).await
-}
-
-fn event(change: Change) -> Event {
-    match change {
-        Change::Sweep(sweep) => Event::Sweep(convert::sweep(&sweep)),
-        Change::Trial(trial, _) => Event::Trial((*trial).into()),
-        Change::Progress(trial, attempt, point) => Event::Progress(v1::TrialProgress {
-            trial_id: trial.to_string(),
-            attempt: attempt.0,
-            point: Some(point.into()),
-        }),
-    }
 }

@@ -1,10 +1,16 @@
 #![doc = include_str!("README.md")]
 
+mod quota;
+
+pub use quota::{Quota, Quotas};
+
 /// A trial that waits.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Waiting {
     /// Its base model, as trials name it.
     pub base: String,
+    /// Whose quota it counts for.
+    pub namespace: String,
     /// Accelerators it may run on; empty means any.
     pub accelerators: Vec<String>,
     /// Predicted bytes of the base; 0 is unknown.
@@ -15,6 +21,15 @@ pub struct Waiting {
     pub simulated: Option<bool>,
     /// Whether its sweep asks evaluations of it.
     pub evaluated: bool,
+}
+
+impl Waiting {
+    /// Whether it may run on a device of that accelerator, which is simulated or trains.
+    pub fn suits(&self, accelerator: &str, simulated: bool) -> bool {
+        let named = |a: &String| a.eq_ignore_ascii_case(accelerator);
+        self.simulated.is_none_or(|of_sweep| of_sweep == simulated)
+            && (self.accelerators.is_empty() || self.accelerators.iter().any(named))
+    }
 }
 
 /// A device and what it holds.
@@ -45,17 +60,20 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// Whether it counts as a GPU.
+    pub fn is_gpu(&self) -> bool {
+        is_gpu(&self.accelerator)
+    }
+
     fn is_full(&self) -> bool {
         self.held >= self.max_pack_size
     }
 
     fn admits(&self, trial: &Waiting) -> bool {
-        let named = |a: &String| a.eq_ignore_ascii_case(&self.accelerator);
         !self.is_full()
-            && trial.simulated.is_none_or(|simulated| simulated == self.simulated)
+            && trial.suits(&self.accelerator, self.simulated)
             && (self.evaluates || !trial.evaluated)
             && self.base.as_ref().is_none_or(|base| *base == trial.base)
-            && (trial.accelerators.is_empty() || trial.accelerators.iter().any(named))
             && (self.fits(trial) || self.held == 0)
     }
 
@@ -77,8 +95,18 @@ impl Slot {
     }
 }
 
-/// Assignments `(index of the trial, index of the device)`, in the order of the queue.
-pub fn solve<'a>(queue: impl IntoIterator<Item = &'a Waiting>, devices: &[Slot]) -> Vec<(usize, usize)> {
+/// Whether an accelerator is one that quotas count.
+pub fn is_gpu(accelerator: &str) -> bool {
+    !accelerator.eq_ignore_ascii_case("CPU")
+}
+
+/// Assignments `(index of the trial, index of the device)`, in the order of the queue. A trial whose namespace has no more
+/// is passed by.
+pub fn solve<'a>(
+    queue: impl IntoIterator<Item = &'a Waiting>,
+    devices: &[Slot],
+    mut quotas: Quotas,
+) -> Vec<(usize, usize)> {
     let mut devices = devices.to_vec();
     let mut assignments = Vec::new();
     for (trial, waiting) in queue.into_iter().enumerate() {
@@ -86,7 +114,12 @@ pub fn solve<'a>(queue: impl IntoIterator<Item = &'a Waiting>, devices: &[Slot])
         if devices.iter().all(Slot::is_full) {
             break;
         }
-        let best = (0..devices.len()).filter(|&d| devices[d].admits(waiting)).min_by(|&a, &b| {
+        let mut quota = quotas.get_mut(&waiting.namespace);
+        if quota.as_ref().is_some_and(|quota| !quota.has_trials_left()) {
+            continue;
+        }
+        let may = |d: usize| quota.as_ref().is_none_or(|quota| quota.admits(d, &devices[d]));
+        let best = (0..devices.len()).filter(|&d| devices[d].admits(waiting) && may(d)).min_by(|&a, &b| {
             let (a, b) = (&devices[a], &devices[b]);
             b.fits(waiting)
                 .cmp(&a.fits(waiting))
@@ -95,6 +128,9 @@ pub fn solve<'a>(queue: impl IntoIterator<Item = &'a Waiting>, devices: &[Slot])
                 .then(a.held.cmp(&b.held))
         });
         if let Some(device) = best {
+            if let Some(quota) = &mut quota {
+                quota.take(device, &devices[device]);
+            }
             devices[device].take(waiting);
             assignments.push((trial, device));
         }
@@ -137,7 +173,7 @@ mod tests {
     #[test]
     fn placements() {
         let check = |what: &str, queue: &[Waiting], devices: &[Slot], want: &[(usize, usize)]| {
-            assert_eq!(solve(queue, devices), want, "{what}");
+            assert_eq!(solve(queue, devices, Quotas::new()), want, "{what}");
         };
         let three = [trial("a", 1), trial("a", 1), trial("a", 1)];
         check("nothing waits", &[], &[device(2, 40, 1.0)], &[]);
@@ -221,5 +257,41 @@ mod tests {
             &[(0, 1), (2, 0)],
         );
         check("accelerators", &[on("H100", "a"), on("a100-40gb", "a")], &[device(2, 40, 1.0)], &[(1, 0)]);
+    }
+
+    #[test]
+    fn namespaces_within_their_quotas() {
+        let of = |namespace: &str, base: &str| Waiting { namespace: namespace.into(), ..trial(base, 1) };
+        let quota = |max_trials: Option<u32>, max_gpus: Option<u32>| Quota {
+            max_trials,
+            max_gpus,
+            ..Quota::default()
+        };
+        let check =
+            |what: &str, queue: &[Waiting], devices: &[Slot], mine: Quota, want: &[(usize, usize)]| {
+                let quotas = [("mine".to_string(), mine)].into();
+                assert_eq!(solve(queue, devices, quotas), want, "{what}");
+            };
+        let four = ["mine", "mine", "mine", "other"].map(|namespace| of(namespace, "a"));
+        let wide = [device(9, 400, 1.0)];
+        check("no limit", &four, &wide, Quota::default(), &[(0, 0), (1, 0), (2, 0), (3, 0)]);
+        check("trials; others are placed", &four, &wide, quota(Some(2), None), &[(0, 0), (1, 0), (3, 0)]);
+        let holds = Quota { trials: 2, ..quota(Some(3), None) };
+        check("with those that it has", &four, &wide, holds, &[(0, 0), (3, 0)]);
+        check("none at all", &four, &wide, quota(Some(0), None), &[(3, 0)]);
+        let two = [device(2, 400, 1.0), device(2, 400, 2.0)];
+        check(
+            "a GPU that it has may be filled",
+            &four,
+            &two,
+            quota(None, Some(1)),
+            &[(0, 0), (1, 0), (3, 1)],
+        );
+        let on_second = Quota { trials: 1, gpus: [1].into(), ..quota(None, Some(1)) };
+        check("where it is already", &four[..1], &two, on_second, &[(0, 1)]);
+        let elsewhere = Quota { trials: 1, other_gpus: 1, ..quota(None, Some(1)) };
+        check("also on one that gets no trials now", &four[..1], &two, elsewhere, &[]);
+        let cpu = [Slot { accelerator: "CPU".into(), ..device(2, 400, 1.0) }];
+        check("a CPU is no GPU", &four[..1], &cpu, quota(None, Some(0)), &[(0, 0)]);
     }
 }

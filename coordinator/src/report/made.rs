@@ -1,6 +1,6 @@
 //! Trials as a test needs them.
 
-use domain::sweep::{SearchSpec, Sweep, SweepSpec, SweepState};
+use domain::sweep::{DEFAULT_NAMESPACE, SearchSpec, Sweep, SweepSpec, SweepState};
 use domain::trial::{
     Failure, FailureClass, PrecisionMode, Shortage, Throughput, Trial, TrialConfig, TrialDevice, TrialState,
     TrialSummary,
@@ -102,6 +102,7 @@ pub(super) fn sweep() -> Sweep {
         },
         state: SweepState::Completed,
         request_id: "r".into(),
+        namespace: DEFAULT_NAMESPACE.into(),
         proposed: 0,
         max_trials: None,
         best: None,

@@ -170,6 +170,17 @@ pub struct Owner {
     pub token: String,
 }
 
+/// A file that was uploaded, or of which an upload began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uploaded {
+    /// The file.
+    pub file: ContentHash,
+    /// The namespace that it counts for.
+    pub namespace: String,
+    /// Its bytes, as they were announced.
+    pub bytes: u64,
+}
+
 /// What a leader found of the metrics in an object store when it began: of the terms before its own no other objects
 /// count, whenever they come.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

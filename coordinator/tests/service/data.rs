@@ -1,11 +1,13 @@
 //! Uploaded data over the wire: what submitters send, what agents get, and what a sweep may name of it.
 
+use crate::agent::{FakeAgent, hello};
 use crate::fixture::{Fixture, LONG, grid};
 use domain::data::{ContentHash, Reference, Tree};
 use domain::{Clock, SystemClock, Timestamp};
 use proto::convert::data::{hash, to_tree};
 use proto::v1;
 use proto::v1::data_service_client::DataServiceClient;
+use proto::v1::session_response::Message as Hear;
 use proto::v1::upload_file_request::Piece;
 use security::Line;
 use serde_json::json;
@@ -178,6 +180,32 @@ async fn a_sweep_names_what_was_uploaded() {
     fixture.stop_and(|_| async {}).await;
     assert_eq!(missing(&fixture, &of_sweeps).await, [], "what a sweep names is kept");
     assert_eq!(missing(&fixture, &[nobodys]).await, [(hash(nobodys), 0)]);
+}
+
+/// While one of two trials trains, the agent is told of what the other one needs.
+#[tokio::test]
+async fn what_a_waiting_trial_names_is_fetched_ahead() {
+    let fixture = Fixture::start(LONG).await;
+    let rows = b"{}\n".as_slice();
+    send(&fixture, ContentHash::of(rows), rows.len() as u64, 0, rows).await.unwrap();
+    let tree = commit(&fixture, &[("rows.jsonl", rows)]).await.unwrap();
+    let named = Reference { tree, name: "rows.jsonl".into(), is_directory: false }.to_string();
+    let mut document = grid(&[2, 4]);
+    document["dataset_name"] = json!(named);
+    fixture.submit(&document).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("one", 1, vec![])).await;
+    // Either may come first.
+    let (mut first, mut hint) = (None, Vec::new());
+    while first.is_none() || hint.is_empty() {
+        match agent.hear().await.unwrap() {
+            Hear::Assign(assign) => first = Some(assign),
+            Hear::Prefetch(prefetch) => hint = prefetch.data,
+            _ => {}
+        }
+    }
+    assert_eq!(hint, [named]);
+    agent.train(&first.unwrap(), 1.0).await;
+    agent.assigned().await;
 }
 
 /// So many milliseconds ahead of the system's clock.

@@ -243,9 +243,7 @@ pub fn halving() -> Value {
 
 /// Writes a file of tokens, each of which is called like its owner.
 pub fn write_tokens(path: &Path, known: &[(&str, Role)]) {
-    let line = |(name, role): &(&str, Role)| {
-        tokens::line(&Principal { name: (*name).into(), role: *role }, &tokens::hash(name))
-    };
+    let line = |(name, role): &(&str, Role)| tokens::line(&Principal::new(*name, *role), &tokens::hash(name));
     std::fs::write(path, known.iter().map(line).collect::<Vec<_>>().join("\n")).unwrap();
 }
 

@@ -9,6 +9,7 @@ mod devices;
 #[allow(dead_code, reason = "the hostile tests use the rest of it")]
 mod fixture;
 mod listings;
+mod namespaces;
 mod operations;
 mod page;
 mod retention;

@@ -335,6 +335,7 @@ impl Life {
                 }
             }
             ToAgent::Assign(assignment) => self.assign(*assignment),
+            ToAgent::Prefetch(_) => {}
             ToAgent::Stop(trial, attempt, StopReason::Fenced) => self.let_go(&(trial, attempt)),
             ToAgent::Stop(trial, attempt, reason) => {
                 self.say(format_args!("is to stop {}: {reason:?}", name(&(trial.clone(), attempt))));

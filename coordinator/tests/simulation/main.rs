@@ -192,6 +192,7 @@ impl Fleet {
         };
         loop {
             let submission = Submission {
+                namespace: "default".into(),
                 request_id: "r".into(),
                 spec: spec.clone(),
                 base_models: BTreeMap::new(),

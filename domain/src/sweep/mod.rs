@@ -29,7 +29,7 @@ pub use evaluations::{Evaluations, FewshotOrder};
 pub use parameter::{LARGEST_WHOLE, check_config, check_parameter};
 pub use parse::ConstraintError;
 pub use problem::{Problem, is_within};
-pub use record::{StateCounts, Sweep, SweepState};
+pub use record::{DEFAULT_NAMESPACE, StateCounts, Sweep, SweepState};
 pub use spec::{
     Algorithm, Budget, Constraint, Distribution, Goal, Replicates, Resources, SearchSpec, SweepSpec,
 };

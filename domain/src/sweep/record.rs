@@ -85,6 +85,13 @@ impl FromIterator<TrialState> for StateCounts {
     }
 }
 
+/// What sweeps belong to whose submitter has no other namespace.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+fn default_namespace() -> String {
+    DEFAULT_NAMESPACE.into()
+}
+
 /// One sweep as the coordinator knows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sweep {
@@ -96,6 +103,9 @@ pub struct Sweep {
     pub state: SweepState,
     /// The submission's request id: the same one again is the same sweep.
     pub request_id: String,
+    /// Its submitter's, for limits.
+    #[serde(default = "default_namespace")]
+    pub namespace: String,
     /// Trials proposed so far; they are numbered from 1.
     pub proposed: u32,
     /// Trials the search may propose in all, if it is bounded.

@@ -7,6 +7,7 @@
 
 use super::traced::{self, Traced};
 use crate::beginning::Stopwatch;
+use crate::cache::quantised::Room;
 use crate::cache::{Cache, CacheError, Pinned};
 use crate::engine::host::Host;
 use crate::engine::{self, Admission, Checkpoint, Ending, Event, Happening, How};
@@ -17,7 +18,7 @@ use crate::wire::{self, Saying};
 use crate::{Assignment, SHUTDOWN_GRACE};
 use actor::{Mailbox, Scope, mailbox};
 use domain::DeviceId;
-use domain::data::Reference;
+use domain::data;
 use domain::metric::MetricPoint;
 use domain::sweep::Evaluations;
 use domain::trial::{Digests, Failure, FailureClass, Note, Severity, TrialConfig, TrialSummary};
@@ -111,6 +112,7 @@ impl Device {
             retry_at: None,
             held: BTreeMap::new(),
             resident_base: None,
+            room: None,
             transfers_under_way: FuturesUnordered::new(),
             status,
             spool,
@@ -170,6 +172,8 @@ struct Actor {
     retry_at: Option<tokio::time::Instant>,
     held: BTreeMap<Assignment, Held>,
     resident_base: Option<String>,
+    /// Where the engine writes that base, if it was quantised.
+    room: Option<Room>,
     transfers_under_way: FuturesUnordered<BoxFuture<'static, Transferred>>,
     status: watch::Sender<Status>,
     spool: Spool,
@@ -259,10 +263,7 @@ impl Actor {
 
     /// Brings the uploaded data that a trial names to this machine, while others train; then goes on with it.
     fn fetch(&mut self, assign: Box<Assign>, failures: u32) {
-        let names = assign.config.clone().sources_mut().map(std::mem::take).collect::<Vec<_>>();
-        let asked = assign.evaluations.iter().flat_map(Evaluations::sources).cloned();
-        let references = names.into_iter().chain(asked).filter_map(|name| name.parse::<Reference>().ok());
-        let references: Vec<_> = references.collect();
+        let references = data::uploaded(&assign.config, assign.evaluations.as_ref());
         if references.is_empty() {
             return self.go_on(assign);
         }
@@ -325,6 +326,7 @@ impl Actor {
         }
         let admission = Admission {
             places,
+            cache: Some(self.cache.root().into()),
             work_dir: self.home.work_dir(&assign.assignment),
             belongs: assign.belongs.map(|place| place.to_string()),
             assignment: assign.assignment,
@@ -388,7 +390,18 @@ impl Actor {
                         metrics::STEP_DURATION.record(seconds, &[("device", self.id.as_str())]);
                     }
                 }
-                Event::BaseResident(base) => self.resident_base = base,
+                Event::Quantised { key, bytes: None } => self.cache.used(key),
+                Event::Quantised { key, bytes: Some(bytes) } => {
+                    self.room = self.cache.room(key, bytes);
+                    self.outgoing.extend(self.room.is_some().then_some(engine::Command::Keep(key)));
+                }
+                Event::BaseResident(base) => {
+                    if base.is_none() {
+                        // The engine that wrote it has ended, or is about to load another.
+                        self.room = None;
+                    }
+                    self.resident_base = base;
+                }
             }
         }
     }
@@ -632,7 +645,7 @@ fn more_points(arrived: &mut VecDeque<Event>, assignment: &Assignment) -> Vec<Me
                 arrived.remove(i);
             }
             Event::Trial(_, Happening::Points(_)) | Event::Phase(..) | Event::Steps(_) => i += 1,
-            Event::Trial(..) | Event::BaseResident(_) => break,
+            Event::Trial(..) | Event::Quantised { .. } | Event::BaseResident(_) => break,
         }
     }
     found

@@ -11,6 +11,7 @@ use crate::transfer::Transfers;
 use crate::wire::{self, Saying};
 use crate::{Assignment, DeviceOptions, SHUTDOWN_GRACE};
 use actor::Scope;
+use domain::data::Reference;
 use domain::fleet::Feature;
 use domain::trial::{Failure, FailureClass};
 use domain::{AgentId, DeviceId};
@@ -74,6 +75,8 @@ pub struct Session {
     identity: Identity,
     finder: Finder,
     transfers: Transfers,
+    /// What trials will need that are not this agent's yet.
+    ahead: watch::Sender<Vec<Reference>>,
     devices: Vec<Device>,
     spool: Spool,
     home: Home,
@@ -86,7 +89,7 @@ impl Session {
     /// spool is empty, or [`SHUTDOWN_GRACE`] is over. Answers with whether it is connected.
     pub fn start(
         identity: Identity,
-        (finder, transfers): (Finder, Transfers),
+        (finder, transfers, ahead): (Finder, Transfers, watch::Sender<Vec<Reference>>),
         devices: Vec<Device>,
         spool: Spool,
         home: Home,
@@ -94,8 +97,17 @@ impl Session {
     ) -> watch::Receiver<bool> {
         let over = over(scope.clone(), devices.iter().map(|d| d.status.clone()).collect(), spool.clone());
         let (connected, seen) = watch::channel(false);
-        let session =
-            Self { identity, finder, transfers, devices, spool, home, pause: SHORTEST_PAUSE, connected };
+        let session = Self {
+            identity,
+            finder,
+            transfers,
+            ahead,
+            devices,
+            spool,
+            home,
+            pause: SHORTEST_PAUSE,
+            connected,
+        };
         scope.spawn("session", async move {
             tokio::select! {
                 never = session.run() => match never {},
@@ -239,6 +251,11 @@ impl Session {
                     How::Drop => self.drop_assignment(&assignment).await,
                     How::Stop | How::Release => self.tell_all(&assignment, how).await,
                 }
+            }
+            Response::Prefetch(prefetch) => {
+                // What cannot be read is no more than not fetched ahead.
+                let data = prefetch.data.iter().filter_map(|name| name.parse().ok()).collect();
+                self.ahead.send_replace(data);
             }
             Response::Acknowledge(ack) => {
                 let assignment = Assignment::new(ack.trial_id, ack.attempt);

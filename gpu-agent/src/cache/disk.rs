@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub(super) const DATA: &str = "data";
 
 /// The file that says that a tree is whole.
-const TREE: &str = "tree";
+pub(super) const TREE: &str = "tree";
 
 /// What a file looks like without reading it: its length, and when it was last written.
 pub(super) type Stamp = (u64, Option<SystemTime>);
@@ -82,11 +82,11 @@ pub(super) fn touch(dir: &Path, now: Timestamp) {
     }
 }
 
-/// A whole tree and its files' stamps; `None` if it is not whole. Files are compared with their hashes unless all of them
-/// look as they did when they were right. A file that is not right is removed.
+/// A whole tree, of that id if there is one, and its files' stamps; `None` if it is not whole. Files are compared with their
+/// hashes unless all of them look as they did when they were right. A file that is not right is removed.
 pub(super) fn whole(
     dir: &Path,
-    id: ContentHash,
+    id: Option<ContentHash>,
     known: Option<&[Stamp]>,
 ) -> io::Result<Option<(Tree, Vec<Stamp>)>> {
     let text = match std::fs::read_to_string(dir.join(TREE)) {
@@ -96,7 +96,8 @@ pub(super) fn whole(
         }
         Err(error) => return Err(error),
     };
-    let Some(tree) = Tree::parse(&text).ok().filter(|tree| tree.id() == id) else { return Ok(None) };
+    let tree = Tree::parse(&text).ok().filter(|tree| id.is_none_or(|id| tree.id() == id));
+    let Some(tree) = tree else { return Ok(None) };
     let stamps: Option<Vec<_>> =
         tree.files().iter().map(|file| stamp(dir, file)).collect::<io::Result<_>>()?;
     let right = match stamps {
@@ -113,7 +114,7 @@ pub(super) fn whole(
     match right {
         Some(stamps) => Ok(Some((tree, stamps))),
         None => {
-            tracing::warn!(path = %dir.display(), "cached data was damaged; it is fetched again");
+            tracing::warn!(path = %dir.display(), "cached data was damaged; it is made or fetched again");
             std::fs::remove_file(dir.join(TREE))?;
             Ok(None)
         }
@@ -144,7 +145,8 @@ fn is_right(dir: &Path, file: &TreeFile) -> io::Result<bool> {
     Ok(right)
 }
 
-fn digest(path: &Path) -> io::Result<(Sha256, u64)> {
+/// The digest of a file's bytes, and how many they are.
+pub(super) fn digest(path: &Path) -> io::Result<(Sha256, u64)> {
     let (mut file, mut buffer) = (File::open(path)?, vec![0; 1 << 20]);
     let (mut digest, mut bytes) = (Sha256::new(), 0);
     loop {

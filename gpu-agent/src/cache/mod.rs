@@ -1,5 +1,5 @@
 //! Uploaded data on this machine's disk: fetched once, checked, shared by the trials that name it, and removed when others
-//! need the room.
+//! need the room. What bases become in 4 bits lies beside it, within the same limit ([`quantised`]).
 //!
 //! | path in the cache | holds |
 //! |---|---|
@@ -9,9 +9,14 @@
 //! | `<tree>.gone-<n>` | what is being removed |
 //!
 //! A trial's [`Pinned`] keeps what it reads from being removed. What is whole is compared with its hashes at its first
-//! use after a start, and when a file's length or time is another than it was then.
+//! use after a start, and when a file's length or time is another than it was then. What trials will need is fetched ahead
+//! while no trial waits for its data ([`Cache::fetch_ahead`]).
 
+mod ahead;
 mod disk;
+pub mod quantised;
+
+pub use ahead::Ahead;
 
 use crate::transfer::{TransferError, io};
 use bytes::Bytes;
@@ -22,7 +27,7 @@ use domain::{Clock, Timestamp};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use sha2::Digest;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::AsyncWriteExt;
@@ -109,6 +114,7 @@ pub struct Cache {
     limit: u64,
     clock: Arc<dyn Clock>,
     state: Arc<Mutex<State>>,
+    turns: Arc<ahead::Turns>,
 }
 
 #[derive(Default)]
@@ -116,6 +122,8 @@ struct State {
     entries: BTreeMap<ContentHash, Entry>,
     /// Directories removed so far: each gets a name of its own.
     gone: u64,
+    /// Whether it was said that there is no room for bases in 4 bits.
+    told_of_no_room: bool,
 }
 
 #[derive(Default)]
@@ -123,9 +131,20 @@ struct Entry {
     /// Bytes that it has, or will have.
     bytes: u64,
     pins: usize,
+    /// Whether it is a base in 4 bits that an engine was told to write.
+    draft: bool,
     used: Timestamp,
     /// Held while it is looked at or fetched; with it, what its files looked like when they were right.
-    turn: Arc<tokio::sync::Mutex<Option<Vec<Stamp>>>>,
+    turn: Turn,
+}
+
+/// Whose turn it is with a tree, and what its files looked like when they were right.
+type Turn = Arc<tokio::sync::Mutex<Option<Vec<Stamp>>>>;
+
+impl Entry {
+    fn is_in_use(&self) -> bool {
+        self.pins > 0 || self.draft
+    }
 }
 
 /// Data that lies on this machine for as long as this lives.
@@ -172,8 +191,8 @@ impl Cache {
     pub fn open(root: &Path, limit: u64, clock: Arc<dyn Clock>) -> std::io::Result<Self> {
         let entry = |(tree, bytes, used)| (tree, Entry { bytes, used, ..Entry::default() });
         let entries = disk::entries(root)?.into_iter().map(entry).collect();
-        let state = Arc::new(Mutex::new(State { entries, gone: 0 }));
-        let cache = Self { root: root.into(), limit, clock, state };
+        let state = Arc::new(Mutex::new(State { entries, ..State::default() }));
+        let cache = Self { root: root.into(), limit, clock, state, turns: Arc::default() };
         // Nothing is in use yet, so that what is over the limit can go.
         cache.evict(None).0.iter().for_each(|gone| disk::remove(gone));
         Ok(cache)
@@ -184,15 +203,27 @@ impl Cache {
     /// # Errors
     /// See [`CacheError`]. What came stays, and the next call goes on behind it.
     pub async fn get(&self, source: &impl Source, reference: &Reference) -> Result<Pinned, CacheError> {
+        let _first = self.turns.first(reference.tree);
+        let (pinned, turn) = self.pin(reference);
+        let right = turn.lock().await;
+        self.bring(source, reference, right, None).await?;
+        Ok(pinned)
+    }
+
+    /// Sees to it that a tree is whole, by whose turn it is. What is fetched ahead spares what is named.
+    async fn bring(
+        &self,
+        source: &impl Source,
+        reference: &Reference,
+        mut right: tokio::sync::MutexGuard<'_, Option<Vec<Stamp>>>,
+        spared: Option<&BTreeSet<ContentHash>>,
+    ) -> Result<(), CacheError> {
         let dir = self.root.join(reference.tree.to_string());
-        let pinned = self.pin(reference, &dir);
-        let turn = self.state().entries.entry(reference.tree).or_default().turn.clone();
-        let mut right = turn.lock().await;
         let (looked_at, id, known) = (dir.clone(), reference.tree, right.take());
-        let whole = blocking(&dir, move || disk::whole(&looked_at, id, known.as_deref())).await?;
+        let whole = blocking(&dir, move || disk::whole(&looked_at, Some(id), known.as_deref())).await?;
         let (tree, stamps) = match whole {
             Some(whole) => whole,
-            None => self.fetch(source, reference, &dir).await?,
+            None => self.fetch(source, reference, &dir, spared).await?,
         };
         if !reference.fits(&tree) {
             return Err(CacheError::Kind(reference.clone()));
@@ -206,14 +237,16 @@ impl Cache {
                 Ok(())
             }
         })
-        .await?;
-        Ok(pinned)
+        .await
     }
 
-    fn pin(&self, reference: &Reference, dir: &Path) -> Pinned {
-        self.state().entries.entry(reference.tree).or_default().pins += 1;
-        let path = reference.within(&dir.join(disk::DATA));
-        Pinned { cache: self.clone(), tree: reference.tree, path }
+    /// Keeps a tree from being removed; with it, the lock of whose turn it is to look at it or to fetch it.
+    fn pin(&self, reference: &Reference) -> (Pinned, Turn) {
+        let mut state = self.state();
+        let entry = state.entries.entry(reference.tree).or_default();
+        entry.pins += 1;
+        let path = reference.within(&self.root.join(reference.tree.to_string()).join(disk::DATA));
+        (Pinned { cache: self.clone(), tree: reference.tree, path }, entry.turn.clone())
     }
 
     /// Fetches what is missing of a tree.
@@ -222,6 +255,7 @@ impl Cache {
         source: &impl Source,
         reference: &Reference,
         dir: &Path,
+        spared: Option<&BTreeSet<ContentHash>>,
     ) -> Result<(Tree, Vec<Stamp>), CacheError> {
         let tree = source.tree(reference.tree).await.map_err(CacheError::Transfer)?;
         let tree = tree.ok_or_else(|| CacheError::Unknown(reference.clone()))?;
@@ -231,7 +265,7 @@ impl Cache {
         if !reference.fits(&tree) {
             return Err(CacheError::Kind(reference.clone()));
         }
-        self.make_room(reference, tree.bytes()).await?;
+        self.make_room(reference, tree.bytes(), spared).await?;
         tracing::info!(data = %reference, bytes = tree.bytes(), "fetching uploaded data");
         let data = dir.join(disk::DATA);
         tokio::fs::create_dir_all(&data).await.map_err(|error| CacheError::Transfer(io(&data)(error)))?;
@@ -283,12 +317,30 @@ impl Cache {
     }
 
     /// Sees to it that so many bytes of a tree fit, by removing what was not used for longest.
-    async fn make_room(&self, reference: &Reference, bytes: u64) -> Result<(), CacheError> {
+    async fn make_room(
+        &self,
+        reference: &Reference,
+        bytes: u64,
+        spared: Option<&BTreeSet<ContentHash>>,
+    ) -> Result<(), CacheError> {
         let limit = self.limit;
         if bytes > limit {
             return Err(CacheError::TooLarge { reference: reference.clone(), bytes, limit });
         }
-        let (gone, fits) = self.evict(Some((reference.tree, bytes)));
+        let wanted = (reference.tree, bytes);
+        let (gone, fits) = match spared {
+            Some(spared) => self.evict_sparing(spared, wanted),
+            None => match self.evict(Some(wanted)) {
+                (mut gone, false) => {
+                    // What is fetched ahead gives way, and holds nothing then.
+                    self.turns.quiet().await;
+                    let (more, fits) = self.evict(Some(wanted));
+                    gone.extend(more);
+                    (gone, fits)
+                }
+                evicted => evicted,
+            },
+        };
         blocking(&self.root, move || {
             gone.iter().for_each(|gone| disk::remove(gone));
             Ok(())
@@ -300,15 +352,27 @@ impl Cache {
     /// Takes out of the cache what is over the limit, least recently used first and nothing that is pinned. With `wanted`, a
     /// tree gets so many bytes. Answers with where what was taken out lies now, and whether all is within the limit.
     fn evict(&self, wanted: Option<(ContentHash, u64)>) -> (Vec<PathBuf>, bool) {
-        let mut state = self.state();
+        self.evict_from(&mut self.state(), &BTreeSet::new(), wanted)
+    }
+
+    fn evict_from(
+        &self,
+        state: &mut State,
+        spared: &BTreeSet<ContentHash>,
+        wanted: Option<(ContentHash, u64)>,
+    ) -> (Vec<PathBuf>, bool) {
+        self.settle_drafts(state);
         let of_wanted = wanted.map_or(0, |(_, bytes)| bytes);
         let others = |state: &State| {
             let others = state.entries.iter().filter(|(tree, _)| wanted.is_none_or(|(id, _)| id != **tree));
             others.map(|(_, entry)| entry.bytes).fold(0, u64::saturating_add)
         };
         let mut gone = Vec::new();
-        while others(&state).saturating_add(of_wanted) > self.limit {
-            let unused = state.entries.iter().filter(|(_, entry)| entry.pins == 0 && entry.bytes > 0);
+        while others(state).saturating_add(of_wanted) > self.limit {
+            let can_go = |(tree, entry): &(&ContentHash, &Entry)| {
+                !entry.is_in_use() && entry.bytes > 0 && !spared.contains(tree)
+            };
+            let unused = state.entries.iter().filter(can_go);
             let Some(tree) = unused.min_by_key(|(_, entry)| entry.used).map(|(tree, _)| *tree) else {
                 return (gone, false);
             };

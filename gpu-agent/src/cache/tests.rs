@@ -17,6 +17,8 @@ struct Uploaded {
     cuts: Mutex<Vec<usize>>,
     /// Whether other bytes come than were uploaded.
     lies: Mutex<bool>,
+    /// Whether nothing comes after the first message of a download.
+    stalls: Mutex<bool>,
 }
 
 impl Uploaded {
@@ -48,6 +50,7 @@ impl Source for Uploaded {
         file: ContentHash,
         offset: u64,
     ) -> Result<BoxStream<'static, Result<Bytes, TransferError>>, TransferError> {
+        let stalls = *self.stalls.lock().unwrap();
         self.asked.lock().unwrap().push((file, offset));
         // Whoever else wants it comes in between.
         tokio::task::yield_now().await;
@@ -62,7 +65,12 @@ impl Source for Uploaded {
         if cut.is_some() {
             pieces.push(Err(TransferError::Later("cut".into())));
         }
-        Ok(futures::stream::iter(pieces).boxed())
+        match stalls {
+            true => Ok(futures::stream::iter(pieces.into_iter().take(1))
+                .chain(futures::stream::pending())
+                .boxed()),
+            false => Ok(futures::stream::iter(pieces).boxed()),
+        }
     }
 }
 
@@ -272,4 +280,75 @@ async fn what_was_never_uploaded_is_the_submitters_fault() {
         assert_eq!(failure.class, FailureClass::User, "{reference}");
         assert!(failure.message.contains(said), "{}", failure.message);
     }
+}
+
+#[tokio::test]
+async fn what_was_fetched_ahead_is_there_for_its_trial() {
+    let (bench, mut uploaded) = (Bench::new(), Uploaded::default());
+    let [base, gone] = ["a", "bb"].map(|name| uploaded.add(&[(name, 40)]));
+    let cache = bench.open(100);
+    let wanted = [base, gone].into();
+    let ahead = cache.fetch_ahead(&uploaded, &directory(base), &wanted).await.unwrap();
+    assert_eq!((ahead, uploaded.asked().len()), (Ahead::Here, 1));
+    cache.get(&uploaded, &directory(base)).await.unwrap();
+    assert_eq!(uploaded.asked(), []);
+    // What cannot be had is no trial's fault yet, and its trial can have it later.
+    *uploaded.cuts.lock().unwrap() = vec![5];
+    cache.fetch_ahead(&uploaded, &directory(gone), &wanted).await.unwrap_err();
+    cache.get(&uploaded, &directory(gone)).await.unwrap();
+    let offsets: Vec<_> = uploaded.asked().into_iter().map(|(_, offset)| offset).collect();
+    assert_eq!(offsets, [0, 5]);
+}
+
+#[tokio::test]
+async fn fetching_ahead_removes_nothing_that_is_used_or_wanted() {
+    let (bench, mut uploaded) = (Bench::new(), Uploaded::default());
+    let [used, wanted, new] = [("a", 40), ("bb", 40), ("ccc", 30)].map(|file| uploaded.add(&[file]));
+    let cache = bench.open(100);
+    let all = [wanted, new].into();
+    cache.fetch_ahead(&uploaded, &directory(wanted), &all).await.unwrap();
+    let in_use = cache.get(&uploaded, &directory(used)).await.unwrap();
+    let full = cache.fetch_ahead(&uploaded, &directory(new), &all).await.unwrap_err();
+    assert!(matches!(full, CacheError::Full { bytes: 30, limit: 100 }), "{full}");
+    let mut both = vec![used, wanted];
+    both.sort();
+    assert_eq!(bench.whole(), both);
+    // Although the other was not used for longer.
+    drop(in_use);
+    cache.fetch_ahead(&uploaded, &directory(new), &all).await.unwrap();
+    let mut both = vec![wanted, new];
+    both.sort();
+    assert_eq!(bench.whole(), both);
+    // A trial takes what room it needs.
+    let large = uploaded.add(&[("dddd", 100)]);
+    cache.get(&uploaded, &directory(large)).await.unwrap();
+    assert_eq!(bench.whole(), [large]);
+}
+
+/// Also where what is fetched ahead stands still, and takes the room that the trial needs.
+#[tokio::test]
+async fn a_trials_fetch_goes_first() {
+    let (bench, mut uploaded) = (Bench::new(), Uploaded::default());
+    let [ahead, trials] = ["a", "bb"].map(|name| uploaded.add(&[(name, 60)]));
+    let cache = bench.open(100);
+    *uploaded.stalls.lock().unwrap() = true;
+    let (wanted, of_ahead) = ([ahead].into(), directory(ahead));
+    let fetch_ahead = cache.fetch_ahead(&uploaded, &of_ahead, &wanted);
+    let trial = async {
+        while uploaded.asked.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        *uploaded.stalls.lock().unwrap() = false;
+        cache.get(&uploaded, &directory(trials)).await.unwrap()
+    };
+    let (gave_way, in_use) = tokio::join!(fetch_ahead, trial);
+    assert_eq!(gave_way.unwrap(), Ahead::GaveWay);
+    assert_eq!(bench.whole(), [trials]);
+    drop(in_use);
+    cache.until_quiet().await;
+    // Its own trial waits for it, and it goes on.
+    let (ahead_again, _pinned) =
+        tokio::join!(cache.fetch_ahead(&uploaded, &of_ahead, &wanted), cache.get(&uploaded, &of_ahead),);
+    assert_eq!(ahead_again.unwrap(), Ahead::Here);
+    assert_eq!(bench.whole(), [ahead]);
 }

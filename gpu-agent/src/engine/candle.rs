@@ -1,10 +1,12 @@
 //! What trains the trials of a pack: the trainer.
 
 use super::exams::{self, Exams};
+use super::kept::Keeper;
 use super::pack::{Asking, Backend, Stepped};
 use super::sources::{self, Sources};
-use super::{Admission, CheckpointDirs};
+use super::{Admission, CheckpointDirs, Event};
 use domain::Clock;
+use domain::data::ContentHash;
 use domain::trial::{BaseModel, Digests, Failure, FailureClass, TrialSummary};
 use hub::Kind;
 use std::sync::Arc;
@@ -21,12 +23,20 @@ pub struct Candle {
     /// Brings what trials name on the hub to this machine.
     sources: Sources,
     exams: Exams,
+    /// Bases in 4 bits, from and to the agent's cache.
+    keeper: Keeper,
 }
 
 impl Candle {
     /// The trainer on a device; `clock` measures speeds and dates the points.
     pub fn new(device: Device, clock: Arc<dyn Clock>) -> Self {
-        Self { device, clock, sources: Sources::default(), exams: Exams::default() }
+        Self {
+            device,
+            clock,
+            sources: Sources::default(),
+            exams: Exams::default(),
+            keeper: Keeper::default(),
+        }
     }
 }
 
@@ -72,10 +82,20 @@ impl Backend for Candle {
         trial.run.spare_memory(base)
     }
 
-    fn load(&mut self, base: &BaseModel) -> Result<Loaded, Failure> {
+    fn load(
+        &mut self,
+        base: &BaseModel,
+        admission: &Admission,
+        emit: &mut dyn FnMut(Event),
+    ) -> Result<Loaded, Failure> {
         let dir = locate::model(&base.model).map_err(failure)?;
         self.exams.forget_answers();
-        Loaded::load(&dir, base.precision, &self.device).map_err(failure)
+        let on = (&self.device, &*self.clock);
+        self.keeper.load((&dir, base.precision), admission, on, emit).map_err(failure)
+    }
+
+    fn keep(&mut self, base: &Loaded, key: ContentHash) {
+        self.keeper.keep(base, key);
     }
 
     fn start(&mut self, base: &Loaded, admission: &Admission) -> Result<Examined, Failure> {

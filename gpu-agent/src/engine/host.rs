@@ -71,6 +71,11 @@ impl Worker {
                 Ok(Command::Stop(assignment, how)) => self.stop(&assignment, how),
                 // A thread logs what its process does.
                 Ok(Command::Log(_)) => {}
+                Ok(Command::Keep(key)) => self.guarded(|worker| {
+                    if let Some(engine) = &mut worker.engine {
+                        engine.keep(key);
+                    }
+                }),
                 Err(TryRecvError::Empty) => self.step(),
             }
         }
@@ -172,6 +177,7 @@ mod tests {
             digests: None,
             evaluations: None,
             places: Default::default(),
+            cache: None,
             work_dir: "nowhere".into(),
             belongs: None,
         }))
@@ -183,7 +189,7 @@ mod tests {
             match host.events.recv().await.expect("the host lives") {
                 Event::Trial(assignment, happening) => return (assignment.trial.to_string(), happening),
                 Event::BaseResident(base) => assert_eq!(base, None),
-                Event::Phase(..) | Event::Steps(_) => {}
+                Event::Phase(..) | Event::Steps(_) | Event::Quantised { .. } => {}
             }
         }
     }

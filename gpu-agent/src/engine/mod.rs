@@ -11,6 +11,7 @@
 //! | [`pack`] | the engine: trials that share a base, stepped together; generic over what trains them |
 //! | [`candle`] | what trains them: the trainer |
 //! | `exams` | what its trials are asked once they are trained |
+//! | `kept` | bases in 4 bits, read from the agent's cache or written to it |
 //! | [`sources`] | what trials name on the hub, downloaded |
 //! | [`simulated`] | what only says that it trains: analytic loss curves, for tests of everything around it |
 
@@ -18,6 +19,7 @@ pub mod candle;
 pub mod child;
 mod exams;
 pub mod host;
+mod kept;
 mod lines;
 pub mod pack;
 pub mod process;
@@ -26,6 +28,7 @@ pub mod sources;
 
 use crate::Assignment;
 use domain::Timestamp;
+use domain::data::ContentHash;
 use domain::metric::MetricPoint;
 use domain::sweep::Evaluations;
 use domain::trial::{Digests, Failure, Severity, TrialConfig, TrialSummary};
@@ -70,6 +73,9 @@ pub struct Admission {
     /// Where uploaded data that it names lies on this machine.
     #[serde(default)]
     pub places: BTreeMap<String, PathBuf>,
+    /// The agent's cache, where bases in 4 bits are kept; `None` keeps none.
+    #[serde(default)]
+    pub cache: Option<PathBuf>,
     /// The folder in which the engine puts checkpoints. The engine removes it when told to drop the trial.
     pub work_dir: PathBuf,
     /// Where in a trace it belongs what is logged of it: a W3C `traceparent`.
@@ -120,6 +126,8 @@ pub enum Command {
     Stop(Assignment, How),
     /// Log what these directives say.
     Log(String),
+    /// Write the base that is in memory to the agent's cache, which has room for it: the answer to [`Event::Quantised`].
+    Keep(ContentHash),
     /// End yourself.
     Shutdown,
 }
@@ -197,7 +205,8 @@ impl Happening {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Work {
-    /// Reads the base's weights to the device; to 4 bits they are quantised one by one as they come.
+    /// Reads the base's weights to the device; to 4 bits they are quantised one by one as they come,
+    /// unless the agent's cache has them so.
     Load,
     /// Reads its rows, and its checkpoint if it goes on from one.
     Prepare,
@@ -241,6 +250,13 @@ pub enum Event {
     Phase(Assignment, Phase),
     /// The seconds that each of its last steps took, evaluations left out.
     Steps(Vec<f64>),
+    /// The base that is loaded is one in 4 bits, which the agent's cache has under `key`.
+    Quantised {
+        /// What names it.
+        key: ContentHash,
+        /// Bytes that it would take there at most, as it was quantised now; `None` if it was read from there.
+        bytes: Option<u64>,
+    },
     /// Which base is in the device's memory now.
     BaseResident(Option<String>),
 }
@@ -251,6 +267,8 @@ pub trait Engine {
     fn admit(&mut self, admission: Admission);
     /// Ends a trial at the next step boundary. Unknown trials are ignored.
     fn stop(&mut self, assignment: &Assignment, how: How);
+    /// Writes the base in memory to the agent's cache, beside what else it does.
+    fn keep(&mut self, _: ContentHash) {}
     /// Does one piece of work: carries out stops, loads a trial, or makes one optimizer step.
     fn step(&mut self, emit: &mut dyn FnMut(Event));
     /// Whether [`Engine::step`] would do nothing.

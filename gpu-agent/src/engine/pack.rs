@@ -7,6 +7,7 @@ pub(super) use ending::end_waiting;
 
 use super::{Admission, CheckpointDirs, Ending, Engine, Event, Happening, How, Phase, Work};
 use crate::Assignment;
+use domain::data::ContentHash;
 use domain::metric::{self, MetricPoint};
 use domain::trial::{BaseModel, Digests, Failure, FailureClass, Severity, Shortage, TrialSummary};
 use domain::{Clock, Timestamp};
@@ -55,8 +56,15 @@ pub trait Backend {
     /// Lets a run spend all the time for memory that it may, after the device ran out of it although everything was
     /// predicted to fit. False if it does so already.
     fn spare(&self, base: &Self::Base, run: &mut Self::Run) -> bool;
-    /// Loads a base as trials name it.
-    fn load(&mut self, base: &BaseModel) -> Result<Self::Base, Failure>;
+    /// Loads a base, named as it lies on this machine, for a trial; `emit` takes what there is to say of it.
+    fn load(
+        &mut self,
+        base: &BaseModel,
+        admission: &Admission,
+        emit: &mut dyn FnMut(Event),
+    ) -> Result<Self::Base, Failure>;
+    /// Writes the base that was loaded to the agent's cache, beside what else it does.
+    fn keep(&mut self, _: &Self::Base, _: ContentHash) {}
     /// Starts a run, or goes on from the admission's checkpoint.
     fn start(&mut self, base: &Self::Base, admission: &Admission) -> Result<Self::Run, Failure>;
     /// What it is trained on.
@@ -143,6 +151,12 @@ impl<B: Backend> Engine for Pack<B> {
 
     fn stop(&mut self, assignment: &Assignment, how: How) {
         self.stops.push((assignment.clone(), how));
+    }
+
+    fn keep(&mut self, key: ContentHash) {
+        if let Some((_, base)) = &self.base {
+            self.backend.keep(base, key);
+        }
     }
 
     fn step(&mut self, emit: &mut dyn FnMut(Event)) {
@@ -264,7 +278,7 @@ impl<B: Backend> Pack<B> {
             return Err(does_not_fit(bytes, 0, self.memory_bytes));
         }
         let begun = Begun::now(&*self.clock);
-        let loaded = self.backend.load(&here)?;
+        let loaded = self.backend.load(&here, admission, emit)?;
         emit(begun.over(&*self.clock, &admission.assignment, Work::Load, 0));
         emit(Event::BaseResident(Some(base.to_string())));
         self.base = Some((base, loaded));

@@ -185,6 +185,9 @@ impl Supervisor {
                     Some(Command::Stop(assignment, how)) => self.stop(&mut running, &assignment, how).await,
                     // It is told by whoever changes it.
                     Some(Command::Log(_)) => {}
+                    Some(keep @ Command::Keep(_)) => if let Some(running) = &mut running {
+                        running.tell(&keep);
+                    },
                 },
                 Ok(()) = self.levels.changed(), if busy && !unsent => {
                     if let Some(running) = &mut running {

@@ -15,7 +15,7 @@
 mod scores;
 
 use super::pack::{Asking, Backend, Stepped};
-use super::{Admission, CheckpointDirs, sources};
+use super::{Admission, CheckpointDirs, Event, sources};
 use domain::footprint::{self, Engine, Load, ModelShape};
 use domain::machine::Accelerator;
 use domain::metric::{self, MetricPoint};
@@ -208,7 +208,12 @@ impl Backend for Simulated {
         false
     }
 
-    fn load(&mut self, base: &BaseModel) -> Result<Option<ModelShape>, Failure> {
+    fn load(
+        &mut self,
+        base: &BaseModel,
+        _: &Admission,
+        _: &mut dyn FnMut(Event),
+    ) -> Result<Option<ModelShape>, Failure> {
         if let Pace::Fixed(_) = self.pace {
             return Ok(None);
         }

@@ -123,6 +123,7 @@ fn a_sweep_goes_out_with_its_counts() {
         spec: spec.clone(),
         state: SweepState::Running,
         request_id: "r".into(),
+        namespace: "team-a".into(),
         proposed: 2,
         max_trials: Some(2),
         counts: [TrialState::Completed, TrialState::Running, TrialState::Running].into_iter().collect(),
@@ -138,6 +139,7 @@ fn a_sweep_goes_out_with_its_counts() {
     assert_eq!(counts, [(v1::TrialState::Running, 2), (v1::TrialState::Completed, 1)]);
     assert_eq!((wire.best_trial_id.as_deref(), wire.best_value), (Some("s-0a1b/1"), Some(0.5)));
     assert_eq!(wire.ended_early, record.ended_early);
+    assert_eq!((wire.namespace.as_str(), wire.waits_for), ("team-a", None));
     let document = from_struct(wire.spec.unwrap());
     assert_eq!(domain::sweep::SweepSpec::from_document(&document).unwrap(), spec);
 }

@@ -12,7 +12,7 @@ pub(super) enum Format {
 }
 
 /// The files that may make a checkpoint, the first that is there first: one file, or an index of several.
-const CHOICES: [(Format, &str, &str); 2] = [
+pub(super) const CHOICES: [(Format, &str, &str); 2] = [
     (Format::Safetensors, "model.safetensors", "model.safetensors.index.json"),
     (Format::Torch, "pytorch_model.bin", "pytorch_model.bin.index.json"),
 ];

@@ -189,6 +189,16 @@ pub fn digest(dir: &Path) -> Result<String> {
     files::digest_files(paths.iter().map(PathBuf::as_path))
 }
 
+/// The files that decide what a model directory's weights are: its configuration, indexes of shards, and the weight files
+/// that are used.
+///
+/// # Errors
+/// There are no weights, or a shard is missing.
+pub fn files(dir: &Path) -> Result<Vec<PathBuf>> {
+    let indexes = index::CHOICES.iter().map(|(_, _, index)| dir.join(index)).filter(|index| index.is_file());
+    Ok([dir.join("config.json")].into_iter().chain(indexes).chain(index::find(dir)?.files).collect())
+}
+
 /// A tensor to be read.
 struct Place<'a> {
     name: &'a str,

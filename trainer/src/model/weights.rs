@@ -270,6 +270,27 @@ impl Base {
         Ok(Self { config, precision, embedding, layers, norm, head, inverse_frequencies })
     }
 
+    /// Its tensors as they are held, by the names that files have for them; a tied head is the embedding.
+    pub(crate) fn tensors(&self) -> Vec<(String, Weight)> {
+        let mut tensors = vec![("model.embed_tokens.weight".to_string(), self.embedding.clone().into())];
+        for (i, layer) in self.layers.iter().enumerate() {
+            for linear in &layer.linears {
+                tensors.push((format!("{}.weight", linear.path), linear.weight.clone()));
+                let bias = linear.bias.clone();
+                tensors.extend(bias.map(|bias| (format!("{}.bias", linear.path), bias.into())));
+            }
+            for (which, name) in NORM_PATHS.into_iter().enumerate() {
+                let norm = layer.norm(which).cloned();
+                tensors.extend(norm.map(|norm| (format!("model.layers.{i}.{name}.weight"), norm.into())));
+            }
+        }
+        tensors.push(("model.norm.weight".into(), self.norm.clone().into()));
+        if !self.config.tie_word_embeddings {
+            tensors.push((format!("{HEAD_PATH}.weight"), self.head.weight.clone()));
+        }
+        tensors
+    }
+
     /// Every module that holds weights, in model order.
     pub fn modules(&self) -> Vec<SavedSpec> {
         let module = |path: String, kind, shape: &[usize], has_bias| SavedSpec {

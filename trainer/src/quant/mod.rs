@@ -216,6 +216,11 @@ impl Nf4 {
         self.shape
     }
 
+    /// Whether its magnitudes are quantised too.
+    pub fn double_quant(&self) -> bool {
+        matches!(self.absmax, Absmax::Nested { .. })
+    }
+
     /// Where it lies.
     pub fn device(&self) -> &Device {
         self.codes.device()

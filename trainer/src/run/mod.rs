@@ -20,6 +20,7 @@ use crate::checkpoint;
 use crate::data::Dataset;
 use crate::error::{Result, TrainError};
 use crate::files;
+use crate::kept;
 use crate::lora::Adapter;
 use crate::model::Base;
 use crate::ops;
@@ -83,6 +84,16 @@ impl Loaded {
         let base = Base::load_watched(dir, precision, device, watch)?;
         let tokenizer = preflight::tokenizer(dir, &base.config)?;
         let digest = checkpoint::digest(dir)?;
+        Ok(Self { base, tokenizer, digest, dir: dir.into(), alone: Mutex::default() })
+    }
+
+    /// The model of `dir`, its weights from what [`crate::kept`] wrote of it to `kept`: the same to the last bit.
+    ///
+    /// # Errors
+    /// A file is missing, cut off, or of another model or precision.
+    pub fn load_kept(dir: &Path, kept: &Path, precision: Precision, device: &Device) -> Result<Self> {
+        let (base, digest) = kept::read(kept, precision, device)?;
+        let tokenizer = preflight::tokenizer(dir, &base.config)?;
         Ok(Self { base, tokenizer, digest, dir: dir.into(), alone: Mutex::default() })
     }
 

@@ -6,15 +6,20 @@
 //! |---|---|
 //! | `mod.rs` | the handle: what may be asked |
 //! | `state.rs` | the actor |
+//! | `ahead.rs` | what agents are told to fetch before they need it |
 
+mod ahead;
 mod state;
 
 use super::message::{Outbox, ToAgent};
 use crate::placement::Waiting;
 use actor::{Gone, Mailbox, Reply, Scope};
+use config::limits::Limits;
+use domain::data::Reference;
 use domain::fleet::{Agent, Beginning, Holding};
 use domain::trial::TrialDevice;
 use domain::{AgentId, Attempt, Clock, DeviceId, Timestamp, TrialId};
+use security::watched::Watched;
 use state::State;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -35,6 +40,8 @@ pub struct Request {
     pub created_at: Timestamp,
     /// What it needs.
     pub needs: Waiting,
+    /// The uploaded data that it names.
+    pub data: Vec<Reference>,
     /// Where the grant goes.
     pub granted: oneshot::Sender<Grant>,
 }
@@ -127,6 +134,8 @@ enum Command {
     Abandon(Vec<TrialId>, Reply<Vec<(TrialId, f64)>>),
     Agents(Reply<Vec<AgentView>>),
     Drain(AgentId, bool, Reply<Option<AgentView>>),
+    Limit(Arc<Watched<Limits>>),
+    HeldBack(String, Reply<Option<String>>),
 }
 
 /// Speaks to the dispatcher.
@@ -211,6 +220,17 @@ impl Dispatcher {
     /// Every agent that connected since this coordinator started and is not gone for long, by id.
     pub async fn agents(&self) -> Result<Vec<AgentView>, Gone> {
         self.0.ask(Command::Agents).await
+    }
+
+    /// Keeps namespaces within these limits from now on. What they hold already stays.
+    pub async fn limit(&self, limits: Arc<Watched<Limits>>) -> Result<(), Gone> {
+        self.0.tell(Command::Limit(limits)).await
+    }
+
+    /// Why waiting trials of a namespace get no device whatever there is: which of its limits is reached. `None` if none
+    /// is.
+    pub async fn held_back(&self, namespace: &str) -> Result<Option<String>, Gone> {
+        self.0.ask(|reply| Command::HeldBack(namespace.into(), reply)).await
     }
 
     /// Gives an agent no more trials and takes back what it holds, or ends that. `None`: no such agent connected since

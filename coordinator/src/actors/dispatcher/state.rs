@@ -2,12 +2,16 @@
 
 use super::super::message::{Outbox, StopReason, ToAgent};
 use super::super::meter::Meter;
+use super::ahead::{self, Candidate};
 use super::{AgentView, CAPACITY, Command, Grant, Request, SessionId, Terms};
-use crate::placement::{self, Slot, Waiting};
+use crate::placement::{self, Quota, Quotas, Slot, Waiting};
 use actor::Scope;
+use config::limits::{Limit, Limits};
+use domain::data::Reference;
 use domain::fleet::{Agent, Beginning, Device, Feature, Holding};
 use domain::trial::TrialDevice;
 use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
+use security::watched::Watched;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +46,9 @@ pub(super) struct State {
     held: BTreeMap<TrialId, Held>,
     meters: HashMap<Place, Meter>,
     sessions: u64,
+    /// Where the limits of namespaces stand, if they have any, and what stood there last.
+    limits: Option<Arc<Watched<Limits>>>,
+    in_force: Arc<Limits>,
     /// Whether anything happened since the last placement that a waiting trial could profit from.
     may_place: bool,
     /// Agents by state, as the metrics have it.
@@ -62,6 +69,8 @@ struct Entry {
     lost: bool,
     last_seen: Timestamp,
     beginning: Beginning,
+    /// What its session was told to fetch ahead.
+    ahead: Vec<Reference>,
 }
 
 struct Held {
@@ -95,6 +104,8 @@ impl State {
             held: BTreeMap::new(),
             meters: HashMap::new(),
             sessions: 0,
+            limits: None,
+            in_force: Arc::default(),
             may_place: false,
             counted: STATES.map(|state| metrics::AGENTS.part(&[("state", state)])),
             may_count: false,
@@ -125,8 +136,14 @@ impl State {
             if earliest.is_some_and(|deadline| deadline <= Instant::now()) {
                 self.expire();
             }
+            if let Some(now) = self.limits.as_ref().map(|limits| limits.current())
+                && !Arc::ptr_eq(&now, &self.in_force)
+            {
+                (self.in_force, self.may_place) = (now, true);
+            }
             if std::mem::take(&mut self.may_place) {
                 self.place();
+                self.hint();
             }
             if std::mem::take(&mut self.may_count) {
                 let counts = self.counts();
@@ -188,6 +205,10 @@ impl State {
             Command::Drain(agent, drained, reply) => {
                 let _ = reply.send(self.drain(agent, drained));
             }
+            Command::Limit(limits) => self.limits = Some(limits),
+            Command::HeldBack(namespace, reply) => {
+                let _ = reply.send(self.held_back(&namespace));
+            }
         }
     }
 
@@ -205,6 +226,7 @@ impl State {
             last_seen,
             // It says that with its first sign of life.
             beginning: Beginning::default(),
+            ahead: Vec::new(),
         };
         if let Some((_, older)) = self.agents.insert(id.clone(), entry).and_then(|entry| entry.session) {
             tracing::info!(agent = %id, "a newer stream replaces the agent's older one");
@@ -448,7 +470,8 @@ impl State {
         }
         self.lacks_version = lacks;
         let started = self.clock.monotonic();
-        let assignments = placement::solve(self.queue.values().map(|request| &request.needs), &slots);
+        let quotas = self.quotas(&places);
+        let assignments = placement::solve(self.queue.values().map(|request| &request.needs), &slots, quotas);
         let took = self.clock.monotonic().saturating_sub(started);
         metrics::PLACEMENT_DURATION.record(took.as_secs_f64(), &[]);
         let mut turns = self.queue.keys().enumerate();
@@ -458,6 +481,81 @@ impl State {
             if let Some(request) = self.queue.remove(&turn) {
                 self.grant(request, places[device].clone());
             }
+        }
+    }
+
+    /// What namespaces with limits may hold and do hold; GPUs by their index among `places`.
+    fn quotas(&self, places: &[Place]) -> Quotas {
+        let quota = |(namespace, limit): (&str, Limit)| {
+            let (max_trials, max_gpus) = (limit.max_concurrent_trials, limit.max_gpus);
+            (namespace.to_string(), Quota { max_trials, max_gpus, ..Quota::default() })
+        };
+        let mut quotas: Quotas = self.in_force.iter().map(quota).collect();
+        if quotas.is_empty() {
+            return quotas;
+        }
+        let index: HashMap<_, _> = places.iter().enumerate().map(|(index, place)| (place, index)).collect();
+        let mut others = BTreeSet::new();
+        for held in self.held.values() {
+            let Some(quota) = quotas.get_mut(&held.needs.namespace) else { continue };
+            quota.trials += 1;
+            let (agent, device) = &held.place;
+            let devices = self.agents.get(agent).map_or(&[][..], |entry| &entry.agent.devices);
+            let known = devices.iter().find(|known| known.id == *device);
+            // Of a device that is not known yet it is not known that it is none.
+            if !known.is_none_or(|known| placement::is_gpu(&known.accelerator)) {
+                continue;
+            }
+            match index.get(&held.place) {
+                Some(index) => drop(quota.gpus.insert(*index)),
+                None if others.insert((&held.needs.namespace, &held.place)) => quota.other_gpus += 1,
+                None => {}
+            }
+        }
+        quotas
+    }
+
+    fn held_back(&self, namespace: &str) -> Option<String> {
+        let quota = self.quotas(&[]).remove(namespace)?;
+        let waits = self.queue.values().any(|request| request.needs.namespace == namespace);
+        let (trials, gpus) = (quota.trials, quota.used_gpus());
+        match (quota.max_trials, quota.max_gpus) {
+            _ if !waits => None,
+            (Some(most), _) if trials >= most => {
+                Some(format!("namespace {namespace} has {trials} of its {most} trials on devices"))
+            }
+            (_, Some(most)) if gpus >= most => {
+                Some(format!("namespace {namespace} uses {gpus} of its {most} GPUs"))
+            }
+            _ => None,
+        }
+    }
+
+    /// Tells agents what to fetch ahead, where that is not what they were told last.
+    fn hint(&mut self) {
+        let any = self.queue.values().any(|request| !request.data.is_empty());
+        if !any && self.agents.values().all(|entry| entry.ahead.is_empty()) {
+            return;
+        }
+        let mut held: HashMap<&AgentId, usize> = HashMap::new();
+        for trial in self.held.values() {
+            *held.entry(&trial.place.0).or_default() += 1;
+        }
+        let open: Vec<_> = self.agents.iter().filter(|(id, entry)| self.is_open(id, entry)).collect();
+        let candidates = open.iter().map(|(id, entry)| Candidate {
+            devices: &entry.agent.devices,
+            held: held.get(id).copied().unwrap_or_default(),
+            told: &entry.ahead,
+        });
+        let candidates: Vec<_> = candidates.collect();
+        let hints = ahead::hints(self.queue.values(), &candidates);
+        let news = open.iter().zip(hints).filter(|((_, entry), hint)| entry.ahead != *hint);
+        let news: Vec<_> = news.map(|((id, _), hint)| ((*id).clone(), hint)).collect();
+        for (agent, hint) in news {
+            if let Some(entry) = self.agents.get_mut(&agent) {
+                entry.ahead = hint.clone();
+            }
+            self.reach(&agent, ToAgent::Prefetch(hint));
         }
     }
 
@@ -480,19 +578,20 @@ impl State {
         }
     }
 
-    /// The devices of agents that can be reached, are heard of, do not leave and are not drained.
+    /// Whether an agent can be reached, is heard of, does not leave and is not drained.
+    fn is_open(&self, id: &AgentId, entry: &Entry) -> bool {
+        entry.session.is_some() && !entry.leaving && !entry.silent && !self.drained.contains(id)
+    }
+
+    /// The devices of agents that can be given trials.
     fn slots(&self) -> Vec<(Place, Slot)> {
         let mut held: HashMap<&Place, Vec<&Waiting>> = HashMap::new();
         for trial in self.held.values() {
             held.entry(&trial.place).or_default().push(&trial.needs);
         }
-        let open = self.agents.values().filter(|entry| {
-            entry.session.is_some()
-                && !entry.leaving
-                && !entry.silent
-                && !self.drained.contains(&entry.agent.id)
-        });
-        let devices = open.flat_map(|entry| entry.agent.devices.iter().map(|device| (&entry.agent, device)));
+        let open = self.agents.iter().filter(|(id, entry)| self.is_open(id, entry));
+        let open = open.map(|(_, entry)| &entry.agent);
+        let devices = open.flat_map(|agent| agent.devices.iter().map(move |device| (agent, device)));
         let slot = |(agent, device): (&Agent, &Device)| {
             let place = (agent.id.clone(), device.id.clone());
             let held = held.get(&place).map_or(&[][..], Vec::as_slice);

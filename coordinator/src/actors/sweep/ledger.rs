@@ -177,6 +177,7 @@ impl Ledger {
         let peak = shape.map(|shape| shape.peak_bytes_at_most(config)[0]);
         Ok(Waiting {
             base: config.base_model().to_string(),
+            namespace: self.record.sweep.namespace.clone(),
             accelerators: self.record.sweep.spec.resources.accelerators.clone(),
             base_bytes: peak.map_or(0, |peak| peak.weights),
             own_bytes: peak.as_ref().map_or(0, PeakBytes::own),

@@ -15,6 +15,7 @@ use crate::artifacts::Stored;
 use crate::error::Result;
 use crate::store::{LogEntry, Placement, StopCause, SweepRecord, TrialRecord};
 use actor::Scope;
+use domain::data;
 use domain::metric::MetricPoint;
 use domain::trial::TrialState;
 use domain::{AgentId, Attempt, Timestamp, TrialId};
@@ -473,8 +474,10 @@ impl RunningSweep {
         let trial = &self.ledger.get(number)?.trial;
         let (granted, grant) = oneshot::channel();
         let attempt = trial.attempt.next();
+        let evaluations = self.ledger.record().sweep.spec.evaluations.as_ref();
+        let data = data::uploaded(&trial.config, evaluations);
         let request =
-            Request { trial: trial.id.clone(), attempt, created_at: trial.created_at, needs, granted };
+            Request { trial: trial.id.clone(), attempt, created_at: trial.created_at, needs, data, granted };
         self.tools.dispatcher.enqueue(request).await?;
         self.requests.push(Box::pin(async move { Signal::Granted(number, attempt, grant.await.ok()) }));
         Ok(())

@@ -47,8 +47,13 @@ impl Backend for Small {
     fn spare(&self, _: &Self::Base, run: &mut SimulatedRun) -> bool {
         run.config().seed == TIGHT && !self.2.replace(true)
     }
-    fn load(&mut self, base: &BaseModel) -> Result<Self::Base, Failure> {
-        self.0.load(base)
+    fn load(
+        &mut self,
+        base: &BaseModel,
+        admission: &Admission,
+        emit: &mut dyn FnMut(Event),
+    ) -> Result<Self::Base, Failure> {
+        self.0.load(base, admission, emit)
     }
     fn start(&mut self, base: &Self::Base, admission: &Admission) -> Result<SimulatedRun, Failure> {
         self.4.push(telemetry::trace::Place::current().map(|place| place.to_string()));
@@ -111,8 +116,18 @@ fn admission(dir: &Path, name: &str, base: &str, seed: u64) -> Admission {
     let config =
         TrialConfig { pretrained_model_id: base.into(), max_steps: Some(3), seed, ..TrialConfig::default() };
     let (assignment, places, work_dir) = (Assignment::new(name, 1), Default::default(), dir.join(name));
-    let (evaluations, belongs) = (None, None);
-    Admission { assignment, config, resume: None, digests: None, evaluations, places, work_dir, belongs }
+    let (evaluations, belongs, cache) = (None, None, None);
+    Admission {
+        assignment,
+        config,
+        resume: None,
+        digests: None,
+        evaluations,
+        places,
+        cache,
+        work_dir,
+        belongs,
+    }
 }
 
 /// Steps until everything is done: the trials' last words and the bases, in order.
@@ -129,7 +144,7 @@ fn run(pack: &mut Pack<Small>) -> Vec<String> {
             Event::Trial(a, Happening::Note(severity, what)) => {
                 heard.push(format!("{} {severity:?}: {what}", a.trial));
             }
-            Event::Trial(..) | Event::Phase(..) | Event::Steps(_) => {}
+            Event::Trial(..) | Event::Phase(..) | Event::Steps(_) | Event::Quantised { .. } => {}
         });
     }
     heard

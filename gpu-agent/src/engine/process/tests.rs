@@ -28,6 +28,7 @@ fn admit(trial: &str) -> Command {
         digests: None,
         evaluations: None,
         places: Default::default(),
+        cache: None,
         work_dir: "nowhere".into(),
         belongs: None,
     }))
@@ -39,7 +40,7 @@ async fn next(host: &mut Host) -> (String, Happening) {
         match host.events.recv().await.expect("the host lives") {
             Event::Trial(assignment, happening) => return (assignment.trial.to_string(), happening),
             Event::BaseResident(base) => assert_eq!(base, None),
-            Event::Phase(..) | Event::Steps(_) => {}
+            Event::Phase(..) | Event::Steps(_) | Event::Quantised { .. } => {}
         }
     }
 }

@@ -34,6 +34,7 @@ fn run(name: &str, speed: f64, config: &TrialConfig, dir: &Path) -> (Vec<(u64, f
         digests: None,
         evaluations: None,
         places: Default::default(),
+        cache: None,
         work_dir: dir.join("work"),
         belongs: None,
     });

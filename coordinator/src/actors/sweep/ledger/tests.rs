@@ -21,6 +21,7 @@ fn record(document: Value) -> SweepRecord {
         spec,
         state: SweepState::Running,
         request_id: "r".into(),
+        namespace: "team-a".into(),
         proposed: 0,
         max_trials: None,
         best: None,

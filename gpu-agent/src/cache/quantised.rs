@@ -1,0 +1,161 @@
+//! Bases in 4 bits, kept beside what was uploaded: a base that an engine quantised is read in that form the next time.
+//!
+//! | path in the cache | holds |
+//! |---|---|
+//! | `<key>/data/`, `<key>/tree` | such a base, and the list of its files with their lengths and SHA-256, as an uploaded tree has it |
+//! | `<key>.new/` | one that an engine writes; renamed once it is whole and durable, and removed at the next start if it never was |
+//!
+//! The key is a hash of all that the base's numbers depend on (`trainer::kept`), so that nothing here is ever out of date:
+//! a base of other files has another key, and what nobody reads any more goes as the least recently used. The agent
+//! makes room before an engine writes, and writes nothing itself; how far an engine is, is what lies on the disk, whatever became
+//! of its process. An engine that reads one holds nothing: if it is removed meanwhile, the base is quantised anew.
+
+use super::{Cache, Entry, State, disk};
+use domain::data::{ContentHash, Tree, TreeFile};
+use sha2::Digest;
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// The folder of a base in the cache at `root` that is whole and whose files are what their hashes say.
+///
+/// # Errors
+/// The disk cannot be read.
+pub fn whole(root: &Path, key: ContentHash) -> io::Result<Option<PathBuf>> {
+    let dir = root.join(key.to_string());
+    Ok(disk::whole(&dir, None, None)?.map(|_| dir.join(disk::DATA)))
+}
+
+/// Has a base that cannot be used, for all that its hashes are right, not be used again.
+pub fn spoil(root: &Path, key: ContentHash) {
+    // What cannot be removed is found unusable once more.
+    let _ = std::fs::remove_file(root.join(key.to_string()).join(disk::TREE));
+}
+
+/// The folder that an engine fills with the files of a base. It is there once there is [`Room`].
+pub fn draft(root: &Path, key: ContentHash) -> PathBuf {
+    draft_dir(root, key).join(disk::DATA)
+}
+
+/// Has the base that was written to its draft be in the cache. Its files are durable.
+///
+/// # Errors
+/// The draft is gone, or the system refuses.
+pub fn publish(root: &Path, key: ContentHash) -> io::Result<()> {
+    let dir = draft_dir(root, key);
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(dir.join(disk::DATA))? {
+        let entry = entry?;
+        let (digest, bytes) = disk::digest(&entry.path())?;
+        let (name, sha256) =
+            (entry.file_name().to_string_lossy().into_owned(), ContentHash(digest.finalize().into()));
+        files.push(TreeFile { name, bytes, sha256 });
+    }
+    let tree = Tree::new(files).map_err(io::Error::other)?;
+    let list = dir.join(disk::TREE);
+    std::fs::write(&list, tree.text())?;
+    for path in [&list, &dir.join(disk::DATA), &dir] {
+        File::open(path)?.sync_all()?;
+    }
+    std::fs::rename(dir, root.join(key.to_string()))
+}
+
+/// Removes the draft of a base that will not be whole.
+pub fn give_up(root: &Path, key: ContentHash) {
+    // What stays is removed with its room, or at the next start.
+    let _ = std::fs::remove_dir_all(draft_dir(root, key));
+}
+
+fn draft_dir(root: &Path, key: ContentHash) -> PathBuf {
+    root.join(format!("{key}.new"))
+}
+
+/// Room for a base that an engine writes. Dropped, it stays with a base that is whole, and is given up with one that is
+/// not.
+pub struct Room {
+    cache: Cache,
+    key: ContentHash,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        let mut state = self.cache.state();
+        state.gone += 1;
+        // Renamed first: from then on the engine cannot publish it.
+        let gone = disk::gone(&self.cache.root, self.key, state.gone);
+        let draft = draft_dir(&self.cache.root, self.key);
+        if draft.exists() && std::fs::rename(draft, &gone).is_ok() {
+            disk::remove(&gone);
+        }
+        self.cache.settle_drafts(&mut state);
+    }
+}
+
+impl Cache {
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Notes that an engine has read a base.
+    pub fn used(&self, key: ContentHash) {
+        let now = self.clock.now();
+        if let Some(entry) = self.state().entries.get_mut(&key) {
+            entry.used = now;
+        }
+        disk::touch(&self.root.join(key.to_string()), now);
+    }
+
+    /// Makes room for a base of so many bytes at most, by removing what was not used for longest. `None` if it is there, if
+    /// another engine writes it, or if there is no room, which is said once.
+    pub fn room(&self, key: ContentHash, bytes: u64) -> Option<Room> {
+        let (mut state, dir) = (self.state(), self.root.join(key.to_string()));
+        self.settle_drafts(&mut state);
+        let written = state.entries.get(&key).is_some_and(|entry| entry.draft);
+        if written || dir.join(disk::TREE).exists() {
+            return None;
+        }
+        // What is left of one that was damaged.
+        state.entries.remove(&key);
+        let _ = std::fs::remove_dir_all(&dir);
+        let in_use = state.entries.values().filter(|entry| entry.is_in_use()).map(|entry| entry.bytes);
+        if in_use.fold(bytes, u64::saturating_add) > self.limit {
+            if !std::mem::replace(&mut state.told_of_no_room, true) {
+                tracing::warn!(
+                    bytes,
+                    limit = self.limit,
+                    "the cache has no room to keep a base in 4 bits: it is quantised at each load; a larger --cache-limit keeps it"
+                );
+            }
+            return None;
+        }
+        let (gone, _) = self.evict_from(&mut state, &BTreeSet::new(), Some((key, bytes)));
+        gone.iter().for_each(|gone| disk::remove(gone));
+        let draft = draft_dir(&self.root, key);
+        let _ = std::fs::remove_dir_all(&draft);
+        if let Err(error) = std::fs::create_dir_all(draft.join(disk::DATA)) {
+            tracing::warn!(path = %draft.display(), %error, "a base in 4 bits is not kept");
+            state.entries.remove(&key);
+            return None;
+        }
+        state.entries.insert(key, Entry { bytes, draft: true, used: self.clock.now(), ..Entry::default() });
+        drop(state);
+        Some(Room { cache: self.clone(), key })
+    }
+
+    /// Looks what became of the bases that engines were told to write.
+    pub(super) fn settle_drafts(&self, state: &mut State) {
+        state.entries.retain(|key, entry| {
+            // In this order: a draft that is gone has become a base, or nothing.
+            if !entry.draft || draft_dir(&self.root, *key).exists() {
+                return true;
+            }
+            entry.draft = false;
+            self.root.join(key.to_string()).join(disk::TREE).exists()
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

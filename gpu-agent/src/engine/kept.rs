@@ -1,0 +1,138 @@
+//! Bases in 4 bits from the engine's side: read from the agent's cache where they are there, else quantised, offered to the
+//! agent, and written beside training once it has room.
+//!
+//! A thread of its own writes, one tensor at a time, so that the first step waits for nothing. It shares the tensors of the
+//! base, and ends before another base is loaded, so that the device need not hold two.
+
+use super::{Admission, Event, Happening};
+use crate::cache::quantised;
+use domain::Clock;
+use domain::data::{ContentHash, Reference};
+use domain::trial::{Precision, Severity};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use trainer::kept::{Kept, Origin};
+use trainer::run::Loaded;
+use trainer::{Device, TrainError};
+
+/// What of the base in memory is offered, and what is written.
+#[derive(Default)]
+pub(super) struct Keeper {
+    offered: Option<Offer>,
+    writing: Option<Writing>,
+}
+
+/// A base that was quantised as it was loaded.
+struct Offer {
+    cache: PathBuf,
+    key: ContentHash,
+    origin: Origin,
+}
+
+impl Keeper {
+    /// Loads the model of a directory for a trial, from the cache if it is there, which the trial's log then says.
+    pub(super) fn load(
+        &mut self,
+        (dir, precision): (&Path, Precision),
+        admission: &Admission,
+        (device, clock): (&Device, &dyn Clock),
+        emit: &mut dyn FnMut(Event),
+    ) -> Result<Loaded, TrainError> {
+        // The writer shares the tensors of the base that goes.
+        (self.offered, self.writing) = (None, None);
+        let Some(cache) = &admission.cache else { return Loaded::load(dir, precision, device) };
+        let named = admission.config.pretrained_model_id.parse::<Reference>().ok();
+        let content = named.map(|reference| reference.tree.to_string());
+        let Some(origin) = Origin::of(dir, content.as_deref(), precision)? else {
+            return Loaded::load(dir, precision, device);
+        };
+        let key = ContentHash::of(origin.text().as_bytes());
+        let since = clock.monotonic();
+        let kept = quantised::whole(cache, key).unwrap_or_else(|error| {
+            tracing::warn!(%error, "the quantised cache cannot be read");
+            None
+        });
+        if let Some(kept) = &kept {
+            match Loaded::load_kept(dir, kept, precision, device) {
+                Ok(loaded) => {
+                    let seconds = clock.monotonic().saturating_sub(since).as_secs_f64();
+                    let message = format!("base read from the quantised cache in {seconds:.1} s");
+                    let note = Happening::Note(Severity::Info, message);
+                    emit(Event::Trial(admission.assignment.clone(), note));
+                    emit(Event::Quantised { key, bytes: None });
+                    return Ok(loaded);
+                }
+                Err(error) => tracing::warn!(%error, "a base in the quantised cache cannot be used"),
+            }
+        }
+        let loaded = Loaded::load(dir, precision, device)?;
+        if kept.is_some() {
+            // The files of the model can be read: it was not their fault.
+            quantised::spoil(cache, key);
+        }
+        if origin.is_unchanged() {
+            let bytes = Kept::of(&origin, &loaded).bytes();
+            self.offered = Some(Offer { cache: cache.clone(), key, origin });
+            emit(Event::Quantised { key, bytes: Some(bytes) });
+        }
+        Ok(loaded)
+    }
+
+    /// Writes the base in memory to its draft, if it is the one that was offered under that key.
+    pub(super) fn keep(&mut self, loaded: &Loaded, key: ContentHash) {
+        if let Some(offer) = self.offered.take_if(|offer| offer.key == key) {
+            self.writing = Writing::start(offer, loaded);
+        }
+    }
+}
+
+/// A thread that writes. Dropped, it ends after the tensor that it is at.
+struct Writing {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writing {
+    fn start(Offer { cache, key, origin }: Offer, loaded: &Loaded) -> Option<Self> {
+        let (kept, stop) = (Kept::of(&origin, loaded), Arc::new(AtomicBool::new(false)));
+        let (heard, root) = (stop.clone(), cache.clone());
+        let write = move || match write(&kept, &root, key, &heard) {
+            Ok(true) => tracing::info!(%key, "a base in 4 bits is kept in the cache"),
+            Ok(false) => quantised::give_up(&root, key),
+            Err(error) => {
+                tracing::warn!(%error, "a base in 4 bits is not kept in the cache");
+                quantised::give_up(&root, key);
+            }
+        };
+        match std::thread::Builder::new().name("quantised base".into()).spawn(write) {
+            Ok(thread) => Some(Self { stop, thread: Some(thread) }),
+            Err(error) => {
+                tracing::warn!(%error, "a base in 4 bits is not kept in the cache");
+                quantised::give_up(&cache, key);
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Writing {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // What it could not do it has said.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Whether all of it is in the cache now.
+fn write(kept: &Kept, cache: &Path, key: ContentHash, stop: &AtomicBool) -> Result<bool, TrainError> {
+    let draft = quantised::draft(cache, key);
+    if !kept.write(&draft, stop)? {
+        return Ok(false);
+    }
+    quantised::publish(cache, key).map_err(TrainError::io(&draft))?;
+    Ok(true)
+}
