@@ -5,7 +5,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `mod.rs` | the handle: what may be asked |
-//! | `state.rs` | the actor |
+//! | `state.rs`, `state/` | the actor; what namespaces hold; who is told what to fetch ahead |
 //! | `ahead.rs` | what agents are told to fetch before they need it |
 
 mod ahead;

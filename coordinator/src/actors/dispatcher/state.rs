@@ -1,12 +1,14 @@
 //! The dispatcher's actor.
 
+mod hints;
+mod quotas;
+
 use super::super::message::{Outbox, StopReason, ToAgent};
 use super::super::meter::Meter;
-use super::ahead::{self, Candidate};
 use super::{AgentView, CAPACITY, Command, Grant, Request, SessionId, Terms};
-use crate::placement::{self, Quota, Quotas, Slot, Waiting};
+use crate::placement::{self, Slot, Waiting};
 use actor::Scope;
-use config::limits::{Limit, Limits};
+use config::limits::Limits;
 use domain::data::Reference;
 use domain::fleet::{Agent, Beginning, Device, Feature, Holding};
 use domain::trial::TrialDevice;
@@ -481,81 +483,6 @@ impl State {
             if let Some(request) = self.queue.remove(&turn) {
                 self.grant(request, places[device].clone());
             }
-        }
-    }
-
-    /// What namespaces with limits may hold and do hold; GPUs by their index among `places`.
-    fn quotas(&self, places: &[Place]) -> Quotas {
-        let quota = |(namespace, limit): (&str, Limit)| {
-            let (max_trials, max_gpus) = (limit.max_concurrent_trials, limit.max_gpus);
-            (namespace.to_string(), Quota { max_trials, max_gpus, ..Quota::default() })
-        };
-        let mut quotas: Quotas = self.in_force.iter().map(quota).collect();
-        if quotas.is_empty() {
-            return quotas;
-        }
-        let index: HashMap<_, _> = places.iter().enumerate().map(|(index, place)| (place, index)).collect();
-        let mut others = BTreeSet::new();
-        for held in self.held.values() {
-            let Some(quota) = quotas.get_mut(&held.needs.namespace) else { continue };
-            quota.trials += 1;
-            let (agent, device) = &held.place;
-            let devices = self.agents.get(agent).map_or(&[][..], |entry| &entry.agent.devices);
-            let known = devices.iter().find(|known| known.id == *device);
-            // Of a device that is not known yet it is not known that it is none.
-            if !known.is_none_or(|known| placement::is_gpu(&known.accelerator)) {
-                continue;
-            }
-            match index.get(&held.place) {
-                Some(index) => drop(quota.gpus.insert(*index)),
-                None if others.insert((&held.needs.namespace, &held.place)) => quota.other_gpus += 1,
-                None => {}
-            }
-        }
-        quotas
-    }
-
-    fn held_back(&self, namespace: &str) -> Option<String> {
-        let quota = self.quotas(&[]).remove(namespace)?;
-        let waits = self.queue.values().any(|request| request.needs.namespace == namespace);
-        let (trials, gpus) = (quota.trials, quota.used_gpus());
-        match (quota.max_trials, quota.max_gpus) {
-            _ if !waits => None,
-            (Some(most), _) if trials >= most => {
-                Some(format!("namespace {namespace} has {trials} of its {most} trials on devices"))
-            }
-            (_, Some(most)) if gpus >= most => {
-                Some(format!("namespace {namespace} uses {gpus} of its {most} GPUs"))
-            }
-            _ => None,
-        }
-    }
-
-    /// Tells agents what to fetch ahead, where that is not what they were told last.
-    fn hint(&mut self) {
-        let any = self.queue.values().any(|request| !request.data.is_empty());
-        if !any && self.agents.values().all(|entry| entry.ahead.is_empty()) {
-            return;
-        }
-        let mut held: HashMap<&AgentId, usize> = HashMap::new();
-        for trial in self.held.values() {
-            *held.entry(&trial.place.0).or_default() += 1;
-        }
-        let open: Vec<_> = self.agents.iter().filter(|(id, entry)| self.is_open(id, entry)).collect();
-        let candidates = open.iter().map(|(id, entry)| Candidate {
-            devices: &entry.agent.devices,
-            held: held.get(id).copied().unwrap_or_default(),
-            told: &entry.ahead,
-        });
-        let candidates: Vec<_> = candidates.collect();
-        let hints = ahead::hints(self.queue.values(), &candidates);
-        let news = open.iter().zip(hints).filter(|((_, entry), hint)| entry.ahead != *hint);
-        let news: Vec<_> = news.map(|((id, _), hint)| ((*id).clone(), hint)).collect();
-        for (agent, hint) in news {
-            if let Some(entry) = self.agents.get_mut(&agent) {
-                entry.ahead = hint.clone();
-            }
-            self.reach(&agent, ToAgent::Prefetch(hint));
         }
     }
 
