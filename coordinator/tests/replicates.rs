@@ -176,8 +176,13 @@ async fn every_run_is_there_once_whenever_the_coordinator_ends() {
     for every in [1000, 3, 7, 11] {
         let mut bench = Bench::start().await;
         let spec = Box::new(SweepSpec::from_document(document.as_object().unwrap()).unwrap());
-        let submission =
-            Submission { request_id: "r".into(), spec, base_models: BTreeMap::new(), submitted_by: None };
+        let submission = Submission {
+            request_id: "r".into(),
+            namespace: "default".into(),
+            spec,
+            base_models: BTreeMap::new(),
+            submitted_by: None,
+        };
         let id = bench.directory().submit(submission).await.unwrap().id;
         let mut half_steps = 0;
         while !bench.sweep(&id).await.state.is_terminal() {
