@@ -107,6 +107,7 @@ mod tests {
             spec: SweepSpec::from_document(document.as_object().unwrap()).unwrap(),
             state: SweepState::Running,
             request_id: "r".into(),
+            namespace: domain::sweep::DEFAULT_NAMESPACE.into(),
             proposed: 0,
             max_trials: None,
             best: None,
