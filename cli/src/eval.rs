@@ -22,6 +22,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use trainer::adapter_file::{self, PeftConfig, resolve};
+use trainer::files::Outlives;
 use trainer::lora::Adapter;
 use trainer::model::{Base, ModelConfig};
 use trainer::tokenizer::Tokenizer;
@@ -253,7 +254,8 @@ fn finish(args: &Args, selection: &Selection, outcomes: &[Outcome], seconds: f64
     if let Some(dir) = &args.output_dir {
         let path = dir.join("results.json");
         let text = serde_json::to_string_pretty(&document).map_err(Failure::failed)?;
-        trainer::files::write_atomically(&path, text.as_bytes()).map_err(Failure::failed)?;
+        trainer::files::write_atomically(&path, text.as_bytes(), Outlives::Machine)
+            .map_err(Failure::failed)?;
         say!("wrote {}", path.display());
     }
     output::print(args.output.format, &document, || table(outcomes, &selection.presets))

@@ -6,20 +6,35 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::Path;
 
-/// Writes a file so that a crash leaves the old one or the new one, never a part: a temporary file beside
-/// it, made durable, then renamed.
+/// What a file outlives, once it is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outlives {
+    /// The process, however that ends. What the system has not brought to the disk yet goes with the machine.
+    Process,
+    /// The machine too: writing waits for the disk.
+    Machine,
+}
+
+/// Writes a file so that a crash of what it outlives leaves the old one or the new one, never a part: a temporary file beside
+/// it, made durable if it is to outlive the machine, then renamed.
 ///
 /// # Errors
 /// The system refuses.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+pub fn write_atomically(path: &Path, bytes: &[u8], outlives: Outlives) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = path.with_file_name(format!(".{name}.partial"));
     let mut file = File::create(&temporary).map_err(TrainError::io(&temporary))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(TrainError::io(&temporary))?;
+    let written = file.write_all(bytes);
+    let written =
+        if outlives == Outlives::Machine { written.and_then(|()| file.sync_all()) } else { written };
+    written.map_err(TrainError::io(&temporary))?;
     domain::crash::point("file/before-rename");
     std::fs::rename(&temporary, path).map_err(TrainError::io(path))?;
     domain::crash::point("file/after-rename");
-    sync_directory(path.parent().unwrap_or(Path::new(".")))
+    match outlives {
+        Outlives::Machine => sync_directory(path.parent().unwrap_or(Path::new("."))),
+        Outlives::Process => Ok(()),
+    }
 }
 
 /// Makes the names in a directory durable.

@@ -9,7 +9,7 @@
 use crate::adapter_file::{self, resolve};
 use crate::checkpoint::{Checkpoint, Quantized};
 use crate::error::{Result, TrainError};
-use crate::files;
+use crate::files::{self, Outlives};
 use crate::lora::{LoraMatrix, Target};
 use crate::model::{Base, ModelConfig, Quantization};
 use crate::new_model::{CONFIG, Entry, NewModel, Writer, copy_companions, read_json, write_json};
@@ -217,7 +217,7 @@ impl Merge<'_> {
             return write_json(&dir.join(CONFIG), &config);
         }
         let bytes = std::fs::read(&from).map_err(TrainError::io(&from))?;
-        files::write_atomically(&dir.join(CONFIG), &bytes)
+        files::write_atomically(&dir.join(CONFIG), &bytes, Outlives::Machine)
     }
 }
 

@@ -7,7 +7,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::error::{Result, TrainError};
-use crate::files;
+use crate::files::{self, Outlives};
 use candle_core::{DType, Tensor};
 use safetensors::View;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
@@ -194,7 +194,7 @@ pub(crate) fn copy_companions(from: &Path, to: &Path) -> Result<()> {
         let from = from.join(name);
         if from.exists() {
             let bytes = std::fs::read(&from).map_err(TrainError::io(&from))?;
-            files::write_atomically(&to.join(name), &bytes)?;
+            files::write_atomically(&to.join(name), &bytes, Outlives::Machine)?;
         }
     }
     Ok(())
@@ -409,7 +409,7 @@ pub(crate) fn read_json(path: &Path) -> Result<Value> {
 /// The system refuses.
 pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
     let text = serde_json::to_string_pretty(value).unwrap_or_default();
-    files::write_atomically(path, (text + "\n").as_bytes())
+    files::write_atomically(path, (text + "\n").as_bytes(), Outlives::Machine)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ mod common;
 use common::{CPU, flat, tiny_base};
 use domain::trial::TargetModules;
 use trainer::adapter_file::{self, PeftConfig, WEIGHTS_FILE, resolve, written_targets};
+use trainer::files::Outlives;
 use trainer::lora::Adapter;
 use trainer::model::Base;
 
@@ -108,7 +109,7 @@ fn an_adapter_of_the_head_comes_back_from_its_files() {
     };
     let modules = resolve(&base, &config).unwrap();
     let adapter = Adapter::new(&base, &modules, 0.0, 1).unwrap();
-    adapter_file::save(dir.path(), &adapter, &config).unwrap();
+    adapter_file::save(dir.path(), &adapter, &config, Outlives::Process).unwrap();
     let (written, loaded) = adapter_file::load(dir.path(), &modules, 1, &CPU).unwrap();
     assert_eq!((written, flat(&loaded)), (config.clone(), flat(&adapter)));
     let file = dir.path().join(WEIGHTS_FILE);

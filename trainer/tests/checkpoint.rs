@@ -13,6 +13,7 @@ use serde_json::json;
 use std::path::{Path, PathBuf};
 use trainer::adapter_file::{self, PeftConfig, resolve};
 use trainer::checkpoint::{Checkpoint, digest};
+use trainer::files::Outlives;
 use trainer::lora::Adapter;
 use trainer::merge::{Merge, MergeInto};
 use trainer::model::Base;
@@ -113,7 +114,7 @@ fn a_model_in_shards_of_pickles_is_loaded_and_merged() {
     for module in &mut adapter.modules {
         module.b = module.b.ones_like().unwrap();
     }
-    adapter_file::save(&at("adapter"), &adapter, &config).unwrap();
+    adapter_file::save(&at("adapter"), &adapter, &config, Outlives::Process).unwrap();
     for name in ["pickles", "safetensors"] {
         let (base, adapter, to) = (at(name), at("adapter"), at(&format!("merged-{name}")));
         let merge = Merge {

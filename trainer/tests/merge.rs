@@ -11,6 +11,7 @@ use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use trainer::adapter_file::{self, CONFIG_FILE, PeftConfig, resolve, written_targets};
+use trainer::files::Outlives;
 use trainer::lora::Adapter;
 use trainer::merge::{Merge, MergeInto, Merged};
 use trainer::model::Base;
@@ -41,7 +42,7 @@ fn write_adapter(dir: &Path, base: &Base, targets: &TargetModules) -> Adapter {
         let values: Vec<f32> = values.into_iter().cycle().take(rows * 4).collect();
         module.b = Tensor::from_vec(values, (rows, 4), &CPU).unwrap();
     }
-    adapter_file::save(dir, &adapter, &config).unwrap();
+    adapter_file::save(dir, &adapter, &config, Outlives::Process).unwrap();
     adapter
 }
 

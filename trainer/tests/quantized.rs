@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use trainer::adapter_file::{self, PeftConfig, resolve};
 use trainer::checkpoint::Checkpoint;
+use trainer::files::Outlives;
 use trainer::lora::Adapter;
 use trainer::merge::{Merge, MergeInto};
 use trainer::model::{Base, ModelConfig};
@@ -468,7 +469,7 @@ fn write_adapter(dir: &Path, base: &Base, names: &[&str]) -> Adapter {
         let values: Vec<f32> = (0..(rows * columns) as u64).map(value).collect();
         module.b = Tensor::from_vec(values, (rows, columns), &CPU).unwrap();
     }
-    adapter_file::save(dir, &adapter, &config).unwrap();
+    adapter_file::save(dir, &adapter, &config, Outlives::Process).unwrap();
     adapter
 }
 

@@ -13,6 +13,7 @@ use domain::trial::{
 };
 use std::collections::HashMap;
 use std::path::Path;
+use trainer::files::Outlives;
 use trainer::lora::Adapter;
 use trainer::pack::{self, Member, Row};
 use trainer::run::{Loaded, Run, Stepped, step_pack};
@@ -197,7 +198,7 @@ fn check_resume(change: &dyn Fn(&mut TrialConfig)) {
     let (adapter, resume) = (dir.path().join("adapter"), dir.path().join("resume"));
     let mut first = Run::new(&loaded, config.clone()).unwrap();
     steps(&loaded, &mut first, 7);
-    first.save(&adapter, &resume).unwrap();
+    first.save(&adapter, &resume, Outlives::Process).unwrap();
     // What is computed twice may change on the way: it changes no number.
     let config = TrialConfig { gradient_checkpointing: GradientCheckpointing::On, ..config };
     let mut second = Run::resume(&load(&config), config.clone(), &adapter, &resume).unwrap();
@@ -235,7 +236,7 @@ fn an_overflow_in_float16_costs_a_step_and_no_more() {
     let (adapter, resume) = (dir.path().join("adapter"), dir.path().join("resume"));
     let mut run = Run::new(&loaded, config.clone()).unwrap();
     steps(&loaded, &mut run, 3);
-    run.save(&adapter, &resume).unwrap();
+    run.save(&adapter, &resume, Outlives::Process).unwrap();
     // As if the scale had grown until the gradients overflow.
     let file = resume.join("resume.json");
     let mut saved = json_file(&file);

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use trainer::adapter_file::{self, PeftConfig, WEIGHTS_FILE, resolve};
+use trainer::files::Outlives;
 use trainer::lora::{Adapter, LoraMatrix, Target};
 use trainer::merge::{Merge, MergeInto};
 use trainer::model::Base;
@@ -123,13 +124,13 @@ fn check(dir: &Path, base_dir: &Path, dropout: f64) {
     // What is trained here is on the whole base what it is beside what it began with.
     let own = values(&pack::logits(&base, Some(&adapter), probe).unwrap());
     let dir_of_ours = tempfile::tempdir().unwrap();
-    adapter_file::save(dir_of_ours.path(), &adapter, &config).unwrap();
+    adapter_file::save(dir_of_ours.path(), &adapter, &config, Outlives::Process).unwrap();
     let again = values(&pack::logits(&base, Some(&read(&base, dir_of_ours.path()).1), probe).unwrap());
     assert!(off(&again, &own) < 1e-5, "{name}: logits differ by {} once written", off(&again, &own));
 
     // Its files again: the same names, shapes and numbers, and a configuration that means the same.
     let to = tempfile::tempdir().unwrap();
-    adapter_file::save(to.path(), &want, &written).unwrap();
+    adapter_file::save(to.path(), &want, &written, Outlives::Process).unwrap();
     let files = |dir: &Path| candle_core::safetensors::load(dir.join(WEIGHTS_FILE), device()).unwrap();
     let (ours, theirs) = (files(to.path()), files(&dir.join("final")));
     // PEFT adds the head's frozen weight where the head is adapted.

@@ -4,7 +4,7 @@ use crate::Failure;
 use std::path::{Path, PathBuf};
 use trainer::TrainError;
 use trainer::adapter_file::{CONFIG_FILE, WEIGHTS_FILE};
-use trainer::files::sync_directory;
+use trainer::files::{Outlives, sync_directory};
 use trainer::run::{RESUME_FILE, Run};
 
 /// The files by which a directory holds a finished adapter.
@@ -95,7 +95,7 @@ impl Output {
             return Ok(path);
         }
         let partial = self.dir.join(format!(".checkpoint-{}.partial", run.step()));
-        run.save(&partial, &partial)?;
+        run.save(&partial, &partial, Outlives::Machine)?;
         std::fs::rename(&partial, &path).map_err(TrainError::io(&path))?;
         sync_directory(&self.dir)?;
         Ok(path)
@@ -103,7 +103,7 @@ impl Output {
 
     /// Writes the adapter into the directory itself, with what a longer run would go on from.
     pub(crate) fn finish(&self, run: &Run) -> Result<(), TrainError> {
-        run.save(&self.dir, &self.dir)
+        run.save(&self.dir, &self.dir, Outlives::Machine)
     }
 }
 

@@ -10,6 +10,7 @@ use domain::data::ContentHash;
 use domain::trial::{BaseModel, Digests, Failure, FailureClass, TrialSummary};
 use hub::Kind;
 use std::sync::Arc;
+use trainer::files::Outlives;
 use trainer::model::Base;
 use trainer::run::{Loaded, Run};
 use trainer::{Device, TrainError, locate};
@@ -148,7 +149,8 @@ impl Backend for Candle {
     }
 
     fn save(&mut self, trial: &Examined, dirs: &CheckpointDirs) -> Result<(), Failure> {
-        trial.run.save(&dirs.adapter, &dirs.resume).map_err(failure)
+        // Where it is to last it is uploaded, and what lies here is gone when the agent starts again: no step waits for the disk.
+        trial.run.save(&dirs.adapter, &dirs.resume, Outlives::Process).map_err(failure)
     }
 
     fn ask(&mut self, base: &Loaded, trial: &mut Examined) -> Result<Asking, Failure> {

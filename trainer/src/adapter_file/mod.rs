@@ -8,7 +8,7 @@ pub use config::PeftConfig;
 pub use targets::{resolve, written_targets};
 
 use crate::error::{Result, TrainError};
-use crate::files;
+use crate::files::{self, Outlives};
 use crate::lora::{Adapter, LoraMatrix, Target};
 use crate::saved::{SavedModule, SavedSpec, Trainable};
 use candle_core::{DType, Device, Tensor};
@@ -32,11 +32,11 @@ fn key(path: &str, parameter: &str) -> String {
 ///
 /// # Errors
 /// The system refuses a write.
-pub fn save(dir: &Path, adapter: &Adapter, config: &PeftConfig) -> Result<()> {
+pub fn save(dir: &Path, adapter: &Adapter, config: &PeftConfig, outlives: Outlives) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
-    files::write_atomically(&dir.join(WEIGHTS_FILE), &weights(adapter)?)?;
+    files::write_atomically(&dir.join(WEIGHTS_FILE), &weights(adapter)?, outlives)?;
     let text = serde_json::to_string_pretty(&config.as_written().to_json()).unwrap_or_default();
-    files::write_atomically(&dir.join(CONFIG_FILE), text.as_bytes())
+    files::write_atomically(&dir.join(CONFIG_FILE), text.as_bytes(), outlives)
 }
 
 /// Tensors as a safetensors file, marked as torch's layout as PEFT marks its own.

@@ -3,7 +3,7 @@
 use super::{Loaded, Progress, Run, State, optimizer_config};
 use crate::adapter_file::{self, WEIGHTS_FILE};
 use crate::error::{Result, TrainError};
-use crate::files;
+use crate::files::{self, Outlives};
 use crate::lora::Adapter;
 use crate::optim::{AdamW, Moments};
 use crate::preflight;
@@ -62,8 +62,8 @@ impl Run {
     ///
     /// # Errors
     /// The system refuses a write.
-    pub fn save(&self, adapter_dir: &Path, resume_dir: &Path) -> Result<()> {
-        adapter_file::save(adapter_dir, &self.state.adapter, &self.written)?;
+    pub fn save(&self, adapter_dir: &Path, resume_dir: &Path, outlives: Outlives) -> Result<()> {
+        adapter_file::save(adapter_dir, &self.state.adapter, &self.written, outlives)?;
         std::fs::create_dir_all(resume_dir).map_err(TrainError::io(resume_dir))?;
         let State { step, adapter, optimizer, scaler } = &self.state;
         let mut tensors: BTreeMap<String, &Tensor> = BTreeMap::new();
@@ -71,7 +71,11 @@ impl Run {
             tensors.insert(key(path, name, "exp_avg"), &moments.first);
             tensors.insert(key(path, name, "exp_avg_sq"), &moments.second);
         }
-        files::write_atomically(&resume_dir.join(MOMENTS_FILE), &adapter_file::serialize(tensors)?)?;
+        files::write_atomically(
+            &resume_dir.join(MOMENTS_FILE),
+            &adapter_file::serialize(tensors)?,
+            outlives,
+        )?;
         let saved = Saved {
             format: FORMAT,
             step: *step,
@@ -83,7 +87,7 @@ impl Run {
             loss_scaler: *scaler,
         };
         let text = serde_json::to_string_pretty(&saved).unwrap_or_default();
-        files::write_atomically(&resume_dir.join(RESUME_FILE), text.as_bytes())
+        files::write_atomically(&resume_dir.join(RESUME_FILE), text.as_bytes(), outlives)
     }
 
     /// The steps that a resume directory has behind it, if it is whole.
