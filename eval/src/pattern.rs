@@ -25,6 +25,9 @@ impl Pattern {
     /// # Errors
     /// It is none, or too large, in words.
     pub(crate) fn new(pattern: &str) -> Result<Self, String> {
+        if let Some(letter) = unknown_escape(pattern) {
+            return Err(format!("{pattern:?} is no regular expression: Python has no \\{letter}"));
+        }
         let compiled = |end: &str| {
             RegexBuilder::new(&translated(pattern, end))
                 .backtrack_limit(MOST_TRIES)
@@ -68,6 +71,20 @@ impl Pattern {
     fn failed(&self, error: &Error) -> String {
         format!("{:?} cannot be looked for: {error}", self.usual.as_str())
     }
+}
+
+/// A letter behind a backslash that Python's `re` refuses. Rust's `\K` would let a place begin behind its own end.
+fn unknown_escape(pattern: &str) -> Option<char> {
+    let mut characters = pattern.chars();
+    while let Some(character) = characters.next() {
+        let escaped = if character == '\\' { characters.next() } else { None };
+        let unknown =
+            escaped.filter(|letter| letter.is_ascii_alphabetic() && !"AbBdDsSwWZafnrtvxuU".contains(*letter));
+        if unknown.is_some() {
+            return unknown;
+        }
+    }
+    None
 }
 
 /// What Python means otherwise than Rust: `$` is `end`, `\Z` is the text's end itself, `\<` and `\>` are characters.
@@ -144,6 +161,12 @@ mod tests {
             assert_eq!(got, want, "{pattern} in {text:?}");
         }
         assert!(Pattern::new("(").unwrap_err().starts_with("\"(\" is no regular expression: "));
+        for (pattern, want) in
+            [(r"a(?=b\K)", Some('K')), (r"\\K", None), (r"[\p]", Some('p')), (r"\d\.", None)]
+        {
+            assert_eq!(unknown_escape(pattern), want, "{pattern}");
+        }
+        assert!(Pattern::new(r"a(?=b\K)").unwrap_err().ends_with(r"Python has no \K"));
     }
 
     /// `re.findall(pattern, text)` of CPython 3.11.
