@@ -138,6 +138,9 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let model = config::paths::absolute(&args.model);
     downloads.model(&model, "--model")?;
     let dir = locate::model(&model).map_err(of_trainer)?;
+    let config = ModelConfig::load(&dir).map_err(of_trainer)?;
+    let fits = |chosen: &Chosen| run::fits(&chosen.task, &config, &options);
+    selection.tasks.iter().try_for_each(fits).map_err(unusable)?;
     let device = trainer::device::open(placed.id.as_str()).map_err(of_trainer)?;
     let loaded = Loaded::new(&dir, &args, &device)?;
     let started = clock.monotonic();

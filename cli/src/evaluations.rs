@@ -13,6 +13,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use trainer::TrainError;
+use trainer::model::ModelConfig;
 
 /// Where a sweep says what its models are asked.
 const TASKS: &str = "evaluations.tasks";
@@ -39,8 +40,13 @@ pub(crate) fn known(loaded: &Loaded) -> Result<(), Failure> {
     )))
 }
 
-/// Reads every document that is asked and makes its prompt; what comes from the hub is downloaded.
-pub(crate) fn documents(loaded: &Loaded, downloads: &mut Downloads) -> Result<(), Failure> {
+/// Reads every document that is asked and makes its prompt; what comes from the hub is downloaded. Each of the `models` has
+/// room for what it is asked.
+pub(crate) fn documents<'a>(
+    loaded: &Loaded,
+    mut models: impl Iterator<Item = &'a ModelConfig>,
+    downloads: &mut Downloads,
+) -> Result<(), Failure> {
     let Some(evaluations) = &loaded.spec.evaluations else { return Ok(()) };
     let place = loaded.locate(TASKS);
     let of_hub = &mut |task: &Task| match task.asks_shipped_data() {
@@ -48,7 +54,7 @@ pub(crate) fn documents(loaded: &Loaded, downloads: &mut Downloads) -> Result<()
         false => Err(Unread::Eval(no_documents(task, "evaluations.task_data"))),
     };
     match Exam::load::<Unread>(evaluations, of_hub) {
-        Ok(_) => Ok(()),
+        Ok(exam) => models.try_for_each(|model| exam.fits(model)).map_err(|error| told(loaded, error)),
         Err(Unread::Download(failure)) => Err(failure),
         Err(Unread::Eval(error)) => Err(told(loaded, error)),
     }

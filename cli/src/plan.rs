@@ -153,7 +153,7 @@ pub(crate) fn check(loaded: &sweep_file::Loaded) -> Result<Vec<Planned>, Failure
         };
         planned.push(Planned { trial, preflight });
     }
-    evaluations::documents(loaded, &mut downloads)?;
+    evaluations::documents(loaded, planned.iter().map(|planned| &planned.preflight.shape), &mut downloads)?;
     Ok(planned)
 }
 

@@ -39,6 +39,7 @@ fn sandbox() -> Sandbox {
     write("arc/ARC-Challenge/train-0.jsonl", lines(&own, 8..20));
     write("bad.jsonl", lines(&hub, 0..1) + "{\"question\": \"w2\"}\n");
     write("broken.jsonl", lines(&hub, 0..1) + "{\n");
+    write("gsm8k.jsonl", "{\"question\": \"w2\", \"answer\": \"w3\"}\n".into());
     write("book.txt", "w5 w6 w7\nw8 w9".into());
     write("mine.yaml", "include: arc_easy\ntask: mine\nfewshot_config: { sampler: first_n }\n".into());
     sandbox
@@ -141,6 +142,8 @@ fn what_it_refuses() {
     refused(&arc("arc_easy=model"), "has no file of the split `test`; call it test.jsonl");
     refused(&arc("arc_easy=bad.jsonl"), "bad.jsonl: document 2: ");
     refused(&arc("arc_easy=broken.jsonl"), "broken.jsonl:2: is no JSON");
+    let gsm8k = ["--tasks", "gsm8k", "--task-data", "gsm8k=gsm8k.jsonl", "--num-fewshot", "0"];
+    refused(&gsm8k, "gsm8k: its answers have up to 256 tokens, and prompt and answer may have 64 together");
     refused(&arc("arc_easy=book.txt"), "book.txt: is no .jsonl, .json or .parquet file");
     refused(
         &[&arc("arc_easy=hub.jsonl")[..], &["--num-fewshot", "8"]].concat(),

@@ -200,6 +200,8 @@ fn what_cannot_be_asked_is_told_at_once() {
     let bad = format!("{good}\n{good}\n{}\n{good}\n", json!({ "question": "w2" }));
     std::fs::write(sandbox.path().join("bad.jsonl"), bad).unwrap();
     std::fs::write(sandbox.path().join("wrong.yaml"), "task: [").unwrap();
+    let long = SAID.replace("max_gen_toks: 4", "max_gen_toks: 64");
+    std::fs::write(sandbox.path().join("long.yaml"), long).unwrap();
     std::fs::write(sandbox.path().join("nested.yaml"), "include: ./mine.yaml\ntask: nested\n").unwrap();
     for (set, want) in [
         ("evaluations.tasks=[arc]", "--set evaluations.tasks: evaluations: arc: is no task; there are"),
@@ -212,6 +214,10 @@ fn what_cannot_be_asked_is_told_at_once() {
         ("evaluations.task_data.hellaswag=book.txt", "hellaswag: has a place in task_data, and is not asked"),
         ("evaluations.task_data.mine=bad.jsonl", "bad.jsonl: example 3: "),
         ("evaluations.num_fewshot=500", "needs 501 documents for 500 examples"),
+        (
+            "evaluations.tasks=[open-two.yaml, ./mine.yaml, perplexity, ./long.yaml]",
+            "said: its answers have up to 64 tokens, and prompt and answer may have 64 together",
+        ),
         ("search.algorithm=asha", "search.metric: asha compares trials as they train"),
         ("evaluations=null", "search.metric: eval/mine/acc is a task's, and none is asked"),
     ] {

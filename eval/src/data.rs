@@ -1,6 +1,6 @@
 //! A task's documents, and the examples for its prompts, from files in the data sets' own layouts.
 
-use crate::task::{OutputType, Task};
+use crate::task::{FewshotConfig, OutputType, Sampler, Task};
 use crate::{EvalError, Result};
 use domain::sweep::FewshotOrder;
 use serde_json::{Map, Value};
@@ -37,14 +37,16 @@ pub fn load(
 ) -> Result<Data> {
     let split = task.test_split.as_deref().or(task.validation_split.as_deref());
     let documents = rows(task, path, split)?;
+    let FewshotConfig { sampler, samples } = &task.fewshot_config;
+    let draws = *sampler == Sampler::Default && samples.is_none();
     let mut data = Data {
         path: path.to_owned(),
         documents,
         examples: Vec::new(),
         // As the harness decides it, also where neither split is named.
         examples_hold_documents: match order {
-            FewshotOrder::V0_4 => task.fewshot_split == task.test_split,
-            FewshotOrder::V0_3 => task.training_split.is_none(),
+            FewshotOrder::V0_3 if draws => task.training_split.is_none(),
+            _ => task.fewshot_split == task.test_split,
         },
     };
     if !examples {

@@ -4,7 +4,7 @@
 use crate::data::{self, Data};
 use crate::metric::{self, Score};
 use crate::results;
-use crate::run::{Answers, Model, Options, Outcome, Paper};
+use crate::run::{self, Answers, Model, Options, Outcome, Paper, Sample};
 use crate::task::{self, Chosen, Preset, Selection, Task};
 use crate::{EvalError, Result};
 use domain::metric::MEAN;
@@ -12,6 +12,7 @@ use domain::sweep::Evaluations;
 use domain::trial::TaskScore;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use trainer::model::ModelConfig;
 
 /// Documents that are asked at a time at most, and the bytes of their prompts, if it is more than one.
 const PART: usize = 32;
@@ -66,6 +67,14 @@ impl Exam {
         Ok(Self { papers, presets: selection.presets, options })
     }
 
+    /// Whether a model can be asked all of it, as far as is known before it is.
+    ///
+    /// # Errors
+    /// Those of [`run::fits`].
+    pub fn fits(&self, config: &ModelConfig) -> Result<()> {
+        self.papers.iter().try_for_each(|paper| run::fits(&paper.task, config, &self.options))
+    }
+
     /// Asks a model the next documents. True once there are no more.
     ///
     /// # Errors
@@ -76,7 +85,9 @@ impl Exam {
         let from = sitting.answers.samples.len();
         let to = paper.part(from, PART, PART_BYTES);
         let answers = paper.ask(model, from..to, &options, &mut |_, _| ())?;
-        sitting.answers.samples.extend(answers.samples);
+        // A sweep keeps what is counted; the texts would be many.
+        let counted = |sample| Sample { generated: None, filtered_resps: BTreeMap::new(), ..sample };
+        sitting.answers.samples.extend(answers.samples.into_iter().map(counted));
         sitting.answers.requests += answers.requests;
         if to == paper.asked() {
             sitting.outcomes.push(paper.outcome(std::mem::take(&mut sitting.answers)));

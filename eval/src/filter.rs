@@ -1,8 +1,7 @@
 //! Generated answers once they are there: what filters make of them, and whether that is right.
 
-use crate::pattern;
+use crate::pattern::Pattern;
 use crate::task::Task;
-use fancy_regex::Regex;
 use serde::{Deserialize, Serialize};
 
 /// The name of what comes of an answer that no filter of the task's goes over.
@@ -36,7 +35,7 @@ pub enum Step {
     },
     /// The first of several answers. There is but one.
     TakeFirst {},
-    /// Without the space at its beginning.
+    /// Without the space around it.
     RemoveWhitespace {},
     /// In small letters.
     Lowercase {},
@@ -76,8 +75,8 @@ pub(crate) struct Filtered {
 /// A task's filters and its comparison, with their expressions compiled.
 #[derive(Debug, Clone)]
 pub(crate) struct Judge {
-    filters: Vec<Vec<(Step, Option<Regex>)>>,
-    regexes: Vec<Regex>,
+    filters: Vec<Vec<(Step, Option<Pattern>)>>,
+    regexes: Vec<Pattern>,
     ignored: Ignored,
 }
 
@@ -89,7 +88,7 @@ impl Judge {
     pub(crate) fn new(task: &Task) -> Result<Self, String> {
         let ready = |step: &Step| {
             let regex = match step {
-                Step::Regex { regex_pattern, .. } => Some(pattern::compile(regex_pattern)?),
+                Step::Regex { regex_pattern, .. } => Some(Pattern::new(regex_pattern)?),
                 _ => None,
             };
             Ok((step.clone(), regex))
@@ -100,7 +99,7 @@ impl Judge {
             filters.push(Vec::new());
         }
         let ignored = task.metrics.first().map(|counted| counted.ignored.clone()).unwrap_or_default();
-        let regexes = ignored.regexes_to_ignore.iter().map(|regex| pattern::compile(regex));
+        let regexes = ignored.regexes_to_ignore.iter().map(|regex| Pattern::new(regex));
         Ok(Self { filters, regexes: regexes.collect::<Result<_, _>>()?, ignored })
     }
 
@@ -110,7 +109,7 @@ impl Judge {
     /// An expression cannot be looked for in it, in words.
     pub(crate) fn of(&self, answer: &str, targets: &[String]) -> Result<Vec<Filtered>, String> {
         let targets: Vec<_> = targets.iter().map(|target| self.plain(target)).collect::<Result<_, _>>()?;
-        let of = |steps: &Vec<(Step, Option<Regex>)>| {
+        let of = |steps: &Vec<(Step, Option<Pattern>)>| {
             let mut text = answer.to_owned();
             for (step, regex) in steps {
                 text = apply(step, regex.as_ref(), text)?;
@@ -125,7 +124,7 @@ impl Judge {
     fn plain(&self, text: &str) -> Result<String, String> {
         let mut text = text.to_owned();
         for regex in &self.regexes {
-            text = pattern::replaced(regex, &text, "")?;
+            text = regex.replaced(&text, "")?;
         }
         let Ignored { ignore_case, ignore_punctuation, ignore_numbers, .. } = self.ignored;
         if ignore_case {
@@ -138,23 +137,22 @@ impl Judge {
     }
 }
 
-fn apply(step: &Step, regex: Option<&Regex>, text: String) -> Result<String, String> {
+fn apply(step: &Step, regex: Option<&Pattern>, text: String) -> Result<String, String> {
     Ok(match step {
         Step::Regex { group_select, fallback, .. } => match regex {
             Some(regex) => found(regex, *group_select, fallback, &text)?,
             None => text,
         },
         Step::TakeFirst {} => text,
-        Step::RemoveWhitespace {} => text.trim_start().to_owned(),
+        Step::RemoveWhitespace {} => text.trim().to_owned(),
         Step::Lowercase {} => text.to_lowercase(),
         Step::Uppercase {} => text.to_uppercase(),
     })
 }
 
 /// One of all that Python's `re.findall` finds.
-fn found(regex: &Regex, select: i64, fallback: &str, text: &str) -> Result<String, String> {
-    let all: Result<Vec<_>, _> = regex.captures_iter(text).collect();
-    let all = all.map_err(|error| pattern::failed(regex, &error))?;
+fn found(regex: &Pattern, select: i64, fallback: &str, text: &str) -> Result<String, String> {
+    let all = regex.all(text)?;
     let select = isize::try_from(select).unwrap_or(isize::MAX);
     let place = if select < 0 { all.len().checked_add_signed(select) } else { Some(select.unsigned_abs()) };
     let Some(captures) = place.and_then(|place| all.get(place)) else { return Ok(fallback.to_owned()) };
@@ -202,10 +200,12 @@ mod tests {
         check(regex(numbers, 1), "3 apples cost $4.50, so 7", "$4.50,");
         check(regex(numbers, -4), "3 apples cost $4.50, so 7", "[invalid]");
         check(regex("a+", 1), "a aa", "aa");
+        check(regex(".*", 2), "a\nb", "b");
+        check(regex(".*", -2), "a\nb", "b");
         check(regex("is( [a-z]*)", 0), "it is here", "here");
         check(regex("(a)?(b)?c", 0), "c", "[invalid]");
         check(regex("(a)?c", 0), "c", "");
-        check(json!([{ "function": "remove_whitespace" }]), " \n a ", "a ");
+        check(json!([{ "function": "remove_whitespace" }]), " \n a ", "a");
         check(json!([{ "function": "lowercase" }]), "A\u{c4}b", "a\u{e4}b");
         check(
             json!([{ "function": "uppercase" }, { "function": "regex", "regex_pattern": "B." }]),

@@ -6,6 +6,7 @@ use crate::task::Task;
 use crate::{EvalError, Result};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
+use trainer::model::ModelConfig;
 use trainer::pack;
 
 /// How answers are generated: greedily, each token the likeliest.
@@ -62,31 +63,41 @@ pub(crate) struct Writer<'a> {
     /// Tokens of a prompt at most: it and its answer are what the model reads.
     most: usize,
     until: Vec<String>,
-    /// Tokens that an end is looked for in: each has a byte of it at least, so that it is wholly among them.
-    looked_at: usize,
+}
+
+/// Tokens of a task's prompts at most: one and its answer are what the model reads, which is no more than it knows
+/// positions.
+///
+/// # Errors
+/// The answers alone would be as long.
+pub(crate) fn room(task: &Task, config: &ModelConfig, max_length: Option<usize>) -> Result<usize> {
+    let known = config.max_position_embeddings;
+    let length = max_length.map_or(known, |length| length.min(known));
+    let max_gen_toks = task.generation_kwargs.max_gen_toks;
+    let most = length.saturating_sub(max_gen_toks);
+    if most == 0 {
+        let problem = format!(
+            "its answers have up to {max_gen_toks} tokens, and prompt and answer may have {length} together"
+        );
+        return Err(EvalError::task(&task.task, problem, "lower max_gen_toks in its generation_kwargs"));
+    }
+    Ok(most)
 }
 
 impl<'a> Writer<'a> {
-    /// One for a model that reads `max_length` tokens.
+    /// One for a model that reads `max_length` tokens, or all that it can.
     ///
     /// # Errors
-    /// Its answers alone would be as long.
-    pub(crate) fn new(model: Model<'a>, task: &Task, max_length: usize) -> Result<Self> {
+    /// Those of [`room`].
+    pub(crate) fn new(model: Model<'a>, task: &Task, max_length: Option<usize>) -> Result<Self> {
+        let most = room(task, &model.base.config, max_length)?;
         let max_gen_toks = task.generation_kwargs.max_gen_toks;
-        let most = max_length.saturating_sub(max_gen_toks);
-        if most == 0 {
-            let problem = format!(
-                "its answers have up to {max_gen_toks} tokens, and prompt and answer may have {max_length} together"
-            );
-            return Err(EvalError::task(&task.task, problem, "lower max_gen_toks in its generation_kwargs"));
-        }
         let named = task.generation_kwargs.until.clone();
         let mut until = named.unwrap_or_else(|| vec![task.fewshot_delimiter.clone()]);
         // A model may also write what its EOS is called.
         until.extend(model.tokenizer.eos().and_then(|id| model.tokenizer.piece(id)));
         until.retain(|text| !text.is_empty());
-        let looked_at = until.iter().map(String::len).max().unwrap_or(0) + 2;
-        Ok(Self { model, max_gen_toks, most, until, looked_at })
+        Ok(Self { model, max_gen_toks, most, until })
     }
 
     /// The answer to a prompt, of which the last tokens are read if it is too long; `None` if it has none.
@@ -100,14 +111,24 @@ impl<'a> Writer<'a> {
         if prompt.is_empty() {
             return Ok(None);
         }
-        let mut is_over = |answer: &[u32]| -> trainer::Result<bool> {
-            let text = tokenizer.decode(&answer[answer.len().saturating_sub(self.looked_at)..])?;
-            Ok(self.until.iter().any(|until| text.contains(until.as_str())))
-        };
-        let (most, eos) = (self.max_gen_toks, tokenizer.eos());
+        // A special token ends an answer by its name, of which the answer's own text has nothing.
+        let mut is_over = |answer: &[u32]| ends(answer, &self.until, |ids| tokenizer.decode_as_it_is(ids));
+        let (most, eos) = (self.max_gen_toks, tokenizer.ends());
         let answer = pack::generate_until(base, adapter, &prompt, most, eos, &mut is_over)?;
         Ok(Some(cut(tokenizer.decode(&answer)?, &self.until)))
     }
+}
+
+/// Whether the last tokens of an answer have one of the ends: as many as are sure to have it wholly, as each has a byte of
+/// it at least.
+fn ends(
+    answer: &[u32],
+    until: &[String],
+    decode: impl Fn(&[u32]) -> trainer::Result<String>,
+) -> trainer::Result<bool> {
+    let looked_at = until.iter().map(String::len).max().unwrap_or(0) + 2;
+    let text = decode(&answer[answer.len().saturating_sub(looked_at)..])?;
+    Ok(until.iter().any(|until| text.contains(until.as_str())))
 }
 
 /// A text up to each of the ends in turn.
@@ -135,6 +156,33 @@ mod tests {
         ] {
             let until: Vec<_> = until.iter().map(ToString::to_string).collect();
             assert_eq!(cut(text.into(), &until), want, "{text} until {until:?}");
+        }
+    }
+
+    /// A tokenizer whose tokens are bytes.
+    #[test]
+    fn an_end_is_seen_once_it_is_whole() {
+        let bytes = |ids: &[u32]| {
+            let bytes: Vec<_> = ids.iter().map(|id| u8::try_from(*id).unwrap()).collect();
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        for (text, until, want) in [
+            (&b"so ab"[..], &["ab"][..], true),
+            (b"so a", &["ab"], false),
+            (b"so b", &["ab", "b"], true),
+            (b"stop", &["stop"], true),
+            (b"a text that is longer than its end, stop", &["stop"], true),
+            // One of several bytes, of which not all are there, and behind half a character.
+            (b"so \xc3\xa9", &["\u{e9}"], true),
+            (b"so \xc3", &["\u{e9}"], false),
+            (b"\xe2\x82\xac\xc3\xa9", &["\u{e9}"], true),
+            // What an answer has there already has ended it.
+            (b"ab and much behind it", &["ab"], false),
+            (b"so", &[], false),
+        ] {
+            let ids: Vec<_> = text.iter().map(|byte| u32::from(*byte)).collect();
+            let until: Vec<_> = until.iter().map(ToString::to_string).collect();
+            assert_eq!(ends(&ids, &until, bytes).unwrap(), want, "{} until {until:?}", text.escape_ascii());
         }
     }
 

@@ -212,18 +212,27 @@ impl<'a> Prompts<'a> {
         };
         let targets = match &self.task.doc_to_target {
             Value::Array(list) => list.iter().map(of).collect::<std::result::Result<Vec<_>, _>>()?,
-            one => match of(one)? {
-                Value::Array(list) => list,
-                target => vec![target],
-            },
+            Value::String(name) if made.contains_key(name) => listed(made[name].clone()),
+            template => listed(self.literal(of(template)?)),
         };
         let text = |target: Value| match target {
             Value::String(text) => Ok(text),
-            Value::Number(_) | Value::Bool(_) => Ok(target.to_string()),
+            Value::Number(_) => Ok(target.to_string()),
+            // As Python writes them.
+            Value::Bool(true) => Ok("True".to_owned()),
+            Value::Bool(false) => Ok("False".to_owned()),
             other => Err(format!("its target {other} is neither a text nor a list of texts")),
         };
         let targets: Vec<_> = targets.into_iter().map(text).collect::<std::result::Result<_, _>>()?;
         if targets.is_empty() { Err("its target is an empty list".into()) } else { Ok(targets) }
+    }
+
+    /// The list of texts and numbers that a template's text is, as Python writes one; any other text as it is.
+    fn literal(&self, target: Value) -> Value {
+        let is_plain = |item: &Value| item.is_string() || item.is_number() || item.is_boolean();
+        let list = target.as_str().filter(|text| text.starts_with('[') && text.ends_with(']'));
+        let list = list.and_then(|text| self.templates.value(text, &template::fields(&Fields::new())).ok());
+        list.filter(|list| list.as_array().is_some_and(|list| list.iter().all(is_plain))).unwrap_or(target)
     }
 
     /// An example's text: question and right answer.
@@ -238,6 +247,14 @@ impl<'a> Prompts<'a> {
         };
         let Task { target_delimiter, fewshot_delimiter, .. } = self.task;
         Ok(format!("{}{target_delimiter}{answer}{fewshot_delimiter}", item.context))
+    }
+}
+
+/// What is a list, or the only one of one.
+fn listed(target: Value) -> Vec<Value> {
+    match target {
+        Value::Array(list) => list,
+        one => vec![one],
     }
 }
 

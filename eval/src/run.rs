@@ -3,7 +3,7 @@
 use crate::data::Data;
 use crate::encode::Encoder;
 use crate::filter::{Judge, NO_FILTER};
-use crate::generate::Writer;
+use crate::generate::{self, Writer};
 use crate::metric::{self, Figure, Measure, Score};
 use crate::prompt::{Item, Prompts};
 use crate::task::{Chosen, OutputType, Task};
@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use trainer::lora::Adapter;
-use trainer::model::Base;
+use trainer::model::{Base, ModelConfig};
 use trainer::pack::{self, Answer, Question};
 use trainer::tokenizer::Tokenizer;
 
@@ -119,6 +119,17 @@ pub struct Outcome {
     pub requests: usize,
 }
 
+/// Refuses a task whose answers alone are as long as what a model reads: what can be said of it before either is loaded.
+///
+/// # Errors
+/// It is such a task.
+pub fn fits(task: &Task, config: &ModelConfig, options: &Options) -> Result<()> {
+    match task.output_type {
+        OutputType::GenerateUntil => generate::room(task, config, options.max_length).map(drop),
+        _ => Ok(()),
+    }
+}
+
 /// Bytes of a task's prompts: they are made beforehand, and kept.
 const MOST_BYTES: usize = 1 << 30;
 
@@ -217,7 +228,7 @@ impl Paper {
         let encoder = Encoder::new(model.tokenizer, max_length, options.add_bos);
         let items = &self.items[documents];
         if self.task.output_type == OutputType::GenerateUntil {
-            let writer = Writer::new(model, &self.task, max_length)?;
+            let writer = Writer::new(model, &self.task, options.max_length)?;
             return self.write(&writer, &encoder, items, watch);
         }
         let encode = |(number, item): &(usize, Item)| self.questions(*number, item, &encoder);

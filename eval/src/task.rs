@@ -190,7 +190,7 @@ pub fn select(names: &[String]) -> Result<Selection> {
 /// whoever wrote the sweep is not on this machine.
 ///
 /// # Errors
-/// There is no such task, or it says what cannot be.
+/// There is no such task, it says what cannot be, or asks for too much.
 pub fn of_sweep(tasks: &[Value]) -> Result<Selection> {
     let mut selection = Selection::default();
     for task in tasks {
@@ -203,6 +203,7 @@ pub fn of_sweep(tasks: &[Value]) -> Result<Selection> {
         };
         selection.take(&place, value, Files::Refuse)?;
     }
+    selection.tasks.iter().try_for_each(|chosen| check::of_sweep(&chosen.task))?;
     Ok(selection)
 }
 

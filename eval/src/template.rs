@@ -1,6 +1,6 @@
 //! The expressions and templates of task files: Jinja as the harness uses it.
 
-use crate::pattern;
+use crate::pattern::Pattern;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Serde, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
@@ -72,7 +72,7 @@ fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> 
 
 /// `text | regex_replace(pattern, replacement)`, Python's `re.sub`.
 fn regex_replace(text: &str, pattern: &str, replacement: &str) -> Result<String, Error> {
-    let replaced = pattern::compile(pattern).and_then(|regex| pattern::replaced(&regex, text, replacement));
+    let replaced = Pattern::new(pattern).and_then(|pattern| pattern.replaced(text, replacement));
     replaced.map_err(|problem| Error::new(ErrorKind::InvalidOperation, problem))
 }
 

@@ -6,14 +6,16 @@
 mod common;
 
 use common::device;
-use domain::sweep::Evaluations;
+use domain::sweep::{Evaluations, FewshotOrder};
 use domain::trial::Precision;
 use eval::EvalError;
+use eval::data::{self, Data};
 use eval::exam::{Exam, Sitting};
 use eval::metric::Score;
+use eval::prompt::Prompts;
+use eval::results;
 use eval::run::{self, Model, Options, Outcome, Sample};
 use eval::task::{self, Chosen, Task};
-use eval::{data, results};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use trainer::model::Base;
@@ -158,11 +160,60 @@ fn an_answer_ends_at_eos_and_at_the_blank_line_of_its_examples() {
     assert_eq!(generated(&outcome), [before(&before(&speaker.says("w2 w3", 64, 12), " "), &eos)]);
 }
 
+/// What an answer begins with, and the word that comes then; behind that is more than this word.
+fn beginning(speaker: &Speaker) -> (&'static str, Vec<String>, String) {
+    let of = |question: &'static str| {
+        let words: Vec<_> = speaker.says(question, 64, 12).split(' ').map(str::to_owned).collect();
+        let is_new =
+            |place: &usize| !words[..*place].iter().any(|word| word.contains(words[*place].as_str()));
+        let goes_on = |place: &usize| words[*place..].iter().any(|word| *word != words[*place]);
+        let place = (1..words.len()).rev().find(|place| is_new(place) && goes_on(place))?;
+        Some((question, words[..place].to_vec(), words[place].clone()))
+    };
+    ["w2 w3", "w17 w4 w30", "w8", "w21 w6", "w33"].into_iter().find_map(of).unwrap()
+}
+
+#[test]
+fn an_answer_ends_at_a_special_token_that_it_does_not_show() {
+    let mut speaker = Speaker::new();
+    let (question, before, special) = beginning(&speaker);
+    let path = speaker.dir.path().join("tokenizer.json");
+    let mut file: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    file["added_tokens"] = json!([{
+        "id": file["model"]["vocab"][&special], "content": special, "special": true, "normalized": false,
+        "single_word": true, "lstrip": false, "rstrip": false,
+    }]);
+    std::fs::write(&path, file.to_string()).unwrap();
+    speaker.tokenizer = Speaker::tokenizer(&speaker.dir, json!({}));
+    let asked = |until: Value| {
+        let kwargs = json!({ "generation_kwargs": { "until": until, "max_gen_toks": 12 } });
+        let outcome = speaker.asked(kwargs, &[row(question, &["w5"])], &Options::default()).unwrap();
+        generated(&outcome)[0].to_owned()
+    };
+    assert_eq!(asked(json!([special])), before.join(" "));
+    assert_ne!(asked(json!([])), before.join(" "), "it goes on where nothing ends it");
+}
+
+#[test]
+fn an_answer_ends_at_each_token_that_its_model_lists() {
+    let mut speaker = Speaker::new();
+    let (question, before, end) = beginning(&speaker);
+    let whole = speaker.says(question, 64, 12);
+    let unsaid = (10..40).map(|id| format!("w{id}")).find(|word| !whole.contains(word.as_str())).unwrap();
+    let ids = [unsaid, end].map(|word| speaker.tokenizer.encode(&word).unwrap().ids[0]);
+    let settings = json!({ "eos_token_id": ids });
+    std::fs::write(speaker.dir.path().join("generation_config.json"), settings.to_string()).unwrap();
+    speaker.tokenizer = Speaker::tokenizer(&speaker.dir, json!({}));
+    let kwargs = json!({ "generation_kwargs": { "until": [], "max_gen_toks": 12 } });
+    let outcome = speaker.asked(kwargs, &[row(question, &["w5"])], &Options::default()).unwrap();
+    assert_eq!(generated(&outcome), [before.join(" ")]);
+}
+
 #[test]
 fn a_prompt_has_its_examples_and_loses_its_beginning() {
     let speaker = Speaker::new();
     let rows = [row("w2 w3 w4", &["w5"])];
-    let kwargs = json!({ "generation_kwargs": { "until": ["</s>"], "max_gen_toks": 6 } });
+    let kwargs = json!({ "generation_kwargs": { "until": [], "max_gen_toks": 6 } });
     let prompt = "w9 w10 w11 w12\n\nw2 w3 w4";
     let with = |max_length| Options { num_fewshot: Some(1), max_length, ..Options::default() };
     for (max_length, read) in [(None, 64), (Some(13), 7), (Some(12), 6), (Some(8), 2)] {
@@ -183,6 +234,54 @@ fn a_prompt_has_its_examples_and_loses_its_beginning() {
         let options = Options { max_length, ..Options::default() };
         let error = speaker.asked(keys, std::slice::from_ref(row), &options).unwrap_err().to_string();
         assert!(error.contains(want), "{error}\nlacks {want}");
+    }
+}
+
+/// A model has 64 positions, whatever is asked of it: what it cannot read of a prompt makes room for the answer.
+#[test]
+fn no_prompt_takes_the_room_of_its_answer() {
+    let speaker = Speaker::new();
+    let question: Vec<_> = (0..70).map(|i| format!("w{}", 2 + 7 * i % 37)).collect();
+    let rows = [row(&question.join(" "), &["w5"])];
+    let kwargs = json!({ "generation_kwargs": { "until": [], "max_gen_toks": 6 } });
+    for max_length in [None, Some(100)] {
+        let options = Options { max_length, ..Options::default() };
+        let outcome = speaker.asked(kwargs.clone(), &rows, &options).unwrap();
+        let want = speaker.says(&question.join(" "), 58, 6);
+        assert!(!want.is_empty());
+        assert_eq!(generated(&outcome), [want], "{max_length:?}");
+    }
+}
+
+/// What the harness's `doc_to_target` has, and `str` writes.
+#[test]
+fn targets_are_written_as_python_writes_them() {
+    let row = json!({
+        "flag": true, "list": [false, 1, "x"], "number": 3, "text": "['a', 'b']", "brackets": "[see below]",
+    });
+    let row = row.as_object().unwrap();
+    let data = Data {
+        path: "rows".into(),
+        documents: vec![row.clone()],
+        examples: Vec::new(),
+        examples_hold_documents: false,
+    };
+    for (target, want) in [
+        ("flag", &["True"][..]),
+        ("{{flag}}", &["True"]),
+        ("{{not flag}}", &["False"]),
+        ("list", &["False", "1", "x"]),
+        ("{{text}}", &["a", "b"]),
+        ("[{{number}}, 'x']", &["3", "x"]),
+        // No list, or a field's text as it is.
+        ("text", &["['a', 'b']"]),
+        ("{{brackets}}", &["[see below]"]),
+        ("[a]", &["[a]"]),
+    ] {
+        let mut task = task::find("gsm8k").unwrap();
+        (task.doc_to_text, task.doc_to_target) = ("?".into(), target.into());
+        let item = Prompts::new(&task, &data, 0, FewshotOrder::V0_4).unwrap().item(0).unwrap();
+        assert_eq!(item.choices, want, "{target}");
     }
 }
 

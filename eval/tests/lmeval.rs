@@ -296,6 +296,33 @@ fn the_older_harness_draws_one_more_without_training_documents() {
     assert!(hold(&task, &file, FewshotOrder::V0_3));
     task.training_split = None;
     assert!(hold(&task, dir.path(), FewshotOrder::V0_3));
+    // The first examples are shown, or given ones, and none is drawn: there need be no more.
+    let mut first = task.clone();
+    first.fewshot_config.sampler = Sampler::FirstN;
+    task.fewshot_config.samples = Some(vec![numbered_row(1)]);
+    for task in [first, task] {
+        assert!(!hold(&Task { fewshot_split: Some("train".into()), ..task }, dir.path(), FewshotOrder::V0_3));
+    }
+}
+
+/// MMLU's five examples are all that there are, in either order.
+#[test]
+fn mmlu_has_as_many_examples_as_it_shows() {
+    let dir = tempfile::tempdir().unwrap();
+    for (split, rows) in [("test", 2), ("dev", 5)] {
+        let row = |i: u64| serde_json::json!({ "question": format!("q{i}"), "choices": ["a", "b", "c", "d"], "answer": 0 });
+        let rows: String = (0..rows).map(|i| format!("{}\n", row(i))).collect();
+        std::fs::write(dir.path().join(format!("{split}.jsonl")), rows).unwrap();
+    }
+    let task = task::find("mmlu_college_biology").unwrap();
+    for order in [FewshotOrder::V0_3, FewshotOrder::V0_4] {
+        let data = data::load(&task, dir.path(), None, true, order).unwrap();
+        let mut prompts = Prompts::new(&task, &data, 5, order).unwrap();
+        let context = prompts.item(0).unwrap().context;
+        let places: Vec<_> = (0..5).map(|i| context.find(&format!("q{i}\n")).unwrap()).collect();
+        assert!(places.is_sorted(), "{context}");
+        assert_eq!(context.matches("Answer:").count(), 6, "{context}");
+    }
 }
 
 /// MMLU's prompt, as lm_eval 0.4.13 writes it.

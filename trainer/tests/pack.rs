@@ -228,7 +228,7 @@ fn an_adapted_head_is_the_merged_one() {
     // It ends where it is told to, with what ended it.
     let whole = text(&base, None);
     let mut is_over = |new: &[u32]| Ok(new.len() == 5);
-    assert_eq!(pack::generate_until(&base, None, prompt, 12, None, &mut is_over).unwrap(), whole[..5]);
+    assert_eq!(pack::generate_until(&base, None, prompt, 12, &[], &mut is_over).unwrap(), whole[..5]);
 }
 
 /// Trials of other rank, rows, scaling and dropout side by side have the losses and gradients of each alone.

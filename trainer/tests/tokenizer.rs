@@ -337,6 +337,15 @@ fn the_first_eos_that_resolves() {
         files.iter().for_each(|(name, text)| fs::write(dir.path().join(name), text).unwrap());
         assert_eq!(Tokenizer::load(dir.path()).unwrap().eos(), want, "{files:?}");
     }
+    // Each of a list ends what is generated, and the tokenizer's own too.
+    let dir = directory(&[
+        ("tokenizer.json", json.as_bytes()),
+        ("tokenizer_config.json", br#"{"eos_token": "</s>"}"#),
+        ("generation_config.json", br#"{"eos_token_id": [4, 99, 3]}"#),
+        ("config.json", br#"{"eos_token_id": 1}"#),
+    ]);
+    let tokenizer = Tokenizer::load(dir.path()).unwrap();
+    assert_eq!((tokenizer.eos(), tokenizer.ends()), (Some(2), &[4, 3, 2][..]));
     let dir = directory(&[("tokenizer.json", json.as_bytes()), ("tokenizer_config.json", b"{")]);
     let error = Tokenizer::load(dir.path()).unwrap_err().to_string();
     assert!(error.contains("tokenizer_config.json: is no JSON"), "{error}");

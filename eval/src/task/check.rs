@@ -4,6 +4,10 @@ use super::{OutputType, Task};
 use crate::generate::GenerationKwargs;
 use crate::{EvalError, Result};
 
+/// What a sweep's task may ask for: an agent is asked between the steps of other trials, and holds what it compiled.
+const MOST_TOKENS: usize = 2048;
+const MOST_STEPS: usize = 32;
+
 /// Refuses a task that cannot be asked or counted. `place` is where it is from, in words.
 pub(super) fn check(place: &str, task: &Task) -> Result<()> {
     match problem(task) {
@@ -64,4 +68,52 @@ fn asked(task: &Task) -> Option<(String, &'static str)> {
     ];
     let key = generates.into_iter().find(|(_, is_there)| *is_there)?.0;
     Some((format!("has {key}, and its answers are not generated"), remedy))
+}
+
+/// Refuses a sweep's task that would hold up or fill the agents that ask it.
+pub(super) fn of_sweep(task: &Task) -> Result<()> {
+    let tokens = task.generation_kwargs.max_gen_toks;
+    if tokens > MOST_TOKENS {
+        let problem = format!("its answers have up to {tokens} tokens, and a sweep's {MOST_TOKENS} at most");
+        return Err(EvalError::task(&task.task, problem, "lower max_gen_toks in its generation_kwargs"));
+    }
+    let filters = task.filter_list.iter().map(|filter| filter.filter.len());
+    let ignored = task.metrics.iter().map(|counted| counted.ignored.regexes_to_ignore.len());
+    let steps: usize = filters.chain(ignored).sum();
+    if steps > MOST_STEPS {
+        let problem = format!(
+            "has {steps} steps in filter_list and expressions in regexes_to_ignore, and a sweep's {MOST_STEPS} at most"
+        );
+        return Err(EvalError::task(&task.task, problem, "make one expression of several"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::task;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn a_sweeps_task_asks_for_no_more_than_an_agent_has_time_for() {
+        let filters = |steps: usize| json!([{ "name": "f", "filter": vec![json!({ "function": "lowercase" }); steps] }]);
+        // GSM8K takes out four expressions.
+        for (key, value, want) in [
+            ("generation_kwargs", json!({ "max_gen_toks": 2048 }), None),
+            (
+                "generation_kwargs",
+                json!({ "max_gen_toks": 2049 }),
+                Some("up to 2049 tokens, and a sweep's 2048"),
+            ),
+            ("filter_list", filters(28), None),
+            ("filter_list", filters(29), Some("has 33 steps")),
+        ] {
+            let task: Value = json!({ "include": "gsm8k", "task": "mine", key: value });
+            let problem = task::of_sweep(&[task]).map(drop).map_err(|error| error.to_string());
+            match want {
+                None => assert_eq!(problem, Ok(()), "{key}"),
+                Some(want) => assert!(problem.unwrap_err().contains(want), "{key}"),
+            }
+        }
+    }
 }

@@ -114,7 +114,7 @@ impl Backend for Candle {
         // What cannot be asked is told before anything is trained.
         let asked = match admission.placed_evaluations() {
             Some(_) if base.tokenizer.is_none() => return Err(exams::no_tokenizer(base)),
-            Some(evaluations) => Some(self.exams.of(evaluations, &mut self.sources)?),
+            Some(evaluations) => Some(self.exams.of(evaluations, base, &mut self.sources)?),
             None => None,
         };
         Ok(Examined { run, asked })

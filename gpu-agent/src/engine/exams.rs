@@ -42,7 +42,12 @@ pub(super) struct Asked {
 
 impl Exams {
     /// What a sweep asks, where it lies on this machine.
-    pub(super) fn of(&mut self, evaluations: Evaluations, sources: &mut Sources) -> Result<Asked, Failure> {
+    pub(super) fn of(
+        &mut self,
+        evaluations: Evaluations,
+        loaded: &Loaded,
+        sources: &mut Sources,
+    ) -> Result<Asked, Failure> {
         for path in evaluations.sources() {
             sources::absolute(path)?;
         }
@@ -63,6 +68,7 @@ impl Exams {
                 exam
             }
         };
+        exam.fits(&loaded.base.config).map_err(|error| Unasked::from(error).0)?;
         Ok(Asked { exam, sitting: Sitting::default() })
     }
 

@@ -20,10 +20,10 @@ pub fn generate(
     max_new_tokens: usize,
     eos: Option<u32>,
 ) -> Result<Vec<u32>> {
-    generate_until(base, adapter, prompt, max_new_tokens, eos, &mut |_| Ok(false))
+    generate_until(base, adapter, prompt, max_new_tokens, eos.as_slice(), &mut |_| Ok(false))
 }
 
-/// As [`generate`], and also until `is_over` says so of the new tokens, which it is asked after each. The one that ended it is
+/// As [`generate`], until one of the tokens of `ends`, and also until `is_over` says so of the new tokens, which it is asked after each. The one that ended it is
 /// among them.
 ///
 /// # Errors
@@ -33,7 +33,7 @@ pub fn generate_until(
     adapter: Option<&Adapter>,
     prompt: &[u32],
     max_new_tokens: usize,
-    eos: Option<u32>,
+    ends: &[u32],
     is_over: &mut dyn FnMut(&[u32]) -> Result<bool>,
 ) -> Result<Vec<u32>> {
     let room = base.config.max_position_embeddings.saturating_sub(prompt.len());
@@ -45,7 +45,7 @@ pub fn generate_until(
     while new.len() < wanted {
         let unread = new.last().map_or(prompt, std::slice::from_ref);
         let next = read(base, &segments, unread, &mut cache)?;
-        if Some(next) == eos {
+        if ends.contains(&next) {
             break;
         }
         new.push(next);

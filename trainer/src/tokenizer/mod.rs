@@ -20,6 +20,7 @@ pub struct Tokenizer {
     /// The file it was read from.
     path: PathBuf,
     eos: Option<u32>,
+    ends: Vec<u32>,
     bos: Option<u32>,
     vocab_size: usize,
     digest: String,
@@ -62,6 +63,8 @@ impl Tokenizer {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| unreadable(&path, error))?;
         let eos = declared(model_dir, &inner, "eos")?.or(own_eos);
+        let mut ends = listed(model_dir, &inner, "eos_token_id")?;
+        ends.extend(eos.filter(|eos| !ends.contains(eos)));
         let bos = declared(model_dir, &inner, "bos")?;
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
         let mut read = vec![path.clone()];
@@ -72,6 +75,7 @@ impl Tokenizer {
             inner,
             path,
             eos,
+            ends,
             bos,
             vocab_size,
             chat: ChatSettings::read(model_dir)?,
@@ -115,8 +119,20 @@ impl Tokenizer {
     /// # Errors
     /// The tokenizer fails on the ids.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.decoded(ids, true)
+    }
+
+    /// The text of tokens, special ones as they are called.
+    ///
+    /// # Errors
+    /// The tokenizer fails on the ids.
+    pub fn decode_as_it_is(&self, ids: &[u32]) -> Result<String> {
+        self.decoded(ids, false)
+    }
+
+    fn decoded(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String> {
         self.inner
-            .decode(ids, true)
+            .decode(ids, skip_special_tokens)
             .map_err(|error| TrainError::model(&self.path, error.to_string(), "use another tokenizer"))
     }
 
@@ -124,6 +140,12 @@ impl Tokenizer {
     /// the (first) `eos_token_id` of `generation_config.json` or `config.json`, else that of `tokenizer.model`.
     pub fn eos(&self) -> Option<u32> {
         self.eos
+    }
+
+    /// The tokens of which each ends what a model generates: all that the `eos_token_id` of `generation_config.json` (else
+    /// that of `config.json`) lists, as transformers has it, and [`Tokenizer::eos`].
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
     }
 
     /// The beginning-of-sequence token, named where [`Tokenizer::eos`] is.
@@ -175,7 +197,7 @@ fn settings(dir: &Path, name: &str) -> Result<Value> {
 
 /// The first token of a kind (`eos`, `bos`) that the directory's settings name and the tokenizer knows.
 fn declared(dir: &Path, inner: &tokenizers::Tokenizer, kind: &str) -> Result<Option<u32>> {
-    let (name_of_token, name_of_id) = (format!("{kind}_token"), format!("{kind}_token_id"));
+    let name_of_token = format!("{kind}_token");
     for name in ["tokenizer_config.json", "special_tokens_map.json"] {
         let settings = settings(dir, name)?;
         // Either the piece itself or an object that describes it.
@@ -185,14 +207,22 @@ fn declared(dir: &Path, inner: &tokenizers::Tokenizer, kind: &str) -> Result<Opt
             return Ok(Some(id));
         }
     }
+    Ok(listed(dir, inner, &format!("{kind}_token_id"))?.first().copied())
+}
+
+/// The tokens that `generation_config.json`, else `config.json`, has under a key: those that the tokenizer knows.
+fn listed(dir: &Path, inner: &tokenizers::Tokenizer, key: &str) -> Result<Vec<u32>> {
     for name in ["generation_config.json", "config.json"] {
         let settings = settings(dir, name)?;
         // Either an id or a list of them.
-        let id = settings.get(&name_of_id).and_then(|id| id.as_u64().or_else(|| id.get(0)?.as_u64()));
-        let known = id.and_then(|id| u32::try_from(id).ok()).filter(|id| inner.id_to_token(*id).is_some());
-        if known.is_some() {
+        let ids = settings
+            .get(key)
+            .map_or(&[][..], |ids| ids.as_array().map_or_else(|| std::slice::from_ref(ids), Vec::as_slice));
+        let ids = ids.iter().filter_map(|id| u32::try_from(id.as_u64()?).ok());
+        let known: Vec<_> = ids.filter(|id| inner.id_to_token(*id).is_some()).collect();
+        if !known.is_empty() {
             return Ok(known);
         }
     }
-    Ok(None)
+    Ok(Vec::new())
 }
