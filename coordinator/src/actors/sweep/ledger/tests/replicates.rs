@@ -191,6 +191,31 @@ fn extended_draws_go_on_as_if_nothing_had_run_again() {
     assert_eq!(runs(&fewer).len(), 9, "more runs of them are an extension");
 }
 
+/// Finalists of other seeds would have no runs in common.
+#[test]
+fn an_extension_does_not_change_the_seed() {
+    let spec = |seed: &Value, replicates: u32| {
+        let mut document = ranks(json!({"replicates": replicates, "finalists": null}));
+        document["parameters"]["seed"] = seed.clone();
+        SweepSpec::from_document(document.as_object().unwrap()).unwrap()
+    };
+    let (one, two, both) = (json!(1), json!(2), json!([1, 2]));
+    for (before, after, refused) in [
+        ((&one, 3), (&two, 3), true),
+        ((&one, 1), (&two, 3), true),
+        ((&both, 1), (&one, 3), true),
+        ((&one, 3), (&one, 4), false),
+        ((&one, 1), (&two, 1), false),
+    ] {
+        let mut document = ranks(json!({"replicates": before.1, "finalists": null}));
+        document["parameters"]["seed"] = before.0.clone();
+        let extended = begin(document).extend("r", spec(after.0, after.1));
+        let told = |fields: &[(String, String)]| fields.iter().any(|(field, _)| field == "spec.seed");
+        let is_refused = matches!(&extended, Err(CoordinatorError::Invalid { fields }) if told(fields));
+        assert_eq!(is_refused, refused, "{before:?} {after:?}: {extended:?}");
+    }
+}
+
 /// No rung sees them: the search neither ends one nor learns from it.
 #[test]
 fn halving_hears_nothing_of_them() {
