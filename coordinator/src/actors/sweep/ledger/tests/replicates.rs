@@ -191,6 +191,24 @@ fn extended_draws_go_on_as_if_nothing_had_run_again() {
     assert_eq!(runs(&fewer).len(), 9, "more runs of them are an extension");
 }
 
+/// As `extend --set replicates=N` has it: the document as it is kept, with one key changed.
+#[test]
+fn an_extension_asks_for_other_numbers_of_runs() {
+    for (runs, want) in [(1, 4), (2, 4), (4, 6)] {
+        let mut ledger = begin(ranks(json!({})));
+        (1..=5).for_each(|number| end(&mut ledger, number, Ending::Completed));
+        ledger.stop_all(StopCause::Budget, NOW).unwrap();
+        ledger.settle(NOW);
+        let cut = self::runs(&ledger).len();
+        let mut document = ledger.record().sweep.spec.to_document();
+        document.insert("replicates".into(), json!(runs));
+        ledger.extend("r", SweepSpec::from_document(&document).unwrap()).unwrap();
+        finish(&mut ledger);
+        let there = self::runs(&ledger).len();
+        assert_eq!((cut, there, ledger.record().sweep.state), (4, want, SweepState::Completed), "{runs}");
+    }
+}
+
 /// Finalists of other seeds would have no runs in common.
 #[test]
 fn an_extension_does_not_change_the_seed() {
