@@ -134,6 +134,17 @@ impl Copy {
         });
     }
 
+    /// Makes trials runs of the first one with seed 7, then changes their records.
+    fn run_again(&self, numbers: &[u32], change: impl Fn(&mut Value)) {
+        for number in numbers {
+            self.edit(&format!("trials/{}/{number:010}", self.grid), |record| {
+                record["trial"]["replicate_of"] = json!(format!("{}/1", self.grid));
+                record["trial"]["config"]["seed"] = json!(7);
+                change(record);
+            });
+        }
+    }
+
     fn remove(&self, prefix: &str) {
         self.write(|entries| entries.retain(|(key, _)| !key.starts_with(prefix)));
     }
@@ -257,6 +268,19 @@ const PROBLEMS: &[Row] = &[
         "/1",
         "which is no trial that its search proposed",
     ),
+    (
+        "a run of another configuration",
+        |c| c.run_again(&[2], |_| {}),
+        "/2",
+        "differs from it in more than its seed",
+    ),
+    (
+        "a run with its first run's seed",
+        |c| c.run_again(&[2], |v| v["trial"]["config"]["seed"] = json!(42)),
+        "/2",
+        "with seed 42, as another run does",
+    ),
+    ("a run that is there twice", |c| c.run_again(&[2, 3], |_| {}), "/3", "with seed 7, as another run does"),
     (
         "a completed trial's adapter forgotten",
         |c| c.edit(&c.trial(), |v| v["trial"]["adapter"] = json!(null)),

@@ -4,11 +4,11 @@ use super::Findings;
 use crate::artifacts::split_term;
 use crate::store::{self, Closed, LogEntry, Owner, SweepRecord, Tombstone, TrialRecord, Uploaded};
 use domain::sweep::StateCounts;
-use domain::trial::{TrialPlacement, TrialState};
+use domain::trial::{TrialConfig, TrialPlacement, TrialState};
 use domain::{AgentId, SweepId, Timestamp};
 use registry::Entries;
 use serde::de::DeserializeOwned;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Every record of a store.
 #[derive(Debug, Default)]
@@ -172,14 +172,7 @@ impl Records {
         let searched = self.of(id).filter(|(_, record)| is_searched(record)).count();
         let within = sweep.max_trials.is_none_or(|most| searched <= most as usize);
         findings.expect(within, id, || format!("more trials than its search has: {:?}", sweep.max_trials));
-        for (_, record) in self.of(id) {
-            let Some(of) = &record.trial.replicate_of else { continue };
-            let first = of.number().and_then(|number| self.trials.get(&(id.clone(), number)));
-            let sound = first.is_some_and(|first| first.trial.id == *of && is_searched(first));
-            findings.expect(sound, &record.trial.id, || {
-                format!("runs {of} again, which is no trial that its search proposed")
-            });
-        }
+        self.check_runs(id, findings);
         over(id, sweep.state.as_str(), sweep.state.is_terminal(), sweep.finished_at, findings);
         if sweep.state.is_terminal() {
             for (_, live) in self.of(id).filter(|(_, record)| !record.trial.state.is_terminal()) {
@@ -195,6 +188,33 @@ impl Records {
         if let Some((best, _)) = &sweep.best {
             let there = best.number().is_some_and(|number| self.trials.contains_key(&(id.clone(), number)));
             findings.expect(there, id, || format!("its best trial is {best}, of which there is no record"));
+        }
+    }
+}
+
+impl Records {
+    /// Runs with other seeds: each of a trial that the search proposed, with its configuration, and none twice.
+    fn check_runs(&self, sweep: &SweepId, findings: &mut Findings) {
+        let mut seen = BTreeSet::new();
+        for (_, record) in self.of(sweep) {
+            let again = &record.trial;
+            let (Some(of), seed) = (&again.replicate_of, again.config.seed) else { continue };
+            let first = of.number().and_then(|number| self.trials.get(&(sweep.clone(), number)));
+            let first = first.map(|first| &first.trial);
+            let Some(first) = first.filter(|first| first.id == *of && first.replicate_of.is_none()) else {
+                findings.problem(
+                    &again.id,
+                    format!("runs {of} again, which is no trial that its search proposed"),
+                );
+                continue;
+            };
+            let once = seed != first.config.seed && seen.insert((of, seed));
+            findings.expect(once, &again.id, || format!("runs {of} with seed {seed}, as another run does"));
+            let config = TrialConfig { seed: first.config.seed, ..again.config.clone() };
+            let same = config == first.config && again.parameters == first.parameters;
+            findings.expect(same, &again.id, || {
+                format!("runs {of} again, and differs from it in more than its seed")
+            });
         }
     }
 }

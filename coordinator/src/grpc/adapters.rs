@@ -22,7 +22,7 @@ impl AdapterService for Services {
         let view = self.desk.directory.view(&sweep_id(request.sweep_id)?).await?;
         let goal = view.sweep.spec.search.goal;
         let mut trials: Vec<_> = view.trials.into_iter().filter(|t| t.trial.adapter.is_some()).collect();
-        trials.sort_by(|a, b| best_first(goal, a.value, b.value));
+        trials.sort_by(|a, b| best_first(goal, a.ranked_value(), b.ranked_value()));
         let id = |record: &TrialRecord| record.trial.id.to_string();
         let (page, next_page_token) =
             // A line for each, so that a full page is small.

@@ -298,13 +298,18 @@ impl Services {
         for trial in &trials {
             curves.push((trial.id.clone(), self.desk.history.curve(&trial.id, &trial.attempts).await?));
         }
-        let records = report::Records { sweep: &view.sweep, trials: &trials, curves: &curves };
-        Ok(match format {
-            v1::ReportFormat::Unspecified | v1::ReportFormat::Html => {
-                vec![(String::new(), report::html(records))]
+        // Of many trials it takes a while, in which a thread that serves others would serve nobody.
+        let made = move || {
+            let records = report::Records { sweep: &view.sweep, trials: &trials, curves: &curves };
+            match format {
+                v1::ReportFormat::Unspecified | v1::ReportFormat::Html => {
+                    vec![(String::new(), report::html(records))]
+                }
+                v1::ReportFormat::Markdown => report::markdown(records),
             }
-            v1::ReportFormat::Markdown => report::markdown(records),
-        })
+        };
+        // It panics at no input, and is not aborted but with the runtime.
+        tokio::task::spawn_blocking(made).await.map_err(|_| actor::Gone.into())
     }
 }
 

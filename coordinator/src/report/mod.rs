@@ -10,7 +10,8 @@
 //! | `importance.rs` | how much each parameter matters |
 //! | `tables.rs` | trials, what their numbers mean, the configuration in force |
 //! | `evaluations.rs` | what tasks say of base and adapters |
-//! | `replicates.rs`, `statistics.rs` | means over runs with other seeds; how sure a mean is |
+//! | `replicates.rs`, `differences.rs` | means over runs with other seeds; what they differ by |
+//! | `statistics.rs`, `student.rs` | how sure a mean is; Student's t |
 //! | `axis.rs`, `chart.rs` | axes and marks → SVG |
 //! | `series.rs` | rank order, curves, smoothing |
 //! | `document.rs` | what a report is made of: paragraphs, tables, figures |
@@ -19,6 +20,7 @@
 
 mod axis;
 mod chart;
+mod differences;
 mod document;
 mod evaluations;
 mod figures;
@@ -33,18 +35,21 @@ mod replicates;
 mod series;
 mod slice;
 mod statistics;
+mod student;
 mod tables;
 mod takeaways;
 
 pub use importance::{Observed, importance};
 pub use markdown::File;
 
+use differences::Difference;
 use document::{Block, Document, Line};
 use domain::TrialId;
 use domain::data::shown;
 use domain::metric::{self, MetricPoint};
 use domain::sweep::Sweep;
 use domain::trial::{Trial, TrialState};
+use replicates::Finalist;
 use serde_json::Value;
 use series::Entry;
 use slice::Facts;
@@ -80,6 +85,10 @@ struct Sources<'a> {
     /// Further runs of some of them with other seeds, the best first: no other configurations, so that only the table of
     /// trials and what is said of seeds has them.
     replicates: Vec<Entry<'a>>,
+    /// Those trials that were run again, the best mean first.
+    finalists: Vec<Finalist<'a>>,
+    /// What the first of them differs from the others by.
+    differences: Vec<Difference>,
     /// The colour of each entry.
     colours: Vec<&'static str>,
     facts: Facts<'a>,
@@ -94,9 +103,11 @@ impl<'a> Sources<'a> {
         let facts = Facts::of(searched.iter().copied());
         let (entries, replicates) =
             (series::ranked(sweep, searched, curves), series::ranked(sweep, again, curves));
+        let finalists = replicates::finalists(sweep, &entries, &replicates);
+        let differences = differences::from_others(&sweep.spec.search, &finalists);
         let colours = colours(&entries);
         let places = entries.iter().enumerate().map(|(place, entry)| (&entry.trial.id, place)).collect();
-        Self { sweep, entries, replicates, colours, facts, places }
+        Self { sweep, entries, replicates, finalists, differences, colours, facts, places }
     }
 
     /// A trial's entry and its colour.

@@ -2,9 +2,11 @@
 
 use super::Sources;
 use super::document::Line;
+use super::replicates::Finalist;
 use super::series::Entry;
-use super::{numbers, replicates, tables};
+use super::{numbers, tables};
 use domain::trial::{Throughput, TrialState};
+use std::collections::BTreeMap;
 
 /// How much worse than the best a trial may be and count as good, as a share of the best value.
 const TOLERANCE: f64 = 0.01;
@@ -51,16 +53,20 @@ impl Candidate<'_> {
 pub(super) fn recommendations(sources: &Sources) -> Vec<Line> {
     let mut candidates: Vec<_> = sources.entries.iter().filter_map(candidate).collect();
     // Of several runs of one configuration the best is a lucky one: what was run again counts by its mean, and before what
-    // was run once.
-    let finalists = replicates::finalists(sources);
-    let place = |c: &Candidate| finalists.iter().position(|finalist| finalist.trial.id == c.entry.trial.id);
-    for candidate in &mut candidates {
-        if let Some(place) = place(candidate) {
-            candidate.value = finalists[place].value.mean;
+    // was run once. But where it is the best by one run that has no mean, means of others alone say nothing of it.
+    let finalists = &sources.finalists;
+    let mean =
+        |(place, finalist): (usize, &Finalist)| Some((finalist.trial.id.clone(), (place, finalist.value?)));
+    let means: BTreeMap<_, _> = finalists.iter().enumerate().filter_map(mean).collect();
+    let mean_of = |candidate: &Candidate| means.get(&candidate.entry.trial.id);
+    let by_means = candidates.first().and_then(mean_of).is_some();
+    if by_means {
+        for candidate in &mut candidates {
+            candidate.value = mean_of(candidate).map_or(candidate.value, |(_, mean)| mean.mean);
         }
+        // Entries stand in rank order, and the sort is stable.
+        candidates.sort_by_cached_key(|candidate| mean_of(candidate).map_or(usize::MAX, |(place, _)| *place));
     }
-    // Entries stand in rank order, and the sort is stable.
-    candidates.sort_by_key(|candidate| place(candidate).unwrap_or(usize::MAX));
     let Some(best) = candidates.first() else { return Vec::new() };
     let in_dollars = candidates.iter().all(|c| c.dollars > 0.0);
     // What took no time was not measured.
@@ -71,26 +77,26 @@ pub(super) fn recommendations(sources: &Sources) -> Vec<Line> {
     };
     let metric = &sources.sweep.spec.search.metric;
 
-    let of = match (finalists.as_slice(), candidates.len()) {
-        ([first, rest @ ..], _) => {
-            let among = if rest.is_empty() {
-                String::new()
-            } else {
-                format!(", the best of {} such means", 1 + rest.len())
-            };
-            format!("the mean of its {} runs with different seeds{among}", first.value.runs)
-        }
-        ([], 1) => "that of the one trial that came to its end".to_string(),
-        ([], n) => format!("the best of {n} trials that came to their end"),
+    let among = match means.len() {
+        ..=1 => String::new(),
+        means => format!(", the best of {means} such means"),
     };
+    let by_one = if finalists.is_empty() { "" } else { ", by one run each" };
+    let of = match (mean_of(best).filter(|_| by_means), candidates.len()) {
+        (Some((_, mean)), _) => format!("the mean of its {} runs with different seeds{among}", mean.runs),
+        (None, 1) => "that of the one trial that came to its end".to_string(),
+        (None, n) => format!("the best of {n} trials that came to their end{by_one}"),
+    };
+    let run_again = finalists.iter().find(|finalist| finalist.trial.id == best.entry.trial.id);
+    let lacks = run_again.map_or_else(String::new, Finalist::lacks);
     let took = if known { format!("; it took {}", show(best)) } else { String::new() };
     let mut line = Line::default().strong("The best").text(format!(
-        ": {}. Its {metric} of {} is {of}{took}.",
+        ": {}. Its {metric} of {} is {of}{took}{lacks}.",
         best.named(sources),
         numbers::loss(best.value)
     ));
-    let differences = replicates::from_others(sources, &finalists);
-    let as_good: Vec<_> = differences.iter().filter(|d| d.is_none()).map(|d| d.from.as_str()).collect();
+    let differences = sources.differences.iter().filter(|_| by_means);
+    let as_good: Vec<_> = differences.filter(|d| d.is_none()).map(|d| d.from.as_str()).collect();
     if !as_good.is_empty() {
         line = line.text(format!(" No difference shown from {}.", as_good.join(", ")));
     }

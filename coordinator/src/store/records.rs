@@ -283,4 +283,10 @@ impl TrialRecord {
             _ => false,
         }
     }
+
+    /// Its value where the best trials come first; none of a run with another seed, which has a better value by luck and
+    /// never stands before its first.
+    pub fn ranked_value(&self) -> Option<f64> {
+        self.value.filter(|_| self.trial.replicate_of.is_none())
+    }
 }

@@ -84,6 +84,23 @@ async fn a_sweep_keeps_the_adapters_of_its_best_trials() {
     assert_eq!(fixture.at_rest(&sweep.id).await, ["2/adapter-a1-s6", "4/adapter-a2-s6"]);
 }
 
+/// A better value with another seed is luck: what the search proposed comes first.
+#[tokio::test]
+async fn an_adapter_of_a_run_with_another_seed_is_never_the_best() {
+    let fixture = Fixture::start(LONG).await;
+    let mut document = grid(&[2, 4]);
+    (document["replicates"], document["finalists"]) = (2.into(), 1.into());
+    let sweep = fixture.submit(&document).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    for (number, loss) in [(1, 3.0), (2, 2.0), (3, 1.0)] {
+        let assign = agent.assigned().await;
+        assert_eq!(assign.trial_id, format!("{}/{number}", sweep.id));
+        agent.train(&assign, loss).await;
+        agent.acknowledged().await;
+    }
+    assert_eq!(fixture.adapters_of(&sweep.id).await, ["2", "1", "3"]);
+}
+
 #[tokio::test]
 async fn a_stopped_trial_without_its_adapter_begins_anew() {
     let mut fixture = Fixture::start(LONG).await;

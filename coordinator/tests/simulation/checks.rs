@@ -5,9 +5,12 @@ use crate::world::World;
 use coordinator::fsck;
 use coordinator::history::{self, Inspection};
 use coordinator::store::{LogEntry, TrialRecord};
+use domain::TrialId;
 use domain::metric::LOSS;
+use domain::sweep::{Replicates, SweepState};
 use domain::trial::TrialState;
 use registry::{Entries, Registry, SqliteRegistry, Write};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Looks at the durable state as `lorafleet fsck` does: laid out where a coordinator keeps it, by a thread of its own, so
@@ -57,6 +60,7 @@ pub async fn check(world: &World, agents: usize) {
         let log = log_of(&entries, record);
         check_trial(world, record, &history, &log);
     }
+    check_runs(world, &trials);
     let costs: f64 = trials.iter().filter_map(|record| record.trial.cost_usd).sum();
     let sweep = world.seen().sweep.clone().unwrap().sweep;
     if (costs - sweep.cost_usd).abs() > 1e-6 {
@@ -67,6 +71,42 @@ pub async fn check(world: &World, agents: usize) {
     if !(0.0..=most).contains(&costs) {
         world
             .find(format_args!("the trials cost ${costs}, and ${most} is all that the agents can have cost"));
+    }
+}
+
+/// Each run with another seed is there once, and every one that the sweep asks for, whatever was killed meanwhile.
+fn check_runs(world: &World, trials: &[TrialRecord]) {
+    let record = world.seen().sweep.clone().unwrap();
+    let mut again: BTreeMap<&TrialId, BTreeMap<u32, u64>> = BTreeMap::new();
+    for run in trials.iter().map(|record| &record.trial) {
+        if let Some(of) = &run.replicate_of {
+            again.entry(of).or_default().insert(run.id.number().unwrap(), run.config.seed);
+        }
+    }
+    let first = |id: &TrialId| trials.iter().find(|record| record.trial.id == *id).unwrap();
+    for (of, seeds) in &again {
+        let seed = first(of).trial.config.seed;
+        let due: Vec<_> = (2..).take(seeds.len()).map(|run| Replicates::seed(seed, run)).collect();
+        if !seeds.values().eq(&due) {
+            world.find(format_args!("{of} was run again with the seeds {seeds:?}, and not {due:?}"));
+        }
+    }
+    // What ended it before its time left runs out.
+    let whole = record.sweep.state == SweepState::Completed && record.stop.is_none();
+    let Some(asked) = record.sweep.spec.replicates.filter(|_| whole) else { return };
+    let searched = trials.iter().filter(|record| record.trial.replicate_of.is_none());
+    let completed = searched.filter(|record| record.trial.state == TrialState::Completed);
+    let mut best: Vec<_> = completed
+        .filter_map(|record| Some((record.value?, record.trial.id.number()?, &record.trial.id)))
+        .filter(|(value, ..)| value.is_finite())
+        .collect();
+    // These schedules minimize; of equals the earlier.
+    best.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    for (_, _, id) in best.iter().take(asked.finalists as usize) {
+        let runs = 1 + again.get(id).map_or(0, BTreeMap::len);
+        if runs < asked.runs as usize {
+            world.find(format_args!("{id} is a finalist of {runs} runs, and {} are asked for", asked.runs));
+        }
     }
 }
 

@@ -88,8 +88,10 @@ impl Plan {
         // A stream of its own, so that seeds draw the rest as they did.
         let again = &mut Draws::new(seed, "replicates");
         if again.chance(0.25) {
-            (document["replicates"], document["finalists"]) =
-                (json!(again.whole(2, 3)), json!(again.whole(1, 3)));
+            let (runs, finalists) = (again.whole(2, 3), again.whole(1, 3));
+            // As many as adapters are kept at most.
+            let most = document.get("keep_adapters").and_then(Value::as_u64).unwrap_or(finalists);
+            (document["replicates"], document["finalists"]) = (json!(runs), json!(finalists.min(most)));
         }
         let agents = draws.whole(1, 4) as usize;
         let agents: Vec<_> = (0..agents)

@@ -3,7 +3,7 @@
 use super::document::SEARCH;
 use super::parameter::{set_of_a_mixture, without_a_mixture};
 use super::problem::{is_within, join};
-use super::{Algorithm, Distribution, Problem, SweepSpec};
+use super::{Algorithm, Distribution, Problem, Replicates, SweepSpec};
 use crate::metric;
 use crate::trial::TrialConfig;
 use serde_json::{Map, Value};
@@ -134,12 +134,19 @@ fn evaluated(spec: &SweepSpec, problems: &mut Vec<Problem>) {
     }
 }
 
-/// Runs with other seeds say how much seeds matter, which a search over seeds has chosen by.
+/// Runs with other seeds say how much seeds matter, which a search over seeds has chosen by; and which of the finalists is
+/// the best, whose adapter must be there still.
 fn other_seeds(spec: &SweepSpec, problems: &mut Vec<Problem>) {
-    if spec.replicates.is_some() && spec.varies("seed") {
+    let Some(Replicates { finalists, .. }) = spec.replicates else { return };
+    if spec.varies("seed") {
         let problem = "are runs of the best trials with other seeds, and the search chooses by seed";
         let remedy = "give seed one value, or remove replicates";
         problems.push(Problem::new("replicates", problem, remedy));
+    }
+    if let Some(most) = spec.keep_adapters.filter(|most| *most < finalists) {
+        let problem = format!("is {most}, and the best of {finalists} finalists may be any of them");
+        let remedy = "set keep_adapters to at least finalists";
+        problems.push(Problem::new("keep_adapters", problem, remedy));
     }
 }
 

@@ -371,7 +371,8 @@ impl Reader {
         };
         let (runs, finalists) = (count(self, REPLICATES), count(self, FINALISTS));
         let told = |reader: &Self| reader.problems.iter().any(|problem| problem.path == REPLICATES);
-        if finalists.is_some() && runs.is_none_or(|runs| runs < 2) && !told(self) {
+        // One run says that none is run again: an extension overrides replicates alone, and its document has both.
+        if finalists.is_some() && runs.is_none() && !told(self) {
             let problem = "says how many trials are run again, and none is";
             self.problem(FINALISTS, problem, "add replicates: 3, or remove it");
         }

@@ -271,7 +271,7 @@ export class SweepView {
     }
     const sign = this.sweep?.goal === 'maximize' ? -1 : 1;
     const all = [...this.trials.values()];
-    const best = all.filter((t) => Number.isFinite(t.value)).sort((a, b) => sign * (a.value - b.value) || a.n - b.n).slice(0, BEST);
+    const best = all.filter((t) => Number.isFinite(t.value) && !t.replicate_of).sort((a, b) => sign * (a.value - b.value) || a.n - b.n).slice(0, BEST);
     const newest = all.filter((t) => t.state === 'running' && !best.includes(t)).sort((a, b) => b.n - a.n).slice(0, NEWEST);
     this.curves.show([...best, ...newest].map(({ n }) => n).sort((a, b) => a - b), 'the best trials and the newest that train; choose others in the table');
   }

@@ -27,6 +27,12 @@ pub(super) fn check(record: &SweepRecord, proposed: u32, spec: &SweepSpec) -> Re
         .filter(|key| !SECTIONS.contains(key) && !searched(key))
         .map(|key| (format!("spec.{key}"), fixed()))
         .collect();
+    // Finalists are compared by runs of the same seed; a constant among the parameters could give new trials another.
+    let seed = |spec: &SweepSpec| (!spec.varies("seed")).then(|| spec.common().seed);
+    let told = fields.iter().any(|(field, _)| field == "spec.seed");
+    if (old.replicates.or(spec.replicates)).is_some() && seed(old) != seed(spec) && !told {
+        fields.push(("spec.seed".into(), fixed()));
+    }
     let search = differing(section(&before), section(&after)).filter(|key| *key != "max_trials");
     fields.extend(search.map(|key| (format!("spec.search.{key}"), fixed())));
     if let Some(most) = spec.search.max_trials.filter(|most| *most < proposed) {

@@ -9,37 +9,50 @@
 
 use super::Ledger;
 use crate::store::TrialRecord;
-use domain::Timestamp;
 use domain::sweep::Replicates;
 use domain::trial::TrialState;
+use domain::{Timestamp, TrialId};
 use std::collections::{BTreeMap, VecDeque};
 
-/// The runs that are no trials of the search.
+/// The runs that are no trials of the search. Every message about a trial asks for its place, so that is looked up and
+/// never counted.
 #[derive(Debug, Default)]
 pub(super) struct Runs {
-    /// Of each, by its number: the number of the trial that it runs again.
+    /// Their numbers, rising.
+    numbers: Vec<u32>,
+    /// How many there are of each trial that was run again, its first aside, by its number.
     of: BTreeMap<u32, u32>,
     /// Finalists that are to be run again, a run an entry, the next first; `None` while the search is not through.
     owed: Option<VecDeque<u32>>,
 }
 
 impl Runs {
+    /// Of trials in the order of their numbers.
     pub(super) fn of<'a>(trials: impl IntoIterator<Item = (u32, &'a TrialRecord)>) -> Self {
-        let replicates = trials
-            .into_iter()
-            .filter_map(|(number, record)| Some((number, record.trial.replicate_of.as_ref()?.number()?)));
-        Self { of: replicates.collect(), owed: None }
+        let mut runs = Self::default();
+        for (number, record) in trials {
+            if let Some(first) = record.trial.replicate_of.as_ref().and_then(TrialId::number) {
+                runs.enter(number, first);
+            }
+        }
+        runs
+    }
+
+    /// One more run of a trial, with a number above all others'.
+    fn enter(&mut self, number: u32, first: u32) {
+        self.numbers.push(number);
+        *self.of.entry(first).or_default() += 1;
     }
 
     /// The place of a trial among those that the search proposed, by which the search knows it; `None` of one that runs
     /// another again.
     pub(super) fn searched(&self, number: u32) -> Option<u32> {
-        (!self.of.contains_key(&number)).then(|| self.searched_up_to(number))
+        self.numbers.binary_search(&number).err().map(|before| without(number, before))
     }
 
     /// How many trials up to this number the search proposed.
     pub(super) fn searched_up_to(&self, number: u32) -> u32 {
-        number - u32::try_from(self.of.range(..=number).count()).unwrap_or(number)
+        without(number, self.numbers.partition_point(|run| *run <= number))
     }
 
     /// Something changed by which other trials may be the finalists.
@@ -49,8 +62,12 @@ impl Runs {
 
     /// Runs of a trial that there are, its first aside.
     fn there_are(&self, finalist: u32) -> u32 {
-        u32::try_from(self.of.values().filter(|of| **of == finalist).count()).unwrap_or(u32::MAX)
+        self.of.get(&finalist).copied().unwrap_or_default()
     }
+}
+
+fn without(number: u32, runs: usize) -> u32 {
+    number.saturating_sub(u32::try_from(runs).unwrap_or(u32::MAX))
 }
 
 impl Ledger {
@@ -77,7 +94,7 @@ impl Ledger {
             let mut config = first.config;
             config.seed = Replicates::seed(config.seed, 2 + self.runs.there_are(finalist));
             let number = self.enter(config, first.parameters, Some(first.id), now);
-            self.runs.of.insert(number, finalist);
+            self.runs.enter(number, finalist);
         }
     }
 

@@ -126,9 +126,7 @@ impl Tally {
         if !record.has_result() || record.trial.adapter.is_none() {
             return None;
         }
-        // A second run of a trial has the better value by luck, and never keeps its first from being kept.
-        let value = record.value.filter(|_| record.trial.replicate_of.is_none());
-        self.kept.insert(Rank::of(self.goal, number, value));
+        self.kept.insert(Rank::of(self.goal, number, record.ranked_value()));
         if self.kept.len() <= most {
             return None;
         }

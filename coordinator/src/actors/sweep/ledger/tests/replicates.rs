@@ -191,6 +191,49 @@ fn extended_draws_go_on_as_if_nothing_had_run_again() {
     assert_eq!(runs(&fewer).len(), 9, "more runs of them are an extension");
 }
 
+/// As `extend --set replicates=N` has it: the document as it is kept, with one key changed.
+#[test]
+fn an_extension_asks_for_other_numbers_of_runs() {
+    for (runs, want) in [(1, 4), (2, 4), (4, 6)] {
+        let mut ledger = begin(ranks(json!({})));
+        (1..=5).for_each(|number| end(&mut ledger, number, Ending::Completed));
+        ledger.stop_all(StopCause::Budget, NOW).unwrap();
+        ledger.settle(NOW);
+        let cut = self::runs(&ledger).len();
+        let mut document = ledger.record().sweep.spec.to_document();
+        document.insert("replicates".into(), json!(runs));
+        ledger.extend("r", SweepSpec::from_document(&document).unwrap()).unwrap();
+        finish(&mut ledger);
+        let there = self::runs(&ledger).len();
+        assert_eq!((cut, there, ledger.record().sweep.state), (4, want, SweepState::Completed), "{runs}");
+    }
+}
+
+/// Finalists of other seeds would have no runs in common.
+#[test]
+fn an_extension_does_not_change_the_seed() {
+    let spec = |seed: &Value, replicates: u32| {
+        let mut document = ranks(json!({"replicates": replicates, "finalists": null}));
+        document["parameters"]["seed"] = seed.clone();
+        SweepSpec::from_document(document.as_object().unwrap()).unwrap()
+    };
+    let (one, two, both) = (json!(1), json!(2), json!([1, 2]));
+    for (before, after, refused) in [
+        ((&one, 3), (&two, 3), true),
+        ((&one, 1), (&two, 3), true),
+        ((&both, 1), (&one, 3), true),
+        ((&one, 3), (&one, 4), false),
+        ((&one, 1), (&two, 1), false),
+    ] {
+        let mut document = ranks(json!({"replicates": before.1, "finalists": null}));
+        document["parameters"]["seed"] = before.0.clone();
+        let extended = begin(document).extend("r", spec(after.0, after.1));
+        let told = |fields: &[(String, String)]| fields.iter().any(|(field, _)| field == "spec.seed");
+        let is_refused = matches!(&extended, Err(CoordinatorError::Invalid { fields }) if told(fields));
+        assert_eq!(is_refused, refused, "{before:?} {after:?}: {extended:?}");
+    }
+}
+
 /// No rung sees them: the search neither ends one nor learns from it.
 #[test]
 fn halving_hears_nothing_of_them() {
