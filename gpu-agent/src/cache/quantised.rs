@@ -100,15 +100,23 @@ impl Room {
 
 impl Drop for Room {
     fn drop(&mut self) {
-        let mut state = self.cache.state();
-        state.gone += 1;
-        // Renamed first: from then on the engine cannot publish it.
-        let gone = disk::gone(&self.cache.root, self.draft.key, state.gone);
-        let draft = self.draft.dir(&self.cache.root);
-        if draft.exists() && std::fs::rename(draft, &gone).is_ok() {
-            disk::remove(&gone);
-        }
-        self.cache.settle_drafts(&mut state);
+        let gone = {
+            let mut state = self.cache.state();
+            // From then on the engine cannot publish it.
+            let gone = self.cache.take_out(&mut state, self.draft.key, &self.draft.dir(&self.cache.root));
+            self.cache.settle_drafts(&mut state);
+            gone
+        };
+        remove_aside(gone.into_iter().collect());
+    }
+}
+
+/// Removes directories, of gigabytes perhaps, without keeping what else a runtime does from going on.
+fn remove_aside(gone: Vec<PathBuf>) {
+    let remove = move || gone.iter().for_each(|gone| disk::remove(gone));
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+        Err(_) => remove(),
     }
 }
 
@@ -130,15 +138,29 @@ impl Cache {
     /// Makes room for a base of so many bytes at most, by removing what was not used for longest. `None` if it is there, if
     /// another engine writes it, or if there is no room, which is said once.
     pub fn room(&self, key: ContentHash, bytes: u64) -> Option<Room> {
-        let (mut state, dir) = (self.state(), self.root.join(key.to_string()));
-        self.settle_drafts(&mut state);
+        let mut gone = Vec::new();
+        let draft = self.make_draft(&mut self.state(), key, bytes, &mut gone);
+        remove_aside(gone);
+        Some(Room { cache: self.clone(), draft: draft? })
+    }
+
+    /// Makes a draft for which there is room. What was taken out of the cache for it is added to `gone`.
+    fn make_draft(
+        &self,
+        state: &mut State,
+        key: ContentHash,
+        bytes: u64,
+        gone: &mut Vec<PathBuf>,
+    ) -> Option<Draft> {
+        let dir = self.root.join(key.to_string());
+        self.settle_drafts(state);
         let written = state.entries.get(&key).is_some_and(|entry| entry.draft.is_some());
         if written || dir.join(disk::TREE).exists() {
             return None;
         }
         // What is left of one that was damaged.
         state.entries.remove(&key);
-        let _ = std::fs::remove_dir_all(&dir);
+        gone.extend(self.take_out(state, key, &dir));
         let in_use = state.entries.values().filter(|entry| entry.is_in_use()).map(|entry| entry.bytes);
         if in_use.fold(bytes, u64::saturating_add) > self.limit {
             if !std::mem::replace(&mut state.told_of_no_room, true) {
@@ -150,8 +172,7 @@ impl Cache {
             }
             return None;
         }
-        let (gone, _) = self.evict_from(&mut state, &BTreeSet::new(), Some((key, bytes)));
-        gone.iter().for_each(|gone| disk::remove(gone));
+        gone.extend(self.evict_from(state, &BTreeSet::new(), Some((key, bytes))).0);
         state.drafts += 1;
         let draft = Draft { key, number: state.drafts };
         let data = draft.data(&self.root);
@@ -162,8 +183,14 @@ impl Cache {
         }
         let entry = Entry { bytes, draft: Some(draft), used: self.clock.now(), ..Entry::default() };
         state.entries.insert(key, entry);
-        drop(state);
-        Some(Room { cache: self.clone(), draft })
+        Some(draft)
+    }
+
+    /// Takes a directory out of the cache, if it is there. Answers with where it lies now.
+    fn take_out(&self, state: &mut State, key: ContentHash, dir: &Path) -> Option<PathBuf> {
+        state.gone += 1;
+        let gone = disk::gone(&self.root, key, state.gone);
+        std::fs::rename(dir, &gone).is_ok().then_some(gone)
     }
 
     /// Looks what became of the bases that engines were told to write.
