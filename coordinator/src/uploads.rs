@@ -8,7 +8,7 @@ use crate::blobs::Blobs;
 use crate::error::{CoordinatorError, Result};
 use crate::store::{Batch, Store, Uploaded};
 use domain::data::ContentHash;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What is counted for whom. Clones share it.
@@ -60,7 +60,9 @@ impl Uploads {
     pub async fn open(store: Store, blobs: &Blobs) -> Result<Self> {
         let mut known = Known::default();
         store.uploads().await?.into_iter().for_each(|one| known.insert(one));
-        match blobs.stored().await {
+        // All that lies there is much to list, and not listed for nothing.
+        let stored = if known.files.is_empty() { Ok(BTreeSet::new()) } else { blobs.stored().await };
+        match stored {
             Ok(stored) => {
                 let mut batch = Batch::default();
                 let gone: Vec<_> =
