@@ -1,22 +1,55 @@
 //! Which namespace uploaded what, and how much it may: the first to upload a file has it counted, whoever names it then.
 //!
-//! A file counts from when its upload begins, with the bytes that were announced, until it is removed. Uploads that
-//! began before there were quotas count for nobody.
+//! A file counts from when its upload begins, with the bytes that were announced, until it is removed. Whoever announces
+//! more of it has all of it counted: no file comes to be that has more bytes than were announced. Uploads that began before
+//! there were quotas count for nobody.
 
 use crate::blobs::Blobs;
 use crate::error::{CoordinatorError, Result};
 use crate::store::{Batch, Store, Uploaded};
 use domain::data::ContentHash;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What is counted for whom. Clones share it.
 #[derive(Clone)]
 pub struct Uploads {
     store: Store,
-    known: Arc<Mutex<HashMap<ContentHash, Uploaded>>>,
+    known: Arc<Mutex<Known>>,
     /// Held by one that is about to count, so that two do not both find the last room.
     counting: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// The files that count, and the sum of each namespace.
+#[derive(Default)]
+struct Known {
+    files: HashMap<ContentHash, Uploaded>,
+    /// Bytes; of as many files as there can be, the sum does not overflow.
+    used: HashMap<String, u128>,
+}
+
+impl Known {
+    /// Counts a file, instead of what is counted of it.
+    fn insert(&mut self, uploaded: Uploaded) {
+        self.remove(uploaded.file);
+        *self.used.entry(uploaded.namespace.clone()).or_default() += u128::from(uploaded.bytes);
+        self.files.insert(uploaded.file, uploaded);
+    }
+
+    fn remove(&mut self, file: ContentHash) {
+        if let Some(uploaded) = self.files.remove(&file)
+            && let Some(used) = self.used.get_mut(&uploaded.namespace)
+        {
+            *used -= u128::from(uploaded.bytes);
+        }
+    }
+
+    /// The bytes of a namespace without those of a file.
+    fn used_without(&self, namespace: &str, file: ContentHash) -> u128 {
+        let used = self.used.get(namespace).copied().unwrap_or_default();
+        let own = self.files.get(&file).filter(|one| one.namespace == namespace);
+        used - own.map_or(0, |one| u128::from(one.bytes))
+    }
 }
 
 impl Uploads {
@@ -25,15 +58,19 @@ impl Uploads {
     /// # Errors
     /// The state cannot be read or written.
     pub async fn open(store: Store, blobs: &Blobs) -> Result<Self> {
-        let mut known: HashMap<_, _> =
-            store.uploads().await?.into_iter().map(|one| (one.file, one)).collect();
-        match blobs.stored().await {
+        let mut known = Known::default();
+        store.uploads().await?.into_iter().for_each(|one| known.insert(one));
+        // All that lies there is much to list, and not listed for nothing.
+        let stored = if known.files.is_empty() { Ok(BTreeSet::new()) } else { blobs.stored().await };
+        match stored {
             Ok(stored) => {
                 let mut batch = Batch::default();
-                for gone in known.keys().filter(|file| !stored.contains(file)) {
-                    batch.forget_upload(*gone);
+                let gone: Vec<_> =
+                    known.files.keys().filter(|file| !stored.contains(file)).copied().collect();
+                for file in gone {
+                    batch.forget_upload(file);
+                    known.remove(file);
                 }
-                known.retain(|file, _| stored.contains(file));
                 store.commit(batch).await?;
             }
             Err(error) => tracing::warn!(%error, "uploads that are gone count on until the next start"),
@@ -41,12 +78,13 @@ impl Uploads {
         Ok(Self { store, known: Arc::new(Mutex::new(known)), counting: Arc::default() })
     }
 
-    fn known(&self) -> MutexGuard<'_, HashMap<ContentHash, Uploaded>> {
+    fn known(&self) -> MutexGuard<'_, Known> {
         // Nothing that can panic is done while it is held.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a file of which something is to be stored, unless it is counted already. Durable when it returns.
+    /// Counts a file of which something is to be stored, unless as many bytes of it are counted already. Durable when it
+    /// returns.
     ///
     /// # Errors
     /// With it the namespace would have more than `most` bytes, or it cannot be written.
@@ -60,12 +98,11 @@ impl Uploads {
         let _counting = self.counting.lock().await;
         {
             let known = self.known();
-            if known.contains_key(&file) {
+            if known.files.get(&file).is_some_and(|one| one.bytes >= bytes) {
                 return Ok(());
             }
-            let own = known.values().filter(|one| one.namespace == namespace).map(|one| one.bytes);
-            let used = own.fold(0, u64::saturating_add);
-            if let Some(most) = most.filter(|most| used.saturating_add(bytes) > *most) {
+            let used = known.used_without(namespace, file);
+            if let Some(most) = most.filter(|most| used + u128::from(bytes) > u128::from(*most)) {
                 let why = format!(
                     "the namespace {namespace} has {used} bytes of uploaded data and may have {most}: {bytes} more are too \
                      many; what no sweep names is removed a day later, when the coordinator starts; delete sweeps, or ask \
@@ -78,11 +115,11 @@ impl Uploads {
         let mut batch = Batch::default();
         batch.uploaded(&uploaded);
         self.store.commit(batch).await?;
-        self.known().insert(file, uploaded);
+        self.known().insert(uploaded);
         Ok(())
     }
 
-    /// Counts a file no more, of which nothing was stored in the end.
+    /// Counts a file no more, of which nothing was stored in the end. No other upload of it may have begun.
     ///
     /// # Errors
     /// It cannot be written.
@@ -91,7 +128,7 @@ impl Uploads {
         let mut batch = Batch::default();
         batch.forget_upload(file);
         self.store.commit(batch).await?;
-        self.known().remove(&file);
+        self.known().remove(file);
         Ok(())
     }
 }

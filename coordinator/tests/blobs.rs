@@ -148,8 +148,9 @@ async fn what_is_not_what_it_says_never_exists() {
         let long = short.write(Bytes::from(next[..151].to_vec())).await;
         assert!(matches!(long, Err(BlobError::Length { bytes: 150, .. })));
         drop(short);
-        let Some(short) = blobs.begin(file, 150, 0).await.unwrap() else { panic!() };
+        let Some(mut short) = blobs.begin(file, 150, 0).await.unwrap() else { panic!() };
         assert!(matches!(short.finish().await, Err(BlobError::Short { missing: 150, .. })));
+        drop(short);
         let behind = blobs.begin(file, 300, 100).await;
         assert!(matches!(behind, Err(BlobError::Behind { at: 0, offset: 100, .. })), "{behind:?}");
         assert!(matches!(blobs.begin(file, MOST_BYTES + 1, 0).await, Err(BlobError::Length { .. })));

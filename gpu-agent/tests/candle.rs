@@ -9,7 +9,8 @@ use domain::trial::{
     Digests, EvalSplit, FailureClass, GradientCheckpointing, PrecisionMode, TrialConfig, TrialSummary,
 };
 use gpu_agent::Assignment;
-use gpu_agent::cache::{Cache, quantised};
+use gpu_agent::cache::Cache;
+use gpu_agent::cache::quantised::Room;
 use gpu_agent::engine::candle::Candle;
 use gpu_agent::engine::pack::Pack;
 use gpu_agent::engine::{Admission, Checkpoint, CheckpointDirs, Ending, Engine, Event, Happening, How};
@@ -125,10 +126,10 @@ impl Bench {
             if let (Some((key, bytes)), Some(cache)) = (quantised, &self.cache) {
                 said.read_quantised = Some(bytes.is_none());
                 let room = bytes.and_then(|bytes| cache.room(key, bytes));
-                if room.is_some() {
-                    self.engine.keep(key);
+                if let Some(draft) = room.as_ref().map(Room::draft) {
+                    self.engine.keep(draft);
                     // It is written, or given up, whatever the engine does meanwhile.
-                    while quantised::draft(cache.root(), key).exists() {
+                    while draft.data(cache.root()).exists() {
                         std::thread::yield_now();
                     }
                 }

@@ -111,11 +111,12 @@ impl Upload {
         Ok(())
     }
 
-    /// Checks that it is whole and what its hash says, then has it exist; it is durable when this returns.
+    /// Checks that it is whole and what its hash says, then has it exist; it is durable when this returns. Its last call:
+    /// other uploads of the file wait until it is dropped.
     ///
     /// # Errors
     /// Bytes are missing, or they are others than the hash says: then nothing of it stays. Or the store failed.
-    pub async fn finish(mut self) -> Result<(), BlobError> {
+    pub async fn finish(&mut self) -> Result<(), BlobError> {
         let file = self.file;
         if let Some(missing @ 1..) = self.bytes.checked_sub(self.came()) {
             return Err(BlobError::Short { file, missing });

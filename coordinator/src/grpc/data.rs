@@ -61,7 +61,7 @@ impl DataService for Services {
             }
             let done = upload.finish().await;
             if let Err(BlobError::Checksum { .. }) = &done {
-                // Nothing of it stayed.
+                // Nothing of it stayed, and nobody else has begun: the upload still has its turn.
                 uploads.forget(file).await?;
             }
             self.told(done)?;

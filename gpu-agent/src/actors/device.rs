@@ -393,7 +393,7 @@ impl Actor {
                 Event::Quantised { key, bytes: None } => self.cache.used(key),
                 Event::Quantised { key, bytes: Some(bytes) } => {
                     self.room = self.cache.room(key, bytes);
-                    self.outgoing.extend(self.room.is_some().then_some(engine::Command::Keep(key)));
+                    self.outgoing.extend(self.room.iter().map(|room| engine::Command::Keep(room.draft())));
                 }
                 Event::BaseResident(base) => {
                     if base.is_none() {

@@ -122,6 +122,8 @@ struct State {
     entries: BTreeMap<ContentHash, Entry>,
     /// Directories removed so far: each gets a name of its own.
     gone: u64,
+    /// The number of the last draft of a base in 4 bits.
+    drafts: u64,
     /// Whether it was said that there is no room for bases in 4 bits.
     told_of_no_room: bool,
 }
@@ -131,8 +133,8 @@ struct Entry {
     /// Bytes that it has, or will have.
     bytes: u64,
     pins: usize,
-    /// Whether it is a base in 4 bits that an engine was told to write.
-    draft: bool,
+    /// What an engine was told to write, if it is a base in 4 bits that is not whole.
+    draft: Option<quantised::Draft>,
     used: Timestamp,
     /// Held while it is looked at or fetched; with it, what its files looked like when they were right.
     turn: Turn,
@@ -143,7 +145,7 @@ type Turn = Arc<tokio::sync::Mutex<Option<Vec<Stamp>>>>;
 
 impl Entry {
     fn is_in_use(&self) -> bool {
-        self.pins > 0 || self.draft
+        self.pins > 0 || self.draft.is_some()
     }
 }
 
@@ -191,7 +193,9 @@ impl Cache {
     pub fn open(root: &Path, limit: u64, clock: Arc<dyn Clock>) -> std::io::Result<Self> {
         let entry = |(tree, bytes, used)| (tree, Entry { bytes, used, ..Entry::default() });
         let entries = disk::entries(root)?.into_iter().map(entry).collect();
-        let state = Arc::new(Mutex::new(State { entries, ..State::default() }));
+        // An engine that outlives its agent for a moment may still write to a draft of that time.
+        let drafts = clock.now().0;
+        let state = Arc::new(Mutex::new(State { entries, drafts, ..State::default() }));
         let cache = Self { root: root.into(), limit, clock, state, turns: Arc::default() };
         // Nothing is in use yet, so that what is over the limit can go.
         cache.evict(None).0.iter().for_each(|gone| disk::remove(gone));

@@ -3,7 +3,7 @@
 //! | path in the cache | holds |
 //! |---|---|
 //! | `<key>/data/`, `<key>/tree` | such a base, and the list of its files with their lengths and SHA-256, as an uploaded tree has it |
-//! | `<key>.new/` | one that an engine writes; renamed once it is whole and durable, and removed at the next start if it never was |
+//! | `<key>.new-<n>/` | one that an engine writes; renamed once it is whole and durable, and removed at the next start if it never was |
 //!
 //! The key is a hash of all that the base's numbers depend on (`trainer::kept`), so that nothing here is ever out of date:
 //! a base of other files has another key, and what nobody reads any more goes as the least recently used. The agent
@@ -12,6 +12,7 @@
 
 use super::{Cache, Entry, State, disk};
 use domain::data::{ContentHash, Tree, TreeFile};
+use serde::{Deserialize, Serialize};
 use sha2::Digest;
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -33,62 +34,89 @@ pub fn spoil(root: &Path, key: ContentHash) {
     let _ = std::fs::remove_file(root.join(key.to_string()).join(disk::TREE));
 }
 
-/// The folder that an engine fills with the files of a base. It is there once there is [`Room`].
-pub fn draft(root: &Path, key: ContentHash) -> PathBuf {
-    draft_dir(root, key).join(disk::DATA)
+/// A base that an engine writes. It lies where no other is ever written, also none of the same key: what its writer still
+/// does once its [`Room`] is gone touches nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Draft {
+    /// What names the base.
+    pub key: ContentHash,
+    number: u64,
 }
 
-/// Has the base that was written to its draft be in the cache. Its files are durable.
-///
-/// # Errors
-/// The draft is gone, or the system refuses.
-pub fn publish(root: &Path, key: ContentHash) -> io::Result<()> {
-    let dir = draft_dir(root, key);
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(dir.join(disk::DATA))? {
-        let entry = entry?;
-        let (digest, bytes) = disk::digest(&entry.path())?;
-        let (name, sha256) =
-            (entry.file_name().to_string_lossy().into_owned(), ContentHash(digest.finalize().into()));
-        files.push(TreeFile { name, bytes, sha256 });
+impl Draft {
+    /// The folder that the engine fills with the base's files, in the cache at `root`. It is there while there is a
+    /// [`Room`] and the base is not whole.
+    pub fn data(self, root: &Path) -> PathBuf {
+        self.dir(root).join(disk::DATA)
     }
-    let tree = Tree::new(files).map_err(io::Error::other)?;
-    let list = dir.join(disk::TREE);
-    std::fs::write(&list, tree.text())?;
-    for path in [&list, &dir.join(disk::DATA), &dir] {
-        File::open(path)?.sync_all()?;
+
+    /// Has the base that was written be in the cache. Its files are durable.
+    ///
+    /// # Errors
+    /// The draft is gone, or the system refuses.
+    pub fn publish(self, root: &Path) -> io::Result<()> {
+        let dir = self.dir(root);
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(dir.join(disk::DATA))? {
+            let entry = entry?;
+            let (digest, bytes) = disk::digest(&entry.path())?;
+            let (name, sha256) =
+                (entry.file_name().to_string_lossy().into_owned(), ContentHash(digest.finalize().into()));
+            files.push(TreeFile { name, bytes, sha256 });
+        }
+        let tree = Tree::new(files).map_err(io::Error::other)?;
+        let list = dir.join(disk::TREE);
+        std::fs::write(&list, tree.text())?;
+        for path in [&list, &dir.join(disk::DATA), &dir] {
+            File::open(path)?.sync_all()?;
+        }
+        std::fs::rename(dir, root.join(self.key.to_string()))
     }
-    std::fs::rename(dir, root.join(key.to_string()))
-}
 
-/// Removes the draft of a base that will not be whole.
-pub fn give_up(root: &Path, key: ContentHash) {
-    // What stays is removed with its room, or at the next start.
-    let _ = std::fs::remove_dir_all(draft_dir(root, key));
-}
+    /// Removes it: it will not be whole.
+    pub fn give_up(self, root: &Path) {
+        // What stays is removed with its room, or at the next start.
+        let _ = std::fs::remove_dir_all(self.dir(root));
+    }
 
-fn draft_dir(root: &Path, key: ContentHash) -> PathBuf {
-    root.join(format!("{key}.new"))
+    fn dir(self, root: &Path) -> PathBuf {
+        root.join(format!("{}.new-{}", self.key, self.number))
+    }
 }
 
 /// Room for a base that an engine writes. Dropped, it stays with a base that is whole, and is given up with one that is
 /// not.
 pub struct Room {
     cache: Cache,
-    key: ContentHash,
+    draft: Draft,
+}
+
+impl Room {
+    /// What the engine is to write.
+    pub fn draft(&self) -> Draft {
+        self.draft
+    }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        let mut state = self.cache.state();
-        state.gone += 1;
-        // Renamed first: from then on the engine cannot publish it.
-        let gone = disk::gone(&self.cache.root, self.key, state.gone);
-        let draft = draft_dir(&self.cache.root, self.key);
-        if draft.exists() && std::fs::rename(draft, &gone).is_ok() {
-            disk::remove(&gone);
-        }
-        self.cache.settle_drafts(&mut state);
+        let gone = {
+            let mut state = self.cache.state();
+            // From then on the engine cannot publish it.
+            let gone = self.cache.take_out(&mut state, self.draft.key, &self.draft.dir(&self.cache.root));
+            self.cache.settle_drafts(&mut state);
+            gone
+        };
+        remove_aside(gone.into_iter().collect());
+    }
+}
+
+/// Removes directories, of gigabytes perhaps, without keeping what else a runtime does from going on.
+fn remove_aside(gone: Vec<PathBuf>) {
+    let remove = move || gone.iter().for_each(|gone| disk::remove(gone));
+    match tokio::runtime::Handle::try_current() {
+        Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+        Err(_) => remove(),
     }
 }
 
@@ -110,15 +138,29 @@ impl Cache {
     /// Makes room for a base of so many bytes at most, by removing what was not used for longest. `None` if it is there, if
     /// another engine writes it, or if there is no room, which is said once.
     pub fn room(&self, key: ContentHash, bytes: u64) -> Option<Room> {
-        let (mut state, dir) = (self.state(), self.root.join(key.to_string()));
-        self.settle_drafts(&mut state);
-        let written = state.entries.get(&key).is_some_and(|entry| entry.draft);
+        let mut gone = Vec::new();
+        let draft = self.make_draft(&mut self.state(), key, bytes, &mut gone);
+        remove_aside(gone);
+        Some(Room { cache: self.clone(), draft: draft? })
+    }
+
+    /// Makes a draft for which there is room. What was taken out of the cache for it is added to `gone`.
+    fn make_draft(
+        &self,
+        state: &mut State,
+        key: ContentHash,
+        bytes: u64,
+        gone: &mut Vec<PathBuf>,
+    ) -> Option<Draft> {
+        let dir = self.root.join(key.to_string());
+        self.settle_drafts(state);
+        let written = state.entries.get(&key).is_some_and(|entry| entry.draft.is_some());
         if written || dir.join(disk::TREE).exists() {
             return None;
         }
         // What is left of one that was damaged.
         state.entries.remove(&key);
-        let _ = std::fs::remove_dir_all(&dir);
+        gone.extend(self.take_out(state, key, &dir));
         let in_use = state.entries.values().filter(|entry| entry.is_in_use()).map(|entry| entry.bytes);
         if in_use.fold(bytes, u64::saturating_add) > self.limit {
             if !std::mem::replace(&mut state.told_of_no_room, true) {
@@ -130,28 +172,35 @@ impl Cache {
             }
             return None;
         }
-        let (gone, _) = self.evict_from(&mut state, &BTreeSet::new(), Some((key, bytes)));
-        gone.iter().for_each(|gone| disk::remove(gone));
-        let draft = draft_dir(&self.root, key);
-        let _ = std::fs::remove_dir_all(&draft);
-        if let Err(error) = std::fs::create_dir_all(draft.join(disk::DATA)) {
-            tracing::warn!(path = %draft.display(), %error, "a base in 4 bits is not kept");
+        gone.extend(self.evict_from(state, &BTreeSet::new(), Some((key, bytes))).0);
+        state.drafts += 1;
+        let draft = Draft { key, number: state.drafts };
+        let data = draft.data(&self.root);
+        if let Err(error) = std::fs::create_dir_all(&data) {
+            tracing::warn!(path = %data.display(), %error, "a base in 4 bits is not kept");
             state.entries.remove(&key);
             return None;
         }
-        state.entries.insert(key, Entry { bytes, draft: true, used: self.clock.now(), ..Entry::default() });
-        drop(state);
-        Some(Room { cache: self.clone(), key })
+        let entry = Entry { bytes, draft: Some(draft), used: self.clock.now(), ..Entry::default() };
+        state.entries.insert(key, entry);
+        Some(draft)
+    }
+
+    /// Takes a directory out of the cache, if it is there. Answers with where it lies now.
+    fn take_out(&self, state: &mut State, key: ContentHash, dir: &Path) -> Option<PathBuf> {
+        state.gone += 1;
+        let gone = disk::gone(&self.root, key, state.gone);
+        std::fs::rename(dir, &gone).is_ok().then_some(gone)
     }
 
     /// Looks what became of the bases that engines were told to write.
     pub(super) fn settle_drafts(&self, state: &mut State) {
         state.entries.retain(|key, entry| {
             // In this order: a draft that is gone has become a base, or nothing.
-            if !entry.draft || draft_dir(&self.root, *key).exists() {
+            if entry.draft.is_none_or(|draft| draft.dir(&self.root).exists()) {
                 return true;
             }
-            entry.draft = false;
+            entry.draft = None;
             self.root.join(key.to_string()).join(disk::TREE).exists()
         });
     }

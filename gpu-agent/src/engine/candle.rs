@@ -5,8 +5,8 @@ use super::kept::Keeper;
 use super::pack::{Asking, Backend, Stepped};
 use super::sources::{self, Sources};
 use super::{Admission, CheckpointDirs, Event};
+use crate::cache::quantised::Draft;
 use domain::Clock;
-use domain::data::ContentHash;
 use domain::trial::{BaseModel, Digests, Failure, FailureClass, TrialSummary};
 use hub::Kind;
 use std::sync::Arc;
@@ -95,8 +95,8 @@ impl Backend for Candle {
         self.keeper.load((&dir, base.precision), admission, on, emit).map_err(failure)
     }
 
-    fn keep(&mut self, base: &Loaded, key: ContentHash) {
-        self.keeper.keep(base, key);
+    fn keep(&mut self, base: &Loaded, draft: Draft) {
+        self.keeper.keep(base, draft);
     }
 
     fn start(&mut self, base: &Loaded, admission: &Admission) -> Result<Examined, Failure> {

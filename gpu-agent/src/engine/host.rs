@@ -71,9 +71,9 @@ impl Worker {
                 Ok(Command::Stop(assignment, how)) => self.stop(&assignment, how),
                 // A thread logs what its process does.
                 Ok(Command::Log(_)) => {}
-                Ok(Command::Keep(key)) => self.guarded(|worker| {
+                Ok(Command::Keep(draft)) => self.guarded(|worker| {
                     if let Some(engine) = &mut worker.engine {
-                        engine.keep(key);
+                        engine.keep(draft);
                     }
                 }),
                 Err(TryRecvError::Empty) => self.step(),

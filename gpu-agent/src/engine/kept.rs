@@ -5,7 +5,7 @@
 //! base, and ends before another base is loaded, so that the device need not hold two.
 
 use super::{Admission, Event, Happening};
-use crate::cache::quantised;
+use crate::cache::quantised::{self, Draft};
 use domain::Clock;
 use domain::data::{ContentHash, Reference};
 use domain::trial::{Precision, Severity};
@@ -80,10 +80,12 @@ impl Keeper {
         Ok(loaded)
     }
 
-    /// Writes the base in memory to its draft, if it is the one that was offered under that key.
-    pub(super) fn keep(&mut self, loaded: &Loaded, key: ContentHash) {
-        if let Some(offer) = self.offered.take_if(|offer| offer.key == key) {
-            self.writing = Writing::start(offer, loaded);
+    /// Writes the base in memory to its draft, if it is the one that was offered under that key. A draft that is gone was
+    /// for an earlier load of it.
+    pub(super) fn keep(&mut self, loaded: &Loaded, draft: Draft) {
+        let is_for = |offer: &mut Offer| offer.key == draft.key && draft.data(&offer.cache).exists();
+        if let Some(offer) = self.offered.take_if(is_for) {
+            self.writing = Writing::start(offer, draft, loaded);
         }
     }
 }
@@ -95,22 +97,22 @@ struct Writing {
 }
 
 impl Writing {
-    fn start(Offer { cache, key, origin }: Offer, loaded: &Loaded) -> Option<Self> {
+    fn start(Offer { cache, key, origin }: Offer, draft: Draft, loaded: &Loaded) -> Option<Self> {
         let (kept, stop) = (Kept::of(&origin, loaded), Arc::new(AtomicBool::new(false)));
         let (heard, root) = (stop.clone(), cache.clone());
-        let write = move || match write(&kept, &root, key, &heard) {
+        let write = move || match write(&kept, &root, draft, &heard) {
             Ok(true) => tracing::info!(%key, "a base in 4 bits is kept in the cache"),
-            Ok(false) => quantised::give_up(&root, key),
+            Ok(false) => draft.give_up(&root),
             Err(error) => {
                 tracing::warn!(%error, "a base in 4 bits is not kept in the cache");
-                quantised::give_up(&root, key);
+                draft.give_up(&root);
             }
         };
         match std::thread::Builder::new().name("quantised base".into()).spawn(write) {
             Ok(thread) => Some(Self { stop, thread: Some(thread) }),
             Err(error) => {
                 tracing::warn!(%error, "a base in 4 bits is not kept in the cache");
-                quantised::give_up(&cache, key);
+                draft.give_up(&cache);
                 None
             }
         }
@@ -128,11 +130,12 @@ impl Drop for Writing {
 }
 
 /// Whether all of it is in the cache now.
-fn write(kept: &Kept, cache: &Path, key: ContentHash, stop: &AtomicBool) -> Result<bool, TrainError> {
-    let draft = quantised::draft(cache, key);
-    if !kept.write(&draft, stop)? {
+fn write(kept: &Kept, cache: &Path, draft: Draft, stop: &AtomicBool) -> Result<bool, TrainError> {
+    let data = draft.data(cache);
+    // To be hashed, all of it is read once more: the next base would wait for that.
+    if !kept.write(&data, stop)? || stop.load(Ordering::Relaxed) {
         return Ok(false);
     }
-    quantised::publish(cache, key).map_err(TrainError::io(&draft))?;
+    draft.publish(cache).map_err(TrainError::io(&data))?;
     Ok(true)
 }

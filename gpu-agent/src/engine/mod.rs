@@ -27,6 +27,7 @@ pub mod simulated;
 pub mod sources;
 
 use crate::Assignment;
+use crate::cache::quantised::Draft;
 use domain::Timestamp;
 use domain::data::ContentHash;
 use domain::metric::MetricPoint;
@@ -127,7 +128,7 @@ pub enum Command {
     /// Log what these directives say.
     Log(String),
     /// Write the base that is in memory to the agent's cache, which has room for it: the answer to [`Event::Quantised`].
-    Keep(ContentHash),
+    Keep(Draft),
     /// End yourself.
     Shutdown,
 }
@@ -268,7 +269,7 @@ pub trait Engine {
     /// Ends a trial at the next step boundary. Unknown trials are ignored.
     fn stop(&mut self, assignment: &Assignment, how: How);
     /// Writes the base in memory to the agent's cache, beside what else it does.
-    fn keep(&mut self, _: ContentHash) {}
+    fn keep(&mut self, _: Draft) {}
     /// Does one piece of work: carries out stops, loads a trial, or makes one optimizer step.
     fn step(&mut self, emit: &mut dyn FnMut(Event));
     /// Whether [`Engine::step`] would do nothing.

@@ -7,7 +7,7 @@ pub(super) use ending::end_waiting;
 
 use super::{Admission, CheckpointDirs, Ending, Engine, Event, Happening, How, Phase, Work};
 use crate::Assignment;
-use domain::data::ContentHash;
+use crate::cache::quantised::Draft;
 use domain::metric::{self, MetricPoint};
 use domain::trial::{BaseModel, Digests, Failure, FailureClass, Severity, Shortage, TrialSummary};
 use domain::{Clock, Timestamp};
@@ -64,7 +64,7 @@ pub trait Backend {
         emit: &mut dyn FnMut(Event),
     ) -> Result<Self::Base, Failure>;
     /// Writes the base that was loaded to the agent's cache, beside what else it does.
-    fn keep(&mut self, _: &Self::Base, _: ContentHash) {}
+    fn keep(&mut self, _: &Self::Base, _: Draft) {}
     /// Starts a run, or goes on from the admission's checkpoint.
     fn start(&mut self, base: &Self::Base, admission: &Admission) -> Result<Self::Run, Failure>;
     /// What it is trained on.
@@ -153,9 +153,9 @@ impl<B: Backend> Engine for Pack<B> {
         self.stops.push((assignment.clone(), how));
     }
 
-    fn keep(&mut self, key: ContentHash) {
+    fn keep(&mut self, draft: Draft) {
         if let Some((_, base)) = &self.base {
-            self.backend.keep(base, key);
+            self.backend.keep(base, draft);
         }
     }
 
