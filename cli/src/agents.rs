@@ -104,7 +104,6 @@ fn show(agent: &v1::Agent, output: &OutputArgs) -> Result<(), Failure> {
     })
 }
 
-/// All agents, page after page.
 /// Every agent that the server knows.
 pub(crate) async fn list(connection: &Connection) -> Result<Vec<v1::Agent>, Failure> {
     let mut agents = Vec::new();

@@ -19,7 +19,7 @@ pub(crate) struct Board {
     /// Unfinished sweeps that were submitted before: their trials get the devices first.
     older: Vec<String>,
     /// What no agent has that is there, if there is one.
-    lacks: Option<&'static str>,
+    pub(crate) lacks: Option<&'static str>,
     spec: Option<SweepSpec>,
     latest: BTreeMap<u32, Latest>,
     /// The step at which each trial was first seen.
@@ -131,6 +131,11 @@ impl Board {
     pub(crate) fn is_over(&self) -> bool {
         use v1::SweepState::{Paused, Running, Unspecified};
         self.sweep.as_ref().is_some_and(|s| !matches!(s.state(), Running | Paused | Unspecified))
+    }
+
+    /// Whether a trial held a device since the watch began.
+    pub(crate) fn has_trained(&self) -> bool {
+        self.training_since.is_some()
     }
 
     /// Whether a person holds it.

@@ -14,6 +14,9 @@ use tonic_types::StatusExt;
 /// Time between two looks at the clock while a sweep is followed.
 const TICK: Duration = Duration::from_secs(1);
 
+/// Time between two looks for an agent that a sweep lacks.
+const LOOK: Duration = Duration::from_secs(30);
+
 /// The first and the longest pause between two attempts to reach a server again.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
@@ -111,7 +114,9 @@ impl Follow<'_> {
             match self.stream(current, &mut board, &mut progress, listener).await {
                 Ok(()) => break,
                 Err(Cut::Gone(status)) => {
-                    replaced = Some(self.reconnect(&progress, status.into()).await?);
+                    let again = self.reconnect(&progress, status.into()).await?;
+                    self.look(&again, &mut board).await;
+                    replaced = Some(again);
                 }
                 Err(Cut::Failed(failure)) => return Err(failure),
             }
@@ -137,6 +142,7 @@ impl Follow<'_> {
         let mut tick = tokio::time::interval(TICK);
         // What a listener took too long for is not made up for.
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut looked = progress.elapsed();
         // The server ends the stream once the sweep is over and every trial was told.
         loop {
             tokio::select! {
@@ -147,6 +153,10 @@ impl Follow<'_> {
                     listener.hear(board, &change);
                 }
                 _ = tick.tick() => {
+                    if !board.has_trained() && progress.elapsed() - looked >= LOOK.as_secs_f64() {
+                        self.look(connection, board).await;
+                        looked = progress.elapsed();
+                    }
                     progress.tick(board);
                     listener.catch_up(connection, board).await?;
                 }
@@ -155,6 +165,13 @@ impl Follow<'_> {
         match board.is_over() {
             true => listener.catch_up(connection, board).await,
             false => Err(Cut::Gone(Status::unavailable("it ended the stream before the sweep was over"))),
+        }
+    }
+
+    /// Sees whether an agent that the sweep lacked is there by now, or is not any more. That the server is gone the stream says.
+    async fn look(&self, connection: &Connection, board: &mut Board) {
+        if let Ok(lacks) = lacks(connection, self.sweep).await {
+            board.lacks = lacks;
         }
     }
 

@@ -3,12 +3,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use actor::Scope;
+use config::limits::Limits;
 use coordinator::actors::dispatcher::{Dispatcher, Expected, Grant, Request, SessionId, Terms};
 use coordinator::actors::message::{Outbox, Outgoing, StopReason, ToAgent};
 use coordinator::placement::Waiting;
 use domain::data::{ContentHash, Reference};
 use domain::fleet::{Agent, Beginning, Device, Feature, Holding};
 use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
+use security::FileError;
+use security::watched::Watched;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -61,6 +64,14 @@ fn trial(number: u32) -> TrialId {
 
 fn holding(number: u32, attempt: u32) -> Holding {
     Holding { trial: trial(number), attempt: Attempt(attempt), step: 0 }
+}
+
+fn data(names: &[&str]) -> Vec<Reference> {
+    let reference = |name: &&str| {
+        let tree = ContentHash::of(name.as_bytes());
+        Reference { tree, name: name.to_string(), is_directory: true }
+    };
+    names.iter().map(reference).collect()
 }
 
 fn on(accelerator: &str) -> Waiting {
@@ -189,13 +200,6 @@ async fn what_is_to_be_evaluated_waits_for_an_agent_of_a_version_that_does_that(
 #[tokio::test(start_paused = true)]
 async fn what_waits_is_fetched_ahead() {
     let bench = bench();
-    let data = |names: &[&str]| {
-        let reference = |name: &&str| {
-            let tree = ContentHash::of(name.as_bytes());
-            Reference { tree, name: name.to_string(), is_directory: true }
-        };
-        names.iter().map(reference).collect::<Vec<_>>()
-    };
     let mut agent = FakeAgent::connect(&bench, "one", vec![]).await;
     let mut grants = Vec::new();
     for number in 1..=2 {
@@ -214,10 +218,56 @@ async fn what_waits_is_fetched_ahead() {
     let mut agent = FakeAgent::connect(&bench, "one", vec![holding(1, 1), holding(2, 1)]).await;
     bench.held().await;
     assert_eq!(agent.told(), [ToAgent::Prefetch(both())]);
+    // One that gets no trials is to fetch nothing, until it gets some again.
+    bench.dispatcher.drain(agent.id.clone(), true).await.unwrap();
+    bench.held().await;
+    let stop = |number| ToAgent::Stop(trial(number), Attempt(1), StopReason::Release);
+    assert_eq!(agent.told(), [stop(1), stop(2), ToAgent::Prefetch(vec![])]);
+    bench.dispatcher.drain(agent.id.clone(), false).await.unwrap();
+    bench.held().await;
+    assert_eq!(agent.told(), [ToAgent::Prefetch(both())]);
     // Another takes both.
     let mut other = FakeAgent::connect(&bench, "two", vec![]).await;
     assert_eq!(bench.held().await, [("one".to_string(), vec![1, 2]), ("two".to_string(), vec![3, 4])]);
     assert_eq!((agent.told(), other.told()), (vec![ToAgent::Prefetch(vec![])], vec![]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_of_an_earlier_version_is_not_told_what_to_fetch_ahead() {
+    let bench = bench();
+    // It would be the first of two alike.
+    let mut older = FakeAgent::connect_as(&bench, "a", vec![], BTreeSet::new()).await;
+    let mut newer = FakeAgent::connect(&bench, "b", vec![]).await;
+    let mut grants = Vec::new();
+    for number in 1..=5 {
+        grants.push(bench.enqueue_with(number, number.into(), on("CPU"), data(&["rows"])).await);
+    }
+    assert_eq!(bench.held().await, [("a".to_string(), vec![1, 2]), ("b".to_string(), vec![3, 4])]);
+    assert_eq!((older.told(), newer.told()), (vec![], vec![ToAgent::Prefetch(data(&["rows"]))]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_quota_is_not_fetched_ahead() {
+    let bench = bench();
+    let limits = Limits::parse("mine: { max_concurrent_trials: 1 }").unwrap();
+    let limits = Watched::open(vec![], move || Ok::<_, FileError>(limits.clone())).unwrap();
+    bench.dispatcher.limit(Arc::new(limits)).await.unwrap();
+    let mut agent = FakeAgent::connect(&bench, "one", vec![]).await;
+    let mut grants = Vec::new();
+    for (number, namespace, named) in
+        [(1, "mine", "a"), (2, "mine", "b"), (3, "yours", "c"), (4, "yours", "d")]
+    {
+        let needs = Waiting { namespace: namespace.into(), ..on("CPU") };
+        grants.push(bench.enqueue_with(number, number.into(), needs, data(&[named])).await);
+        bench.held().await;
+    }
+    assert_eq!(bench.held().await, [("one".to_string(), vec![1, 3])]);
+    assert_eq!(agent.told(), [ToAgent::Prefetch(data(&["d"]))]);
+    assert_eq!(
+        bench.dispatcher.held_back("mine").await.unwrap().as_deref(),
+        Some("namespace mine has 1 of its 1 trials on devices")
+    );
+    assert_eq!(bench.dispatcher.held_back("yours").await.unwrap(), None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -66,21 +66,24 @@ pub enum Feature {
     Notes,
     /// To an agent: the tasks that a sweep asks of its trials.
     Evaluations,
+    /// To an agent: which uploaded data to fetch ahead.
+    Prefetch,
 }
 
 impl Feature {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Notes, Self::Evaluations];
+    pub const ALL: [Self; 3] = [Self::Notes, Self::Evaluations, Self::Prefetch];
     /// What a coordinator of this version understands.
     pub const OF_COORDINATORS: [Self; 1] = [Self::Notes];
     /// What an agent of this version understands.
-    pub const OF_AGENTS: [Self; 1] = [Self::Evaluations];
+    pub const OF_AGENTS: [Self; 2] = [Self::Evaluations, Self::Prefetch];
 
     /// Its name where it is said.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Notes => "notes",
             Self::Evaluations => "evaluations",
+            Self::Prefetch => "prefetch",
         }
     }
 

@@ -455,7 +455,7 @@ async fn a_coordinator_of_an_earlier_version_is_told_nothing_that_ends_its_strea
     let trial = Assignment::new("sweep/1", 1);
     stage.coordinator.shelf.lock().unwrap().refusals.push_back(Code::Unavailable);
     let (mut connection, hello) = stage.coordinator.accept().await;
-    assert_eq!(hello.agent.unwrap().understands, ["evaluations"]);
+    assert_eq!(hello.agent.unwrap().understands, ["evaluations", "prefetch"]);
     connection.welcome_as(Vec::new(), &[]).await;
     connection.assign(&trial, &config(3)).await;
     // Every number comes, the note's too, and is acknowledged.

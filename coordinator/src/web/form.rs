@@ -182,10 +182,10 @@ impl Table {
         table
     }
 
-    /// All lanes, if there are some that were not told.
+    /// Those lanes that were not told, if there are some. They stand behind those that were.
     pub fn lanes(&mut self) -> Option<Value> {
         let told = std::mem::replace(&mut self.lanes.told, self.lanes.list.len());
-        (told < self.lanes.list.len()).then(|| json!(self.lanes.list))
+        self.lanes.list.get(told..).filter(|new| !new.is_empty()).map(|new| json!(new))
     }
 
     /// A trial as it stands, with its value of the sweep's metric.
@@ -270,7 +270,9 @@ pub fn trial(record: &TrialRecord) -> Value {
     value["config"] = serde_json::to_value(trial.config_in_force()).unwrap_or_default();
     value["simulated"] = json!(trial.is_simulated());
     value["value"] = json!(record.value);
-    value["device_id"] = json!(trial.device_id());
+    // A record of an earlier version says it only while the trial holds its device.
+    let placed = record.placement.as_ref().map(|placement| &placement.device);
+    value["device_id"] = json!(trial.device_id().or(placed));
     value["checkpoint_step"] = json!(record.checkpoint.as_ref().map(|checkpoint| checkpoint.step));
     value
 }
@@ -311,6 +313,7 @@ pub fn entry(entry: &v1::GetTrialLogResponse) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Placement;
     use domain::AgentId;
     use domain::trial::{TrialConfig, TrialPlacement};
 
@@ -416,6 +419,20 @@ mod tests {
         }
         assert_eq!(table.lanes(), Some(json!([["a", null], ["a", "cuda:1"], ["a", "cuda:0"]])));
         assert_eq!(table.lanes(), None, "they are told once");
+        table.lanes.number("b", None);
+        assert_eq!(table.lanes(), Some(json!([["b", null]])), "what is new is told alone");
+    }
+
+    #[test]
+    fn a_trial_is_on_the_device_of_its_newest_attempt() {
+        let id = TrialId::of(&domain::SweepId::new("s"), 1);
+        let mut record = TrialRecord::new(id, TrialConfig::default(), BTreeMap::new(), Timestamp(0));
+        assert_eq!(trial(&record)["device_id"], json!(null), "it waits");
+        let (agent, device) = (AgentId::new("a"), DeviceId::new("cuda:1"));
+        record.placement = Some(Placement { agent: agent.clone(), device, price_per_hour: 1.0, is: None });
+        assert_eq!(trial(&record)["device_id"], json!("cuda:1"), "an earlier version placed it");
+        record.trial.placements = vec![TrialPlacement::new(Attempt(2), agent, DeviceId::new("cuda:0"))];
+        assert_eq!(trial(&record)["device_id"], json!("cuda:0"));
     }
 
     #[test]

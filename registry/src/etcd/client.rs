@@ -158,7 +158,10 @@ impl Etcd {
         let ask = |node: Arc<Node>, pause: Duration| {
             let call = &call;
             async move {
-                tokio::time::sleep(pause).await;
+                // A sleep of nothing at all would wait for the timer's next tick.
+                if !pause.is_zero() {
+                    tokio::time::sleep(pause).await;
+                }
                 let answer = match node.client().await {
                     Ok(client) => call(client).await,
                     Err(error) => Err(error),
@@ -318,10 +321,7 @@ fn explained(error: &etcd_client::Error) -> (String, bool) {
     use etcd_client::Error;
     let (why, is_connection) = match error {
         Error::TransportError(error) => (security::explain_for(Flags::Etcd, error), true),
-        // What etcd itself says has no other source.
-        Error::GRpcStatus(status) => {
-            (security::explain_for(Flags::Etcd, status), std::error::Error::source(status).is_some())
-        }
+        Error::GRpcStatus(status) => (security::explain_for(Flags::Etcd, status), is_of_connection(status)),
         _ => (None, false),
     };
     let hint = match error {
@@ -356,12 +356,21 @@ fn nobody_listens(error: &etcd_client::Error) -> bool {
     false
 }
 
-/// Whether nobody answers now.
+/// Whether nobody answers now: etcd says so, or nobody listens, or the connection broke, under whatever code that is told. One
+/// that breaks over certificates will break again.
 fn is_unavailable(error: &etcd_client::Error) -> bool {
     match error {
-        etcd_client::Error::GRpcStatus(status) => i32::from(status.code()) == UNAVAILABLE,
+        etcd_client::Error::GRpcStatus(status) if i32::from(status.code()) == UNAVAILABLE => true,
+        etcd_client::Error::GRpcStatus(status) => {
+            is_of_connection(status) && security::explain_for(Flags::Etcd, status).is_none()
+        }
         error => nobody_listens(error),
     }
+}
+
+/// Whether a status was made on this side, of a connection that failed: what etcd itself says has no other source.
+fn is_of_connection(status: &impl std::error::Error) -> bool {
+    status.source().is_some()
 }
 
 /// The least key after every key that begins with `prefix`, which is not empty.
@@ -379,4 +388,30 @@ pub(super) fn after_all_of(prefix: impl Into<Vec<u8>>) -> Vec<u8> {
 /// The least key after `key`.
 pub(super) fn successor(key: &[u8]) -> Vec<u8> {
     [key, &[0]].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_connection_that_breaks_in_a_call_sends_it_to_another_node() {
+        let nodes = [
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        ];
+        let endpoint = |node: &TcpListener| format!("http://{}", node.local_addr().unwrap());
+        let options = EtcdOptions::new(nodes.iter().map(endpoint).collect());
+        // It reads what a call begins with, and hangs up.
+        let breaks = async |node: &TcpListener| {
+            let (mut stream, _) = node.accept().await.unwrap();
+            stream.read_exact(&mut [0; 24]).await.unwrap();
+        };
+        tokio::select! {
+            _ = async { tokio::join!(breaks(&nodes[0]), breaks(&nodes[1])) } => {}
+            done = Etcd::connect(&options) => panic!("one node was asked: {:?}", done.err()),
+        }
+    }
 }

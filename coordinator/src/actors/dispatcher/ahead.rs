@@ -21,6 +21,8 @@ pub(super) struct Candidate<'a> {
     pub(super) devices: &'a [Device],
     /// Trials that it holds.
     pub(super) held: usize,
+    /// Whether it asks evaluations.
+    pub(super) evaluates: bool,
     /// What it was told last.
     pub(super) told: &'a [Reference],
 }
@@ -28,7 +30,7 @@ pub(super) struct Candidate<'a> {
 impl Candidate<'_> {
     fn suits(&self, needs: &Waiting) -> bool {
         let suits = |device: &Device| needs.suits(&device.accelerator, device.simulated_speed.is_some());
-        self.devices.iter().any(suits)
+        (self.evaluates || !needs.evaluated) && self.devices.iter().any(suits)
     }
 }
 
@@ -44,6 +46,7 @@ pub(super) fn hints<'a>(
             *data == request.data
                 && needs.accelerators == request.needs.accelerators
                 && needs.simulated == request.needs.simulated
+                && needs.evaluated == request.needs.evaluated
         });
         match alike {
             Some((_, _, trials)) => *trials += 1,
@@ -106,10 +109,11 @@ mod tests {
     fn who_is_told_what() {
         let [cpu, gpu] = ["CPU", "A100-40GB"].map(device);
         let told = [data("b"), data("r")];
-        let idle = || Candidate { devices: &cpu, held: 0, told: &[] };
-        let busy = || Candidate { devices: &cpu, held: 2, told: &[] };
-        let knows = || Candidate { devices: &cpu, held: 2, told: &told };
-        let on_gpu = || Candidate { devices: &gpu, held: 9, told: &[] };
+        let idle = || Candidate { devices: &cpu, held: 0, evaluates: true, told: &[] };
+        let busy = || Candidate { held: 2, ..idle() };
+        let knows = || Candidate { told: &told, ..busy() };
+        let on_gpu = || Candidate { devices: &gpu, held: 9, ..idle() };
+        let older = || Candidate { evaluates: false, ..idle() };
         let check = |what: &str, queue: &[Request], agents: &[Candidate], want: &[&[&str]]| {
             let want: Vec<Vec<_>> =
                 want.iter().map(|names| names.iter().map(|name| data(name)).collect()).collect();
@@ -128,6 +132,12 @@ mod tests {
             &[idle(), on_gpu()],
             &[&["r"], &["b"]],
         );
+        let evaluated = || {
+            let plain = of_sweep();
+            Request { needs: Waiting { evaluated: true, ..plain.needs }, ..plain }
+        };
+        check("who evaluates", &[evaluated()], &[older(), busy()], &[&[], &["b", "r"]]);
+        check("each kind", &[evaluated(), of_sweep()], &[older(), busy()], &[&["b", "r"], &["b", "r"]]);
         check(
             "what is needed first comes first, and once",
             &[of_sweep(), request("", &["r", "x"])],

@@ -13,6 +13,7 @@ use domain::data::Reference;
 use domain::fleet::{Agent, Beginning, Device, Feature, Holding};
 use domain::trial::TrialDevice;
 use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
+use quotas::Usage;
 use security::watched::Watched;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -46,6 +47,7 @@ pub(super) struct State {
     drained: BTreeSet<AgentId>,
     queue: BTreeMap<Turn, Request>,
     held: BTreeMap<TrialId, Held>,
+    usage: Usage,
     meters: HashMap<Place, Meter>,
     sessions: u64,
     /// Where the limits of namespaces stand, if they have any, and what stood there last.
@@ -104,6 +106,7 @@ impl State {
             drained,
             queue: BTreeMap::new(),
             held: BTreeMap::new(),
+            usage: Usage::default(),
             meters: HashMap::new(),
             sessions: 0,
             limits: None,
@@ -255,8 +258,9 @@ impl State {
             self.take_back(&agent);
         } else {
             self.drained.remove(&agent);
-            self.may_place = true;
         }
+        // What it was to fetch ahead is another's, or its own again.
+        self.may_place = true;
         self.views().into_iter().find(|view| view.agent.id == agent)
     }
 
@@ -355,7 +359,10 @@ impl State {
         let from = self.meters.entry(place.clone()).or_default().take(self.clock.monotonic());
         let deadline = Instant::now() + self.terms.lease;
         let held = Held { attempt, place, needs, deadline, from, unmetered, adopted: 0.0, stop: None, lost };
-        self.held.insert(trial, held);
+        self.usage.add(&held.needs.namespace, &held.place);
+        if let Some(before) = self.held.insert(trial, held) {
+            self.usage.remove(&before.needs.namespace, &before.place);
+        }
     }
 
     fn send(&mut self, trial: &TrialId, attempt: Attempt, message: ToAgent) {
@@ -397,6 +404,7 @@ impl State {
     /// Takes a trial off its device; answers with the device time it used.
     fn end(&mut self, trial: &TrialId) -> Option<(f64, Held)> {
         let held = self.held.remove(trial)?;
+        self.usage.remove(&held.needs.namespace, &held.place);
         self.may_place = true;
         let now = self.clock.monotonic();
         let reading = self.meters.get_mut(&held.place).map_or(held.from, |meter| meter.give(now));

@@ -92,7 +92,8 @@ export class SweepView {
         this.head();
         this.redraw();
       },
-      lanes: (lanes) => { this.lanes = lanes; },
+      picture: () => { this.lanes = []; },
+      lanes: (lanes) => { this.lanes.push(...lanes); },
       trials: (columns) => {
         const rows = rowsOf(columns, this.sweep.created_at, this.lanes);
         rows.forEach((row) => this.take(row));
