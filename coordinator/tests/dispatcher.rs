@@ -192,6 +192,7 @@ async fn what_is_to_be_evaluated_waits_for_an_agent_of_a_version_that_does_that(
     let _old = FakeAgent::connect_as(&bench, "old", vec![], BTreeSet::new()).await;
     let _evaluated = bench.enqueue(1, 1, Waiting { evaluated: true, ..on("CPU") }).await;
     let _plain = bench.enqueue(2, 2, on("CPU")).await;
+    bench.held().await;
     assert_eq!(bench.held().await, [("old".to_string(), vec![2])]);
     let _new = FakeAgent::connect(&bench, "new", vec![]).await;
     assert_eq!(bench.held().await, [("new".to_string(), vec![1]), ("old".to_string(), vec![2])]);
@@ -242,6 +243,7 @@ async fn an_agent_of_an_earlier_version_is_not_told_what_to_fetch_ahead() {
     for number in 1..=5 {
         grants.push(bench.enqueue_with(number, number.into(), on("CPU"), data(&["rows"])).await);
     }
+    bench.held().await;
     assert_eq!(bench.held().await, [("a".to_string(), vec![1, 2]), ("b".to_string(), vec![3, 4])]);
     assert_eq!((older.told(), newer.told()), (vec![], vec![ToAgent::Prefetch(data(&["rows"]))]));
 }

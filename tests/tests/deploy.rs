@@ -51,8 +51,8 @@ fn settings_are_the_programs() {
         (
             "coordinator",
             "coordinator.env",
-            &["--artifacts", dir, "--etcd", "http://127.0.0.1:1"][..],
-            "127.0.0.1:1",
+            &["--artifacts", dir, "--etcd", "ftp://127.0.0.1:1"][..],
+            "ftp://127.0.0.1:1",
         ),
         ("gpu-agent", "gpu-agent.env", &["--data-dir", dir, "--devices", "99"], "99"),
     ] {
