@@ -122,7 +122,8 @@ fn what_is_read_back_is_what_was_held() {
 fn biases_head_norms_and_windows_are_kept() {
     for name in FAMILIES {
         let dir = tempfile::tempdir().unwrap();
-        let [fresh, kept] = both(&family(name).join("base"), four_bit(ComputeDtype::Bfloat16, true), dir.path());
+        let [fresh, kept] =
+            both(&family(name).join("base"), four_bit(ComputeDtype::Bfloat16, true), dir.path());
         expect_same_base(&fresh.base, &kept.base);
     }
 }

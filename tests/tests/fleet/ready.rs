@@ -21,11 +21,13 @@ async fn whoever_leads_and_agents_that_are_connected_are_ready() {
     let [first_http, second_http, agent_http] = [(); 3].map(|()| free_address());
     let coordinator = |http: &str| fleet.coordinator_with(&["--election-ttl", ELECTION_TTL, "--http", http]);
     let mut first = coordinator(&first_http);
+    let first_at = first.says("listening on ");
     first.says("leading");
     let mut second = coordinator(&second_http);
     second.says("listening on ");
     assert_eq!(soon("the leader", answers(&first_http, 200)).await, "ready\n");
-    assert_eq!(soon("the other", answers(&second_http, 503)).await, "not ready: another coordinator leads\n");
+    let stands_by = format!("not ready: this coordinator stands by; {first_at} leads\n");
+    assert_eq!(soon("the other", answers(&second_http, 503)).await, stands_by);
     assert_eq!(get(&second_http, "/healthz").0, 200, "it lives");
 
     let agent = fleet.agent_with("agent", &["--http", &agent_http]);
