@@ -19,7 +19,7 @@ const ROUND: Duration = Duration::from_secs(10);
 /// The time for one call that finds the node out, where to wait for its answer would take 10 s.
 const FIRST: Duration = Duration::from_secs(8);
 /// The time for an election over such a node.
-const ELECTION: Duration = Duration::from_secs(9);
+const ELECTION: Duration = Duration::from_secs(12);
 
 /// A leader's lease. A third of it passes between renewals, and each node that does not answer costs 2 s: on a machine that is
 /// busy, one that has just gone on may be such a node as well.
