@@ -78,7 +78,7 @@ impl Tracking {
     }
 
     async fn post(&self, call: Call) -> Result<Value, Failure> {
-        Ok(calling(&self.client, move |client| client.post(call.path, &call.document)).await?)
+        calling(&self.client, move |client| client.post(call.path, &call.document)).await
     }
 
     /// The runs that the server has of the sweep, by trial.
