@@ -51,7 +51,7 @@ fn settings_are_the_programs() {
         (
             "coordinator",
             "coordinator.env",
-            &["--artifacts", dir, "--etcd", "ftp://127.0.0.1:1"][..],
+            &["--listen", "127.0.0.1:0", "--artifacts", dir, "--etcd", "ftp://127.0.0.1:1"][..],
             "ftp://127.0.0.1:1",
         ),
         ("gpu-agent", "gpu-agent.env", &["--data-dir", dir, "--devices", "99"], "99"),

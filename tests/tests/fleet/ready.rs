@@ -1,14 +1,18 @@
 //! Who says that it is ready: whoever leads, and agents that are connected.
 
 use super::{ELECTION_TTL, Fleet, soon};
+use std::net::TcpStream;
 use tests::http::{free_address, get};
 
 /// Returns once `/readyz` answers with that status; what it says.
 async fn answers(address: &str, status: u16) -> String {
     loop {
-        let (found, said) = get(address, "/readyz");
-        if found == status {
-            return said;
+        // A program that has just been started does not listen yet.
+        if TcpStream::connect(address).is_ok() {
+            let (found, said) = get(address, "/readyz");
+            if found == status {
+                return said;
+            }
         }
         // It is looked once a second at most, and the answer before is given until then.
         tokio::task::yield_now().await;
