@@ -188,6 +188,10 @@ async fn in_fleet(mut options: Options, args: &FleetArgs, ready: &Readiness) -> 
 
     let mut interrupts = actor::Interrupts::new().map_err(End::failed)?;
     let (client, user) = args.access.access(&args.etcd).map_err(End::invalid)?;
+    // An etcd that does not answer is waited for; one whose address means nothing never will.
+    for address in &args.etcd {
+        client.endpoint(address).map_err(|error| End::invalid(format!("--etcd {address}: {error}")))?;
+    }
     if let Some((_, password)) = &user {
         telemetry::secrets::keep(password.expose());
     }
