@@ -266,6 +266,9 @@ class Fleet:
             command, cwd=self.folder, env=self.environment, check=True, stdout=subprocess.PIPE, text=True).stdout
         # It is submitted first, and its id is all that is said of that.
         count = self.ended(said.splitlines()[0], 20)
+        # What has the base in memory is preferred; of two that are known to, each gets a trial.
+        until("both to say that they hold the base", lambda: all(
+            device["resident_base"] for agent in self.agents() for device in agent["devices"]))
         print(f"{count} trials trained, on both agents")
 
     def is_cut(self, what, cut, mend, moves):
