@@ -203,8 +203,13 @@ def follow(folder, uri):
         formats = {"optuna": ["--to", "optuna.followed"], "tensorboard": ["--to", "tensorboard.followed"]}
         if uri:
             formats["mlflow"] = ["--tracking-uri", uri]
-        return [start("export", sweep, "--follow", "--format", name, *rest, stdout=subprocess.DEVNULL)
-                for name, rest in formats.items()]
+        followers = [start("export", sweep, "--follow", "--format", name, *rest, stdout=subprocess.DEVNULL,
+                           stderr=subprocess.PIPE) for name, rest in formats.items()]
+        for follower in followers:
+            # Only what has begun to follow waits for a server that is gone.
+            assert any("trial" in line for line in follower.stderr), follower.args
+            threading.Thread(target=follower.stderr.read, daemon=True).start()
+        return followers
 
     def until(steps):
         """Waits for so many steps in all, or for the sweep's end."""

@@ -156,7 +156,7 @@ class Fleet:
         self.serve("head", etcd)
         until("etcd", lambda: 2379 in self.listeners("head"))
         self.serve("head", coordinator)
-        until("the coordinator", lambda: 7401 in self.listeners("head"))
+        until("the coordinator to lead", self.leads)
         for host, agent in agents:
             self.serve(host, agent)
         until("two agents", lambda: [agent["state"] for agent in self.agents()] == ["connected"] * 2)
@@ -205,6 +205,14 @@ class Fleet:
         output = subprocess.run(
             command, cwd=self.folder, env=self.environment, check=True, stdout=subprocess.PIPE, text=True, timeout=PATIENCE)
         return json.loads(output.stdout)
+
+    def leads(self):
+        """Whether the coordinator answers, and does not stand by."""
+        command = ["ip", "netns", "exec", "head", "lorafleet", "list", "-o", "json", "--endpoint", ENDPOINT]
+        asked = subprocess.run(
+            command, cwd=self.folder, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            timeout=PATIENCE)
+        return asked.returncode == 0
 
     def agents(self):
         return self.lorafleet("agents", "list")
@@ -332,7 +340,7 @@ class Fleet:
         until("training", lambda: all(trial["step"] > 10 for trial in self.trials(sweep)))
         self.stop(self.running["coordinator"])
         self.serve("head", coordinator)
-        until("the coordinator", lambda: 7401 in self.listeners("head"))
+        until("the coordinator to lead", self.leads)
         states = [trial["state"] for trial in self.trials(sweep)]
         assert "running" in states, f"the coordinator was away too late: {states}"
         count = self.ended(sweep, 300)
