@@ -9,7 +9,8 @@ pair of neighbours, the medians. The harness is given the batch size with which 
     tests/bench/eval.py
     tests/bench/eval.py --rounds 5 --out docs/benchmarks/eval-cpu.json
 
-The questions are those of ../shared/data/eval (or LORAFLEET_SHARED): files of ARC and HellaSwag.
+The questions are those of ../shared/data/eval (or LORAFLEET_SHARED): files of ARC and HellaSwag. LORAFLEET names another binary
+than target/release/lorafleet.
 """
 
 import argparse
@@ -36,7 +37,8 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, help="write the JSON to this file too")
     args = parser.parse_args()
     shared = pathlib.Path(os.environ.get("LORAFLEET_SHARED", ROOT / "../shared")).resolve()
-    build()
+    if "LORAFLEET" not in os.environ:
+        build()
     python = python_with("eval-venv", PEER)
     folder = ROOT / "target/eval-bench"
     shutil.rmtree(folder, ignore_errors=True)
@@ -63,7 +65,7 @@ def measure(python, peer, folder, data, task, shots, rounds):
 
     def ours():
         document = json.loads(output_of([
-            str(LORAFLEET), "eval", "--model", str(folder / "model"), "--tasks", task, "--task-data", f"{task}={data}",
+            os.environ.get("LORAFLEET", str(LORAFLEET)), "eval", "--model", str(folder / "model"), "--tasks", task, "--task-data", f"{task}={data}",
             "--num-fewshot", str(shots), "--device", "cpu", "--log-samples", str(samples), "-o", "json",
         ]))
         answers = [json.loads(line)["loglikelihoods"] for line in samples.read_text().splitlines()]
