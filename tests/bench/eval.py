@@ -34,6 +34,7 @@ CASES = [("arc_challenge", "arc_challenge_test_100.jsonl", 0), ("arc_challenge",
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="pairs of runs of each case (default 3)")
+    parser.add_argument("--limit", type=int, default=100, help="documents of each case (default 100, all that there are)")
     parser.add_argument("--out", type=pathlib.Path, help="write the JSON to this file too")
     args = parser.parse_args()
     shared = pathlib.Path(os.environ.get("LORAFLEET_SHARED", ROOT / "../shared")).resolve()
@@ -45,7 +46,7 @@ def main():
     folder.mkdir(parents=True)
     peer = ROOT / "tests/bench/lmeval_peer.py"
     run([python, "-W", "ignore", peer, "model", shared / "data/models/llama2-tokenizer", folder / "model"])
-    cases = [measure(python, peer, folder, shared / "data/eval" / file, task, shots, args.rounds)
+    cases = [measure(python, peer, folder, shared / "data/eval" / file, task, shots, args)
              for task, file, shots in CASES]
     document = {
         "date": datetime.date.today().isoformat(),
@@ -60,13 +61,13 @@ def main():
     tell(document, args.out)
 
 
-def measure(python, peer, folder, data, task, shots, rounds):
+def measure(python, peer, folder, data, task, shots, args):
     samples = folder / "samples.jsonl"
 
     def ours():
         document = json.loads(output_of([
             os.environ.get("LORAFLEET", str(LORAFLEET)), "eval", "--model", str(folder / "model"), "--tasks", task, "--task-data", f"{task}={data}",
-            "--num-fewshot", str(shots), "--device", "cpu", "--log-samples", str(samples), "-o", "json",
+            "--num-fewshot", str(shots), "--limit", str(args.limit), "--device", "cpu", "--log-samples", str(samples), "-o", "json",
         ]))
         answers = [json.loads(line)["loglikelihoods"] for line in samples.read_text().splitlines()]
         config = document["config"]
@@ -74,13 +75,13 @@ def measure(python, peer, folder, data, task, shots, rounds):
 
     def theirs(batch):
         return json.loads(output_of([
-            str(python), "-W", "ignore", str(peer), "ask", str(folder / "model"), task, str(data), str(shots), str(batch),
+            str(python), "-W", "ignore", str(peer), "ask", str(folder / "model"), task, str(data), str(shots), str(batch), str(args.limit),
         ]))
 
     speeds = {batch: theirs(batch)["requests_per_second"] for batch in (1, 4, 16)}
     batch = max(speeds, key=speeds.get)
     pairs = []
-    for _ in range(rounds):
+    for _ in range(args.rounds):
         pair = ours(), theirs(batch)
         same(task, shots, *(side.pop("answers") for side in pair))
         pairs.append(pair)

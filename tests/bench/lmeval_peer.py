@@ -2,7 +2,7 @@
 """lm-evaluation-harness on what `lorafleet eval` is asked, for tests/bench/eval.py; run by its virtual environment.
 
     lmeval_peer.py model TOKENIZER DIR                       # a Llama of random weights with that tokenizer
-    lmeval_peer.py ask MODEL TASK FILE NUM_FEWSHOT BATCH     # prints requests a second, and the answers, as JSON
+    lmeval_peer.py ask MODEL TASK FILE NUM_FEWSHOT BATCH LIMIT     # prints requests a second, and the answers, as JSON
 """
 
 import contextlib
@@ -60,7 +60,7 @@ def row(task, document):
     }
 
 
-def ask(model, task, file, shots, batch):
+def ask(model, task, file, shots, batch, limit):
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
@@ -86,7 +86,7 @@ def ask(model, task, file, shots, batch):
             return answers
 
         lm.loglikelihood = timed
-        results = lm_eval.simple_evaluate(model=lm, tasks=[config], num_fewshot=shots, log_samples=True, bootstrap_iters=0)
+        results = lm_eval.simple_evaluate(model=lm, tasks=[config], num_fewshot=shots, limit=limit, log_samples=True, bootstrap_iters=0)
     samples = sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
     answers = [[float(response[0][0]) for response in sample["resps"]] for sample in samples]
     return {"requests_per_second": asked / seconds, "answers": answers}
@@ -95,10 +95,10 @@ def ask(model, task, file, shots, batch):
 def main():
     if sys.argv[1] == "model":
         return make(*sys.argv[2:])
-    model, task, file, shots, batch = sys.argv[2:]
+    model, task, file, *numbers = sys.argv[2:]
     # The harness talks to people there.
     with contextlib.redirect_stdout(sys.stderr):
-        result = ask(model, task, file, int(shots), int(batch))
+        result = ask(model, task, file, *map(int, numbers))
     print(json.dumps(result))
 
 
