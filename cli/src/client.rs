@@ -356,8 +356,8 @@ impl From<Status> for Failure {
             Code::Unavailable => Failure::unreachable(format!("the server is gone: {}", status.message())),
             // No server says so: the connection ended before the call was sent, and why it did was not read any more.
             Code::Cancelled => Failure::unreachable(
-                "the server closed the connection before it answered; if it wants a certificate of its clients, show one \
-                 with --cert and --key",
+                "the server closed the connection before it answered; if it speaks TLS, write the address with https://, and \
+                 if it wants a certificate of its clients, show one with --cert and --key",
             ),
             code => Failure::failed(format!("{code:?}: {}", status.message())),
         }

@@ -6,10 +6,11 @@ use crate::server::{results, sweep, watched_to_its_end};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Output, Stdio};
+use tests::http::{free_address, get};
 
 /// Mounts a small disk at the data directory, serves it, and checks it when the server has ended.
 const SCRIPT: &str = "mkdir lorafleet-data && mount -t tmpfs -o size=24m tmpfs lorafleet-data || exit 77
-\"$0\" up --listen 127.0.0.1:0 &
+\"$0\" up --listen 127.0.0.1:0 --http \"$1\" &
 echo $! > pid
 wait $!
 \"$0\" fsck lorafleet-data";
@@ -44,12 +45,13 @@ struct Server {
     pid: String,
     disk: std::path::PathBuf,
     endpoint: String,
+    http: String,
 }
 
 impl Server {
     fn start(sandbox: &Sandbox, way: &str) -> Self {
-        let mut command = Command::new("unshare");
-        command.args([way, "sh", "-c", SCRIPT, env!("CARGO_BIN_EXE_lorafleet")]);
+        let (mut command, http) = (Command::new("unshare"), free_address());
+        command.args([way, "sh", "-c", SCRIPT, env!("CARGO_BIN_EXE_lorafleet"), &http]);
         command.current_dir(sandbox.path()).env_remove("LORAFLEET_ENDPOINT").env(UNHURRIED.0, UNHURRIED.1);
         let mut shell = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut stderr = BufReader::new(shell.stderr.take().unwrap());
@@ -64,13 +66,23 @@ impl Server {
         let pid = std::fs::read_to_string(sandbox.path().join("pid")).unwrap().trim().to_string();
         let below = sandbox.path().join("lorafleet-data");
         let disk = format!("/proc/{pid}/root{}", below.display()).into();
-        Self { shell, pid, disk, endpoint }
+        Self { shell, pid, disk, endpoint, http }
     }
 
     /// Takes all the room that is left.
     fn fill(&self) {
         let mut filler = std::fs::File::create(self.disk.join("filler")).unwrap();
         while filler.write_all(&[1; 4096]).is_ok() {}
+    }
+
+    /// Returns once `/readyz` answers with that status; what it says.
+    fn readiness(&self, status: u16) -> String {
+        loop {
+            let (found, said) = get(&self.http, "/readyz");
+            if found == status {
+                return said;
+            }
+        }
     }
 
     fn make_room(&self) {
@@ -128,8 +140,12 @@ fn a_disk_that_was_full_for_a_while_lost_nothing() {
     let refused = sandbox.lorafleet(&["cancel", &id]);
     assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
     assert!(said(&refused).contains("nothing was changed"), "{}", said(&refused));
+    let why = server.readiness(503);
+    assert!(why.starts_with("not ready: "), "{why}");
+    assert!(why.contains("No space left") || why.contains("disk is full"), "{why}");
 
     server.make_room();
+    assert_eq!(server.readiness(200), "ready\n");
     assert!(watched_to_its_end(&sandbox, &id));
     let interrupted = results(&sandbox, &id);
     let (code, findings) = server.stop();
