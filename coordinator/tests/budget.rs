@@ -3,52 +3,32 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "common/fleet.rs"]
+mod fleet;
+
 use actor::Scope;
-use coordinator::actors::directory::{Directory, Submission};
-use coordinator::actors::dispatcher::{Dispatcher, Terms};
+use coordinator::actors::directory::Directory;
+use coordinator::actors::dispatcher::Dispatcher;
 use coordinator::actors::message::{Ending, Outbox, ToAgent, TrialEvent};
-use coordinator::actors::sweep::{Operation, Selection, Tools};
-use coordinator::artifacts::Artifacts;
-use coordinator::history::History;
-use coordinator::store::Store;
-use coordinator::trouble::Trouble;
-use domain::fleet::{Agent, Beginning, Device, Holding};
+use coordinator::actors::sweep::{Operation, Selection};
+use domain::fleet::{Agent, Beginning, Holding};
 use domain::sweep::{Sweep, SweepSpec, SweepState};
 use domain::trial::TrialSummary;
-use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
+use domain::{Attempt, Clock, SweepId, TrialId};
+use fleet::{INTERVAL, Jumping, LEASE, served, submission};
 use registry::MemoryRegistry;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
-/// Time between an agent's reports, and between two looks at a budget.
-const INTERVAL: Duration = Duration::from_secs(2);
-const LEASE: Duration = Duration::from_secs(20);
 /// Of a step. A trial that is told to end does so at its next one.
 const STEP: Duration = Duration::from_secs(1);
 /// Of a device.
 const PER_HOUR: f64 = 3600.0;
 const HOUR_MS: i64 = 3_600_000;
-
-/// A clock that goes with tokio's paused time, and whose hour a test sets.
-struct Jumping {
-    start: Instant,
-    offset_ms: AtomicI64,
-}
-
-impl Clock for Jumping {
-    fn now(&self) -> Timestamp {
-        let hour = 1_000_000_000 + self.monotonic().as_millis() as u64;
-        Timestamp(hour.saturating_add_signed(self.offset_ms.load(Ordering::Relaxed)))
-    }
-
-    fn monotonic(&self) -> Duration {
-        self.start.elapsed()
-    }
-}
 
 /// What an agent trains: the attempt, steps made, and whether it is to end.
 type Held = Arc<Mutex<BTreeMap<TrialId, (Attempt, u64, Option<Ending>)>>>;
@@ -69,7 +49,7 @@ impl Bench {
         let mut bench = Self {
             dir: tempfile::tempdir().unwrap(),
             registry: Arc::new(MemoryRegistry::new()),
-            clock: Arc::new(Jumping { start: Instant::now(), offset_ms: AtomicI64::new(0) }),
+            clock: Arc::new(Jumping::new()),
             agents: (0..agents).map(|_| Held::default()).collect(),
             pack,
             scope: Scope::new(),
@@ -81,18 +61,7 @@ impl Bench {
 
     async fn serve(&mut self) {
         self.scope = Scope::new();
-        let terms = Terms { heartbeat: INTERVAL, lease: LEASE };
-        let dispatcher = Dispatcher::start(self.clock.clone(), terms, BTreeSet::new(), &self.scope);
-        let tools = Tools {
-            store: Store::lead(self.registry.clone(), "test").await.unwrap(),
-            history: History::open(&self.dir.path().join("history")).unwrap(),
-            artifacts: Artifacts::local(&self.dir.path().join("artifacts")).unwrap(),
-            dispatcher: dispatcher.clone(),
-            trouble: Trouble::new(self.clock.clone()),
-            clock: self.clock.clone(),
-            tick: INTERVAL,
-        };
-        let directory = Directory::start(tools, &self.scope).await.unwrap();
+        let (directory, dispatcher) = served(self.dir.path(), &self.registry, &self.clock, &self.scope).await;
         for (number, held) in self.agents.iter().enumerate() {
             let agent = agent(number, self.pack);
             let train = train(agent, held.clone(), directory.clone(), dispatcher.clone(), self.scope.clone());
@@ -112,15 +81,7 @@ impl Bench {
     }
 
     async fn submit(&self, document: &Value) -> SweepId {
-        let spec = Box::new(SweepSpec::from_document(document.as_object().unwrap()).unwrap());
-        let submission = Submission {
-            request_id: "r".into(),
-            namespace: "default".into(),
-            spec,
-            base_models: BTreeMap::new(),
-            submitted_by: None,
-        };
-        self.directory().submit(submission).await.unwrap().id
+        self.directory().submit(submission(document)).await.unwrap().id
     }
 
     /// The sweep once it is over.
@@ -140,18 +101,7 @@ impl Bench {
 }
 
 fn agent(number: usize, pack: u32) -> Agent {
-    let device = Device {
-        id: DeviceId::new("cpu"),
-        accelerator: "CPU".into(),
-        memory_bytes: 1 << 40,
-        max_pack_size: pack,
-        price_per_hour: PER_HOUR,
-        resident_base: None,
-        simulated_speed: None,
-    };
-    let id = AgentId::new(format!("agent-{number}"));
-    let (labels, understands) = (BTreeMap::new(), Default::default());
-    Agent { id, version: "0".into(), hostname: "h".into(), devices: vec![device], labels, understands }
+    fleet::agent(&format!("agent-{number}"), pack, PER_HOUR)
 }
 
 /// Makes a step of every trial each [`STEP`], until `scope` ends.

@@ -3,44 +3,28 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "common/fleet.rs"]
+mod fleet;
+
 use actor::Scope;
-use coordinator::actors::directory::{Directory, Submission};
-use coordinator::actors::dispatcher::{Dispatcher, Terms};
+use coordinator::actors::directory::Directory;
+use coordinator::actors::dispatcher::Dispatcher;
 use coordinator::actors::message::{Ending, Outbox, ToAgent, TrialEvent};
-use coordinator::actors::sweep::{Selection, Tools};
-use coordinator::artifacts::Artifacts;
-use coordinator::history::History;
-use coordinator::store::Store;
-use coordinator::trouble::Trouble;
-use domain::fleet::{Agent, Beginning, Device, Holding};
-use domain::sweep::{Replicates, Sweep, SweepSpec, SweepState};
+use coordinator::actors::sweep::Selection;
+use domain::fleet::{Agent, Beginning, Holding};
+use domain::sweep::{Replicates, Sweep, SweepState};
 use domain::trial::{Trial, TrialState, TrialSummary};
-use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
+use domain::{Attempt, SweepId, TrialId};
+use fleet::{Jumping, LEASE, served, submission};
 use registry::MemoryRegistry;
 use serde_json::json;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 
-/// Time between an agent's reports, and between two looks at a budget.
-const INTERVAL: Duration = Duration::from_secs(2);
-const LEASE: Duration = Duration::from_secs(20);
 const STEP: Duration = Duration::from_secs(1);
 const STEPS: u64 = 5;
-
-/// A clock that goes with tokio's paused time.
-struct Paused(Instant);
-
-impl Clock for Paused {
-    fn now(&self) -> Timestamp {
-        Timestamp(1_000_000_000 + self.monotonic().as_millis() as u64)
-    }
-
-    fn monotonic(&self) -> Duration {
-        self.0.elapsed()
-    }
-}
 
 /// What the agent trains: the attempt, the rank that its value is, and the steps made.
 type Held = Arc<Mutex<BTreeMap<TrialId, (Attempt, u32, u64)>>>;
@@ -49,7 +33,7 @@ type Held = Arc<Mutex<BTreeMap<TrialId, (Attempt, u32, u64)>>>;
 struct Bench {
     dir: tempfile::TempDir,
     registry: Arc<MemoryRegistry>,
-    clock: Arc<Paused>,
+    clock: Arc<Jumping>,
     held: Held,
     scope: Scope,
     directory: Option<Directory>,
@@ -60,7 +44,7 @@ impl Bench {
         let mut bench = Self {
             dir: tempfile::tempdir().unwrap(),
             registry: Arc::new(MemoryRegistry::new()),
-            clock: Arc::new(Paused(Instant::now())),
+            clock: Arc::new(Jumping::new()),
             held: Held::default(),
             scope: Scope::new(),
             directory: None,
@@ -71,18 +55,7 @@ impl Bench {
 
     async fn serve(&mut self) {
         self.scope = Scope::new();
-        let terms = Terms { heartbeat: INTERVAL, lease: LEASE };
-        let dispatcher = Dispatcher::start(self.clock.clone(), terms, BTreeSet::new(), &self.scope);
-        let tools = Tools {
-            store: Store::lead(self.registry.clone(), "test").await.unwrap(),
-            history: History::open(&self.dir.path().join("history")).unwrap(),
-            artifacts: Artifacts::local(&self.dir.path().join("artifacts")).unwrap(),
-            dispatcher: dispatcher.clone(),
-            trouble: Trouble::new(self.clock.clone()),
-            clock: self.clock.clone(),
-            tick: INTERVAL,
-        };
-        let directory = Directory::start(tools, &self.scope).await.unwrap();
+        let (directory, dispatcher) = served(self.dir.path(), &self.registry, &self.clock, &self.scope).await;
         let train = train(self.held.clone(), directory.clone(), dispatcher, self.scope.clone());
         self.scope.spawn("agent", train);
         self.directory = Some(directory);
@@ -109,18 +82,7 @@ impl Bench {
 }
 
 fn agent() -> Agent {
-    let device = Device {
-        id: DeviceId::new("cpu"),
-        accelerator: "CPU".into(),
-        memory_bytes: 1 << 40,
-        max_pack_size: 2,
-        price_per_hour: 1.0,
-        resident_base: None,
-        simulated_speed: None,
-    };
-    let id = AgentId::new("agent");
-    let (labels, understands) = (BTreeMap::new(), Default::default());
-    Agent { id, version: "0".into(), hostname: "h".into(), devices: vec![device], labels, understands }
+    fleet::agent("agent", 2, 1.0)
 }
 
 /// Makes a step of every trial each [`STEP`], and ends those that made [`STEPS`], until `scope` ends.
@@ -175,15 +137,7 @@ async fn every_run_is_there_once_whenever_the_coordinator_ends() {
     });
     for every in [1000, 3, 7, 11] {
         let mut bench = Bench::start().await;
-        let spec = Box::new(SweepSpec::from_document(document.as_object().unwrap()).unwrap());
-        let submission = Submission {
-            request_id: "r".into(),
-            namespace: "default".into(),
-            spec,
-            base_models: BTreeMap::new(),
-            submitted_by: None,
-        };
-        let id = bench.directory().submit(submission).await.unwrap().id;
+        let id = bench.directory().submit(submission(&document)).await.unwrap().id;
         let mut half_steps = 0;
         while !bench.sweep(&id).await.state.is_terminal() {
             sleep(STEP / 2).await;

@@ -85,7 +85,7 @@ pub(super) fn unfit(number: u32, config: TrialConfig, gigabytes: f64) -> Trial {
 }
 
 /// A sweep over nothing, by `eval/loss`.
-pub(super) fn sweep() -> Sweep {
+pub(crate) fn sweep() -> Sweep {
     Sweep {
         id: SweepId::new("s-0000"),
         spec: SweepSpec {

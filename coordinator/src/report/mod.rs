@@ -27,7 +27,7 @@ mod figures;
 mod html;
 mod importance;
 #[cfg(test)]
-mod made;
+pub(crate) mod made;
 mod markdown;
 mod numbers;
 mod recommendation;

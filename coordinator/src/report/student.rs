@@ -1,5 +1,8 @@
 //! Student's t distribution: the value that it seldom exceeds, for any degrees of freedom and any probability, since
 //! intervals that are adjusted for several comparisons ask for those of no table. Pure.
+//!
+//! Of our own for the degrees of freedom that runs of the same value have, infinitely many, of which the crates that have the
+//! distribution (statrs 0.19) make no quantile.
 
 use std::f64::consts::SQRT_2;
 

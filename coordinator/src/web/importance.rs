@@ -92,9 +92,10 @@ impl Importance {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::made;
     use domain::sweep::{SweepSpec, SweepState};
     use domain::trial::TrialConfig;
-    use domain::{SweepId, Timestamp, TrialId};
+    use domain::{Timestamp, TrialId};
 
     fn sweep(ranks: &[u32]) -> Sweep {
         let document = json!({
@@ -102,22 +103,8 @@ mod tests {
             "search": {"algorithm": "grid"},
             "parameters": {"lora_rank": ranks, "learning_rate": [0.001, 0.002]},
         });
-        Sweep {
-            id: SweepId::new("s"),
-            spec: SweepSpec::from_document(document.as_object().unwrap()).unwrap(),
-            state: SweepState::Running,
-            request_id: "r".into(),
-            namespace: domain::sweep::DEFAULT_NAMESPACE.into(),
-            proposed: 0,
-            max_trials: None,
-            best: None,
-            cost_usd: 0.0,
-            failure: None,
-            ended_early: None,
-            counts: Default::default(),
-            created_at: Timestamp(0),
-            finished_at: None,
-        }
+        let spec = SweepSpec::from_document(document.as_object().unwrap()).unwrap();
+        Sweep { spec, state: SweepState::Running, ..made::sweep() }
     }
 
     /// A trial whose rank alone says how good it is.
@@ -126,7 +113,7 @@ mod tests {
             ("lora_rank".to_string(), json!(2 << (number % 5))),
             ("learning_rate".to_string(), json!([0.001, 0.002][(number / 5 % 2) as usize])),
         ];
-        let id = TrialId::of(&SweepId::new("s"), number);
+        let id = TrialId::of(&made::sweep().id, number);
         let mut trial = Trial::new(id, TrialConfig::default(), parameters.into(), Timestamp(0));
         trial.state = state;
         Change::Trial(Box::new(trial), value)
