@@ -40,6 +40,8 @@ enum Command {
     Submit(Submission, Reply<Result<Sweep>>),
     Reopen(SweepId, Operation, Reply<Result<Sweep>>),
     Delete(SweepId, Reply<Result<Tombstone>>),
+    /// The sweep's actor, if it is not the one of that number.
+    Find(SweepId, u64, Reply<Result<(u64, SweepHandle)>>),
     /// The sweep's actor of that number ended.
     Ended(SweepId, u64),
 }
@@ -220,13 +222,16 @@ impl Directory {
     /// It is over, or there is none of that id.
     pub async fn stop_trial(&self, id: &TrialId) -> Result<TrialRecord> {
         let (sweep, number) = parts(id)?;
-        if let Some(sweep) = self.find(&sweep)
-            && let Ok(stopped) = sweep.stop_trial(number).await
-        {
+        let stopped = self.ask(&sweep, |sweep| async move { sweep.stop_trial(number).await }).await;
+        let Err(
+            CoordinatorError::Over { kind: "sweep", .. } | CoordinatorError::NotFound { kind: "sweep", .. },
+        ) = stopped
+        else {
             return stopped;
-        }
+        };
+        // What is told is the trial's state, unless it runs again by now.
         let trial = self.trial(id).await?.trial;
-        Err(over("trial", id, trial.state.is_terminal(), trial.state.as_str()))
+        if trial.state.is_terminal() { Err(over("trial", id, true, trial.state.as_str())) } else { stopped }
     }
 
     /// Ends a sweep and its trials for a person. Trials that train upload their adapters first.
@@ -234,13 +239,7 @@ impl Directory {
     /// # Errors
     /// It is over, or there is none of that id.
     pub async fn cancel(&self, id: &SweepId) -> Result<Sweep> {
-        if let Some(sweep) = self.find(id)
-            && let Ok(cancelled) = sweep.cancel().await
-        {
-            return cancelled;
-        }
-        let state = self.sweep(id).await?.state;
-        Err(over("sweep", id, state.is_terminal(), state.as_str()))
+        self.ask(id, |sweep| async move { sweep.cancel().await }).await
     }
 
     /// Does what a person asks of a sweep.
@@ -248,16 +247,19 @@ impl Directory {
     /// # Errors
     /// It is over, or there is none of that id.
     pub async fn operate(&self, id: &SweepId, operation: Operation) -> Result<Sweep> {
+        if !operation.reopens() {
+            let question = |sweep: SweepHandle| {
+                let operation = operation.clone();
+                async move { sweep.operate(operation).await }
+            };
+            return self.ask(id, question).await;
+        }
         if let Some(sweep) = self.find(id)
             && let Ok(done) = sweep.operate(operation.clone()).await
         {
             return done;
         }
-        if operation.reopens() {
-            return self.mailbox.ask(|reply| Command::Reopen(id.clone(), operation, reply)).await?;
-        }
-        let state = self.sweep(id).await?.state;
-        Err(over("sweep", id, state.is_terminal(), state.as_str()))
+        self.mailbox.ask(|reply| Command::Reopen(id.clone(), operation, reply)).await?
     }
 
     /// Deletes a sweep that is over, its trials, metrics and checkpoints; `force` ends it first. Everything is gone
@@ -285,6 +287,27 @@ impl Directory {
         match self.standing(id, attempt, by).await? {
             Standing::Over => Ok(()),
             Standing::Current => Err(Gone.into()),
+        }
+    }
+
+    /// Asks a running sweep. A sweep that is over may run again by another actor while its last one is asked.
+    ///
+    /// # Errors
+    /// It is over, or there is none of that id; or the sweep's own.
+    async fn ask<T, F>(&self, id: &SweepId, question: impl Fn(SweepHandle) -> F) -> Result<T>
+    where
+        F: Future<Output = std::result::Result<Result<T>, Gone>>,
+    {
+        let (mut asked, mut running) = (0, self.running.borrow().get(id).cloned());
+        loop {
+            if let Some((number, sweep)) = running {
+                if let Ok(answer) = question(sweep).await {
+                    return answer;
+                }
+                asked = number;
+            }
+            let found = self.mailbox.ask(|reply| Command::Find(id.clone(), asked, reply)).await?;
+            running = Some(found?);
         }
     }
 
@@ -332,6 +355,7 @@ impl State {
                     self.reopen(&id, operation, reply).await;
                 }
                 Some(Command::Delete(id, reply)) => self.delete(&id, reply).await,
+                Some(Command::Find(id, asked, reply)) => drop(reply.send(self.another(&id, asked).await)),
                 Some(Command::Ended(id, number)) => {
                     if self.running.borrow().get(&id).is_some_and(|(current, _)| *current == number) {
                         self.running.send_modify(|running| drop(Arc::make_mut(running).remove(&id)));
@@ -394,6 +418,16 @@ impl State {
 
     fn find(&self, id: &SweepId) -> Option<SweepHandle> {
         self.running.borrow().get(id).map(|(_, sweep)| sweep.clone())
+    }
+
+    /// A sweep's actor that was not asked yet. None starts meanwhile, so that a sweep without one is over.
+    async fn another(&self, id: &SweepId, asked: u64) -> Result<(u64, SweepHandle)> {
+        let running = self.running.borrow().get(id).filter(|(number, _)| *number != asked).cloned();
+        if let Some(running) = running {
+            return Ok(running);
+        }
+        let state = record(&self.tools.store, id).await?.sweep.state;
+        Err(over("sweep", id, state.is_terminal(), state.as_str()))
     }
 
     /// Runs a sweep again that was over. Answers once that is durable, while the directory goes on.

@@ -71,6 +71,34 @@ async fn people_who_contradict_each_other_leave_a_sound_sweep() {
     assert_eq!(all.into_inner().sweeps.len(), 8);
 }
 
+/// Nobody trains, so that cancelling ends the sweep at once and retrying begins it again: whoever asks the actor
+/// that just ended is answered for the one that runs since.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sweep_that_ends_and_runs_again_under_its_callers_answers_all() {
+    watch_for_panics();
+    let fixture = Fixture::start(LONG).await;
+    let sweep_id = fixture.submit(&grid(&[2])).await.id;
+    let trial_id = format!("{sweep_id}/1");
+    let ask = |who: u32| {
+        let (sweep_id, trial_id) = (sweep_id.clone(), trial_id.clone());
+        let (mut sweeps, mut trials) = (fixture.sweeps(), fixture.trials());
+        async move {
+            match who % 4 {
+                0 => sweeps.cancel_sweep(v1::CancelSweepRequest { sweep_id }).await.err(),
+                1 => trials.retry_trial(v1::RetryTrialRequest { trial_id }).await.err(),
+                2 => sweeps.pause_sweep(v1::PauseSweepRequest { sweep_id }).await.err(),
+                _ => trials.stop_trial(v1::StopTrialRequest { trial_id }).await.err(),
+            }
+        }
+    };
+    for _ in 0..24 {
+        for status in join_all((0..32).map(ask)).await.into_iter().flatten() {
+            check_refusal("at once", &status);
+        }
+    }
+    check_serves(&fixture).await;
+}
+
 /// A clock whose hour a test sets.
 struct Jumping {
     real: SystemClock,
