@@ -1,6 +1,7 @@
 """What the benchmarks beside other programs share."""
 
 import json
+import os
 import pathlib
 import platform
 import subprocess
@@ -8,7 +9,9 @@ import sys
 import venv
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-LORAFLEET = ROOT / "target" / "release" / "lorafleet"
+# Where cargo builds.
+TARGET_DIR = ROOT / os.environ.get("CARGO_TARGET_DIR", "target")
+LORAFLEET = TARGET_DIR / "release" / "lorafleet"
 
 
 def run(command, **options):
