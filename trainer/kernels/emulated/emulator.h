@@ -147,6 +147,16 @@ struct Kernel {
 };
 } // namespace emulated
 
+// A GPU reads a vector at multiples of its size alone.
+#define ALIGNED(PLACE, BYTES) emulated::aligned(PLACE, BYTES)
+namespace emulated {
+inline void aligned(const void *place, size_t bytes) {
+    if (reinterpret_cast<uintptr_t>(place) % bytes == 0) return;
+    fprintf(stderr, "the kernel reads or writes %zu bytes at %p, which is no multiple of them\n", bytes, place);
+    abort();
+}
+} // namespace emulated
+
 inline unsigned char *dynamic_shared() { return reinterpret_cast<unsigned char *>(emulated::block.shared.data()); }
 inline void __syncthreads() { emulated::wait(emulated::AT_BLOCK_BARRIER); }
 template <typename T> T __shfl_xor_sync(uint32_t, T value, int distance) {

@@ -1,6 +1,6 @@
 //! Operations on rows and elements.
 
-use super::{Argument, Grid, Module, empty, launch, suffix, vector};
+use super::{Argument, Grid, Module, VECTOR, empty, launch, suffix, vector};
 use crate::error::Result;
 use candle_core::{DType, Device, Tensor};
 
@@ -13,9 +13,11 @@ fn rows(like: &Tensor, name: &str, (rows, width): (usize, usize), arguments: &[A
     launch(like.device(), MODULE, &kernel, Grid::rows(rows, width / n), arguments)
 }
 
-/// The same with a thread for each vector of `count` elements, which come in rows of `width`.
+/// The same with a thread for each vector of `count` elements, which come in rows of `width`. Some rows of a tensor may
+/// begin where no vector does: then each element is a thread's.
 fn elements(like: &Tensor, name: &str, (count, width): (usize, usize), arguments: &[Argument]) -> Result<()> {
-    let n = vector(like.dtype(), width);
+    let begins = |a: &Argument| !matches!(a, Argument::Pointer(at) if !at.is_multiple_of(VECTOR as u64));
+    let n = if arguments.iter().all(begins) { vector(like.dtype(), width) } else { 1 };
     let kernel = format!("{name}{}", suffix(like.dtype(), n == 1)?);
     let mut all = arguments.to_vec();
     all.push(Argument::Count(count as u64));

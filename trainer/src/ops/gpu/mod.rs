@@ -156,9 +156,12 @@ fn suffix(dtype: DType, single: bool) -> Result<&'static str> {
     })
 }
 
-/// Elements that a kernel takes at once, 16 bytes, where `width` divides into such; else 1.
+/// Bytes that a kernel takes at once. They begin at multiples of themselves.
+const VECTOR: usize = 16;
+
+/// Elements that a kernel takes at once, where `width` divides into such; else 1.
 fn vector(dtype: DType, width: usize) -> usize {
-    let most = 16 / dtype.size_in_bytes();
+    let most = VECTOR / dtype.size_in_bytes();
     if width.is_multiple_of(most) { most } else { 1 }
 }
 

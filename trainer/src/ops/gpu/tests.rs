@@ -117,8 +117,9 @@ fn compare(what: &str, dtype: DType, f: impl Fn(Side) -> crate::Result<Vec<Tenso
     }
 }
 
-/// One element, widths that fill no vector, and ones that do.
-const SHAPES: [(usize, usize); 6] = [(1, 1), (1, 8), (5, 24), (37, 171), (70, 520), (9, 4096)];
+/// One element, widths that fill no vector, and ones that do. Of 15 rows of 171 the last 8 fill vectors, and begin where
+/// none does.
+const SHAPES: [(usize, usize); 7] = [(1, 1), (1, 8), (5, 24), (15, 171), (37, 171), (70, 520), (9, 4096)];
 
 #[test]
 fn rows_and_elements() {
@@ -154,6 +155,9 @@ fn rows_and_elements() {
                 Ok(vec![ops::scale_columns(x.copy(s), half, rows - half, weight.on(s))?])
             });
             check("dropout", &|s| Ok(vec![ops::dropout(x.on(s), 7, 1000, 0.3)?]));
+            let last = x.rows(half, rows - half);
+            check("dropout of some rows", &|s| Ok(vec![ops::dropout(last.on(s), 7, 1000, 0.3)?]));
+            check("add to some rows", &|s| Ok(vec![ops::add(part.copy(s), last.on(s))?]));
             check("gather", &|s| Ok(vec![ops::gather(x.on(s), &ids)?]));
             check("scatter", &|s| Ok(vec![ops::scatter(some.on(s), &ids, rows)?]));
         }
