@@ -4,7 +4,7 @@
 //!
 //! The GPU is the one that `LORAFLEET_TEST_DEVICE` names; without it the CPU runs the kernels in its place.
 
-use super::emulated;
+use super::{Argument, Grid, Module, emulated, launch};
 use crate::ops::{self, AdamWStep, Heads, Parameter, Rotary};
 use crate::quant::Nf4;
 use crate::rng;
@@ -114,6 +114,26 @@ fn compare(what: &str, dtype: DType, f: impl Fn(Side) -> crate::Result<Vec<Tenso
     let got = on_gpu(|| f(Side::Gpu)).unwrap();
     for (i, (got, want)) in got.iter().zip(f(Side::Cpu).unwrap()).enumerate() {
         check(&format!("{what}, result {i}"), dtype, got, &want);
+    }
+}
+
+/// A kernel that is called with other arguments than it takes would read whatever lies there. The CPU in a GPU's place
+/// refuses it.
+#[test]
+fn a_kernel_is_called_with_what_it_takes() {
+    if !gpu().is_some_and(Device::is_cpu) {
+        return;
+    }
+    let (pointer, count, width) = (Argument::Pointer(0), Argument::Count(0), Argument::Width(0));
+    // No element, so that nothing is read or written.
+    for (arguments, is_taken) in [
+        (vec![pointer, pointer, count], true),
+        (vec![pointer, pointer, width], false),
+        (vec![pointer, count, count], false),
+        (vec![pointer, pointer], false),
+    ] {
+        let launched = launch(&CPU, Module::Elementwise, "add_f32_single", Grid::elements(1), &arguments);
+        assert_eq!(launched.is_ok(), is_taken, "{arguments:?}: {launched:?}");
     }
 }
 
