@@ -337,8 +337,17 @@ pub fn linear_weight_gradient(into: Option<Tensor>, x: &Tensor, dy: &Tensor) -> 
 /// The gradient of [`gather`] where a row may be named more than once, in float32: each row of `dy` is added to its row
 /// of `into`.
 pub fn scatter_add(into: Tensor, dy: &Tensor, rows: &[u32]) -> Result<Tensor> {
-    let rows = Tensor::from_slice(rows, rows.len(), dy.device())?;
+    let rows = upload(rows, dy.device())?;
     Ok(into.index_add(&rows, &dy.to_dtype(DType::F32)?.contiguous()?, 0)?)
+}
+
+/// A vector of numbers on a device. A GPU is not waited for.
+fn upload(values: &[u32], device: &Device) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", test))]
+    if gpu::runs(device) {
+        return gpu::upload(values, device);
+    }
+    Ok(Tensor::from_slice(values, values.len(), device)?)
 }
 
 /// Has `f` read the elements of a float32 tensor on the CPU, where they are.

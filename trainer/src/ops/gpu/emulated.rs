@@ -18,6 +18,28 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 thread_local! {
     static ON: Cell<bool> = const { Cell::new(false) };
     static READS: Cell<usize> = const { Cell::new(0) };
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+    static FAILS_AT: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// How often this thread has asked for a GPU's memory, but for what candle asks for by itself.
+pub(crate) fn allocations() -> usize {
+    ALLOCATIONS.get()
+}
+
+/// Has the allocation of that number, counted as [`allocations`] counts, find the memory at its end; that one alone.
+pub(crate) fn fail_at(number: usize) {
+    FAILS_AT.set(Some(number));
+}
+
+/// Notes an allocation, or fails as it was told to.
+pub(super) fn allocate() -> Result<()> {
+    let number = ALLOCATIONS.replace(ALLOCATIONS.get() + 1);
+    if FAILS_AT.get() == Some(number) {
+        FAILS_AT.set(None);
+        return Err(problem("out of memory, because a test wants it"));
+    }
+    Ok(())
 }
 
 /// How often this thread has waited for a GPU's numbers.

@@ -1,7 +1,7 @@
 //! One launch for many tensors. Their places go to the device as a table of numbers; results of several tensors lie
 //! in one allocation, of which each is a view.
 
-use super::{Argument, Grid, Module, THREADS, empty, launch, pointer, problem, suffix};
+use super::{Argument, Grid, Module, THREADS, empty, launch, pointer, problem, suffix, upload};
 use crate::error::Result;
 use crate::ops::Parameter;
 use candle_core::{DType, Device, Tensor};
@@ -42,7 +42,7 @@ impl Table {
             numbers.extend((0..chunks).map(|chunk| (i as i64) << 32 | chunk as i64));
         }
         let (rows, count) = (rows.len() * N, numbers.len());
-        Ok(Self { numbers: Tensor::from_vec(numbers, count, device)?, rows, blocks: count - rows })
+        Ok(Self { numbers: upload(&numbers, device)?, rows, blocks: count - rows })
     }
 
     fn launch(&self, kernel: &str, arguments: &[Argument]) -> Result<()> {

@@ -36,7 +36,7 @@ mod pack_tests;
 mod tests;
 
 use crate::error::Result;
-use candle_core::{DType, Device, Shape, Tensor};
+use candle_core::{DType, Device, Shape, Tensor, WithDType};
 
 /// Whether a tensor's operations run here.
 pub(crate) fn has(t: &Tensor) -> bool {
@@ -66,12 +66,30 @@ fn problem(text: impl Into<String>) -> crate::error::TrainError {
 /// A new tensor whose elements are whatever lies there: the caller writes all of them.
 fn empty(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
     #[cfg(test)]
+    emulated::allocate()?;
+    #[cfg(test)]
     if device.is_cpu() {
         return emulated::empty(shape.into(), dtype);
     }
     // SAFETY: each caller hands the tensor to a kernel or product that sets every element before anything reads one.
     #[allow(unsafe_code, reason = "zeros would be one more pass over memory")]
     Ok(unsafe { Tensor::empty(shape, dtype, device)? })
+}
+
+/// Bytes of a transfer that the CPU does not wait for: the driver takes a copy of as many at once. Before it takes more, it
+/// may have the CPU wait for all that the device was given before (CUDA's programming guide on asynchronous calls).
+const TRANSFER: usize = 64 << 10;
+
+/// A vector of numbers that the CPU has, which it does not wait for.
+pub(super) fn upload<T: WithDType>(values: &[T], device: &Device) -> Result<Tensor> {
+    #[cfg(test)]
+    emulated::allocate()?;
+    let piece = |values: &[T]| Tensor::from_slice(values, values.len(), device);
+    let most = TRANSFER / size_of::<T>();
+    if values.len() <= most {
+        return Ok(piece(values)?);
+    }
+    Ok(Tensor::cat(&values.chunks(most).map(piece).collect::<candle_core::Result<Vec<_>>>()?, 0)?)
 }
 
 /// Where a contiguous tensor's elements begin on the device.

@@ -1,6 +1,6 @@
 //! NF4 on the device, with the same results to the last bit as on the CPU.
 
-use super::{Argument, Grid, Module, empty, launch, problem, suffix};
+use super::{Argument, Grid, Module, empty, launch, problem, suffix, upload};
 use crate::error::Result;
 use crate::quant::{Absmax, BLOCK, CODE, Nf4, THRESHOLDS, dynamic};
 use candle_core::{DType, Device, Tensor};
@@ -9,11 +9,7 @@ const MODULE: Module = Module::Quant;
 
 /// The tables that dequantising reads: the codes' values, then those of the magnitudes' codes.
 pub(crate) fn tables(device: &Device) -> Result<Tensor> {
-    Ok(Tensor::from_vec(
-        [&CODE[..], &dynamic::TABLE[..]].concat(),
-        CODE.len() + dynamic::TABLE.len(),
-        device,
-    )?)
+    upload(&[&CODE[..], &dynamic::TABLE[..]].concat(), device)
 }
 
 /// Codes and magnitudes of a float32 matrix's blocks.
@@ -23,7 +19,7 @@ pub(crate) fn quantize(matrix: &Tensor) -> Result<(Tensor, Tensor)> {
     let blocks = count.div_ceil(BLOCK);
     let codes = empty(count.div_ceil(2), DType::U8, device)?;
     let absmax = empty(blocks, DType::F32, device)?;
-    let thresholds = Tensor::from_slice(&THRESHOLDS, THRESHOLDS.len(), device)?;
+    let thresholds = upload(&THRESHOLDS, device)?;
     let arguments = [
         (&matrix).try_into()?,
         (&thresholds).try_into()?,

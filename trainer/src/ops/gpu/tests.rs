@@ -4,7 +4,7 @@
 //!
 //! The GPU is the one that `LORAFLEET_TEST_DEVICE` names; without it the CPU runs the kernels in its place.
 
-use super::{Argument, Grid, Module, emulated, launch};
+use super::{Argument, Grid, Module, emulated, launch, upload};
 use crate::ops::{self, AdamWStep, Heads, Parameter, Rotary};
 use crate::quant::Nf4;
 use crate::rng;
@@ -134,6 +134,16 @@ fn a_kernel_is_called_with_what_it_takes() {
     ] {
         let launched = launch(&CPU, Module::Elementwise, "add_f32_single", Grid::elements(1), &arguments);
         assert_eq!(launched.is_ok(), is_taken, "{arguments:?}: {launched:?}");
+    }
+}
+
+/// What is too long for a transfer that nobody waits for goes in pieces.
+#[test]
+fn numbers_for_the_device() {
+    let Some(device) = gpu() else { return };
+    for count in [1, 16_384, 16_385, 50_000] {
+        let numbers: Vec<u32> = (0..count).map(|i| i * 7).collect();
+        assert!(upload(&numbers, device).unwrap().to_vec1::<u32>().unwrap() == numbers, "{count}");
     }
 }
 
