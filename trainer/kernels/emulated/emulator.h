@@ -179,6 +179,7 @@ template <typename T> T __shfl_xor_sync(uint32_t, T value, int distance) {
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
 
 // Runs one of `kernels`. 1 if there is none of that name, 2 if it takes other arguments than those of the kinds `given`.
 static int emulate(const emulated::Kernel *kernels, size_t count, const char *name, const uint32_t *grid, void **arguments, const char *given) {

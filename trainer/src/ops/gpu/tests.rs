@@ -447,10 +447,19 @@ fn nf4_has_the_same_bits() {
     if gpu().is_none() {
         return;
     }
-    for (rows, columns) in [(1, 1), (3, 21), (64, 64), (33, 70), (256, 200)] {
+    // A scale of 0 makes each magnitude 0. The last has more blocks of magnitudes than a block of threads sums.
+    for (rows, columns, scale) in [
+        (1, 1, 0.1),
+        (3, 21, 0.1),
+        (64, 64, 0.1),
+        (33, 70, 0.1),
+        (33, 70, 0.0),
+        (256, 200, 0.1),
+        (2080, 2048, 0.1),
+    ] {
         for double_quant in [false, true] {
-            let what = format!("{rows}x{columns}, double quantisation {double_quant}");
-            let matrix = Pair::random(&[rows, columns], 1, 0.1, DType::F32);
+            let what = format!("{rows}x{columns} of {scale}, double quantisation {double_quant}");
+            let matrix = Pair::random(&[rows, columns], 1, scale, DType::F32);
             poison();
             let got = on_gpu(|| Nf4::quantize(&matrix.gpu, double_quant)).unwrap();
             let want = Nf4::quantize(&matrix.cpu, double_quant).unwrap();
