@@ -144,6 +144,7 @@ impl Backend for Candle {
             checkpoint_due: s.checkpoint_due,
             diverged: s.diverged,
             evaluation: s.evaluation,
+            failed: s.failed.map(failure),
         });
         Ok(stepped.collect())
     }

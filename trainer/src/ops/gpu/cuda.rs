@@ -70,6 +70,7 @@ pub(super) fn launch(
             Argument::Pointer(value) | Argument::Count(value) => builder.arg(value),
             Argument::Width(value) => builder.arg(value),
             Argument::Number(value) => builder.arg(value),
+            Argument::Double(value) => builder.arg(value),
         };
     }
     let config = LaunchConfig {

@@ -179,6 +179,7 @@ pub(super) fn launch(module: Module, kernel: &str, grid: Grid, arguments: &[Argu
             Argument::Count(value) => (b'c', *value),
             Argument::Width(value) => (b'w', u64::from(*value)),
             Argument::Number(value) => (b'n', u64::from(value.to_bits())),
+            Argument::Double(value) => (b'd', value.to_bits()),
         })
         .unzip();
     let places: Vec<*const c_void> = values.iter().map(|value| std::ptr::from_ref(value).cast()).collect();

@@ -126,6 +126,7 @@ enum Argument {
     Count(u64),
     Width(u32),
     Number(f32),
+    Double(f64),
 }
 
 impl TryFrom<&Tensor> for Argument {

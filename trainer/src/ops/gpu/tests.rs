@@ -379,6 +379,43 @@ fn attention_in_blocks_of_queries() {
     }
 }
 
+/// What a step of AdamW makes of parameters (weight, gradient, moments) of all sizes, some longer than a chunk, with three
+/// rates and decays: the new weights, then the first moments, then the second. On a GPU `sums` stand for the gradients'
+/// squares and the losses'.
+fn updated(
+    all: &[[Pair; 4]],
+    side: Side,
+    max_norm: f64,
+    sums: Option<[f64; 2]>,
+) -> crate::Result<Vec<Tensor>> {
+    let (rate, decay) = (1e-2, 0.99);
+    let step = AdamWStep { beta1: 0.9, beta2: 0.999, correction2: 0.2, epsilon: 1e-8, decay, rate };
+    let faster = AdamWStep { rate: 0.1, decay: 0.9, ..step };
+    let steps = [step, faster, AdamWStep { decay: 1.0, ..faster }];
+    let held: Vec<[Tensor; 4]> = all.iter().map(|four| [0, 1, 2, 3].map(|j| four[j].copy(side))).collect();
+    let parameters: Vec<Parameter> = held
+        .iter()
+        .zip(steps.iter().cycle())
+        .map(|([weight, gradient, first, second], step)| Parameter { weight, gradient, first, second, step })
+        .collect();
+    let gradients: Vec<&Tensor> = parameters.iter().map(|p| p.gradient).collect();
+    let divisor = 3.0;
+    if side == Side::Cpu {
+        let norm = ops::sum_of_squares(&gradients)?.sqrt() / divisor;
+        let clip = if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        let new =
+            parameters.iter().map(|p| ops::adamw(p, clip / divisor)).collect::<crate::Result<Vec<_>>>()?;
+        return Ok([0, 1, 2].iter().flat_map(|j| new.iter().map(move |new| new[*j].clone())).collect());
+    }
+    let sum = |sum: f64| Tensor::new(&[sum], gpu().unwrap());
+    let squares = sums.map_or_else(|| ops::squares(&gradients), |[squares, _]| Ok(sum(squares)?))?;
+    let losses = sum(sums.map_or(1.0, |[_, losses]| losses))?;
+    let ahead = ops::adamw_ahead(&parameters, [&squares, &losses], divisor, max_norm)?.unwrap();
+    (ahead.launch)()?;
+    let moments = [2, 3].iter().flat_map(|j| held.iter().map(move |four| four[*j].clone()));
+    Ok(ahead.weights.iter().cloned().chain(moments).collect())
+}
+
 #[test]
 fn losses_and_updates() {
     if gpu().is_none() {
@@ -393,40 +430,23 @@ fn losses_and_updates() {
             Ok(vec![nll, gradient])
         });
     }
-    // Parameters of all sizes in one step, some longer than a chunk, with two learning rates.
-    let step = AdamWStep {
-        factor: 0.3,
-        beta1: 0.9,
-        beta2: 0.999,
-        correction2: 0.2,
-        epsilon: 1e-8,
-        decay: 0.99,
-        rate: 1e-2,
-    };
-    let steps = [step, AdamWStep { rate: 0.1, decay: 0.9, ..step }];
     let dims = [[1, 1], [16, 2048], [3, 7], [1100, 16], [5, 16_384]];
     let draw = |i: usize| {
         [0, 1, 2, 3].map(|j| Pair::random(&dims[i], 10 * i as u64 + j, 1.0, dtype).map(Tensor::sqr))
     };
     let all: Vec<[Pair; 4]> = (0..dims.len()).map(draw).collect();
-    compare("adamw", dtype, |s| {
-        let parameter = |(i, four): (usize, &'_ [Pair; 4])| {
-            let [weight, gradient, first, second] = [0, 1, 2, 3].map(|j| four[j].on(s).clone());
-            (weight, gradient, first, second, steps[i % 2])
-        };
-        let held: Vec<_> = all.iter().enumerate().map(parameter).collect();
-        let parameters: Vec<Parameter> = held
-            .iter()
-            .map(|(weight, gradient, first, second, step)| Parameter {
-                weight,
-                gradient,
-                first,
-                second,
-                step,
-            })
-            .collect();
-        Ok(ops::adamw(&parameters)?.concat())
-    });
+    // Without clipping, clipped, and below what is clipped.
+    for max_norm in [0.0, 0.5, 1e9] {
+        compare(&format!("adamw clipped to {max_norm}"), dtype, |s| updated(&all, s, max_norm, None));
+    }
+    let (nan, infinite) = (f64::NAN, f64::INFINITY);
+    for sums in [[nan, 1.0], [infinite, 1.0], [4.0, nan], [4.0, infinite]] {
+        let left = on_gpu(|| updated(&all, Side::Gpu, 1.0, Some(sums))).unwrap();
+        let moments = [2, 3].into_iter().flat_map(|j| all.iter().map(move |four| &four[j].gpu));
+        for (got, want) in left[all.len()..].iter().zip(moments) {
+            assert!(values(got) == values(want), "{sums:?}: a step that is left out changes a moment");
+        }
+    }
     let pick = |side: Side| all.iter().map(|four| four[1].on(side)).collect::<Vec<_>>();
     let (got, want) = (
         on_gpu(|| ops::sum_of_squares(&pick(Side::Gpu))).unwrap(),
