@@ -56,6 +56,9 @@ pub fn step_pack(loaded: &Loaded, runs: &mut [&mut Run], clock: &dyn Clock) -> R
     let (owners, passes): (Vec<_>, Vec<_>) =
         rounds.into_iter().map(|round| (round.owners, round.pass)).unzip();
     let found = Found::of(passes, &squares)?;
+    if domain::crash::fails("step/memory") {
+        return Err(candle_core::Error::Msg("out of memory, because a test wants it".into()).into());
+    }
     // From here on a GPU is asked for no more memory: all runs step, or none has. It decides about each update by what it
     // has computed, and is waited for once, at the end of all.
     updates.iter().flatten().try_for_each(Update::launch)?;
