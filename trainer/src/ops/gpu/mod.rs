@@ -35,6 +35,9 @@ mod pack_tests;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::sum_in_float32;
+
 use crate::error::Result;
 use candle_core::{DType, Device, Shape, Tensor, WithDType};
 
