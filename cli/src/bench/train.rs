@@ -98,7 +98,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         let mut pack: Vec<&mut Run> = runs.iter_mut().collect();
         let started = clock.monotonic();
         last = step_pack(&loaded, &mut pack, &clock).map_err(failed)?;
-        // A step leaves a GPU its updates to make.
+        // Whatever a step leaves a GPU to do counts.
         device.synchronize().map_err(|error| failed(error.into()))?;
         let took = clock.monotonic().saturating_sub(started).as_secs_f64();
         if let Some(why) = last.iter().find_map(|stepped| stepped.diverged.as_ref()) {
