@@ -33,7 +33,7 @@ pub use branch::{Branch, branched_attention};
 #[cfg(any(feature = "cuda", test))]
 pub(crate) use gpu::nf4;
 #[cfg(feature = "cuda")]
-pub(crate) use gpu::sum_in_float32;
+pub(crate) use gpu::{sum_in_float32, timed};
 
 /// Whether a device's activations are in the base's numbers and its operations are kernels.
 pub(crate) fn on_gpu(device: &Device) -> bool {

@@ -12,6 +12,7 @@
 //! | `attention.rs`, `flash.rs` | causal attention: a block of queries at a time, and on tensor cores without scores |
 //! | `many.rs` | one launch for many tensors: AdamW, norms, casts |
 //! | `nf4.rs` | quantising and dequantising |
+//! | `timed.rs` | how long launches take, while somebody asks |
 //!
 //! All work of a device goes through one stream: what is launched sees what was launched before, and a tensor may be
 //! given back while kernels that read it wait. A launch's failure is reported by this or a later call.
@@ -34,9 +35,13 @@ pub(crate) mod nf4;
 mod pack_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "cuda")]
+mod timed;
 
 #[cfg(feature = "cuda")]
 pub(crate) use cuda::sum_in_float32;
+#[cfg(feature = "cuda")]
+pub(crate) use timed::timed;
 
 use crate::error::Result;
 use candle_core::{DType, Device, Shape, Tensor, WithDType};
@@ -201,7 +206,8 @@ fn launch(device: &Device, module: Module, kernel: &str, grid: Grid, arguments: 
     }
     #[cfg(feature = "cuda")]
     if device.is_cuda() {
-        return cuda::launch(device, module, kernel, grid, arguments);
+        let launch = || cuda::launch(device, module, kernel, grid, arguments);
+        return timed::launched(device, || kernel.to_string(), launch);
     }
     Err(problem(format!("{kernel} of {module:?} with {arguments:?} on {grid:?}: {device:?} is no GPU")))
 }
