@@ -100,8 +100,8 @@ impl AdamW {
         ops::squares(&gradients)
     }
 
-    /// One step with the accumulated gradients, divided by `divisor` and clipped, if they are finite; they are forgotten
-    /// then. Returns their global L2 norm, divided and not clipped.
+    /// One step with the accumulated gradients, divided by `divisor` and clipped, if they are finite; they are forgotten in
+    /// any case. Returns their global L2 norm, divided and not clipped.
     ///
     /// # Errors
     /// A tensor operation fails.
@@ -111,8 +111,9 @@ impl AdamW {
         let found = ops::join(&[squares])?;
         update.launch()?;
         let norm = ops::read(found.as_ref())?[0].sqrt() / divisor;
-        if norm.is_finite() {
-            self.finish(adapter, update, norm)?;
+        match norm.is_finite() {
+            true => self.finish(adapter, update, norm)?,
+            false => adapter.zero_grad(),
         }
         Ok(norm)
     }
