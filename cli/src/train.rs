@@ -142,6 +142,9 @@ fn train(
     let mut progress = Progress::new(run.step(), run.total_steps());
     while !run.is_done() {
         let stepped = step_pack(loaded, &mut [&mut *run], clock).map_err(failed)?.remove(0);
+        if let Some(error) = stepped.failed {
+            return Err(failed(error));
+        }
         if let Some(why) = stepped.diverged {
             progress.finish();
             let kept = output.checkpoint(run).map_err(failed)?;

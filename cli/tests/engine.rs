@@ -8,7 +8,7 @@ mod common;
 
 use common::{Sandbox, engines};
 use domain::SystemClock;
-use domain::trial::{EvalSplit, FailureClass, TrialConfig};
+use domain::trial::{EvalSplit, FailureClass, GradientCheckpointing, TrialConfig};
 use gpu_agent::Assignment;
 use gpu_agent::engine::candle::Candle;
 use gpu_agent::engine::host::Host;
@@ -40,13 +40,18 @@ fn child(scope: &actor::Scope) -> Host {
 
 /// The memory tells the children of different tests apart.
 fn child_with(scope: &actor::Scope, memory: u64) -> Host {
+    child_armed(scope, memory, None)
+}
+
+/// One in which something fails, as `domain::crash` has it.
+fn child_armed(scope: &actor::Scope, memory: u64, armed: Option<&str>) -> Host {
     let launch = Launch {
         device: "cpu".into(),
         program: env!("CARGO_BIN_EXE_lorafleet").into(),
         arguments: ["engine-host", "--device", "cpu", "--memory-bytes", &memory.to_string()]
             .map(Into::into)
             .into(),
-        variables: Vec::new(),
+        variables: armed.map(|armed| (domain::crash::VARIABLE.into(), armed.into())).into_iter().collect(),
         first_pause: Duration::from_millis(1),
     };
     process::start(launch, scope)
@@ -279,6 +284,38 @@ async fn a_killed_process_gives_its_trials_back_and_another_trains() {
     assert!(!Path::new(&format!("/proc/{second}")).exists());
 }
 
+/// A device that runs out of memory in a step fails the trial that was one too many. The other trains on without a gap, in
+/// the same process, which takes the next.
+#[tokio::test]
+async fn a_process_without_memory_fails_one_trial() {
+    let memory = MEMORY + 3;
+    let mut bench = Bench::new(|scope| child_armed(scope, memory, Some("step/memory:150:fail")));
+    // It may not compute layers again instead.
+    let gradient_checkpointing = GradientCheckpointing::Off;
+    let endless = TrialConfig { gradient_checkpointing, save_steps: 0, ..config(1_000_000) };
+    bench.admit("a", &endless, None).await;
+    bench.admit("b", &endless, None).await;
+    let (mut steps, mut failed_at) = (Vec::new(), None);
+    while failed_at.is_none_or(|at| steps.len() < at + 10) {
+        match bench.next().await {
+            (trial, Happening::Points(points)) if trial == "a" => steps.extend(points.iter().map(|p| p.step)),
+            (trial, Happening::Failed(failure)) => {
+                assert_eq!((trial.as_str(), failure.class), ("b", FailureClass::OutOfMemory));
+                assert!(failure.message.contains("out of memory"), "{}", failure.message);
+                failed_at = Some(steps.len());
+            }
+            (trial, happening) => assert!(!happening.is_last(), "{trial}: {happening:?}"),
+        }
+    }
+    assert_eq!(steps, (0..steps.len() as u64).collect::<Vec<_>>(), "gap-free");
+    let [first] = engines(std::process::id(), Some(memory))[..] else { panic!("one child expected") };
+    bench.admit("c", &config(3), None).await;
+    let story = bench.story("c").await;
+    assert!(matches!(story.last(), Some(Happening::Finished { ending: Ending::Completed, .. })), "{story:?}");
+    assert_eq!(engines(std::process::id(), Some(memory)), [first]);
+    bench.end().await;
+}
+
 /// Ctrl-C and a service manager's SIGTERM go to every process of an agent; its engines end when it has them end.
 #[tokio::test]
 async fn a_process_ends_when_its_agent_says_so() {
@@ -317,49 +354,81 @@ fn the_verb() {
     }
 }
 
-/// Trials whose engine is killed while they train: the sweep comes to its end, and no point is lost or doubled.
-#[test]
-fn a_sweep_outlives_its_engine() {
+/// A sweep's trials on the quickstart's base, four of them.
+fn sweep(max_steps: u32, more: &str) -> Sandbox {
     let quickstart = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/quickstart");
-    let sandbox = Sandbox::new(&format!(
+    Sandbox::new(&format!(
         "name: small
 pretrained_model_id: {quickstart}/base
 dataset_name: {quickstart}/instruct.jsonl
 eval_size: 2
 batch_size: 1
 max_sequence_length: 32
-max_steps: 300
+max_steps: {max_steps}
 save_steps: 10
 search: {{ algorithm: grid }}
 parameters: {{ lora_rank: [2, 4], learning_rate: [1.0e-3, 5.0e-3] }}
-"
-    ));
+{more}"
+    ))
+}
+
+/// Runs it with its engine in a process, `submitted` once it is submitted: what was said, and the trials.
+fn run(
+    sandbox: &Sandbox,
+    variables: &[(&str, &str)],
+    submitted: impl Fn(u32),
+) -> (String, Vec<serde_json::Value>) {
     let mut command = sandbox.command(&["run", "sweep.yaml", "-o", "json"]);
-    command.env("LORAFLEET_ENGINE_HOST", "process").stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut run = command.spawn().unwrap();
+    command.env("LORAFLEET_ENGINE_HOST", "process").envs(variables.iter().copied());
+    let mut run = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = String::new();
     for line in BufReader::new(run.stderr.take().unwrap()).lines() {
         let line = line.unwrap();
         if line.starts_with("submitted ") {
-            kill_engine_when_training(&sandbox, run.id());
+            submitted(run.id());
         }
         said += &(line + "\n");
     }
     let output = run.wait_with_output().unwrap();
     assert!(output.status.success(), "{said}");
-    assert!(said.contains("an engine process is gone"), "{said}");
     let result: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    let trials = result["trials"].as_array().unwrap();
-    assert!(
-        trials.len() == 4 && trials.iter().any(|trial| trial["attempt"].as_u64() > Some(1)),
-        "{trials:#?}"
-    );
-    for trial in trials {
-        assert_eq!(trial["state"], "completed", "{trial:#}");
-        let curve = sandbox.json(&["trials", "metrics", trial["id"].as_str().unwrap()]);
-        let steps: Vec<_> = curve.as_array().unwrap().iter().map(|p| p["step"].as_u64().unwrap()).collect();
-        assert_eq!(steps, (0..=300).collect::<Vec<_>>(), "gap-free and single-valued");
-    }
+    (said, result["trials"].as_array().unwrap().clone())
+}
+
+/// Expects a trial to be completed, with a curve that is gap-free and single-valued.
+#[track_caller]
+fn expect_completed(sandbox: &Sandbox, trial: &serde_json::Value, max_steps: u64) {
+    assert_eq!(trial["state"], "completed", "{trial:#}");
+    let curve = sandbox.json(&["trials", "metrics", trial["id"].as_str().unwrap()]);
+    let steps: Vec<_> = curve.as_array().unwrap().iter().map(|p| p["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, (0..=max_steps).collect::<Vec<_>>());
+}
+
+/// Trials whose engine is killed while they train: the sweep comes to its end, and no point is lost or doubled.
+#[test]
+fn a_sweep_outlives_its_engine() {
+    let sandbox = sweep(300, "");
+    let (said, trials) = run(&sandbox, &[], |agent| kill_engine_when_training(&sandbox, agent));
+    assert!(said.contains("an engine process is gone"), "{said}");
+    let again = trials.iter().any(|trial| trial["attempt"].as_u64() > Some(1));
+    assert!(trials.len() == 4 && again, "{trials:#?}");
+    trials.iter().for_each(|trial| expect_completed(&sandbox, trial, 300));
+}
+
+/// A device that runs out of memory ends one trial of the sweep, and neither its agent nor the trials beside it.
+#[test]
+fn a_sweep_outlives_a_trial_without_memory() {
+    // It may not compute layers again instead.
+    let sandbox = sweep(100, "gradient_checkpointing: false\n");
+    let armed = [(domain::crash::VARIABLE, "step/memory:40:fail")];
+    let (said, trials) = run(&sandbox, &armed, |_| ());
+    assert!(!said.contains("an engine process is gone"), "{said}");
+    let (failed, others): (Vec<_>, Vec<_>) = trials.iter().partition(|trial| trial["state"] == "failed");
+    let [failed] = failed[..] else { panic!("one fails: {trials:#?}") };
+    assert_eq!(failed["failure"]["class"], "out_of_memory", "{failed:#}");
+    assert_eq!(failed["attempt"], 1, "{failed:#}");
+    assert_eq!(others.len(), 3);
+    others.into_iter().for_each(|trial| expect_completed(&sandbox, trial, 100));
 }
 
 /// Kills the engine of a sweep that has made some steps.

@@ -232,9 +232,6 @@ fn table_bytes(precision: Precision) -> u64 {
     }
 }
 
-/// Parameters that AdamW takes together on a GPU.
-pub const ADAMW_TOGETHER: u64 = 32;
-
 /// Queries that a GPU's attention takes at a time: it holds their products with all keys that they see.
 pub const ATTENTION_BLOCK: u64 = 512;
 
@@ -409,12 +406,13 @@ impl ModelShape {
             working: backward,
             ..at_start
         };
-        // Then, with nothing of the pass left, AdamW makes a group's weights and moments anew.
-        let tensors = 2 * self.linears().len() as u64 * self.num_hidden_layers;
-        let low_rank = parameters - load.saved.parameters.min(parameters);
-        let anew = 12 * (low_rank * ADAMW_TOGETHER.min(tensors) / tensors.max(1) + load.saved.parameters);
-        let update =
-            PeakBytes { adapter: 20 * parameters + 4 * initial, activations: 0, working: anew, ..at_start };
+        // Then, with nothing of the pass left, AdamW makes the weights anew; moments change where they lie.
+        let update = PeakBytes {
+            adapter: 20 * parameters + 4 * initial,
+            activations: 0,
+            working: 4 * parameters,
+            ..at_start
+        };
         [at_end, update, load.at_start(at_start)].into_iter().fold(at_start, PeakBytes::larger)
     }
 

@@ -13,9 +13,14 @@ use gpu_agent::cache::Cache;
 use gpu_agent::cache::quantised::Room;
 use gpu_agent::engine::candle::Candle;
 use gpu_agent::engine::pack::Pack;
-use gpu_agent::engine::{Admission, Checkpoint, CheckpointDirs, Ending, Engine, Event, Happening, How};
+use gpu_agent::engine::process::{self, Launch};
+use gpu_agent::engine::{
+    Admission, Checkpoint, CheckpointDirs, Command, Ending, Engine, Event, Happening, How,
+};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 fn device() -> trainer::Device {
     let name = std::env::var("LORAFLEET_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
@@ -72,6 +77,21 @@ impl Said {
     }
 }
 
+/// A trial that begins, with its files in a folder of `dir`.
+fn admission(dir: &Path, name: &str, config: &TrialConfig) -> Admission {
+    Admission {
+        work_dir: dir.join(name),
+        belongs: None,
+        assignment: Assignment::new(name, 1),
+        config: config.clone(),
+        resume: None,
+        digests: None,
+        evaluations: None,
+        places: Default::default(),
+        cache: None,
+    }
+}
+
 /// An engine, and a folder for its trials.
 struct Bench {
     engine: Pack<Candle>,
@@ -96,18 +116,10 @@ impl Bench {
     }
 
     fn admit(&mut self, name: &str, config: &TrialConfig, resume: Option<CheckpointDirs>) -> Assignment {
-        let assignment = Assignment::new(name, 1);
-        self.engine.admit(Admission {
-            work_dir: self.dir.path().join(name),
-            belongs: None,
-            assignment: assignment.clone(),
-            config: config.clone(),
-            resume,
-            digests: None,
-            evaluations: None,
-            places: Default::default(),
-            cache: self.cache.as_ref().map(|cache| cache.root().into()),
-        });
+        let cache = self.cache.as_ref().map(|cache| cache.root().into());
+        let admission = Admission { resume, cache, ..admission(self.dir.path(), name, config) };
+        let assignment = admission.assignment.clone();
+        self.engine.admit(admission);
         assignment
     }
 
@@ -356,6 +368,29 @@ fn how_trials_end_badly() {
     }
 }
 
+/// All of a GPU's memory but so many GB, for as long as this lives.
+fn all_but(gigabytes: usize, device: &trainer::Device) -> Vec<trainer::Tensor> {
+    let gigabyte = || trainer::Tensor::rand(0f32, 1f32, 250_000_000, device);
+    let mut taken: Vec<_> = std::iter::from_fn(|| gigabyte().ok()).collect();
+    taken.truncate(taken.len().saturating_sub(gigabytes));
+    taken
+}
+
+/// A trial of a million tokens a step, some 14 GB, whose rows are written to a directory.
+fn large(config: &TrialConfig, dir: &Path) -> TrialConfig {
+    let row = format!("{{\"input_ids\": {:?}}}\n", (0..512).map(|i| 3 + i % 500).collect::<Vec<_>>());
+    let rows = dir.join("rows.jsonl");
+    std::fs::write(&rows, row.repeat(2048)).unwrap();
+    TrialConfig {
+        dataset_name: rows.display().to_string(),
+        eval_size: 0.0,
+        batch_size: 2048,
+        max_sequence_length: 512,
+        gradient_checkpointing: GradientCheckpointing::Off,
+        ..config.clone()
+    }
+}
+
 /// A trial that asks a GPU for more than is left ends by that, and the one beside it trains on to the losses that it has
 /// alone. Other tests show the same with an engine that plays it; here the driver refuses.
 #[test]
@@ -366,23 +401,10 @@ fn running_out_of_a_gpus_memory_ends_one_trial() {
     let solo = alone.admit("solo", &config, None);
     let solo = alone.run(&solo, None);
 
-    // All but two GB of the device, so that a million tokens, some 14 GB, are too many.
-    let gigabyte = || trainer::Tensor::rand(0f32, 1f32, 250_000_000, &device);
-    let mut taken: Vec<_> = std::iter::from_fn(|| gigabyte().ok()).collect();
-    taken.truncate(taken.len().saturating_sub(2));
-    let mut bench = Bench::on(device.clone(), u64::MAX);
-    let row = format!("{{\"input_ids\": {:?}}}\n", (0..512).map(|i| 3 + i % 500).collect::<Vec<_>>());
-    let rows = bench.dir.path().join("rows.jsonl");
-    std::fs::write(&rows, row.repeat(2048)).unwrap();
+    let taken = all_but(2, &device);
+    let mut bench = Bench::on(device, u64::MAX);
     let beside = bench.admit("beside", &config, None);
-    let large = TrialConfig {
-        dataset_name: rows.display().to_string(),
-        eval_size: 0.0,
-        batch_size: 2048,
-        max_sequence_length: 512,
-        gradient_checkpointing: GradientCheckpointing::Off,
-        ..config
-    };
+    let large = large(&config, bench.dir.path());
     let large = bench.admit("large", &large, None);
     let (mut said, mut refused) = (Said::default(), Said::default());
     while !bench.engine.is_idle() {
@@ -392,10 +414,68 @@ fn running_out_of_a_gpus_memory_ends_one_trial() {
             _ => {}
         });
     }
+    drop(taken);
+    expect_one_to_end(&said, &refused, &solo);
+}
+
+#[track_caller]
+fn expect_one_to_end(said: &Said, refused: &Said, solo: &Said) {
     let Some(Happening::Failed(failure)) = &refused.last else { panic!("{:?}", refused.last) };
     assert_eq!(failure.class, FailureClass::OutOfMemory, "{}", failure.message);
     said.summary(Ending::Completed);
     assert_eq!(said.losses, solo.losses, "steps that were begun again are the same steps");
+}
+
+/// The same with the engine in a process of its own, as an agent has it: the process outlives it, and takes the next
+/// trial. `LORAFLEET_PROGRAM` names the program.
+#[tokio::test]
+async fn running_out_of_memory_in_a_process_ends_one_trial() {
+    let device = device();
+    let Some(config) = config(3).filter(|_| device.is_cuda()) else { return };
+    let Some(program) = std::env::var_os("LORAFLEET_PROGRAM") else {
+        println!("not checked: LORAFLEET_PROGRAM does not name the program whose engine runs out of memory");
+        return;
+    };
+    let mut alone = Bench::on(device.clone(), u64::MAX);
+    let solo = alone.admit("solo", &config, None);
+    let solo = alone.run(&solo, None);
+    drop(alone);
+
+    // The process has a context beside this one's.
+    let taken = all_but(3, &device);
+    let name = std::env::var("LORAFLEET_TEST_DEVICE").unwrap();
+    let arguments = ["engine-host", "--device", &name, "--memory-bytes", &u64::MAX.to_string()];
+    let launch = Launch {
+        device: name.clone(),
+        program: program.into(),
+        arguments: arguments.map(Into::into).into(),
+        variables: Vec::new(),
+        first_pause: Duration::from_secs(1),
+    };
+    let scope = actor::Scope::new();
+    let (mut host, dir) = (process::start(launch, &scope), tempfile::tempdir().unwrap());
+    let large = large(&config, dir.path());
+    let mut said: BTreeMap<_, Said> = BTreeMap::new();
+    for together in [&[("beside", &config), ("large", &large)][..], &[("next", &config)]] {
+        for (name, config) in together {
+            let admission = admission(dir.path(), name, config);
+            said.insert(admission.assignment.clone(), Said::default());
+            host.commands.send(Command::Admit(Box::new(admission))).await.unwrap();
+        }
+        while said.values().any(|said| said.last.is_none()) {
+            if let Event::Trial(about, happening) = host.events.recv().await.expect("the host lives") {
+                listen(said.get_mut(&about).unwrap(), happening);
+            }
+        }
+    }
+    drop(taken);
+    let of = |name| &said[&Assignment::new(name, 1)];
+    expect_one_to_end(of("beside"), of("large"), &solo);
+    assert_eq!(of("next").losses, solo.losses);
+    of("next").summary(Ending::Completed);
+    drop(host.commands);
+    while host.events.recv().await.is_some() {}
+    assert!(scope.finish(Duration::from_secs(60)).await);
 }
 
 #[test]

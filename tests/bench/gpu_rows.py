@@ -67,7 +67,7 @@ def run(row, folder, device, budget, model):
         result["lorafleet"] = load(row, folder, device, budget, model)
         return result
     flags = ["--device", device, *flags_of(row)]
-    result["lorafleet"] = measure([folder / "lorafleet", "bench", "train", *flags], budget)
+    result["lorafleet"] = measure([folder / "lorafleet", "bench", "train", "--profile", *flags], budget)
     if "without_peft" not in row:
         missing = missing_of_peer(flags)
         peer = [sys.executable, "-W", "ignore", ROOT / "tests/bench/peft_train.py", *flags]
@@ -167,7 +167,19 @@ def table(report):
             "|---|---|---|---|---|---|---|---|---|---|---|",
         ]
     lines += [line(result) for result in report["rows"]]
+    profiles = [profile(result) for result in report["rows"] if "profile" in result["lorafleet"]]
+    if profiles:
+        lines += ["", "| row | one more step, timed launch by launch | where its time went |", "|---|---|---|", *profiles]
     return "\n".join(lines) + "\n"
+
+
+def profile(result):
+    """Where the time of a step went: what took most, and what lies between the launches."""
+    taken = result["lorafleet"]["profile"]
+    percent = lambda seconds: f"{100 * seconds / taken['seconds']:.0f} %"  # noqa: E731
+    most = [f"{share['what']} {percent(share['seconds'])} ({share['calls']} ×)" for share in taken["shares"][:8]]
+    between = percent(taken["seconds"] - sum(share["seconds"] for share in taken["shares"]))
+    return f"| {result['row']} | {1e3 * taken['seconds']:.1f} ms | {', '.join(most)}; between launches {between} |"
 
 
 def line(result):

@@ -28,11 +28,18 @@ template <typename T, int N> struct alignas(sizeof(T) * N) Pack {
     T v[N];
 };
 
+// Where the CPU runs the kernels, a place that a GPU could not read as a vector ends the process.
+#ifndef EMULATED
+#define ALIGNED(PLACE, BYTES)
+#endif
+
 template <int N, typename T> __device__ __forceinline__ Pack<T, N> load(const T *p, uint64_t i) {
+    ALIGNED(p, sizeof(T) * N);
     return reinterpret_cast<const Pack<T, N> *>(p)[i];
 }
 
 template <int N, typename T> __device__ __forceinline__ void store(T *p, uint64_t i, const Pack<T, N> &x) {
+    ALIGNED(p, sizeof(T) * N);
     reinterpret_cast<Pack<T, N> *>(p)[i] = x;
 }
 

@@ -55,6 +55,7 @@ template <typename T> __device__ __forceinline__ void as_left(uint32_t *a, const
 // Fills a tile of N rows; those from `valid` on are zeros.
 template <int N, typename T, int D>
 __device__ __forceinline__ void fill(Row<T, D> *tile, const T *from, uint64_t stride, int valid) {
+    ALIGNED(from, sizeof(uint4));
     for (int i = threadIdx.x; i < N * D / 8; i += THREADS) {
         const int row = i / (D / 8), column = i % (D / 8) * 8;
         uint4 x = {0, 0, 0, 0};

@@ -12,18 +12,27 @@ constexpr uint64_t CHUNK = 16384;
     const uint64_t end = begin + CHUNK < all ? begin + CHUNK : all;                                                    \
     for (uint64_t i = begin + threadIdx.x; i < end; i += blockDim.x)
 
-
-// Rows: weight, gradient, first, second, the three results, which step (0 or 1), elements.
-extern "C" __global__ void adamw(const uint64_t *table, const uint64_t *work, float beta1, float beta2, float keep1, float keep2, float correction2, float epsilon, float factor,
-                                 float decay0, float rate0, float decay1, float rate1) {
-    CHUNK_OF(9) {
-        const float decay = row[7] ? decay1 : decay0, rate = row[7] ? rate1 : rate0;
+// Rows: weight, gradient, first, second, the new weight, which decay and rate (0 to 2), elements. The moments are changed
+// where they lie. The gradients' factor comes of the sum of their squares; where that or the sum of the losses' squares is
+// not finite, the step is left out: nothing is written.
+extern "C" __global__ void adamw(const uint64_t *table, const uint64_t *work, const double *squares, const double *losses, double divisor, double max_norm, float beta1,
+                                 float beta2, float keep1, float keep2, float correction2, float epsilon, float decay0, float rate0, float decay1, float rate1, float decay2,
+                                 float rate2) {
+    const double norm = sqrt(*squares) / divisor;
+    if (!(norm < INFINITY && *losses < INFINITY)) return;
+    // As torch's clip_grad_norm_ has it.
+    const double share = max_norm / (norm + 1e-6), clip = max_norm > 0 && share < 1 ? share : 1;
+    const float factor = (float)(clip / divisor);
+    CHUNK_OF(7) {
+        const float decay = row[5] == 0 ? decay0 : row[5] == 1 ? decay1 : decay2;
+        const float rate = row[5] == 0 ? rate0 : row[5] == 1 ? rate1 : rate2;
+        float *first = (float *)row[2], *second = (float *)row[3];
         const float g = factor * ((const float *)row[1])[i];
-        const float m = beta1 * ((const float *)row[2])[i] + keep1 * g;
-        const float v = beta2 * ((const float *)row[3])[i] + keep2 * g * g;
+        const float m = beta1 * first[i] + keep1 * g;
+        const float v = beta2 * second[i] + keep2 * g * g;
         ((float *)row[4])[i] = decay * ((const float *)row[0])[i] - rate * m / (sqrtf(v) / correction2 + epsilon);
-        ((float *)row[5])[i] = m;
-        ((float *)row[6])[i] = v;
+        first[i] = m;
+        second[i] = v;
     }
 }
 

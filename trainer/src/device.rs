@@ -1,7 +1,12 @@
 //! The device that a run computes on: `cpu`, or `cuda:N` in a build with the feature `cuda`.
 
 use crate::error::{Result, TrainError};
+#[cfg(any(feature = "cuda", test))]
+use crate::weight::Numbers;
 use candle_core::Device;
+use domain::trial::Precision;
+#[cfg(any(feature = "cuda", test))]
+use domain::trial::PrecisionMode;
 
 /// The name of the CPU as a device.
 pub const CPU: &str = "cpu";
@@ -38,6 +43,38 @@ pub fn built_for() -> Option<(u32, u32)> {
 /// 9.0 on they are compiled with what that very capability has (nvcc's `sm_90a`), and no other GPU runs them.
 pub fn runs_on(built_for: (u32, u32), gpu: (u32, u32)) -> bool {
     if built_for >= (9, 0) { gpu == built_for } else { gpu >= built_for }
+}
+
+/// The first compute capability with arithmetic on bfloat16.
+#[cfg(any(feature = "cuda", test))]
+const BFLOAT16: (u32, u32) = (8, 0);
+
+/// Refuses a precision whose numbers a device's kernels do not know.
+///
+/// # Errors
+/// Activations were in bfloat16 on a GPU that is too old for it, or in a program that was built for one.
+pub(crate) fn check(device: &Device, precision: Precision) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if device.is_cuda() {
+        return takes(precision, capability(device)?, built_for());
+    }
+    let _ = (device, precision);
+    Ok(())
+}
+
+#[cfg(any(feature = "cuda", test))]
+fn takes(precision: Precision, gpu: (u32, u32), built_for: Option<(u32, u32)>) -> Result<()> {
+    let (has, what) = match built_for.filter(|built_for| *built_for < gpu) {
+        Some(built_for) => (built_for, "this program was built for"),
+        None => (gpu, "the GPU has"),
+    };
+    if Numbers::of_tables(precision) != Numbers::Bfloat16 || has >= BFLOAT16 {
+        return Ok(());
+    }
+    let four_bit = precision.mode == PrecisionMode::FourBit;
+    let key = if four_bit { "compute_dtype" } else { "precision_mode" };
+    let problem = format!("bfloat16 takes compute capability 8.0, and {what} {}.{}", has.0, has.1);
+    Err(TrainError::parameter(key, problem, "set it to float16 (docs/gpu.md)"))
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -78,6 +115,7 @@ fn gpu(name: &str, ordinal: usize) -> Result<Device> {
         return Err(failed(problem, &remedy));
     }
     crate::memory::pool::keep(&device)?;
+    crate::ops::sum_in_float32(&device)?;
     Ok(device)
 }
 
@@ -141,6 +179,38 @@ mod tests {
             assert_eq!(runs_on(built_for, gpu), runs, "{built_for:?} on {gpu:?}");
         }
         assert_eq!(built_for().is_some(), cfg!(feature = "cuda"));
+    }
+
+    #[test]
+    fn what_bfloat16_takes() {
+        use domain::trial::ComputeDtype;
+        let of = |mode, compute_dtype| Precision { mode, compute_dtype, double_quant: true };
+        let (half, brain) = (of(PrecisionMode::Float16, None), of(PrecisionMode::Bfloat16, None));
+        let four = |numbers| of(PrecisionMode::FourBit, Some(numbers));
+        // (precision, the GPU's compute capability, that which the kernels were built for, what is said)
+        for (precision, gpu, built_for, said) in [
+            (half, (7, 0), (7, 0), None),
+            (four(ComputeDtype::Float16), (7, 0), (7, 0), None),
+            (of(PrecisionMode::FourBit, None), (7, 0), (7, 0), None),
+            (brain, (8, 0), (8, 0), None),
+            (brain, (9, 0), (8, 0), None),
+            (
+                brain,
+                (7, 0),
+                (7, 0),
+                Some("precision_mode: bfloat16 takes compute capability 8.0, and the GPU has 7.0"),
+            ),
+            (four(ComputeDtype::Bfloat16), (7, 5), (7, 5), Some("compute_dtype: bfloat16 takes")),
+            (brain, (9, 0), (7, 0), Some("this program was built for 7.0")),
+        ] {
+            let found = takes(precision, gpu, Some(built_for)).err().map(|error| error.to_string());
+            let is = match (&found, said) {
+                (Some(found), Some(said)) => found.contains(said),
+                (found, said) => found.is_none() && said.is_none(),
+            };
+            assert!(is, "{precision} on {gpu:?}, built for {built_for:?}: {found:?}");
+        }
+        assert!(check(&Device::Cpu, brain).is_ok());
     }
 
     #[test]

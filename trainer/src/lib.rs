@@ -45,6 +45,7 @@ pub mod optim;
 pub mod pack;
 pub mod pissa;
 pub mod preflight;
+pub mod profile;
 pub mod quant;
 pub mod quantize;
 pub mod run;

@@ -4,9 +4,8 @@
 use crate::error::Result;
 use crate::lora::Adapter;
 use crate::memory;
-use crate::ops::{self, AdamWStep, Parameter};
+use crate::ops::{self, AdamWStep, Ahead, Parameter};
 use candle_core::Tensor;
-use domain::footprint::ADAMW_TOGETHER;
 
 /// AdamW's constants.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -25,8 +24,8 @@ pub struct AdamWConfig {
     pub max_grad_norm: f64,
 }
 
-/// First and second moment of a matrix.
-#[derive(Debug, Clone)]
+/// First and second moment of a matrix. A GPU changes them in place, so nobody else may hold their storage.
+#[derive(Debug)]
 pub struct Moments {
     /// Running mean of gradients.
     pub first: Tensor,
@@ -35,7 +34,7 @@ pub struct Moments {
 }
 
 /// One trial's optimizer.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct AdamW {
     /// Its constants.
     pub config: AdamWConfig,
@@ -43,6 +42,34 @@ pub struct AdamW {
     pub step: u64,
     /// Moments of the parameters, in the adapter's order.
     pub moments: Vec<Moments>,
+}
+
+/// A step for which a GPU has all the memory that it needs. Nothing has changed yet.
+pub(crate) struct Update {
+    learning_rate: f64,
+    divisor: f64,
+    /// What the GPU makes; the CPU makes it at its end.
+    ahead: Option<Ahead>,
+}
+
+impl Update {
+    /// Has a GPU make the step, if the gradients and losses that it computes are finite; they are not waited for.
+    ///
+    /// # Errors
+    /// The device fails. It is asked for no memory.
+    pub(crate) fn launch(&self) -> Result<()> {
+        self.ahead.as_ref().map_or(Ok(()), |ahead| (ahead.launch)())
+    }
+}
+
+/// Which of [`AdamW::steps`] a parameter goes by.
+fn which(name: &str, weight: &Tensor) -> usize {
+    match name {
+        "lora_A" => 0,
+        "lora_B" | "lora_magnitude_vector" => 1,
+        _ if weight.rank() > 1 => 0,
+        _ => 2,
+    }
 }
 
 impl AdamW {
@@ -63,17 +90,8 @@ impl AdamW {
         self.moments.iter().map(|m| memory::bytes(&m.first) + memory::bytes(&m.second)).sum()
     }
 
-    /// The global L2 norm of the mean gradient: that of the accumulated sums divided by `divisor`, the number of
-    /// targets times the loss's scale.
-    ///
-    /// # Errors
-    /// A tensor operation fails.
-    pub fn grad_norm(adapter: &Adapter, divisor: f64) -> Result<f64> {
-        Ok(ops::read(&[Self::squares(adapter)?])?[0].sqrt() / divisor)
-    }
-
-    /// The sum of the squares of the accumulated gradients as a vector of one number, which a GPU may still compute: its root
-    /// divided by the divisor is [`AdamW::grad_norm`].
+    /// The sum of the squares of the accumulated gradients as a vector of one number, which a GPU may still compute. Its root
+    /// divided by the number of targets times the loss's scale is the global L2 norm of the mean gradient.
     ///
     /// # Errors
     /// A tensor operation fails.
@@ -82,61 +100,88 @@ impl AdamW {
         ops::squares(&gradients)
     }
 
-    /// One step with the accumulated gradients, divided by `divisor` and clipped: `norm` is what
-    /// [`AdamW::grad_norm`] said. The gradients are forgotten.
+    /// One step with the accumulated gradients, divided by `divisor` and clipped, if they are finite; they are forgotten in
+    /// any case. Returns their global L2 norm, divided and not clipped.
     ///
     /// # Errors
     /// A tensor operation fails.
-    pub fn step(&mut self, adapter: &mut Adapter, learning_rate: f64, divisor: f64, norm: f64) -> Result<()> {
-        let c = self.config;
-        // torch's clip_grad_norm_: factor min(1, max / (norm + 1e-6)).
-        let clip = if c.max_grad_norm > 0.0 { (c.max_grad_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+    pub fn step(&mut self, adapter: &mut Adapter, learning_rate: f64, divisor: f64) -> Result<f64> {
+        let squares = Self::squares(adapter)?;
+        let update = self.prepare(adapter, learning_rate, divisor, [&squares, &squares])?;
+        let found = ops::join(&[squares])?;
+        update.launch()?;
+        let norm = ops::read(found.as_ref())?[0].sqrt() / divisor;
+        match norm.is_finite() {
+            true => self.finish(adapter, update, norm)?,
+            false => adapter.zero_grad(),
+        }
+        Ok(norm)
+    }
+
+    /// Prepares a step with the accumulated gradients, divided by `divisor` and clipped. `sums` are [`AdamW::squares`] and
+    /// the sum of the losses' squares, both of which a GPU may still compute.
+    ///
+    /// # Errors
+    /// The device runs out of memory.
+    pub(crate) fn prepare(
+        &self,
+        adapter: &mut Adapter,
+        learning_rate: f64,
+        divisor: f64,
+        sums: [&Tensor; 2],
+    ) -> Result<Update> {
+        let steps = self.steps(learning_rate);
+        let mut parameters = Vec::with_capacity(self.moments.len());
+        for ((name, weight, gradient), Moments { first, second }) in adapter.trained().zip(&self.moments) {
+            let Some(gradient) = gradient else { continue };
+            let step = &steps[which(name, weight)];
+            parameters.push(Parameter { weight, gradient, first, second, step });
+        }
+        let ahead = ops::adamw_ahead(&parameters, sums, divisor, self.config.max_grad_norm)?;
+        Ok(Update { learning_rate, divisor, ahead })
+    }
+
+    /// Ends a step that was launched, and whose gradients and losses turned out finite: `norm` is the global L2 norm of the
+    /// divided gradients, which are forgotten. A step that did not turn out so is dropped instead.
+    ///
+    /// # Errors
+    /// A tensor operation of the CPU fails.
+    pub(crate) fn finish(&mut self, adapter: &mut Adapter, update: Update, norm: f64) -> Result<()> {
+        let (steps, most) = (self.steps(update.learning_rate), self.config.max_grad_norm);
         self.step += 1;
-        let step = |learning_rate: f64, weight_decay: f64| AdamWStep {
-            factor: clip / divisor,
-            beta1: c.beta1,
-            beta2: c.beta2,
-            correction2: (1.0 - c.beta2.powf(self.step as f64)).sqrt(),
-            epsilon: c.epsilon,
-            decay: 1.0 - learning_rate * weight_decay,
-            rate: learning_rate / (1.0 - c.beta1.powf(self.step as f64)),
-        };
-        // LoRA+ moves B, and what has one dimension, by another rate than other matrices. Norms and biases do not
-        // decay, as with transformers' Trainer.
-        let fast = learning_rate * c.loraplus_lr_ratio;
-        let steps = [step(learning_rate, c.weight_decay), step(fast, c.weight_decay), step(fast, 0.0)];
-        let mut places: Vec<_> = Vec::new();
+        if let Some(Ahead { weights, .. }) = update.ahead {
+            let trained = adapter.trained();
+            let moved = trained.filter_map(|(_, weight, gradient)| gradient.take().map(|_| weight));
+            moved.zip(weights).for_each(|(weight, new)| *weight = new);
+            return Ok(());
+        }
+        // torch's clip_grad_norm_: factor min(1, max / (norm + 1e-6)).
+        let clip = if most > 0.0 { (most / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        // One after the other: no more than one parameter's new values are there beside the old ones.
         for ((name, weight, gradient), moments) in adapter.trained().zip(&mut self.moments) {
             let Some(gradient) = gradient.take() else { continue };
-            let which = match name {
-                "lora_A" => 0,
-                "lora_B" | "lora_magnitude_vector" => 1,
-                _ if weight.rank() > 1 => 0,
-                _ => 2,
-            };
-            places.push((which, weight, gradient, moments));
-        }
-        // A launch has room for two kinds of steps.
-        places.sort_by_key(|(which, ..)| *which == 2);
-        // A GPU is given many in one launch. No more of the new values than a group's are there beside the old ones.
-        let on_gpu = places.first().is_some_and(|(_, weight, ..)| ops::on_gpu(weight.device()));
-        let together = if on_gpu { ADAMW_TOGETHER as usize } else { 1 };
-        while !places.is_empty() {
-            let alike = places.iter().take_while(|(which, ..)| (*which == 2) == (places[0].0 == 2)).count();
-            let group: Vec<_> = places.drain(..alike.min(together)).collect();
-            let parameters: Vec<Parameter> = group
-                .iter()
-                .map(|(which, weight, gradient, moments)| {
-                    let Moments { first, second } = &**moments;
-                    Parameter { weight, gradient, first, second, step: &steps[*which] }
-                })
-                .collect();
-            let results = ops::adamw(&parameters)?;
-            for ((_, weight, _, moments), [new, first, second]) in group.into_iter().zip(results) {
-                *weight = new;
-                *moments = Moments { first, second };
-            }
+            let (step, Moments { first, second }) = (&steps[which(name, weight)], &*moments);
+            let parameter = Parameter { weight, gradient: &gradient, first, second, step };
+            let [new, first, second] = ops::adamw(&parameter, clip / update.divisor)?;
+            *weight = new;
+            *moments = Moments { first, second };
         }
         Ok(())
+    }
+
+    /// The numbers of the next step. LoRA+ moves B, and what has one dimension, by another rate than other matrices. Norms
+    /// and biases do not decay, as with transformers' Trainer.
+    fn steps(&self, learning_rate: f64) -> [AdamWStep; 3] {
+        let (c, number) = (self.config, (self.step + 1) as f64);
+        let step = |learning_rate: f64, weight_decay: f64| AdamWStep {
+            beta1: c.beta1,
+            beta2: c.beta2,
+            correction2: (1.0 - c.beta2.powf(number)).sqrt(),
+            epsilon: c.epsilon,
+            decay: 1.0 - learning_rate * weight_decay,
+            rate: learning_rate / (1.0 - c.beta1.powf(number)),
+        };
+        let fast = learning_rate * c.loraplus_lr_ratio;
+        [step(learning_rate, c.weight_decay), step(fast, c.weight_decay), step(fast, 0.0)]
     }
 }

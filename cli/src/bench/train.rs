@@ -8,6 +8,7 @@ use trainer::TrainError;
 use trainer::data::Dataset;
 use trainer::model::{Base, ModelConfig, RopeScaling};
 use trainer::pack::Row;
+use trainer::profile::{Profile, Share};
 use trainer::run::{Loaded, Run, peak_rss_bytes, step_pack};
 
 /// Times training steps of a Llama of random weights.
@@ -76,6 +77,16 @@ pub(crate) struct Args {
     /// Seed of rows and adapters.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// After them one more step, of which it tells where a GPU's time went.
+    #[arg(long)]
+    profile: bool,
+}
+
+impl Args {
+    /// Steps that are made.
+    fn all_steps(&self) -> u32 {
+        self.warmup + self.steps + u32::from(self.profile)
+    }
 }
 
 /// Runs the verb.
@@ -93,18 +104,23 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let mut runs = (0..args.trials).map(trial).collect::<Result<Vec<_>, _>>().map_err(failed)?;
     let clock = SystemClock::new();
     let mut seconds = Vec::with_capacity(args.steps as usize);
-    let mut last = Vec::new();
-    for step in 0..args.warmup + args.steps {
+    let (mut last, mut profile) = (Vec::new(), None);
+    for step in 0..args.all_steps() {
         let mut pack: Vec<&mut Run> = runs.iter_mut().collect();
         let started = clock.monotonic();
-        last = step_pack(&loaded, &mut pack, &clock).map_err(failed)?;
-        // A step leaves a GPU its updates to make.
+        let mut make = || step_pack(&loaded, &mut pack, &clock);
+        if step < args.warmup + args.steps {
+            last = make().map_err(failed)?;
+        } else {
+            (last, profile) = trainer::profile::of(&device, make).map_err(failed)?;
+        }
+        // Whatever a step leaves a GPU to do counts.
         device.synchronize().map_err(|error| failed(error.into()))?;
         let took = clock.monotonic().saturating_sub(started).as_secs_f64();
         if let Some(why) = last.iter().find_map(|stepped| stepped.diverged.as_ref()) {
             return Err(Failure::failed(format!("the benchmark's run diverged: {why}")));
         }
-        if step >= args.warmup {
+        if step >= args.warmup && step < args.warmup + args.steps {
             seconds.push(took);
         }
     }
@@ -125,6 +141,12 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             "pool_reserved_high_bytes": pool.reserved_high,
             "device_used_bytes": pool.device_used,
         });
+    }
+    if let Some(Profile { seconds, shares }) = profile {
+        let share =
+            |Share { what, calls, seconds }| json!({ "what": what, "calls": calls, "seconds": seconds });
+        document["profile"] =
+            json!({ "seconds": seconds, "shares": shares.into_iter().map(share).collect::<Vec<_>>() });
     }
     crate::output::to_stdout(&format!("{document:#}"))
 }
@@ -198,7 +220,7 @@ fn config(args: &Args, number: u64) -> TrialConfig {
         max_sequence_length: args.seq,
         learning_rate: 1e-4,
         weight_decay: 0.01,
-        max_steps: Some(args.warmup + args.steps),
+        max_steps: Some(args.all_steps()),
         seed: args.seed + number,
         ..TrialConfig::default()
     }
@@ -211,7 +233,7 @@ fn rows(args: &Args, number: u64) -> Dataset {
         Row::whole(ids.map(|bits| (bits % args.vocab as u64) as u32).collect())
     };
     // No row comes twice.
-    let count = (args.warmup + args.steps) * args.batch;
+    let count = args.all_steps() * args.batch;
     Dataset { train: (0..count).map(row).collect(), ..Dataset::default() }
 }
 

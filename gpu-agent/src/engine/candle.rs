@@ -47,6 +47,15 @@ pub struct Examined {
     asked: Option<exams::Asked>,
 }
 
+/// Whether an error says that a device's memory is at its end. candle has no kind for it; the driver says it in words and in
+/// a code, cuBLAS and its kin in a code of theirs.
+fn is_of_memory(message: &str) -> bool {
+    let message = message.to_lowercase();
+    ["out of memory", "out_of_memory", "alloc_failed", "allocation_failed"]
+        .iter()
+        .any(|said| message.contains(said))
+}
+
 /// Whose fault an error is.
 pub(super) fn failure(error: TrainError) -> Failure {
     let message = error.to_string();
@@ -55,10 +64,7 @@ pub(super) fn failure(error: TrainError) -> Failure {
             FailureClass::User
         }
         TrainError::Io { .. } => FailureClass::Infrastructure,
-        // Neither candle nor CUDA has a kind for it.
-        TrainError::Tensor(_) if message.to_lowercase().contains("out of memory") => {
-            FailureClass::OutOfMemory
-        }
+        TrainError::Tensor(_) if is_of_memory(&message) => FailureClass::OutOfMemory,
         TrainError::Tensor(_) => FailureClass::Infrastructure,
     };
     Failure { class, message }
@@ -144,6 +150,7 @@ impl Backend for Candle {
             checkpoint_due: s.checkpoint_due,
             diverged: s.diverged,
             evaluation: s.evaluation,
+            failed: s.failed.map(failure),
         });
         Ok(stepped.collect())
     }
@@ -163,5 +170,23 @@ impl Backend for Candle {
         let summary = trial.run.summary(base).map_err(failure)?;
         let evaluations = trial.asked.as_ref().map(|asked| self.exams.scores(asked)).unwrap_or_default();
         Ok(TrialSummary { evaluations, ..summary })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_says_that_memory_is_at_its_end() {
+        for (said, is) in [
+            ("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")", true),
+            ("CublasError(CUBLAS_STATUS_ALLOC_FAILED)", true),
+            ("CurandError(CURAND_STATUS_ALLOCATION_FAILED)", true),
+            ("DriverError(CUDA_ERROR_ILLEGAL_ADDRESS, \"an illegal memory access was encountered\")", false),
+            ("CublasError(CUBLAS_STATUS_EXECUTION_FAILED)", false),
+        ] {
+            assert_eq!(is_of_memory(said), is, "{said}");
+        }
     }
 }

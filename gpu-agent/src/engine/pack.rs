@@ -28,6 +28,8 @@ pub struct Stepped {
     pub diverged: Option<String>,
     /// The time that its evaluation took, if there was one.
     pub evaluation: Option<Duration>,
+    /// Why it cannot go on although the step is made, if it cannot: its evaluation failed.
+    pub failed: Option<Failure>,
 }
 
 /// How far a trial is with what it is asked after its last step.
@@ -336,6 +338,9 @@ impl<B: Backend> Pack<B> {
             let (now, step) = (self.clock.now(), self.backend.step(&member.run));
             let start = Timestamp(now.0.saturating_sub(took.as_millis() as u64));
             emit(Event::Phase(assignment.clone(), Phase { work: Work::Evaluate, start, took, step }));
+        }
+        if let Some(failure) = stepped.failed {
+            return emit(Event::Trial(assignment, Happening::Failed(failure)));
         }
         if let Some(point) = stepped.point {
             emit(Event::Trial(assignment.clone(), Happening::Points(vec![point])));

@@ -296,8 +296,8 @@ impl Backend for Simulated {
             Stepped {
                 point: (evaluate || run.due(run.config.logging_steps)).then_some(point),
                 checkpoint_due: run.due(run.config.save_steps),
-                diverged: None,
                 evaluation: evaluate.then_some(Duration::ZERO),
+                ..Stepped::default()
             }
         };
         Ok(runs.iter_mut().map(step).collect())

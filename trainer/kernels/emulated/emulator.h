@@ -9,6 +9,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <setjmp.h>
+#include <type_traits>
 #include <ucontext.h>
 #include <utility>
 #include <vector>
@@ -135,6 +136,16 @@ inline void run_block() {
 template <typename... A, size_t... I> void apply(void (*kernel)(A...), void **arguments, std::index_sequence<I...>) {
     kernel(*static_cast<A *>(arguments[I])...);
 }
+// What a kernel takes, a letter an argument: p a pointer, c 64 bits, w 32 bits, n float32, d float64.
+template <typename T> constexpr char kind() {
+    if constexpr (std::is_pointer_v<T>) return 'p';
+    else if constexpr (std::is_floating_point_v<T>) return sizeof(T) == 8 ? 'd' : 'n';
+    else return sizeof(T) == 8 ? 'c' : 'w';
+}
+template <typename... A> struct Kinds {
+    static constexpr char text[] = {kind<A>()..., 0};
+};
+template <typename... A> constexpr const char *kinds(void (*)(A...)) { return Kinds<A...>::text; }
 template <typename... A> constexpr size_t count(void (*)(A...)) { return sizeof...(A); }
 template <auto KERNEL> void call(void **arguments) {
     apply(KERNEL, arguments, std::make_index_sequence<count(KERNEL)>());
@@ -143,8 +154,18 @@ template <auto KERNEL> void call(void **arguments) {
 struct Kernel {
     const char *name;
     void (*call)(void **);
-    size_t arguments;
+    const char *arguments;
 };
+} // namespace emulated
+
+// A GPU reads a vector at multiples of its size alone.
+#define ALIGNED(PLACE, BYTES) emulated::aligned(PLACE, BYTES)
+namespace emulated {
+inline void aligned(const void *place, size_t bytes) {
+    if (reinterpret_cast<uintptr_t>(place) % bytes == 0) return;
+    fprintf(stderr, "the kernel reads or writes %zu bytes at %p, which is no multiple of them\n", bytes, place);
+    abort();
+}
 } // namespace emulated
 
 inline unsigned char *dynamic_shared() { return reinterpret_cast<unsigned char *>(emulated::block.shared.data()); }
@@ -158,12 +179,13 @@ template <typename T> T __shfl_xor_sync(uint32_t, T value, int distance) {
 inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fsub_rn(float a, float b) { return a - b; }
 
-// Runs one of `kernels`. 1 if there is none of that name, 2 if it takes another number of arguments.
-static int emulate(const emulated::Kernel *kernels, size_t count, const char *name, const uint32_t *grid, void **arguments, size_t given) {
+// Runs one of `kernels`. 1 if there is none of that name, 2 if it takes other arguments than those of the kinds `given`.
+static int emulate(const emulated::Kernel *kernels, size_t count, const char *name, const uint32_t *grid, void **arguments, const char *given) {
     for (size_t i = 0; i < count; i++) {
         if (strcmp(kernels[i].name, name)) continue;
-        if (kernels[i].arguments != given) return 2;
+        if (strcmp(kernels[i].arguments, given)) return 2;
         gridDim.x = grid[0], gridDim.y = grid[1], blockDim.x = grid[2];
         // Shared memory holds what an earlier block left there: here, NaN.
         emulated::block.shared.assign(grid[3] / 8 + 1, ~0ull);

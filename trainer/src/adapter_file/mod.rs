@@ -42,7 +42,18 @@ pub fn save(dir: &Path, adapter: &Adapter, config: &PeftConfig, outlives: Outliv
 /// Tensors as a safetensors file, marked as torch's layout as PEFT marks its own.
 pub(crate) fn serialize(tensors: BTreeMap<String, &Tensor>) -> Result<Vec<u8>> {
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let on_cpu = |(name, tensor)| Ok((name, on_cpu(tensor)?));
+    let tensors = tensors.into_iter().map(on_cpu).collect::<Result<BTreeMap<_, _>>>()?;
     Ok(safetensors::serialize(tensors, Some(metadata)).map_err(candle_core::Error::from)?)
+}
+
+/// A tensor where the CPU can read it. On a GPU an adapter's matrices are views of one allocation, of which candle would
+/// bring the whole for each of them: so each is copied out of it first.
+fn on_cpu(tensor: &Tensor) -> Result<Tensor> {
+    Ok(match tensor.device() {
+        Device::Cpu => tensor.clone(),
+        _ => tensor.force_contiguous()?.to_device(&Device::Cpu)?,
+    })
 }
 
 /// Reads an adapter directory for what is `trainable` of a base. `seed` is that of its dropout masks. A target that

@@ -2,6 +2,7 @@
 
 use super::{ModelConfig, Quantization};
 use crate::checkpoint::{Checkpoint, Quantized};
+use crate::device;
 use crate::error::{Result, TrainError};
 use crate::lora::ModuleSpec;
 use crate::ops;
@@ -154,6 +155,7 @@ impl Base {
         device: &Device,
         watch: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
+        device::check(device, precision)?;
         let (config, tensors) = open(dir)?;
         let bytes = |name: &str| tensors.bytes(name).unwrap_or_default();
         let total = tensors.names().map(bytes).sum();
@@ -200,6 +202,7 @@ impl Base {
     /// # Errors
     /// The device runs out of memory.
     pub fn random(config: ModelConfig, precision: Precision, device: &Device) -> Result<Self> {
+        device::check(device, precision)?;
         Self::assemble(config, precision, |name, shape, held| {
             held.hold(&if name.ends_with("norm.weight") {
                 Tensor::ones(shape, DType::F32, device)?

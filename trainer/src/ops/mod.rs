@@ -32,6 +32,8 @@ use std::ops::Range;
 pub use branch::{Branch, branched_attention};
 #[cfg(any(feature = "cuda", test))]
 pub(crate) use gpu::nf4;
+#[cfg(feature = "cuda")]
+pub(crate) use gpu::{sum_in_float32, timed};
 
 /// Whether a device's activations are in the base's numbers and its operations are kernels.
 pub(crate) fn on_gpu(device: &Device) -> bool {
@@ -337,8 +339,17 @@ pub fn linear_weight_gradient(into: Option<Tensor>, x: &Tensor, dy: &Tensor) -> 
 /// The gradient of [`gather`] where a row may be named more than once, in float32: each row of `dy` is added to its row
 /// of `into`.
 pub fn scatter_add(into: Tensor, dy: &Tensor, rows: &[u32]) -> Result<Tensor> {
-    let rows = Tensor::from_slice(rows, rows.len(), dy.device())?;
+    let rows = upload(rows, dy.device())?;
     Ok(into.index_add(&rows, &dy.to_dtype(DType::F32)?.contiguous()?, 0)?)
+}
+
+/// A vector of numbers on a device. A GPU is not waited for.
+fn upload(values: &[u32], device: &Device) -> Result<Tensor> {
+    #[cfg(any(feature = "cuda", test))]
+    if gpu::runs(device) {
+        return gpu::upload(values, device);
+    }
+    Ok(Tensor::from_slice(values, values.len(), device)?)
 }
 
 /// Has `f` read the elements of a float32 tensor on the CPU, where they are.
@@ -417,8 +428,6 @@ pub fn outer_transposed(narrow: &Tensor, wide: &Tensor, scale: f64) -> Result<Te
 /// The numbers of an AdamW step that are the same for all elements.
 #[derive(Debug, Clone, Copy)]
 pub struct AdamWStep {
-    /// What gradients are multiplied by: clipping and the loss's normalisation.
-    pub factor: f64,
     /// First moment decay.
     pub beta1: f64,
     /// Second moment decay.
@@ -444,26 +453,49 @@ pub struct Parameter<'a> {
     pub first: &'a Tensor,
     /// Its second moment.
     pub second: &'a Tensor,
-    /// The step's numbers. Among the parameters of a step only decay and rate may differ, and only two of each.
+    /// The step's numbers. Among the parameters of a step only decay and rate may differ, and only three of each.
     pub step: &'a AdamWStep,
 }
 
-/// One AdamW step: each parameter's new weight, first moment and second moment. With g = factor·gradient,
+/// One AdamW step of a parameter on the CPU: its new weight, first moment and second moment. With g = factor·gradient,
 /// m' = beta1·m + (1−beta1)·g, v' = beta2·v + (1−beta2)·g²,
 /// w' = decay·w − rate·m' / (√v' / correction2 + epsilon).
-pub fn adamw(parameters: &[Parameter]) -> Result<Vec<[Tensor; 3]>> {
-    let Some(one) = parameters.first() else { return Ok(Vec::new()) };
-    on!(
-        one.weight,
-        cpu: parameters.iter().map(cpu::adamw::adamw).collect(),
-        gpu: gpu::many::adamw(parameters),
-        plain: parameters.iter().map(plain::adamw).collect(),
-    )
+pub fn adamw(parameter: &Parameter, factor: f64) -> Result<[Tensor; 3]> {
+    if cpu::has(parameter.weight) {
+        return cpu::adamw::adamw(parameter, factor);
+    }
+    plain::adamw(parameter, factor)
+}
+
+/// An AdamW step on a GPU, for which all memory is there.
+pub(crate) struct Ahead {
+    /// The parameters' new weights, which nothing has written yet.
+    pub(crate) weights: Vec<Tensor>,
+    /// Has the GPU write them, and change the moments where they lie.
+    pub(crate) launch: Box<dyn Fn() -> Result<()>>,
+}
+
+/// [`adamw`] of all parameters at once, ahead of what it depends on: their factor is what `divisor` and clipping to
+/// `max_norm` (0 clips nothing) make of the first of `sums`, Σ gradient², and unless that and the second are finite,
+/// nothing changes and the new weights mean nothing. Both are vectors of one number in float64, which the GPU may still
+/// compute. `None` on the CPU, which knows them.
+pub(crate) fn adamw_ahead(
+    parameters: &[Parameter],
+    sums: [&Tensor; 2],
+    divisor: f64,
+    max_norm: f64,
+) -> Result<Option<Ahead>> {
+    #[cfg(any(feature = "cuda", test))]
+    if parameters.first().is_some_and(|one| gpu::has(one.weight)) {
+        return gpu::many::adamw(parameters, sums, divisor, max_norm).map(Some);
+    }
+    let _ = (parameters, sums, divisor, max_norm);
+    Ok(None)
 }
 
 /// Σ x² over all elements of some tensors, the partial sums in float64.
 pub fn sum_of_squares(tensors: &[&Tensor]) -> Result<f64> {
-    Ok(read(&[squares(tensors)?])?[0])
+    Ok(read(join(&[squares(tensors)?])?.as_ref())?[0])
 }
 
 /// [`sum_of_squares`] as a vector of one number in float64, which a GPU may still compute.
@@ -478,14 +510,20 @@ pub(crate) fn squares(tensors: &[&Tensor]) -> Result<Tensor> {
     )
 }
 
-/// The numbers of some vectors, one after the other. A GPU is waited for, once.
-pub(crate) fn read(vectors: &[Tensor]) -> Result<Vec<f64>> {
-    let Some(one) = vectors.first() else { return Ok(Vec::new()) };
+/// The numbers of some vectors, one after the other, in one vector in float64, which a GPU may still compute. `None` of
+/// none.
+pub(crate) fn join(vectors: &[Tensor]) -> Result<Option<Tensor>> {
+    let Some(one) = vectors.first() else { return Ok(None) };
     let all = vectors.iter().map(|t| t.to_device(one.device())?.to_dtype(DType::F64));
-    let all = Tensor::cat(&all.collect::<candle_core::Result<Vec<_>>>()?, 0)?;
+    Ok(Some(Tensor::cat(&all.collect::<candle_core::Result<Vec<_>>>()?, 0)?))
+}
+
+/// The numbers that were joined. A GPU is waited for, and asked for no memory.
+pub(crate) fn read(joined: Option<&Tensor>) -> Result<Vec<f64>> {
+    let Some(all) = joined else { return Ok(Vec::new()) };
     #[cfg(any(feature = "cuda", test))]
-    if gpu::has(&all) {
-        return gpu::read(&all);
+    if gpu::has(all) {
+        return gpu::read(all);
     }
     Ok(all.to_vec1()?)
 }

@@ -200,9 +200,9 @@ pub(super) fn nll_and_gradient(logits: &Tensor, targets: &[u32]) -> Result<(Tens
     Ok((nll, p.scatter_add(&wanted, &minus, 1)?))
 }
 
-pub(super) fn adamw(parameter: &Parameter) -> Result<[Tensor; 3]> {
+pub(super) fn adamw(parameter: &Parameter, factor: f64) -> Result<[Tensor; 3]> {
     let Parameter { weight, gradient, first, second, step } = *parameter;
-    let g = (gradient * step.factor)?;
+    let g = (gradient * factor)?;
     let first = ((first * step.beta1)? + (&g * (1.0 - step.beta1))?)?;
     let second = ((second * step.beta2)? + (g.sqr()? * (1.0 - step.beta2))?)?;
     let denominator = ((second.sqrt()? / step.correction2)? + step.epsilon)?;

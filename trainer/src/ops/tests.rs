@@ -182,19 +182,12 @@ fn losses_and_updates_are_their_formulas() {
 
         let [w, g, m] = [2, 3, 4].map(|seed| random(shape, seed));
         let v = random(shape, 5).sqr().unwrap();
-        let step = AdamWStep {
-            factor: 0.3,
-            beta1: 0.9,
-            beta2: 0.999,
-            correction2: 0.2,
-            epsilon: 1e-8,
-            decay: 0.99,
-            rate: 1e-2,
-        };
+        let step =
+            AdamWStep { beta1: 0.9, beta2: 0.999, correction2: 0.2, epsilon: 1e-8, decay: 0.99, rate: 1e-2 };
         let parameter = Parameter { weight: &w, gradient: &g, first: &m, second: &v, step: &step };
-        let fused = adamw(&[parameter]).unwrap();
-        let plain = plain::adamw(&parameter).unwrap();
-        fused[0].iter().zip(&plain).for_each(|(fused, plain)| check("adamw", fused, plain));
+        let fused = adamw(&parameter, 0.3).unwrap();
+        let plain = plain::adamw(&parameter, 0.3).unwrap();
+        fused.iter().zip(&plain).for_each(|(fused, plain)| check("adamw", fused, plain));
         let squares: f64 = values(&g).iter().map(|x| f64::from(*x).powi(2)).sum();
         assert!((sum_of_squares(&[&g]).unwrap() - squares).abs() < 1e-6 * squares);
     }

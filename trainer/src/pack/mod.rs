@@ -13,7 +13,7 @@ mod unread;
 
 pub use generate::{generate, generate_until};
 pub use score::{Answer, Question, score};
-pub(crate) use unread::{Unread, read};
+pub(crate) use unread::{Found, Unread};
 
 use crate::error::Result;
 use crate::lora::{Adapter, DropoutCounter};
@@ -105,7 +105,7 @@ fn outcomes(base: &Base, tokens: &Tokens, nll: &[f32], adapters: &[u64], peak: u
 /// # Errors
 /// A token id is no row of the embedding; the device runs out of memory.
 pub fn forward_backward(base: &Base, members: &mut [Member]) -> Result<Vec<Outcome>> {
-    let (mut outcomes, _) = read(vec![forward_backward_unread(base, members)?], &[])?;
+    let (mut outcomes, _) = Found::of(vec![forward_backward_unread(base, members)?], &[])?.read()?;
     Ok(outcomes.remove(0))
 }
 

@@ -83,8 +83,8 @@ pub(crate) enum Absmax {
         codes: Tensor,
         /// `[⌈blocks / 256⌉]`, f32.
         absmax: Tensor,
-        /// The magnitudes' mean.
-        offset: f32,
+        /// The magnitudes' mean, `[1]`, f32.
+        offset: Tensor,
     },
 }
 
@@ -97,18 +97,13 @@ impl Nf4 {
         let shape = <[usize; 2]>::from(matrix.dims2()?);
         #[cfg(any(feature = "cuda", test))]
         if crate::ops::on_gpu(matrix.device()) {
+            let tables = crate::ops::nf4::tables(matrix.device())?;
             let (codes, absmax) = crate::ops::nf4::quantize(matrix)?;
-            // The magnitudes' mean is taken here, one after the other as on the CPU.
             let absmax = match double_quant {
-                true => Absmax::nested(absmax.to_vec1()?, matrix.device())?,
+                true => crate::ops::nf4::nest(&absmax, &tables)?,
                 false => Absmax::Plain(absmax),
             };
-            return Ok(Self {
-                shape,
-                codes,
-                absmax,
-                tables: Some(crate::ops::nf4::tables(matrix.device())?),
-            });
+            return Ok(Self { shape, codes, absmax, tables: Some(tables) });
         }
         let values = matrix.flatten_all()?.to_vec1::<f32>()?;
         let mut codes = vec![0u8; values.len().div_ceil(2)];
@@ -124,7 +119,7 @@ impl Nf4 {
             }
         });
         let absmax = match double_quant {
-            true => Absmax::nested(absmax, &Device::Cpu)?,
+            true => Absmax::nested(absmax)?,
             false => Absmax::Plain(vector(absmax)?),
         };
         Ok(Self { shape, codes: vector(codes)?, absmax, tables: None })
@@ -139,7 +134,7 @@ impl Nf4 {
         let blocks = elements.div_ceil(BLOCK);
         let absmax = if double_quant {
             let absmax = view(blocks.div_ceil(NESTED_BLOCK), DType::F32)?;
-            Absmax::Nested { codes: view(blocks, DType::U8)?, absmax, offset: 0.0 }
+            Absmax::Nested { codes: view(blocks, DType::U8)?, absmax, offset: view(1, DType::F32)? }
         } else {
             Absmax::Plain(view(blocks, DType::F32)?)
         };
@@ -159,9 +154,11 @@ impl Nf4 {
     ) -> Result<Self> {
         let outline = Self::outline(shape, nested.is_some())?;
         let absmax = match nested {
-            Some((codes, absmax, offset)) => {
-                Absmax::Nested { codes: vector(codes)?, absmax: vector(absmax)?, offset }
-            }
+            Some((codes, absmax, offset)) => Absmax::Nested {
+                codes: vector(codes)?,
+                absmax: vector(absmax)?,
+                offset: vector(vec![offset])?,
+            },
             None => Absmax::Plain(vector(plain)?),
         };
         let matrix = Self { shape, codes: vector(codes)?, absmax, tables: None };
@@ -189,7 +186,7 @@ impl Nf4 {
             Absmax::Nested { codes, absmax, offset } => Absmax::Nested {
                 codes: codes.to_device(device)?,
                 absmax: absmax.to_device(device)?,
-                offset: *offset,
+                offset: offset.to_device(device)?,
             },
         };
         let tables = None;
@@ -206,7 +203,9 @@ impl Nf4 {
     pub fn parts(&self) -> Result<(Vec<u8>, Option<Nested>)> {
         let nested = match &self.absmax {
             Absmax::Plain(_) => None,
-            Absmax::Nested { codes, absmax, offset } => Some((codes.to_vec1()?, absmax.to_vec1()?, *offset)),
+            Absmax::Nested { codes, absmax, offset } => {
+                Some((codes.to_vec1()?, absmax.to_vec1()?, offset.get(0)?.to_scalar()?))
+            }
         };
         Ok((self.codes.to_vec1()?, nested))
     }
@@ -230,7 +229,9 @@ impl Nf4 {
     pub fn bytes(&self) -> u64 {
         let absmax = match &self.absmax {
             Absmax::Plain(absmax) => memory::bytes(absmax),
-            Absmax::Nested { codes, absmax, .. } => memory::bytes(codes) + memory::bytes(absmax) + 4,
+            Absmax::Nested { codes, absmax, offset } => {
+                [codes, absmax, offset].map(memory::bytes).iter().sum()
+            }
         };
         memory::bytes(&self.codes) + absmax
     }
@@ -274,21 +275,22 @@ impl Nf4 {
             Absmax::Nested { codes: scales, absmax, offset } => {
                 let ((scales, _), (absmax, _)) = (scales.storage_and_layout(), absmax.storage_and_layout());
                 let (codes, scales) = (cpu(&codes)?.as_slice()?, cpu(&scales)?.as_slice()?);
-                let absmax = cpu(&absmax)?.as_slice()?;
-                f(Nf4View { codes, scale: Magnitudes::Nested { codes: scales, absmax, offset: *offset } })
+                let (absmax, offset) = (cpu(&absmax)?.as_slice()?, offset.get(0)?.to_scalar()?);
+                f(Nf4View { codes, scale: Magnitudes::Nested { codes: scales, absmax, offset } })
             }
         }
     }
 }
 
 impl Absmax {
-    fn nested(mut magnitudes: Vec<f32>, device: &Device) -> Result<Self> {
+    fn nested(mut magnitudes: Vec<f32>) -> Result<Self> {
+        // The sum block by block: a GPU, which makes the blocks' sums side by side, comes to the same bits.
+        let sum = |block: &[f32]| block.iter().map(|x| f64::from(*x)).sum::<f64>();
         let count = magnitudes.len().max(1) as f64;
-        let offset = (magnitudes.iter().map(|x| f64::from(*x)).sum::<f64>() / count) as f32;
+        let offset = (magnitudes.chunks(NESTED_BLOCK).map(sum).sum::<f64>() / count) as f32;
         magnitudes.iter_mut().for_each(|x| *x -= offset);
         let (codes, absmax) = dynamic::quantize(&magnitudes, NESTED_BLOCK);
-        let (codes, absmax) = (vector(codes)?.to_device(device)?, vector(absmax)?.to_device(device)?);
-        Ok(Self::Nested { codes, absmax, offset })
+        Ok(Self::Nested { codes: vector(codes)?, absmax: vector(absmax)?, offset: vector(vec![offset])? })
     }
 }
 

@@ -147,8 +147,8 @@ fn mean(outcome: Outcome) -> Option<f64> {
     (outcome.targets > 0).then(|| outcome.nll / outcome.targets as f64)
 }
 
-/// What an optimizer step changes. Tensors are never written to, so a clone costs no memory of its own.
-#[derive(Debug, Clone)]
+/// What an optimizer step changes. The adapter's tensors are never written to, so a clone of it costs no memory of its own.
+#[derive(Debug)]
 struct State {
     step: u64,
     adapter: Adapter,

@@ -3,17 +3,19 @@
 
 use super::{Good, Loaded, Progress, Run, State, add, mean};
 use crate::data;
-use crate::error::Result;
+use crate::error::{Result, TrainError};
 use crate::memory;
-use crate::optim::AdamW;
-use crate::pack::{self, Member, Outcome, Row};
+use crate::ops;
+use crate::optim::{AdamW, Update};
+use crate::pack::{self, Found, Member, Outcome, Row, Unread};
 use crate::scaler::LossScaler;
+use candle_core::Tensor;
 use domain::Clock;
 use domain::metric::{self, MetricPoint};
 use std::time::Duration;
 
 /// What a step gave one run.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Default)]
 pub struct Stepped {
     /// The step's metrics, at `logging_steps`, `eval_steps` and the end.
     pub point: Option<MetricPoint>,
@@ -23,10 +25,12 @@ pub struct Stepped {
     pub diverged: Option<String>,
     /// The time that its evaluation took, if there was one.
     pub evaluation: Option<Duration>,
+    /// Why its evaluation failed, if it did. The step is made, and the run cannot go on.
+    pub failed: Option<TrainError>,
 }
 
 /// What an update used and found.
-struct Update {
+struct Updated {
     loss: Option<f64>,
     grad_norm: f64,
     learning_rate: f64,
@@ -42,20 +46,39 @@ pub fn step_pack(loaded: &Loaded, runs: &mut [&mut Run], clock: &dyn Clock) -> R
     let work: Vec<Vec<Vec<Row>>> = runs.iter().map(|run| run.micro_batches()).collect();
     let packed = work.iter().filter(|batches| !batches.is_empty()).count() > 1;
     memory::start_peak(loaded.base.device())?;
-    let (sums, squares) = accumulate(loaded, runs, &work)?;
-    let beside: Vec<u64> = runs.iter().map(|run| run.state_bytes()).collect();
+    let rounds = forward_backward(loaded, runs, &work)?;
+    let squares = runs.iter().map(|run| AdamW::squares(&run.state.adapter)).collect::<Result<Vec<_>>>()?;
     let mut updates = Vec::with_capacity(runs.len());
-    for ((run, sum), squares) in runs.iter_mut().zip(&sums).zip(squares) {
-        updates.push(if run.is_done() { None } else { Some(run.update(*sum, squares)?) });
+    for (i, (run, squares)) in runs.iter_mut().zip(&squares).enumerate() {
+        updates.push(run.prepare(&rounds, i, squares)?);
     }
-    // An update makes weights and moments anew beside the old ones, which may be the most of the whole step.
+    let beside: Vec<u64> = runs.iter().map(|run| run.state_bytes()).collect();
+    let (owners, passes): (Vec<_>, Vec<_>) =
+        rounds.into_iter().map(|round| (round.owners, round.pass)).unzip();
+    let found = Found::of(passes, &squares)?;
+    if domain::crash::fails("step/memory") {
+        return Err(candle_core::Error::Msg("out of memory, because a test wants it".into()).into());
+    }
+    // From here on a GPU is asked for no more memory: all runs step, or none has. It decides about each update by what it
+    // has computed, and is waited for once, at the end of all.
+    updates.iter().flatten().try_for_each(Update::launch)?;
+    let (outcomes, squares) = found.read()?;
+    let mut sums = vec![Outcome::default(); runs.len()];
+    for (owners, outcomes) in owners.into_iter().zip(outcomes) {
+        owners.into_iter().zip(outcomes).for_each(|(i, outcome)| add(&mut sums[i], outcome));
+    }
+    let mut updated = Vec::with_capacity(runs.len());
+    for (((run, sum), squares), update) in runs.iter_mut().zip(&sums).zip(squares).zip(updates) {
+        updated.push(if run.is_done() { None } else { Some(run.update(*sum, squares, update)?) });
+    }
+    // An update makes weights anew beside the old ones, which may be the most of the whole step.
     let measured = memory::pool(loaded.base.device())?.map(|pool| pool.used_high);
     note_memory(runs, &sums, &beside, measured);
     let seconds = since(clock, started);
     let mut stepped = Vec::with_capacity(runs.len());
-    for (i, update) in updates.into_iter().enumerate() {
+    for (i, updated) in updated.into_iter().enumerate() {
         let run = &mut *runs[i];
-        let Some(update) = update else {
+        let Some(updated) = updated else {
             stepped.push(Stepped { diverged: run.diverged.clone(), ..Stepped::default() });
             continue;
         };
@@ -63,19 +86,23 @@ pub fn step_pack(loaded: &Loaded, runs: &mut [&mut Run], clock: &dyn Clock) -> R
         run.progress.tokens += sums[i].tokens;
         run.progress.training_seconds += seconds;
         run.progress.packed |= packed;
-        stepped.push(run.report(loaded, update, sums[i], clock)?);
+        let reported = run.report(loaded, updated, sums[i], clock);
+        stepped.push(reported.unwrap_or_else(|e| Stepped { failed: Some(e), ..Stepped::default() }));
     }
     Ok(stepped)
 }
 
-/// Runs every micro-batch of the step. A round holds the runs that have one left. Each run's outcome, and the sum of its
-/// gradients' squares; a GPU is waited for once, for all of them at the end.
-fn accumulate(
-    loaded: &Loaded,
-    runs: &mut [&mut Run],
-    work: &[Vec<Vec<Row>>],
-) -> Result<(Vec<Outcome>, Vec<f64>)> {
-    let (mut rounds, mut passes) = (Vec::new(), Vec::new());
+/// Micro-batches of some runs that made one pass.
+struct Round {
+    /// The runs, by their numbers.
+    owners: Vec<usize>,
+    /// What came of it, each run's in that order.
+    pass: Unread,
+}
+
+/// Runs every micro-batch of the step. A round holds the runs that have one left. A GPU is not waited for.
+fn forward_backward(loaded: &Loaded, runs: &mut [&mut Run], work: &[Vec<Vec<Row>>]) -> Result<Vec<Round>> {
+    let mut rounds = Vec::new();
     runs.iter_mut().for_each(|run| run.state.adapter.zero_grad());
     for round in 0..work.iter().map(Vec::len).max().unwrap_or(0) {
         let mut owners = Vec::with_capacity(runs.len());
@@ -90,16 +117,10 @@ fn accumulate(
             let member = Member::new(&mut run.state.adapter, rows, counter);
             members.push(Member { recomputed_layers, loss_scale, ..member });
         }
-        passes.push(pack::forward_backward_unread(&loaded.base, &mut members)?);
-        rounds.push(owners);
+        let pass = pack::forward_backward_unread(&loaded.base, &mut members)?;
+        rounds.push(Round { owners, pass });
     }
-    let squares = runs.iter().map(|run| AdamW::squares(&run.state.adapter)).collect::<Result<Vec<_>>>()?;
-    let (outcomes, squares) = pack::read(passes, &squares)?;
-    let mut sums = vec![Outcome::default(); runs.len()];
-    for (owners, outcomes) in rounds.into_iter().zip(outcomes) {
-        owners.into_iter().zip(outcomes).for_each(|(i, outcome)| add(&mut sums[i], outcome));
-    }
-    Ok((sums, squares))
+    Ok(rounds)
 }
 
 /// Raises each run's high-water marks: what the passes held, and what each run held `beside` them. `measured` is what
@@ -138,17 +159,40 @@ impl Run {
             .collect()
     }
 
-    /// Steps the optimizer with the accumulated gradients, whose squares sum up to `squares`, or finds that the run diverged.
-    fn update(&mut self, sum: Outcome, squares: f64) -> Result<Update> {
+    /// What the gradients of a step of so many targets are divided by.
+    fn divisor(&self, targets: u64) -> f64 {
+        targets as f64 * f64::from(self.loss_scale())
+    }
+
+    /// Prepares the update by the accumulated gradients, whose squares sum up to `squares`, and by the losses of run
+    /// `number` in `rounds`, both of which a GPU may still compute. None without a target, which teaches nothing.
+    fn prepare(&mut self, rounds: &[Round], number: usize, squares: &Tensor) -> Result<Option<Update>> {
+        let (mut targets, mut losses) = (0, Vec::new());
+        for Round { owners, pass } in rounds {
+            let Some(place) = owners.iter().position(|owner| *owner == number) else { continue };
+            targets += pass.targets(place);
+            losses.extend(pass.losses(place)?);
+        }
+        if targets == 0 {
+            return Ok(None);
+        }
+        let losses = ops::squares(&losses.iter().collect::<Vec<_>>())?;
+        let (learning_rate, divisor) = (self.schedule.learning_rate(self.state.step), self.divisor(targets));
+        let State { adapter, optimizer, .. } = &mut self.state;
+        optimizer.prepare(adapter, learning_rate, divisor, [squares, &losses]).map(Some)
+    }
+
+    /// Takes over a step's update by gradients whose squares sum up to `squares`, or finds that the run diverged. What
+    /// [`crate::ops::adamw_ahead`] has left out is not taken over either.
+    fn update(&mut self, sum: Outcome, squares: f64, update: Option<Update>) -> Result<Updated> {
         let learning_rate = self.schedule.learning_rate(self.state.step);
-        let Some(loss) = mean(sum) else {
+        let (Some(loss), Some(update)) = (mean(sum), update) else {
             // A step whose rows hold no target at all teaches nothing.
             self.state.adapter.zero_grad();
             self.state.step += 1;
-            return Ok(Update { loss: None, grad_norm: 0.0, learning_rate });
+            return Ok(Updated { loss: None, grad_norm: 0.0, learning_rate });
         };
-        let divisor = sum.targets as f64 * f64::from(self.loss_scale());
-        let grad_norm = squares.sqrt() / divisor;
+        let grad_norm = squares.sqrt() / self.divisor(sum.targets);
         let step = self.state.step + 1;
         if !loss.is_finite() {
             self.give_up(format!("the loss of step {step} is {loss}"), true);
@@ -169,20 +213,20 @@ impl Run {
             let mut good = Good { step: *before, adapter: adapter.clone(), scaler: *scaler };
             good.adapter.zero_grad();
             let State { adapter, optimizer, scaler, .. } = &mut self.state;
-            optimizer.step(adapter, learning_rate, divisor, grad_norm)?;
+            optimizer.finish(adapter, update, grad_norm)?;
             scaler.iter_mut().for_each(LossScaler::stepped);
             self.state.step = step;
             self.previous = Some(good);
             self.progress.loss = Some(loss);
         }
-        Ok(Update { loss: Some(loss), grad_norm, learning_rate })
+        Ok(Updated { loss: Some(loss), grad_norm, learning_rate })
     }
 
     /// Ends the run as diverged. `weights` says that the weights themselves give no finite loss, so that
     /// the state before them is the last good one.
     fn give_up(&mut self, what: String, weights: bool) {
         if weights && let Some(Good { step, adapter, scaler }) = self.previous.take() {
-            self.state = State { step, adapter, scaler, optimizer: self.state.optimizer.clone() };
+            (self.state.step, self.state.adapter, self.state.scaler) = (step, adapter, scaler);
         }
         self.state.adapter.zero_grad();
         let kept = self.state.step;
@@ -194,7 +238,7 @@ impl Run {
     fn report(
         &mut self,
         loaded: &Loaded,
-        update: Update,
+        updated: Updated,
         sum: Outcome,
         clock: &dyn Clock,
     ) -> Result<Stepped> {
@@ -220,18 +264,24 @@ impl Run {
             self.give_up(format!("eval/loss after step {step} is {loss}"), true);
             return Ok(Stepped { diverged: self.diverged.clone(), evaluation, ..Stepped::default() });
         }
-        let point = logs.then(|| self.point(&update, sum, eval_loss, clock));
-        Ok(Stepped { point, checkpoint_due, diverged: None, evaluation })
+        let point = logs.then(|| self.point(&updated, sum, eval_loss, clock));
+        Ok(Stepped { point, checkpoint_due, evaluation, ..Stepped::default() })
     }
 
-    fn point(&mut self, update: &Update, sum: Outcome, eval: Option<f64>, clock: &dyn Clock) -> MetricPoint {
+    fn point(
+        &mut self,
+        updated: &Updated,
+        sum: Outcome,
+        eval: Option<f64>,
+        clock: &dyn Clock,
+    ) -> MetricPoint {
         let mut values = Vec::with_capacity(9);
         let mut put = |name: &str, value: Option<f64>| {
             values.extend(value.filter(|v| v.is_finite()).map(|value| (name.to_string(), value)));
         };
-        put(metric::LOSS, update.loss);
-        put(metric::GRAD_NORM, Some(update.grad_norm));
-        put(metric::LEARNING_RATE, Some(update.learning_rate));
+        put(metric::LOSS, updated.loss);
+        put(metric::GRAD_NORM, Some(updated.grad_norm));
+        put(metric::LEARNING_RATE, Some(updated.learning_rate));
         put(metric::TOKENS, Some(sum.targets as f64));
         let (samples, tokens) = self.progress.speed_since(&self.at_last_point);
         put(metric::SAMPLES_PER_SECOND, samples);

@@ -18,6 +18,8 @@ const TIGHT: u64 = 5;
 const ASKED: u64 = 7;
 /// One that cannot be asked.
 const UNASKABLE: u64 = 9;
+/// One whose evaluation after its second step fails.
+const UNEVALUABLE: u64 = 11;
 
 /// Each look at it is a second later.
 #[derive(Default)]
@@ -80,7 +82,15 @@ impl Backend for Small {
         if runs.len() > 2 || runs.iter().any(tight) && !self.2.get() {
             return Err(Failure { class: FailureClass::OutOfMemory, message: "too many".into() });
         }
-        self.0.step_pack(base, runs)
+        let mut stepped = self.0.step_pack(base, runs)?;
+        for (run, stepped) in runs.iter().zip(&mut stepped) {
+            if run.config().seed == UNEVALUABLE && self.0.step(run) == 2 {
+                let failed =
+                    Failure { class: FailureClass::OutOfMemory, message: "no room to evaluate".into() };
+                *stepped = Stepped { failed: Some(failed), ..Stepped::default() };
+            }
+        }
+        Ok(stepped)
     }
     fn save(&mut self, run: &SimulatedRun, dirs: &CheckpointDirs) -> Result<(), Failure> {
         if self.0.digests(run).spec.ends_with(":13") && self.1 > 0 {
@@ -195,6 +205,17 @@ fn out_of_memory_is_tried_again_with_less() {
     }
     let want = [spared("three"), "five too many".into(), "three Completed".into(), "four Completed".into()];
     assert_eq!(run(&mut pack), want);
+}
+
+/// The step is made, and what fails after it is one trial's.
+#[test]
+fn an_evaluation_that_fails_ends_its_trial_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pack = pack();
+    for (name, seed) in [("one", UNEVALUABLE), ("two", 1)] {
+        pack.admit(admission(dir.path(), name, "a", seed));
+    }
+    assert_eq!(run(&mut pack), ["base a", "one no room to evaluate", "two Completed"]);
 }
 
 /// What is logged while a trial joins, a download for one, is in its trace.

@@ -6,10 +6,10 @@ use crate::error::Result;
 use crate::ops::Parameter;
 use candle_core::{Device, Tensor};
 
-pub(in crate::ops) fn adamw(parameter: &Parameter) -> Result<[Tensor; 3]> {
+pub(in crate::ops) fn adamw(parameter: &Parameter, factor: f64) -> Result<[Tensor; 3]> {
     let Parameter { weight, gradient, first, second, step } = *parameter;
     let [factor, beta1, beta2, correction2, epsilon, decay, rate] =
-        [step.factor, step.beta1, step.beta2, step.correction2, step.epsilon, step.decay, step.rate]
+        [factor, step.beta1, step.beta2, step.correction2, step.epsilon, step.decay, step.rate]
             .map(|x| x as f32);
     let (keep1, keep2) = ((1.0 - step.beta1) as f32, (1.0 - step.beta2) as f32);
     let n = weight.elem_count();

@@ -70,6 +70,7 @@ pub(super) fn launch(
             Argument::Pointer(value) | Argument::Count(value) => builder.arg(value),
             Argument::Width(value) => builder.arg(value),
             Argument::Number(value) => builder.arg(value),
+            Argument::Double(value) => builder.arg(value),
         };
     }
     let config = LaunchConfig {
@@ -102,6 +103,19 @@ fn operation(transposed: bool) -> sys::cublasOperation_t {
 /// cuBLAS's own choice. It takes tensor cores for 16 bits by itself; `CUBLAS_GEMM_DEFAULT_TENSOR_OP`, the older way to
 /// ask for them, also lets products of float32 be made with operands that are rounded to 16 bits.
 const ALGORITHM: sys::cublasGemmAlgo_t = sys::cublasGemmAlgo_t::CUBLAS_GEMM_DFALT;
+
+/// Has cuBLAS add up in float32 alone. Where it splits a sum, it may by itself round the parts of a product in 16 bits to
+/// these.
+///
+/// # Errors
+/// The device is no GPU.
+pub(crate) fn sum_in_float32(device: &Device) -> Result<()> {
+    let blas = device.as_cuda_device()?.cublas_handle();
+    let mode = sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+    // SAFETY: the handle is the device's own, which `blas` keeps alive.
+    #[allow(unsafe_code, reason = "cuBLAS's interface is raw pointers")]
+    Ok(unsafe { sys::cublasSetMathMode(*blas.handle(), mode) }.result().w()?)
+}
 
 /// cuBLAS works by columns, and so sees each matrix as its transpose: cᵀ = bᵀ · aᵀ.
 pub(super) fn gemm(device: &Device, product: &Product) -> Result<()> {

@@ -1,6 +1,6 @@
 //! Operations on rows and elements.
 
-use super::{Argument, Grid, Module, empty, launch, suffix, vector};
+use super::{Argument, Grid, Module, VECTOR, empty, launch, suffix, upload, vector};
 use crate::error::Result;
 use candle_core::{DType, Device, Tensor};
 
@@ -13,9 +13,11 @@ fn rows(like: &Tensor, name: &str, (rows, width): (usize, usize), arguments: &[A
     launch(like.device(), MODULE, &kernel, Grid::rows(rows, width / n), arguments)
 }
 
-/// The same with a thread for each vector of `count` elements, which come in rows of `width`.
+/// The same with a thread for each vector of `count` elements, which come in rows of `width`. Some rows of a tensor may
+/// begin where no vector does: then each element is a thread's.
 fn elements(like: &Tensor, name: &str, (count, width): (usize, usize), arguments: &[Argument]) -> Result<()> {
-    let n = vector(like.dtype(), width);
+    let begins = |a: &Argument| !matches!(a, Argument::Pointer(at) if !at.is_multiple_of(VECTOR as u64));
+    let n = if arguments.iter().all(begins) { vector(like.dtype(), width) } else { 1 };
     let kernel = format!("{name}{}", suffix(like.dtype(), n == 1)?);
     let mut all = arguments.to_vec();
     all.push(Argument::Count(count as u64));
@@ -140,8 +142,7 @@ pub(in crate::ops) fn rotary_table(
 ) -> Result<(Tensor, Tensor)> {
     let shape = (positions.len(), frequencies.len());
     let (cos, sin) = (empty(shape, DType::F32, device)?, empty(shape, DType::F32, device)?);
-    let positions = Tensor::from_slice(positions, positions.len(), device)?;
-    let frequencies = Tensor::from_slice(frequencies, frequencies.len(), device)?;
+    let (positions, frequencies) = (upload(positions, device)?, upload(frequencies, device)?);
     let count = cos.elem_count();
     let arguments = [
         (&positions).try_into()?,
@@ -177,7 +178,7 @@ pub(in crate::ops) fn rotate(
 pub(in crate::ops) fn gather(x: &Tensor, ids: &[u32]) -> Result<Tensor> {
     let width = x.dims2()?.1;
     let y = empty((ids.len(), width), x.dtype(), x.device())?;
-    let places = Tensor::from_slice(ids, ids.len(), x.device())?;
+    let places = upload(ids, x.device())?;
     let arguments = [x.try_into()?, (&places).try_into()?, (&y).try_into()?, Argument::Width(width as u32)];
     rows(x, "gather", (ids.len(), width), &arguments)?;
     Ok(y)
@@ -185,7 +186,7 @@ pub(in crate::ops) fn gather(x: &Tensor, ids: &[u32]) -> Result<Tensor> {
 
 pub(in crate::ops) fn scatter(zeros: Tensor, x: &Tensor, ids: &[u32]) -> Result<Tensor> {
     let width = x.dims2()?.1;
-    let places = Tensor::from_slice(ids, ids.len(), x.device())?;
+    let places = upload(ids, x.device())?;
     let arguments =
         [x.try_into()?, (&places).try_into()?, (&zeros).try_into()?, Argument::Width(width as u32)];
     rows(x, "scatter", (ids.len(), width), &arguments)?;
@@ -200,7 +201,7 @@ const LOSS_THREADS: u32 = 1024;
 pub(in crate::ops) fn nll_and_gradient(logits: Tensor, targets: &[u32]) -> Result<(Tensor, Tensor)> {
     let (count, vocab) = logits.dims2()?;
     let nll = empty(count, DType::F32, logits.device())?;
-    let wanted = Tensor::from_slice(targets, count, logits.device())?;
+    let wanted = upload(targets, logits.device())?;
     let arguments =
         [(&logits).try_into()?, (&wanted).try_into()?, (&nll).try_into()?, Argument::Width(vocab as u32)];
     let grid = Grid { blocks: (count as u32, 1), threads: LOSS_THREADS, shared: 0 };

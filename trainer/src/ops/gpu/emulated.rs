@@ -18,6 +18,28 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 thread_local! {
     static ON: Cell<bool> = const { Cell::new(false) };
     static READS: Cell<usize> = const { Cell::new(0) };
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+    static FAILS_AT: Cell<Option<usize>> = const { Cell::new(None) };
+}
+
+/// How often this thread has asked for a GPU's memory, but for what candle asks for by itself.
+pub(crate) fn allocations() -> usize {
+    ALLOCATIONS.get()
+}
+
+/// Has the allocation of that number, counted as [`allocations`] counts, find the memory at its end; that one alone.
+pub(crate) fn fail_at(number: usize) {
+    FAILS_AT.set(Some(number));
+}
+
+/// Notes an allocation, or fails as it was told to.
+pub(super) fn allocate() -> Result<()> {
+    let number = ALLOCATIONS.replace(ALLOCATIONS.get() + 1);
+    if FAILS_AT.get() == Some(number) {
+        FAILS_AT.set(None);
+        return Err(problem("out of memory, because a test wants it"));
+    }
+    Ok(())
 }
 
 /// How often this thread has waited for a GPU's numbers.
@@ -132,11 +154,11 @@ fn compile(module: Module) -> Library {
     let rows: String = names
         .map(str::trim)
         .filter(|name| *name != "gemm")
-        .map(|name| format!("    {{\"{name}\", emulated::call<{name}>, emulated::count({name})}},\n"))
+        .map(|name| format!("    {{\"{name}\", emulated::call<{name}>, emulated::kinds({name})}},\n"))
         .collect();
     let table = format!(
         "static const emulated::Kernel TABLE[] = {{\n{rows}}};\n\
-         extern \"C\" int emulate_kernel(const char *name, const uint32_t *grid, void **arguments, size_t given) {{\n\
+         extern \"C\" int emulate_kernel(const char *name, const uint32_t *grid, void **arguments, const char *given) {{\n\
          \x20   return emulate(TABLE, sizeof TABLE / sizeof *TABLE, name, grid, arguments, given);\n}}\n"
     );
     std::fs::write(&source, include + &table).unwrap();
@@ -147,30 +169,35 @@ fn compile(module: Module) -> Library {
 }
 
 pub(super) fn launch(module: Module, kernel: &str, grid: Grid, arguments: &[Argument]) -> Result<()> {
-    type Launch = unsafe extern "C" fn(*const c_char, *const u32, *const *const c_void, usize) -> c_int;
-    let values: Vec<u64> = arguments
+    type Launch =
+        unsafe extern "C" fn(*const c_char, *const u32, *const *const c_void, *const c_char) -> c_int;
+    // Each with its kind, as `emulator.h` names them.
+    let (kinds, values): (Vec<u8>, Vec<u64>) = arguments
         .iter()
         .map(|argument| match argument {
-            Argument::Pointer(value) | Argument::Count(value) => *value,
-            Argument::Width(value) => u64::from(*value),
-            Argument::Number(value) => u64::from(value.to_bits()),
+            Argument::Pointer(value) => (b'p', *value),
+            Argument::Count(value) => (b'c', *value),
+            Argument::Width(value) => (b'w', u64::from(*value)),
+            Argument::Number(value) => (b'n', u64::from(value.to_bits())),
+            Argument::Double(value) => (b'd', value.to_bits()),
         })
-        .collect();
+        .unzip();
     let places: Vec<*const c_void> = values.iter().map(|value| std::ptr::from_ref(value).cast()).collect();
     let (name, numbers) =
         (CString::new(kernel).unwrap(), [grid.blocks.0, grid.blocks.1, grid.threads, grid.shared]);
-    // SAFETY: the function is declared so in `compile`; a kernel gets as many arguments as it takes, or is not called;
+    let given = CString::new(kinds).unwrap();
+    // SAFETY: the function is declared so in `compile`; a kernel gets the arguments that it takes, or is not called;
     // `super::launch` says what its callers have made sure of. A little-endian word begins with the number that it
     // holds. Tensors that a kernel writes are on the heap, and no reference to their elements is alive here.
     #[allow(unsafe_code, reason = "kernels are C++")]
     let result = unsafe {
         let launch: Symbol<Launch> = library(module).get(b"emulate_kernel").unwrap();
-        launch(name.as_ptr(), numbers.as_ptr(), places.as_ptr(), places.len())
+        launch(name.as_ptr(), numbers.as_ptr(), places.as_ptr(), given.as_ptr())
     };
     match result {
         0 => Ok(()),
         1 => Err(problem(format!("{module:?} has no kernel {kernel}"))),
-        _ => Err(problem(format!("{kernel} does not take {} arguments", arguments.len()))),
+        _ => Err(problem(format!("{kernel} does not take {arguments:?}"))),
     }
 }
 

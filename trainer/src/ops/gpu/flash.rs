@@ -1,6 +1,6 @@
 //! Causal attention that never writes a score to memory, on tensor cores: numbers in 16 bits, heads of 64 or 128.
 
-use super::{Argument, Grid, Module, empty, launch, suffix};
+use super::{Argument, Grid, Module, empty, launch, suffix, upload};
 use crate::error::Result;
 use crate::ops::Heads;
 use candle_core::{DType, Tensor};
@@ -28,7 +28,7 @@ pub(super) fn takes(q: &Tensor, heads: Heads) -> bool {
 struct Call<'a> {
     q: &'a Tensor,
     heads: Heads,
-    /// Tiles of [`ROWS`] rows of the documents, long ones first: `[tiles, 3]`.
+    /// Tiles of [`ROWS`] rows of the documents, long ones first: three numbers each.
     tiles: Tensor,
     inputs: Vec<Argument>,
 }
@@ -43,7 +43,7 @@ impl<'a> Call<'a> {
         }
         // The last tiles of a document see most keys: they begin first, so that none is left over at the end.
         tiles.sort_by_key(|tile| std::cmp::Reverse(tile[2]));
-        let tiles = Tensor::from_vec(tiles.concat(), (tiles.len(), 3), q.device())?;
+        let tiles = upload(&tiles.concat(), q.device())?;
         let inputs = vec![
             q.try_into()?,
             k.try_into()?,
@@ -62,7 +62,8 @@ impl<'a> Call<'a> {
     fn launch(&self, name: &str, heads: usize, room: (usize, usize), others: &[Argument]) -> Result<()> {
         let row = 2 * (self.heads.dim + 8);
         let shared = (room.0 * row + 4 * room.1) as u32;
-        let grid = Grid { blocks: (self.tiles.dims()[0] as u32, heads as u32), threads: THREADS, shared };
+        let tiles = self.tiles.elem_count() / 3;
+        let grid = Grid { blocks: (tiles as u32, heads as u32), threads: THREADS, shared };
         let kernel = format!("flash_{name}{}_{}", suffix(self.q.dtype(), false)?, self.heads.dim);
         launch(self.q.device(), MODULE, &kernel, grid, &[&self.inputs, others].concat())
     }

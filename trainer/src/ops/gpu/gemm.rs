@@ -51,6 +51,22 @@ pub(super) struct Product {
     pub(super) batches: usize,
 }
 
+/// The side up to which a product counts as narrow: an adapter's are.
+#[cfg(feature = "cuda")]
+const NARROW: usize = 256;
+
+#[cfg(feature = "cuda")]
+impl Product {
+    /// What it is called in a profile.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self { batches: 2.., .. } => "products of attention",
+            Self { size, .. } if size.iter().any(|side| *side <= NARROW) => "narrow products",
+            _ => "wide products",
+        }
+    }
+}
+
 /// Makes a product.
 ///
 /// Each caller's matrices lie within tensors that it holds: size, strides and steps are those of the tensors' shapes,
@@ -77,7 +93,11 @@ pub(super) fn gemm(
     }
     #[cfg(feature = "cuda")]
     if device.is_cuda() {
-        return super::cuda::gemm(device, &product);
+        return super::timed::launched(
+            device,
+            || product.kind().into(),
+            || super::cuda::gemm(device, &product),
+        );
     }
     Err(problem(format!("{product:?}: {device:?} is no GPU")))
 }

@@ -1,9 +1,9 @@
 //! One launch for many tensors. Their places go to the device as a table of numbers; results of several tensors lie
 //! in one allocation, of which each is a view.
 
-use super::{Argument, Grid, Module, THREADS, empty, launch, pointer, problem, suffix};
+use super::{Argument, Grid, Module, THREADS, empty, launch, pointer, problem, suffix, upload};
 use crate::error::Result;
-use crate::ops::Parameter;
+use crate::ops::{AdamWStep, Ahead, Parameter};
 use candle_core::{DType, Device, Tensor};
 
 const MODULE: Module = Module::Optimizer;
@@ -42,7 +42,7 @@ impl Table {
             numbers.extend((0..chunks).map(|chunk| (i as i64) << 32 | chunk as i64));
         }
         let (rows, count) = (rows.len() * N, numbers.len());
-        Ok(Self { numbers: Tensor::from_vec(numbers, count, device)?, rows, blocks: count - rows })
+        Ok(Self { numbers: upload(&numbers, device)?, rows, blocks: count - rows })
     }
 
     fn launch(&self, kernel: &str, arguments: &[Argument]) -> Result<()> {
@@ -58,49 +58,60 @@ fn contiguous<'a>(tensors: impl Iterator<Item = &'a Tensor>) -> Result<Vec<Tenso
     tensors.map(|t| Ok(t.contiguous()?)).collect()
 }
 
-pub(in crate::ops) fn adamw(parameters: &[Parameter]) -> Result<Vec<[Tensor; 3]>> {
-    let Some(one) = parameters.first() else { return Ok(Vec::new()) };
-    // LoRA+ has two rates; all else is the same for all.
-    let other = parameters.iter().find(|p| p.step.rate != one.step.rate).unwrap_or(one);
+/// Decays and rates that the parameters of a step may have; the same as in `optimizer.cu`.
+const KINDS: usize = 3;
+
+/// As [`crate::ops::adamw_ahead`] has it.
+pub(in crate::ops) fn adamw(
+    parameters: &[Parameter],
+    sums: [&Tensor; 2],
+    divisor: f64,
+    max_norm: f64,
+) -> Result<Ahead> {
+    let Some(one) = parameters.first() else { return Err(problem("a step of nothing")) };
     let device = one.weight.device();
-    let weights: Vec<&Tensor> = parameters.iter().map(|p| p.weight).collect();
-    let results = [
-        views(&weights, DType::F32, device)?,
-        views(&weights, DType::F32, device)?,
-        views(&weights, DType::F32, device)?,
-    ];
-    let mut rows = Vec::with_capacity(parameters.len());
+    let olds: Vec<&Tensor> = parameters.iter().map(|p| p.weight).collect();
+    let weights = views(&olds, DType::F32, device)?;
     let gradients = contiguous(parameters.iter().map(|p| p.gradient))?;
-    for (i, p) in parameters.iter().enumerate() {
+    let (mut rows, mut kinds) = (Vec::with_capacity(parameters.len()), Vec::<[f64; 2]>::with_capacity(KINDS));
+    // What the launch reads and writes is held until then.
+    let mut held = Vec::with_capacity(4 * parameters.len());
+    for ((p, gradient), new) in parameters.iter().zip(gradients).zip(&weights) {
+        let kind = [p.step.decay, p.step.rate];
+        let number = kinds.iter().position(|known| *known == kind).unwrap_or(kinds.len());
+        if number == kinds.len() {
+            kinds.push(kind);
+        }
         rows.push([
             pointer(p.weight)?,
-            pointer(&gradients[i])?,
+            pointer(&gradient)?,
             pointer(p.first)?,
             pointer(p.second)?,
-            pointer(&results[0][i])?,
-            pointer(&results[1][i])?,
-            pointer(&results[2][i])?,
-            u64::from(p.step.rate != one.step.rate),
+            pointer(new)?,
+            number as u64,
             p.weight.elem_count() as u64,
         ]);
+        held.extend([p.weight.clone(), gradient, p.first.clone(), p.second.clone()]);
     }
-    let (a, b) = (one.step, other.step);
-    let numbers = [
-        a.beta1,
-        a.beta2,
-        1.0 - a.beta1,
-        1.0 - a.beta2,
-        a.correction2,
-        a.epsilon,
-        a.factor,
-        a.decay,
-        a.rate,
-        b.decay,
-        b.rate,
-    ];
-    Table::new(&rows, device)?.launch("adamw", &numbers.map(|x| Argument::Number(x as f32)))?;
-    let [weights, firsts, seconds] = results;
-    Ok(weights.into_iter().zip(firsts).zip(seconds).map(|((w, m), v)| [w, m, v]).collect())
+    if kinds.len() > KINDS {
+        return Err(problem(format!("a step of AdamW with {} decays and rates", kinds.len())));
+    }
+    kinds.resize(KINDS, kinds[0]);
+    let AdamWStep { beta1, beta2, correction2, epsilon, .. } = *one.step;
+    let numbers = [beta1, beta2, 1.0 - beta1, 1.0 - beta2, correction2, epsilon];
+    let numbers = numbers.into_iter().chain(kinds.into_iter().flatten());
+    let [squares, losses] = sums;
+    let mut arguments =
+        vec![squares.try_into()?, losses.try_into()?, Argument::Double(divisor), Argument::Double(max_norm)];
+    arguments.extend(numbers.map(|x| Argument::Number(x as f32)));
+    held.extend([squares.clone(), losses.clone()]);
+    held.extend(weights.iter().cloned());
+    let table = Table::new(&rows, device)?;
+    let launch = move || {
+        let _still_held = &held;
+        table.launch("adamw", &arguments)
+    };
+    Ok(Ahead { weights, launch: Box::new(launch) })
 }
 
 /// Σ x² over all elements of all tensors, of which there is one or more, in the same order each time: `[1]` in float64.

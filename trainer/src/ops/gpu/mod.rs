@@ -12,6 +12,7 @@
 //! | `attention.rs`, `flash.rs` | causal attention: a block of queries at a time, and on tensor cores without scores |
 //! | `many.rs` | one launch for many tensors: AdamW, norms, casts |
 //! | `nf4.rs` | quantising and dequantising |
+//! | `timed.rs` | how long launches take, while somebody asks |
 //!
 //! All work of a device goes through one stream: what is launched sees what was launched before, and a tensor may be
 //! given back while kernels that read it wait. A launch's failure is reported by this or a later call.
@@ -34,9 +35,16 @@ pub(crate) mod nf4;
 mod pack_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(feature = "cuda")]
+mod timed;
+
+#[cfg(feature = "cuda")]
+pub(crate) use cuda::sum_in_float32;
+#[cfg(feature = "cuda")]
+pub(crate) use timed::timed;
 
 use crate::error::Result;
-use candle_core::{DType, Device, Shape, Tensor};
+use candle_core::{DType, Device, Shape, Tensor, WithDType};
 
 /// Whether a tensor's operations run here.
 pub(crate) fn has(t: &Tensor) -> bool {
@@ -66,12 +74,30 @@ fn problem(text: impl Into<String>) -> crate::error::TrainError {
 /// A new tensor whose elements are whatever lies there: the caller writes all of them.
 fn empty(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
     #[cfg(test)]
+    emulated::allocate()?;
+    #[cfg(test)]
     if device.is_cpu() {
         return emulated::empty(shape.into(), dtype);
     }
     // SAFETY: each caller hands the tensor to a kernel or product that sets every element before anything reads one.
     #[allow(unsafe_code, reason = "zeros would be one more pass over memory")]
     Ok(unsafe { Tensor::empty(shape, dtype, device)? })
+}
+
+/// Bytes of a transfer that the CPU does not wait for: the driver takes a copy of as many at once. Before it takes more, it
+/// may have the CPU wait for all that the device was given before (CUDA's programming guide on asynchronous calls).
+const TRANSFER: usize = 64 << 10;
+
+/// A vector of numbers that the CPU has, which it does not wait for.
+pub(super) fn upload<T: WithDType>(values: &[T], device: &Device) -> Result<Tensor> {
+    #[cfg(test)]
+    emulated::allocate()?;
+    let piece = |values: &[T]| Tensor::from_slice(values, values.len(), device);
+    let most = TRANSFER / size_of::<T>();
+    if values.len() <= most {
+        return Ok(piece(values)?);
+    }
+    Ok(Tensor::cat(&values.chunks(most).map(piece).collect::<candle_core::Result<Vec<_>>>()?, 0)?)
 }
 
 /// Where a contiguous tensor's elements begin on the device.
@@ -108,6 +134,7 @@ enum Argument {
     Count(u64),
     Width(u32),
     Number(f32),
+    Double(f64),
 }
 
 impl TryFrom<&Tensor> for Argument {
@@ -156,9 +183,12 @@ fn suffix(dtype: DType, single: bool) -> Result<&'static str> {
     })
 }
 
-/// Elements that a kernel takes at once, 16 bytes, where `width` divides into such; else 1.
+/// Bytes that a kernel takes at once. They begin at multiples of themselves.
+const VECTOR: usize = 16;
+
+/// Elements that a kernel takes at once, where `width` divides into such; else 1.
 fn vector(dtype: DType, width: usize) -> usize {
-    let most = 16 / dtype.size_in_bytes();
+    let most = VECTOR / dtype.size_in_bytes();
     if width.is_multiple_of(most) { most } else { 1 }
 }
 
@@ -176,7 +206,8 @@ fn launch(device: &Device, module: Module, kernel: &str, grid: Grid, arguments: 
     }
     #[cfg(feature = "cuda")]
     if device.is_cuda() {
-        return cuda::launch(device, module, kernel, grid, arguments);
+        let launch = || cuda::launch(device, module, kernel, grid, arguments);
+        return timed::launched(device, || kernel.to_string(), launch);
     }
     Err(problem(format!("{kernel} of {module:?} with {arguments:?} on {grid:?}: {device:?} is no GPU")))
 }

@@ -13,6 +13,7 @@ use crate::saved::SavedModule;
 use crate::weight::Numbers;
 use candle_core::{DType, Device, Tensor};
 use domain::SystemClock;
+use domain::metric;
 use domain::trial::{ComputeDtype, Precision, PrecisionMode, TrialConfig};
 
 /// A model of random weights that both sides have: a Llama, or one with all that sets its kin apart.
@@ -182,8 +183,7 @@ fn a_few_steps() {
                     [Member::new(&mut adapter, std::slice::from_ref(&row), u64::from(2 * step + micro))];
                 targets += pack::forward_backward(&base, &mut members).unwrap()[0].targets;
             }
-            let norm = AdamW::grad_norm(&adapter, targets as f64).unwrap();
-            optimizer.step(&mut adapter, 1e-2, targets as f64, norm).unwrap();
+            optimizer.step(&mut adapter, 1e-2, targets as f64).unwrap();
         }
         adapter.named().map(|(_, _, t)| values(t)).collect::<Vec<_>>().concat()
     };
@@ -194,32 +194,43 @@ fn a_few_steps() {
     assert!(off < 2e-4, "{off} off");
 }
 
+/// A base in float32 on the GPU.
+fn loaded() -> Loaded {
+    let precision = TrialConfig::default().base_model().precision;
+    Loaded::in_memory(base(Side::Gpu, precision, false))
+}
+
+/// A run of three steps on it, on rows that are alike in length; `eval` of them are held out.
+fn run(loaded: &Loaded, seed: u32, gradient_accumulation_steps: u32, eval: u32) -> Run {
+    let row = |r: u32| Row::whole((0..9).map(|i| (i * 5 + r + seed) % 48).collect());
+    let data = Dataset {
+        train: (0..8).map(row).collect(),
+        eval: (8..8 + eval).map(row).collect(),
+        ..Dataset::default()
+    };
+    let config = TrialConfig {
+        gradient_accumulation_steps,
+        batch_size: 2,
+        lora_rank: 4,
+        max_sequence_length: 16,
+        max_steps: Some(3),
+        logging_steps: 1,
+        eval_steps: 1,
+        seed: seed.into(),
+        ..TrialConfig::default()
+    };
+    Run::with_data(loaded, config, data).unwrap()
+}
+
 /// A pack's step waits for the GPU once, for all trials and their micro-batches together.
 #[test]
 fn a_step_waits_once() {
     if gpu().is_none() {
         return;
     }
-    let rows = |seed: u64| {
-        let row = |r: u32| Row::whole((0..9).map(|i| (i * 5 + r + seed as u32) % 48).collect());
-        Dataset { train: (0..8).map(row).collect(), ..Dataset::default() }
-    };
     let waits = on_gpu(|| {
-        let precision = TrialConfig::default().base_model().precision;
-        let loaded = Loaded::in_memory(base(Side::Gpu, precision, false));
-        let run = |seed: u64, gradient_accumulation_steps: u32| {
-            let config = TrialConfig {
-                gradient_accumulation_steps,
-                batch_size: 2,
-                lora_rank: 4,
-                max_sequence_length: 16,
-                max_steps: Some(3),
-                seed,
-                ..TrialConfig::default()
-            };
-            Run::with_data(&loaded, config, rows(seed)).unwrap()
-        };
-        let (mut one, mut two) = (run(1, 2), run(2, 3));
+        let loaded = loaded();
+        let (mut one, mut two) = (run(&loaded, 1, 2, 0), run(&loaded, 2, 3, 0));
         let step = |_| {
             let before = emulated::reads();
             let stepped = step_pack(&loaded, &mut [&mut one, &mut two], &SystemClock::new()).unwrap();
@@ -229,6 +240,61 @@ fn a_step_waits_once() {
         (0..3).map(step).collect::<Vec<_>>()
     });
     assert_eq!(waits, [1, 1, 1]);
+}
+
+/// Memory that runs out in the middle of a step, and anywhere from the last pass to the updates of both runs, leaves both
+/// as they were: what follows has the same bits.
+#[test]
+fn a_step_without_memory_changes_nothing() {
+    if gpu().is_none() {
+        return;
+    }
+    let train = |fails: bool| {
+        let loaded = loaded();
+        let (mut one, mut two) = (run(&loaded, 1, 1, 0), run(&loaded, 2, 1, 0));
+        let (mut asked, mut losses, clock) = (0, Vec::new(), SystemClock::new());
+        for step in 0..3 {
+            let last = asked - asked.min(16)..asked;
+            for number in [0, asked / 2].into_iter().chain(last).filter(|_| fails && step == 1) {
+                emulated::fail_at(emulated::allocations() + number);
+                let error = step_pack(&loaded, &mut [&mut one, &mut two], &clock).unwrap_err().to_string();
+                assert!(error.contains("out of memory"), "{number} of {asked}: {error}");
+                assert_eq!((one.step(), two.step()), (1, 1), "{number} of {asked}");
+            }
+            let before = emulated::allocations();
+            let stepped = step_pack(&loaded, &mut [&mut one, &mut two], &clock).unwrap();
+            asked = emulated::allocations() - before;
+            losses.extend(stepped.iter().map(|stepped| stepped.point.as_ref().unwrap().get(metric::LOSS)));
+        }
+        let weights =
+            [&one, &two].map(|run| run.adapter().named().map(|(_, _, t)| values(t)).collect::<Vec<_>>());
+        (losses, weights)
+    };
+    let (got, want) = on_gpu(|| (train(true), train(false)));
+    assert_eq!(got.0, want.0);
+    assert!(got.1 == want.1, "the weights differ");
+}
+
+/// Memory that runs out in a run's evaluation, after all have stepped, is that run's failure.
+#[test]
+fn an_evaluation_without_memory_ends_its_run_alone() {
+    if gpu().is_none() {
+        return;
+    }
+    on_gpu(|| {
+        let loaded = loaded();
+        let (mut one, mut two) = (run(&loaded, 1, 1, 3), run(&loaded, 2, 1, 0));
+        let mut step = || step_pack(&loaded, &mut [&mut one, &mut two], &SystemClock::new()).unwrap();
+        let before = emulated::allocations();
+        assert!(step().iter().all(|stepped| stepped.failed.is_none()));
+        // The last allocation of a step is one of the only evaluation.
+        emulated::fail_at(2 * emulated::allocations() - before - 1);
+        let stepped = step();
+        let failed = stepped[0].failed.as_ref().unwrap().to_string();
+        assert!(failed.contains("out of memory"), "{failed}");
+        assert!(stepped[1].failed.is_none() && stepped[1].point.is_some());
+        assert_eq!((one.step(), two.step()), (2, 2));
+    });
 }
 
 /// More than the device has is an error that says so, and what fits goes on.

@@ -4,7 +4,7 @@
 //!
 //! The GPU is the one that `LORAFLEET_TEST_DEVICE` names; without it the CPU runs the kernels in its place.
 
-use super::emulated;
+use super::{Argument, Grid, Module, emulated, launch, upload};
 use crate::ops::{self, AdamWStep, Heads, Parameter, Rotary};
 use crate::quant::Nf4;
 use crate::rng;
@@ -117,8 +117,39 @@ fn compare(what: &str, dtype: DType, f: impl Fn(Side) -> crate::Result<Vec<Tenso
     }
 }
 
-/// One element, widths that fill no vector, and ones that do.
-const SHAPES: [(usize, usize); 6] = [(1, 1), (1, 8), (5, 24), (37, 171), (70, 520), (9, 4096)];
+/// A kernel that is called with other arguments than it takes would read whatever lies there. The CPU in a GPU's place
+/// refuses it.
+#[test]
+fn a_kernel_is_called_with_what_it_takes() {
+    if !gpu().is_some_and(Device::is_cpu) {
+        return;
+    }
+    let (pointer, count, width) = (Argument::Pointer(0), Argument::Count(0), Argument::Width(0));
+    // No element, so that nothing is read or written.
+    for (arguments, is_taken) in [
+        (vec![pointer, pointer, count], true),
+        (vec![pointer, pointer, width], false),
+        (vec![pointer, count, count], false),
+        (vec![pointer, pointer], false),
+    ] {
+        let launched = launch(&CPU, Module::Elementwise, "add_f32_single", Grid::elements(1), &arguments);
+        assert_eq!(launched.is_ok(), is_taken, "{arguments:?}: {launched:?}");
+    }
+}
+
+/// What is too long for a transfer that nobody waits for goes in pieces.
+#[test]
+fn numbers_for_the_device() {
+    let Some(device) = gpu() else { return };
+    for count in [1, 16_384, 16_385, 50_000] {
+        let numbers: Vec<u32> = (0..count).map(|i| i * 7).collect();
+        assert!(upload(&numbers, device).unwrap().to_vec1::<u32>().unwrap() == numbers, "{count}");
+    }
+}
+
+/// One element, widths that fill no vector, and ones that do. Of 15 rows of 171 the last 8 fill vectors, and begin where
+/// none does.
+const SHAPES: [(usize, usize); 7] = [(1, 1), (1, 8), (5, 24), (15, 171), (37, 171), (70, 520), (9, 4096)];
 
 #[test]
 fn rows_and_elements() {
@@ -154,6 +185,9 @@ fn rows_and_elements() {
                 Ok(vec![ops::scale_columns(x.copy(s), half, rows - half, weight.on(s))?])
             });
             check("dropout", &|s| Ok(vec![ops::dropout(x.on(s), 7, 1000, 0.3)?]));
+            let last = x.rows(half, rows - half);
+            check("dropout of some rows", &|s| Ok(vec![ops::dropout(last.on(s), 7, 1000, 0.3)?]));
+            check("add to some rows", &|s| Ok(vec![ops::add(part.copy(s), last.on(s))?]));
             check("gather", &|s| Ok(vec![ops::gather(x.on(s), &ids)?]));
             check("scatter", &|s| Ok(vec![ops::scatter(some.on(s), &ids, rows)?]));
         }
@@ -345,6 +379,43 @@ fn attention_in_blocks_of_queries() {
     }
 }
 
+/// What a step of AdamW makes of parameters (weight, gradient, moments) of all sizes, some longer than a chunk, with three
+/// rates and decays: the new weights, then the first moments, then the second. On a GPU `sums` stand for the gradients'
+/// squares and the losses'.
+fn updated(
+    all: &[[Pair; 4]],
+    side: Side,
+    max_norm: f64,
+    sums: Option<[f64; 2]>,
+) -> crate::Result<Vec<Tensor>> {
+    let (rate, decay) = (1e-2, 0.99);
+    let step = AdamWStep { beta1: 0.9, beta2: 0.999, correction2: 0.2, epsilon: 1e-8, decay, rate };
+    let faster = AdamWStep { rate: 0.1, decay: 0.9, ..step };
+    let steps = [step, faster, AdamWStep { decay: 1.0, ..faster }];
+    let held: Vec<[Tensor; 4]> = all.iter().map(|four| [0, 1, 2, 3].map(|j| four[j].copy(side))).collect();
+    let parameters: Vec<Parameter> = held
+        .iter()
+        .zip(steps.iter().cycle())
+        .map(|([weight, gradient, first, second], step)| Parameter { weight, gradient, first, second, step })
+        .collect();
+    let gradients: Vec<&Tensor> = parameters.iter().map(|p| p.gradient).collect();
+    let divisor = 3.0;
+    if side == Side::Cpu {
+        let norm = ops::sum_of_squares(&gradients)?.sqrt() / divisor;
+        let clip = if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 };
+        let new =
+            parameters.iter().map(|p| ops::adamw(p, clip / divisor)).collect::<crate::Result<Vec<_>>>()?;
+        return Ok([0, 1, 2].iter().flat_map(|j| new.iter().map(move |new| new[*j].clone())).collect());
+    }
+    let sum = |sum: f64| Tensor::new(&[sum], gpu().unwrap());
+    let squares = sums.map_or_else(|| ops::squares(&gradients), |[squares, _]| Ok(sum(squares)?))?;
+    let losses = sum(sums.map_or(1.0, |[_, losses]| losses))?;
+    let ahead = ops::adamw_ahead(&parameters, [&squares, &losses], divisor, max_norm)?.unwrap();
+    (ahead.launch)()?;
+    let moments = [2, 3].iter().flat_map(|j| held.iter().map(move |four| four[*j].clone()));
+    Ok(ahead.weights.iter().cloned().chain(moments).collect())
+}
+
 #[test]
 fn losses_and_updates() {
     if gpu().is_none() {
@@ -359,40 +430,23 @@ fn losses_and_updates() {
             Ok(vec![nll, gradient])
         });
     }
-    // Parameters of all sizes in one step, some longer than a chunk, with two learning rates.
-    let step = AdamWStep {
-        factor: 0.3,
-        beta1: 0.9,
-        beta2: 0.999,
-        correction2: 0.2,
-        epsilon: 1e-8,
-        decay: 0.99,
-        rate: 1e-2,
-    };
-    let steps = [step, AdamWStep { rate: 0.1, decay: 0.9, ..step }];
     let dims = [[1, 1], [16, 2048], [3, 7], [1100, 16], [5, 16_384]];
     let draw = |i: usize| {
         [0, 1, 2, 3].map(|j| Pair::random(&dims[i], 10 * i as u64 + j, 1.0, dtype).map(Tensor::sqr))
     };
     let all: Vec<[Pair; 4]> = (0..dims.len()).map(draw).collect();
-    compare("adamw", dtype, |s| {
-        let parameter = |(i, four): (usize, &'_ [Pair; 4])| {
-            let [weight, gradient, first, second] = [0, 1, 2, 3].map(|j| four[j].on(s).clone());
-            (weight, gradient, first, second, steps[i % 2])
-        };
-        let held: Vec<_> = all.iter().enumerate().map(parameter).collect();
-        let parameters: Vec<Parameter> = held
-            .iter()
-            .map(|(weight, gradient, first, second, step)| Parameter {
-                weight,
-                gradient,
-                first,
-                second,
-                step,
-            })
-            .collect();
-        Ok(ops::adamw(&parameters)?.concat())
-    });
+    // Without clipping, clipped, and below what is clipped.
+    for max_norm in [0.0, 0.5, 1e9] {
+        compare(&format!("adamw clipped to {max_norm}"), dtype, |s| updated(&all, s, max_norm, None));
+    }
+    let (nan, infinite) = (f64::NAN, f64::INFINITY);
+    for sums in [[nan, 1.0], [infinite, 1.0], [4.0, nan], [4.0, infinite]] {
+        let left = on_gpu(|| updated(&all, Side::Gpu, 1.0, Some(sums))).unwrap();
+        let moments = [2, 3].into_iter().flat_map(|j| all.iter().map(move |four| &four[j].gpu));
+        for (got, want) in left[all.len()..].iter().zip(moments) {
+            assert!(values(got) == values(want), "{sums:?}: a step that is left out changes a moment");
+        }
+    }
     let pick = |side: Side| all.iter().map(|four| four[1].on(side)).collect::<Vec<_>>();
     let (got, want) = (
         on_gpu(|| ops::sum_of_squares(&pick(Side::Gpu))).unwrap(),
@@ -413,10 +467,19 @@ fn nf4_has_the_same_bits() {
     if gpu().is_none() {
         return;
     }
-    for (rows, columns) in [(1, 1), (3, 21), (64, 64), (33, 70), (256, 200)] {
+    // A scale of 0 makes each magnitude 0. The last has more blocks of magnitudes than a block of threads sums.
+    for (rows, columns, scale) in [
+        (1, 1, 0.1),
+        (3, 21, 0.1),
+        (64, 64, 0.1),
+        (33, 70, 0.1),
+        (33, 70, 0.0),
+        (256, 200, 0.1),
+        (2080, 2048, 0.1),
+    ] {
         for double_quant in [false, true] {
-            let what = format!("{rows}x{columns}, double quantisation {double_quant}");
-            let matrix = Pair::random(&[rows, columns], 1, 0.1, DType::F32);
+            let what = format!("{rows}x{columns} of {scale}, double quantisation {double_quant}");
+            let matrix = Pair::random(&[rows, columns], 1, scale, DType::F32);
             poison();
             let got = on_gpu(|| Nf4::quantize(&matrix.gpu, double_quant)).unwrap();
             let want = Nf4::quantize(&matrix.cpu, double_quant).unwrap();
