@@ -524,7 +524,7 @@ mod tests {
 
     fn measured(trial: &str, step: u64) -> [Event; 2] {
         let (start, took) = (Timestamp(step), Duration::ZERO);
-        let phase = Phase { work: Work::Evaluate, start, took, step };
+        let phase = Phase { work: Work::Evaluate, start, took, step, four_bits: None };
         [Event::Steps(vec![0.1]), Event::Phase(Assignment::new(trial, 1), phase)]
     }
 

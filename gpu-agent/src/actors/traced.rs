@@ -1,7 +1,7 @@
 //! What a device tells of a trial's attempt: spans of its work once it is over, and one of its training, whose events are
 //! the points that it reported. Nothing is told from the thread that trains.
 
-use crate::engine::{Happening, Phase, Work};
+use crate::engine::{FourBits, Happening, Phase, Quantising, Work};
 use domain::Timestamp;
 use domain::metric::{self, MetricPoint};
 use std::fmt::Display;
@@ -57,8 +57,16 @@ impl Traced {
             Work::Evaluate if phase.step == 0 => self.ready_ms = Some(end_ms),
             Work::Evaluate | Work::Checkpoint => {}
         }
-        let attributes = vec![("lorafleet.trial.step", (phase.step as i64).into())];
-        Span { name, start_ms: phase.start.0, end_ms, attributes, ..Span::default() }.tell(belongs);
+        let mut attributes = vec![("lorafleet.trial.step", (phase.step as i64).into())];
+        if let Some(four_bits) = phase.four_bits {
+            attributes.push(("lorafleet.base.cached", (four_bits == FourBits::Cached).into()));
+        }
+        let span = Span { name, start_ms: phase.start.0, end_ms, attributes, ..Span::default() };
+        if let Some(load) = span.tell(belongs)
+            && let Some(FourBits::Quantised(quantising)) = phase.four_bits
+        {
+            quantise(quantising, end_ms).tell(load);
+        }
     }
 
     /// A point was reported by a device's trial.
@@ -119,6 +127,18 @@ impl Traced {
     }
 }
 
+/// The quantising of a base, within the load that ended then.
+fn quantise(Quantising { start, took, busy, matrices, bytes }: Quantising, load_end_ms: u64) -> Span {
+    let attributes = vec![
+        ("lorafleet.base.matrices", (matrices as i64).into()),
+        ("lorafleet.base.bytes", (bytes as i64).into()),
+        ("lorafleet.base.quantising_seconds", busy.as_secs_f64().into()),
+    ];
+    // Both ends are cut to the millisecond, each for itself.
+    let end_ms = (start.0 + took.as_millis() as u64).min(load_end_ms);
+    Span { name: "quantise", start_ms: start.0, end_ms, attributes, ..Span::default() }
+}
+
 /// An upload, within a span that its calls belong to.
 pub(super) async fn upload<E: Display>(
     belongs: Option<Place>,
@@ -173,7 +193,18 @@ mod tests {
     use telemetry::trace::TrialTrace;
 
     fn phase(work: Work, start: u64, step: u64) -> Phase {
-        Phase { work, start: Timestamp(start), took: Duration::from_millis(10), step }
+        Phase { work, start: Timestamp(start), took: Duration::from_millis(10), step, four_bits: None }
+    }
+
+    #[test]
+    fn a_base_is_quantised_within_its_load() {
+        let took = Duration::from_micros(1_999_900);
+        let busy = Duration::from_millis(1500);
+        let quantising = Quantising { start: Timestamp(1000), took, busy, matrices: 21, bytes: 4096 };
+        for (load_end_ms, want) in [(5000, 2999), (2998, 2998)] {
+            let span = quantise(quantising, load_end_ms);
+            assert_eq!((span.name, span.start_ms, span.end_ms), ("quantise", 1000, want));
+        }
     }
 
     #[test]

@@ -36,7 +36,9 @@ impl Untold {
         }
         match (self.own, self.parent) {
             (Some(own), parent) => self.span.tell_at(own, parent),
-            (None, Some(parent)) => self.span.tell(parent),
+            (None, Some(parent)) => {
+                self.span.tell(parent);
+            }
             (None, None) => {}
         }
     }
