@@ -215,6 +215,7 @@ async fn work(args: AgentArgs, ready: &Readiness) -> Result<(), End> {
         }
         () = scope.cancelled() => Err(End::failed("the agent cannot go on; its last message says why")),
     };
+    ready.not_now("it ends");
     tracing::info!("checkpointing and giving trials back");
     let stop = async {
         if !scope.finish(SHUTDOWN_GRACE + MARGIN).await {
