@@ -91,14 +91,6 @@ pub fn redact(text: &str) -> Cow<'_, str> {
     without(text, &known().read().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// A text without the secrets in it, if there are any.
-pub(crate) fn cleaned(text: &str) -> Option<String> {
-    match redact(text) {
-        Cow::Owned(clean) => Some(clean),
-        Cow::Borrowed(_) => None,
-    }
-}
-
 fn without<'a>(text: &'a str, secrets: &[String]) -> Cow<'a, str> {
     let mut clean = Cow::Borrowed(text);
     for secret in secrets {

@@ -19,12 +19,25 @@ const SECRET: &str = "hf_planted-0123456789";
 /// Spans that the program `many` tells of: more than a queue holds.
 const MANY: usize = 20_000;
 
+/// The role that is a part of another program, as the process of an engine.
+const PART: &str = "is a part";
+
 const OPTIONS: Options = Options { service: "tested", version: "0", level: "info", scraped: true };
 
 /// What the programs run; nothing when the tests are run.
 #[test]
 fn role() {
     let Ok(role) = std::env::var(ROLE) else { return };
+    if role == PART {
+        let _ = telemetry::program::run_quietly(&OPTIONS, || {
+            telemetry::metrics::LEASE_RENEWALS.add(3.0, &[]);
+            let attempt = telemetry::trace::TrialTrace::of("a", 1).attempt(1);
+            let _ = telemetry::trace::Span { name: "something", ..Default::default() }.tell(attempt);
+            telemetry::trace::at_place(Some(attempt), || tracing::info!("logged with {SECRET}"));
+            Ok(())
+        });
+        return;
+    }
     let work = async {
         let span = telemetry::trace::below(None, "something");
         async {
@@ -37,7 +50,11 @@ fn role() {
         match role.as_str() {
             "returns" => Ok(()),
             "fails" => Err(telemetry::End::failed("on purpose")),
-            "panics" => panic!("on purpose, with {SECRET}"),
+            "panics" => {
+                // A thread that does not end must not keep it from its end.
+                drop(tokio::task::spawn_blocking(std::thread::park));
+                panic!("on purpose, with {SECRET}")
+            }
             "waits" => {
                 let mut interrupts = actor::Interrupts::new().unwrap();
                 println!("ready");
@@ -124,6 +141,22 @@ async fn every_way_out_loses_nothing() {
         let renewals = received.metrics.iter().find(|(_, metric)| metric.name == "lorafleet.lease.renewals");
         assert_eq!(renewals.expect(role).1.unit, "{lease}");
     }
+}
+
+/// What the process of an engine logs is exported, at its place in a trial's trace; all else of it its agent tells.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_of_a_program_exports_its_log_alone() {
+    let collector = Collector::start().await;
+    let child = start(PART, &collector.variables());
+    let output = tokio::task::spawn_blocking(move || output(child)).await.unwrap();
+    let received = collector.received();
+    assert!(received.spans.is_empty() && received.metrics.is_empty(), "{received:#?}");
+    let logged = received.logs.iter().find(|(_, log)| text(log) == "logged with [redacted]");
+    let (of, log) = logged.unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+    assert_eq!(of, "tested");
+    let attempt = telemetry::trace::TrialTrace::of("a", 1).attempt(1).to_string();
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    assert!(attempt.contains(&format!("{}-{}", hex(&log.trace_id), hex(&log.span_id))), "{attempt} {log:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
