@@ -1,7 +1,7 @@
 //! What a device tells of a trial's attempt: spans of its work once it is over, and one of its training, whose events are
 //! the points that it reported. Nothing is told from the thread that trains.
 
-use crate::engine::{FourBits, Happening, Phase, Quantising, Work};
+use crate::engine::{FourBits, Phase, Quantising, Work};
 use domain::Timestamp;
 use domain::metric::{self, MetricPoint};
 use std::fmt::Display;
@@ -98,15 +98,17 @@ impl Traced {
         }
     }
 
-    /// Nothing more comes of it: tells of its training.
-    pub(super) fn over(&self, last: &Happening) {
-        if let (Some(belongs), true) = (self.belongs, self.started) {
-            self.training(last).tell(belongs);
+    /// Nothing more comes of it: tells of its training, once, and why it did not end well if it did not.
+    pub(super) fn over(&mut self, error: Option<&str>) {
+        if std::mem::take(&mut self.started)
+            && let Some(belongs) = self.belongs
+        {
+            self.training(error).tell(belongs);
         }
     }
 
     /// Its training: from when it was ready to when the last was heard of it.
-    fn training(&self, last: &Happening) -> Span {
+    fn training(&self, error: Option<&str>) -> Span {
         let start_ms = self.ready_ms.unwrap_or(self.last.0);
         let events = self.points.iter().map(|point| {
             let mut values = vec![("lorafleet.trial.step".to_string(), point.step as f64)];
@@ -118,10 +120,7 @@ impl Traced {
             );
             (point.time.0, "step", values)
         });
-        let error = match last {
-            Happening::Failed(failure) => Some(failure.message.clone()),
-            _ => None,
-        };
+        let error = error.map(String::from);
         let (events, end_ms) = (events.collect(), self.last.0.max(start_ms));
         Span { name: "train", start_ms, end_ms, events, error, ..Span::default() }
     }
@@ -188,7 +187,6 @@ async fn within<T, E: Display>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::trial::{Failure, FailureClass};
     use std::time::Duration;
     use telemetry::trace::TrialTrace;
 
@@ -210,7 +208,6 @@ mod tests {
     #[test]
     fn training_lasts_from_when_it_was_ready_to_the_last_that_was_heard() {
         let point = |time: u64| MetricPoint { step: 1, time: Timestamp(time), values: Vec::new() };
-        let failed = Failure { class: FailureClass::OutOfMemory, message: "too much".into() };
         for (phases, points, want) in [
             // It ended before its first point.
             (vec![(Work::Load, 100, 0), (Work::Prepare, 200, 0)], vec![], (210, 210)),
@@ -226,7 +223,7 @@ mod tests {
             let mut traced = Traced::new(Some(TrialTrace::of("a", 1).attempt(1)));
             phases.iter().for_each(|(work, start, step)| traced.phase(&phase(*work, *start, *step)));
             points.iter().for_each(|time| traced.point(&point(*time), "cpu"));
-            let span = traced.training(&Happening::Failed(failed.clone()));
+            let span = traced.training(Some("too much"));
             assert_eq!((span.start_ms, span.end_ms), want, "{phases:?} {points:?}");
             assert_eq!((span.events.len(), span.error.as_deref()), (points.len(), Some("too much")));
         }
