@@ -199,12 +199,7 @@ async fn work(args: AgentArgs, ready: &Readiness) -> Result<(), End> {
         | gpu_agent::AgentError::Address(_) => End::invalid(error),
         error => End::failed(error),
     })?;
-    let connected = agent.connected.clone();
-    ready.look(Arc::new(move || {
-        let connected = *connected.borrow();
-        let ready = if connected { Ok(()) } else { Err("not connected to the coordinator".to_string()) };
-        Box::pin(std::future::ready(ready))
-    }));
+    ready.look(agent.look());
     fleet.register(&agent.id, &devices, &labels, &in_etcd);
     tracing::info!(id = %agent.id, devices = devices.len(), "the agent runs");
     let ended = tokio::select! {

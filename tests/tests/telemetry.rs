@@ -232,6 +232,53 @@ async fn every_way_to_a_collector() {
     }
 }
 
+/// What is not to be sent, and who sends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_variables_say_is_done() {
+    // (variables; whether spans, metrics and logs are sent)
+    for (said, want) in [
+        (vec![("OTEL_SDK_DISABLED", "true")], [false; 3]),
+        (vec![("OTEL_TRACES_SAMPLER", "always_off")], [false, true, true]),
+        (
+            vec![("OTEL_TRACES_SAMPLER", "traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "0")],
+            [false, true, true],
+        ),
+        (vec![("OTEL_METRICS_EXPORTER", "none")], [true, false, true]),
+        (vec![("OTEL_LOGS_EXPORTER", "none")], [true, true, false]),
+        (
+            vec![
+                ("OTEL_SERVICE_NAME", "tested"),
+                ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=lab,service.instance.id=gpu7"),
+            ],
+            [true; 3],
+        ),
+    ] {
+        let collector = Collector::start().await;
+        let mut variables = collector.variables();
+        variables.extend(said.iter().map(|(name, value)| (*name, value.to_string())));
+        let child = start("returns", &variables);
+        tokio::task::spawn_blocking(move || output(child)).await.unwrap();
+        let received = collector.received();
+        let sent = [!received.spans.is_empty(), !received.metrics.is_empty(), !received.logs.is_empty()];
+        assert_eq!(sent, want, "{said:?}");
+        let Some(resource) = received.resources.get("tested") else {
+            assert_eq!(want, [false; 3], "{said:?}: {:?}", received.resources);
+            continue;
+        };
+        let of = |key: &str| attribute(resource, key);
+        let own =
+            ["service.version", "service.instance.id", "host.name", "process.pid", "telemetry.sdk.version"];
+        assert!(
+            own.iter().all(|key| of(key).is_some_and(|value| !value.is_empty())),
+            "{said:?}: {resource:?}"
+        );
+        if said.iter().any(|(name, _)| *name == "OTEL_RESOURCE_ATTRIBUTES") {
+            let named = ["deployment.environment.name", "service.instance.id"].map(of);
+            assert_eq!(named, ["lab", "gpu7"].map(|value| Some(value.to_string())));
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_full_queue_drops_is_counted() {
     let collector = Collector::start().await;
