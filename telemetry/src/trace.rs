@@ -31,6 +31,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tracing::Instrument;
 
 /// The name under which spans are told.
 pub(crate) const SCOPE: &str = "lorafleet";
@@ -282,6 +283,25 @@ pub fn below(parent: Option<Place>, name: &'static str) -> tracing::Span {
         let _ = span.set_parent(parent.context());
     }
     span
+}
+
+/// Does work within a span below a place, which its calls belong to and what it logs. Where traces are not exported they
+/// belong to the place itself: whom it calls may export theirs.
+///
+/// # Errors
+/// The work's, which the span tells of.
+pub async fn within<T, E: fmt::Display>(
+    place: Place,
+    name: &'static str,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    use opentelemetry::context::FutureExt;
+    let span = below(Some(place), name);
+    let done = work.instrument(span.clone()).with_context(place.context()).await;
+    if let Err(error) = &done {
+        failed(&span, &error.to_string());
+    }
+    done
 }
 
 /// Says that what a span of [`command`] or [`below`] tells of did not end well, and why.

@@ -320,6 +320,16 @@ fn prometheus_takes_the_rules() {
     }
 }
 
+/// An agent that exports no traces passes on where its calls belong, so that the coordinator's spans of them stay in the trace.
+#[tokio::test]
+async fn a_place_is_passed_on_where_no_traces_are_exported() {
+    let place = telemetry::trace::TrialTrace::of("a", 1).attempt(1);
+    let current = telemetry::trace::Place::current;
+    let work = async { Ok::<_, String>(current()) };
+    assert_eq!(telemetry::trace::within(place, "something", work).await, Ok(Some(place)));
+    assert_eq!(current(), None);
+}
+
 #[test]
 fn nothing_runs_unless_it_is_asked_for() {
     let settings = Settings::read(|_| None).unwrap();

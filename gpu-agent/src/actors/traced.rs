@@ -6,7 +6,6 @@ use domain::Timestamp;
 use domain::metric::{self, MetricPoint};
 use std::fmt::Display;
 use std::future::Future;
-use telemetry::Instrument;
 use telemetry::metrics;
 use telemetry::trace::{Place, Span};
 use tokio::time::Instant;
@@ -174,14 +173,11 @@ async fn within<T, E: Display>(
     name: &'static str,
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
-    // What belongs to no trace would begin one of its own.
-    let Some(belongs) = belongs else { return work.await };
-    let span = telemetry::trace::below(Some(belongs), name);
-    let done = work.instrument(span.clone()).await;
-    if let Err(error) = &done {
-        telemetry::trace::failed(&span, &error.to_string());
+    match belongs {
+        Some(belongs) => telemetry::trace::within(belongs, name, work).await,
+        // What belongs to no trace would begin one of its own.
+        None => work.await,
     }
-    done
 }
 
 #[cfg(test)]
