@@ -102,7 +102,8 @@ fn without<'a>(text: &'a str, secrets: &[String]) -> Cow<'a, str> {
     let mut from = 0;
     while let Some(found) = clean.get(from..).and_then(|rest| rest.find("://")) {
         let start = from + found + 3;
-        let end = clean[start..].find(|c: char| c == '/' || c == '"' || c.is_whitespace());
+        let ends = |c: char| matches!(c, '/' | '?' | '#' | '"') || c.is_whitespace();
+        let end = clean[start..].find(ends);
         let authority = &clean[start..end.map_or(clean.len(), |end| start + end)];
         if let Some((user, _)) = authority.rsplit_once('@') {
             let length = user.len();
@@ -149,6 +150,7 @@ mod tests {
                 "to http://[redacted]@host:1/x and http://host/y@z",
             ),
             ("to https://a-token@host/x", "to https://[redacted]@host/x"),
+            ("to http://host?by=me@host", "to http://host?by=me@host"),
             ("nothing", "nothing"),
         ] {
             assert_eq!(without(text, &secrets), want, "{text}");
