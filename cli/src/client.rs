@@ -299,7 +299,7 @@ async fn connect(Named { endpoint, client }: &Named) -> Result<Channel, Failure>
     let mut refusal = None;
     for address in check_endpoint(endpoint, client)? {
         let channel = match address.connect().await {
-            Ok(channel) => Traced::client(client.line(channel).map_err(Failure::invalid)?),
+            Ok(channel) => Traced::client(client.line(channel).map_err(Failure::invalid)?, address.uri()),
             Err(error) => {
                 refusal =
                     refusal.or(security::explain(&error).map(|why| format!("{}: {why}", address.uri())));
@@ -312,7 +312,7 @@ async fn connect(Named { endpoint, client }: &Named) -> Result<Channel, Failure>
         if let Some(leader) = leader
             && let Some(address) = check_endpoint(&leader, client)?.pop()
             && let Ok(channel) = address.connect().await
-            && let Ok(channel) = client.line(channel).map(Traced::client)
+            && let Ok(channel) = client.line(channel).map(|line| Traced::client(line, address.uri()))
             && standing_by(&channel).await.is_none()
         {
             return Ok(channel);

@@ -204,8 +204,8 @@ impl Loaded {
         let config =
             TrialConfig { precision_mode: args.precision_mode, double_quant, ..TrialConfig::default() };
         let mut loading = Loading::new();
-        let base = Base::load_watched(dir, config.base_model().precision, device, &mut |read, of| {
-            loading.read(read, of)
+        let base = Base::load_watched(dir, config.base_model().precision, device, &mut |so_far| {
+            loading.watch(so_far);
         });
         loading.finish();
         let base = base.map_err(of_trainer)?;

@@ -70,7 +70,6 @@ pub(crate) use failure::Failure;
 
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
-use std::time::Duration;
 
 /// Finds the best LoRA fine-tuning configuration for a model, a data set and a budget.
 #[derive(Parser)]
@@ -154,8 +153,8 @@ fn main() -> ExitCode {
         scraped: cli.verb.is_scraped(),
     };
     let settings = match &cli.verb {
-        // Its standard output is the agent's, and so is what is told of it.
-        Verb::EngineHost(_) => telemetry::Settings::log_only(),
+        // Its standard output is the agent's, which also tells of its work.
+        Verb::EngineHost(_) => telemetry::Settings::logs_only(),
         _ => telemetry::Settings::from_env(),
     };
     let started = settings.and_then(|settings| telemetry::start(&options, &settings));
@@ -254,20 +253,10 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
     }
 }
 
-/// How long threads that still work are waited for at the end.
-const LAST_THREADS: Duration = Duration::from_secs(1);
-
 /// Runs a verb that talks to a server.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::failed(format!("cannot start: {e}")))?;
-    telemetry::observe_runtime(&runtime);
-    let done = runtime.block_on(work);
-    // A file that is being hashed is not waited for once somebody has said to stop.
-    runtime.shutdown_timeout(LAST_THREADS);
-    done
+    telemetry::program::block_on(work)
+        .unwrap_or_else(|error| Err(Failure::failed(format!("cannot start: {error}"))))
 }
 
 #[cfg(test)]

@@ -119,7 +119,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
 fn load(dir: &Path, precision: Precision, device: &Device, clock: &SystemClock) -> Result<Loaded, Failure> {
     let started = clock.monotonic();
     let mut progress = progress::Loading::new();
-    let loaded = Loaded::load_watched(dir, precision, device, &mut |read, total| progress.read(read, total));
+    let loaded = Loaded::load_watched(dir, precision, device, &mut |so_far| progress.watch(so_far));
     progress.finish();
     let loaded = loaded.map_err(unusable)?;
     let seconds = clock.monotonic().saturating_sub(started).as_secs_f64();

@@ -12,7 +12,6 @@ use gpu_agent::spot::{Notices, Source};
 use security::Secret;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 use telemetry::http::{self, Readiness};
 
@@ -120,11 +119,7 @@ async fn serve(
         server.stop().await;
         return Err(failure);
     }
-    let health = server.health();
-    ready.look(Arc::new(move || {
-        let health = health.clone();
-        Box::pin(async move { health.check().await })
-    }));
+    ready.look(server.health().look());
     say!(
         "LoraFleet {} · serving {} at {} (Ctrl-C stops it)",
         env!("CARGO_PKG_VERSION"),
@@ -147,6 +142,7 @@ async fn serve(
         }
         () = server.ended() => Err(Failure::failed("the coordinator cannot go on; its last message says why")),
     };
+    ready.not_now("it ends");
     tokio::select! {
         stopped = tokio::time::timeout(limit, server.stop()) => {
             if stopped.is_err() {

@@ -25,7 +25,6 @@ use tonic::body::Body;
 use tonic::codegen::http::Response;
 use tonic::transport::Server as Transport;
 use tonic::{Code, Status};
-use tonic_health::ServingStatus;
 use tonic_health::pb::health_server::{Health as Reports, HealthServer};
 use tower::util::MapResponseLayer;
 
@@ -74,7 +73,7 @@ async fn started(options: Options, fleet: Fleet, scope: Scope, told: Told<'_>) -
     told(&server);
     let waiting = TcpListener::from_std(listener.try_clone().map_err(failed)?).map_err(failed)?;
     let tls = options.access.tls.clone();
-    let health = grpc::health(ServingStatus::NotServing).await;
+    let health = grpc::health::service(false, server.health.readiness(), &standby);
     stand_by(security::incoming(waiting, tls.clone()).boxed(), health, known, &standby);
 
     let advertise = fleet.advertise.unwrap_or_else(|| options.access.url(address));

@@ -67,6 +67,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use store::Store;
+use telemetry::http::{Look, Readiness};
 use tokio::net::TcpListener;
 use trouble::Trouble;
 use uploads::Uploads;
@@ -118,6 +119,20 @@ impl std::fmt::Debug for Health {
 }
 
 impl Health {
+    /// Looks at it whenever it is asked.
+    pub fn readiness(&self) -> Readiness {
+        Readiness::of(self.look())
+    }
+
+    /// How it is looked at.
+    pub fn look(&self) -> Look {
+        let health = self.clone();
+        Arc::new(move || {
+            let health = health.clone();
+            async move { health.check().await }.boxed()
+        })
+    }
+
     /// Looks whether it leads, can read its state, and can write to its disk or store.
     ///
     /// # Errors
@@ -195,11 +210,12 @@ async fn serve(
     let blobs = Blobs::on(artifacts.store());
     let services =
         Services { desk, artifacts, blobs, clock, access, place, leadership, scope: scope.clone() };
+    let ready = health.readiness();
     tracing::info!(data = %services.place, "serving");
     scope.clone().spawn("grpc server", async move {
         // A directory is this coordinator's until the last request is answered.
         let _lock = lock;
-        if let Err(error) = grpc::serve(services, incoming, has_page).await {
+        if let Err(error) = grpc::serve(services, incoming, has_page, ready).await {
             tracing::error!(%error, "the server ended");
         }
         scope.cancel();

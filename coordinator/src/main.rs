@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use coordinator::access::AccessArgs;
-use coordinator::{Access, CoordinatorError, Health, Options, Server};
+use coordinator::{Access, CoordinatorError, Options, Server};
 use domain::SystemClock;
 use security::args::EtcdArgs;
 use std::fmt::Display;
@@ -140,14 +140,6 @@ async fn run(args: Args) -> Result<(), End> {
     http::beside(args.http, ready.clone(), work).await
 }
 
-/// Looks at a coordinator's health from now on.
-fn look_at(health: Health) -> http::Look {
-    Arc::new(move || {
-        let health = health.clone();
-        Box::pin(async move { health.check().await })
-    })
-}
-
 /// What a script waits for, on a line of its own.
 #[allow(clippy::print_stdout, reason = "it is the program's answer")]
 fn announce(what: impl Display) {
@@ -164,11 +156,12 @@ async fn alone(options: Options, ready: &Readiness) -> Result<(), End> {
     let access = options.access.clone();
     let server = coordinator::start(options, scope.clone()).await.map_err(end)?;
     announce(listening(&access, &server));
-    ready.look(look_at(server.health));
+    ready.look(server.health.look());
     let ended = tokio::select! {
         () = interrupts.next() => Ok(()),
         () = scope.cancelled() => Err(End::failed("the coordinator cannot go on; its last message says why")),
     };
+    ready.not_now("it ends");
     scope.finish(STOP_LIMIT).await;
     ended
 }
@@ -216,7 +209,7 @@ async fn in_fleet(mut options: Options, args: &FleetArgs, ready: &Readiness) -> 
         let (scope, in_etcd) = (actor::Scope::new(), actor::Scope::new());
         let mut address = options.listen;
         let told = |server: &Server| {
-            ready.look(look_at(server.health.clone()));
+            ready.look(server.health.look());
             announce(listening(&options.access, server));
             address = server.address;
         };
@@ -239,7 +232,7 @@ async fn in_fleet(mut options: Options, args: &FleetArgs, ready: &Readiness) -> 
                 }
             };
             connected |= registry.has_answered();
-            ready.look(look_at(server?.health));
+            ready.look(server?.health.look());
             announce("leading");
             registry.lost().await;
             // What still waits to be written cannot be written any more, and etcd may be the one that does not answer.

@@ -26,6 +26,21 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> AgentError + '_ {
     move |source| AgentError::Io { path: path.into(), source }
 }
 
+/// The file that [`probe`] writes.
+const PROBE: &str = ".probe";
+
+/// Writes a small file to a folder and removes it again: a disk that is full keeps trials from going on.
+///
+/// # Errors
+/// It cannot be written, for people.
+pub fn probe(dir: &Path) -> Result<(), String> {
+    let file = dir.join(PROBE);
+    let written = std::fs::write(&file, [1; 4096]);
+    // What part of it was written takes room.
+    let removed = std::fs::remove_file(&file);
+    written.and(removed).map_err(|error| format!("{} cannot be written: {error}", dir.display()))
+}
+
 impl Home {
     /// Makes the folder if need be, and takes it.
     ///

@@ -59,6 +59,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use telemetry::http::Look;
 use tokio::sync::watch;
 use transfer::Transfers;
 use wire::Saying;
@@ -200,6 +201,24 @@ pub struct Agent {
     pub id: AgentId,
     /// Whether it is connected to a coordinator.
     pub connected: watch::Receiver<bool>,
+    data_dir: PathBuf,
+}
+
+impl Agent {
+    /// Looks, whenever it is asked, whether it can do its work: it is connected, and can write to its folder.
+    pub fn look(&self) -> Look {
+        let (connected, data_dir) = (self.connected.clone(), self.data_dir.clone());
+        Arc::new(move || {
+            let (connected, data_dir) = (*connected.borrow(), data_dir.clone());
+            Box::pin(async move {
+                if !connected {
+                    return Err("not connected to the coordinator".into());
+                }
+                let written = tokio::task::spawn_blocking(move || home::probe(&data_dir)).await;
+                written.unwrap_or_else(|error| Err(error.to_string()))
+            })
+        })
+    }
 }
 
 /// Makes the engine of a device.
@@ -292,11 +311,11 @@ async fn start_on(
             &scope,
         ));
     }
-    let Options { devices: of_machine, labels, .. } = options;
+    let Options { devices: of_machine, labels, data_dir, .. } = options;
     let identity =
         Identity { id: id.clone(), hostname: devices::hostname(), devices: of_machine, labels, stopwatch };
     let connected = Session::start(identity, (finder, transfers, ahead), devices, spool, home, &scope);
-    Ok(Agent { id, connected })
+    Ok(Agent { id, connected, data_dir })
 }
 
 /// The spool as the last agent left it. What that agent was training is reported as failed: nothing trains it
@@ -313,4 +332,29 @@ fn open_spool(home: &Home) -> Result<Spool, AgentError> {
             .map_err(io)?;
     }
     Ok(spool)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_agent_is_ready_while_it_is_connected_and_can_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let (here, gone) = (dir.path().to_path_buf(), dir.path().join("gone"));
+        for (is_connected, data_dir, want) in [
+            (true, &here, None),
+            (false, &here, Some("not connected")),
+            (true, &gone, Some("gone cannot be written: No such file")),
+        ] {
+            let connected = watch::channel(is_connected).1;
+            let agent = Agent { id: AgentId::new("a"), connected, data_dir: data_dir.clone() };
+            let said = (agent.look())().await.err();
+            match want {
+                None => assert_eq!(said, None),
+                Some(want) => assert!(said.as_ref().is_some_and(|said| said.contains(want)), "{said:?}"),
+            }
+        }
+        assert_eq!(std::fs::read_dir(&here).unwrap().count(), 0, "nothing is left behind");
+    }
 }

@@ -199,12 +199,7 @@ async fn work(args: AgentArgs, ready: &Readiness) -> Result<(), End> {
         | gpu_agent::AgentError::Address(_) => End::invalid(error),
         error => End::failed(error),
     })?;
-    let connected = agent.connected.clone();
-    ready.look(Arc::new(move || {
-        let connected = *connected.borrow();
-        let ready = if connected { Ok(()) } else { Err("not connected to the coordinator".to_string()) };
-        Box::pin(std::future::ready(ready))
-    }));
+    ready.look(agent.look());
     fleet.register(&agent.id, &devices, &labels, &in_etcd);
     tracing::info!(id = %agent.id, devices = devices.len(), "the agent runs");
     let ended = tokio::select! {
@@ -215,6 +210,7 @@ async fn work(args: AgentArgs, ready: &Readiness) -> Result<(), End> {
         }
         () = scope.cancelled() => Err(End::failed("the agent cannot go on; its last message says why")),
     };
+    ready.not_now("it ends");
     tracing::info!("checkpointing and giving trials back");
     let stop = async {
         if !scope.finish(SHUTDOWN_GRACE + MARGIN).await {

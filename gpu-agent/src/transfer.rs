@@ -105,7 +105,7 @@ impl Transfers {
         let to = to.ok_or_else(|| TransferError::Later("no coordinator was found yet".into()))?;
         let line = self.finder.again(&to).and_then(|endpoint| self.finder.line(endpoint.connect_lazy()));
         let line = line.map_err(|error| TransferError::Later(error.to_string()))?;
-        Ok(Traced::client(line))
+        Ok(Traced::client(line, &to))
     }
 
     /// Uploads a checkpoint. When it returns, the checkpoint is durable and the trial's record points at it. Answers with

@@ -15,7 +15,7 @@ use gpu_agent::engine::candle::Candle;
 use gpu_agent::engine::pack::Pack;
 use gpu_agent::engine::process::{self, Launch};
 use gpu_agent::engine::{
-    Admission, Checkpoint, CheckpointDirs, Command, Ending, Engine, Event, Happening, How,
+    Admission, Checkpoint, CheckpointDirs, Command, Ending, Engine, Event, FourBits, Happening, How, Phase, Work,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -65,6 +65,8 @@ struct Said {
     notes: Vec<String>,
     /// Whether a base in 4 bits was read from the cache, or quantised.
     read_quantised: Option<bool>,
+    /// How the base came to be in 4 bits.
+    four_bits: Option<FourBits>,
     last: Option<Happening>,
 }
 
@@ -133,6 +135,9 @@ impl Bench {
             self.engine.step(&mut |event| match event {
                 Event::Trial(about, happening) if about == *trial => listen(&mut said, happening),
                 Event::Quantised { key, bytes } => quantised = Some((key, bytes)),
+                Event::Phase(about, Phase { work: Work::Load, four_bits, .. }) if about == *trial => {
+                    said.four_bits = four_bits;
+                }
                 _ => {}
             });
             if let (Some((key, bytes)), Some(cache)) = (quantised, &self.cache) {
@@ -307,8 +312,13 @@ fn a_base_is_quantised_once() {
     assert_eq!((none.read_quantised, files(&home).len()), (Some(false), 0), "there is no room");
     let (first, trained) = train(&config, all);
     assert!(first.read_quantised == Some(false) && !told(&first));
+    let Some(FourBits::Quantised(quantising)) = first.four_bits else { panic!("{:?}", first.four_bits) };
+    // Of 3 layers 7 matrices each.
+    assert!(quantising.matrices == 21 && quantising.bytes > 0, "{quantising:?}");
+    assert!(quantising.busy <= quantising.took, "{quantising:?}");
     let (second, again) = train(&config, all);
     assert!(second.read_quantised == Some(true) && told(&second), "{:?}", second.notes);
+    assert_eq!(second.four_bits, Some(FourBits::Cached));
     // It is the same base, to the last bit of every step.
     assert_eq!((&first.losses, first.base_loss), (&second.losses, second.base_loss));
     assert_eq!(first.digests, second.digests);
@@ -319,7 +329,7 @@ fn a_base_is_quantised_once() {
     assert_eq!(single.read_quantised, Some(false));
     assert_eq!(train(&TrialConfig { lora_rank: 2, ..config.clone() }, all).0.read_quantised, Some(true));
     let (plain, _) = train(&TrialConfig { precision_mode: PrecisionMode::Float32, ..config.clone() }, all);
-    assert_eq!(plain.read_quantised, None);
+    assert_eq!((plain.read_quantised, plain.four_bits), (None, None));
     let written = Path::new(&config.pretrained_model_id).join("config.json");
     let text = std::fs::read_to_string(&written).unwrap();
     std::fs::write(&written, text + "\n").unwrap();

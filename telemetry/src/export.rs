@@ -19,8 +19,9 @@ use opentelemetry_sdk::metrics::data::ResourceMetrics;
 use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::metrics::{PeriodicReader, Temporality};
 use opentelemetry_sdk::trace::{BatchSpanProcessor, SpanData};
+use std::borrow::Cow;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use tonic::transport::{Certificate, ClientTlsConfig};
 use tracing_subscriber::EnvFilter;
@@ -41,7 +42,7 @@ impl From<ExporterBuildError> for SettingsError {
     }
 }
 
-/// Batches of spans, without secrets.
+/// Batches of spans, without secrets and endless texts.
 pub(crate) fn spans(target: &Target) -> Result<BatchSpanProcessor, SettingsError> {
     let builder = SpanExporter::builder();
     let inner = match target.protocol {
@@ -51,7 +52,7 @@ pub(crate) fn spans(target: &Target) -> Result<BatchSpanProcessor, SettingsError
     Ok(BatchSpanProcessor::builder(Counted::new(inner, SPAN)).build())
 }
 
-/// Batches of the log, without secrets.
+/// Batches of the log, without secrets and endless texts.
 pub(crate) fn logs(target: &Target) -> Result<impl LogProcessor + 'static, SettingsError> {
     let builder = LogExporter::builder();
     let inner = match target.protocol {
@@ -236,24 +237,48 @@ impl<E: PushMetricExporter> PushMetricExporter for Counted<E> {
     }
 }
 
-/// Takes secrets out of a span: of why it failed, and of its attributes and its events'.
+/// Characters of a text that is exported, at most. Of more, such as an error that quotes all it was given, a collector
+/// would refuse the whole batch.
+static LONGEST: AtomicUsize = AtomicUsize::new(0);
+
+/// Lets texts be so long. It is known before the first is exported.
+pub(crate) fn longest(characters: usize) {
+    LONGEST.store(characters, Ordering::Relaxed);
+}
+
+/// A text as it may be exported, without secrets and cut off where it is too long, if it may not as it is.
+fn fit(text: &str) -> Option<String> {
+    cut(secrets::redact(text), LONGEST.load(Ordering::Relaxed))
+}
+
+fn cut(text: Cow<'_, str>, longest: usize) -> Option<String> {
+    // A character is a byte or more.
+    let end = if text.len() > longest { text.char_indices().nth(longest) } else { None };
+    match (end, text) {
+        (Some((end, _)), text) => Some(text[..end].to_string()),
+        (None, Cow::Owned(clean)) => Some(clean),
+        (None, Cow::Borrowed(_)) => None,
+    }
+}
+
+/// Makes the texts of a span fit: why it failed, and its attributes and its events'.
 fn clean(span: &mut SpanData) {
     if let Status::Error { description } = &mut span.status
-        && let Some(clean) = secrets::cleaned(description)
+        && let Some(clean) = fit(description)
     {
         *description = clean.into();
     }
     let of_events = span.events.events.iter_mut().flat_map(|event| &mut event.attributes);
     for KeyValue { value, .. } in span.attributes.iter_mut().chain(of_events) {
         if let Value::String(text) = value
-            && let Some(clean) = secrets::cleaned(text.as_str())
+            && let Some(clean) = fit(text.as_str())
         {
             *value = clean.into();
         }
     }
 }
 
-/// Takes secrets out of what is logged before it waits to be exported.
+/// Makes the texts of what is logged fit before it waits to be exported.
 #[derive(Debug)]
 struct Redacting<P> {
     inner: P,
@@ -264,7 +289,7 @@ struct Redacting<P> {
 impl<P: LogProcessor> LogProcessor for Redacting<P> {
     fn emit(&self, record: &mut SdkLogRecord, scope: &InstrumentationScope) {
         let text = |value: &AnyValue| match value {
-            AnyValue::String(text) => secrets::cleaned(text.as_str()),
+            AnyValue::String(text) => fit(text.as_str()),
             _ => None,
         };
         if let Some(clean) = record.body().and_then(text) {
@@ -275,7 +300,7 @@ impl<P: LogProcessor> LogProcessor for Redacting<P> {
         if clean.is_empty() {
             return self.inner.emit(record, scope);
         }
-        // An attribute cannot be replaced: a record with one that held a secret is written again, without it.
+        // An attribute cannot be replaced: a record with one that did not fit is written again.
         let mut again = self.blank.create_log_record();
         if let Some(body) = record.body() {
             again.set_body(body.clone());
@@ -322,5 +347,25 @@ impl<P: LogProcessor> LogProcessor for Redacting<P> {
 
     fn set_resource(&mut self, resource: &Resource) {
         self.inner.set_resource(resource);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_long_is_cut_off_at_a_character() {
+        for (text, longest, want) in [
+            ("short", 5, None),
+            ("longer", 5, Some("longe")),
+            ("größer", 3, Some("grö")),
+            // More bytes than characters.
+            ("größer", 6, None),
+            ("", 0, None),
+        ] {
+            assert_eq!(cut(Cow::Borrowed(text), longest).as_deref(), want, "{text}");
+        }
+        assert_eq!(cut(Cow::Owned("clean".into()), 9).as_deref(), Some("clean"));
     }
 }

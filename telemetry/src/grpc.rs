@@ -7,9 +7,12 @@ use opentelemetry::propagation::Injector;
 use opentelemetry_http::HeaderInjector;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
-use tonic::codegen::http::{HeaderMap, Request, Response};
+use tokio::time::Instant;
+use tonic::Code;
+use tonic::codegen::http::{HeaderMap, Request, Response, Uri};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span};
 
@@ -56,7 +59,7 @@ impl<S> Layer<S> for ServerLayer {
     type Service = Traced<S>;
 
     fn layer(&self, inner: S) -> Traced<S> {
-        Traced { inner, side: Side::Server, serves: self.serves }
+        Traced { inner, side: Side::Server, server: None, serves: self.serves }
     }
 }
 
@@ -65,13 +68,25 @@ impl<S> Layer<S> for ServerLayer {
 pub struct Traced<S> {
     inner: S,
     side: Side,
+    /// Of a client, whom it calls.
+    server: Option<Arc<Server>>,
     serves: fn(&str) -> bool,
 }
 
+/// Host and port of a server.
+#[derive(Debug)]
+struct Server {
+    address: String,
+    port: u16,
+}
+
 impl<S> Traced<S> {
-    /// Traces the calls of a client, and sends along where they belong.
-    pub fn client(inner: S) -> Self {
-        Self { inner, side: Side::Client, serves: |_| true }
+    /// Traces the calls of a client of the server at this address, and sends along where they belong.
+    pub fn client(inner: S, server: &Uri) -> Self {
+        let address = server.host().unwrap_or_default().trim_matches(['[', ']']).to_string();
+        let usual = if server.scheme_str() == Some("https") { 443 } else { 80 };
+        let server = Server { address, port: server.port_u16().unwrap_or(usual) };
+        Self { inner, side: Side::Client, server: Some(Arc::new(server)), serves: |_| true }
     }
 }
 
@@ -95,7 +110,7 @@ where
         let method = method(request.uri().path(), self.serves).to_string();
         let span = match side {
             Side::Server => server_span(&method, request.headers()),
-            Side::Client => client_span(&method),
+            Side::Client => client_span(&method, self.server.as_deref()),
         };
         if side == Side::Client
             && PROPAGATES.load(Ordering::Relaxed)
@@ -104,35 +119,69 @@ where
             HeaderInjector(request.headers_mut()).set(TRACEPARENT, place.to_string());
         }
         let answer = span.in_scope(|| self.inner.call(request));
-        let told = span.clone();
+        let call = Call { span: span.clone(), side, method, started: Instant::now(), over: false };
         let timed = async move {
-            let started = now();
             let answer = answer.await;
-            let seconds = started.elapsed().as_secs_f64();
-            let code = match &answer {
-                Ok(answer) => tonic::Status::from_header_map(answer.headers())
-                    .map_or(tonic::Code::Ok, |status| status.code()),
-                Err(_) => tonic::Code::Unavailable,
-            };
-            told.record("rpc.response.status_code", name(code));
-            if failed(side, code) {
-                told.record("otel.status_code", "error");
-            }
-            note(side, &method, code, seconds);
+            call.end(match &answer {
+                Ok(answer) => {
+                    tonic::Status::from_header_map(answer.headers()).map_or(Code::Ok, |status| status.code())
+                }
+                Err(_) => Code::Unavailable,
+            });
             answer
         };
         Box::pin(timed.instrument(span))
     }
 }
 
+/// A call under way. Dropped, it was given up before its answer came: a deadline passed, or who called is gone.
+struct Call {
+    span: Span,
+    side: Side,
+    method: String,
+    /// By tokio's clock, which stands still in tests that stop it.
+    started: Instant,
+    over: bool,
+}
+
+impl Call {
+    fn end(mut self, code: Code) {
+        self.over = true;
+        self.tell(code);
+    }
+
+    fn tell(&self, code: Code) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let code_name = name(code);
+        self.span.record("rpc.response.status_code", code_name);
+        let mut attributes = vec![
+            ("rpc.system.name", "grpc"),
+            ("rpc.method", self.method.as_str()),
+            ("rpc.response.status_code", code_name),
+        ];
+        if failed(self.side, code) {
+            self.span.record("otel.status_code", "error");
+            self.span.record("error.type", code_name);
+            attributes.push(("error.type", code_name));
+        }
+        match self.side {
+            Side::Server => metrics::RPC_SERVER_DURATION.record(seconds, &attributes),
+            Side::Client => metrics::RPC_CLIENT_DURATION.record(seconds, &attributes),
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        if !self.over {
+            self.tell(Code::Cancelled);
+        }
+    }
+}
+
 /// The name by which a call of `/package.Service/Method` is counted.
 fn method(path: &str, serves: fn(&str) -> bool) -> &str {
     if serves(path) { path.trim_start_matches('/') } else { OTHER }
-}
-
-/// tokio's clock, which stands still in tests that stop it.
-fn now() -> tokio::time::Instant {
-    tokio::time::Instant::now()
 }
 
 fn server_span(method: &str, headers: &HeaderMap) -> Span {
@@ -146,6 +195,7 @@ fn server_span(method: &str, headers: &HeaderMap) -> Span {
         rpc.system.name = "grpc",
         rpc.method = method,
         rpc.response.status_code = tracing::field::Empty,
+        "error.type" = tracing::field::Empty,
     );
     if let Some(caller) = caller(headers) {
         // Where traces are not exported there is nothing to be set.
@@ -154,7 +204,7 @@ fn server_span(method: &str, headers: &HeaderMap) -> Span {
     span
 }
 
-fn client_span(method: &str) -> Span {
+fn client_span(method: &str, server: Option<&Server>) -> Span {
     tracing::info_span!(
         target: TARGET,
         "call",
@@ -164,12 +214,15 @@ fn client_span(method: &str) -> Span {
         rpc.system.name = "grpc",
         rpc.method = method,
         rpc.response.status_code = tracing::field::Empty,
+        "error.type" = tracing::field::Empty,
+        server.address = server.map(|server| server.address.as_str()),
+        server.port = server.map(|server| i64::from(server.port)),
     )
 }
 
 /// Whether a call failed through the fault of the side that tells of it (semantic conventions of gRPC).
-fn failed(side: Side, code: tonic::Code) -> bool {
-    use tonic::Code::{DataLoss, DeadlineExceeded, Internal, Ok, Unavailable, Unimplemented, Unknown};
+fn failed(side: Side, code: Code) -> bool {
+    use Code::{DataLoss, DeadlineExceeded, Internal, Ok, Unavailable, Unimplemented, Unknown};
     match side {
         Side::Client => code != Ok,
         Side::Server => {
@@ -178,18 +231,8 @@ fn failed(side: Side, code: tonic::Code) -> bool {
     }
 }
 
-fn note(side: Side, method: &str, code: tonic::Code, seconds: f64) {
-    let attributes =
-        [("rpc.system.name", "grpc"), ("rpc.method", method), ("rpc.response.status_code", name(code))];
-    match side {
-        Side::Server => metrics::RPC_SERVER_DURATION.record(seconds, &attributes),
-        Side::Client => metrics::RPC_CLIENT_DURATION.record(seconds, &attributes),
-    }
-}
-
 /// A status' name as gRPC writes it.
-pub fn name(code: tonic::Code) -> &'static str {
-    use tonic::Code;
+pub fn name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",

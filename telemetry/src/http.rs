@@ -46,16 +46,26 @@ struct Looked {
     last: tokio::sync::Mutex<Option<(Instant, Result<(), String>)>>,
 }
 
+impl Looked {
+    fn by(look: Look) -> Arc<Self> {
+        Arc::new(Self { look, last: tokio::sync::Mutex::default() })
+    }
+}
+
 impl Readiness {
     /// Not ready yet.
     pub fn not_yet(why: &str) -> Self {
         Self(Arc::new(Mutex::new(Err(why.into()))))
     }
 
+    /// It is looked.
+    pub fn of(look: Look) -> Self {
+        Self(Arc::new(Mutex::new(Ok(Looked::by(look)))))
+    }
+
     /// From now on it is looked.
     pub fn look(&self, look: Look) {
-        let looked = Looked { look, last: tokio::sync::Mutex::default() };
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Ok(Arc::new(looked));
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Ok(Looked::by(look));
     }
 
     /// Not ready from now on.
@@ -63,7 +73,11 @@ impl Readiness {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Err(why.into());
     }
 
-    async fn ask(&self) -> Result<(), String> {
+    /// Whether it is ready, as it was seen within the last second.
+    ///
+    /// # Errors
+    /// Why not, for people.
+    pub async fn ask(&self) -> Result<(), String> {
         let looked = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
         // Whoever asks meanwhile waits, and is told the same.
         let mut last = looked.last.lock().await;

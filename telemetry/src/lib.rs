@@ -30,7 +30,6 @@ pub mod settings;
 pub mod trace;
 
 pub use log::LogFormat;
-pub use process::observe_runtime;
 pub use program::End;
 pub use settings::{Settings, SettingsError};
 pub use tracing::Instrument;
@@ -42,7 +41,7 @@ use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::Write;
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::Duration;
 use tracing_subscriber::{EnvFilter, reload};
@@ -66,11 +65,31 @@ pub struct Options {
     pub scraped: bool,
 }
 
-/// What runs while a program does. When it is dropped, what was not exported yet is, within [`FLUSH_LIMIT`]: on a return,
-/// after a signal, and in a panic.
-#[derive(Debug, Default)]
+/// What runs while a program does. When it is dropped it is [`flush`]ed: on a return, after a signal, and in a panic.
+#[derive(Debug)]
 #[must_use = "telemetry ends when it is dropped"]
-pub struct Telemetry {
+pub struct Telemetry(());
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        flush();
+    }
+}
+
+/// What exports, as long as it does.
+static EXPORTING: Mutex<Option<Exporting>> = Mutex::new(None);
+
+/// Exports what was not exported yet, within [`FLUSH_LIMIT`], and nothing after that: at a program's end, and before one on
+/// which no [`Telemetry`] is dropped.
+pub fn flush() {
+    let exporting = EXPORTING.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(exporting) = exporting {
+        exporting.end();
+    }
+}
+
+#[derive(Debug, Default)]
+struct Exporting {
     traces: Option<SdkTracerProvider>,
     metrics: Option<SdkMeterProvider>,
     logs: Option<SdkLoggerProvider>,
@@ -87,7 +106,8 @@ pub fn start(options: &Options, settings: &Settings) -> Result<Telemetry, Settin
     use tracing_subscriber::util::SubscriberInitExt;
 
     grpc::propagate(settings.propagates);
-    let mut telemetry = Telemetry::default();
+    export::longest(settings.longest_value);
+    let mut exporting = Exporting::default();
     let resource = resource(options);
     if settings.exports_over_grpc() {
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -96,9 +116,9 @@ pub fn start(options: &Options, settings: &Settings) -> Result<Telemetry, Settin
             .enable_all()
             .build()
             .map_err(|error| SettingsError::Exporter(error.to_string()))?;
-        telemetry.runtime = Some(runtime);
+        exporting.runtime = Some(runtime);
     }
-    let handle = telemetry.runtime.as_ref().map(|runtime| runtime.handle().clone());
+    let handle = exporting.runtime.as_ref().map(|runtime| runtime.handle().clone());
     let within = handle.as_ref().map(|handle| handle.enter());
     // First: the others count with it.
     if settings.metrics.is_some() || options.scraped {
@@ -113,7 +133,7 @@ pub fn start(options: &Options, settings: &Settings) -> Result<Telemetry, Settin
         opentelemetry::global::set_meter_provider(provider.clone());
         process::observe();
         export::count_from_zero(settings);
-        telemetry.metrics = Some(provider);
+        exporting.metrics = Some(provider);
     }
     if let Some(target) = &settings.traces {
         let provider = SdkTracerProvider::builder()
@@ -123,7 +143,7 @@ pub fn start(options: &Options, settings: &Settings) -> Result<Telemetry, Settin
             .with_span_processor(export::spans(target)?)
             .build();
         trace::enable(&provider, settings.sampler.clone());
-        telemetry.traces = Some(provider);
+        exporting.traces = Some(provider);
     }
     if let Some(target) = &settings.logs {
         let provider = SdkLoggerProvider::builder()
@@ -131,10 +151,10 @@ pub fn start(options: &Options, settings: &Settings) -> Result<Telemetry, Settin
             .with_log_processor(export::logs(target)?)
             .build();
         record::enable(&provider);
-        telemetry.logs = Some(provider);
+        exporting.logs = Some(provider);
     }
     drop(within);
-    let spans = telemetry.traces.as_ref().map(|provider| {
+    let spans = exporting.traces.as_ref().map(|provider| {
         use opentelemetry::trace::TracerProvider;
         use tracing_subscriber::Layer;
         let layer = tracing_opentelemetry::layer().with_tracer(provider.tracer(trace::SCOPE));
@@ -147,7 +167,7 @@ pub fn start(options: &Options, settings: &Settings) -> Result<Telemetry, Settin
     let (asked, filter) = filter(options.level);
     let (written, written_handle) = reload::Layer::new(filter.clone());
     let (sent, sent_handle) = reload::Layer::new(export::without_own_noise(filter));
-    let exported = telemetry.logs.as_ref().map(|provider| {
+    let exported = exporting.logs.as_ref().map(|provider| {
         use tracing_subscriber::Layer;
         opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge::new(provider).with_filter(sent)
     });
@@ -169,7 +189,8 @@ pub fn start(options: &Options, settings: &Settings) -> Result<Telemetry, Settin
     log::changeable(Box::new(change), asked);
     log_panics();
     settings.unread.iter().for_each(|unread| tracing::warn!("{unread}"));
-    Ok(telemetry)
+    *EXPORTING.lock().unwrap_or_else(PoisonError::into_inner) = Some(exporting);
+    Ok(Telemetry(()))
 }
 
 /// What is logged at the start, as text and as what filters.
@@ -226,11 +247,11 @@ fn log_panics() {
     }));
 }
 
-impl Drop for Telemetry {
-    fn drop(&mut self) {
+impl Exporting {
+    fn end(self) {
         // Each by its own thread, so that one that waits for its collector does not cost the others' time.
         let (done, ended) = mpsc::channel();
-        let (traces, metrics, logs) = (self.traces.take(), self.metrics.take(), self.logs.take());
+        let Self { traces, metrics, logs, runtime } = self;
         let mut waiting = 0;
         let mut end = |name: &str, shutdown: Box<dyn FnOnce() + Send>| {
             let done = done.clone();
@@ -262,7 +283,7 @@ impl Drop for Telemetry {
         for _ in 0..waiting {
             let _ = ended.recv();
         }
-        if let Some(runtime) = self.runtime.take() {
+        if let Some(runtime) = runtime {
             runtime.shutdown_background();
         }
     }

@@ -203,6 +203,11 @@ impl Observed {
 /// Bounds of durations in seconds, from a millisecond to a day.
 const SECONDS: &[f64] =
     &[0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 1800.0, 7200.0, 28800.0, 86400.0];
+/// Bounds of a step's duration in seconds: fine where steps lie, so that one device that is slow shows.
+const STEP_SECONDS: &[f64] = &[
+    0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0,
+    60.0, 300.0,
+];
 /// OpenTelemetry's bounds of a call's duration.
 const CALL_SECONDS: &[f64] =
     &[0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0];
@@ -214,6 +219,9 @@ const NATS: &[f64] = &[0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0, 2.5, 3.0
 const QUOTIENT: &[f64] = &[0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0];
 /// Bounds of tokens a second.
 const TOKENS: &[f64] = &[10.0, 50.0, 100.0, 250.0, 500.0, 1e3, 2.5e3, 5e3, 1e4, 2.5e4, 5e4, 1e5, 2.5e5];
+
+/// Bounds of rows a second: of a large model there is less than one.
+const ROWS: &[f64] = &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1e3];
 
 macro_rules! metrics {
     ($( $const:ident: $type:ident($($bounds:expr)?) $kind:ident $name:literal, $unit:literal, [$($attribute:literal),*], $meaning:literal; )*) => {
@@ -266,11 +274,11 @@ metrics! {
         "Time until a transaction of the state was durable, or failed.";
     ETCD_ERRORS: Counter() Counter "lorafleet.etcd.errors", "{call}", ["operation", "rpc.response.status_code"],
         "Calls to etcd that failed, each try of one that is made again, by etcd's name of the operation.";
-    STEP_DURATION: Histogram(SECONDS) Histogram "lorafleet.step.duration", "s", ["device"],
+    STEP_DURATION: Histogram(STEP_SECONDS) Histogram "lorafleet.step.duration", "s", ["device"],
         "Time of one optimizer step of all trials of a pack.";
     TOKENS_PER_SECOND: Histogram(TOKENS) Histogram "lorafleet.trial.throughput.tokens", "{token}/s", ["device"],
         "Unpadded tokens trained a second, of each point that a trial reported.";
-    SAMPLES_PER_SECOND: Histogram(TOKENS) Histogram "lorafleet.trial.throughput.samples", "{row}/s", ["device"],
+    SAMPLES_PER_SECOND: Histogram(ROWS) Histogram "lorafleet.trial.throughput.samples", "{row}/s", ["device"],
         "Rows trained a second, of each point that a trial reported.";
     PHASE_DURATION: Histogram(SECONDS) Histogram "lorafleet.trial.phase.duration", "s", ["phase"],
         "Time of a phase of training other than steps: load, prepare, evaluate, checkpoint.";
@@ -287,10 +295,10 @@ metrics! {
     TELEMETRY_EXPORTED: Counter() Counter "lorafleet.telemetry.exported", "{item}", ["signal", "outcome"],
         "Spans, log records and batches of metrics that were given to their collector; failed ones are lost.";
     RPC_SERVER_DURATION: Histogram(CALL_SECONDS) Histogram "rpc.server.call.duration", "s",
-        ["rpc.system.name", "rpc.method", "rpc.response.status_code"],
+        ["rpc.system.name", "rpc.method", "rpc.response.status_code", "error.type"],
         "Duration of calls, of streams until they are open.";
     RPC_CLIENT_DURATION: Histogram(CALL_SECONDS) Histogram "rpc.client.call.duration", "s",
-        ["rpc.system.name", "rpc.method", "rpc.response.status_code"],
+        ["rpc.system.name", "rpc.method", "rpc.response.status_code", "error.type"],
         "Duration of calls made, of streams until they are open.";
     PROCESS_CPU_TIME: Observed() Counter "process.cpu.time", "s", ["cpu.mode"],
         "CPU seconds of the process.";
@@ -324,6 +332,13 @@ metrics! {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn bounds_rise() {
+        for bounds in [SECONDS, STEP_SECONDS, CALL_SECONDS, BYTES, NATS, QUOTIENT, TOKENS, ROWS] {
+            assert!(bounds.is_sorted_by(|a, b| a < b), "{bounds:?}");
+        }
+    }
 
     #[test]
     fn definitions_are_sound() {

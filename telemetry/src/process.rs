@@ -8,7 +8,7 @@ use tokio::runtime::{Handle, Runtime};
 static RUNTIME: OnceLock<Handle> = OnceLock::new();
 
 /// Tells of this runtime, the program's own.
-pub fn observe_runtime(runtime: &Runtime) {
+pub(crate) fn observe_runtime(runtime: &Runtime) {
     let _ = RUNTIME.set(runtime.handle().clone());
 }
 

@@ -3,8 +3,10 @@
 
 use crate::{Options, Settings};
 use std::fmt::{self, Display};
+use std::io;
 use std::process::ExitCode;
 use std::time::Duration;
+use tokio::runtime::Runtime;
 
 /// How long threads that still work are waited for at the end.
 const LAST_THREADS: Duration = Duration::from_secs(2);
@@ -41,23 +43,40 @@ pub fn run(options: &Options, work: impl Future<Output = Result<(), End>>) -> Ex
         Ok(telemetry) => telemetry,
         Err(error) => return say(&End::invalid(error)),
     };
-    let runtime = tokio::runtime::Runtime::new()
-        .map_err(|error| End::failed(format!("no threads can be started: {error}")));
-    let done = runtime.and_then(|runtime| {
-        crate::process::observe_runtime(&runtime);
-        let done = runtime.block_on(work);
-        // A thread that asks a driver which does not answer is not waited for.
-        runtime.shutdown_timeout(LAST_THREADS);
-        done
-    });
+    let done = block_on(work)
+        .unwrap_or_else(|error| Err(End::failed(format!("no threads can be started: {error}"))));
     let code = end(done);
     drop(telemetry);
     code
 }
 
-/// Runs work that has no runtime and tells nothing but its log.
+/// Does work on the threads of a runtime, a program's only one. However it ends, in a panic too, threads that still work are
+/// waited for only so long: one may ask a driver that does not answer, and telemetry is to be flushed after that.
+///
+/// # Errors
+/// The system gives no threads.
+pub fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
+    let runtime = Runtime::new()?;
+    crate::process::observe_runtime(&runtime);
+    let handle = runtime.handle().clone();
+    let _threads = Threads(Some(runtime));
+    Ok(handle.block_on(work))
+}
+
+struct Threads(Option<Runtime>);
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_timeout(LAST_THREADS);
+        }
+    }
+}
+
+/// Runs work that has no runtime and tells nothing but its log: a part of another program, in a process of its own.
 pub fn run_quietly(options: &Options, work: impl FnOnce() -> Result<(), End>) -> ExitCode {
-    match Settings::log_only().and_then(|settings| crate::start(options, &settings)) {
+    let options = Options { scraped: false, ..options.clone() };
+    match Settings::logs_only().and_then(|settings| crate::start(&options, &settings)) {
         Ok(_telemetry) => end(work()),
         Err(error) => say(&End::invalid(error)),
     }

@@ -1,5 +1,5 @@
 //! What no log may show. Known are the values of variables that hold secrets by their names, the values of the headers that
-//! go to a collector, what [`keep`] was told, and a password in an address.
+//! go to a collector, what [`keep`] was told, and what stands before the host in an address.
 
 use std::borrow::Cow;
 use std::sync::{OnceLock, PoisonError, RwLock};
@@ -91,14 +91,6 @@ pub fn redact(text: &str) -> Cow<'_, str> {
     without(text, &known().read().unwrap_or_else(PoisonError::into_inner))
 }
 
-/// A text without the secrets in it, if there are any.
-pub(crate) fn cleaned(text: &str) -> Option<String> {
-    match redact(text) {
-        Cow::Owned(clean) => Some(clean),
-        Cow::Borrowed(_) => None,
-    }
-}
-
 fn without<'a>(text: &'a str, secrets: &[String]) -> Cow<'a, str> {
     let mut clean = Cow::Borrowed(text);
     for secret in secrets {
@@ -106,15 +98,14 @@ fn without<'a>(text: &'a str, secrets: &[String]) -> Cow<'a, str> {
             clean = Cow::Owned(clean.replace(secret.as_str(), REDACTED));
         }
     }
-    // `scheme://name:password@host`
+    // `scheme://name:password@host`, and `scheme://token@host`.
     let mut from = 0;
     while let Some(found) = clean.get(from..).and_then(|rest| rest.find("://")) {
         let start = from + found + 3;
-        let end = clean[start..].find(|c: char| c == '/' || c == '"' || c.is_whitespace());
+        let ends = |c: char| matches!(c, '/' | '?' | '#' | '"') || c.is_whitespace();
+        let end = clean[start..].find(ends);
         let authority = &clean[start..end.map_or(clean.len(), |end| start + end)];
-        if let Some((user, _)) = authority.rsplit_once('@')
-            && user.contains(':')
-        {
+        if let Some((user, _)) = authority.rsplit_once('@') {
             let length = user.len();
             clean = Cow::Owned(format!("{}{REDACTED}{}", &clean[..start], &clean[start + length..]));
         }
@@ -158,6 +149,8 @@ mod tests {
                 "to http://me:secret@host:1/x and http://host/y@z",
                 "to http://[redacted]@host:1/x and http://host/y@z",
             ),
+            ("to https://a-token@host/x", "to https://[redacted]@host/x"),
+            ("to http://host?by=me@host", "to http://host?by=me@host"),
             ("nothing", "nothing"),
         ] {
             assert_eq!(without(text, &secrets), want, "{text}");

@@ -3,7 +3,7 @@
 //!
 //! | variable | is read by |
 //! |---|---|
-//! | `OTEL_SDK_DISABLED`, `OTEL_{TRACES,METRICS,LOGS}_EXPORTER`, `OTEL_TRACES_SAMPLER[_ARG]`, `OTEL_PROPAGATORS`, protocols and certificates | here |
+//! | `OTEL_SDK_DISABLED`, `OTEL_{TRACES,METRICS,LOGS}_EXPORTER`, `OTEL_TRACES_SAMPLER[_ARG]`, `OTEL_PROPAGATORS`, `OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT`, protocols and certificates | here |
 //! | endpoints, headers, timeouts, compression, `…_INSECURE`, temporality | `opentelemetry-otlp` |
 //! | `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_BSP_*`, `OTEL_BLRP_*`, `OTEL_METRIC_EXPORT_INTERVAL`, span limits | `opentelemetry_sdk` |
 
@@ -14,8 +14,15 @@ use std::path::PathBuf;
 /// Where `LORAFLEET_LOG_FORMAT` is read.
 const LOG_FORMAT: &str = "LORAFLEET_LOG_FORMAT";
 
+/// Where it is read how long a text may be that is exported.
+const LONGEST_VALUE: &str = "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT";
+
+/// Characters of such a text unless it is given. The specification has no bound there, but collectors have one for a batch.
+const LONGEST: usize = 16 * 1024;
+
 /// What is read as a whole number, here or by the libraries. They take their defaults for what is none, and say nothing.
-const NUMBERS: [&str; 16] = [
+const NUMBERS: [&str; 17] = [
+    LONGEST_VALUE,
     "OTEL_BLRP_EXPORT_TIMEOUT",
     "OTEL_BLRP_MAX_EXPORT_BATCH_SIZE",
     "OTEL_BLRP_MAX_QUEUE_SIZE",
@@ -67,6 +74,8 @@ pub struct Settings {
     pub sampler: Sampler,
     /// Whether calls take their caller's context along.
     pub propagates: bool,
+    /// Characters of a text that is exported, at most: of an attribute's value, why a span failed, what a log record says.
+    pub longest_value: usize,
     /// What is no number where one is wanted: the default is taken instead, as the specification has it.
     pub unread: Vec<SettingsError>,
     /// How the log looks on standard error.
@@ -101,13 +110,13 @@ impl Settings {
         Self::read(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
 
-    /// Nothing but a log, of the form that the environment asks for.
+    /// Of what the environment asks for the log alone, exported too. What is odd in it is said by the program that this process
+    /// is a part of.
     ///
     /// # Errors
-    /// There is no such form.
-    pub fn log_only() -> Result<Self, SettingsError> {
-        let of = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        log_format(&of).map(Self::with_log)
+    /// As [`Settings::from_env`]'s.
+    pub fn logs_only() -> Result<Self, SettingsError> {
+        Ok(Self { traces: None, metrics: None, unread: Vec::new(), ..Self::from_env()? })
     }
 
     fn with_log(log_format: LogFormat) -> Self {
@@ -118,6 +127,7 @@ impl Settings {
             logs: None,
             sampler: Sampler::AlwaysOff,
             propagates: false,
+            longest_value: LONGEST,
             unread: Vec::new(),
             log_format,
         }
@@ -145,6 +155,7 @@ impl Settings {
             logs: target(&of, "LOGS")?,
             sampler: sampler(&of, &mut unread)?,
             propagates: propagates(&of)?,
+            longest_value: of(LONGEST_VALUE).and_then(|value| value.parse().ok()).unwrap_or(LONGEST),
             unread,
             log_format,
         })
@@ -347,6 +358,7 @@ mod tests {
             ("OTEL_BSP_MAX_QUEUE_SIZE", "lots", false),
             ("OTEL_BSP_MAX_QUEUE_SIZE", "16", true),
             ("OTEL_METRIC_EXPORT_INTERVAL", "60s", false),
+            ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "long", false),
             ("OTEL_EXPORTER_OTLP_LOGS_TIMEOUT", "-1", false),
             ("OTEL_TRACES_SAMPLER_ARG", "2", false),
             ("OTEL_TRACES_SAMPLER_ARG", "0.5", true),

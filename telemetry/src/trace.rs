@@ -9,7 +9,8 @@
 //!    ├─ place                until the assignment was durable, and given to the agent's stream
 //!    ├─ data.fetch           of uploaded data, with the calls in it on both sides
 //!    ├─ checkpoint.download  of what to go on from
-//!    ├─ load, quantize       of the base, unless it was in memory
+//!    ├─ load                 of the base, unless it was in memory
+//!    │  └─ quantise          from its first matrix to its last, unless the agent's cache has it in 4 bits
 //!    ├─ evaluate             each
 //!    ├─ checkpoint.upload    each
 //!    └─ train                from when it was ready to the last that was heard of it; reported steps are its events
@@ -30,6 +31,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tracing::Instrument;
 
 /// The name under which spans are told.
 pub(crate) const SCOPE: &str = "lorafleet";
@@ -130,9 +132,10 @@ impl Place {
 
     /// Where the current span stands, if there is one.
     pub fn current() -> Option<Self> {
-        let current = Context::current();
-        let span = current.span();
-        let ids = span.span_context();
+        Self::of(Context::current().span().span_context())
+    }
+
+    fn of(ids: &SpanContext) -> Option<Self> {
         ids.is_valid().then(|| Self { trace: ids.trace_id(), span: ids.span_id(), sampled: ids.is_sampled() })
     }
 }
@@ -221,9 +224,10 @@ pub(crate) fn at(ms: u64) -> SystemTime {
 }
 
 impl Span {
-    /// Tells of it below `parent`. Where traces are not exported it costs nothing.
-    pub fn tell(self, parent: Place) {
-        self.tell_as(None, Some(parent));
+    /// Tells of it below `parent`; the answer is where it stands, for what is told below it. Where traces are not exported it
+    /// costs nothing and stands nowhere.
+    pub fn tell(self, parent: Place) -> Option<Place> {
+        self.tell_as(None, Some(parent))
     }
 
     /// Tells of it as the span of a place that others were told of already, below `parent` or at the top of its trace.
@@ -231,9 +235,9 @@ impl Span {
         self.tell_as(Some(own), parent);
     }
 
-    fn tell_as(self, own: Option<Place>, parent: Option<Place>) {
+    fn tell_as(self, own: Option<Place>, parent: Option<Place>) -> Option<Place> {
         use opentelemetry::trace::Span as _;
-        let Some((tracer, _)) = EXPORT.get() else { return };
+        let (tracer, _) = EXPORT.get()?;
         let attributes = self.attributes.into_iter().map(|(key, value)| KeyValue::new(key, value));
         let events = self.events.into_iter().map(|(time, name, values)| {
             let values = values.into_iter().map(|(name, value)| KeyValue::new(name, value)).collect();
@@ -255,6 +259,7 @@ impl Span {
             span.set_status(Status::error(error));
         }
         span.end_with_timestamp(at(self.end_ms));
+        Place::of(span.span_context())
     }
 }
 
@@ -278,6 +283,25 @@ pub fn below(parent: Option<Place>, name: &'static str) -> tracing::Span {
         let _ = span.set_parent(parent.context());
     }
     span
+}
+
+/// Does work within a span below a place, which its calls belong to and what it logs. Where traces are not exported they
+/// belong to the place itself: whom it calls may export theirs.
+///
+/// # Errors
+/// The work's, which the span tells of.
+pub async fn within<T, E: fmt::Display>(
+    place: Place,
+    name: &'static str,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    use opentelemetry::context::FutureExt;
+    let span = below(Some(place), name);
+    let done = work.instrument(span.clone()).with_context(place.context()).await;
+    if let Err(error) = &done {
+        failed(&span, &error.to_string());
+    }
+    done
 }
 
 /// Says that what a span of [`command`] or [`below`] tells of did not end well, and why.

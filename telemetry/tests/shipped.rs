@@ -4,9 +4,10 @@
 
 use opentelemetry::metrics::MeterProvider;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
+use saphyr::{LoadableYamlNode, Yaml};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use telemetry::metrics::{Kind, definitions};
+use telemetry::metrics::{Definition, Kind, definitions};
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
@@ -70,11 +71,65 @@ fn every_metric_that_is_asked_for_exists() {
     }
 }
 
+/// Every query of a document, panels' and rules'.
+fn queries(node: &Yaml, found: &mut Vec<String>) {
+    for (key, value) in node.as_mapping().into_iter().flatten() {
+        match value.as_str() {
+            Some(query) if key.as_str() == Some("expr") => found.push(query.into()),
+            _ => queries(value, found),
+        }
+    }
+    node.as_sequence().into_iter().flatten().for_each(|node| queries(node, found));
+}
+
+/// The labels that a query selects or groups by.
+fn labels(query: &str) -> BTreeSet<String> {
+    let lists = |open: &str, close: char| -> Vec<String> {
+        let rests = query.split(open).skip(1);
+        rests
+            .flat_map(|rest| rest.split(close).next().unwrap_or_default().split(','))
+            .map(String::from)
+            .collect()
+    };
+    let selected = lists("{", '}').into_iter().filter_map(|m| Some(m.split(['=', '!']).next()?.to_string()));
+    let grouped = lists("by (", ')');
+    let labels = selected.chain(grouped).map(|label| label.trim().to_string());
+    labels.filter(|label| !label.is_empty()).collect()
+}
+
+/// What is asked of a metric's labels is an attribute of that metric, or a label that every series has.
+#[test]
+fn every_label_that_is_asked_for_exists() {
+    let found = labels(r#"sum by (le, a) (rate(x{b!="1", c=~"2|3"}[5m])) or y{d="4"}"#);
+    assert_eq!(found, ["a", "b", "c", "d", "le"].map(String::from).into());
+
+    let prometheus = |name: &str| name.replace('.', "_");
+    let of_all = ["le", "instance", "job"].map(String::from);
+    let otel = root().join("config/otel");
+    let boards = ["fleet", "sweep", "trial", "coordinator"].map(|board| format!("grafana/{board}.json"));
+    for file in boards.iter().map(String::as_str).chain(["alerts.yaml"]) {
+        let text = std::fs::read_to_string(otel.join(file)).unwrap();
+        let mut found = Vec::new();
+        Yaml::load_from_str(&text).unwrap().iter().for_each(|document| queries(document, &mut found));
+        assert!(!found.is_empty(), "{file}: no query is found in it");
+        for query in found {
+            let mut known = BTreeSet::from(of_all.clone());
+            for name in named(&query) {
+                let is_of = |definition: &&&Definition| name.starts_with(&prometheus(definition.name));
+                let all = definitions();
+                // One metric's name may begin as another's.
+                let metric = all.iter().filter(is_of).max_by_key(|definition| definition.name.len()).unwrap();
+                known.extend(metric.attributes.iter().map(|attribute| prometheus(attribute)));
+            }
+            let unknown: Vec<_> = labels(&query).difference(&known).cloned().collect();
+            assert!(unknown.is_empty(), "{file}: {query}: {unknown:?} are not among {known:?}");
+        }
+    }
+}
+
 /// What the collector's pipelines name is defined, with the addresses that the programs are told to send to.
 #[test]
 fn the_collectors_pipelines_name_what_is_there() {
-    use saphyr::{LoadableYamlNode, Yaml};
-
     let path = root().join("config/otel/collector.yaml");
     let text = std::fs::read_to_string(&path).unwrap();
     let documents = Yaml::load_from_str(&text).unwrap();

@@ -118,7 +118,7 @@ fn the_drivers_library_is_asked() {
         ("hw_power_watts{", &[first.as_str()], Some(123.4)),
         // What a card does not measure is not told.
         ("hw_power_watts{", &[second.as_str()], None),
-        ("hw_errors_total{", &[first.as_str(), "error_type=\"uncorrected_memory\""], Some(1.0)),
+        ("hw_errors_total{", &[first.as_str(), "error_type=\"uncorrected\""], Some(1.0)),
         ("hw_errors_total{", &[second.as_str()], Some(0.0)),
     ] {
         assert_eq!(series(name, labels), value, "{name}{labels:?}:\n{text}");

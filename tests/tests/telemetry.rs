@@ -19,12 +19,25 @@ const SECRET: &str = "hf_planted-0123456789";
 /// Spans that the program `many` tells of: more than a queue holds.
 const MANY: usize = 20_000;
 
+/// The role that is a part of another program, as the process of an engine.
+const PART: &str = "is a part";
+
 const OPTIONS: Options = Options { service: "tested", version: "0", level: "info", scraped: true };
 
 /// What the programs run; nothing when the tests are run.
 #[test]
 fn role() {
     let Ok(role) = std::env::var(ROLE) else { return };
+    if role == PART {
+        let _ = telemetry::program::run_quietly(&OPTIONS, || {
+            telemetry::metrics::LEASE_RENEWALS.add(3.0, &[]);
+            let attempt = telemetry::trace::TrialTrace::of("a", 1).attempt(1);
+            let _ = telemetry::trace::Span { name: "something", ..Default::default() }.tell(attempt);
+            telemetry::trace::at_place(Some(attempt), || tracing::info!("logged with {SECRET}"));
+            Ok(())
+        });
+        return;
+    }
     let work = async {
         let span = telemetry::trace::below(None, "something");
         async {
@@ -37,7 +50,11 @@ fn role() {
         match role.as_str() {
             "returns" => Ok(()),
             "fails" => Err(telemetry::End::failed("on purpose")),
-            "panics" => panic!("on purpose, with {SECRET}"),
+            "panics" => {
+                // A thread that does not end must not keep it from its end.
+                drop(tokio::task::spawn_blocking(std::thread::park));
+                panic!("on purpose, with {SECRET}")
+            }
             "waits" => {
                 let mut interrupts = actor::Interrupts::new().unwrap();
                 println!("ready");
@@ -126,6 +143,22 @@ async fn every_way_out_loses_nothing() {
     }
 }
 
+/// What the process of an engine logs is exported, at its place in a trial's trace; all else of it its agent tells.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_part_of_a_program_exports_its_log_alone() {
+    let collector = Collector::start().await;
+    let child = start(PART, &collector.variables());
+    let output = tokio::task::spawn_blocking(move || output(child)).await.unwrap();
+    let received = collector.received();
+    assert!(received.spans.is_empty() && received.metrics.is_empty(), "{received:#?}");
+    let logged = received.logs.iter().find(|(_, log)| text(log) == "logged with [redacted]");
+    let (of, log) = logged.unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+    assert_eq!(of, "tested");
+    let attempt = telemetry::trace::TrialTrace::of("a", 1).attempt(1).to_string();
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    assert!(attempt.contains(&format!("{}-{}", hex(&log.trace_id), hex(&log.span_id))), "{attempt} {log:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_collector_that_reads_nothing_costs_no_time_and_what_is_lost_is_counted() {
     // It takes connections, and says nothing.
@@ -199,6 +232,53 @@ async fn every_way_to_a_collector() {
     }
 }
 
+/// What is not to be sent, and who sends.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_variables_say_is_done() {
+    // (variables; whether spans, metrics and logs are sent)
+    for (said, want) in [
+        (vec![("OTEL_SDK_DISABLED", "true")], [false; 3]),
+        (vec![("OTEL_TRACES_SAMPLER", "always_off")], [false, true, true]),
+        (
+            vec![("OTEL_TRACES_SAMPLER", "traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "0")],
+            [false, true, true],
+        ),
+        (vec![("OTEL_METRICS_EXPORTER", "none")], [true, false, true]),
+        (vec![("OTEL_LOGS_EXPORTER", "none")], [true, true, false]),
+        (
+            vec![
+                ("OTEL_SERVICE_NAME", "tested"),
+                ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=lab,service.instance.id=gpu7"),
+            ],
+            [true; 3],
+        ),
+    ] {
+        let collector = Collector::start().await;
+        let mut variables = collector.variables();
+        variables.extend(said.iter().map(|(name, value)| (*name, value.to_string())));
+        let child = start("returns", &variables);
+        tokio::task::spawn_blocking(move || output(child)).await.unwrap();
+        let received = collector.received();
+        let sent = [!received.spans.is_empty(), !received.metrics.is_empty(), !received.logs.is_empty()];
+        assert_eq!(sent, want, "{said:?}");
+        let Some(resource) = received.resources.get("tested") else {
+            assert_eq!(want, [false; 3], "{said:?}: {:?}", received.resources);
+            continue;
+        };
+        let of = |key: &str| attribute(resource, key);
+        let own =
+            ["service.version", "service.instance.id", "host.name", "process.pid", "telemetry.sdk.version"];
+        assert!(
+            own.iter().all(|key| of(key).is_some_and(|value| !value.is_empty())),
+            "{said:?}: {resource:?}"
+        );
+        if said.iter().any(|(name, _)| *name == "OTEL_RESOURCE_ATTRIBUTES") {
+            let named = ["deployment.environment.name", "service.instance.id"].map(of);
+            assert_eq!(named, ["lab", "gpu7"].map(|value| Some(value.to_string())));
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_full_queue_drops_is_counted() {
     let collector = Collector::start().await;
@@ -238,6 +318,16 @@ fn prometheus_takes_the_rules() {
             )),
         }
     }
+}
+
+/// An agent that exports no traces passes on where its calls belong, so that the coordinator's spans of them stay in the trace.
+#[tokio::test]
+async fn a_place_is_passed_on_where_no_traces_are_exported() {
+    let place = telemetry::trace::TrialTrace::of("a", 1).attempt(1);
+    let current = telemetry::trace::Place::current;
+    let work = async { Ok::<_, String>(current()) };
+    assert_eq!(telemetry::trace::within(place, "something", work).await, Ok(Some(place)));
+    assert_eq!(current(), None);
 }
 
 #[test]

@@ -34,7 +34,7 @@ fn sweep_file(dir: &Path) -> PathBuf {
         "pretrained_model_id": quickstart.join("base"),
         "dataset_name": quickstart.join("instruct.jsonl"),
         "eval_size": 2, "batch_size": 1, "max_sequence_length": 32, "max_steps": 400, "save_steps": 20,
-        "eval_steps": 40, "logging_steps": 1,
+        "eval_steps": 40, "logging_steps": 1, "precision_mode": "4bit",
         "search": { "algorithm": "grid" },
         "parameters": { "lora_rank": [2] },
     });
@@ -161,6 +161,25 @@ async fn one_trace_holds_a_trial_with_both_its_attempts() {
         assert_eq!((of(name).len(), services(name)), (times, [service.to_string()].into()), "{name}");
         let known = of(name).iter().all(|(_, span)| attempts.contains(&span.parent_span_id));
         assert!(known, "{name} is below an attempt");
+    }
+    // Neither agent had the base in 4 bits: each quantises it as it loads it.
+    let loads = ids("load");
+    assert_eq!((of("quantise").len(), services("quantise")), (2, ["lorafleet-agent".to_string()].into()));
+    for (_, quantise) in of("quantise") {
+        assert!(loads.contains(&quantise.parent_span_id), "quantise is below a load");
+        let of = |key: &str| attribute(&quantise.attributes, &format!("lorafleet.base.{key}")).unwrap();
+        let number = |key: &str| of(key).parse::<f64>().unwrap();
+        // Of 3 layers 7 matrices each.
+        assert!(number("matrices") == 21.0 && number("bytes") > 0.0, "{quantise:?}");
+        assert!(number("quantising_seconds") >= 0.0, "{quantise:?}");
+    }
+    for (_, load) in of("load") {
+        assert_eq!(attribute(&load.attributes, "lorafleet.base.cached").as_deref(), Some("false"));
+        let mut parts = named["quantise"].iter().filter(|(_, part)| part.parent_span_id == load.span_id);
+        let (_, part) = parts.next().unwrap();
+        let within = load.start_time_unix_nano <= part.start_time_unix_nano
+            && part.end_time_unix_nano <= load.end_time_unix_nano;
+        assert!(within && parts.next().is_none(), "{load:?} {part:?}");
     }
     let uploads = ids("checkpoint.upload");
     assert!(uploads.len() >= 2);

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use trainer::Tensor;
 use trainer::kept::{Kept, Origin};
-use trainer::model::Base;
+use trainer::model::{Base, LoadProgress};
 use trainer::run::{Loaded, Run, step_pack};
 use trainer::weight::Weight;
 
@@ -125,6 +125,32 @@ fn biases_head_norms_and_windows_are_kept() {
         let [fresh, kept] =
             both(&family(name).join("base"), four_bit(ComputeDtype::Bfloat16, true), dir.path());
         expect_same_base(&fresh.base, &kept.base);
+    }
+}
+
+/// Each matrix is told of once as it is quantised, and none where nothing is.
+#[test]
+fn what_is_quantised_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    write_tiny_model(dir.path());
+    for (precision, quantises) in
+        [(four_bit(ComputeDtype::Float32, true), true), (Precision::default(), false)]
+    {
+        let (mut begun, mut over, mut taken) = (0, 0, 0);
+        let base = Base::load_watched(dir.path(), precision, device(), &mut |progress| match progress {
+            LoadProgress::Read { bytes, of } => assert!(bytes <= of && begun == over),
+            LoadProgress::Quantising => begun += 1,
+            LoadProgress::Quantised { bytes } => {
+                over += 1;
+                taken += bytes;
+            }
+        })
+        .unwrap();
+        let linears: Vec<_> = base.layers.iter().flat_map(|layer| &layer.linears).collect();
+        let bytes: u64 = linears.iter().map(|linear| linear.weight.bytes()).sum();
+        let want = if quantises { (linears.len(), bytes) } else { (0, 0) };
+        assert_eq!((over, taken), want, "{precision}");
+        assert_eq!(begun, over, "{precision}");
     }
 }
 

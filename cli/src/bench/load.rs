@@ -7,7 +7,7 @@ use domain::{Clock, SystemClock};
 use serde_json::json;
 use std::path::PathBuf;
 use trainer::TrainError;
-use trainer::model::Base;
+use trainer::model::{Base, LoadProgress};
 use trainer::run::peak_rss_bytes;
 
 /// Times how long a base takes from its files to a device; prints JSON.
@@ -50,7 +50,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     };
     let (clock, mut bytes) = (SystemClock::new(), 0);
     let started = clock.monotonic();
-    let base = Base::load_watched(&args.model, precision, &device, &mut |read, _| bytes = read);
+    let base = Base::load_watched(&args.model, precision, &device, &mut |progress| {
+        if let LoadProgress::Read { bytes: read, .. } = progress {
+            bytes = read;
+        }
+    });
     let base = base.map_err(failed)?;
     // A GPU may still be at it.
     device.synchronize().map_err(|error| failed(error.into()))?;

@@ -16,6 +16,7 @@ pub(crate) fn flag() -> Result<Arc<AtomicBool>, Failure> {
         loop {
             requests.next().await;
             if flag.swap(true, Ordering::Relaxed) {
+                telemetry::flush();
                 std::process::exit(130);
             }
             say!("\ninterrupted: finishing this step, then a checkpoint (once more ends at once)");

@@ -4,6 +4,7 @@ use crate::output::{bytes, say};
 use domain::metric::{self, MetricPoint};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
+use trainer::model::LoadProgress;
 
 /// What is shown of a run while it trains.
 pub(crate) struct Progress {
@@ -72,6 +73,13 @@ impl Loading {
     /// Of what is done with the weights.
     pub(crate) fn of(what: &'static str) -> Self {
         Self { what, bar: None, tenth: 0 }
+    }
+
+    /// Shows how far the loading of a base is.
+    pub(crate) fn watch(&mut self, progress: LoadProgress) {
+        if let LoadProgress::Read { bytes, of } = progress {
+            self.read(bytes, of);
+        }
     }
 
     /// Shows how many bytes of the files are read.

@@ -7,6 +7,7 @@ mod checkpoints;
 mod data;
 mod fleet;
 pub mod guard;
+pub mod health;
 pub mod limit;
 mod members;
 mod page;
@@ -23,23 +24,21 @@ use crate::web::Beside;
 use actor::Scope;
 use domain::{Clock, SweepId, TrialId};
 use limit::Limits;
-use proto::v1::adapter_service_server::{self, AdapterServiceServer};
-use proto::v1::agent_service_server::{self, AgentServiceServer};
-use proto::v1::data_service_server::{self, DataServiceServer};
-use proto::v1::fleet_service_server::{self, FleetServiceServer};
-use proto::v1::sweep_service_server::{self, SweepServiceServer};
-use proto::v1::trial_service_server::{self, TrialServiceServer};
+use proto::v1::adapter_service_server::AdapterServiceServer;
+use proto::v1::agent_service_server::AgentServiceServer;
+use proto::v1::data_service_server::DataServiceServer;
+use proto::v1::fleet_service_server::FleetServiceServer;
+use proto::v1::sweep_service_server::SweepServiceServer;
+use proto::v1::trial_service_server::TrialServiceServer;
 use registry::Leadership;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
+use telemetry::http::Readiness;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::codegen::http::Response;
 use tonic::transport::Server;
-use tonic_health::ServingStatus;
-use tonic_health::pb::health_server::{Health, HealthServer};
-use tonic_reflection::pb as reflection;
 use tower::util::MapResponseLayer;
 
 /// Silence on a connection after which the other side is asked for a sign of life.
@@ -47,19 +46,6 @@ const KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// Calls that one connection may have open; a client opens another connection for more.
 const STREAMS: u32 = 256;
-
-/// Every service of the server, for the health service to report.
-const SERVED: [&str; 9] = [
-    sweep_service_server::SERVICE_NAME,
-    trial_service_server::SERVICE_NAME,
-    adapter_service_server::SERVICE_NAME,
-    fleet_service_server::SERVICE_NAME,
-    agent_service_server::SERVICE_NAME,
-    data_service_server::SERVICE_NAME,
-    tonic_health::pb::health_server::SERVICE_NAME,
-    reflection::v1::server_reflection_server::SERVICE_NAME,
-    reflection::v1alpha::server_reflection_server::SERVICE_NAME,
-];
 
 /// A stream of answers.
 type Answers<T> = Pin<Box<dyn futures::Stream<Item = std::result::Result<T, Status>> + Send>>;
@@ -85,13 +71,15 @@ pub struct Services {
     pub scope: Scope,
 }
 
-/// Serves until the scope is cancelled, with the page beside the services if there is one.
+/// Serves until the scope is cancelled, with the page beside the services if there is one. `ready` says whether it can do its
+/// work.
 pub async fn serve(
     services: Services,
     incoming: crate::Incoming,
     has_page: bool,
+    ready: Readiness,
 ) -> std::result::Result<(), ServeError> {
-    let health_service = health(ServingStatus::Serving).await;
+    let health = health::service(true, ready, &services.scope);
     // Tools differ in which of the two versions of reflection they speak.
     let described = || {
         tonic_reflection::server::Builder::configure()
@@ -111,7 +99,7 @@ pub async fn serve(
         .layer(telemetry::grpc::ServerLayer { serves: |path| guard::Who::of(path).is_some() })
         .layer(MapResponseLayer::new(explained))
         .layer(guard)
-        .add_service(health_service)
+        .add_service(health)
         .add_service(described().build_v1()?)
         .add_service(described().build_v1alpha()?)
         .add_service(SweepServiceServer::new(services.clone()))
@@ -123,15 +111,6 @@ pub async fn serve(
         .serve_with_incoming_shutdown(incoming, async move { scope.cancelled().await })
         .await?;
     Ok(())
-}
-
-/// The health service of a coordinator whose services, and which itself, are all in one state.
-pub(crate) async fn health(all: ServingStatus) -> HealthServer<impl Health> {
-    let (reporter, service) = tonic_health::server::health_reporter();
-    for name in SERVED.into_iter().chain([""]) {
-        reporter.set_service_status(name, all).await;
-    }
-    service
 }
 
 /// An answer that is a refusal, with details if it has none: tonic refuses by itself what it cannot read.

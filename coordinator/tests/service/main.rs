@@ -15,7 +15,8 @@ mod page;
 mod retention;
 
 use agent::{FakeAgent, hello, holding};
-use fixture::{Fixture, LONG, SHORT, grid, halving};
+use coordinator::grpc::health::{LIVE, READY};
+use fixture::{Fixture, LONG, PATIENCE, SHORT, grid, halving};
 use proto::v1;
 use proto::v1::session_response::Message as Hear;
 use proto::v1::trial_event::Event;
@@ -113,12 +114,26 @@ async fn every_service_is_described_and_serving() {
     let fixture = Fixture::start(LONG).await;
     let (v1, v1alpha) = (services!(v1, fixture.channel.clone()), services!(v1alpha, fixture.channel.clone()));
     assert_eq!((v1.len(), v1alpha.len()), (8, 8), "{v1:?} {v1alpha:?}");
-    for service in v1.iter().chain(&v1alpha) {
-        let request = HealthCheckRequest { service: service.clone() };
+    let health = async |service: &str| {
+        let request = HealthCheckRequest { service: service.into() };
         let answer = HealthClient::new(fixture.channel.clone()).check(request).await;
-        let status = answer.map(|answer| answer.into_inner().status());
-        assert_eq!(status.ok(), Some(ServingStatus::Serving), "{service}");
+        answer.map(|answer| answer.into_inner().status()).ok()
+    };
+    // It cannot write for a while.
+    let away = fixture.dir().with_extension("away");
+    std::fs::rename(fixture.dir(), &away).unwrap();
+    assert_eq!(health(READY).await, Some(ServingStatus::NotServing));
+    std::fs::rename(&away, fixture.dir()).unwrap();
+    for service in v1.iter().chain(&v1alpha).map(String::as_str).chain(["", LIVE]) {
+        assert_eq!(health(service).await, Some(ServingStatus::Serving), "{service}");
     }
+    // It is looked once a second at most.
+    let ready = async {
+        while health(READY).await != Some(ServingStatus::Serving) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, ready).await.unwrap();
 }
 
 /// The best trial is that of the sweep's own metric and goal.

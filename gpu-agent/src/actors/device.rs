@@ -218,6 +218,8 @@ impl Actor {
             }
             self.publish();
         }
+        // It has waited for them long enough, or there is no engine any more.
+        self.held.values_mut().for_each(|held| held.traced.over(Some("its agent ended first")));
         // Dropping the host ends its thread.
     }
 
@@ -300,8 +302,13 @@ impl Actor {
 
     /// Drops an assignment that is not current, with all that is kept of it.
     fn forget(&mut self, assignment: &Assignment) {
-        let belongs = self.held.remove(assignment).and_then(|held| held.traced.belongs());
-        at_place(belongs, || tracing::info!(trial = %assignment, "dropped: the assignment is not current"));
+        let held = self.held.remove(assignment);
+        at_place(held.as_ref().and_then(|held| held.traced.belongs()), || {
+            tracing::info!(trial = %assignment, "dropped: the assignment is not current");
+        });
+        if let Some(mut held) = held {
+            held.traced.over(Some("the assignment is not current"));
+        }
         self.unsaid.retain(|(other, _)| other != assignment);
         self.spool.forget(assignment);
         self.home.remove_work_dir(assignment);
@@ -375,7 +382,8 @@ impl Actor {
                 let last = happening.is_last();
                 match &happening {
                     Happening::Started { .. } => held.traced.started(),
-                    _ if last => held.traced.over(&happening),
+                    Happening::Failed(failure) => held.traced.over(Some(&failure.message)),
+                    _ if last => held.traced.over(None),
                     _ => {}
                 }
                 let Some(mut saying) = wire::saying(happening, reason) else { return };
@@ -470,6 +478,9 @@ impl Actor {
     /// Ends a trial whose files this machine or the coordinator cannot handle.
     fn fail(&mut self, assignment: &Assignment, failure: Failure) {
         self.outgoing.push_back(engine::Command::Stop(assignment.clone(), How::Drop));
+        if let Some(held) = self.held.get_mut(assignment) {
+            held.traced.over(Some(&failure.message));
+        }
         self.say(assignment, Saying::Failed(failure));
         self.held.remove(assignment);
     }
@@ -524,7 +535,7 @@ mod tests {
 
     fn measured(trial: &str, step: u64) -> [Event; 2] {
         let (start, took) = (Timestamp(step), Duration::ZERO);
-        let phase = Phase { work: Work::Evaluate, start, took, step };
+        let phase = Phase { work: Work::Evaluate, start, took, step, four_bits: None };
         [Event::Steps(vec![0.1]), Event::Phase(Assignment::new(trial, 1), phase)]
     }
 

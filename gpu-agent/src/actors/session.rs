@@ -134,7 +134,7 @@ impl Session {
         let endpoint = self.finder.find().await?;
         self.transfers.follow(endpoint.uri());
         let line = self.finder.line(endpoint.connect().await?).map_err(FindError::from)?;
-        let mut client = AgentServiceClient::new(Traced::client(line));
+        let mut client = AgentServiceClient::new(Traced::client(line, endpoint.uri()));
         let (outgoing, requests) = mpsc::channel(OUTGOING);
         // There is room: the channel is new.
         let _ = outgoing.try_send(self.hello());

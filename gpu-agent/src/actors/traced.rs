@@ -1,12 +1,11 @@
 //! What a device tells of a trial's attempt: spans of its work once it is over, and one of its training, whose events are
 //! the points that it reported. Nothing is told from the thread that trains.
 
-use crate::engine::{Happening, Phase, Work};
+use crate::engine::{FourBits, Phase, Quantising, Work};
 use domain::Timestamp;
 use domain::metric::{self, MetricPoint};
 use std::fmt::Display;
 use std::future::Future;
-use telemetry::Instrument;
 use telemetry::metrics;
 use telemetry::trace::{Place, Span};
 use tokio::time::Instant;
@@ -57,8 +56,16 @@ impl Traced {
             Work::Evaluate if phase.step == 0 => self.ready_ms = Some(end_ms),
             Work::Evaluate | Work::Checkpoint => {}
         }
-        let attributes = vec![("lorafleet.trial.step", (phase.step as i64).into())];
-        Span { name, start_ms: phase.start.0, end_ms, attributes, ..Span::default() }.tell(belongs);
+        let mut attributes = vec![("lorafleet.trial.step", (phase.step as i64).into())];
+        if let Some(four_bits) = phase.four_bits {
+            attributes.push(("lorafleet.base.cached", (four_bits == FourBits::Cached).into()));
+        }
+        let span = Span { name, start_ms: phase.start.0, end_ms, attributes, ..Span::default() };
+        if let Some(load) = span.tell(belongs)
+            && let Some(FourBits::Quantised(quantising)) = phase.four_bits
+        {
+            quantise(quantising, end_ms).tell(load);
+        }
     }
 
     /// A point was reported by a device's trial.
@@ -90,15 +97,17 @@ impl Traced {
         }
     }
 
-    /// Nothing more comes of it: tells of its training.
-    pub(super) fn over(&self, last: &Happening) {
-        if let (Some(belongs), true) = (self.belongs, self.started) {
-            self.training(last).tell(belongs);
+    /// Nothing more comes of it: tells of its training, once, and why it did not end well if it did not.
+    pub(super) fn over(&mut self, error: Option<&str>) {
+        if std::mem::take(&mut self.started)
+            && let Some(belongs) = self.belongs
+        {
+            self.training(error).tell(belongs);
         }
     }
 
     /// Its training: from when it was ready to when the last was heard of it.
-    fn training(&self, last: &Happening) -> Span {
+    fn training(&self, error: Option<&str>) -> Span {
         let start_ms = self.ready_ms.unwrap_or(self.last.0);
         let events = self.points.iter().map(|point| {
             let mut values = vec![("lorafleet.trial.step".to_string(), point.step as f64)];
@@ -110,13 +119,22 @@ impl Traced {
             );
             (point.time.0, "step", values)
         });
-        let error = match last {
-            Happening::Failed(failure) => Some(failure.message.clone()),
-            _ => None,
-        };
+        let error = error.map(String::from);
         let (events, end_ms) = (events.collect(), self.last.0.max(start_ms));
         Span { name: "train", start_ms, end_ms, events, error, ..Span::default() }
     }
+}
+
+/// The quantising of a base, within the load that ended then.
+fn quantise(Quantising { start, took, busy, matrices, bytes }: Quantising, load_end_ms: u64) -> Span {
+    let attributes = vec![
+        ("lorafleet.base.matrices", (matrices as i64).into()),
+        ("lorafleet.base.bytes", (bytes as i64).into()),
+        ("lorafleet.base.quantising_seconds", busy.as_secs_f64().into()),
+    ];
+    // Both ends are cut to the millisecond, each for itself.
+    let end_ms = (start.0 + took.as_millis() as u64).min(load_end_ms);
+    Span { name: "quantise", start_ms: start.0, end_ms, attributes, ..Span::default() }
 }
 
 /// An upload, within a span that its calls belong to.
@@ -155,31 +173,37 @@ async fn within<T, E: Display>(
     name: &'static str,
     work: impl Future<Output = Result<T, E>>,
 ) -> Result<T, E> {
-    // What belongs to no trace would begin one of its own.
-    let Some(belongs) = belongs else { return work.await };
-    let span = telemetry::trace::below(Some(belongs), name);
-    let done = work.instrument(span.clone()).await;
-    if let Err(error) = &done {
-        telemetry::trace::failed(&span, &error.to_string());
+    match belongs {
+        Some(belongs) => telemetry::trace::within(belongs, name, work).await,
+        // What belongs to no trace would begin one of its own.
+        None => work.await,
     }
-    done
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::trial::{Failure, FailureClass};
     use std::time::Duration;
     use telemetry::trace::TrialTrace;
 
     fn phase(work: Work, start: u64, step: u64) -> Phase {
-        Phase { work, start: Timestamp(start), took: Duration::from_millis(10), step }
+        Phase { work, start: Timestamp(start), took: Duration::from_millis(10), step, four_bits: None }
+    }
+
+    #[test]
+    fn a_base_is_quantised_within_its_load() {
+        let took = Duration::from_micros(1_999_900);
+        let busy = Duration::from_millis(1500);
+        let quantising = Quantising { start: Timestamp(1000), took, busy, matrices: 21, bytes: 4096 };
+        for (load_end_ms, want) in [(5000, 2999), (2998, 2998)] {
+            let span = quantise(quantising, load_end_ms);
+            assert_eq!((span.name, span.start_ms, span.end_ms), ("quantise", 1000, want));
+        }
     }
 
     #[test]
     fn training_lasts_from_when_it_was_ready_to_the_last_that_was_heard() {
         let point = |time: u64| MetricPoint { step: 1, time: Timestamp(time), values: Vec::new() };
-        let failed = Failure { class: FailureClass::OutOfMemory, message: "too much".into() };
         for (phases, points, want) in [
             // It ended before its first point.
             (vec![(Work::Load, 100, 0), (Work::Prepare, 200, 0)], vec![], (210, 210)),
@@ -195,7 +219,7 @@ mod tests {
             let mut traced = Traced::new(Some(TrialTrace::of("a", 1).attempt(1)));
             phases.iter().for_each(|(work, start, step)| traced.phase(&phase(*work, *start, *step)));
             points.iter().for_each(|time| traced.point(&point(*time), "cpu"));
-            let span = traced.training(&Happening::Failed(failed.clone()));
+            let span = traced.training(Some("too much"));
             assert_eq!((span.start_ms, span.end_ms), want, "{phases:?} {points:?}");
             assert_eq!((span.events.len(), span.error.as_deref()), (points.len(), Some("too much")));
         }

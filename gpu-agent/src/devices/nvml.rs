@@ -78,7 +78,7 @@ fn gpu(nvml: &Nvml, device: &Device) -> Result<Gpu, NvmlError> {
 pub(super) fn observe() {
     use metrics::{GPU_MEMORY_LIMIT, GPU_MEMORY_USAGE, GPU_UTILIZATION, HW_ERRORS, HW_POWER, HW_TEMPERATURE};
     let (plain, typed): (&[_], &[_]) = (&[], &[("hw.type", "gpu")]);
-    let memory_errors = &[("hw.type", "gpu"), ("error.type", "uncorrected_memory")];
+    let memory_errors = &[("hw.type", "gpu"), ("error.type", "uncorrected")];
     GPU_UTILIZATION.observe(each(plain, |gpu| Ok(f64::from(gpu.utilization_rates()?.gpu) / 100.0)));
     GPU_MEMORY_USAGE.observe(each(plain, |gpu| Ok(gpu.memory_info()?.used as f64)));
     GPU_MEMORY_LIMIT.observe(each(plain, |gpu| Ok(gpu.memory_info()?.total as f64)));

@@ -4,7 +4,7 @@ use super::exams::{self, Exams};
 use super::kept::Keeper;
 use super::pack::{Asking, Backend, Stepped};
 use super::sources::{self, Sources};
-use super::{Admission, CheckpointDirs, Event};
+use super::{Admission, CheckpointDirs, Event, FourBits};
 use crate::cache::quantised::Draft;
 use domain::Clock;
 use domain::trial::{BaseModel, Digests, Failure, FailureClass, TrialSummary};
@@ -94,7 +94,7 @@ impl Backend for Candle {
         base: &BaseModel,
         admission: &Admission,
         emit: &mut dyn FnMut(Event),
-    ) -> Result<Loaded, Failure> {
+    ) -> Result<(Loaded, Option<FourBits>), Failure> {
         let dir = locate::model(&base.model).map_err(failure)?;
         self.exams.forget_answers();
         let on = (&self.device, &*self.clock);

@@ -207,7 +207,7 @@ impl Happening {
 #[serde(rename_all = "snake_case")]
 pub enum Work {
     /// Reads the base's weights to the device; to 4 bits they are quantised one by one as they come,
-    /// unless the agent's cache has them so.
+    /// unless the agent's cache has them so ([`FourBits`]).
     Load,
     /// Reads its rows, and its checkpoint if it goes on from one.
     Prepare,
@@ -240,6 +240,34 @@ pub struct Phase {
     pub took: Duration,
     /// Finished steps of the trial then.
     pub step: u64,
+    /// Of a base that is loaded in 4 bits from files in more: how it came to be so.
+    #[serde(default)]
+    pub four_bits: Option<FourBits>,
+}
+
+/// How a base came to be in 4 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FourBits {
+    /// The agent's cache had it so.
+    Cached,
+    /// Its matrices were quantised as they were read.
+    Quantised(Quantising),
+}
+
+/// The quantising of a base's matrices, from the first to the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Quantising {
+    /// When the first began.
+    pub start: Timestamp,
+    /// From then to the end of the last, what was read in between included.
+    pub took: Duration,
+    /// The time in which a matrix was quantised. On a GPU without double quantisation, until the GPU was told to.
+    pub busy: Duration,
+    /// How many.
+    pub matrices: u64,
+    /// Bytes that they take in 4 bits.
+    pub bytes: u64,
 }
 
 /// What an engine says.

@@ -5,7 +5,7 @@ mod ending;
 
 pub(super) use ending::end_waiting;
 
-use super::{Admission, CheckpointDirs, Ending, Engine, Event, Happening, How, Phase, Work};
+use super::{Admission, CheckpointDirs, Ending, Engine, Event, FourBits, Happening, How, Phase, Work};
 use crate::Assignment;
 use crate::cache::quantised::Draft;
 use domain::metric::{self, MetricPoint};
@@ -58,13 +58,14 @@ pub trait Backend {
     /// Lets a run spend all the time for memory that it may, after the device ran out of it although everything was
     /// predicted to fit. False if it does so already.
     fn spare(&self, base: &Self::Base, run: &mut Self::Run) -> bool;
-    /// Loads a base, named as it lies on this machine, for a trial; `emit` takes what there is to say of it.
+    /// Loads a base, named as it lies on this machine, for a trial; `emit` takes what there is to say of it. Answers also with
+    /// how it came to be in 4 bits, if its files are in more.
     fn load(
         &mut self,
         base: &BaseModel,
         admission: &Admission,
         emit: &mut dyn FnMut(Event),
-    ) -> Result<Self::Base, Failure>;
+    ) -> Result<(Self::Base, Option<FourBits>), Failure>;
     /// Writes the base that was loaded to the agent's cache, beside what else it does.
     fn keep(&mut self, _: &Self::Base, _: Draft) {}
     /// Starts a run, or goes on from the admission's checkpoint.
@@ -280,8 +281,9 @@ impl<B: Backend> Pack<B> {
             return Err(does_not_fit(bytes, 0, self.memory_bytes));
         }
         let begun = Begun::now(&*self.clock);
-        let loaded = self.backend.load(&here, admission, emit)?;
-        emit(begun.over(&*self.clock, &admission.assignment, Work::Load, 0));
+        let (loaded, four_bits) = self.backend.load(&here, admission, emit)?;
+        let phase = Phase { four_bits, ..begun.phase(&*self.clock, Work::Load, 0) };
+        emit(Event::Phase(admission.assignment.clone(), phase));
         emit(Event::BaseResident(Some(base.to_string())));
         self.base = Some((base, loaded));
         self.base_bytes = bytes;
@@ -337,7 +339,8 @@ impl<B: Backend> Pack<B> {
         if let Some(took) = stepped.evaluation {
             let (now, step) = (self.clock.now(), self.backend.step(&member.run));
             let start = Timestamp(now.0.saturating_sub(took.as_millis() as u64));
-            emit(Event::Phase(assignment.clone(), Phase { work: Work::Evaluate, start, took, step }));
+            let phase = Phase { work: Work::Evaluate, start, took, step, four_bits: None };
+            emit(Event::Phase(assignment.clone(), phase));
         }
         if let Some(failure) = stepped.failed {
             return emit(Event::Trial(assignment, Happening::Failed(failure)));
@@ -371,8 +374,12 @@ impl Begun {
     }
 
     fn over(self, clock: &dyn Clock, assignment: &Assignment, work: Work, step: u64) -> Event {
+        Event::Phase(assignment.clone(), self.phase(clock, work, step))
+    }
+
+    fn phase(self, clock: &dyn Clock, work: Work, step: u64) -> Phase {
         let took = clock.monotonic().saturating_sub(self.since);
-        Event::Phase(assignment.clone(), Phase { work, start: self.start, took, step })
+        Phase { work, start: self.start, took, step, four_bits: None }
     }
 }
 

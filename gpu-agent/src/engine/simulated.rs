@@ -15,7 +15,7 @@
 mod scores;
 
 use super::pack::{Asking, Backend, Stepped};
-use super::{Admission, CheckpointDirs, Event, sources};
+use super::{Admission, CheckpointDirs, Event, FourBits, sources};
 use domain::footprint::{self, Engine, Load, ModelShape};
 use domain::machine::Accelerator;
 use domain::metric::{self, MetricPoint};
@@ -213,13 +213,13 @@ impl Backend for Simulated {
         base: &BaseModel,
         _: &Admission,
         _: &mut dyn FnMut(Event),
-    ) -> Result<Option<ModelShape>, Failure> {
+    ) -> Result<(Option<ModelShape>, Option<FourBits>), Failure> {
         if let Pace::Fixed(_) = self.pace {
-            return Ok(None);
+            return Ok((None, None));
         }
         let shape = shape(&base.model)?;
         self.pass(shape.base_bytes(base.precision) as f64 / LOAD_BYTES_PER_SECOND);
-        Ok(Some(shape))
+        Ok((Some(shape), None))
     }
 
     fn start(&mut self, base: &Option<ModelShape>, admission: &Admission) -> Result<SimulatedRun, Failure> {

@@ -2,6 +2,7 @@
 
 use crate::common::{Trial, results, submit, submit_as, until};
 use crate::{ELECTION_TTL, Fleet, attempts, now, placed_again, seconds, soon, there};
+use coordinator::grpc::health::{LIVE, READY};
 use proto::v1;
 use proto::v1::fleet_service_client::FleetServiceClient;
 use proto::v1::sweep_service_client::SweepServiceClient;
@@ -138,7 +139,8 @@ async fn a_coordinator_that_starts_without_etcds_majority_says_so() {
         let request = HealthCheckRequest { service: service.into() };
         client.check(request).await.unwrap().into_inner().status()
     };
-    let services = ["", sweep_service_server::SERVICE_NAME, agent_service_server::SERVICE_NAME];
+    let services = ["", sweep_service_server::SERVICE_NAME, agent_service_server::SERVICE_NAME, READY];
+    assert_eq!(health(LIVE).await, ServingStatus::Serving);
     for service in services {
         assert_eq!(health(service).await, ServingStatus::NotServing, "{service}");
     }

@@ -23,6 +23,7 @@ use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
 use opentelemetry_proto::tonic::metrics::v1::Metric;
+use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
 use std::collections::BTreeMap;
@@ -50,6 +51,8 @@ pub const TENANT: &str = "x-tenant";
 pub struct Received {
     /// The paths that were called, and what their last call had as [`TENANT`].
     pub calls: BTreeMap<String, Option<String>>,
+    /// What each service says of itself.
+    pub resources: BTreeMap<String, Vec<KeyValue>>,
     pub spans: Vec<(String, Span)>,
     pub metrics: Vec<(String, Metric)>,
     pub logs: Vec<(String, LogRecord)>,
@@ -74,9 +77,17 @@ impl Kept {
         self.changed.send_replace(());
     }
 
+    /// The name of a service, of which it is kept what it says of itself.
+    fn service(&self, resource: Option<Resource>) -> String {
+        let attributes = resource.map(|resource| resource.attributes).unwrap_or_default();
+        let name = attribute(&attributes, "service.name").unwrap_or_default();
+        self.add(|received| _ = received.resources.insert(name.clone(), attributes));
+        name
+    }
+
     fn traces(&self, request: ExportTraceServiceRequest) {
         for of in request.resource_spans {
-            let name = service(&of.resource);
+            let name = self.service(of.resource);
             let spans = of.scope_spans.into_iter().flat_map(|scope| scope.spans);
             self.add(|received| received.spans.extend(spans.map(|span| (name.clone(), span))));
         }
@@ -84,7 +95,7 @@ impl Kept {
 
     fn metrics(&self, request: ExportMetricsServiceRequest) {
         for of in request.resource_metrics {
-            let name = service(&of.resource);
+            let name = self.service(of.resource);
             let metrics = of.scope_metrics.into_iter().flat_map(|scope| scope.metrics);
             self.add(|received| received.metrics.extend(metrics.map(|metric| (name.clone(), metric))));
         }
@@ -92,7 +103,7 @@ impl Kept {
 
     fn logs(&self, request: ExportLogsServiceRequest) {
         for of in request.resource_logs {
-            let name = service(&of.resource);
+            let name = self.service(of.resource);
             let logs = of.scope_logs.into_iter().flat_map(|scope| scope.log_records);
             self.add(|received| received.logs.extend(logs.map(|log| (name.clone(), log))));
         }
@@ -210,11 +221,6 @@ pub fn text(log: &LogRecord) -> String {
 
 #[derive(Clone)]
 struct Services(Arc<Kept>);
-
-fn service(resource: &Option<opentelemetry_proto::tonic::resource::v1::Resource>) -> String {
-    let attributes = resource.as_ref().map(|resource| resource.attributes.as_slice()).unwrap_or_default();
-    attribute(attributes, "service.name").unwrap_or_default()
-}
 
 #[tonic::async_trait]
 impl TraceService for Services {

@@ -8,4 +8,4 @@ mod weights;
 pub use config::{ModelConfig, RopeScaling};
 pub use quantization::Quantization;
 pub(crate) use weights::NormNumbers;
-pub use weights::{Base, Layer, Linear};
+pub use weights::{Base, Layer, Linear, LoadProgress};

@@ -116,6 +116,25 @@ const BIASED: usize = 3;
 /// The output head's path.
 const HEAD_PATH: &str = "lm_head";
 
+/// How far the loading of a model is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadProgress {
+    /// After each tensor.
+    Read {
+        /// Bytes of the files that are read.
+        bytes: u64,
+        /// Of so many.
+        of: u64,
+    },
+    /// A matrix that was read begins to be quantised.
+    Quantising,
+    /// It is quantised. A GPU may still be at it: without double quantisation nothing waits for its kernels.
+    Quantised {
+        /// What it takes now.
+        bytes: u64,
+    },
+}
+
 /// A frozen Llama, or one of its kin, on a device.
 #[derive(Debug)]
 pub struct Base {
@@ -142,10 +161,10 @@ impl Base {
     /// # Errors
     /// A file is missing or cut off, or a tensor is missing or has another shape than the configuration says.
     pub fn load(dir: &Path, precision: Precision, device: &Device) -> Result<Self> {
-        Self::load_watched(dir, precision, device, &mut |_, _| ())
+        Self::load_watched(dir, precision, device, &mut |_| ())
     }
 
-    /// [`Base::load`]; `watch` is told after each tensor how many bytes of the files are read, and of how many.
+    /// [`Base::load`]; `watch` is told how far it is.
     ///
     /// # Errors
     /// Those of [`Base::load`].
@@ -153,7 +172,7 @@ impl Base {
         dir: &Path,
         precision: Precision,
         device: &Device,
-        watch: &mut dyn FnMut(u64, u64),
+        watch: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self> {
         device::check(device, precision)?;
         let (config, tensors) = open(dir)?;
@@ -173,11 +192,18 @@ impl Base {
                 let found = check_tensor(dir, &tensors, quantization, name, shape, held)?;
                 read += found.as_ref().map_or_else(|| bytes(name), Quantized::bytes);
                 let weight = match (found, held) {
+                    (None, Numbers::Nf4 { .. }) => {
+                        let matrix = next(name)?.to_device(device)?;
+                        watch(LoadProgress::Quantising);
+                        let weight = held.hold(&matrix)?;
+                        watch(LoadProgress::Quantised { bytes: weight.bytes() });
+                        weight
+                    }
                     (None, _) => held.hold(&next(name)?.to_device(device)?)?,
                     (Some(matrix), Numbers::Nf4 { .. }) => Weight::Nf4(matrix.read(device)?),
                     (Some(matrix), _) => held.hold(&matrix.read(device)?.dequantize()?)?,
                 };
-                watch(read, total);
+                watch(LoadProgress::Read { bytes: read, of: total });
                 Ok(weight)
             })
         })

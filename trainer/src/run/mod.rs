@@ -22,7 +22,7 @@ use crate::error::{Result, TrainError};
 use crate::files;
 use crate::kept;
 use crate::lora::Adapter;
-use crate::model::Base;
+use crate::model::{Base, LoadProgress};
 use crate::ops;
 use crate::optim::{AdamW, AdamWConfig};
 use crate::pack::{self, Outcome, Row};
@@ -68,10 +68,10 @@ impl Loaded {
     /// # Errors
     /// A file is missing, cut off or of another model; the tokenizer has more ids than the embedding rows.
     pub fn load(dir: &Path, precision: Precision, device: &Device) -> Result<Self> {
-        Self::load_watched(dir, precision, device, &mut |_, _| ())
+        Self::load_watched(dir, precision, device, &mut |_| ())
     }
 
-    /// [`Loaded::load`]; `watch` is told after each tensor how many bytes of the weights are read, and of how many.
+    /// [`Loaded::load`]; `watch` is told how far the weights are.
     ///
     /// # Errors
     /// Those of [`Loaded::load`].
@@ -79,7 +79,7 @@ impl Loaded {
         dir: &Path,
         precision: Precision,
         device: &Device,
-        watch: &mut dyn FnMut(u64, u64),
+        watch: &mut dyn FnMut(LoadProgress),
     ) -> Result<Self> {
         let base = Base::load_watched(dir, precision, device, watch)?;
         let tokenizer = preflight::tokenizer(dir, &base.config)?;

@@ -61,7 +61,7 @@ pub(super) struct RunningSweep {
     entries: Vec<(u32, u32, LogEntry)>,
     /// When devices were granted whose assignments are not yet written.
     granted: BTreeMap<u32, Timestamp>,
-    /// Spans of traces that wait for what they tell of to be written.
+    /// Spans and counts that wait for what they tell of to be written.
     untold: Vec<Untold>,
     /// How many of its trials stand in each state, as the metrics have it.
     counted: [Part; TrialState::ALL.len()],
@@ -427,7 +427,8 @@ impl RunningSweep {
     fn close_account(&mut self, number: u32, seconds: f64) -> Result<()> {
         let earlier = self.ledger.get(number)?.earlier_cost_usd;
         self.ledger.close_account(number, seconds, self.now())?;
-        metrics::TRIAL_COST.add(self.ledger.get(number)?.earlier_cost_usd - earlier, &[]);
+        let charged = self.ledger.get(number)?.earlier_cost_usd - earlier;
+        self.untold.push(Untold::count(move || metrics::TRIAL_COST.add(charged, &[])));
         Ok(())
     }
 

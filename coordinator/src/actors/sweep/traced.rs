@@ -19,25 +19,40 @@ pub enum Stage {
     Holds(Timestamp),
 }
 
-/// A span that is told once its change is durable.
-#[derive(Debug)]
-pub(super) struct Untold {
-    own: Option<Place>,
-    parent: Option<Place>,
-    span: Span,
-    /// Whether it ends when the change is durable.
-    until_durable: bool,
+/// What is told once its change is durable. A leader that is replaced before tells nothing of what the next one sees anew.
+pub(super) enum Untold {
+    /// A span.
+    Span {
+        own: Option<Place>,
+        parent: Option<Place>,
+        span: Span,
+        /// Whether it ends when the change is durable.
+        until_durable: bool,
+    },
+    /// What the metrics count.
+    Count(Box<dyn FnOnce() + Send>),
 }
 
 impl Untold {
-    pub(super) fn tell(mut self, now: Timestamp) {
-        if self.until_durable {
-            self.span.end_ms = now.0;
-        }
-        match (self.own, self.parent) {
-            (Some(own), parent) => self.span.tell_at(own, parent),
-            (None, Some(parent)) => self.span.tell(parent),
-            (None, None) => {}
+    pub(super) fn count(count: impl FnOnce() + Send + 'static) -> Self {
+        Self::Count(Box::new(count))
+    }
+
+    pub(super) fn tell(self, now: Timestamp) {
+        match self {
+            Self::Count(count) => count(),
+            Self::Span { own, parent, mut span, until_durable } => {
+                if until_durable {
+                    span.end_ms = now.0;
+                }
+                match (own, parent) {
+                    (Some(own), parent) => span.tell_at(own, parent),
+                    (None, Some(parent)) => {
+                        span.tell(parent);
+                    }
+                    (None, None) => {}
+                }
+            }
         }
     }
 }
@@ -71,7 +86,8 @@ pub(super) fn follow(
             "assigned" => {
                 let granted = granted.unwrap_or(now).min(now);
                 if let Some(Stage::Waits(since)) = stage {
-                    metrics::TRIAL_QUEUE_DURATION.record(granted.since(since).as_secs_f64(), &[]);
+                    let seconds = granted.since(since).as_secs_f64();
+                    untold.push(Untold::count(move || metrics::TRIAL_QUEUE_DURATION.record(seconds, &[])));
                     let attempt = entry.attempt.0;
                     untold.extend(trace.map(|trace| queue(trace, attempt, since, granted)));
                 }
@@ -93,7 +109,7 @@ pub(super) fn follow(
                         untold.extend(attempt(trace, record, stage, state, failure, now));
                     }
                 }
-                ended(record);
+                untold.push(ended(record));
                 untold.extend(trace.map(|trace| whole(trace, sweep, record, now)));
                 stage = None;
             }
@@ -106,13 +122,13 @@ pub(super) fn follow(
 fn queue(trace: TrialTrace, attempt: u32, since: Timestamp, until: Timestamp) -> Untold {
     let attributes = vec![("lorafleet.trial.attempt", i64::from(attempt).into())];
     let span = Span { name: "queue", start_ms: since.0, end_ms: until.0, attributes, ..Span::default() };
-    Untold { own: None, parent: Some(trace.whole()), span, until_durable: false }
+    Untold::Span { own: None, parent: Some(trace.whole()), span, until_durable: false }
 }
 
 fn place(trace: TrialTrace, record: &TrialRecord, granted: Timestamp) -> Untold {
     let span = Span { name: "place", start_ms: granted.0, attributes: of_place(record), ..Span::default() };
     let parent = Some(trace.attempt(record.trial.attempt.0));
-    Untold { own: None, parent, span, until_durable: true }
+    Untold::Span { own: None, parent, span, until_durable: true }
 }
 
 /// Where a trial trains, as attributes.
@@ -138,17 +154,18 @@ fn attempt(
     outcome: &str,
     why: Option<&str>,
     now: Timestamp,
-) -> Option<Untold> {
-    let Some(Stage::Holds(since)) = stage else { return None };
-    metrics::ATTEMPTS.add(1.0, &[("outcome", outcome)]);
-    let trace = trace?;
+) -> Vec<Untold> {
+    let Some(Stage::Holds(since)) = stage else { return Vec::new() };
+    let counted = outcome.to_string();
+    let count = Untold::count(move || metrics::ATTEMPTS.add(1.0, &[("outcome", counted.as_str())]));
+    let Some(trace) = trace else { return vec![count] };
     let mut attributes = of_place(record);
     attributes.push(("lorafleet.trial.outcome", outcome.to_string().into()));
     let error = why.map(String::from);
     let span =
         Span { name: "attempt", start_ms: since.0, end_ms: now.0, attributes, error, ..Span::default() };
     let own = Some(trace.attempt(record.trial.attempt.0));
-    Some(Untold { own, parent: Some(trace.whole()), span, until_durable: false })
+    vec![count, Untold::Span { own, parent: Some(trace.whole()), span, until_durable: false }]
 }
 
 /// The whole trial. One that is tried again is told of again, with its longer life.
@@ -169,7 +186,7 @@ fn whole(trace: TrialTrace, sweep: &SweepRecord, record: &TrialRecord, now: Time
         error: trial.failure.as_ref().map(|failure| failure.message.clone()),
         ..Span::default()
     };
-    Untold { own: Some(trace.whole()), parent: None, span, until_durable: false }
+    Untold::Span { own: Some(trace.whole()), parent: None, span, until_durable: false }
 }
 
 /// Tells of an entry of a trial's log that is durable.
@@ -196,18 +213,20 @@ pub(super) fn log(sweep: &SweepRecord, trial: &Trial, entry: LogEntry) {
 }
 
 /// What the metrics keep of a trial that is over.
-fn ended(record: &TrialRecord) {
+fn ended(record: &TrialRecord) -> Untold {
     let trial = &record.trial;
-    if let Some(loss) = trial.eval_loss.filter(|_| trial.state != TrialState::Diverged) {
-        metrics::TRIAL_EVAL_LOSS.record(loss, &[]);
-    }
+    let loss = trial.eval_loss.filter(|_| trial.state != TrialState::Diverged);
     let summary = trial.summary.as_ref();
-    if let Some(peak) = summary.and_then(|summary| summary.peak_memory_bytes)
-        && let Some(predicted) = summary.and_then(|summary| summary.predicted_peak_memory_bytes)
-        && predicted > 0
-    {
-        metrics::TRIAL_MEMORY_PEAK.record(peak as f64, &[]);
-        metrics::TRIAL_MEMORY_PREDICTED.record(predicted as f64, &[]);
-        metrics::TRIAL_MEMORY_QUOTIENT.record(peak as f64 / predicted as f64, &[]);
-    }
+    let peak = summary.and_then(|summary| summary.peak_memory_bytes);
+    let predicted = summary.and_then(|summary| summary.predicted_peak_memory_bytes);
+    Untold::count(move || {
+        if let Some(loss) = loss {
+            metrics::TRIAL_EVAL_LOSS.record(loss, &[]);
+        }
+        if let (Some(peak), Some(predicted @ 1..)) = (peak, predicted) {
+            metrics::TRIAL_MEMORY_PEAK.record(peak as f64, &[]);
+            metrics::TRIAL_MEMORY_PREDICTED.record(predicted as f64, &[]);
+            metrics::TRIAL_MEMORY_QUOTIENT.record(peak as f64 / predicted as f64, &[]);
+        }
+    })
 }

@@ -54,7 +54,7 @@ impl Backend for Small {
         base: &BaseModel,
         admission: &Admission,
         emit: &mut dyn FnMut(Event),
-    ) -> Result<Self::Base, Failure> {
+    ) -> Result<(Self::Base, Option<FourBits>), Failure> {
         self.0.load(base, admission, emit)
     }
     fn start(&mut self, base: &Self::Base, admission: &Admission) -> Result<SimulatedRun, Failure> {
