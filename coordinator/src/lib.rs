@@ -264,6 +264,7 @@ async fn taken_up(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope
     };
     let directory = Directory::start(tools, scope).await?;
     let owners = Owners::open(store).await?;
+    dispatcher.serve().await?;
     Ok(Desk { directory, dispatcher, history, owners, uploads, trouble, lease: terms.lease })
 }
 

@@ -339,20 +339,40 @@ async fn an_agent_that_leaves_gets_no_more() {
     assert_eq!(bench.held().await, [("one".to_string(), vec![1])]);
 }
 
-#[tokio::test(start_paused = true)]
-async fn what_was_held_before_a_restart_is_adopted_or_lost() {
-    let bench = bench();
-    let now = bench.clock.now();
-    let expected = |number| Expected {
+/// What the agent `one` held before a restart, in its fourth attempt, charged for a minute ago.
+fn expected(bench: &Bench, number: u32) -> Expected {
+    Expected {
         trial: trial(number),
         attempt: Attempt(4),
         agent: AgentId::new("one"),
         device: DeviceId::new("cpu"),
         needs: on("CPU"),
-        charged_at: Some(Timestamp(now.0 - 60_000)),
-    };
-    let mut adopted = bench.dispatcher.expect(expected(1)).await.unwrap();
-    let lost = bench.dispatcher.expect(expected(2)).await.unwrap();
+        charged_at: Some(Timestamp(bench.clock.now().0 - 60_000)),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_runs_only_once_its_agent_can_come_back() {
+    let bench = bench();
+    let mut lost = bench.dispatcher.expect(expected(&bench, 1)).await.unwrap();
+    // A coordinator that takes over reads all that is kept before anybody can connect.
+    advance(10 * LEASE).await;
+    for _ in 0..2 {
+        assert_eq!(bench.held().await, []);
+    }
+    assert!(lost.try_recv().is_err(), "nobody could come back");
+    bench.dispatcher.serve().await.unwrap();
+    let serves = Instant::now();
+    lost.await.unwrap();
+    assert_eq!(serves.elapsed().as_secs(), LEASE.as_secs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_held_before_a_restart_is_adopted_or_lost() {
+    let bench = bench();
+    let mut adopted = bench.dispatcher.expect(expected(&bench, 1)).await.unwrap();
+    let lost = bench.dispatcher.expect(expected(&bench, 2)).await.unwrap();
+    bench.dispatcher.serve().await.unwrap();
     advance(Duration::from_secs(10)).await;
     let agent = FakeAgent::connect(&bench, "one", vec![holding(1, 4), holding(2, 3)]).await;
     // Shared by two: half of the minute without a coordinator and of the 10 s since. The other's lease runs out

@@ -128,6 +128,7 @@ enum Command {
     Disconnect(AgentId, SessionId),
     Enqueue(Request),
     Expect(Expected, Reply<Lost>),
+    Serve,
     Send(TrialId, Attempt, ToAgent),
     Release(TrialId, Attempt, bool, Reply<f64>),
     Used(Vec<TrialId>, Reply<Vec<(TrialId, f64)>>),
@@ -189,9 +190,15 @@ impl Dispatcher {
         self.0.tell(Command::Enqueue(request)).await
     }
 
-    /// A trial was assigned before this coordinator started: its agent has one full lease to come back.
+    /// A trial was assigned before this coordinator started: its agent has one full lease to come back, from
+    /// [`Dispatcher::serve`] on.
     pub async fn expect(&self, expected: Expected) -> Result<Lost, Gone> {
         self.0.ask(|reply| Command::Expect(expected, reply)).await
+    }
+
+    /// Agents can come back from now on. What a coordinator takes to get there, which has much to read, is no silence of theirs.
+    pub async fn serve(&self) -> Result<(), Gone> {
+        self.0.tell(Command::Serve).await
     }
 
     /// Sends a message to the agent that holds the assignment. A stop reaches it after a reconnection too;

@@ -50,6 +50,8 @@ pub(super) struct State {
     usage: Usage,
     meters: HashMap<Place, Meter>,
     sessions: u64,
+    /// Whether agents can come back.
+    serves: bool,
     /// Where the limits of namespaces stand, if they have any, and what stood there last.
     limits: Option<Arc<Watched<Limits>>>,
     in_force: Arc<Limits>,
@@ -81,8 +83,8 @@ struct Held {
     attempt: Attempt,
     place: Place,
     needs: Waiting,
-    /// When the lease ends.
-    deadline: Instant,
+    /// When the lease ends; not before agents can come back.
+    deadline: Option<Instant>,
     /// The meter's reading at assignment.
     from: f64,
     /// Time before that for which no coordinator ran a meter; counts once the agent says that it trained on.
@@ -109,6 +111,7 @@ impl State {
             usage: Usage::default(),
             meters: HashMap::new(),
             sessions: 0,
+            serves: false,
             limits: None,
             in_force: Arc::default(),
             may_place: false,
@@ -121,7 +124,7 @@ impl State {
     pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>, scope: Scope) {
         let mut commands = Vec::with_capacity(CAPACITY);
         loop {
-            let earliest = self.held.values().map(|h| h.deadline).min();
+            let earliest = self.held.values().filter_map(|h| h.deadline).min();
             let expiry = async {
                 match earliest {
                     Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -191,8 +194,19 @@ impl State {
                 let place = (expected.agent, expected.device);
                 let (lost, answer) = oneshot::channel();
                 let unmetered = expected.charged_at.map_or(Duration::ZERO, |at| self.clock.now().since(at));
-                self.hold(expected.trial, expected.attempt, place, expected.needs, unmetered, lost);
+                let trial = expected.trial;
+                self.hold(trial.clone(), expected.attempt, place, expected.needs, unmetered, lost);
+                if let Some(held) = self.held.get_mut(&trial).filter(|_| !self.serves) {
+                    held.deadline = None;
+                }
                 let _ = reply.send(answer);
+            }
+            Command::Serve => {
+                self.serves = true;
+                let deadline = Instant::now() + self.terms.lease;
+                for held in self.held.values_mut() {
+                    held.deadline.get_or_insert(deadline);
+                }
             }
             Command::Send(trial, attempt, message) => self.send(&trial, attempt, message),
             Command::Release(trial, attempt, given_back, reply) => {
@@ -309,7 +323,7 @@ impl State {
         for holding in holdings {
             match self.held.get_mut(&holding.trial) {
                 Some(held) if held.attempt == holding.attempt && held.place.0 == *agent => {
-                    held.deadline = deadline;
+                    held.deadline = Some(deadline);
                     renewed += 1;
                     let share = sharing.get(&held.place.1).copied().unwrap_or(1);
                     let unmetered = std::mem::take(&mut held.unmetered);
@@ -357,7 +371,7 @@ impl State {
         lost: oneshot::Sender<f64>,
     ) {
         let from = self.meters.entry(place.clone()).or_default().take(self.clock.monotonic());
-        let deadline = Instant::now() + self.terms.lease;
+        let deadline = Some(Instant::now() + self.terms.lease);
         let held = Held { attempt, place, needs, deadline, from, unmetered, adopted: 0.0, stop: None, lost };
         self.usage.add(&held.needs.namespace, &held.place);
         if let Some(before) = self.held.insert(trial, held) {
@@ -414,7 +428,7 @@ impl State {
     fn expire(&mut self) {
         let now = Instant::now();
         let over: Vec<_> =
-            self.held.iter().filter(|(_, h)| h.deadline <= now).map(|(t, _)| t.clone()).collect();
+            self.held.iter().filter(|(_, h)| h.deadline.is_some_and(|at| at <= now)).map(|(t, _)| t.clone()).collect();
         for trial in over {
             let Some((seconds, held)) = self.end(&trial) else { continue };
             let (agent, attempt) = (&held.place.0, held.attempt);
