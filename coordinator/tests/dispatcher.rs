@@ -289,7 +289,7 @@ async fn a_lease_lives_by_heartbeats() {
     assert_eq!(agent.told(), [ToAgent::Stop(trial(1), Attempt(1), StopReason::Fenced)]);
     assert_eq!(
         bench.dispatcher.release(trial(1), Attempt(1), false).await.unwrap(),
-        0.0,
+        None,
         "it is charged once"
     );
 }
@@ -330,7 +330,7 @@ async fn an_agent_that_leaves_gets_no_more() {
     let _agent = FakeAgent::connect(&bench, "one", vec![]).await;
     let _grant = bench.enqueue(1, 1, on("CPU")).await.await.unwrap();
     advance(Duration::from_secs(3)).await;
-    let seconds = bench.dispatcher.release(trial(1), Attempt(1), true).await.unwrap();
+    let seconds = bench.dispatcher.release(trial(1), Attempt(1), true).await.unwrap().unwrap();
     assert!((seconds - 3.0).abs() < 0.1, "{seconds}");
     let mut waits = bench.enqueue(1, 1, on("CPU")).await;
     assert_eq!(bench.held().await, [("one".to_string(), vec![])]);
@@ -384,7 +384,7 @@ async fn what_was_held_before_a_restart_is_adopted_or_lost() {
     assert!(adopted.try_recv().is_err());
     assert_eq!(agent.beat(&bench, vec![holding(1, 4)]).await, Some(vec![]));
     advance(Duration::from_secs(5)).await;
-    let seconds = bench.dispatcher.release(trial(1), Attempt(4), false).await.unwrap();
+    let seconds = bench.dispatcher.release(trial(1), Attempt(4), false).await.unwrap().unwrap();
     assert_eq!(seconds.round(), 45.0, "half of 60 s and of 20 s, and 5 s alone");
 }
 

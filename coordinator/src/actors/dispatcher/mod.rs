@@ -130,7 +130,7 @@ enum Command {
     Expect(Expected, Reply<Lost>),
     Serve,
     Send(TrialId, Attempt, ToAgent),
-    Release(TrialId, Attempt, bool, Reply<f64>),
+    Release(TrialId, Attempt, bool, Reply<Option<f64>>),
     Used(Vec<TrialId>, Reply<Vec<(TrialId, f64)>>),
     Abandon(Vec<TrialId>, Reply<Vec<(TrialId, f64)>>),
     Agents(Reply<Vec<AgentView>>),
@@ -208,8 +208,14 @@ impl Dispatcher {
     }
 
     /// The device is free of the trial. `given_back`: the agent did so; unless it was asked to, it leaves, and gets
-    /// no more until it connects anew. Answers with the device time used, as [`Lost`] does; 0 if the lease ended before.
-    pub async fn release(&self, trial: TrialId, attempt: Attempt, given_back: bool) -> Result<f64, Gone> {
+    /// no more until it connects anew. Answers with the device time used, as [`Lost`] does; `None` if it answers, because the
+    /// lease ended before.
+    pub async fn release(
+        &self,
+        trial: TrialId,
+        attempt: Attempt,
+        given_back: bool,
+    ) -> Result<Option<f64>, Gone> {
         self.0.ask(|reply| Command::Release(trial, attempt, given_back, reply)).await
     }
 

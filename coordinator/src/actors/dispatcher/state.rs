@@ -403,16 +403,14 @@ impl State {
         }
     }
 
-    fn release(&mut self, trial: &TrialId, attempt: Attempt, given_back: bool) -> f64 {
-        if self.held.get(trial).is_none_or(|held| held.attempt != attempt) {
-            return 0.0;
-        }
-        let Some((seconds, held)) = self.end(trial) else { return 0.0 };
+    fn release(&mut self, trial: &TrialId, attempt: Attempt, given_back: bool) -> Option<f64> {
+        self.held.get(trial).filter(|held| held.attempt == attempt)?;
+        let (seconds, held) = self.end(trial)?;
         let leaving = given_back && held.stop != Some(StopReason::Release);
         if let Some(entry) = self.agents.get_mut(&held.place.0).filter(|_| leaving) {
             entry.leaving = true;
         }
-        seconds
+        Some(seconds)
     }
 
     /// Takes a trial off its device; answers with the device time it used.
