@@ -15,14 +15,14 @@ use tokio::net::TcpStream;
 const FROM_HERE: &str = "Host: localhost:7401\r\n";
 const JSON: &str = "Host: localhost:7401\r\nContent-Type: application/json\r\n";
 
-struct Answer {
+pub struct Answer {
     code: u16,
     head: String,
     body: String,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|why| panic!("{why}: {}", self.body))
     }
 
@@ -45,7 +45,7 @@ async fn open(fixture: &Fixture, path: &str, headers: &str, body: &str) -> TcpSt
     stream
 }
 
-async fn ask(fixture: &Fixture, path: &str, headers: &str, body: &str) -> Answer {
+pub async fn ask(fixture: &Fixture, path: &str, headers: &str, body: &str) -> Answer {
     let mut stream = open(fixture, path, headers, body).await;
     let mut bytes = Vec::new();
     let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
@@ -65,7 +65,7 @@ async fn post(fixture: &Fixture, path: &str, body: &Value) -> Answer {
 }
 
 /// A stream of events as it comes.
-struct Events {
+pub struct Events {
     stream: TcpStream,
     text: String,
     /// Events that came and that nobody has asked for yet.
@@ -74,13 +74,17 @@ struct Events {
 
 impl Events {
     async fn open(fixture: &Fixture, path: &str) -> Self {
-        let stream = open(fixture, &format!("GET {path}"), FROM_HERE, "").await;
+        Self::open_as(fixture, path, FROM_HERE).await
+    }
+
+    pub async fn open_as(fixture: &Fixture, path: &str, headers: &str) -> Self {
+        let stream = open(fixture, &format!("GET {path}"), headers, "").await;
         Self { stream, text: String::new(), kept: Vec::new() }
     }
 
     /// The data of the first event of that name that `wanted` accepts, of those that were not passed over yet. Events of
     /// other names that come before it are kept: which come together is a matter of time.
-    async fn next(&mut self, name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub async fn next(&mut self, name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let beginning = format!("event: {name}\ndata: ");
         loop {
             while let Some((event, rest)) = self.text.split_once("\n\n") {
