@@ -122,8 +122,9 @@ fn an_agent_that_is_refused_says_why() {
         Program::start_heard("gpu-agent", &[&options[..], &["--token-file", &path(token)]].concat())
     };
     let first = agent("gpu-1");
-    let (viewer, listing) = (path("eve"), ["agents", "list", "-o", "json", "--endpoint", &endpoint]);
-    while !output("lorafleet", &[&listing[..], &["--token-file", &viewer]].concat(), &[]).1.contains("agent-") {}
+    let viewer = path("eve");
+    let listing = ["agents", "list", "-o", "json", "--endpoint", &endpoint, "--token-file", &viewer];
+    while !output("lorafleet", &listing, &[]).1.contains("agent-") {}
     assert!(first.terminate());
     let mut second = agent("gpu-2");
     let said = second.hears("not connected to the coordinator");

@@ -23,7 +23,7 @@ mod retention;
 mod upload;
 
 pub use inspect::{Inspected, inspect};
-pub use retention::KEPT_UNUSED;
+pub use retention::{KEPT_UNUSED, Retained};
 pub use upload::Upload;
 
 use bytes::Bytes;

@@ -355,7 +355,9 @@ mod tests {
 
     #[test]
     fn who_has_short_leases_is_not_away_for_long() {
-        for (lease, wanted) in [(10.0, 2.5), (3.0, 0.75), (60.0, 5.0), (0.1, 0.1), (0.0, 5.0), (f64::NAN, 5.0)] {
+        for (lease, wanted) in
+            [(10.0, 2.5), (3.0, 0.75), (60.0, 5.0), (0.1, 0.1), (0.0, 5.0), (f64::NAN, 5.0)]
+        {
             assert_eq!(longest_pause(lease).as_secs_f64(), wanted, "{lease}");
         }
     }

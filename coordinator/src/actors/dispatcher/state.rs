@@ -425,8 +425,9 @@ impl State {
 
     fn expire(&mut self) {
         let now = Instant::now();
+        let is_over = |held: &Held| held.deadline.is_some_and(|deadline| deadline <= now);
         let over: Vec<_> =
-            self.held.iter().filter(|(_, h)| h.deadline.is_some_and(|at| at <= now)).map(|(t, _)| t.clone()).collect();
+            self.held.iter().filter(|(_, held)| is_over(held)).map(|(trial, _)| trial.clone()).collect();
         for trial in over {
             let Some((seconds, held)) = self.end(&trial) else { continue };
             let (agent, attempt) = (&held.place.0, held.attempt);
