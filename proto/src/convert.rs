@@ -273,7 +273,8 @@ impl From<v1::Note> for Note {
 
 impl From<Digests> for v1::Digests {
     fn from(d: Digests) -> Self {
-        Self { base_model: d.base_model, dataset: d.dataset, tokenizer: d.tokenizer, spec: d.spec }
+        let Digests { base_model, dataset, tokenizer, spec, documents } = d;
+        Self { base_model, dataset, tokenizer, spec, documents }
     }
 }
 
@@ -285,6 +286,7 @@ impl From<v1::Digests> for Digests {
             dataset: short(d.dataset),
             tokenizer: short(d.tokenizer),
             spec: short(d.spec),
+            documents: short(d.documents),
         }
     }
 }

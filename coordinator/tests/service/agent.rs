@@ -151,6 +151,7 @@ impl FakeAgent {
             dataset: digest("d"),
             tokenizer: digest("t"),
             spec: digest("s"),
+            documents: String::new(),
         };
         let start_step = assign.resume_step.unwrap_or(0);
         let started = v1::Started { total_steps: 6, start_step, digests: Some(digests) };

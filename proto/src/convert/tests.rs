@@ -46,6 +46,7 @@ fn a_trial_travels_unchanged() {
             dataset: "d".into(),
             tokenizer: "t".into(),
             spec: "s".into(),
+            documents: "e".into(),
         }),
         created_at: Timestamp(1_700_000_000_123),
         started_at: Some(Timestamp(1)),

@@ -266,6 +266,7 @@ impl Run {
             dataset: data.digest.clone(),
             tokenizer: loaded.tokenizer.as_ref().map_or("none", Tokenizer::digest).into(),
             spec: spec_digest(&config),
+            documents: String::new(),
         };
         let written = PeftConfig {
             target_modules: adapter_file::written_targets(&loaded.base, &config.target_modules),
