@@ -14,8 +14,8 @@ use domain::footprint::ModelShape;
 use domain::metric::MetricPoint;
 use domain::sweep::{Sweep, SweepState};
 use domain::trial::{
-    Digests, Failure, FailureClass, Note, Severity, Throughput, Trial, TrialConfig, TrialDevice, TrialState,
-    TrialSummary,
+    Digests, Failure, FailureClass, Note, PARAMETER_NAMES, Severity, Throughput, Trial, TrialConfig,
+    TrialDevice, TrialState, TrialSummary,
 };
 use domain::{Attempt, Timestamp, TrialId};
 use prost_types::value::Kind;
@@ -429,7 +429,12 @@ impl TryFrom<v1::Trial> for Trial {
     type Error = ConvertError;
 
     fn try_from(mut t: v1::Trial) -> Result<Self, ConvertError> {
-        let config = from_document::<TrialConfig>("config", t.config.take())?;
+        let mut config = t.config.take();
+        if let Some(config) = &mut config {
+            // What a later version has besides is not for this one.
+            config.fields.retain(|name, _| PARAMETER_NAMES.contains(&name.as_str()));
+        }
+        let config = from_document::<TrialConfig>("config", config)?;
         Ok(Self { config, ..trial_of_unknown_config(t)? })
     }
 }

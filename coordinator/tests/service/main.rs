@@ -15,6 +15,7 @@ mod page;
 mod retention;
 
 use agent::{FakeAgent, hello, holding};
+use domain::trial::TrialConfig;
 use fixture::{Fixture, LONG, SHORT, grid, halving};
 use proto::v1;
 use proto::v1::session_response::Message as Hear;
@@ -59,6 +60,23 @@ async fn the_same_request_is_the_same_sweep() {
     assert_ne!(fixture.submit_as(other, &grid(&[2])).await.unwrap().id, first.id);
     fixture.restart().await;
     assert_eq!(fixture.submit_as(one, &grid(&[2])).await.unwrap().id, first.id);
+}
+
+/// An agent of the version before refuses a parameter that it does not know: it is told none that has its default.
+#[tokio::test]
+async fn an_agent_is_told_the_parameters_that_differ_from_their_defaults() {
+    let fixture = Fixture::start(LONG).await;
+    fixture.submit(&grid(&[4, 16])).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 2, vec![])).await;
+    for (rank, told) in [
+        (4, &["dataset_name", "lora_rank", "max_steps", "pretrained_model_id"][..]),
+        (16, &["dataset_name", "max_steps", "pretrained_model_id"]),
+    ] {
+        let config = agent.assigned().await.config;
+        assert_eq!(config.as_ref().unwrap().fields.keys().collect::<Vec<_>>(), told);
+        let config: TrialConfig = proto::convert::from_document("config", config).unwrap();
+        assert_eq!((config.lora_rank, config.max_steps, config.batch_size), (rank, Some(6), 2));
+    }
 }
 
 #[tokio::test]

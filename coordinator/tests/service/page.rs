@@ -5,6 +5,7 @@ use super::fixture::{Fixture, LONG, PATIENCE, access_by, grid, write_tokens};
 use config::tokens::Role;
 use coordinator::Access;
 use coordinator::web::{assets, is_served};
+use domain::trial::TrialConfig;
 use proto::v1;
 use proto::v1::SweepState;
 use serde_json::{Value, json};
@@ -229,9 +230,9 @@ async fn parameters_matter_as_the_report_says() {
     let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
     for _ in 0..10 {
         let assign = agent.assigned().await;
-        let config = proto::convert::from_struct(assign.config.clone().unwrap());
-        let of = |name: &str| config[name].as_f64().unwrap();
-        agent.train(&assign, of("lora_rank") + 100.0 * of("learning_rate")).await;
+        let config = assign.config.clone();
+        let config: TrialConfig = proto::convert::from_document("config", config).unwrap();
+        agent.train(&assign, f64::from(config.lora_rank) + 100.0 * config.learning_rate).await;
     }
     fixture.watch(&id).await.end().await;
     let mut events = Events::open(&fixture, &format!("/api/sweeps/{id}/events")).await;
