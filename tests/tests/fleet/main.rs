@@ -7,6 +7,7 @@ mod common;
 mod faults;
 mod ready;
 mod spot;
+mod upgrade;
 
 use common::{results, submit, until};
 use proto::v1;
