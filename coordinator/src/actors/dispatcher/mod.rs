@@ -5,7 +5,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `mod.rs` | the handle: what may be asked |
-//! | `state.rs`, `state/` | the actor; what namespaces hold; who is told what to fetch ahead |
+//! | `state.rs`, `state/` | the actor: agents and leases; which device gets what; what namespaces hold; who is told what to fetch ahead |
 //! | `ahead.rs` | what agents are told to fetch before they need it |
 
 mod ahead;
