@@ -1,6 +1,7 @@
 //! A fleet that is brought up to date: every program ends and is started again, in the order that `docs/fleet.md` has.
 
 use crate::common::{results, submit, submit_as, until};
+use crate::faults::agents;
 use crate::{Fleet, attempts, soon};
 use proto::v1;
 use proto::v1::trial_service_client::TrialServiceClient;
@@ -60,5 +61,8 @@ async fn a_fleet_is_started_again_one_program_after_the_other() {
         let (begins, given_back) = handed_over(&second_at, trial.clone()).await;
         assert_eq!(begins, [0, given_back.unwrap()], "{trial}: no step was made twice");
     }
+    // It joined a coordinator with trials that waited.
+    let joined = agents(&second_at).await.into_iter().find_map(|agent| agent.first_trial_seconds);
+    assert!(joined.is_some_and(|seconds| seconds <= 1.0), "a trial within a second of joining: {joined:?}");
     assert!(agent.terminate() && first.terminate() && second.terminate());
 }
