@@ -60,7 +60,7 @@ impl Uploads {
     pub async fn open(store: Store, stored: Option<&BTreeSet<ContentHash>>) -> Result<Self> {
         let mut known = Known::default();
         store.uploads().await?.into_iter().for_each(|one| known.insert(one));
-        let is_gone = |file: &&ContentHash| stored.is_some_and(|stored| !stored.contains(file));
+        let is_gone = |file: &&ContentHash| stored.is_some_and(|stored| !stored.contains(*file));
         let gone: Vec<_> = known.files.keys().filter(is_gone).copied().collect();
         let mut batch = Batch::default();
         for file in gone {
