@@ -5,7 +5,7 @@
 use actor::Scope;
 use config::limits::Limits;
 use coordinator::actors::dispatcher::{Dispatcher, Expected, Grant, Request, SessionId, Terms};
-use coordinator::actors::message::{Outbox, Outgoing, StopReason, ToAgent};
+use coordinator::actors::message::{OUTBOX_CAPACITY, Outbox, Outgoing, StopReason, ToAgent};
 use coordinator::placement::Waiting;
 use domain::data::{ContentHash, Reference};
 use domain::fleet::{Agent, Beginning, Device, Feature, Holding};
@@ -322,6 +322,26 @@ async fn a_newer_stream_replaces_the_older_and_hears_the_stop_again() {
     assert_eq!(first.beat(&bench, vec![holding(1, 1)]).await, None);
     assert_eq!(second.beat(&bench, vec![holding(1, 1)]).await, Some(vec![]));
     drop(grant);
+}
+
+/// What waits for an agent is bounded: one that takes nothing is cut off, and goes on with what it holds when it comes back.
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_takes_nothing_is_cut_off_and_keeps_its_trials() {
+    let bench = bench();
+    let deaf = FakeAgent::connect(&bench, "one", vec![]).await;
+    let mut grant = bench.enqueue(1, 1, on("CPU")).await.await.unwrap();
+    let stop = ToAgent::Stop(trial(1), Attempt(1), StopReason::Release);
+    let connected = async || bench.dispatcher.agents().await.unwrap()[0].connected;
+    assert!(connected().await);
+    for _ in 0..OUTBOX_CAPACITY {
+        bench.dispatcher.send(trial(1), Attempt(1), stop.clone()).await.unwrap();
+    }
+    assert!(!connected().await, "the welcome was one more");
+    assert_eq!(deaf.beat(&bench, vec![holding(1, 1)]).await, None);
+    let mut again = FakeAgent::connect(&bench, "one", vec![holding(1, 1)]).await;
+    assert_eq!(again.told(), [stop]);
+    assert_eq!(again.beat(&bench, vec![holding(1, 1)]).await, Some(vec![]));
+    assert!(grant.lost.try_recv().is_err());
 }
 
 #[tokio::test(start_paused = true)]
