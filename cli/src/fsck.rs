@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 /// Checks a data directory that nobody uses: everything in it is read, nothing is changed or repaired.
 ///
 /// Every record, metric point and checkpoint byte is read and compared with the others. Problems are what must not
-/// be; notes are what a killed process may leave, and what becomes of it.
+/// be; notes are what a killed process may leave, and what becomes of it. What a fleet keeps in etcd and in an object store is
+/// not read.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   lorafleet fsck ./lorafleet-data

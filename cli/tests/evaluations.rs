@@ -135,6 +135,10 @@ fn a_sweep_asks_what_eval_asks() {
         assert_eq!(trial["eval_mine_acc"].as_f64(), Some(compared));
         best = best.map_or(Some(compared), |best| Some(best.max(compared)));
     }
+    // They were asked the same.
+    let documents: Vec<_> =
+        trials.iter().map(|trial| trial["digests"]["documents"].as_str().unwrap()).collect();
+    assert!(documents[0].starts_with("sha256:") && documents[0] == documents[1], "{documents:?}");
     // More is better, of an accuracy.
     let sweep = &result["sweep"];
     assert_eq!((&sweep["spec"]["search"]["goal"], sweep["best_value"].as_f64()), (&json!("maximize"), best));

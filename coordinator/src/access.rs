@@ -51,7 +51,7 @@ pub struct AccessArgs {
     /// be given several times. On 127.0.0.1 all, else none, unless given.
     #[arg(long, env = "LORAFLEET_ALLOW_HUB", value_delimiter = ',', value_name = "ORG/[NAME]|all")]
     allow_hub: Vec<String>,
-    /// Calls that one client, by its token or its address, may have open at a time.
+    /// Calls that one client, by its token or its address, may have open at a time; of agents by both.
     #[arg(long, env = "LORAFLEET_MAX_CALLS", default_value_t = 256, value_name = "N",
         value_parser = clap::value_parser!(u32).range(1..))]
     max_calls: u32,

@@ -8,7 +8,13 @@ use domain::trial::IllegalTransition;
 use domain::{Attempt, TrialId};
 use proto::status::RpcError;
 use registry::RegistryError;
+use std::fmt::Display;
 use std::net::SocketAddr;
+
+/// What an object store said, without what it repeats of keys: errors are told to whoever asks.
+pub(crate) fn said(error: &impl Display) -> String {
+    telemetry::secrets::redact(&error.to_string()).into_owned()
+}
 
 /// The coordinator's error.
 #[derive(Debug, thiserror::Error)]

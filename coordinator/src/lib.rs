@@ -51,7 +51,8 @@ use actors::directory::Directory;
 use actors::dispatcher::{Dispatcher, Terms};
 use actors::sweep::Tools;
 use artifacts::Artifacts;
-use blobs::Blobs;
+use blobs::{Blobs, Retained};
+use domain::data::ContentHash;
 use domain::{Clock, Timestamp};
 use error::Result;
 use futures::future::{BoxFuture, FutureExt};
@@ -62,6 +63,7 @@ use owners::Owners;
 use place::Place;
 use registry::{DirectoryLock, Leadership, SqliteRegistry};
 use security::Connection;
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -265,8 +267,8 @@ pub fn go_on(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope) -> 
 
 async fn taken_up(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope) -> Result<Desk> {
     let Kept { store, history, artifacts } = kept;
-    remove_unused(&store, &artifacts, clock.now()).await;
-    let uploads = Uploads::open(store.clone(), &Blobs::on(artifacts.store())).await?;
+    let stored = remove_unused(&store, &artifacts, clock.now()).await;
+    let uploads = Uploads::open(store.clone(), stored.as_ref()).await?;
     let dispatcher = Dispatcher::start(clock.clone(), terms, store.drained().await?, scope);
     let trouble = Trouble::new(clock.clone());
     let tools = Tools {
@@ -280,13 +282,19 @@ async fn taken_up(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope
     };
     let directory = Directory::start(tools, scope).await?;
     let owners = Owners::open(store).await?;
+    dispatcher.serve().await?;
     Ok(Desk { directory, dispatcher, history, owners, uploads, trouble, lease: terms.lease })
 }
 
 /// Removes what no record points at: checkpoints of which a deletion was cut off, or of an upload without its record, and
 /// data that no sweep names any more. Before anything is uploaded here, so that none of it is about to be recorded;
-/// `artifacts` says why a coordinator that was replaced can record no checkpoint either.
-async fn remove_unused(store: &Store, artifacts: &Artifacts, now: Timestamp) {
+/// `artifacts` says why a coordinator that was replaced can record no checkpoint either. Answers with the uploaded files that
+/// are left, as far as that is known.
+async fn remove_unused(
+    store: &Store,
+    artifacts: &Artifacts,
+    now: Timestamp,
+) -> Option<BTreeSet<ContentHash>> {
     let removed = match store.paths().await {
         Ok(used) => artifacts.delete_all_but(&used).await.map_err(CoordinatorError::from),
         Err(error) => Err(error),
@@ -306,8 +314,15 @@ async fn remove_unused(store: &Store, artifacts: &Artifacts, now: Timestamp) {
         Err(error) => Err(error),
     };
     match removed {
-        Ok(0) => {}
-        Ok(objects) => tracing::info!(objects, "removed uploaded data that no sweep names"),
-        Err(error) => tracing::warn!(%error, "uploaded data that no sweep names was not removed"),
+        Ok(Retained { files, removed }) => {
+            if removed > 0 {
+                tracing::info!(objects = removed, "removed uploaded data that no sweep names");
+            }
+            Some(files)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "uploaded data that no sweep names was not removed");
+            None
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! line: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`, `AWS_ALLOW_HTTP`, …;
 //! `GOOGLE_APPLICATION_CREDENTIALS`, …; or the role of the machine. Behind the feature `object-stores`.
 
+use crate::error::said;
 use crate::trouble::{Storage, Trouble};
 use bytes::Bytes;
 use object_store::path::Path as ObjectPath;
@@ -53,7 +54,7 @@ pub enum PlaceError {
     #[error("`{0}`: this program was built without the feature `object-stores`")]
     Feature(String),
     /// The settings of the environment do not do.
-    #[error("`{url}`: {error}; see the variables {variables} of this process")]
+    #[error("`{url}`: {}; see the variables {variables} of this process", said(error))]
     Settings {
         /// The place.
         url: String,
@@ -63,7 +64,7 @@ pub enum PlaceError {
         variables: &'static str,
     },
     /// The store refused a probe.
-    #[error("`{url}`: {what} failed: {error}; {remedy}")]
+    #[error("`{url}`: {what} failed: {}; {remedy}", said(error))]
     Refused {
         /// The place.
         url: String,

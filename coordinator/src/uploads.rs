@@ -4,7 +4,6 @@
 //! more of it has all of it counted: no file comes to be that has more bytes than were announced. Uploads that began before
 //! there were quotas count for nobody.
 
-use crate::blobs::Blobs;
 use crate::error::{CoordinatorError, Result};
 use crate::store::{Batch, Store, Uploaded};
 use domain::data::ContentHash;
@@ -53,28 +52,22 @@ impl Known {
 }
 
 impl Uploads {
-    /// Reads what is kept, and forgets what `blobs` does not have any more.
+    /// Reads what is kept, and forgets files that are not `stored` any more. `None`: that is not known, and they count on
+    /// until the next start.
     ///
     /// # Errors
     /// The state cannot be read or written.
-    pub async fn open(store: Store, blobs: &Blobs) -> Result<Self> {
+    pub async fn open(store: Store, stored: Option<&BTreeSet<ContentHash>>) -> Result<Self> {
         let mut known = Known::default();
         store.uploads().await?.into_iter().for_each(|one| known.insert(one));
-        // All that lies there is much to list, and not listed for nothing.
-        let stored = if known.files.is_empty() { Ok(BTreeSet::new()) } else { blobs.stored().await };
-        match stored {
-            Ok(stored) => {
-                let mut batch = Batch::default();
-                let gone: Vec<_> =
-                    known.files.keys().filter(|file| !stored.contains(file)).copied().collect();
-                for file in gone {
-                    batch.forget_upload(file);
-                    known.remove(file);
-                }
-                store.commit(batch).await?;
-            }
-            Err(error) => tracing::warn!(%error, "uploads that are gone count on until the next start"),
+        let is_gone = |file: &&ContentHash| stored.is_some_and(|stored| !stored.contains(*file));
+        let gone: Vec<_> = known.files.keys().filter(is_gone).copied().collect();
+        let mut batch = Batch::default();
+        for file in gone {
+            batch.forget_upload(file);
+            known.remove(file);
         }
+        store.commit(batch).await?;
         Ok(Self { store, known: Arc::new(Mutex::new(known)), counting: Arc::default() })
     }
 

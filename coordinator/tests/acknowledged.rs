@@ -20,7 +20,7 @@ use domain::fleet::{Agent, Device, Holding};
 use domain::metric::{EVAL_LOSS, MetricPoint};
 use domain::sweep::{SweepSpec, SweepState};
 use domain::trial::{TrialState, TrialSummary};
-use domain::{AgentId, DeviceId, SweepId, SystemClock, Timestamp, TrialId};
+use domain::{AgentId, Clock, DeviceId, SweepId, Timestamp, TrialId};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use registry::{Entries, Fence, MemoryRegistry, Registry, RegistryError, Write};
@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 
 /// Longer than anything takes that is not held up.
@@ -40,6 +40,9 @@ const SOON: Duration = Duration::from_secs(30);
 
 /// Time without a sign of life after which a trial is its agent's no more.
 const LEASE: Duration = SOON.saturating_mul(1000);
+
+/// Dollars of the agent's device: one a second.
+const PER_HOUR: f64 = 3600.0;
 
 /// A registry whose disk may be full.
 struct Full {
@@ -73,6 +76,19 @@ impl Registry for Full {
     }
 }
 
+/// A clock that goes with tokio's paused time.
+struct Paused(Instant);
+
+impl Clock for Paused {
+    fn now(&self) -> Timestamp {
+        Timestamp(1_000_000 + self.monotonic().as_millis() as u64)
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
 /// The metrics' disk, which may be full.
 struct FullDisk(Arc<AtomicBool>);
 
@@ -98,7 +114,7 @@ fn stream(desk: &Desk, scope: &Scope, holdings: Vec<Holding>) -> (mpsc::Sender<F
         accelerator: "CPU".into(),
         memory_bytes: 1 << 40,
         max_pack_size: 1,
-        price_per_hour: 0.0,
+        price_per_hour: PER_HOUR,
         resident_base: None,
         simulated_speed: None,
     };
@@ -163,7 +179,7 @@ impl Bench {
             history: history(&dir.path().join("history")),
             artifacts: Artifacts::local(&dir.path().join("artifacts")).unwrap(),
         };
-        let desk = go_on(kept, Arc::new(SystemClock::new()), terms, &scope).await.unwrap();
+        let desk = go_on(kept, Arc::new(Paused(Instant::now())), terms, &scope).await.unwrap();
         Self { registry, store, desk, scope, _dir: dir }
     }
 
@@ -252,6 +268,38 @@ async fn an_event_that_is_said_again_waits_for_its_first_to_be_durable() {
     // Once more, now of a sweep that is over.
     says.send(finished()).await.unwrap();
     acknowledged(&mut hears, 2).await;
+    scope.finish(SOON).await;
+}
+
+/// A trial's last word waits for the disk while its lease ends: it counts, and what the attempt cost is charged, once.
+#[tokio::test(start_paused = true)]
+async fn what_ends_while_its_lease_does_is_charged() {
+    let bench = Bench::start().await;
+    let Bench { store, desk, scope, .. } = &bench;
+    let (says, mut hears) = stream(desk, scope, Vec::new());
+    bench.submit(spec(&[2])).await;
+    let assigned = |message| if let ToAgent::Assign(assignment) = message { Some(assignment) } else { None };
+    let Assignment { trial, attempt, .. } = *told(&mut hears, assigned).await;
+    let event = |sequence, body| FromAgent::Event(Numbered { trial: trial.clone(), attempt, sequence, body });
+    let started = TrialEvent::Started { total_steps: 10, start_step: 0, digests: None };
+    says.send(event(1, started)).await.unwrap();
+    acknowledged(&mut hears, 1).await;
+
+    // The first that cannot be written is what the trial has cost so far; changes wait from then on.
+    bench.fill(true);
+    tokio::time::sleep(3 * SOON).await;
+    let summary = Box::new(TrialSummary { steps: 10, ..TrialSummary::default() });
+    let finished = TrialEvent::Finished { ending: Ending::Completed, summary, message: String::new() };
+    says.send(event(2, finished)).await.unwrap();
+    assert!(timeout(SOON, acknowledged(&mut hears, 2)).await.is_err(), "it waits");
+    drop((says, hears));
+    tokio::time::sleep(2 * LEASE).await;
+    bench.fill(false);
+    tokio::time::sleep(SOON).await;
+    let ended = store.trial(&trial).await.unwrap().unwrap().trial;
+    assert_eq!((ended.state, ended.attempt), (TrialState::Completed, attempt));
+    let cost = ended.cost_usd.unwrap();
+    assert!((cost - LEASE.as_secs_f64()).abs() < 1.0, "{cost}: a dollar a second, for as long as its lease");
     scope.finish(SOON).await;
 }
 

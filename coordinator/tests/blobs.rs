@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use bytes::Bytes;
-use coordinator::blobs::{self, BlobError, Blobs};
+use coordinator::blobs::{self, BlobError, Blobs, Retained};
 use domain::data::{ContentHash, MOST_BYTES, Tree, TreeFile};
 use domain::{Clock, SystemClock};
 use futures::FutureExt;
@@ -219,18 +219,20 @@ async fn what_nobody_names_goes_when_it_is_old() {
         let (now, hour) = (SystemClock::new().now(), Duration::from_secs(3600));
         let may = || std::future::ready(Ok::<_, BlobError>(())).boxed();
         let all = objects(&store).await;
-        assert_eq!(
-            blobs.retain(&BTreeSet::new(), now, hour, may).await.unwrap(),
-            0,
-            "an upload may be under way"
-        );
+        let left = |data: &[&Vec<u8>]| -> BTreeSet<ContentHash> {
+            data.iter().map(|data| ContentHash::of(data)).collect()
+        };
+        let (files, removed) = (left(&[&shared, &used, &unused, &cut]), 0);
+        let retained = blobs.retain(&BTreeSet::new(), now, hour, may).await.unwrap();
+        assert_eq!(retained, Retained { files, removed }, "an upload may be under way");
         assert_eq!(objects(&store).await, all);
         let later = domain::Timestamp(now.0 + 2 * 3_600_000);
         let id = kept.id();
         let replaced = move || std::future::ready(Err(BlobError::NotFound(id))).boxed();
         assert!(blobs.retain(&named, later, hour, replaced).await.is_err());
         assert_eq!(objects(&store).await, all, "who does not lead any more removes nothing");
-        assert_eq!(blobs.retain(&named, later, hour, may).await.unwrap(), 1 + 3 + 1);
+        let (files, removed) = (left(&[&shared, &used]), 1 + 3 + 1);
+        assert_eq!(blobs.retain(&named, later, hour, may).await.unwrap(), Retained { files, removed });
         assert_eq!(blobs.tree(kept.id()).await.unwrap(), kept);
         for (data, is_there) in [(&shared, true), (&used, true), (&unused, false), (&cut, false)] {
             let file = ContentHash::of(data);
@@ -238,7 +240,7 @@ async fn what_nobody_names_goes_when_it_is_old() {
             assert_eq!(missing, if is_there { vec![] } else { vec![(file, 0)] }, "{}", data.len());
         }
         assert!(matches!(blobs.tree(gone.id()).await, Err(BlobError::NotFound(_))));
-        assert_eq!(blobs.retain(&named, later, hour, may).await.unwrap(), 0);
+        assert_eq!(blobs.retain(&named, later, hour, may).await.unwrap().removed, 0);
         // A tree that cannot be read might need any file.
         store.put(&ObjectPath::from(format!("data/trees/{}", kept.id())), "x".into()).await.unwrap();
         assert!(matches!(blobs.retain(&named, later, hour, may).await, Err(BlobError::Corrupt { .. })));

@@ -5,7 +5,7 @@
 use actor::Scope;
 use config::limits::Limits;
 use coordinator::actors::dispatcher::{Dispatcher, Expected, Grant, Request, SessionId, Terms};
-use coordinator::actors::message::{Outbox, Outgoing, StopReason, ToAgent};
+use coordinator::actors::message::{OUTBOX_CAPACITY, Outbox, Outgoing, StopReason, ToAgent};
 use coordinator::placement::Waiting;
 use domain::data::{ContentHash, Reference};
 use domain::fleet::{Agent, Beginning, Device, Feature, Holding};
@@ -289,7 +289,7 @@ async fn a_lease_lives_by_heartbeats() {
     assert_eq!(agent.told(), [ToAgent::Stop(trial(1), Attempt(1), StopReason::Fenced)]);
     assert_eq!(
         bench.dispatcher.release(trial(1), Attempt(1), false).await.unwrap(),
-        0.0,
+        None,
         "it is charged once"
     );
 }
@@ -324,13 +324,33 @@ async fn a_newer_stream_replaces_the_older_and_hears_the_stop_again() {
     drop(grant);
 }
 
+/// What waits for an agent is bounded: one that takes nothing is cut off, and goes on with what it holds when it comes back.
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_takes_nothing_is_cut_off_and_keeps_its_trials() {
+    let bench = bench();
+    let deaf = FakeAgent::connect(&bench, "one", vec![]).await;
+    let mut grant = bench.enqueue(1, 1, on("CPU")).await.await.unwrap();
+    let stop = ToAgent::Stop(trial(1), Attempt(1), StopReason::Release);
+    let connected = async || bench.dispatcher.agents().await.unwrap()[0].connected;
+    assert!(connected().await);
+    for _ in 0..OUTBOX_CAPACITY {
+        bench.dispatcher.send(trial(1), Attempt(1), stop.clone()).await.unwrap();
+    }
+    assert!(!connected().await, "the welcome was one more");
+    assert_eq!(deaf.beat(&bench, vec![holding(1, 1)]).await, None);
+    let mut again = FakeAgent::connect(&bench, "one", vec![holding(1, 1)]).await;
+    assert_eq!(again.told(), [stop]);
+    assert_eq!(again.beat(&bench, vec![holding(1, 1)]).await, Some(vec![]));
+    assert!(grant.lost.try_recv().is_err());
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_agent_that_leaves_gets_no_more() {
     let bench = bench();
     let _agent = FakeAgent::connect(&bench, "one", vec![]).await;
     let _grant = bench.enqueue(1, 1, on("CPU")).await.await.unwrap();
     advance(Duration::from_secs(3)).await;
-    let seconds = bench.dispatcher.release(trial(1), Attempt(1), true).await.unwrap();
+    let seconds = bench.dispatcher.release(trial(1), Attempt(1), true).await.unwrap().unwrap();
     assert!((seconds - 3.0).abs() < 0.1, "{seconds}");
     let mut waits = bench.enqueue(1, 1, on("CPU")).await;
     assert_eq!(bench.held().await, [("one".to_string(), vec![])]);
@@ -339,20 +359,40 @@ async fn an_agent_that_leaves_gets_no_more() {
     assert_eq!(bench.held().await, [("one".to_string(), vec![1])]);
 }
 
-#[tokio::test(start_paused = true)]
-async fn what_was_held_before_a_restart_is_adopted_or_lost() {
-    let bench = bench();
-    let now = bench.clock.now();
-    let expected = |number| Expected {
+/// What the agent `one` held before a restart, in its fourth attempt, charged for a minute ago.
+fn expected(bench: &Bench, number: u32) -> Expected {
+    Expected {
         trial: trial(number),
         attempt: Attempt(4),
         agent: AgentId::new("one"),
         device: DeviceId::new("cpu"),
         needs: on("CPU"),
-        charged_at: Some(Timestamp(now.0 - 60_000)),
-    };
-    let mut adopted = bench.dispatcher.expect(expected(1)).await.unwrap();
-    let lost = bench.dispatcher.expect(expected(2)).await.unwrap();
+        charged_at: Some(Timestamp(bench.clock.now().0 - 60_000)),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_runs_only_once_its_agent_can_come_back() {
+    let bench = bench();
+    let mut lost = bench.dispatcher.expect(expected(&bench, 1)).await.unwrap();
+    // A coordinator that takes over reads all that is kept before anybody can connect.
+    advance(10 * LEASE).await;
+    for _ in 0..2 {
+        assert_eq!(bench.held().await, []);
+    }
+    assert!(lost.try_recv().is_err(), "nobody could come back");
+    bench.dispatcher.serve().await.unwrap();
+    let serves = Instant::now();
+    lost.await.unwrap();
+    assert_eq!(serves.elapsed().as_secs(), LEASE.as_secs());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_held_before_a_restart_is_adopted_or_lost() {
+    let bench = bench();
+    let mut adopted = bench.dispatcher.expect(expected(&bench, 1)).await.unwrap();
+    let lost = bench.dispatcher.expect(expected(&bench, 2)).await.unwrap();
+    bench.dispatcher.serve().await.unwrap();
     advance(Duration::from_secs(10)).await;
     let agent = FakeAgent::connect(&bench, "one", vec![holding(1, 4), holding(2, 3)]).await;
     // Shared by two: half of the minute without a coordinator and of the 10 s since. The other's lease runs out
@@ -364,7 +404,7 @@ async fn what_was_held_before_a_restart_is_adopted_or_lost() {
     assert!(adopted.try_recv().is_err());
     assert_eq!(agent.beat(&bench, vec![holding(1, 4)]).await, Some(vec![]));
     advance(Duration::from_secs(5)).await;
-    let seconds = bench.dispatcher.release(trial(1), Attempt(4), false).await.unwrap();
+    let seconds = bench.dispatcher.release(trial(1), Attempt(4), false).await.unwrap().unwrap();
     assert_eq!(seconds.round(), 45.0, "half of 60 s and of 20 s, and 5 s alone");
 }
 

@@ -6,8 +6,8 @@ use coordinator::report::{self, Records};
 use domain::metric::{self, MetricPoint};
 use domain::sweep::{Algorithm, DEFAULT_NAMESPACE, Distribution, SearchSpec, Sweep, SweepSpec, SweepState};
 use domain::trial::{
-    Digests, Failure, FailureClass, Throughput, Trial, TrialConfig, TrialDevice, TrialPlacement, TrialState,
-    TrialSummary,
+    Digests, Failure, FailureClass, TaskScore, Throughput, Trial, TrialConfig, TrialDevice, TrialPlacement,
+    TrialState, TrialSummary,
 };
 use domain::{AgentId, Attempt, DeviceId, SweepId, Timestamp, TrialId};
 use serde_json::json;
@@ -330,9 +330,7 @@ fn simulated_numbers_are_marked() {
     let mut made = made();
     let marks = |page: &str| page.matches("<strong>Simulated.</strong>").count();
     assert_eq!(marks(&html(&made)), 0);
-    let made_up = || "simulated:x".to_string();
-    let digests =
-        Digests { base_model: made_up(), dataset: made_up(), tokenizer: made_up(), spec: made_up() };
+    let digests = Digests { base_model: "simulated:x".into(), ..Digests::default() };
     made.1[0].digests = Some(digests.clone());
     let page = html(&made);
     assert_eq!(page.matches(">\nsimulated\n<").count(), page.matches("<svg ").count());
@@ -341,6 +339,35 @@ fn simulated_numbers_are_marked() {
     check(&page, &["1 of 11 trials ran on simulated devices"], &[]);
     made.1.iter_mut().for_each(|trial| trial.digests = Some(digests.clone()));
     check(&html(&made), &["All trials ran on simulated devices"], &[]);
+}
+
+/// Scores of different questions do not compare.
+#[test]
+fn other_documents_are_told() {
+    let score = TaskScore {
+        task: "arc_easy".into(),
+        metric: "acc".into(),
+        value: 0.5,
+        stderr: None,
+        base_value: Some(0.4),
+        base_stderr: None,
+        difference_stderr: None,
+        num_fewshot: 0,
+        documents: 10,
+    };
+    let said = "Not all trials were asked the same documents";
+    for (of_first, of_second, is_told) in
+        [("sha256:a", "sha256:a", false), ("sha256:a", "sha256:b", true), ("sha256:a", "", false)]
+    {
+        let mut made = made();
+        for (trial, documents) in made.1.iter_mut().zip([of_first, of_second]) {
+            trial.summary.as_mut().unwrap().evaluations = vec![score.clone()];
+            trial.digests = Some(Digests { documents: documents.into(), ..Digests::default() });
+        }
+        let page = html(&made);
+        assert_eq!(page.contains(said), is_told, "{of_first:?} {of_second:?}");
+        check(&page, &["eval/arc_easy/acc"], &[]);
+    }
 }
 
 #[test]
@@ -395,9 +422,7 @@ fn without_fenced(text: &str) -> String {
 #[test]
 fn markdown_beside_its_figures() {
     let (sweep, mut trials, curves) = made();
-    let made_up = || "simulated:x".to_string();
-    trials[0].digests =
-        Some(Digests { base_model: made_up(), dataset: made_up(), tokenizer: made_up(), spec: made_up() });
+    trials[0].digests = Some(Digests { base_model: "simulated:x".into(), ..Digests::default() });
     let files = report::markdown(Records { sweep: &sweep, trials: &trials, curves: &curves });
     let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("report");
     for (name, text) in &files {

@@ -7,6 +7,7 @@ use crate::results;
 use crate::run::{self, Answers, Model, Options, Outcome, Paper, Sample};
 use crate::task::{self, Chosen, Preset, Selection, Task};
 use crate::{EvalError, Result};
+use domain::data::ContentHash;
 use domain::metric::MEAN;
 use domain::sweep::Evaluations;
 use domain::trial::TaskScore;
@@ -33,6 +34,7 @@ pub struct Exam {
     papers: Vec<Paper>,
     presets: Vec<Preset>,
     options: Options,
+    digest: String,
 }
 
 /// A model's answers so far.
@@ -64,7 +66,14 @@ impl Exam {
             let places = Places { documents, fewshot: evaluations.fewshot_data.get(name).map(PathBuf::from) };
             papers.push(Paper::new(chosen, &read(chosen, &places, &options)?, &options)?);
         }
-        Ok(Self { papers, presets: selection.presets, options })
+        let digests: Vec<_> = papers.iter().flat_map(|paper| paper.digest().0).collect();
+        let digest = format!("sha256:{}", ContentHash::of(&digests));
+        Ok(Self { papers, presets: selection.presets, options, digest })
+    }
+
+    /// `sha256:<hex>` of what is asked: the prompts of every task and what is right, whatever files they come from.
+    pub fn digest(&self) -> &str {
+        &self.digest
     }
 
     /// Whether a model can be asked all of it, as far as is known before it is.

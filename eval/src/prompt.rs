@@ -34,6 +34,22 @@ impl Item {
     pub fn bytes(&self) -> usize {
         self.context.len() + self.choices.iter().map(String::len).sum::<usize>()
     }
+
+    /// It and its number as bytes that no other has: each part with its length in front.
+    pub fn told(&self, number: usize) -> Vec<u8> {
+        let gold = match &self.gold {
+            Gold::Choice(place) => format!("choice {place}"),
+            Gold::Labels(labels) => labels.iter().map(|label| if *label { '1' } else { '0' }).collect(),
+        };
+        let number = number.to_string();
+        let parts = [number.as_str(), gold.as_str(), self.context.as_str()];
+        let mut bytes = Vec::with_capacity(self.bytes() + 64);
+        for part in parts.into_iter().chain(self.choices.iter().map(String::as_str)) {
+            bytes.extend((part.len() as u64).to_le_bytes());
+            bytes.extend(part.as_bytes());
+        }
+        bytes
+    }
 }
 
 /// Makes the prompts of a task, document after document: each draws its examples where the one before left off.
@@ -281,4 +297,29 @@ fn labels(value: &Value, choices: &[String]) -> std::result::Result<Vec<bool>, S
     labels.filter(|labels| labels.contains(&true)).ok_or_else(|| {
         format!("its labels {value} are not one for each of {} choices, or none is 1", choices.len())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn no_two_items_are_told_alike() {
+        let labels = |labels: &[bool]| Gold::Labels(labels.to_vec());
+        let items = [
+            (0, "a", &["b", "c"][..], Gold::Choice(0)),
+            (1, "a", &["b", "c"], Gold::Choice(0)),
+            (0, "ab", &["c"], Gold::Choice(0)),
+            (0, "a", &["bc"], Gold::Choice(0)),
+            (0, "a", &["b", "c"], Gold::Choice(1)),
+            (0, "a", &["b", "c"], labels(&[true, false])),
+            (0, "a", &["b", "c"], labels(&[false, true])),
+        ];
+        let told = items.each_ref().map(|(number, context, choices, gold)| {
+            let choices = choices.iter().map(|choice| choice.to_string()).collect();
+            Item { context: context.to_string(), choices, gold: gold.clone() }.told(*number)
+        });
+        assert_eq!(told.iter().collect::<BTreeSet<_>>().len(), items.len());
+    }
 }

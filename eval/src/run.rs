@@ -8,6 +8,7 @@ use crate::metric::{self, Figure, Measure, Score};
 use crate::prompt::{Item, Prompts};
 use crate::task::{Chosen, OutputType, Task};
 use crate::{EvalError, Result};
+use domain::data::ContentHash;
 use domain::sweep::FewshotOrder;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -206,6 +207,15 @@ impl Paper {
             sum <= bytes
         });
         self.items.len().min(from + fitting.count().max(1))
+    }
+
+    /// The SHA-256 of what is asked, in that order, and of what is right.
+    pub fn digest(&self) -> ContentHash {
+        let mut all = self.task.task.clone().into_bytes();
+        for (number, item) in &self.items {
+            all.extend(ContentHash::of(&item.told(*number)).0);
+        }
+        ContentHash::of(&all)
     }
 
     /// The documents that are asked.

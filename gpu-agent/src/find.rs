@@ -4,12 +4,18 @@ use crate::AgentError;
 use registry::{Leadership, RegistryError};
 use security::client::{AddressError, Token};
 use security::{Client, Line};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint, Uri};
 
-/// The pause between signs of life of an idle connection, and the time to answer one.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Silence after which a sign of life is asked of the other side, and the time to answer that. Together they are less than the
+/// lease of trials that coordinators give unless told otherwise: whose coordinator stands still has to notice, and be at the
+/// next one before its lease there ends.
+const KEEP_ALIVE: Duration = Duration::from_secs(3);
+const ANSWER: Duration = Duration::from_secs(4);
+/// How long etcd is waited for where it is known who led last.
+const ASKING: Duration = Duration::from_secs(3);
 /// The time in which a connection is made: a machine that is gone does not answer at all.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -60,9 +66,13 @@ pub enum FindError {
     Address(#[from] AddressError),
 }
 
-/// Finds the coordinator.
+/// Finds the coordinator. Clones remember the same.
 #[derive(Clone)]
-pub struct Finder(Coordinator);
+pub struct Finder {
+    coordinator: Coordinator,
+    /// The leader that was found last.
+    last: Arc<Mutex<Option<String>>>,
+}
 
 impl Finder {
     /// Finds that coordinator.
@@ -73,7 +83,34 @@ impl Finder {
         if let Place::At(address) = &coordinator.place {
             at(address, &coordinator.client)?;
         }
-        Ok(Self(coordinator))
+        Ok(Self { coordinator, last: Arc::default() })
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<String>> {
+        // Nothing that can panic is done while it is held.
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where the leader is. While etcd does not say, it may be where it was: one that leads no more says so.
+    async fn leading(&self, leadership: &dyn Leadership) -> Result<String, FindError> {
+        let last = self.last().clone();
+        let found = match last {
+            None => leadership.leader().await,
+            Some(last) => match timeout(ASKING, leadership.leader()).await {
+                Ok(Ok(found)) => Ok(found),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, last, "it is not known who leads; trying the one that led last");
+                    return Ok(last);
+                }
+                Err(_) => {
+                    tracing::warn!(last, "etcd does not say who leads; trying the one that led last");
+                    return Ok(last);
+                }
+            },
+        };
+        let leader = found?.ok_or(FindError::Nobody)?;
+        *self.last() = Some(leader.clone());
+        Ok(leader)
     }
 
     /// Where the coordinator is now. Certificates are read anew.
@@ -81,11 +118,11 @@ impl Finder {
     /// # Errors
     /// It is not known, or cannot be connected to.
     pub async fn find(&self) -> Result<Endpoint, FindError> {
-        let address = match &self.0.place {
+        let address = match &self.coordinator.place {
             Place::At(address) => address.clone(),
-            Place::Leading(leadership) => leadership.leader().await?.ok_or(FindError::Nobody)?,
+            Place::Leading(leadership) => self.leading(&**leadership).await?,
         };
-        Ok(at(&address, &self.0.client)?)
+        Ok(at(&address, &self.coordinator.client)?)
     }
 
     /// Calls over a connection to it, with the agent's token.
@@ -94,11 +131,12 @@ impl Finder {
     /// The token's file cannot be read.
     pub fn line(&self, channel: Channel) -> Result<Line, AddressError> {
         // It may be another than at the last connection, and no log may show it.
-        let token = self.0.client.secret()?;
+        let client = &self.coordinator.client;
+        let token = client.secret()?;
         if let Some(token) = &token {
             telemetry::secrets::keep(token.expose());
         }
-        Client { token: token.map(Token::Given), ..self.0.client.clone() }.line(channel)
+        Client { token: token.map(Token::Given), ..client.clone() }.line(channel)
     }
 
     /// The same coordinator once more, by another connection with certificates that are read anew.
@@ -106,7 +144,7 @@ impl Finder {
     /// # Errors
     /// A file cannot be read.
     pub fn again(&self, coordinator: &Uri) -> Result<Endpoint, AddressError> {
-        at(&coordinator.to_string(), &self.0.client)
+        at(&coordinator.to_string(), &self.coordinator.client)
     }
 }
 
@@ -115,6 +153,56 @@ fn at(address: &str, client: &Client) -> Result<Endpoint, AddressError> {
     Ok(endpoint
         .connect_timeout(CONNECT_LIMIT)
         .http2_keep_alive_interval(KEEP_ALIVE)
-        .keep_alive_timeout(KEEP_ALIVE)
+        .keep_alive_timeout(ANSWER)
         .keep_alive_while_idle(true))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::future::{BoxFuture, FutureExt};
+    use registry::{Member, Result};
+
+    /// Says what it is told to say; nothing at all while it is told nothing.
+    #[derive(Default)]
+    struct Said(Mutex<Option<Result<Option<String>>>>);
+
+    impl Leadership for Said {
+        fn leader(&self) -> BoxFuture<'_, Result<Option<String>>> {
+            let said = self.0.lock().unwrap().clone();
+            async move {
+                match said {
+                    Some(said) => said,
+                    None => std::future::pending().await,
+                }
+            }
+            .boxed()
+        }
+
+        fn members(&self) -> BoxFuture<'_, Result<Vec<Member>>> {
+            std::future::ready(Ok(Vec::new())).boxed()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_is_remembered_while_etcd_is_away() {
+        let said = Arc::new(Said::default());
+        let finder = Finder::new(Coordinator::leading(said.clone())).unwrap();
+        let away = || Some(Err(RegistryError::Unavailable("away".into())));
+        let leads = |port: u16| Some(Ok(Some(format!("http://127.0.0.1:{port}"))));
+        for (what, says, port) in [
+            ("nobody was found yet", away(), Err("it is not known who leads: away")),
+            ("the first", leads(1), Ok(1)),
+            ("it refuses", away(), Ok(1)),
+            ("it says nothing", None, Ok(1)),
+            ("nobody leads", Some(Ok(None)), Err("no coordinator leads")),
+            ("another", leads(2), Ok(2)),
+            ("it refuses again", away(), Ok(2)),
+        ] {
+            *said.0.lock().unwrap() = says;
+            let found = finder.clone().find().await;
+            let found = found.map(|endpoint| endpoint.uri().port_u16().unwrap());
+            assert_eq!(found.map_err(|error| error.to_string()), port.map_err(String::from), "{what}");
+        }
+    }
 }

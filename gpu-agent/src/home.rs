@@ -41,6 +41,14 @@ pub fn probe(dir: &Path) -> Result<(), String> {
     written.and(removed).map_err(|error| format!("{} cannot be written: {error}", dir.display()))
 }
 
+/// Removes a folder, if there is one.
+fn remove(path: &Path) -> Result<(), AgentError> {
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(io(path)(e)),
+        _ => Ok(()),
+    }
+}
+
 impl Home {
     /// Makes the folder if need be, and takes it.
     ///
@@ -55,9 +63,14 @@ impl Home {
             Err(std::fs::TryLockError::WouldBlock) => return Err(AgentError::InUse { path: root.into() }),
             Err(std::fs::TryLockError::Error(source)) => return Err(io(&path)(source)),
         }
-        let trials = root.join("trials");
-        if trials.exists() {
-            std::fs::remove_dir_all(&trials).map_err(io(&trials))?;
+        // Moved away first: an engine's process that outlives a killed agent by a moment may be writing there, and would
+        // have folders that were just emptied not be empty.
+        let (trials, removed) = (root.join("trials"), root.join("trials.removed"));
+        remove(&removed)?;
+        match std::fs::rename(&trials, &removed) {
+            Ok(()) => remove(&removed)?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+            Err(e) => return Err(io(&trials)(e)),
         }
         Ok(Self { root: root.into(), _lock: Arc::new(lock) })
     }
@@ -133,9 +146,14 @@ mod tests {
         assert!(matches!(Home::open(dir.path()), Err(AgentError::InUse { .. })));
         assert!(work.exists(), "an agent that may not have the folder leaves it alone");
         drop(home);
+        // As an agent leaves it that is killed while it starts.
+        std::fs::create_dir_all(dir.path().join("trials.removed/s%2F1")).unwrap();
         let home = Home::open(dir.path()).unwrap();
         assert_eq!(home.agent_id(false).unwrap(), id);
-        assert!(!work.exists());
+        let mut left: Vec<_> =
+            std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["agent-id", "lock"]);
     }
 
     #[test]

@@ -14,8 +14,8 @@ use domain::footprint::ModelShape;
 use domain::metric::MetricPoint;
 use domain::sweep::{Sweep, SweepState};
 use domain::trial::{
-    Digests, Failure, FailureClass, Note, Severity, Throughput, Trial, TrialConfig, TrialDevice, TrialState,
-    TrialSummary,
+    Digests, Failure, FailureClass, Note, PARAMETER_NAMES, Severity, Throughput, Trial, TrialConfig,
+    TrialDevice, TrialState, TrialSummary,
 };
 use domain::{Attempt, Timestamp, TrialId};
 use prost_types::value::Kind;
@@ -273,7 +273,8 @@ impl From<v1::Note> for Note {
 
 impl From<Digests> for v1::Digests {
     fn from(d: Digests) -> Self {
-        Self { base_model: d.base_model, dataset: d.dataset, tokenizer: d.tokenizer, spec: d.spec }
+        let Digests { base_model, dataset, tokenizer, spec, documents } = d;
+        Self { base_model, dataset, tokenizer, spec, documents }
     }
 }
 
@@ -285,6 +286,7 @@ impl From<v1::Digests> for Digests {
             dataset: short(d.dataset),
             tokenizer: short(d.tokenizer),
             spec: short(d.spec),
+            documents: short(d.documents),
         }
     }
 }
@@ -427,7 +429,12 @@ impl TryFrom<v1::Trial> for Trial {
     type Error = ConvertError;
 
     fn try_from(mut t: v1::Trial) -> Result<Self, ConvertError> {
-        let config = from_document::<TrialConfig>("config", t.config.take())?;
+        let mut config = t.config.take();
+        if let Some(config) = &mut config {
+            // What a later version has besides is not for this one.
+            config.fields.retain(|name, _| PARAMETER_NAMES.contains(&name.as_str()));
+        }
+        let config = from_document::<TrialConfig>("config", config)?;
         Ok(Self { config, ..trial_of_unknown_config(t)? })
     }
 }

@@ -96,6 +96,6 @@ fn end(done: Result<(), End>) -> ExitCode {
 /// What is wrong with arguments is said to people, as clap says it, and is no matter of the log.
 #[allow(clippy::print_stderr, reason = "it is the program's answer")]
 fn say(End(code, why): &End) -> ExitCode {
-    eprintln!("error: {why}");
+    eprintln!("error: {}", crate::secrets::redact(why));
     ExitCode::from(*code)
 }

@@ -1,5 +1,6 @@
 //! What no log may show. Known are the values of variables that hold secrets by their names, the values of the headers that
-//! go to a collector, what [`keep`] was told, and what stands before the host in an address.
+//! go to a collector, what [`keep`] was told, what stands before the host in an address, and what an object store says of a key
+//! in its refusals.
 
 use std::borrow::Cow;
 use std::sync::{OnceLock, PoisonError, RwLock};
@@ -13,6 +14,18 @@ const SHORTEST: usize = 8;
 /// A variable whose name has one of these in it holds a secret.
 const NAMES: [&str; 8] =
     ["TOKEN", "SECRET", "PASSWORD", "PASSPHRASE", "API_KEY", "ACCESS_KEY", "ACCOUNT_KEY", "CUSTOMER_KEY"];
+
+/// Elements of the XML in which S3, and what speaks its protocol, says why it refuses a request: whose key signed it, and the
+/// request itself, whose headers hold a session's token. The key may be one that a machine's role was given.
+const ELEMENTS: [&str; 7] = [
+    "AWSAccessKeyId",
+    "Token-0",
+    "SignatureProvided",
+    "StringToSign",
+    "StringToSignBytes",
+    "CanonicalRequest",
+    "CanonicalRequestBytes",
+];
 
 fn known() -> &'static RwLock<Vec<String>> {
     static KNOWN: OnceLock<RwLock<Vec<String>>> = OnceLock::new();
@@ -98,6 +111,9 @@ fn without<'a>(text: &'a str, secrets: &[String]) -> Cow<'a, str> {
             clean = Cow::Owned(clean.replace(secret.as_str(), REDACTED));
         }
     }
+    if clean.contains('<') {
+        clean = ELEMENTS.iter().fold(clean, |text, name| emptied(text, name));
+    }
     // `scheme://name:password@host`, and `scheme://token@host`.
     let mut from = 0;
     while let Some(found) = clean.get(from..).and_then(|rest| rest.find("://")) {
@@ -112,6 +128,18 @@ fn without<'a>(text: &'a str, secrets: &[String]) -> Cow<'a, str> {
         from = start;
     }
     clean
+}
+
+/// A text with the elements of a name emptied. Of one that was cut off nothing is left.
+fn emptied<'a>(text: Cow<'a, str>, name: &str) -> Cow<'a, str> {
+    let (open, close) = (format!("<{name}>"), format!("</{name}>"));
+    let Some((before, rest)) = text.split_once(&open) else { return text };
+    let mut clean = before.to_string();
+    for element in rest.split(&open) {
+        let after = element.split_once(&close).map_or("", |(_, after)| after);
+        clean.extend([open.as_str(), REDACTED, close.as_str(), after]);
+    }
+    Cow::Owned(clean)
 }
 
 #[cfg(test)]
@@ -151,6 +179,14 @@ mod tests {
             ),
             ("to https://a-token@host/x", "to https://[redacted]@host/x"),
             ("to http://host?by=me@host", "to http://host?by=me@host"),
+            (
+                "<Code>InvalidAccessKeyId</Code><AWSAccessKeyId>AKIA0</AWSAccessKeyId><Token-0>of role</Token-0> end",
+                "<Code>InvalidAccessKeyId</Code><AWSAccessKeyId>[redacted]</AWSAccessKeyId><Token-0>[redacted]</Token-0> end",
+            ),
+            (
+                "<CanonicalRequest>x-amz-security-token:of role</CanonicalRequest> <CanonicalRequest>cut",
+                "<CanonicalRequest>[redacted]</CanonicalRequest> <CanonicalRequest>[redacted]</CanonicalRequest>",
+            ),
             ("nothing", "nothing"),
         ] {
             assert_eq!(without(text, &secrets), want, "{text}");

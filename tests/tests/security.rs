@@ -100,6 +100,38 @@ fn this_machine_as_a_server_for_others() {
     assert!(up.terminate());
 }
 
+/// Who is not let in logs the coordinator's own words for it.
+#[test]
+fn an_agent_that_is_refused_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
+    let mut lines = String::new();
+    for (name, role) in [("gpu-1", "agent"), ("gpu-2", "agent"), ("eve", "viewer")] {
+        let file = path(name);
+        let arguments = ["token", "create", "--name", name, "--role", role, "--to", &file];
+        let (code, line, said) = output("lorafleet", &arguments, &[]);
+        assert_eq!(code, Some(0), "{said}");
+        lines += &line;
+    }
+    std::fs::write(path("tokens.yaml"), lines).unwrap();
+    let options = ["--listen", "127.0.0.1:0", "--data-dir", &path("data"), "--tokens", &path("tokens.yaml")];
+    let mut coordinator = Program::start("coordinator", &options);
+    let endpoint = coordinator.says("listening on ");
+    let agent = |token: &str| {
+        let options = ["--coordinator", &endpoint, "--devices", "cpu", "--data-dir", &path("agent")];
+        Program::start_heard("gpu-agent", &[&options[..], &["--token-file", &path(token)]].concat())
+    };
+    let first = agent("gpu-1");
+    let viewer = path("eve");
+    let listing = ["agents", "list", "-o", "json", "--endpoint", &endpoint, "--token-file", &viewer];
+    while !output("lorafleet", &listing, &[]).1.contains("agent-") {}
+    assert!(first.terminate());
+    let mut second = agent("gpu-2");
+    let said = second.hears("not connected to the coordinator");
+    assert!(said.contains("belongs to the token gpu-1, and not to gpu-2"), "{said}");
+    assert!(second.terminate() && coordinator.terminate());
+}
+
 /// Every program logs all that it can, and no token is in it, nor in the list of processes.
 #[test]
 fn tokens_are_seen_nowhere() {

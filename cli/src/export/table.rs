@@ -105,6 +105,7 @@ const TRAILING: &[(&str, &str, Kind)] = &[
     ("dataset_digest", "/digests/dataset", Kind::Text),
     ("tokenizer_digest", "/digests/tokenizer", Kind::Text),
     ("spec_digest", "/digests/spec", Kind::Text),
+    ("documents_digest", "/digests/documents", Kind::Text),
     ("replicate_of", "/replicate_of", Kind::Text),
 ];
 

@@ -43,6 +43,7 @@ pub use inspect::{Inspected, inspect};
 pub(crate) use names::split_term;
 pub use upload::Upload;
 
+use crate::error::said;
 use actor::Scope;
 use bytes::Bytes;
 use domain::data::{ContentHash, DataError};
@@ -122,7 +123,7 @@ pub enum ArtifactError {
         problem: String,
     },
     /// The object store failed.
-    #[error("`{path}`: {error}")]
+    #[error("`{path}`: {}", said(error))]
     Store {
         /// The object, or the store's root.
         path: String,

@@ -23,9 +23,10 @@ mod retention;
 mod upload;
 
 pub use inspect::{Inspected, inspect};
-pub use retention::KEPT_UNUSED;
+pub use retention::{KEPT_UNUSED, Retained};
 pub use upload::Upload;
 
+use crate::error::said;
 use bytes::Bytes;
 use domain::data::{ContentHash, DataError, Tree};
 use futures::stream::{self, Stream, StreamExt, TryStreamExt};
@@ -105,7 +106,7 @@ pub enum BlobError {
         problem: String,
     },
     /// The object store failed.
-    #[error("`{path}`: {error}")]
+    #[error("`{path}`: {}", said(error))]
     Store {
         /// The object.
         path: String,

@@ -14,11 +14,20 @@ use std::time::Duration;
 /// again.
 pub const KEPT_UNUSED: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// What is left once what nobody needs was removed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Retained {
+    /// Files of which anything is stored.
+    pub files: BTreeSet<ContentHash>,
+    /// Objects that were removed.
+    pub removed: usize,
+}
+
 impl Blobs {
     /// Removes trees that are not `used` and older than `age`, then files that are in no tree that is left and older than
     /// that. Nothing may be uploaded or named meanwhile: `may` is asked before each removal whether that is still so. What
     /// a leader that was replaced has asked for already may reach the store later, and take data with it that is uploaded
-    /// anew just then. Answers with the objects removed.
+    /// anew just then.
     ///
     /// # Errors
     /// The store failed, or a tree cannot be read, so that it is not known what it needs; calling again goes on. Or what
@@ -29,8 +38,8 @@ impl Blobs {
         now: Timestamp,
         age: Duration,
         may: impl Fn() -> BoxFuture<'static, Result<(), E>> + Send + Sync,
-    ) -> Result<usize, E> {
-        let (mut needed, mut removed) = (BTreeSet::new(), 0);
+    ) -> Result<Retained, E> {
+        let (mut needed, mut retained) = (BTreeSet::new(), Retained::default());
         for object in self.list(TREES).await? {
             let Some(id) = element(&object, 2).and_then(|name| name.parse().ok()) else { continue };
             if used.contains(&id) || !is_older(&object, now, age) {
@@ -38,7 +47,7 @@ impl Blobs {
             } else {
                 may().await?;
                 self.delete(&object.location).await?;
-                removed += 1;
+                retained.removed += 1;
             }
         }
         let mut files: BTreeMap<ContentHash, Vec<ObjectMeta>> = BTreeMap::new();
@@ -46,25 +55,18 @@ impl Blobs {
             let Some(file) = element(&object, 2).and_then(|name| name.parse().ok()) else { continue };
             files.entry(file).or_default().push(object);
         }
-        for (file, objects) in files.into_iter().filter(|(file, _)| !needed.contains(file)) {
-            if objects.iter().all(|object| is_older(object, now, age)) {
-                may().await?;
-                // It is no more before its pieces go.
-                self.delete(&whole_path(file)).await?;
-                removed += objects.len();
-                self.delete_all(objects.into_iter().map(|object| object.location)).await?;
+        for (file, objects) in files {
+            if needed.contains(&file) || !objects.iter().all(|object| is_older(object, now, age)) {
+                retained.files.insert(file);
+                continue;
             }
+            may().await?;
+            // It is no more before its pieces go.
+            self.delete(&whole_path(file)).await?;
+            retained.removed += objects.len();
+            self.delete_all(objects.into_iter().map(|object| object.location)).await?;
         }
-        Ok(removed)
-    }
-
-    /// Files of which anything is stored.
-    ///
-    /// # Errors
-    /// The store failed.
-    pub async fn stored(&self) -> Result<BTreeSet<ContentHash>, BlobError> {
-        let objects = self.list(FILES).await?;
-        Ok(objects.iter().filter_map(|object| element(object, 2)?.parse().ok()).collect())
+        Ok(retained)
     }
 
     /// Deletes objects, many at a time where the store can.

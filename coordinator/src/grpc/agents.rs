@@ -154,7 +154,8 @@ fn assign(assignment: Assignment) -> v1::Assign {
         trial_id: assignment.trial.to_string(),
         attempt: assignment.attempt.0,
         device_id: assignment.device.to_string(),
-        config: Some(convert::document(&assignment.config)),
+        // An agent of the version before does not know what is new, and does without as long as that is at its default.
+        config: Some(convert::to_struct(&assignment.config.differing())),
         resume_step: assignment.resume_step,
         digests: assignment.digests.map(Into::into),
         predicted_peak_memory_bytes: assignment.predicted_peak_memory_bytes,

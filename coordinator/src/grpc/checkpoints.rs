@@ -43,9 +43,9 @@ pub async fn upload(
     };
     let paths: Vec<_> = [&stored.adapter, &stored.resume].into_iter().flatten().cloned().collect();
     let unused = match services.desk.directory.checkpoint(&trial, attempt, step, stored).await {
-        // Its sweep was deleted while it was uploaded.
-        Err(error @ CoordinatorError::NotFound { .. }) => {
-            services.artifacts.discard(&trial, paths).await;
+        // While it was uploaded its attempt ended, or its sweep was deleted.
+        Err(error @ (CoordinatorError::Fenced { .. } | CoordinatorError::NotFound { .. })) => {
+            discard(services, &trial, paths).await;
             return Err(error.into());
         }
         unused => unused?,
@@ -54,6 +54,17 @@ pub async fn upload(
     services.artifacts.discard(&trial, unused).await;
     tracing::info!(%trial, %attempt, step, "checkpoint stored");
     Ok(response)
+}
+
+/// Removes what was stored for an attempt that is not current any more, so that no record can come to point at it. One may
+/// already, if it was uploaded before: the durable one says so, of which nobody knows here how far it is behind.
+async fn discard(services: &Services, trial: &TrialId, paths: Vec<String>) {
+    let used = match services.desk.directory.store().trial(trial).await {
+        Ok(record) => record.map(|record| record.paths()).unwrap_or_default(),
+        // It goes at the next start.
+        Err(error) => return tracing::warn!(%trial, %error, "a checkpoint that nothing needs stays for now"),
+    };
+    services.artifacts.discard(trial, paths.into_iter().filter(|path| !used.contains(path))).await;
 }
 
 /// What came of a write, which people are told of if the disk refused it.

@@ -3,7 +3,7 @@
 
 use super::limit::{Call, Limits};
 use crate::access::{Access, Caller};
-use config::tokens::{Known, Role, Tokens};
+use config::tokens::{Known, Principal, Role, Tokens};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use http_body::{Frame, SizeHint};
@@ -179,8 +179,7 @@ impl Guard {
             Some(Anyone) => return Ok((self.begin(None, peer)?, Caller::default())),
             _ => recognise(tokens, token),
         };
-        let name = known.as_ref().ok().map(|known| known.principal.name.as_str());
-        let call = self.begin(name, peer)?;
+        let call = self.begin(known.as_ref().ok().map(|known| &known.principal), peer)?;
         let Some(who) = who else { return Err(RpcError::Denied(format!("{path}: nobody may call that"))) };
         let known = known?;
         let principal = &known.principal;
@@ -196,15 +195,24 @@ impl Guard {
         Ok((call, Caller::known(known, tokens.clone())))
     }
 
-    /// Counts a call: of the token's name, or of the address that it comes from.
-    fn begin(&self, name: Option<&str>, peer: Option<SocketAddr>) -> Result<Option<Call>, RpcError> {
-        if let Some(name) = name {
-            return self.limits.begin(name);
+    /// Counts a call: of the token's name, or of the address that it comes from. Agents may be many with one token, and each
+    /// of them has calls open: theirs are counted by both.
+    fn begin(
+        &self,
+        principal: Option<&Principal>,
+        peer: Option<SocketAddr>,
+    ) -> Result<Option<Call>, RpcError> {
+        let address = || match peer {
+            Some(peer) => security::server::network(peer.ip()).to_string(),
+            None => "a client without an address".into(),
+        };
+        match principal {
+            Some(Principal { name, role: Role::Agent, .. }) => {
+                self.limits.begin(&format!("{name} at {}", address()))
+            }
+            Some(principal) => self.limits.begin(&principal.name),
+            None => self.limits.begin(&address()),
         }
-        self.limits.begin(&peer.map_or_else(
-            || "a client without an address".into(),
-            |peer| security::server::network(peer.ip()).to_string(),
-        ))
     }
 }
 
@@ -280,9 +288,11 @@ impl http_body::Body for WhileKnown {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grpc::limit::Terms;
     use prost::Message;
     use prost_types::FileDescriptorSet;
     use std::collections::BTreeSet;
+    use std::sync::Arc;
 
     /// Every method of the descriptor sets of what is served.
     fn methods() -> BTreeSet<String> {
@@ -311,6 +321,36 @@ mod tests {
         assert_eq!(table, methods());
         assert_eq!(Who::of("/lorafleet.v1.SweepService/Other"), None);
         assert_eq!(Who::of(""), None);
+    }
+
+    #[test]
+    fn agents_with_one_token_are_counted_by_their_addresses() {
+        let known = [("gpu", Role::Agent), ("ada", Role::Operator)];
+        let add = |known: Tokens, (name, role): &(&str, Role)| {
+            known.with(Principal::new(*name, *role), config::tokens::hash(name))
+        };
+        let known = known.iter().fold(Tokens::default(), add);
+        let tokens = Watched::open(vec![], move || Ok::<_, security::FileError>(known.clone())).unwrap();
+        let access = Access { tokens: Some(Arc::new(tokens)), ..Access::default() };
+        let terms = Terms { at_once: 1, per_second: 100.0 };
+        let guard = Guard { access, limits: Limits::new(Some(terms), Arc::new(domain::SystemClock::new())) };
+        let mut open = Vec::new();
+        for (token, address, is_let_in) in [
+            ("gpu", "10.0.0.1:1", true),
+            ("gpu", "10.0.0.1:2", false),
+            ("gpu", "10.0.0.2:1", true),
+            ("ada", "10.0.0.1:1", true),
+            ("ada", "10.0.0.2:1", false),
+        ] {
+            let path = match token {
+                "gpu" => "/lorafleet.v1.AgentService/Session",
+                _ => "/lorafleet.v1.SweepService/WatchSweep",
+            };
+            let admitted =
+                guard.admit(path, Some(address.parse().unwrap()), Some(&format!("Bearer {token}")));
+            assert_eq!(admitted.is_ok(), is_let_in, "{token} at {address}");
+            open.extend(admitted);
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! How much one client may ask: calls at a time, streams included, and calls a second. A client is a token's name, or
-//! an address where there is no token that is known.
+//! an address where there is no token that is known; of agents it is both.
 
 use domain::Clock;
 use proto::status::RpcError;

@@ -282,7 +282,7 @@ impl Services {
     }
 
     /// A sweep as people see it, with what of its namespace is used up if its trials wait for that.
-    pub(super) async fn shown(&self, sweep: &Sweep) -> Result<v1::Sweep> {
+    pub(crate) async fn shown(&self, sweep: &Sweep) -> Result<v1::Sweep> {
         let mut shown = convert::sweep(sweep);
         let waits = sweep.state == SweepState::Running && sweep.counts.of(TrialState::Queued) > 0;
         if waits && self.access.limits.is_some() {

@@ -29,6 +29,7 @@ pub use files::{Disk, RealDisk, SegmentFile};
 pub use inspect::{Inspection, inspect};
 pub use recovery::Torn;
 
+use crate::error::said;
 use crate::store::Store;
 use actor::Scope;
 use domain::metric::MetricPoint;
@@ -50,7 +51,7 @@ use writer::{Append, Writer};
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum HistoryError {
     /// A file or object cannot be read or written. Points of a failed append are not kept; send them again.
-    #[error("`{}`: {error}", path.display())]
+    #[error("`{}`: {}", path.display(), said(error))]
     Io {
         /// The file, directory or object.
         path: PathBuf,

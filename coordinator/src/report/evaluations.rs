@@ -44,6 +44,7 @@ pub(super) fn blocks(sources: &Sources) -> Vec<Block> {
     }
     let unasked: Vec<_> = sources.entries.iter().filter_map(|entry| not_asked(entry.trial)).collect();
     let unasked = (!unasked.is_empty()).then_some(Block::List(unasked));
+    let others = asked_others(sources).then(|| Block::Warning(Line::from(OTHERS)));
     if names.is_empty() {
         return unasked.into_iter().collect();
     }
@@ -51,7 +52,19 @@ pub(super) fn blocks(sources: &Sources) -> Vec<Block> {
                their paired difference; where it holds 0, chance alone may be what made them differ.";
     let figure = accuracy::figure(&best).map(|figure| Block::Figures(vec![figure]));
     let table = [Block::Table(table), Block::Note(Line::from(how))];
-    figure.into_iter().chain(table).chain(unasked).collect()
+    others.into_iter().chain(figure).chain(table).chain(unasked).collect()
+}
+
+/// Said where scores of several trials are of different questions.
+const OTHERS: &str = "Not all trials were asked the same documents, so that their scores do not compare: what lies at a path, or on the hub, \
+                      was another on another machine or at another time. Their records say which were asked the same (digests, documents).";
+
+/// Whether trials were asked different documents.
+fn asked_others(sources: &Sources) -> bool {
+    let digests = sources.entries.iter().filter_map(|entry| entry.trial.digests.as_ref());
+    let mut known = digests.map(|digests| digests.documents.as_str()).filter(|digest| !digest.is_empty());
+    let first = known.next();
+    known.any(|digest| Some(digest) != first)
 }
 
 /// Why a trial that was trained was not asked.

@@ -4,7 +4,10 @@ use crate::actors::sweep::Stage;
 use domain::data::{ContentHash, Reference};
 use domain::footprint::ModelShape;
 use domain::sweep::{Sweep, SweepSpec};
-use domain::trial::{Severity, Trial, TrialConfig, TrialDevice, TrialState};
+use domain::trial::{
+    Digests, Failure, Severity, Trial, TrialConfig, TrialDevice, TrialPlacement, TrialState, TrialSummary,
+    serialize_differing,
+};
 use domain::{AgentId, Attempt, DeviceId, SweepId, Timestamp, TrialId};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -198,14 +201,63 @@ impl Closed {
     }
 }
 
+/// How a [`Trial`] is kept: without what is not there, and without parameters that have their defaults. Ten thousand of them are to
+/// fit into etcd.
+#[derive(Serialize, Deserialize)]
+#[serde(remote = "Trial")]
+struct KeptTrial {
+    id: TrialId,
+    #[serde(serialize_with = "serialize_differing")]
+    config: TrialConfig,
+    parameters: BTreeMap<String, Value>,
+    state: TrialState,
+    attempt: Attempt,
+    step: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    total_steps: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    agent: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    device: Option<TrialDevice>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    adapter: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    resume: Option<(String, u64)>,
+    attempts: Vec<(Attempt, u64)>,
+    #[serde(default)]
+    placements: Vec<TrialPlacement>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    eval_loss: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cost_usd: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    summary: Option<TrialSummary>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    failure: Option<Failure>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    digests: Option<Digests>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    trace_id: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    replicate_of: Option<TrialId>,
+    created_at: Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    started_at: Option<Timestamp>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    finished_at: Option<Timestamp>,
+}
+
 /// A trial, and what only the coordinator needs to know of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TrialRecord {
     /// What people see.
+    #[serde(with = "KeptTrial")]
     pub trial: Trial,
     /// Where it trains, while it holds a device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub placement: Option<Placement>,
     /// Set once it was told to end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<StopCause>,
     /// Whether its agent was asked to give it back to the queue.
     #[serde(default)]
@@ -214,18 +266,20 @@ pub struct TrialRecord {
     #[serde(default)]
     pub retried: bool,
     /// The newest checkpoint that it can go on from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint: Option<Checkpoint>,
     /// While it is not over, an older one at which the sweep's metric was better than at the newest.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub best_checkpoint: Option<Checkpoint>,
     /// The step at which the newest adapter was taken.
     pub adapter_step: u64,
     /// The last value of the sweep's metric.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<f64>,
     /// What earlier assignments cost, in US dollars.
     pub earlier_cost_usd: f64,
     /// When the current assignment was last charged for.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub charged_at: Option<Timestamp>,
     /// Times that it was lost or failed through no fault of its own since its last checkpoint.
     pub losses: u32,
@@ -236,7 +290,7 @@ pub struct TrialRecord {
     #[serde(default)]
     pub noted: u32,
     /// What it does, for its trace. `None` in a record of an earlier version.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<Stage>,
 }
 

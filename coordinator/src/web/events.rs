@@ -211,13 +211,13 @@ async fn tell_changes(services: &Services, id: &SweepId, first: Watched, out: &m
     loop {
         let over = view.sweep.state.is_terminal();
         let mut table = form::Table::of(&view);
-        if picture(&view, &mut table, out).await.is_err() {
+        if picture(services, &view, &mut table, out).await.is_err() {
             return Ok(());
         }
         let mut importance = Importance::of(&view);
         drop(view);
         let followed = match changes {
-            Some(changes) if !over => follow(&mut table, &mut importance, changes, out).await,
+            Some(changes) if !over => follow(services, &mut table, &mut importance, changes, out).await,
             _ => Followed::ToTheEnd,
         };
         match followed {
@@ -235,9 +235,19 @@ async fn tell_changes(services: &Services, id: &SweepId, first: Watched, out: &m
     }
 }
 
-async fn picture(view: &View, table: &mut form::Table, out: &mut Out) -> std::result::Result<(), Gone> {
+/// A sweep, with what it waits for as that is now; nothing of that from a server that is ending.
+async fn shown(services: &Services, sweep: &Sweep) -> Value {
+    form::sweep(&services.shown(sweep).await.unwrap_or_else(|_| convert::sweep(sweep)))
+}
+
+async fn picture(
+    services: &Services,
+    view: &View,
+    table: &mut form::Table,
+    out: &mut Out,
+) -> std::result::Result<(), Gone> {
     out.send("picture", &json!({ "trials": view.trials.len() })).await?;
-    out.send("sweep", &form::sweep(&convert::sweep(&view.sweep))).await?;
+    out.send("sweep", &shown(services, &view.sweep).await).await?;
     if let Some(lanes) = table.lanes() {
         out.send("lanes", &lanes).await?;
     }
@@ -278,6 +288,7 @@ impl News {
 }
 
 async fn follow(
+    services: &Services,
     table: &mut form::Table,
     importance: &mut Importance,
     mut changes: broadcast::Receiver<Change>,
@@ -316,7 +327,7 @@ async fn follow(
         }
         let sent = match news.is_empty() {
             true => out.still_here().await,
-            false => tell(std::mem::take(&mut news), table, out).await,
+            false => tell(services, std::mem::take(&mut news), table, out).await,
         };
         due = Instant::now() + SILENCE;
         match sent {
@@ -327,7 +338,12 @@ async fn follow(
     }
 }
 
-async fn tell(news: News, table: &mut form::Table, out: &mut Out) -> std::result::Result<(), Gone> {
+async fn tell(
+    services: &Services,
+    news: News,
+    table: &mut form::Table,
+    out: &mut Out,
+) -> std::result::Result<(), Gone> {
     if !news.trials.is_empty() {
         let rows: Vec<_> = news.trials.values().map(|(trial, value)| table.row(trial, *value)).collect();
         if let Some(lanes) = table.lanes() {
@@ -341,7 +357,7 @@ async fn tell(news: News, table: &mut form::Table, out: &mut Out) -> std::result
         out.send("points", &json!(points)).await?;
     }
     match news.sweep {
-        Some(sweep) => out.send("sweep", &form::sweep(&convert::sweep(&sweep))).await,
+        Some(sweep) => out.send("sweep", &shown(services, &sweep).await).await,
         None => Ok(()),
     }
 }

@@ -51,6 +51,8 @@ pub fn sweep(sweep: &v1::Sweep) -> Value {
     json!({
         "id": sweep.id,
         "name": sweep.name,
+        "namespace": sweep.namespace,
+        "waits_for": sweep.waits_for,
         "state": word(sweep.state().as_str_name(), "SWEEP_STATE_"),
         "created_at": milliseconds(sweep.created_at),
         "finished_at": milliseconds(sweep.finished_at),
@@ -65,6 +67,7 @@ pub fn sweep(sweep: &v1::Sweep) -> Value {
         "goal": search.get("goal"),
         "algorithm": search.get("algorithm"),
         "model": spec.get("pretrained_model_id"),
+        "accelerators": spec.get("resources").and_then(|resources| resources.get("accelerators")),
         "max_cost_usd": spec.get("budget").and_then(|budget| budget.get("max_cost_usd")),
     })
 }

@@ -68,7 +68,9 @@ pub async fn served(
         clock: clock.clone(),
         tick: INTERVAL,
     };
-    (Directory::start(tools, scope).await.unwrap(), dispatcher)
+    let directory = Directory::start(tools, scope).await.unwrap();
+    dispatcher.serve().await.unwrap();
+    (directory, dispatcher)
 }
 
 /// An agent with one device that so many trials may share, at a price an hour.

@@ -151,6 +151,7 @@ impl FakeAgent {
             dataset: digest("d"),
             tokenizer: digest("t"),
             spec: digest("s"),
+            documents: String::new(),
         };
         let start_step = assign.resume_step.unwrap_or(0);
         let started = v1::Started { total_steps: 6, start_step, digests: Some(digests) };
@@ -220,6 +221,21 @@ impl FakeAgent {
     }
 
     pub async fn upload(&mut self, assign: &v1::Assign, step: u64) -> Result<(), Status> {
+        self.client.upload_checkpoint(tokio_stream::iter(Self::pieces(assign, step))).await?;
+        Ok(())
+    }
+
+    /// Begins the upload of a checkpoint whose pieces are sent one by one.
+    pub fn begin_upload(
+        &self,
+        pieces: mpsc::Receiver<v1::UploadCheckpointRequest>,
+    ) -> impl Future<Output = Result<(), Status>> + use<> {
+        let mut client = self.client.clone();
+        async move { client.upload_checkpoint(ReceiverStream::new(pieces)).await.map(drop) }
+    }
+
+    /// The messages of a checkpoint's upload.
+    pub fn pieces(assign: &v1::Assign, step: u64) -> Vec<v1::UploadCheckpointRequest> {
         let files = Self::files(assign, step);
         let described = files.iter().map(|(part, name, data)| v1::CheckpointFile {
             part: (*part).into(),
@@ -238,9 +254,7 @@ impl FakeAgent {
         for (_, _, data) in files {
             pieces.extend(data.chunks(1 << 20).map(|chunk| Piece::Data(chunk.to_vec().into())));
         }
-        let stream = pieces.into_iter().map(|piece| v1::UploadCheckpointRequest { piece: Some(piece) });
-        self.client.upload_checkpoint(tokio_stream::iter(stream.collect::<Vec<_>>())).await?;
-        Ok(())
+        pieces.into_iter().map(|piece| v1::UploadCheckpointRequest { piece: Some(piece) }).collect()
     }
 
     /// The step and all bytes of the trial's newest checkpoint.

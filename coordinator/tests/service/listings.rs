@@ -5,6 +5,9 @@ use crate::fixture::{Fixture, LONG, grid};
 use domain::{Clock, SystemClock};
 use proto::v1;
 use proto::v1::TrialState;
+use proto::v1::watch_sweep_response::Event;
+use serde_json::json;
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tonic::Code;
 
@@ -150,4 +153,33 @@ async fn an_answer_does_not_wait_for_an_acknowledgement() {
         quickest = quickest.min(clock.monotonic() - asked);
     }
     assert!(quickest < Duration::from_millis(30), "{quickest:?}");
+}
+
+/// What waits for a watcher is bounded: one that reads nothing for a while gets a fresh picture instead of what it missed.
+#[tokio::test]
+async fn a_watcher_that_falls_behind_misses_no_end() {
+    let fixture = Fixture::start(LONG).await;
+    let rates: Vec<_> = (1..=500).map(|number| f64::from(number) * 1e-6).collect();
+    let mut document = grid(&[2]);
+    document["parameters"] = json!({ "learning_rate": rates });
+    let sweep = fixture.submit(&document).await;
+    let mut watch = fixture.watch(&sweep.id).await;
+    watch.next().await.unwrap();
+    // More changes than are kept for it, and than fit between here and there.
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    for _ in &rates {
+        let assign = agent.assigned().await;
+        agent.start(&assign).await;
+        agent.finish(&assign, v1::Ending::Completed, Some(1.0)).await;
+    }
+    let (mut newest, mut state) = (BTreeMap::new(), None);
+    while let Some(event) = watch.next().await {
+        match event {
+            Event::Sweep(sweep) => state = Some(sweep.state()),
+            Event::Trial(trial) => drop(newest.insert(trial.number, trial.state())),
+            Event::Progress(_) => {}
+        }
+    }
+    assert_eq!((state, newest.len()), (Some(v1::SweepState::Completed), rates.len()));
+    assert!(newest.values().all(|state| *state == TrialState::Completed), "{newest:?}");
 }

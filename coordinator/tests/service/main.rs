@@ -16,6 +16,7 @@ mod retention;
 
 use agent::{FakeAgent, hello, holding};
 use coordinator::grpc::health::{LIVE, READY};
+use domain::trial::TrialConfig;
 use fixture::{Fixture, LONG, PATIENCE, SHORT, grid, halving};
 use proto::v1;
 use proto::v1::session_response::Message as Hear;
@@ -60,6 +61,23 @@ async fn the_same_request_is_the_same_sweep() {
     assert_ne!(fixture.submit_as(other, &grid(&[2])).await.unwrap().id, first.id);
     fixture.restart().await;
     assert_eq!(fixture.submit_as(one, &grid(&[2])).await.unwrap().id, first.id);
+}
+
+/// An agent of the version before refuses a parameter that it does not know: it is told none that has its default.
+#[tokio::test]
+async fn an_agent_is_told_the_parameters_that_differ_from_their_defaults() {
+    let fixture = Fixture::start(LONG).await;
+    fixture.submit(&grid(&[4, 16])).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 2, vec![])).await;
+    for (rank, told) in [
+        (4, &["dataset_name", "lora_rank", "max_steps", "pretrained_model_id"][..]),
+        (16, &["dataset_name", "max_steps", "pretrained_model_id"]),
+    ] {
+        let config = agent.assigned().await.config;
+        assert_eq!(config.as_ref().unwrap().fields.keys().collect::<Vec<_>>(), told);
+        let config: TrialConfig = proto::convert::from_document("config", config).unwrap();
+        assert_eq!((config.lora_rank, config.max_steps, config.batch_size), (rank, Some(6), 2));
+    }
 }
 
 #[tokio::test]
@@ -221,6 +239,9 @@ async fn a_lost_agents_trial_goes_on_elsewhere_from_its_checkpoint() {
     assert_eq!(over.state(), SweepState::Completed);
     let curve = fixture.curve(&first.trial_id).await;
     assert_eq!(curve, [(1, 5.0), (2, 4.0), (3, 3.0), (4, 2.0)], "gap-free and single-valued");
+    let log = operations::log(&fixture, &first.trial_id, false).await;
+    let (_, attempt, why) = log.iter().find(|(event, ..)| event == "queued").unwrap();
+    assert!(*attempt == 1 && why.ends_with("; 2 steps since its last checkpoint are made again"), "{log:?}");
     let attempts = fixture.trial(&first.trial_id).await.attempts;
     let shown = attempts.iter().map(|a| (a.attempt, a.step, a.agent_id.as_deref(), a.device_id.as_deref()));
     assert_eq!(shown.collect::<Vec<_>>(), [(1, 0, Some("a"), Some("cpu")), (2, 2, Some("b"), Some("cpu"))]);

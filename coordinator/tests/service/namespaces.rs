@@ -2,6 +2,7 @@
 
 use crate::agent::{FakeAgent, hello};
 use crate::fixture::{Fixture, LONG, access_by, grid};
+use crate::page::{Events, ask};
 use config::limits::Limits;
 use config::tokens::{self, Principal, Role};
 use coordinator::Access;
@@ -15,7 +16,7 @@ use proto::v1::sweep_service_client::SweepServiceClient;
 use proto::v1::upload_file_request::Piece;
 use security::watched::Watched;
 use security::{FileError, Line};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
 use tonic::{Code, Status};
@@ -70,6 +71,18 @@ async fn trials_beyond_a_limit_wait_and_say_why() {
     };
     assert_eq!(why(&hers.id).await.as_deref(), Some("namespace team-a has 1 of its 1 trials on devices"));
     assert_eq!(why(&his.id).await, None);
+    // So does the live page: in the list, of the sweep, and as it follows it.
+    let headers = "Host: fleet.example.org\r\nAuthorization: Bearer ada\r\n";
+    let waits = |sweep: &Value| (sweep["namespace"].clone(), sweep["waits_for"].clone());
+    let wanted = (json!("team-a"), json!("namespace team-a has 1 of its 1 trials on devices"));
+    let path = format!("/api/sweeps/{}", hers.id);
+    assert_eq!(waits(&ask(&fixture, &format!("GET {path}"), headers, "").await.json()), wanted);
+    let mut events = Events::open_as(&fixture, &format!("{path}/events"), headers).await;
+    assert_eq!(waits(&events.next("sweep", |_| true).await), wanted);
+    let mut overview = Events::open_as(&fixture, "/api/events", headers).await;
+    let news = overview.next("sweeps", |_| true).await;
+    let listed = news["changed"].as_array().unwrap().iter().find(|sweep| sweep["id"] == json!(hers.id));
+    assert_eq!(waits(listed.unwrap()), wanted);
 
     // What another ends makes no room; what is its own does.
     agent.train(&his_first, 1.0).await;

@@ -5,6 +5,7 @@ use super::fixture::{Fixture, LONG, PATIENCE, access_by, grid, write_tokens};
 use config::tokens::Role;
 use coordinator::Access;
 use coordinator::web::{assets, is_served};
+use domain::trial::TrialConfig;
 use proto::v1;
 use proto::v1::SweepState;
 use serde_json::{Value, json};
@@ -15,14 +16,14 @@ use tokio::net::TcpStream;
 const FROM_HERE: &str = "Host: localhost:7401\r\n";
 const JSON: &str = "Host: localhost:7401\r\nContent-Type: application/json\r\n";
 
-struct Answer {
+pub struct Answer {
     code: u16,
     head: String,
     body: String,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap_or_else(|why| panic!("{why}: {}", self.body))
     }
 
@@ -45,7 +46,7 @@ async fn open(fixture: &Fixture, path: &str, headers: &str, body: &str) -> TcpSt
     stream
 }
 
-async fn ask(fixture: &Fixture, path: &str, headers: &str, body: &str) -> Answer {
+pub async fn ask(fixture: &Fixture, path: &str, headers: &str, body: &str) -> Answer {
     let mut stream = open(fixture, path, headers, body).await;
     let mut bytes = Vec::new();
     let read = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes)).await;
@@ -65,7 +66,7 @@ async fn post(fixture: &Fixture, path: &str, body: &Value) -> Answer {
 }
 
 /// A stream of events as it comes.
-struct Events {
+pub struct Events {
     stream: TcpStream,
     text: String,
     /// Events that came and that nobody has asked for yet.
@@ -74,13 +75,17 @@ struct Events {
 
 impl Events {
     async fn open(fixture: &Fixture, path: &str) -> Self {
-        let stream = open(fixture, &format!("GET {path}"), FROM_HERE, "").await;
+        Self::open_as(fixture, path, FROM_HERE).await
+    }
+
+    pub async fn open_as(fixture: &Fixture, path: &str, headers: &str) -> Self {
+        let stream = open(fixture, &format!("GET {path}"), headers, "").await;
         Self { stream, text: String::new(), kept: Vec::new() }
     }
 
     /// The data of the first event of that name that `wanted` accepts, of those that were not passed over yet. Events of
     /// other names that come before it are kept: which come together is a matter of time.
-    async fn next(&mut self, name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    pub async fn next(&mut self, name: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let beginning = format!("event: {name}\ndata: ");
         loop {
             while let Some((event, rest)) = self.text.split_once("\n\n") {
@@ -225,9 +230,9 @@ async fn parameters_matter_as_the_report_says() {
     let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
     for _ in 0..10 {
         let assign = agent.assigned().await;
-        let config = proto::convert::from_struct(assign.config.clone().unwrap());
-        let of = |name: &str| config[name].as_f64().unwrap();
-        agent.train(&assign, of("lora_rank") + 100.0 * of("learning_rate")).await;
+        let config = assign.config.clone();
+        let config: TrialConfig = proto::convert::from_document("config", config).unwrap();
+        agent.train(&assign, f64::from(config.lora_rank) + 100.0 * config.learning_rate).await;
     }
     fixture.watch(&id).await.end().await;
     let mut events = Events::open(&fixture, &format!("/api/sweeps/{id}/events")).await;

@@ -5,6 +5,7 @@ use crate::fixture::{Fixture, LONG, grid};
 use proto::v1::trial_event::Event;
 use proto::v1::{self, Ending, SweepState};
 use std::path::Path;
+use tokio::sync::mpsc;
 use tonic::Code;
 
 impl Fixture {
@@ -174,4 +175,47 @@ async fn parts_that_no_record_points_at_are_removed_at_the_next_start() {
     let held = vec![crate::holding(&assign, 4)];
     let mut agent = FakeAgent::connect(&fixture, hello("a", 1, held)).await;
     assert_eq!(agent.download(&assign).await.unwrap().0, 4);
+}
+
+/// An attempt ends while checkpoints of it are on their way: what arrives then is nobody's, and does not stay. What had arrived
+/// before does, though it was sent once more.
+#[tokio::test]
+async fn checkpoints_of_an_attempt_that_ended_meanwhile_leave_nothing() {
+    let mut fixture = Fixture::start(LONG).await;
+    let sweep = fixture.submit(&grid(&[2])).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let assign = agent.assigned().await;
+    agent.start(&assign).await;
+    agent.points(&assign, &[(1, 3.0), (2, 2.0)]).await;
+    agent.upload(&assign, 1).await.unwrap();
+
+    let ways = [1, 2].map(|_| mpsc::channel(8));
+    let [(to_first, first), (to_second, second)] = ways;
+    let uploads = (agent.begin_upload(first), agent.begin_upload(second));
+    let trial = fixture.dir().join("artifacts/sweeps").join(&sweep.id).join("1");
+    let is_begun = |step: u64| {
+        let files = std::fs::read_dir(trial.join(format!("adapter-a1-s{step}")));
+        files.is_ok_and(|files| files.flatten().any(|file| file.file_name().to_string_lossy().contains('#')))
+    };
+    let meanwhile = async {
+        let mut lasts = Vec::new();
+        for (to, step) in [(to_first, 1), (to_second, 2)] {
+            let mut pieces = FakeAgent::pieces(&assign, step);
+            let last = pieces.pop().unwrap();
+            pieces.into_iter().for_each(|piece| to.try_send(piece).unwrap());
+            lasts.push((to, last));
+            while !is_begun(step) {
+                tokio::task::yield_now().await;
+            }
+        }
+        agent.event(&assign, Event::Released(v1::Released { reason: "it leaves".into() })).await;
+        agent.drop_holding(&assign);
+        agent.acknowledged().await;
+        lasts.into_iter().for_each(|(to, last)| to.try_send(last).unwrap());
+    };
+    let (first, second, ()) = futures::join!(uploads.0, uploads.1, meanwhile);
+    for refused in [first, second] {
+        assert_eq!(refused.unwrap_err().code(), Code::Aborted);
+    }
+    assert_eq!(fixture.at_rest(&sweep.id).await, ["1/adapter-a1-s1", "1/resume-a1-s1"]);
 }

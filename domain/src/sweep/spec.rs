@@ -2,7 +2,7 @@
 
 use super::Evaluations;
 use crate::rng;
-use crate::trial::TrialConfig;
+use crate::trial::{TrialConfig, serialize_differing};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -190,6 +190,7 @@ pub struct SweepSpec {
     /// Searched parameters, in the file's order.
     pub parameters: Vec<(String, Distribution)>,
     /// What all trials share: every parameter that is given at the top level, defaults for the rest.
+    #[serde(serialize_with = "serialize_differing")]
     pub base: TrialConfig,
     /// Conditions that every trial must meet.
     pub constraints: Vec<Constraint>,

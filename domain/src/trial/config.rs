@@ -1,10 +1,13 @@
 //! A trial's full configuration: every parameter with the value in force, under the names of the
 //! Vertex/PEFT/Hugging Face world. It serialises to one flat JSON object whose keys are the sweep file's.
 
-use serde::{Deserialize, Serialize};
+use serde::ser::SerializeMap;
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::sync::LazyLock;
 
 /// What a trial trains for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -292,6 +295,23 @@ macro_rules! trial_config {
             }
         }
 
+        /// Serialises a configuration without the parameters that have their defaults. A version that does not know one of
+        /// ours reads it all the same, as long as that is left at its default; so no default ever changes.
+        ///
+        /// # Errors
+        /// Those of the serializer.
+        pub fn serialize_differing<S: Serializer>(
+            config: &TrialConfig,
+            serializer: S,
+        ) -> Result<S::Ok, S::Error> {
+            static DEFAULTS: LazyLock<TrialConfig> = LazyLock::new(TrialConfig::default);
+            let mut map = serializer.serialize_map(None)?;
+            $( if config.$name != DEFAULTS.$name {
+                map.serialize_entry(stringify!($name), &config.$name)?;
+            } )*
+            map.end()
+        }
+
         /// Every parameter's name, in the order of [`TrialConfig`]'s fields.
         pub const PARAMETER_NAMES: &[&str] = &[ $( stringify!($name), )* ];
 
@@ -450,6 +470,15 @@ impl TrialConfig {
         (epochs * steps_per_epoch as f64).ceil() as u64
     }
 
+    /// The parameters that do not have their defaults, as [`serialize_differing`] has them.
+    pub fn differing(&self) -> Map<String, Value> {
+        match serialize_differing(self, serde_json::value::Serializer) {
+            Ok(Value::Object(differing)) => differing,
+            // A flat struct of strings and numbers serialises without fail.
+            Ok(_) | Err(_) => Map::new(),
+        }
+    }
+
     /// The configuration with the values in force where it leaves them open: `lora_alpha`, `max_steps` unless
     /// it depends on the rows, and, for a run of `total_steps`, `max_steps` and `warmup_steps`. It trains alike,
     /// but is another document: a digest is of what was asked for.
@@ -491,6 +520,42 @@ mod tests {
         assert!(json.as_object().unwrap().iter().all(flat));
         let back: TrialConfig = serde_json::from_value(json).unwrap();
         assert_eq!(back, TrialConfig::default());
+    }
+
+    /// Records and what agents are told leave defaults out: one that changed would change trials that are under way.
+    #[test]
+    fn what_differs_is_all_that_is_told() {
+        assert_eq!(TrialConfig::default().differing(), Map::new());
+        let config = TrialConfig {
+            pretrained_model_id: "m".into(),
+            max_steps: Some(7),
+            lora_rank: 4,
+            ..TrialConfig::default()
+        };
+        let told = serde_json::json!({ "pretrained_model_id": "m", "lora_rank": 4, "max_steps": 7 });
+        assert_eq!(Value::Object(config.differing()), told);
+        assert_eq!(serde_json::from_value::<TrialConfig>(told).unwrap(), config);
+        let defaults = serde_json::json!({
+            "task": "instruct-lora", "pretrained_model_id": "", "dataset_name": "", "interleave_datasets": null,
+            "interleave_probabilities": null, "stopping_strategy": "first_exhausted",
+            "instruct_column_in_dataset": "text", "eval_dataset_name": null, "eval_size": 0.1, "eval_split": "random",
+            "assistant_only_loss": false, "add_eos": true, "skip_bad_rows": false, "shuffle": true,
+            "precision_mode": "float32", "compute_dtype": null, "double_quant": true,
+            "gradient_checkpointing": "auto", "lora_rank": 16, "lora_alpha": null, "lora_dropout": 0.0,
+            "target_modules": "all-linear", "exclude_modules": null, "layers_to_transform": null,
+            "modules_to_save": null, "rank_pattern": {}, "alpha_pattern": {}, "use_rslora": false,
+            "use_dora": false, "init_lora_weights": "default", "init_adapter": null, "batch_size": 2,
+            "gradient_accumulation_steps": 1, "max_sequence_length": 512, "learning_rate": 2e-4,
+            "loraplus_lr_ratio": null, "lr_scheduler_type": "linear", "warmup_steps": 0, "warmup_ratio": 0.0,
+            "weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
+            "max_grad_norm": 1.0, "max_steps": null, "num_train_epochs": null, "seed": 42, "logging_steps": 1,
+            "eval_steps": 0, "save_steps": 0,
+        });
+        assert_eq!(
+            serde_json::to_value(TrialConfig::default()).unwrap(),
+            defaults,
+            "a new parameter is added here; the default of an old one never changes"
+        );
     }
 
     #[test]

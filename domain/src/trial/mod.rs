@@ -9,7 +9,7 @@ mod state;
 pub use config::{
     BaseModel, ComputeDtype, EvalSplit, GradientCheckpointing, InitLoraWeights, LrSchedulerType,
     PARAMETER_MEANINGS, PARAMETER_NAMES, Precision, PrecisionMode, StoppingStrategy, TargetModules, Task,
-    TrialConfig,
+    TrialConfig, serialize_differing,
 };
 pub use note::{Note, Severity};
 pub use record::{

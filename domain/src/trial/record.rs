@@ -177,8 +177,8 @@ pub struct Stretch<'a> {
     pub to: Option<Timestamp>,
 }
 
-/// Digests (`sha256:<hex>`) that say what was trained on what. A trial goes on only on the same bytes.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Digests (`sha256:<hex>`) that say what was trained on what, and what was asked then. A trial goes on only on the same bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Digests {
     /// Of the base model's configuration and weights.
     pub base_model: String,
@@ -188,6 +188,24 @@ pub struct Digests {
     pub tokenizer: String,
     /// Of the trial's configuration.
     pub spec: String,
+    /// Of what its evaluations ask: the prompts, and what is right, whatever files they come from. Empty where nothing is asked,
+    /// and of an agent of an earlier version. It says which scores may be compared; whoever goes on with a trial asks anew.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub documents: String,
+}
+
+impl Digests {
+    /// What a trial that goes on must find again and does not, by its name for people, with this digest of it and the other. Its
+    /// configuration comes with it, whatever a version makes of that for a digest.
+    pub fn difference<'a>(&'a self, other: &'a Self) -> Option<(&'static str, &'a str, &'a str)> {
+        let pairs = [
+            ("base model", &self.base_model, &other.base_model),
+            ("data set", &self.dataset, &other.dataset),
+            ("tokenizer", &self.tokenizer, &other.tokenizer),
+        ];
+        let differs = |(_, one, other): &(&str, &String, &String)| one != other;
+        pairs.into_iter().find(differs).map(|(what, one, other)| (what, one.as_str(), other.as_str()))
+    }
 }
 
 /// What digests begin with where nothing was trained: see [`Trial::is_simulated`].

@@ -31,12 +31,14 @@ use v1::session_response::Message as Response;
 const OUTGOING: usize = 32;
 /// Messages of a trial that may be sent before the first of them is acknowledged.
 const WINDOW: u64 = 64;
-/// The coordinator's time to answer `Hello`.
+/// The coordinator's time to take the stream and to answer `Hello`.
 const WELCOME_LIMIT: Duration = Duration::from_secs(10);
 /// The pause before the first try to connect again; it doubles with each.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
-/// The longest pause between two tries to connect.
+/// The longest pause between two tries to connect, and the parts of a lease that it is at most: who is away for longer loses
+/// what it holds.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+const PAUSES: u32 = 4;
 
 /// Why a session ended.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +83,7 @@ pub struct Session {
     spool: Spool,
     home: Home,
     pause: Duration,
+    longest_pause: Duration,
     connected: watch::Sender<bool>,
 }
 
@@ -106,6 +109,7 @@ impl Session {
             spool,
             home,
             pause: SHORTEST_PAUSE,
+            longest_pause: LONGEST_PAUSE,
             connected,
         };
         scope.spawn("session", async move {
@@ -125,7 +129,7 @@ impl Session {
             telemetry::metrics::SESSIONS_LOST.add(1.0, &[]);
             tracing::warn!(%error, pause = ?self.pause, "not connected to the coordinator; training goes on");
             tokio::time::sleep(jittered(self.pause)).await;
-            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+            self.pause = (self.pause * 2).min(self.longest_pause);
         }
     }
 
@@ -138,15 +142,19 @@ impl Session {
         let (outgoing, requests) = mpsc::channel(OUTGOING);
         // There is room: the channel is new.
         let _ = outgoing.try_send(self.hello());
-        let mut incoming = client.session(ReceiverStream::new(requests)).await?.into_inner();
-        let first = tokio::time::timeout(WELCOME_LIMIT, incoming.message()).await;
-        let Ok(Some(v1::SessionResponse { message: Some(Response::Welcome(welcome)) })) =
-            first.map_err(|_| SessionError::NoWelcome)?
-        else {
+        let opened = async {
+            let mut incoming = client.session(ReceiverStream::new(requests)).await?.into_inner();
+            let first = incoming.message().await?;
+            Ok::<_, tonic::Status>((first, incoming))
+        };
+        let opened = tokio::time::timeout(WELCOME_LIMIT, opened).await;
+        let (first, mut incoming) = opened.map_err(|_| SessionError::NoWelcome)??;
+        let Some(v1::SessionResponse { message: Some(Response::Welcome(welcome)) }) = first else {
             return Err(SessionError::NoWelcome);
         };
         tracing::info!(version = welcome.version, "connected to the coordinator");
         self.pause = SHORTEST_PAUSE;
+        self.longest_pause = longest_pause(welcome.lease_seconds);
         self.identity.stopwatch.joined();
         self.connected.send_replace(true);
         for old in welcome.drop {
@@ -321,6 +329,12 @@ fn heartbeat_interval(seconds: f64) -> Duration {
     Duration::from_secs_f64(seconds)
 }
 
+/// The longest pause between two tries to connect, of whoever has leases of that length.
+fn longest_pause(lease_seconds: f64) -> Duration {
+    let lease = Duration::try_from_secs_f64(lease_seconds).ok().filter(|lease| !lease.is_zero());
+    lease.map_or(LONGEST_PAUSE, |lease| (lease / PAUSES).clamp(SHORTEST_PAUSE, LONGEST_PAUSE))
+}
+
 /// Returns when the agent is told to end and has nothing left to say, or the grace is over.
 async fn over(scope: Scope, devices: Vec<watch::Receiver<Status>>, spool: Spool) {
     scope.cancelled().await;
@@ -332,5 +346,19 @@ async fn over(scope: Scope, devices: Vec<watch::Receiver<Status>>, spool: Spool)
     };
     if tokio::time::timeout(SHUTDOWN_GRACE, said).await.is_err() {
         tracing::warn!("the coordinator has not acknowledged everything; the rest is sent at the next start");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_short_leases_is_not_away_for_long() {
+        for (lease, wanted) in
+            [(10.0, 2.5), (3.0, 0.75), (60.0, 5.0), (0.1, 0.1), (0.0, 5.0), (f64::NAN, 5.0)]
+        {
+            assert_eq!(longest_pause(lease).as_secs_f64(), wanted, "{lease}");
+        }
     }
 }

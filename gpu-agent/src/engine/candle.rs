@@ -127,7 +127,8 @@ impl Backend for Candle {
     }
 
     fn digests(&self, trial: &Examined) -> Digests {
-        trial.run.digests().clone()
+        let documents = trial.asked.as_ref().map(|asked| asked.digest().to_string()).unwrap_or_default();
+        Digests { documents, ..trial.run.digests().clone() }
     }
 
     fn step(&self, trial: &Examined) -> u64 {

@@ -40,6 +40,13 @@ pub(super) struct Asked {
     sitting: Sitting,
 }
 
+impl Asked {
+    /// The digest of what is asked.
+    pub(super) fn digest(&self) -> &str {
+        self.exam.digest()
+    }
+}
+
 impl Exams {
     /// What a sweep asks, where it lies on this machine.
     pub(super) fn of(

@@ -394,16 +394,7 @@ fn does_not_fit(base: u64, own: u64, device: u64) -> Failure {
 
 /// Refuses to go on with other bytes than those that earlier attempts were trained on.
 fn same_bytes(expected: &Digests, found: &Digests) -> Result<(), Failure> {
-    let pairs = [
-        ("base model", &expected.base_model, &found.base_model),
-        ("data set", &expected.dataset, &found.dataset),
-        ("tokenizer", &expected.tokenizer, &found.tokenizer),
-        ("configuration", &expected.spec, &found.spec),
-    ];
-    let Some((what, expected, found)) = pairs.into_iter().find(|(_, expected, found)| expected != found)
-    else {
-        return Ok(());
-    };
+    let Some((what, expected, found)) = expected.difference(found) else { return Ok(()) };
     let message = format!(
         "the {what} on this machine is not the one that the trial began with ({found}, not {expected}); \
          put the original back, or submit the sweep again"

@@ -250,6 +250,7 @@ impl Backend for Simulated {
             dataset: digest(&run.config.dataset_name),
             tokenizer: digest(&run.config.pretrained_model_id),
             spec: digest(&run.config.seed.to_string()),
+            documents: run.evaluations.as_ref().map(|_| digest("documents")).unwrap_or_default(),
         }
     }
 

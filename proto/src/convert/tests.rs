@@ -46,6 +46,7 @@ fn a_trial_travels_unchanged() {
             dataset: "d".into(),
             tokenizer: "t".into(),
             spec: "s".into(),
+            documents: "e".into(),
         }),
         created_at: Timestamp(1_700_000_000_123),
         started_at: Some(Timestamp(1)),
@@ -59,7 +60,9 @@ fn a_trial_travels_unchanged() {
     let shown = Trial { config: trial.config.in_force(Some(40)), ..trial };
     assert_eq!(shown.config.lora_alpha, Some(32.0));
     assert_eq!(Trial::try_from(wire).unwrap(), shown);
-    assert_eq!(Trial::try_from(v1::Trial::from(shown.clone())).unwrap(), shown);
+    let mut later = v1::Trial::from(shown.clone());
+    later.config.as_mut().unwrap().fields.insert("of_a_later_version".into(), prost_types::Value::default());
+    assert_eq!(Trial::try_from(later).unwrap(), shown);
 }
 
 #[test]

@@ -490,8 +490,10 @@ fn xml(root: &str, content: &str) -> Done {
     (StatusCode::OK, vec![("content-type", "application/xml".into())], text.into())
 }
 
+/// As S3 does, it repeats whose key signed the request.
 fn refused(status: StatusCode, code: &str) -> Done {
-    let (_, headers, body) = xml("Error", &format!("<Code>{code}</Code>"));
+    let key = format!("<AWSAccessKeyId>{KEY}</AWSAccessKeyId>");
+    let (_, headers, body) = xml("Error", &format!("<Code>{code}</Code>{key}"));
     (status, headers, body)
 }
 

@@ -28,7 +28,7 @@ fn socket(endpoint: &str) -> SocketAddr {
     endpoint.trim_start_matches("http://").parse().unwrap()
 }
 
-async fn agents(endpoint: &str) -> Vec<v1::Agent> {
+pub(crate) async fn agents(endpoint: &str) -> Vec<v1::Agent> {
     let mut client = FleetServiceClient::connect(endpoint.to_string()).await.unwrap();
     client.list_agents(v1::ListAgentsRequest::default()).await.unwrap().into_inner().agents
 }

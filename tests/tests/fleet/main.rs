@@ -7,6 +7,7 @@ mod common;
 mod faults;
 mod ready;
 mod spot;
+mod upgrade;
 
 use common::{results, submit, until};
 use proto::v1;
@@ -24,8 +25,8 @@ use tests::s3::S3;
 
 /// What a test waits for at most.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Seconds within which trials are placed again once their lease has ended.
-const PLACED_WITHIN: f64 = 5.0;
+/// Seconds within which trials are placed again, and another leads, once the lease has ended.
+const REPLACED_WITHIN: f64 = 5.0;
 /// Seconds of the lease of trials, unless a test has its own: longer than an agent's pause between two tries to connect.
 const ASSIGNMENT_LEASE: &str = "8";
 /// Seconds of the leader's lease.
@@ -75,8 +76,8 @@ impl Fleet {
     /// One that shares no directory with others.
     fn coordinator_on(&self, store: &S3) -> Program {
         let etcd = ["--listen", "127.0.0.1:0", "--election-ttl", ELECTION_TTL, "--etcd", &self.endpoints];
-        // Longer than an agent takes to find out that a coordinator does not answer.
-        let rest = ["--assignment-lease", "60", "--artifacts", "s3://fleet/of/tests"];
+        // With the leases that are given unless told otherwise agents find out in time that a coordinator does not answer.
+        let rest = ["--artifacts", "s3://fleet/of/tests"];
         let started = |command: &mut Command| {
             command.envs(store.variables());
         };
@@ -171,8 +172,12 @@ async fn a_leader_and_an_agent_are_killed_and_nothing_is_lost() {
     assert!(shown.starts_with("HTTP/1.1 200 ") && shown.contains("<title>LoraFleet</title>"), "{shown}");
 
     // The leader is gone: its agent trains on, and the other one adopts it.
+    let killed = now();
     first.kill();
     second.says("leading");
+    let leads_after = now() - killed;
+    println!("another leads after {leads_after:.1} s, of a lease of {ELECTION_TTL} s");
+    assert!(leads_after <= ELECTION_TTL.parse::<f64>().unwrap() + REPLACED_WITHIN, "{leads_after} s");
     assert!(list(&format!("{first_at},{second_at}")).contains(&sweep));
     soon("training under the second", until(&second_at, &sweep, 30)).await;
     let trials = attempts(&second_at, &sweep).await;
@@ -278,7 +283,7 @@ async fn attempts(endpoint: &str, sweep_id: &str) -> BTreeMap<String, u32> {
 /// has so many seconds: by the coordinator's own records, whose clock is the one of `silent_at`.
 async fn placed_again(endpoint: &str, sweep_id: &str, silent_at: f64, lease: &str) {
     let mut client = TrialServiceClient::connect(endpoint.to_string()).await.unwrap();
-    let most = lease.parse::<f64>().unwrap() + PLACED_WITHIN;
+    let most = lease.parse::<f64>().unwrap() + REPLACED_WITHIN;
     for trial_id in attempts(endpoint, sweep_id).await.into_keys() {
         let request = v1::GetTrialLogRequest { trial_id: trial_id.clone(), follow: false };
         let mut log = client.get_trial_log(request).await.unwrap().into_inner();

@@ -266,6 +266,7 @@ impl Run {
             dataset: data.digest.clone(),
             tokenizer: loaded.tokenizer.as_ref().map_or("none", Tokenizer::digest).into(),
             spec: spec_digest(&config),
+            documents: String::new(),
         };
         let written = PeftConfig {
             target_modules: adapter_file::written_targets(&loaded.base, &config.target_modules),
@@ -367,7 +368,7 @@ impl Run {
 
 /// What says whether two configurations are the same.
 fn spec_digest(config: &TrialConfig) -> String {
-    files::digest(&serde_json::to_vec(config).unwrap_or_default())
+    files::digest(&serde_json::to_vec(&config.differing()).unwrap_or_default())
 }
 
 /// The loss scaler that a run starts with, if its numbers need one.

@@ -9,7 +9,7 @@ use crate::optim::{AdamW, Moments};
 use crate::preflight;
 use crate::scaler::LossScaler;
 use candle_core::{Device, Tensor};
-use domain::trial::{Digests, TrialConfig};
+use domain::trial::{Digests, TrialConfig, serialize_differing};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{BTreeMap, HashMap};
@@ -46,6 +46,7 @@ struct Saved {
     /// Of the adapter's weights that these moments belong to.
     adapter: String,
     digests: Digests,
+    #[serde(serialize_with = "serialize_differing")]
     config: TrialConfig,
     progress: Progress,
     #[serde(default)]

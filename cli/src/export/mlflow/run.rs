@@ -171,6 +171,10 @@ fn tags(trial: &Trial) -> BTreeMap<String, String> {
         ("dataset_digest", digests.map(|digests| digests.dataset.clone())),
         ("tokenizer_digest", digests.map(|digests| digests.tokenizer.clone())),
         ("spec_digest", digests.map(|digests| digests.spec.clone())),
+        (
+            "documents_digest",
+            digests.map(|digests| digests.documents.clone()).filter(|digest| !digest.is_empty()),
+        ),
         ("step", over.then(|| trial.step.to_string())),
         ("cost_usd", trial.cost_usd.filter(|_| over).map(|cost| json!(cost).to_string())),
         ("adapter", trial.adapter.clone().filter(|_| over)),

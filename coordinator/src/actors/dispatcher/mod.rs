@@ -5,7 +5,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `mod.rs` | the handle: what may be asked |
-//! | `state.rs`, `state/` | the actor; what namespaces hold; who is told what to fetch ahead |
+//! | `state.rs`, `state/` | the actor: agents and leases; which device gets what; what namespaces hold; who is told what to fetch ahead |
 //! | `ahead.rs` | what agents are told to fetch before they need it |
 
 mod ahead;
@@ -128,8 +128,9 @@ enum Command {
     Disconnect(AgentId, SessionId),
     Enqueue(Request),
     Expect(Expected, Reply<Lost>),
+    Serve,
     Send(TrialId, Attempt, ToAgent),
-    Release(TrialId, Attempt, bool, Reply<f64>),
+    Release(TrialId, Attempt, bool, Reply<Option<f64>>),
     Used(Vec<TrialId>, Reply<Vec<(TrialId, f64)>>),
     Abandon(Vec<TrialId>, Reply<Vec<(TrialId, f64)>>),
     Agents(Reply<Vec<AgentView>>),
@@ -189,9 +190,15 @@ impl Dispatcher {
         self.0.tell(Command::Enqueue(request)).await
     }
 
-    /// A trial was assigned before this coordinator started: its agent has one full lease to come back.
+    /// A trial was assigned before this coordinator started: its agent has one full lease to come back, from
+    /// [`Dispatcher::serve`] on.
     pub async fn expect(&self, expected: Expected) -> Result<Lost, Gone> {
         self.0.ask(|reply| Command::Expect(expected, reply)).await
+    }
+
+    /// Agents can come back from now on. What a coordinator takes to get there, which has much to read, is no silence of theirs.
+    pub async fn serve(&self) -> Result<(), Gone> {
+        self.0.tell(Command::Serve).await
     }
 
     /// Sends a message to the agent that holds the assignment. A stop reaches it after a reconnection too;
@@ -201,8 +208,14 @@ impl Dispatcher {
     }
 
     /// The device is free of the trial. `given_back`: the agent did so; unless it was asked to, it leaves, and gets
-    /// no more until it connects anew. Answers with the device time used, as [`Lost`] does; 0 if the lease ended before.
-    pub async fn release(&self, trial: TrialId, attempt: Attempt, given_back: bool) -> Result<f64, Gone> {
+    /// no more until it connects anew. Answers with the device time used, as [`Lost`] does; `None` if it answers, because the
+    /// lease ended before.
+    pub async fn release(
+        &self,
+        trial: TrialId,
+        attempt: Attempt,
+        given_back: bool,
+    ) -> Result<Option<f64>, Gone> {
         self.0.ask(|reply| Command::Release(trial, attempt, given_back, reply)).await
     }
 

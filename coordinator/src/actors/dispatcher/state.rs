@@ -1,17 +1,17 @@
 //! The dispatcher's actor.
 
 mod hints;
+mod placing;
 mod quotas;
 
 use super::super::message::{Outbox, StopReason, ToAgent};
 use super::super::meter::Meter;
-use super::{AgentView, CAPACITY, Command, Grant, Request, SessionId, Terms};
-use crate::placement::{self, Slot, Waiting};
+use super::{AgentView, CAPACITY, Command, Request, SessionId, Terms};
+use crate::placement::Waiting;
 use actor::Scope;
 use config::limits::Limits;
 use domain::data::Reference;
-use domain::fleet::{Agent, Beginning, Device, Feature, Holding};
-use domain::trial::TrialDevice;
+use domain::fleet::{Agent, Beginning, Holding};
 use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
 use quotas::Usage;
 use security::watched::Watched;
@@ -50,6 +50,8 @@ pub(super) struct State {
     usage: Usage,
     meters: HashMap<Place, Meter>,
     sessions: u64,
+    /// Whether agents can come back.
+    serves: bool,
     /// Where the limits of namespaces stand, if they have any, and what stood there last.
     limits: Option<Arc<Watched<Limits>>>,
     in_force: Arc<Limits>,
@@ -81,8 +83,8 @@ struct Held {
     attempt: Attempt,
     place: Place,
     needs: Waiting,
-    /// When the lease ends.
-    deadline: Instant,
+    /// When the lease ends; not before agents can come back.
+    deadline: Option<Instant>,
     /// The meter's reading at assignment.
     from: f64,
     /// Time before that for which no coordinator ran a meter; counts once the agent says that it trained on.
@@ -109,6 +111,7 @@ impl State {
             usage: Usage::default(),
             meters: HashMap::new(),
             sessions: 0,
+            serves: false,
             limits: None,
             in_force: Arc::default(),
             may_place: false,
@@ -121,7 +124,7 @@ impl State {
     pub(super) async fn run(mut self, mut inbox: mpsc::Receiver<Command>, scope: Scope) {
         let mut commands = Vec::with_capacity(CAPACITY);
         loop {
-            let earliest = self.held.values().map(|h| h.deadline).min();
+            let earliest = self.held.values().filter_map(|h| h.deadline).min();
             let expiry = async {
                 match earliest {
                     Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -191,8 +194,19 @@ impl State {
                 let place = (expected.agent, expected.device);
                 let (lost, answer) = oneshot::channel();
                 let unmetered = expected.charged_at.map_or(Duration::ZERO, |at| self.clock.now().since(at));
-                self.hold(expected.trial, expected.attempt, place, expected.needs, unmetered, lost);
+                let trial = expected.trial;
+                self.hold(trial.clone(), expected.attempt, place, expected.needs, unmetered, lost);
+                if let Some(held) = self.held.get_mut(&trial).filter(|_| !self.serves) {
+                    held.deadline = None;
+                }
                 let _ = reply.send(answer);
+            }
+            Command::Serve => {
+                self.serves = true;
+                let deadline = Instant::now() + self.terms.lease;
+                for held in self.held.values_mut() {
+                    held.deadline.get_or_insert(deadline);
+                }
             }
             Command::Send(trial, attempt, message) => self.send(&trial, attempt, message),
             Command::Release(trial, attempt, given_back, reply) => {
@@ -309,7 +323,7 @@ impl State {
         for holding in holdings {
             match self.held.get_mut(&holding.trial) {
                 Some(held) if held.attempt == holding.attempt && held.place.0 == *agent => {
-                    held.deadline = deadline;
+                    held.deadline = Some(deadline);
                     renewed += 1;
                     let share = sharing.get(&held.place.1).copied().unwrap_or(1);
                     let unmetered = std::mem::take(&mut held.unmetered);
@@ -357,7 +371,7 @@ impl State {
         lost: oneshot::Sender<f64>,
     ) {
         let from = self.meters.entry(place.clone()).or_default().take(self.clock.monotonic());
-        let deadline = Instant::now() + self.terms.lease;
+        let deadline = Some(Instant::now() + self.terms.lease);
         let held = Held { attempt, place, needs, deadline, from, unmetered, adopted: 0.0, stop: None, lost };
         self.usage.add(&held.needs.namespace, &held.place);
         if let Some(before) = self.held.insert(trial, held) {
@@ -389,16 +403,14 @@ impl State {
         }
     }
 
-    fn release(&mut self, trial: &TrialId, attempt: Attempt, given_back: bool) -> f64 {
-        if self.held.get(trial).is_none_or(|held| held.attempt != attempt) {
-            return 0.0;
-        }
-        let Some((seconds, held)) = self.end(trial) else { return 0.0 };
+    fn release(&mut self, trial: &TrialId, attempt: Attempt, given_back: bool) -> Option<f64> {
+        self.held.get(trial).filter(|held| held.attempt == attempt)?;
+        let (seconds, held) = self.end(trial)?;
         let leaving = given_back && held.stop != Some(StopReason::Release);
         if let Some(entry) = self.agents.get_mut(&held.place.0).filter(|_| leaving) {
             entry.leaving = true;
         }
-        seconds
+        Some(seconds)
     }
 
     /// Takes a trial off its device; answers with the device time it used.
@@ -413,8 +425,9 @@ impl State {
 
     fn expire(&mut self) {
         let now = Instant::now();
+        let is_over = |held: &Held| held.deadline.is_some_and(|deadline| deadline <= now);
         let over: Vec<_> =
-            self.held.iter().filter(|(_, h)| h.deadline <= now).map(|(t, _)| t.clone()).collect();
+            self.held.iter().filter(|(_, held)| is_over(held)).map(|(trial, _)| trial.clone()).collect();
         for trial in over {
             let Some((seconds, held)) = self.end(&trial) else { continue };
             let (agent, attempt) = (&held.place.0, held.attempt);
@@ -461,95 +474,6 @@ impl State {
             beginning: entry.beginning,
         };
         self.agents.iter().map(view).collect()
-    }
-
-    /// Gives waiting trials to devices.
-    fn place(&mut self) {
-        self.queue.retain(|_, request| !request.granted.is_closed());
-        if self.queue.is_empty() {
-            return;
-        }
-        let (places, slots): (Vec<_>, Vec<_>) = self.slots().into_iter().unzip();
-        let lacks = !slots.is_empty()
-            && !slots.iter().any(|slot| slot.evaluates)
-            && self.queue.values().any(|request| request.needs.evaluated);
-        if lacks && !self.lacks_version {
-            tracing::warn!(
-                "trials wait for an agent that asks evaluations: those that are there are of an earlier version"
-            );
-        }
-        self.lacks_version = lacks;
-        let started = self.clock.monotonic();
-        let quotas = self.quotas(&places);
-        let assignments = placement::solve(self.queue.values().map(|request| &request.needs), &slots, quotas);
-        let took = self.clock.monotonic().saturating_sub(started);
-        metrics::PLACEMENT_DURATION.record(took.as_secs_f64(), &[]);
-        let mut turns = self.queue.keys().enumerate();
-        let turn = |(trial, device)| Some((turns.find(|(index, _)| *index == trial)?.1.clone(), device));
-        let granted: Vec<(Turn, usize)> = assignments.into_iter().filter_map(turn).collect();
-        for (turn, device) in granted {
-            if let Some(request) = self.queue.remove(&turn) {
-                self.grant(request, places[device].clone());
-            }
-        }
-    }
-
-    fn grant(&mut self, request: Request, place: Place) {
-        let Request { trial, attempt, needs, granted, .. } = request;
-        let (lost, answer) = oneshot::channel();
-        let (agent, device) = place.clone();
-        let devices = self.agents.get(&agent).map_or(&[][..], |entry| &entry.agent.devices);
-        let known = devices.iter().find(|known| known.id == device);
-        let is = known.map(|known| TrialDevice {
-            accelerator: known.accelerator.clone(),
-            memory_bytes: known.memory_bytes,
-            price_per_hour: known.price_per_hour,
-        });
-        let price_per_hour = known.map_or(0.0, Device::cost_per_hour);
-        let grant = Grant { agent, device, price_per_hour, is, at: self.clock.now(), lost: answer };
-        self.hold(trial.clone(), attempt, place, needs, Duration::ZERO, lost);
-        if granted.send(grant).is_err() {
-            self.end(&trial);
-        }
-    }
-
-    /// Whether an agent can be reached, is heard of, does not leave and is not drained.
-    fn is_open(&self, id: &AgentId, entry: &Entry) -> bool {
-        entry.session.is_some() && !entry.leaving && !entry.silent && !self.drained.contains(id)
-    }
-
-    /// The devices of agents that can be given trials.
-    fn slots(&self) -> Vec<(Place, Slot)> {
-        let mut held: HashMap<&Place, Vec<&Waiting>> = HashMap::new();
-        for trial in self.held.values() {
-            held.entry(&trial.place).or_default().push(&trial.needs);
-        }
-        let open = self.agents.iter().filter(|(id, entry)| self.is_open(id, entry));
-        let open = open.map(|(_, entry)| &entry.agent);
-        let devices = open.flat_map(|agent| agent.devices.iter().map(move |device| (agent, device)));
-        let slot = |(agent, device): (&Agent, &Device)| {
-            let place = (agent.id.clone(), device.id.clone());
-            let held = held.get(&place).map_or(&[][..], Vec::as_slice);
-            (place, slot(agent, device, held))
-        };
-        devices.map(slot).collect()
-    }
-}
-
-/// A device that holds trials of these needs.
-fn slot(agent: &Agent, device: &Device, held: &[&Waiting]) -> Slot {
-    Slot {
-        accelerator: device.accelerator.clone(),
-        memory_bytes: device.memory_bytes,
-        max_pack_size: device.max_pack_size,
-        price_per_hour: device.cost_per_hour(),
-        simulated: device.simulated_speed.is_some(),
-        evaluates: agent.understands.contains(&Feature::Evaluations),
-        resident: device.resident_base.clone(),
-        base: held.first().map(|needs| needs.base.clone()),
-        held: held.len() as u32,
-        base_bytes: held.iter().map(|needs| needs.base_bytes).max().unwrap_or_default(),
-        own_bytes: held.iter().map(|needs| needs.own_bytes).fold(0, u64::saturating_add),
     }
 }
 

@@ -285,11 +285,10 @@ impl Ledger {
     ) -> Result<()> {
         let before = self.get(number)?.trial.digests.clone();
         if let (Some(before), Some(digests)) = (&before, &digests)
-            && before != digests
+            && let Some((what, before, now)) = before.difference(digests)
         {
             let message = format!(
-                "what it trains on changed between two attempts: it was {before:?}, it is {digests:?}; submit \
-                 the sweep anew"
+                "its {what} changed between two attempts: it was {before}, it is {now}; submit the sweep anew"
             );
             self.fail(number, Failure { class: FailureClass::User, message }, now)?;
             // Its agent trains already.

@@ -82,7 +82,13 @@ impl Told {
                     tell("queued_again", "a person, or a raised budget, lets it go on".into());
                 }
                 TrialState::Queued if before.state.is_some() => {
-                    tell("queued", why.unwrap_or("its agent gave it back").into());
+                    let why = why.unwrap_or("its agent gave it back");
+                    let again = match step.saturating_sub(self.checkpoint.unwrap_or(0)) {
+                        0 => String::new(),
+                        1 => "; the step since its last checkpoint is made again".into(),
+                        steps => format!("; {steps} steps since its last checkpoint are made again"),
+                    };
+                    tell("queued", format!("{why}{again}"));
                 }
                 state if state.is_terminal() => {
                     let failure = trial.failure.as_ref();

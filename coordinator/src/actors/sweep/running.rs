@@ -314,8 +314,17 @@ impl RunningSweep {
         at_place(belongs, || tracing::info!(%trial, %attempt, event = event.name(), "the agent reports"));
         if !matches!(event, TrialEvent::Started { .. }) {
             let given_back = event == TrialEvent::Released;
-            let seconds = self.tools.dispatcher.release(trial, attempt, given_back).await?;
-            self.close_account(number, seconds)?;
+            let mut seconds = self.tools.dispatcher.release(trial, attempt, given_back).await?;
+            if seconds.is_none() {
+                seconds = self.seconds_of_lost(number, attempt).await;
+            }
+            match seconds {
+                Some(seconds) => self.close_account(number, seconds)?,
+                // What it was charged until now stands.
+                None => {
+                    self.ledger.reopen_account(number)?;
+                }
+            }
         }
         if let TrialEvent::Failed(failure) = &event {
             self.why.insert(number, failure.message.clone());
@@ -445,6 +454,20 @@ impl RunningSweep {
         let why = "its agent was not heard from for a whole lease";
         self.why.insert(number, why.into());
         self.ledger.lost(number, why, self.now())
+    }
+
+    /// The device time of a current attempt whose lease has ended: the word of that is on its way here, and counts as heard.
+    async fn seconds_of_lost(&mut self, number: u32, attempt: Attempt) -> Option<f64> {
+        let mut others = Vec::new();
+        let seconds = loop {
+            match self.losses.next().await {
+                Some(Signal::Lost(of, which, seconds)) if (of, which) == (number, attempt) => break seconds,
+                Some(other) => others.push(other),
+                None => break None,
+            }
+        };
+        self.losses.extend(others.into_iter().map(|other| std::future::ready(other).boxed()));
+        seconds
     }
 
     /// Charges what runs, and ends the sweep if its budget is spent.

@@ -1,6 +1,6 @@
 // The page: which view is shown, the lists of sweeps and agents, and the token.
 
-import { el, fill, announce, dollars, progress, quality, question, state, throttled, time } from './show.js';
+import { el, fill, announce, dollars, namespace, progress, quality, question, state, throttled, time, waits } from './show.js';
 import { follow, get, onTokenWanted, token } from './server.js';
 import { SweepView } from './sweep.js';
 import { agentsView } from './agents.js';
@@ -46,9 +46,10 @@ function sweepsView() {
       table.hidden = sweeps.length === 0;
       empty.hidden = sweeps.length > 0;
       empty.textContent = known.listed ? 'No sweeps yet. Submit one with: lorafleet submit sweep.yaml' : 'Loading.';
+      const beside = (text) => text && el('div', { class: 'quiet beside' }, text);
       fill(body, sweeps.map((sweep) => el('tr', {},
-        el('th', { scope: 'row' }, el('a', { href: `#/sweeps/${sweep.id}` }, sweep.id)),
-        el('td', {}, state(sweep.state)),
+        el('th', { scope: 'row' }, el('a', { href: `#/sweeps/${sweep.id}` }, sweep.id), beside(namespace(sweep))),
+        el('td', {}, state(sweep.state), beside(waits(sweep, known))),
         el('td', {}, progress(sweep)),
         el('td', { class: 'number' }, quality(sweep.best_value)),
         el('td', { class: 'number' }, dollars(sweep.cost_usd)),
@@ -80,11 +81,12 @@ async function start() {
     refused: (error) => linked(false, error.message),
     sweeps(news) {
       take(known.sweeps, news);
-      known.listed = true;
       update();
     },
     agents(news) {
       take(known.agents, news);
+      // They come after the sweeps.
+      known.listed = true;
       update();
     },
   }, signal);

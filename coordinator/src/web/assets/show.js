@@ -170,6 +170,23 @@ export function tabs(label, names, choose) {
   return { bar, select };
 }
 
+/** Why a sweep's queued trials get no device, whatever becomes free; nothing if they merely wait for their turn. */
+export function waits(sweep, known) {
+  if (sweep.state !== 'running' || !sweep.counts.queued || !known.listed) return null;
+  if (sweep.waits_for) return sweep.waits_for;
+  const open = [...known.agents.values()].filter((agent) => agent.connected && !agent.drained);
+  if (open.length === 0) return 'no agent is connected that takes trials';
+  const wanted = sweep.accelerators ?? [];
+  const suits = ({ accelerator }) => wanted.some((name) => name.toLowerCase() === accelerator.toLowerCase());
+  if (wanted.length === 0 || open.some((agent) => agent.devices.some(suits))) return null;
+  return `no agent that is connected has ${wanted.join(' or ')}`;
+}
+
+/** The namespace of a sweep, where it is worth a word. */
+export function namespace(sweep) {
+  return sweep.namespace && sweep.namespace !== 'default' ? sweep.namespace : null;
+}
+
 /** How many of a sweep's trials are over, of how many. */
 export function progress(sweep) {
   const count = (states) => states.reduce((sum, name) => sum + (sweep.counts[name] ?? 0), 0);

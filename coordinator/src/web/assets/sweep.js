@@ -1,6 +1,6 @@
 // One sweep: what stands above, its trials, figures and document, as they change.
 
-import { announce, dollars, el, fill, number, progress, quality, question, state, tabs, throttled, time, OVER } from './show.js';
+import { announce, dollars, el, fill, namespace, number, progress, quality, question, state, tabs, throttled, time, waits, OVER } from './show.js';
 import { follow, get, post } from './server.js';
 import { Table } from './table.js';
 import { Comparison, TrialPanel } from './trial.js';
@@ -41,6 +41,7 @@ export class SweepView {
     this.actions = el('div', { class: 'buttons' });
     this.facts = el('dl', { class: 'summary' });
     this.note = el('p', { class: 'wrong', role: 'status', hidden: true });
+    this.waits = el('p', { class: 'note', role: 'status', hidden: true });
     const open = (n) => this.open(n);
     this.table = new Table({ trials: this.trials, chosen: this.chosen, open, changed: () => this.chosenChanged() });
     this.curves = new Curves({ sweep: id, metrics: () => known.server?.metrics });
@@ -54,7 +55,7 @@ export class SweepView {
     this.tabPanel = el('div', { id: 'panel', role: 'tabpanel', class: 'tab-panel' });
     this.layout = el('div', { class: 'layout' }, this.tabPanel);
     fill(main,
-      el('div', { class: 'head' }, this.title, this.state, this.actions), this.facts, this.note, this.tabs.bar, this.layout);
+      el('div', { class: 'head' }, this.title, this.state, this.actions), this.facts, this.note, this.waits, this.tabs.bar, this.layout);
     this.redraw = throttled(() => this.draw(), 250);
     this.redrawFigures = throttled(() => this.drawFigures(), 1500);
     this.reopen = throttled(() => this.reopenIfRunning(), 1000);
@@ -68,7 +69,7 @@ export class SweepView {
     [this.table, this.curves, this.timeline, ...this.figures].forEach((part) => part.end());
   }
 
-  // The list of sweeps changed: this one may run again, or be gone.
+  // The lists of sweeps and agents changed: this one may run again, or be gone, or wait for something else.
   update() {
     this.reopen();
     this.head();
@@ -153,7 +154,13 @@ export class SweepView {
       fact('Cost', sweep.max_cost_usd ? `${dollars(sweep.cost_usd)} of ${dollars(sweep.max_cost_usd)}` : dollars(sweep.cost_usd)),
       fact('Search', `${sweep.algorithm ?? '–'}, ${sweep.goal ?? 'minimize'}`),
       fact('Model', sweep.model ?? '–'),
+      namespace(sweep) && fact('Namespace', sweep.namespace),
       fact('Submitted', time(sweep.created_at)));
+    // The list is looked at each second, and what is waited for changes with other sweeps too.
+    const waited = waits(this.known.sweeps.get(this.id) ?? sweep, this.known);
+    this.waits.hidden = !waited;
+    const text = `Queued trials wait: ${waited}.`;
+    if (waited && this.waits.textContent !== text) this.waits.textContent = text;
     this.say(sweep.failure ? `It failed: ${sweep.failure}` : sweep.ended_early ? `Its budget ended it: ${sweep.ended_early}` : null);
     const offered = `${sweep.state} ${this.known.server?.may_change}`;
     if (offered === this.offered) return;

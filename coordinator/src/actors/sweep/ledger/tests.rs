@@ -58,7 +58,7 @@ fn placement() -> Placement {
 
 fn digests(base: &str) -> Option<Digests> {
     let [base_model, dataset, tokenizer, spec] = [base, "d", "t", "s"].map(String::from);
-    Some(Digests { base_model, dataset, tokenizer, spec })
+    Some(Digests { base_model, dataset, tokenizer, spec, ..Digests::default() })
 }
 
 fn started(base: &str) -> TrialEvent {
