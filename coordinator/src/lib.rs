@@ -257,14 +257,14 @@ async fn taken_up(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope
         trouble: trouble.clone(),
         store: store.clone(),
         history: history.clone(),
-        artifacts,
+        artifacts: artifacts.clone(),
         dispatcher: dispatcher.clone(),
         clock,
         tick: terms.heartbeat,
     };
     let directory = Directory::start(tools, scope).await?;
     let owners = Owners::open(store).await?;
-    Ok(Desk { directory, dispatcher, history, owners, uploads, trouble, lease: terms.lease })
+    Ok(Desk { directory, dispatcher, history, artifacts, owners, uploads, trouble, lease: terms.lease })
 }
 
 /// Removes what no record points at: checkpoints of which a deletion was cut off, or of an upload without its record, and

@@ -9,7 +9,7 @@ use crate::task::{self, Chosen, Preset, Selection, Task};
 use crate::{EvalError, Result};
 use domain::metric::MEAN;
 use domain::sweep::Evaluations;
-use domain::trial::TaskScore;
+use domain::trial::{ItemScores, TaskScore};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use trainer::model::ModelConfig;
@@ -31,6 +31,8 @@ pub struct Places {
 #[derive(Debug)]
 pub struct Exam {
     papers: Vec<Paper>,
+    /// What each of them asks, as one text tells it from others.
+    digests: Vec<String>,
     presets: Vec<Preset>,
     options: Options,
 }
@@ -64,7 +66,8 @@ impl Exam {
             let places = Places { documents, fewshot: evaluations.fewshot_data.get(name).map(PathBuf::from) };
             papers.push(Paper::new(chosen, &read(chosen, &places, &options)?, &options)?);
         }
-        Ok(Self { papers, presets: selection.presets, options })
+        let digests = papers.iter().map(|paper| paper.digest().to_string()).collect();
+        Ok(Self { papers, digests, presets: selection.presets, options })
     }
 
     /// Whether a model can be asked all of it, as far as is known before it is.
@@ -116,6 +119,32 @@ impl Exam {
             errors.into_iter().for_each(|error| *error = error.filter(|error| error.is_finite()));
         }
         scores
+    }
+
+    /// What single documents make of them, beside those of the base: of each metric that is a mean of documents, and of each
+    /// preset's mean which metrics it is of. Those that would be too many together are left out.
+    pub fn item_scores(&self, sitting: &Sitting, base: &Sitting) -> Vec<ItemScores> {
+        let outcomes = sitting.outcomes.iter().zip(&base.outcomes).zip(&self.digests);
+        let mut all: Vec<_> =
+            outcomes.flat_map(|((with, base), asked)| of_items(with, base, asked)).collect();
+        let mut left = ItemScores::MOST_BYTES;
+        all.retain(|items| {
+            let fits = items.bytes() <= left;
+            left -= if fits { items.bytes() } else { 0 };
+            fits
+        });
+        let parts = |preset: &Preset| -> Vec<String> {
+            let parts = preset.tasks.iter();
+            parts.map(|part| domain::metric::of_task(&part.task, &part.metric.to_string())).collect()
+        };
+        all.extend(self.presets.iter().map(|preset| ItemScores {
+            metric: domain::metric::of_task(&preset.preset, MEAN),
+            asked: String::new(),
+            scores: Vec::new(),
+            base: Vec::new(),
+            parts: parts(preset),
+        }));
+        all
     }
 }
 
@@ -185,6 +214,27 @@ fn of_task(outcome: &Outcome, base: &Outcome) -> Vec<TaskScore> {
         }
     };
     (0..outcome.figures.len()).map(score).collect()
+}
+
+/// What each document makes of a task's metrics; nothing of one that is no mean of them.
+fn of_items(outcome: &Outcome, base: &Outcome, asked: &str) -> Vec<ItemScores> {
+    let bytes = |outcome: &Outcome, place: usize| {
+        let byte = |sample: &Sample| match sample.metrics[place].1 {
+            Score::Value(value) => Some(ItemScores::byte(value)),
+            Score::Weighted(..) => None,
+        };
+        outcome.samples.iter().map(byte).collect::<Option<Vec<_>>>()
+    };
+    let of_metric = |place: usize| {
+        Some(ItemScores {
+            metric: domain::metric::of_task(&outcome.task.task, &outcome.figures[place].measure.to_string()),
+            asked: asked.to_owned(),
+            scores: bytes(outcome, place)?,
+            base: bytes(base, place)?,
+            parts: Vec::new(),
+        })
+    };
+    (0..outcome.figures.len()).filter_map(of_metric).collect()
 }
 
 /// The standard error of the mean of the documents' differences. What is no mean of documents has none.

@@ -4,10 +4,11 @@ use crate::data::Data;
 use crate::encode::Encoder;
 use crate::filter::{Judge, NO_FILTER};
 use crate::generate::{self, Writer};
-use crate::metric::{self, Figure, Measure, Score};
+use crate::metric::{self, Figure, Gold, Measure, Score};
 use crate::prompt::{Item, Prompts};
 use crate::task::{Chosen, OutputType, Task};
 use crate::{EvalError, Result};
+use domain::data::ContentHash;
 use domain::sweep::FewshotOrder;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -171,7 +172,7 @@ impl Paper {
         let mut prompts = Prompts::new(&task, data, examples, options.fewshot_order)?;
         let numbers: Vec<_> =
             prompts.asked().iter().copied().take(options.limit.unwrap_or(usize::MAX)).collect();
-        let text = |context| Item { context, choices: Vec::new(), gold: metric::Gold::Choice(0) };
+        let text = |context| Item { context, choices: Vec::new(), gold: Gold::Choice(0) };
         let mut item = |index| match rolling {
             true => prompts.text(index).map(text),
             false => prompts.item(index),
@@ -211,6 +212,21 @@ impl Paper {
     /// The documents that are asked.
     pub fn asked(&self) -> usize {
         self.items.len()
+    }
+
+    /// The SHA-256 of all that is asked: prompts, choices and what is right, in their order.
+    pub fn digest(&self) -> ContentHash {
+        let of_item = |(_, item): &(usize, Item)| {
+            let right = match &item.gold {
+                Gold::Choice(place) => place.to_string(),
+                Gold::Labels(labels) => labels.iter().map(|right| if *right { '1' } else { '0' }).collect(),
+            };
+            let texts = [item.context.as_str(), right.as_str()];
+            let texts: Vec<_> = texts.into_iter().chain(item.choices.iter().map(String::as_str)).collect();
+            ContentHash::of(texts.join("\0").as_bytes()).0
+        };
+        let digests: Vec<[u8; 32]> = self.items.par_iter().map(of_item).collect();
+        ContentHash::of(&digests.concat())
     }
 
     /// Asks some of the documents. `watch` is told how many of how many questions are answered.

@@ -3,7 +3,7 @@
 use super::candle::failure;
 use super::sources::{self, Sources};
 use domain::sweep::Evaluations;
-use domain::trial::{Failure, FailureClass, TaskScore};
+use domain::trial::{Failure, FailureClass, ItemScores, TaskScore};
 use eval::EvalError;
 use eval::exam::{self, Exam, Sitting};
 use eval::run::Model;
@@ -97,14 +97,15 @@ impl Exams {
         done.map_err(|error| Unasked::from(error).0)
     }
 
-    /// What came of it; nothing before the trial has answered everything.
-    pub(super) fn scores(&self, asked: &Asked) -> Vec<TaskScore> {
+    /// What came of it, also document by document; nothing before the trial has answered everything.
+    pub(super) fn scores(&self, asked: &Asked) -> (Vec<TaskScore>, Vec<ItemScores>) {
         let known = self.known.iter().find(|known| Arc::ptr_eq(&known.exam, &asked.exam));
         match known {
-            Some(known) if asked.exam.is_over(&asked.sitting) => {
-                asked.exam.scores(&asked.sitting, &known.base)
-            }
-            _ => Vec::new(),
+            Some(known) if asked.exam.is_over(&asked.sitting) => (
+                asked.exam.scores(&asked.sitting, &known.base),
+                asked.exam.item_scores(&asked.sitting, &known.base),
+            ),
+            _ => Default::default(),
         }
     }
 }
