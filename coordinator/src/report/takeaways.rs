@@ -10,6 +10,7 @@ use super::quality::{self, Difference};
 use super::slice::{ACCELERATOR, AGAIN, Contrasts, Dependence, Fact, Facts, PRECISION, named, sorted};
 use domain::sweep::Goal;
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// What is compared, and how it is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,11 +237,12 @@ fn median(sorted: &[f64]) -> Option<f64> {
     Some((low + high) / 2.0)
 }
 
-/// The largest values that fit and the smallest above them that do not, for each precision mode, recomputed or not, of
-/// which something does not.
+/// The largest values that fit and the smallest above them that do not, for each accelerator and precision mode, recomputed or
+/// not, of which something does not.
 fn limits(facts: &Facts, parameter: &str) -> Vec<Line> {
     let known = |fact: &Fact| fact.does_not_fit() || (fact.is_solo() && fact.peak_memory().is_some());
-    let Some(slice) = facts.slice(&[parameter, PRECISION, AGAIN], Dependence::Step, known) else {
+    let Some(slice) = facts.slice(&[parameter, PRECISION, AGAIN, ACCELERATOR], Dependence::Step, known)
+    else {
         return Vec::new();
     };
     let mut held = named(&slice.fixed);
@@ -250,15 +252,24 @@ fn limits(facts: &Facts, parameter: &str) -> Vec<Line> {
     let mut lines = Vec::new();
     let modes = sorted(slice.facts.iter().map(|fact| fact.get(PRECISION)));
     let again = sorted(slice.facts.iter().map(|fact| fact.get(AGAIN)));
-    for (mode, again) in modes.iter().flat_map(|mode| again.iter().map(move |again| (*mode, *again))) {
-        let is_it = |fact: &&&Fact| fact.get(PRECISION) == mode && fact.get(AGAIN) == again;
+    // Of trials of an earlier version it is not known.
+    let accelerators: BTreeSet<_> = slice.facts.iter().map(|fact| fact.get(ACCELERATOR).as_str()).collect();
+    let kinds = modes.iter().flat_map(|mode| again.iter().map(move |again| (*mode, *again)));
+    let kinds = kinds.flat_map(|(mode, again)| accelerators.iter().map(move |on| (mode, again, *on)));
+    for (mode, again, accelerator) in kinds {
+        let is_it = |fact: &&&Fact| {
+            let on = fact.get(ACCELERATOR).as_str();
+            fact.get(PRECISION) == mode && fact.get(AGAIN) == again && on == accelerator
+        };
         let of_it = || slice.facts.iter().filter(is_it);
         let fit = of_it().filter(|fact| !fact.does_not_fit()).max_by(|a, b| by_number(a, b, parameter));
         let above = |unfit: &&&Fact| fit.is_none_or(|fit| by_number(unfit, fit, parameter).is_gt());
         let unfit = of_it().filter(|fact| fact.does_not_fit()).filter(above);
         let Some(unfit) = unfit.min_by(|a, b| by_number(a, b, parameter)) else { continue };
         let recomputed = if facts.varies(AGAIN) && *again == Value::Bool(true) { ", recomputed" } else { "" };
-        let mode = numbers::value(mode) + recomputed;
+        let on = accelerator.filter(|_| facts.has_several(ACCELERATOR));
+        let on = on.map_or_else(String::new, |accelerator| format!(" on {accelerator}"));
+        let mode = numbers::value(mode) + recomputed + &on;
         let value = |fact: &Fact| numbers::value(fact.get(parameter));
         let lacks = unfit.shortage().map_or_else(String::new, |lacked| {
             format!(", which needs {} of {}", numbers::bytes(lacked.needed()), numbers::bytes(lacked.device))

@@ -213,6 +213,31 @@ fn what_fits_and_what_does_not() {
 }
 
 #[test]
+fn what_fits_each_accelerator() {
+    let v100 = |mut trial: Trial| {
+        trial.device = Some(made::device("V100-16GB", 15.5, 2.86));
+        trial
+    };
+    let trials = [
+        made::measured(1, float16(1, 16, 512), 20.0, 5.0),
+        made::measured(2, float16(2, 16, 512), 28.0, 5.0),
+        made::unfit(3, float16(4, 16, 512), 45.0),
+        v100(made::unfit(4, float16(1, 16, 512), 20.0)),
+        v100(made::unfit(5, float16(2, 16, 512), 28.0)),
+        v100(made::measured(6, four_bit(1, 16, 512), 6.0, 2.0)),
+        v100(made::measured(7, four_bit(2, 16, 512), 7.0, 2.0)),
+    ];
+    check(
+        &trials,
+        &[
+            "float16 on A100-40GB fits up to batch_size 2, not 4, which needs 45 GB of 41.9 GB.",
+            "float16 on V100-16GB does not fit, even at batch_size 1, which needs 20 GB of 41.9 GB.",
+        ],
+        &["4bit on", "4bit fits"],
+    );
+}
+
+#[test]
 fn the_middle_of_values() {
     for (sorted, want) in [
         (vec![], None),
