@@ -5,7 +5,7 @@ use crate::data::{self, Data};
 use crate::metric::{self, Score};
 use crate::results;
 use crate::run::{self, Answers, Model, Options, Outcome, Paper, Sample};
-use crate::task::{self, Chosen, Preset, Selection, Task};
+use crate::task::{self, Chosen, OutputType, Preset, Selection, Task};
 use crate::{EvalError, Result};
 use domain::metric::MEAN;
 use domain::sweep::Evaluations;
@@ -13,6 +13,7 @@ use domain::trial::{ItemScores, TaskScore};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use trainer::model::ModelConfig;
+use trainer::tokenizer::Tokenizer;
 
 /// Documents that are asked at a time at most, and the bytes of their prompts, if it is more than one.
 const PART: usize = 32;
@@ -76,6 +77,21 @@ impl Exam {
     /// Those of [`run::fits`].
     pub fn fits(&self, config: &ModelConfig) -> Result<()> {
         self.papers.iter().try_for_each(|paper| run::fits(&paper.task, config, &self.options))
+    }
+
+    /// About how many tokens a model reads to answer all of it, answers that are generated left out, and in how many documents.
+    ///
+    /// # Errors
+    /// The tokenizer fails on a text.
+    pub fn tokens(&self, tokenizer: &Tokenizer) -> Result<(u64, u64)> {
+        let documents: usize = self.papers.iter().map(Paper::asked).sum();
+        let tokens = self.papers.iter().map(|paper| paper.tokens(tokenizer)).sum::<Result<u64>>()?;
+        Ok((tokens, documents as u64))
+    }
+
+    /// Whether a model generates some of its answers.
+    pub fn generates(&self) -> bool {
+        self.papers.iter().any(|paper| paper.task.output_type == OutputType::GenerateUntil)
     }
 
     /// Asks a model the next documents. True once there are no more.
