@@ -46,9 +46,7 @@ impl<'a> Items<'a> {
     ) -> Option<Paired> {
         let of_pair = |(a, b): (&Trial, &Trial)| -> Option<Vec<OfTask<'a>>> {
             let (a, b) = (self.tasks(a, metric)?, self.tasks(b, metric)?);
-            let asked =
-                |tasks: &[&'a ItemScores]| -> Vec<_> { tasks.iter().map(|task| &task.asked).collect() };
-            if asked(&a) != asked(&b) {
+            if !a.iter().map(|task| &task.asked).eq(b.iter().map(|task| &task.asked)) {
                 return None;
             }
             let both = a.into_iter().zip(b);

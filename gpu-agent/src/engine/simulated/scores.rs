@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn as_many_documents_are_right_as_the_score_says() {
         let evaluations = |limit| Evaluations {
-            tasks: ["arc_easy", "perplexity"].map(Into::into).into(),
+            tasks: vec!["arc_easy".into(), "perplexity".into()],
             limit,
             ..Evaluations::default()
         };
