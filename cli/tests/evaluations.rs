@@ -142,7 +142,8 @@ fn a_sweep_asks_what_eval_asks() {
     assert_eq!(sweep["spec"]["evaluations"]["tasks"][1]["task"], "mine");
     // People see it in the report, and programs in an export.
     let report = std::fs::read_to_string(sandbox.path().join(result["report"].as_str().unwrap())).unwrap();
-    for said in ["What tasks say of them", "Accuracy by task", "eval/mine/acc"] {
+    let by_items = "<td>paired bootstrap</td>";
+    for said in ["What tasks say of them", "Accuracy by task", "eval/mine/acc", by_items] {
         assert!(report.contains(said), "{said} is not in the report");
     }
     let id = sweep["id"].as_str().unwrap();
