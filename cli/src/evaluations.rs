@@ -12,8 +12,8 @@ use domain::sweep::Evaluations;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use trainer::TrainError;
 use trainer::model::ModelConfig;
+use trainer::{TrainError, locate, preflight};
 
 /// Where a sweep says what its models are asked.
 const TASKS: &str = "evaluations.tasks";
@@ -41,23 +41,49 @@ pub(crate) fn known(loaded: &Loaded) -> Result<(), Failure> {
 }
 
 /// Reads every document that is asked and makes its prompt; what comes from the hub is downloaded. Each of the `models` has
-/// room for what it is asked.
+/// room for what it is asked. `None` if nothing is.
 pub(crate) fn documents<'a>(
     loaded: &Loaded,
     mut models: impl Iterator<Item = &'a ModelConfig>,
     downloads: &mut Downloads,
-) -> Result<(), Failure> {
-    let Some(evaluations) = &loaded.spec.evaluations else { return Ok(()) };
+) -> Result<Option<Exam>, Failure> {
+    let Some(evaluations) = &loaded.spec.evaluations else { return Ok(None) };
     let place = loaded.locate(TASKS);
     let of_hub = &mut |task: &Task| match task.asks_shipped_data() {
         true => downloads.documents(task, &format!("{place}: {}", task.task)).map_err(Unread::Download),
         false => Err(Unread::Eval(no_documents(task, "evaluations.task_data"))),
     };
     match Exam::load::<Unread>(evaluations, of_hub) {
-        Ok(exam) => models.try_for_each(|model| exam.fits(model)).map_err(|error| told(loaded, error)),
+        Ok(exam) => {
+            let fit = models.try_for_each(|model| exam.fits(model));
+            fit.map(|()| Some(exam)).map_err(|error| told(loaded, error))
+        }
         Err(Unread::Download(failure)) => Err(failure),
         Err(Unread::Eval(error)) => Err(told(loaded, error)),
     }
+}
+
+/// What answering all that a sweep asks takes, as far as is known before anything is answered.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reading {
+    /// Tokens of all prompts and choices.
+    pub(crate) tokens: u64,
+    /// Documents.
+    pub(crate) documents: u64,
+}
+
+/// What a model reads to answer an exam; `None` of one without a tokenizer, which is refused once it is asked.
+pub(crate) fn reading(
+    loaded: &Loaded,
+    exam: &Exam,
+    model: &str,
+    shape: &ModelConfig,
+) -> Result<Option<Reading>, Failure> {
+    let tokenizer = locate::model(model).and_then(|dir| preflight::tokenizer(&dir, shape));
+    let tokenizer = tokenizer.map_err(|error| told(loaded, error.into()))?;
+    let Some(tokenizer) = tokenizer else { return Ok(None) };
+    let (tokens, documents) = exam.tokens(&tokenizer).map_err(|error| told(loaded, error))?;
+    Ok(Some(Reading { tokens, documents }))
 }
 
 /// Names of each task's documents that are here the folder that holds them, where a sweep names a directory of several:

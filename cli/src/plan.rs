@@ -4,8 +4,10 @@ mod device;
 mod model;
 
 use crate::download::Downloads;
+use crate::evaluations::Reading;
 use crate::output::{self, OutputArgs};
 use crate::{Failure, evaluations};
+use ::eval::exam::Exam;
 use config::paths::{self, Named, Place};
 use config::sweep_file;
 use coordinator::search::{Proposal, Proposed, Searcher};
@@ -27,7 +29,8 @@ use trainer::preflight::{Preflight, preflight};
 /// With --model and a config.json it needs no weights, no data and no network: parameters, adapter size, operations and
 /// peak memory of every combination of the values given, on which accelerators each fits, and what its steps take there
 /// in seconds and dollars. --solve asks the other way round: the largest value that fits. What a GPU holds and how long
-/// it takes is predicted; no GPU has confirmed it yet. Evaluations are not in the seconds.
+/// it takes is predicted; no GPU has confirmed it yet. What a sweep asks of its adapters (evaluations) is in the seconds, but
+/// for answers that are generated; evaluating held-out rows is not.
 ///
 /// Trials are listed as the search would propose them; successive halving may end some early. A trial's
 /// operations are those of all its steps at most, with every row as long as max_sequence_length. What all trials take
@@ -69,9 +72,27 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let Some(file) = &args.file else { return model::run(&args.model, &devices(&[])?, args.output.format) };
     let loaded = load(file, &args.set)?;
     let devices = devices(&loaded.spec.resources.accelerators)?;
-    let trials = check(&loaded)?;
-    let documents: Vec<_> = trials.iter().map(|trial| document(trial, &devices)).collect();
-    output::print(args.output.format, &json!(documents), || table(&documents, loaded.spec.replicates))
+    let (trials, exam) = checked(&loaded)?;
+    let mut readings: HashMap<&str, Option<Reading>> = HashMap::new();
+    for Planned { trial, preflight } in trials.iter().filter(|_| exam.is_some()) {
+        if let (Entry::Vacant(entry), Some(exam)) =
+            (readings.entry(trial.config.pretrained_model_id.as_str()), &exam)
+        {
+            let model = *entry.key();
+            entry.insert(evaluations::reading(&loaded, exam, model, &preflight.shape)?);
+        }
+    }
+    let of =
+        |trial: &Planned| readings.get(trial.trial.config.pretrained_model_id.as_str()).copied().flatten();
+    let documents: Vec<_> = trials.iter().map(|trial| document(trial, of(trial), &devices)).collect();
+    let generated = if exam.is_some_and(|exam| exam.generates()) {
+        "what answers take that are generated is left out of the seconds and dollars\n"
+    } else {
+        ""
+    };
+    output::print(args.output.format, &json!(documents), || {
+        table(&documents, loaded.spec.replicates) + generated
+    })
 }
 
 /// Reads a sweep file with `--set KEY=VALUE` overrides.
@@ -137,6 +158,11 @@ pub(crate) fn base_models(planned: &[Planned]) -> BaseModels {
 /// The trials that the search would propose, each checked against its model and data as far as that goes
 /// without training. Models and data are read once for all trials that share them.
 pub(crate) fn check(loaded: &sweep_file::Loaded) -> Result<Vec<Planned>, Failure> {
+    checked(loaded).map(|(planned, _)| planned)
+}
+
+/// [`check`], with what the sweep asks.
+fn checked(loaded: &sweep_file::Loaded) -> Result<(Vec<Planned>, Option<Exam>), Failure> {
     let mut known: Vec<(TrialConfig, Preflight)> = Vec::new();
     let (mut planned, mut downloads) = (Vec::new(), Downloads::default());
     for trial in proposals(loaded)? {
@@ -153,8 +179,9 @@ pub(crate) fn check(loaded: &sweep_file::Loaded) -> Result<Vec<Planned>, Failure
         };
         planned.push(Planned { trial, preflight });
     }
-    evaluations::documents(loaded, planned.iter().map(|planned| &planned.preflight.shape), &mut downloads)?;
-    Ok(planned)
+    let shapes = planned.iter().map(|planned| &planned.preflight.shape);
+    let exam = evaluations::documents(loaded, shapes, &mut downloads)?;
+    Ok((planned, exam))
 }
 
 /// The base models of the trials that the search would propose, by name, from each one's config.json alone.
@@ -269,7 +296,7 @@ fn is_of(place: &std::path::Path, name: &str) -> bool {
     in_file || place.starts_with(&path)
 }
 
-fn document(planned: &Planned, devices: &[Device]) -> Value {
+fn document(planned: &Planned, asked: Option<Reading>, devices: &[Device]) -> Value {
     let Planned { trial, preflight } = planned;
     let config = &trial.config;
     let shape = preflight.shape.shape();
@@ -278,7 +305,7 @@ fn document(planned: &Planned, devices: &[Device]) -> Value {
     let tensors = 2 * preflight.target_modules + preflight.saved_modules;
     let length = u64::from(config.max_sequence_length);
     let flops = shape.flops_per_token(&preflight.load, length);
-    let on = |device: &Device| device.document(&shape, config, &preflight.load, steps);
+    let on = |device: &Device| device.document(&shape, config, &preflight.load, steps, asked);
     json!({
         "trial": trial.number,
         "parameters": trial.parameters,
@@ -295,6 +322,7 @@ fn document(planned: &Planned, devices: &[Device]) -> Value {
         "tokens_at_most": tokens * steps,
         "flops_per_token": flops,
         "flops_at_most": flops * (tokens * steps) as f64,
+        "evaluation_tokens": asked.map(|asked| asked.tokens),
         "devices": devices.iter().map(on).collect::<Vec<_>>(),
     })
 }

@@ -146,7 +146,8 @@ fn a_sweep_asks_what_eval_asks() {
     assert_eq!(sweep["spec"]["evaluations"]["tasks"][1]["task"], "mine");
     // People see it in the report, and programs in an export.
     let report = std::fs::read_to_string(sandbox.path().join(result["report"].as_str().unwrap())).unwrap();
-    for said in ["What tasks say of them", "Accuracy by task", "eval/mine/acc"] {
+    let by_items = "<td>paired bootstrap</td>";
+    for said in ["What tasks say of them", "Accuracy by task", "eval/mine/acc", by_items] {
         assert!(report.contains(said), "{said} is not in the report");
     }
     let id = sweep["id"].as_str().unwrap();
@@ -158,6 +159,32 @@ fn a_sweep_asks_what_eval_asks() {
     let table = sandbox.lorafleet(&["trials", "get", trials[0]["id"].as_str().unwrap()]);
     let table = String::from_utf8_lossy(&table.stdout).into_owned();
     assert!(table.contains("summary.evaluations[2].value"), "{table}");
+}
+
+/// What its adapters are asked is in the seconds and dollars that are foreseen, but for answers that are generated.
+#[test]
+fn a_plan_has_what_asking_takes() {
+    let sandbox = sandbox();
+    let plan = |set: &str| sandbox.json(&["plan", "sweep.yaml", "--device", "A100-40GB", "--set", set]);
+    let all = plan("max_steps=6");
+    for trial in all.as_array().unwrap() {
+        let device = &trial["devices"][0];
+        let of = |key: &str| device[key].as_f64().unwrap();
+        let seconds = 6.0 * of("seconds_per_step") + of("evaluation_seconds");
+        assert!(of("evaluation_seconds") > 0.0 && (of("seconds") - seconds).abs() < 1e-9, "{device:#}");
+        let cost = device["price"]["price_per_hour"].as_f64().unwrap() * seconds / 3600.0;
+        assert!((of("cost_usd") - cost).abs() < 1e-12, "{device:#}");
+    }
+    let tokens = |plan: &Value| plan[0]["evaluation_tokens"].as_f64().unwrap();
+    // Two examples before each of 70 documents, one in the preset, and their choices; fewer documents, fewer tokens.
+    assert!((500.0..40_000.0).contains(&tokens(&all)), "{all:#}");
+    assert!(tokens(&plan("evaluations.limit=7")) < tokens(&all) / 4.0);
+    let table = sandbox.lorafleet(&["plan", "sweep.yaml", "--device", "A100-40GB"]);
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(
+        table.contains(" for 6 and evaluations") && table.contains("that are generated is left out"),
+        "{table}"
+    );
 }
 
 /// Real questions, to a real model of 260 thousand parameters: lm-evaluation-harness's figures for the base.

@@ -275,7 +275,7 @@ async fn taken_up(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope
         trouble: trouble.clone(),
         store: store.clone(),
         history: history.clone(),
-        artifacts,
+        artifacts: artifacts.clone(),
         dispatcher: dispatcher.clone(),
         clock,
         tick: terms.heartbeat,
@@ -283,7 +283,7 @@ async fn taken_up(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope
     let directory = Directory::start(tools, scope).await?;
     let owners = Owners::open(store).await?;
     dispatcher.serve().await?;
-    Ok(Desk { directory, dispatcher, history, owners, uploads, trouble, lease: terms.lease })
+    Ok(Desk { directory, dispatcher, history, artifacts, owners, uploads, trouble, lease: terms.lease })
 }
 
 /// Removes what no record points at: checkpoints of which a deletion was cut off, or of an upload without its record, and

@@ -7,6 +7,7 @@ mod common;
 
 use bytes::Bytes;
 use coordinator::artifacts::{ArtifactError, Artifacts, FileSpec, Part, Stored};
+use domain::trial::ItemScores;
 use domain::{Attempt, SweepId, TrialId};
 use futures::TryStreamExt;
 use object_store::memory::InMemory;
@@ -90,7 +91,10 @@ fn tree(dir: &Path) -> Vec<String> {
 async fn a_checkpoint_reads_back() {
     each(|artifacts| async move {
         let stored = send(&artifacts, &checkpoint(), 1_000_003).await.unwrap();
-        assert_eq!(stored, Stored { adapter: Some(ADAPTER.into()), resume: Some(RESUME.into()) });
+        assert_eq!(
+            stored,
+            Stored { adapter: Some(ADAPTER.into()), resume: Some(RESUME.into()), items: None }
+        );
         for (path, part) in [(ADAPTER, Part::Adapter), (RESUME, Part::Resume)] {
             let mut expected: Vec<File> =
                 checkpoint().into_iter().filter(|(spec, _)| spec.part == part).collect();
@@ -113,8 +117,42 @@ async fn one_part_alone() {
     each(|artifacts| async move {
         let adapter = [file(Part::Adapter, "adapter_config.json", b"{}")];
         let stored = send(&artifacts, &adapter, 1).await.unwrap();
-        assert_eq!(stored, Stored { adapter: Some(ADAPTER.into()), resume: None });
+        assert_eq!(stored, Stored { adapter: Some(ADAPTER.into()), ..Stored::default() });
         assert!(is_absent(&artifacts, RESUME).await);
+    })
+    .await;
+}
+
+/// What single documents made of a trial lies beside its checkpoints, and stays as they do.
+#[tokio::test]
+async fn scores_of_documents_read_back() {
+    each(|artifacts| async move {
+        let items = |right: u8| {
+            vec![ItemScores {
+                metric: "eval/arc_easy/acc".into(),
+                asked: "00".into(),
+                scores: vec![right; 1000],
+                base: vec![0; 1000],
+                parts: vec![],
+            }]
+        };
+        let trial = TrialId::new("quick-start-00ff/3");
+        let keep = |items: Vec<ItemScores>| {
+            let (artifacts, trial) = (artifacts.clone(), trial.clone());
+            async move { artifacts.keep_items(&trial, Attempt(2), 40, &items).await }
+        };
+        send(&artifacts, &checkpoint(), 1_000_000).await.unwrap();
+        let path = keep(items(255)).await.unwrap();
+        assert_eq!(path, "sweeps/quick-start-00ff/3/items-a2-s40");
+        assert_eq!(keep(items(255)).await.unwrap(), path, "the same again");
+        assert!(matches!(keep(items(0)).await, Err(ArtifactError::Exists(_))));
+        assert_eq!(artifacts.items(&path).await.unwrap(), items(255));
+        assert!(matches!(artifacts.items(ADAPTER).await, Err(ArtifactError::NotFound(_))));
+        artifacts.delete_all_but(&[path.clone()].into()).await.unwrap();
+        assert!(is_absent(&artifacts, ADAPTER).await);
+        assert_eq!(artifacts.items(&path).await.unwrap(), items(255));
+        artifacts.delete_sweep(&SweepId::new("quick-start-00ff")).await.unwrap();
+        assert!(is_absent(&artifacts, &path).await);
     })
     .await;
 }

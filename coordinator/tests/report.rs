@@ -188,7 +188,7 @@ fn made() -> (Sweep, Vec<Trial>, Curves) {
 }
 
 fn html((sweep, trials, curves): &(Sweep, Vec<Trial>, Curves)) -> String {
-    report::html(Records { sweep, trials, curves })
+    report::html(Records { sweep, trials, curves, items: &[] })
 }
 
 fn check(page: &str, wanted: &[&str], unwanted: &[&str]) {
@@ -397,7 +397,8 @@ fn every_text_is_escaped() {
     check_nesting(&page);
     check(&page, &["&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;"], &["<script"]);
     // Code is what it is, on a line or in a fence: nothing else is markup.
-    for (_, text) in report::markdown(Records { sweep: &sweep, trials: &trials, curves: &curves }) {
+    for (_, text) in report::markdown(Records { sweep: &sweep, trials: &trials, curves: &curves, items: &[] })
+    {
         let text = without_fenced(&text);
         assert_eq!(text.matches("<script").count(), text.matches("`<script").count(), "{text}");
     }
@@ -423,7 +424,7 @@ fn without_fenced(text: &str) -> String {
 fn markdown_beside_its_figures() {
     let (sweep, mut trials, curves) = made();
     trials[0].digests = Some(Digests { base_model: "simulated:x".into(), ..Digests::default() });
-    let files = report::markdown(Records { sweep: &sweep, trials: &trials, curves: &curves });
+    let files = report::markdown(Records { sweep: &sweep, trials: &trials, curves: &curves, items: &[] });
     let directory = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("report");
     for (name, text) in &files {
         let path = directory.join(name);

@@ -5,15 +5,16 @@ use crate::data::{self, Data};
 use crate::metric::{self, Score};
 use crate::results;
 use crate::run::{self, Answers, Model, Options, Outcome, Paper, Sample};
-use crate::task::{self, Chosen, Preset, Selection, Task};
+use crate::task::{self, Chosen, OutputType, Preset, Selection, Task};
 use crate::{EvalError, Result};
 use domain::data::ContentHash;
 use domain::metric::MEAN;
 use domain::sweep::Evaluations;
-use domain::trial::TaskScore;
+use domain::trial::{ItemScores, TaskScore};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use trainer::model::ModelConfig;
+use trainer::tokenizer::Tokenizer;
 
 /// Documents that are asked at a time at most, and the bytes of their prompts, if it is more than one.
 const PART: usize = 32;
@@ -32,6 +33,8 @@ pub struct Places {
 #[derive(Debug)]
 pub struct Exam {
     papers: Vec<Paper>,
+    /// What each of them asks, as one text tells it from others.
+    digests: Vec<String>,
     presets: Vec<Preset>,
     options: Options,
     digest: String,
@@ -66,9 +69,11 @@ impl Exam {
             let places = Places { documents, fewshot: evaluations.fewshot_data.get(name).map(PathBuf::from) };
             papers.push(Paper::new(chosen, &read(chosen, &places, &options)?, &options)?);
         }
-        let digests: Vec<_> = papers.iter().flat_map(|paper| paper.digest().0).collect();
-        let digest = format!("sha256:{}", ContentHash::of(&digests));
-        Ok(Self { papers, presets: selection.presets, options, digest })
+        let of_papers: Vec<_> = papers.iter().map(Paper::digest).collect();
+        let all: Vec<_> = of_papers.iter().flat_map(|digest| digest.0).collect();
+        let digest = format!("sha256:{}", ContentHash::of(&all));
+        let digests = of_papers.iter().map(ToString::to_string).collect();
+        Ok(Self { papers, digests, presets: selection.presets, options, digest })
     }
 
     /// `sha256:<hex>` of what is asked: the prompts of every task and what is right, whatever files they come from.
@@ -82,6 +87,21 @@ impl Exam {
     /// Those of [`run::fits`].
     pub fn fits(&self, config: &ModelConfig) -> Result<()> {
         self.papers.iter().try_for_each(|paper| run::fits(&paper.task, config, &self.options))
+    }
+
+    /// About how many tokens a model reads to answer all of it, answers that are generated left out, and in how many documents.
+    ///
+    /// # Errors
+    /// The tokenizer fails on a text.
+    pub fn tokens(&self, tokenizer: &Tokenizer) -> Result<(u64, u64)> {
+        let documents: usize = self.papers.iter().map(Paper::asked).sum();
+        let tokens = self.papers.iter().map(|paper| paper.tokens(tokenizer)).sum::<Result<u64>>()?;
+        Ok((tokens, documents as u64))
+    }
+
+    /// Whether a model generates some of its answers.
+    pub fn generates(&self) -> bool {
+        self.papers.iter().any(|paper| paper.task.output_type == OutputType::GenerateUntil)
     }
 
     /// Asks a model the next documents. True once there are no more.
@@ -125,6 +145,32 @@ impl Exam {
             errors.into_iter().for_each(|error| *error = error.filter(|error| error.is_finite()));
         }
         scores
+    }
+
+    /// What single documents make of them, beside those of the base: of each metric that is a mean of documents, and of each
+    /// preset's mean which metrics it is of. Those that would be too many together are left out.
+    pub fn item_scores(&self, sitting: &Sitting, base: &Sitting) -> Vec<ItemScores> {
+        let outcomes = sitting.outcomes.iter().zip(&base.outcomes).zip(&self.digests);
+        let mut all: Vec<_> =
+            outcomes.flat_map(|((with, base), asked)| of_items(with, base, asked)).collect();
+        let mut left = ItemScores::MOST_BYTES;
+        all.retain(|items| {
+            let fits = items.bytes() <= left;
+            left -= if fits { items.bytes() } else { 0 };
+            fits
+        });
+        let parts = |preset: &Preset| -> Vec<String> {
+            let parts = preset.tasks.iter();
+            parts.map(|part| domain::metric::of_task(&part.task, &part.metric.to_string())).collect()
+        };
+        all.extend(self.presets.iter().map(|preset| ItemScores {
+            metric: domain::metric::of_task(&preset.preset, MEAN),
+            asked: String::new(),
+            scores: Vec::new(),
+            base: Vec::new(),
+            parts: parts(preset),
+        }));
+        all
     }
 }
 
@@ -194,6 +240,27 @@ fn of_task(outcome: &Outcome, base: &Outcome) -> Vec<TaskScore> {
         }
     };
     (0..outcome.figures.len()).map(score).collect()
+}
+
+/// What each document makes of a task's metrics; nothing of one that is no mean of them.
+fn of_items(outcome: &Outcome, base: &Outcome, asked: &str) -> Vec<ItemScores> {
+    let bytes = |outcome: &Outcome, place: usize| {
+        let byte = |sample: &Sample| match sample.metrics[place].1 {
+            Score::Value(value) => Some(ItemScores::byte(value)),
+            Score::Weighted(..) => None,
+        };
+        outcome.samples.iter().map(byte).collect::<Option<Vec<_>>>()
+    };
+    let of_metric = |place: usize| {
+        Some(ItemScores {
+            metric: domain::metric::of_task(&outcome.task.task, &outcome.figures[place].measure.to_string()),
+            asked: asked.to_owned(),
+            scores: bytes(outcome, place)?,
+            base: bytes(base, place)?,
+            parts: Vec::new(),
+        })
+    };
+    (0..outcome.figures.len()).filter_map(of_metric).collect()
 }
 
 /// The standard error of the mean of the documents' differences. What is no mean of documents has none.

@@ -4,7 +4,7 @@ use crate::data::Data;
 use crate::encode::Encoder;
 use crate::filter::{Judge, NO_FILTER};
 use crate::generate::{self, Writer};
-use crate::metric::{self, Figure, Measure, Score};
+use crate::metric::{self, Figure, Gold, Measure, Score};
 use crate::prompt::{Item, Prompts};
 use crate::task::{Chosen, OutputType, Task};
 use crate::{EvalError, Result};
@@ -131,6 +131,9 @@ pub fn fits(task: &Task, config: &ModelConfig, options: &Options) -> Result<()> 
     }
 }
 
+/// Documents whose tokens are counted, to tell about how many all have.
+const SAMPLE: usize = 50;
+
 /// Bytes of a task's prompts: they are made beforehand, and kept.
 const MOST_BYTES: usize = 1 << 30;
 
@@ -172,7 +175,7 @@ impl Paper {
         let mut prompts = Prompts::new(&task, data, examples, options.fewshot_order)?;
         let numbers: Vec<_> =
             prompts.asked().iter().copied().take(options.limit.unwrap_or(usize::MAX)).collect();
-        let text = |context| Item { context, choices: Vec::new(), gold: metric::Gold::Choice(0) };
+        let text = |context| Item { context, choices: Vec::new(), gold: Gold::Choice(0) };
         let mut item = |index| match rolling {
             true => prompts.text(index).map(text),
             false => prompts.item(index),
@@ -221,6 +224,28 @@ impl Paper {
     /// The documents that are asked.
     pub fn asked(&self) -> usize {
         self.items.len()
+    }
+
+    /// About how many tokens its documents are, their prompts and choices: what some of them have a byte, for all. Answers that
+    /// are generated are none of them.
+    ///
+    /// # Errors
+    /// The tokenizer fails on a text.
+    pub fn tokens(&self, tokenizer: &Tokenizer) -> Result<u64> {
+        let generates = self.task.output_type == OutputType::GenerateUntil;
+        let texts = |item: &'_ Item| -> Vec<String> {
+            let choices = item.choices.iter().filter(|_| !generates);
+            choices.chain([&item.context]).cloned().collect()
+        };
+        let (mut tokens, mut bytes) = (0, 0);
+        for (_, item) in self.items.iter().step_by(self.items.len().div_ceil(SAMPLE).max(1)) {
+            for text in texts(item) {
+                tokens += tokenizer.encode_as_it_is(&text)?.ids.len();
+                bytes += text.len();
+            }
+        }
+        let all: usize = self.items.iter().flat_map(|(_, item)| texts(item)).map(|text| text.len()).sum();
+        Ok((tokens as f64 * all as f64 / bytes.max(1) as f64).ceil() as u64)
     }
 
     /// Asks some of the documents. `watch` is told how many of how many questions are answered.

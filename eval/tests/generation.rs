@@ -290,9 +290,11 @@ fn targets_are_written_as_python_writes_them() {
 fn a_sweep_is_asked_for_one_answer_at_a_time() {
     let speaker = Speaker::new();
     let documents = speaker.dir.path().join("rows.jsonl");
-    let questions = ["w2 w3", "w17 w4 w30", "w8"];
-    let rows: String = questions.iter().map(|question| format!("{}\n", row(question, &["w5"]))).collect();
-    std::fs::write(&documents, rows).unwrap();
+    let write = |questions: [&str; 3]| {
+        let rows: String = questions.iter().map(|question| format!("{}\n", row(question, &["w5"]))).collect();
+        std::fs::write(&documents, rows).unwrap();
+    };
+    write(["w2 w3", "w17 w4 w30", "w8"]);
     let mut task = config::tasks::read(TASK).unwrap();
     task["generation_kwargs"] = json!({ "max_gen_toks": 3 });
     let evaluations = Evaluations {
@@ -300,14 +302,34 @@ fn a_sweep_is_asked_for_one_answer_at_a_time() {
         task_data: [("said".to_owned(), documents.display().to_string())].into(),
         ..Evaluations::default()
     };
-    let exam =
+    let load = || {
         Exam::load::<EvalError>(&evaluations, &mut |task: &Task| panic!("{} has documents", task.task))
-            .unwrap();
-    let mut sitting = Sitting::default();
-    let mut over = || exam.ask(speaker.model(), &mut sitting, 4096).unwrap();
-    assert_eq!([over(), over(), over()], [false, false, true]);
+            .unwrap()
+    };
+    let ask = |exam: &Exam| {
+        let mut sitting = Sitting::default();
+        let mut over = || exam.ask(speaker.model(), &mut sitting, 4096).unwrap();
+        assert_eq!([over(), over(), over()], [false, false, true]);
+        sitting
+    };
+    let exam = load();
+    let sitting = ask(&exam);
     let scores = exam.scores(&sitting, &sitting);
     let names: Vec<_> = scores.iter().map(|score| score.name()).collect();
     assert_eq!(names, ["eval/said/exact_match,whole", "eval/said/exact_match,last-word"]);
     assert!(scores.iter().all(|score| score.documents == 3 && score.difference_stderr == Some(0.0)));
+    // What single documents made of them is told beside, and of what documents.
+    let items = exam.item_scores(&sitting, &sitting);
+    for (items, score) in items.iter().zip(&scores) {
+        let mean = items.scores.iter().map(|byte| f64::from(*byte) / 255.0).sum::<f64>() / 3.0;
+        assert!((mean - score.value).abs() < 1e-12, "{items:?}, {score:?}");
+        assert_eq!((&items.metric, &items.base, items.scores.len()), (&score.name(), &items.scores, 3));
+        assert!(items.asked.len() == 64 && items.parts.is_empty(), "{items:?}");
+    }
+    assert_eq!(items.len(), scores.len());
+    let again = load();
+    assert_eq!(again.item_scores(&ask(&again), &sitting), items, "the same documents");
+    write(["w2 w3", "w17 w4 w31", "w8"]);
+    let other = load();
+    assert_ne!(other.item_scores(&ask(&other), &sitting)[0].asked, items[0].asked, "another document");
 }

@@ -15,7 +15,8 @@ use gpu_agent::engine::candle::Candle;
 use gpu_agent::engine::pack::Pack;
 use gpu_agent::engine::process::{self, Launch};
 use gpu_agent::engine::{
-    Admission, Checkpoint, CheckpointDirs, Command, Ending, Engine, Event, FourBits, Happening, How, Phase, Work,
+    Admission, Checkpoint, CheckpointDirs, Command, Ending, Engine, Event, FourBits, Happening, How, Phase,
+    Work,
 };
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

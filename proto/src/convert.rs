@@ -346,6 +346,7 @@ impl From<TrialSummary> for v1::TrialSummary {
             recomputed_layers: s.recomputed_layers,
             evaluations: s.evaluations.into_iter().map(Into::into).collect(),
             unasked: s.unasked,
+            item_scores: s.item_scores.into_iter().map(Into::into).collect(),
         }
     }
 }
@@ -378,6 +379,9 @@ impl From<v1::TrialSummary> for TrialSummary {
             recomputed_layers: s.recomputed_layers,
             evaluations: scores::scores(s.evaluations),
             unasked: text(s.unasked),
+            item_scores: scores::item_scores(s.item_scores),
+            // Where they are kept is the coordinator's to say.
+            items: None,
         }
     }
 }

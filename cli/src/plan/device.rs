@@ -1,11 +1,13 @@
 //! What a plan is made for: accelerators of the catalogue, the CPU, or a number of bytes; and what a trial takes there.
 
+use crate::evaluations::Reading;
 use crate::{Failure, machines, output};
 use config::machines::Catalogue;
 use domain::footprint::{Engine, Load, ModelShape};
 use domain::machine::{Accelerator, Machine};
 use domain::trial::TrialConfig;
 use gpu_agent::devices::choose::RESERVE;
+use gpu_agent::engine::pass_tokens;
 use serde_json::{Value, json};
 
 /// A device.
@@ -70,13 +72,14 @@ impl Device {
         shape.peak_bytes(&shape.load_at_most(config, self.engine), recomputed).total() <= self.room()
     }
 
-    /// What a trial of so many steps takes here.
+    /// What a trial of so many steps takes here, which is `asked` something at its end.
     pub(super) fn document(
         &self,
         shape: &ModelShape,
         config: &TrialConfig,
         load: &Load,
         steps: u64,
+        asked: Option<Reading>,
     ) -> Value {
         let load = Load { engine: self.engine, ..*load };
         let layers = shape.recomputed_layers(&load, self.room());
@@ -91,9 +94,16 @@ impl Device {
         if let (Some((accelerator, machine)), Some(recomputed)) = (&self.known, layers) {
             let micro_batches = config.gradient_accumulation_steps;
             let step = shape.step_seconds(&load, recomputed, micro_batches, accelerator).total();
-            let seconds = step * steps as f64;
+            let answering = asked.map(|Reading { tokens, documents }| {
+                let length = tokens / documents.max(1);
+                shape.forward_seconds(&load, tokens, pass_tokens(config), length, accelerator).total()
+            });
+            let seconds = step * steps as f64 + answering.unwrap_or_default();
             document["steps"] = json!(steps);
             document["seconds_per_step"] = json!(step);
+            if let Some(seconds) = answering {
+                document["evaluation_seconds"] = json!(seconds);
+            }
             document["seconds"] = json!(seconds);
             document["cost_usd"] = json!(machine.as_ref().map(|m| m.price_of_one() * seconds / 3600.0));
             document["price"] = json!(machine.as_ref().map(machines::record));
@@ -126,7 +136,7 @@ pub(super) fn prices<'a>(devices: impl Iterator<Item = &'a Value>) -> String {
             lines.push(line);
         }
     }
-    let caveat = "seconds are predicted from makers' peaks and assumed shares of them, without loading and evaluations; no GPU \
+    let caveat = "seconds are predicted from makers' peaks and assumed shares of them, without loading and held-out rows; no GPU \
                   has confirmed them yet\n";
     if predicts { caveat.to_string() + &lines.concat() } else { String::new() }
 }

@@ -157,8 +157,9 @@ fn document(shape: &ModelShape, config: &TrialConfig, devices: &[Device]) -> Val
     let trainable = load.trainable_parameters;
     let peak = shape.peak_bytes(&load, 0);
     let steps = config.total_steps(0);
-    let on =
-        |device: &Device| device.document(shape, config, &shape.load_at_most(config, device.engine), steps);
+    let on = |device: &Device| {
+        device.document(shape, config, &shape.load_at_most(config, device.engine), steps, None)
+    };
     json!({
         "parameters": parameters(config),
         "trainable_parameters": trainable,

@@ -10,6 +10,7 @@ use super::dispatcher::{Dispatcher, SessionId};
 use super::message::{FromAgent, Numbered, Outbox, StopReason, ToAgent, TrialEvent, Unreachable};
 use super::sweep::Standing;
 use crate::access::Caller;
+use crate::artifacts::Artifacts;
 use crate::error::{CoordinatorError, Result};
 use crate::history::History;
 use crate::owners::Owners;
@@ -18,6 +19,7 @@ use crate::uploads::Uploads;
 use actor::{Gone, Scope};
 use domain::fleet::{Beginning, Holding};
 use domain::metric::MetricPoint;
+use domain::trial::ItemScores;
 use domain::{AgentId, Attempt, DeviceId, TrialId};
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
@@ -36,6 +38,8 @@ pub struct Desk {
     pub dispatcher: Dispatcher,
     /// Metric history.
     pub history: History,
+    /// What lies in the object store.
+    pub artifacts: Artifacts,
     /// Which token an agent belongs to.
     pub owners: Owners,
     /// For whom data was uploaded.
@@ -187,7 +191,7 @@ impl Session<'_> {
         let Numbered { trial, attempt, sequence, body } = message;
         let done = match body {
             Body::Metrics(points) => self.metrics(&trial, attempt, points).await,
-            Body::Event(event) => self.desk.directory.event(&trial, attempt, self.agent, *event).await,
+            Body::Event(event) => self.event(&trial, attempt, *event).await,
         };
         (Numbered { trial, attempt, sequence, body: () }, done)
     }
@@ -208,6 +212,52 @@ impl Session<'_> {
         }
         self.desk.trouble.succeeded(Storage::History);
         self.desk.directory.metrics(trial, attempt, points).await
+    }
+
+    /// Takes an event to the trial's record, and what it says of single documents to where the record points then.
+    async fn event(&self, trial: &TrialId, attempt: Attempt, mut event: TrialEvent) -> Result<()> {
+        let mut kept = None;
+        if let TrialEvent::Finished { summary, .. } = &mut event {
+            let items = std::mem::take(&mut summary.item_scores);
+            if !items.is_empty() {
+                kept = self.keep(trial, attempt, summary.steps, &items).await?;
+                summary.items.clone_from(&kept);
+            }
+        }
+        let done = self.desk.directory.event(trial, attempt, self.agent, event).await;
+        if let Err(CoordinatorError::Fenced { .. } | CoordinatorError::NotFound { .. }) = &done {
+            self.desk.artifacts.discard(trial, kept).await;
+        }
+        done
+    }
+
+    /// Where what single documents made of a trial is kept; nothing of one that is over. What cannot be kept for another
+    /// reason than the store's is no reason to lose the trial.
+    async fn keep(
+        &self,
+        trial: &TrialId,
+        attempt: Attempt,
+        step: u64,
+        items: &[ItemScores],
+    ) -> Result<Option<String>> {
+        loop {
+            if self.desk.directory.standing(trial, attempt, Some(self.agent)).await? == Standing::Over {
+                return Ok(None);
+            }
+            let kept = self.desk.artifacts.keep_items(trial, attempt, step, items).await;
+            match kept.map_err(CoordinatorError::from) {
+                Ok(path) => {
+                    self.desk.trouble.succeeded(Storage::Artifacts);
+                    return Ok(Some(path));
+                }
+                Err(error) if error.is_storage() => self.desk.trouble.failed(Storage::Artifacts, &error),
+                Err(error) => {
+                    tracing::warn!(%trial, %error, "what single documents made of it is not kept");
+                    return Ok(None);
+                }
+            }
+            tokio::time::sleep(RETRY).await;
+        }
     }
 
     /// Acknowledges what is durable; stops what is not current.
@@ -232,11 +282,16 @@ enum Body {
 }
 
 impl Body {
-    /// How much it holds: itself, its points and their values.
+    /// How much it holds: itself, its points and their values, or its documents' scores, of which eight are as much as one.
     fn weight(&self) -> usize {
         match self {
             Self::Metrics(points) => weight(points),
-            Self::Event(_) => 1,
+            Self::Event(event) => match event.as_ref() {
+                TrialEvent::Finished { summary, .. } => {
+                    1 + summary.item_scores.iter().map(ItemScores::bytes).sum::<usize>() / 8
+                }
+                _ => 1,
+            },
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Checkpoints in an object store: a local directory, or one that all coordinators of a fleet reach.
 //!
-//! A checkpoint has two parts, the adapter (what people want) and the resume state. A part is a prefix with its
+//! A checkpoint has two parts, the adapter (what people want) and the resume state. A third part lies beside the last
+//! adapter of a trial that was asked something: what single documents made of it. A part is a prefix with its
 //! files, and a manifest that is written last:
 //!
 //! ```text
 //! sweeps/<sweep>/<number>/adapter-a<attempt>-s<step>/adapter_model.safetensors, …, manifest.json
 //! sweeps/<sweep>/<number>/resume-a<attempt>-s<step>/…
+//! sweeps/<sweep>/<number>/items-a<attempt>-s<step>/items.json, manifest.json
 //! ```
 //!
 //! A part without a manifest does not exist. Names carry the attempt and the step and are created only: once a
@@ -30,12 +32,14 @@
 //! |---|---|
 //! | `mod.rs` | [`Artifacts`]: reading and deleting parts |
 //! | `upload.rs` | [`Upload`]: bytes in, checked, all or nothing |
+//! | `items.rs` | scores of single documents, in and out |
 //! | `names.rs` | which names are allowed, and where they lie |
 //! | `cleanup.rs` | what an upload that never finished left behind |
 //! | `inspect.rs` | whether what lies there is what the manifests say |
 
 mod cleanup;
 mod inspect;
+mod items;
 mod names;
 mod upload;
 
@@ -154,7 +158,7 @@ const MANIFEST: &str = "manifest.json";
 /// Bytes that are held in memory on their way, in each direction. Object stores take no less than 5 MiB at a time.
 const PIECE: usize = 8 * 1024 * 1024;
 
-/// A checkpoint's half.
+/// A checkpoint's half, or what lies beside the last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Part {
@@ -162,12 +166,19 @@ pub enum Part {
     Adapter,
     /// What training goes on from: moments, step, data position.
     Resume,
+    /// What single documents made of the adapter; of no checkpoint.
+    Items,
+}
+
+impl Part {
+    /// Each.
+    const ALL: [Self; 3] = [Self::Adapter, Self::Resume, Self::Items];
 }
 
 /// A file of a checkpoint, as announced and as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileSpec {
-    /// The half that it belongs to.
+    /// The part that it belongs to.
     pub part: Part,
     /// Its name within the part.
     pub name: String,
@@ -178,12 +189,14 @@ pub struct FileSpec {
 }
 
 /// Where a stored checkpoint lies: the paths of its parts, for [`Artifacts::files`] and the rest.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Stored {
     /// The adapter's, if files of it were announced.
     pub adapter: Option<String>,
     /// The resume state's, if files of it were announced.
     pub resume: Option<String>,
+    /// The items', if files of it were announced.
+    pub items: Option<String>,
 }
 
 /// What stands in a manifest.

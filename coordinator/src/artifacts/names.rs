@@ -53,12 +53,13 @@ pub(super) fn folder(part: Part) -> &'static str {
     match part {
         Part::Adapter => "adapter",
         Part::Resume => "resume",
+        Part::Items => "items",
     }
 }
 
 /// Whether a folder of that name is a part's.
 pub(super) fn is_part(name: &str) -> bool {
-    [Part::Adapter, Part::Resume].iter().any(|part| {
+    Part::ALL.iter().any(|part| {
         name.strip_prefix(folder(*part))
             .and_then(|rest| rest.strip_prefix("-a"))
             .is_some_and(|rest| rest.contains("-s"))

@@ -64,19 +64,11 @@ impl Artifacts {
     ) -> Result<Upload, ArtifactError> {
         names::check(&files)?;
         let mut parts = Vec::new();
-        for part in [Part::Adapter, Part::Resume] {
+        for part in Part::ALL {
             let manifest = Manifest::of(part, &files);
             if !manifest.files.is_empty() {
-                parts.push(PartPlan {
-                    path: names::part(
-                        trial,
-                        attempt,
-                        step,
-                        part,
-                        self.term.as_ref().map(|term| term.number),
-                    )?,
-                    manifest,
-                });
+                let term = self.term.as_ref().map(|term| term.number);
+                parts.push(PartPlan { path: names::part(trial, attempt, step, part, term)?, manifest });
             }
         }
         let (artifacts, waiting) = (self.clone(), files.into());
@@ -192,7 +184,7 @@ impl Upload {
         let of = |part| {
             self.parts.iter().find(|plan| plan.manifest.part == part).map(|plan| plan.path.to_string())
         };
-        Ok(Stored { adapter: of(Part::Adapter), resume: of(Part::Resume) })
+        Ok(Stored { adapter: of(Part::Adapter), resume: of(Part::Resume), items: of(Part::Items) })
     }
 
     /// Gives up what was begun.

@@ -160,6 +160,8 @@ fn wire_file(file: &FileSpec) -> v1::CheckpointFile {
     let part = match file.part {
         Part::Adapter => v1::CheckpointPart::Adapter,
         Part::Resume => v1::CheckpointPart::Resume,
+        // Of no checkpoint.
+        Part::Items => v1::CheckpointPart::Unspecified,
     };
     v1::CheckpointFile {
         part: part.into(),

@@ -6,10 +6,12 @@ use crate::actors::directory::Submission;
 use crate::actors::sweep::{Change, Operation, View};
 use crate::error::{CoordinatorError, Result};
 use crate::report;
-use domain::SweepId;
+use crate::store::TrialRecord;
 use domain::footprint::ModelShape;
 use domain::sweep::{Sweep, SweepSpec, SweepState};
-use domain::trial::TrialState;
+use domain::trial::{ItemScores, TrialState};
+use domain::{SweepId, TrialId};
+use futures::StreamExt;
 use prost::Message;
 use proto::convert::{self, ConvertError};
 use proto::limits;
@@ -20,6 +22,12 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
+
+/// Trials of which a report has what single documents made of them: some 50 kB each.
+const MOST_ITEMS: usize = 500;
+
+/// Objects of such trials that are read at once.
+const ITEMS_AT_ONCE: usize = 8;
 
 /// Events that may wait for a slow watcher before it lags.
 const WATCH_BUFFER: usize = 16;
@@ -293,6 +301,7 @@ impl Services {
 
     async fn report(&self, id: &SweepId, format: v1::ReportFormat) -> Result<Vec<report::File>> {
         let view = self.desk.directory.view(id).await?;
+        let items = self.items(&view).await;
         let trials: Vec<_> = view.trials.into_iter().map(|record| record.trial).collect();
         let mut curves = Vec::new();
         for trial in &trials {
@@ -300,7 +309,8 @@ impl Services {
         }
         // Of many trials it takes a while, in which a thread that serves others would serve nobody.
         let made = move || {
-            let records = report::Records { sweep: &view.sweep, trials: &trials, curves: &curves };
+            let records =
+                report::Records { sweep: &view.sweep, trials: &trials, curves: &curves, items: &items };
             match format {
                 v1::ReportFormat::Unspecified | v1::ReportFormat::Html => {
                     vec![(String::new(), report::html(records))]
@@ -311,6 +321,33 @@ impl Services {
         // It panics at no input, and is not aborted but with the runtime.
         tokio::task::spawn_blocking(made).await.map_err(|_| actor::Gone.into())
     }
+
+    /// What single documents made of the best trials. Without those that cannot be read, a report is as it would be of
+    /// trials of an earlier version.
+    async fn items(&self, view: &View) -> Vec<(TrialId, Vec<ItemScores>)> {
+        let goal = view.sweep.spec.search.goal;
+        let mut asked: Vec<_> = view.trials.iter().filter(|record| items_of(record).is_some()).collect();
+        let value = |record: &TrialRecord| record.value.unwrap_or(f64::NAN);
+        asked.sort_by(|a, b| goal.better(value(b), value(a)).cmp(&goal.better(value(a), value(b))));
+        asked.truncate(MOST_ITEMS);
+        let read = |record: &TrialRecord| {
+            let (trial, path) = (record.trial.id.clone(), items_of(record).unwrap_or_default().to_owned());
+            async move {
+                let items = self.artifacts.items(&path).await;
+                let items = items.inspect_err(|error| {
+                    tracing::warn!(%trial, %error, "what single documents made of it cannot be read");
+                });
+                Some((trial, items.ok()?))
+            }
+        };
+        let reads: Vec<_> = asked.into_iter().map(read).collect();
+        futures::stream::iter(reads).buffered(ITEMS_AT_ONCE).filter_map(std::future::ready).collect().await
+    }
+}
+
+/// Where what single documents made of a trial is kept, if it is.
+fn items_of(record: &TrialRecord) -> Option<&str> {
+    record.trial.summary.as_ref()?.items.as_deref()
 }
 
 enum Followed {

@@ -2,6 +2,7 @@
 //! items do.
 
 use super::numbers::{NONE, or_dash};
+use super::paired::{Items, Paired};
 use super::replicates::{Finalist, Run, mean, score, variance};
 use super::statistics::{Estimate, bootstrap};
 use domain::metric;
@@ -24,6 +25,8 @@ pub(super) struct Difference {
     values: Vec<f64>,
     /// The variance of their mean over a task's items; `None` where that is not known.
     items: Option<f64>,
+    /// What they differ by item by item, where that is kept of all runs.
+    paired: Option<Paired>,
     /// Comparisons that are made together, this one among them.
     comparisons: usize,
     /// Whether a run is among them that was chosen for its value.
@@ -34,34 +37,37 @@ pub(super) struct Difference {
 
 /// The best finalist's differences from the others, run by run of the same seed; none while it has no mean. `finalists` have
 /// the best mean first.
-pub(super) fn from_others(search: &SearchSpec, finalists: &[Finalist]) -> Vec<Difference> {
+pub(super) fn from_others(search: &SearchSpec, finalists: &[Finalist], items: &Items) -> Vec<Difference> {
     let Some((best, others)) = finalists.split_first().filter(|(best, _)| best.value.is_some()) else {
         return Vec::new();
     };
-    // Nothing is kept of single items, so that the two errors are taken as independent: what items have in common for
-    // both would make the interval narrower.
+    // Where nothing is kept of single items, the two errors are taken as independent: what items have in common for both
+    // would make the interval narrower.
     let pair = |a: &Run, b: &Run| -> Pair {
         let of = |trial| variance(score(trial, &search.metric)?.stderr);
         (a.1 - b.1, of(a.0).zip(of(b.0)).map(|(a, b)| a + b))
     };
-    let pairs = |other: &Finalist| -> Vec<_> {
-        best.runs.iter().filter_map(|(seed, run)| Some(pair(run, other.runs.get(seed)?))).collect()
+    let pairs = |other: &Finalist| -> (Vec<Pair>, Option<Paired>) {
+        let same_seed = || best.runs.iter().filter_map(|(seed, run)| Some((run, other.runs.get(seed)?)));
+        let paired = items.between(same_seed().map(|(a, b)| (a.0, b.0)), &search.metric);
+        (same_seed().map(|(a, b)| pair(a, b)).collect(), paired)
     };
     let pairs: Vec<_> = others.iter().map(|other| (named(other.trial), pairs(other))).collect();
-    let comparisons = pairs.iter().filter(|(_, pairs)| pairs.len() > 1).count();
+    let comparisons = pairs.iter().filter(|(_, (pairs, _))| pairs.len() > 1).count();
     let named = named(best.trial);
-    let difference = |(from, pairs): (String, Vec<Pair>)| {
-        Difference::of(search.metric.clone(), search.goal, (named.clone(), from), &pairs, comparisons)
+    let difference = |(from, (pairs, paired)): (String, (Vec<Pair>, _))| {
+        Difference::of(&search.metric, search.goal, (named.clone(), from), &pairs, paired, comparisons)
     };
     pairs.into_iter().map(difference).collect()
 }
 
 /// A finalist's differences from its base, which each run has measured on its own rows, and by every task.
-pub(super) fn from_base(finalist: &Finalist) -> Vec<Difference> {
+pub(super) fn from_base(finalist: &Finalist, items: &Items) -> Vec<Difference> {
     let difference = |name: String, of_run: &dyn Fn(&Trial) -> Option<Pair>| {
-        let pairs: Vec<_> = finalist.runs.values().filter_map(|(trial, _)| of_run(trial)).collect();
-        let goal = metric::goal(&name);
-        let difference = Difference::of(name, goal, (named(finalist.trial), "its base".into()), &pairs, 1);
+        let known = finalist.runs.values().filter_map(|(trial, _)| Some((*trial, of_run(trial)?)));
+        let (trials, pairs): (Vec<_>, Vec<_>) = known.unzip();
+        let (paired, named) = (items.from_base(trials, &name), (named(finalist.trial), "its base".into()));
+        let difference = Difference::of(&name, metric::goal(&name), named, &pairs, paired, 1);
         // Its first run is one that was chosen for being good.
         difference.estimate.map(|_| Difference { chosen: true, ..difference })
     };
@@ -88,16 +94,19 @@ fn over_items(score: &TaskScore) -> Option<f64> {
 
 impl Difference {
     fn of(
-        metric: String,
+        metric: &str,
         goal: Goal,
         (of, from): (String, String),
         pairs: &[Pair],
+        paired: Option<Paired>,
         comparisons: usize,
     ) -> Self {
         let values: Vec<_> = pairs.iter().map(|(value, _)| *value).collect();
-        let items = mean(pairs.iter().filter_map(|(_, items)| *items));
+        let items = paired.as_ref().and_then(Paired::variance);
+        let items = items.or_else(|| mean(pairs.iter().filter_map(|(_, items)| *items)));
         let estimate = Estimate::of(&values, items.unwrap_or_default(), comparisons);
-        Self { metric, of, from, goal, values, items, comparisons, chosen: false, estimate }
+        let metric = metric.to_owned();
+        Self { metric, of, from, goal, values, items, paired, comparisons, chosen: false, estimate }
     }
 
     /// Whether the two may be as good as each other.
@@ -130,18 +139,22 @@ impl Difference {
 
     /// Its row: metric, of, from, seeds, difference, interval, bootstrap, what the error is of, what it says.
     pub(super) fn row(&self) -> [String; 9] {
-        let Self { metric, of, from, values, items, estimate, .. } = self;
-        let drawn = || bootstrap(values, items.unwrap_or_default(), self.comparisons);
+        let Self { metric, of, from, values, items, paired, estimate, .. } = self;
+        let drawn = || match paired {
+            Some(paired) => Some(paired.bootstrap(self.comparisons)),
+            None => bootstrap(values, items.unwrap_or_default(), self.comparisons),
+        };
         let said = match (self.verdict(), estimate) {
             (Some(verdict), _) if self.chosen => format!("{verdict}; its first run was chosen"),
             (Some(verdict), _) => verdict.into(),
             (None, Some(_)) => "no difference shown".into(),
             (None, None) => TOO_FEW.into(),
         };
-        let of_what = match (estimate, items) {
-            (None, _) => NONE,
-            (Some(_), Some(_)) => "seeds and items",
-            (Some(_), None) => "seeds alone",
+        let of_what = match (estimate, paired, items) {
+            (None, ..) => NONE,
+            (Some(_), Some(_), _) => "seeds and paired items",
+            (Some(_), None, Some(_)) => "seeds and items",
+            (Some(_), None, None) => "seeds alone",
         };
         [
             metric.clone(),

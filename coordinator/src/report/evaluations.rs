@@ -1,10 +1,11 @@
 //! What the tasks of a sweep's evaluations say: of the base, of the best adapter of each precision mode, and whether the
-//! two differ by more than chance.
+//! two, or two such adapters, differ by more than chance.
 
 use super::Sources;
 use super::document::{Block, Line, Table};
 use super::figures::accuracy;
 use super::numbers::{NONE, or_dash};
+use super::paired::Paired;
 use super::series::Entry;
 use super::slice::PRECISION;
 use domain::metric::PERPLEXITIES;
@@ -13,7 +14,13 @@ use domain::trial::{TaskScore, Trial};
 /// Standard errors on each side of 95 % of a normal distribution.
 pub(super) const NORMAL_95: f64 = 1.96;
 
-/// Accuracies as a figure, and a table with a row for each metric and precision mode with how to read it.
+/// How an interval was found.
+const BOOTSTRAP: &str = "paired bootstrap";
+const OF_PAIRS: &str = "normal, paired";
+const OF_EACH: &str = "normal, unpaired";
+
+/// Accuracies as a figure, and a table with a row for each metric and precision mode with how to read it; then what the
+/// precision modes differ by.
 pub(super) fn blocks(sources: &Sources) -> Vec<Block> {
     let mut table = Table::new([
         "metric",
@@ -25,6 +32,7 @@ pub(super) fn blocks(sources: &Sources) -> Vec<Block> {
         "adapter",
         "difference",
         "95 % interval",
+        "by",
         "so the adapter is",
     ]);
     let best = sources.best_of_modes();
@@ -39,7 +47,8 @@ pub(super) fn blocks(sources: &Sources) -> Vec<Block> {
         for (mode, entry) in &best {
             let scores = scores(entry);
             let Some(score) = scores.iter().find(|score| score.name() == *name) else { continue };
-            table.row(row(score, mode, or_dash(entry.trial.id.number(), |number| number.to_string())));
+            let paired = sources.items.from_base([entry.trial], name);
+            table.row(row(score, mode, number(entry), paired.as_ref()));
         }
     }
     let unasked: Vec<_> = sources.entries.iter().filter_map(|entry| not_asked(entry.trial)).collect();
@@ -48,11 +57,15 @@ pub(super) fn blocks(sources: &Sources) -> Vec<Block> {
     if names.is_empty() {
         return unasked.into_iter().collect();
     }
-    let how = "± is one standard error over items. Base and adapter answered the same items, so the interval is that of \
-               their paired difference; where it holds 0, chance alone may be what made them differ.";
     let figure = accuracy::figure(&best).map(|figure| Block::Figures(vec![figure]));
-    let table = [Block::Table(table), Block::Note(Line::from(how))];
-    others.into_iter().chain(figure).chain(table).chain(unasked).collect()
+    let tables = [Some(table), between(sources, &best, &names)].into_iter().flatten().map(Block::Table);
+    others
+        .into_iter()
+        .chain(figure)
+        .chain(tables)
+        .chain([Block::Note(Line::from(HOW))])
+        .chain(unasked)
+        .collect()
 }
 
 /// Said where scores of several trials are of different questions.
@@ -67,20 +80,74 @@ fn asked_others(sources: &Sources) -> bool {
     known.any(|digest| Some(digest) != first)
 }
 
-/// Why a trial that was trained was not asked.
-fn not_asked(trial: &Trial) -> Option<Line> {
-    let why = trial.summary.as_ref()?.unasked.as_ref()?;
-    Some(Line::default().strong(&trial.id).text(" was not asked: ").text(why))
+/// How to read it.
+const HOW: &str = "± is one standard error over items. What is compared answered the same items. The interval is that of the \
+                   difference item by item, by the paired bootstrap where what each item made of both is kept, and else by the \
+                   normal distribution: paired, from the standard error of that difference; unpaired, from those of each alone, \
+                   which is too wide. Where it holds 0, chance alone may be what made them differ, and no difference is shown. \
+                   It is of items alone: of other seeds it says nothing. Each adapter is the best of its precision mode, and so \
+                   a little lucky.";
+
+fn number(entry: &Entry) -> String {
+    or_dash(entry.trial.id.number(), |number| number.to_string())
 }
 
-fn row(score: &TaskScore, mode: &str, trial: String) -> [String; 10] {
-    let difference = score.base_value.map(|base| score.value - base);
-    let interval = difference.zip(score.difference_stderr).map(|(d, stderr)| {
-        let reach = NORMAL_95 * stderr;
-        (d - reach, d + reach)
-    });
-    let less_is_better = PERPLEXITIES.contains(&score.metric.as_str());
-    let said = match interval {
+/// What the best adapters of any two precision modes differ by, under each metric; `None` where there are no two.
+fn between(sources: &Sources, best: &[(String, &Entry)], names: &[String]) -> Option<Table> {
+    let mut table = Table::new([
+        "metric",
+        "of",
+        "less that of",
+        "items",
+        "difference",
+        "95 % interval",
+        "by",
+        "so the first is",
+    ]);
+    let score = |entry: &Entry, name: &str| entry.trial.summary.as_ref()?.evaluation(name).cloned();
+    let pairs = || best.iter().enumerate().flat_map(|(i, a)| best[i + 1..].iter().map(move |b| (a, b)));
+    for name in names {
+        for ((mode, a), (other, b)) in pairs() {
+            let Some((with, from)) = score(a, name).zip(score(b, name)) else { continue };
+            let difference = with.value - from.value;
+            let paired = sources.items.between([(a.trial, b.trial)], name);
+            let both = with.stderr.zip(from.stderr).map(|(a, b)| (a.hypot(b), OF_EACH));
+            let (interval, by) = interval(difference, paired.as_ref(), both);
+            table.row([
+                name.clone(),
+                format!("{mode}, trial {}", number(a)),
+                format!("{other}, trial {}", number(b)),
+                with.documents.to_string(),
+                format!("{difference:+.4}"),
+                or_dash(interval, shown),
+                by.into(),
+                said(interval, &with.metric).into(),
+            ]);
+        }
+    }
+    (!table.rows.is_empty()).then_some(table)
+}
+
+/// The interval of a difference, and how it was found: from its items, or else from a standard error.
+fn interval(
+    difference: f64,
+    paired: Option<&Paired>,
+    stderr: Option<(f64, &'static str)>,
+) -> (Option<(f64, f64)>, &'static str) {
+    match (paired, stderr) {
+        (Some(paired), _) => (Some(paired.bootstrap(1)), BOOTSTRAP),
+        (None, Some((stderr, by))) => {
+            let reach = NORMAL_95 * stderr;
+            (Some((difference - reach, difference + reach)), by)
+        }
+        (None, None) => (None, NONE),
+    }
+}
+
+/// What a difference with such an interval is.
+fn said(interval: Option<(f64, f64)>, metric: &str) -> &'static str {
+    let less_is_better = PERPLEXITIES.contains(&metric);
+    match interval {
         Some((low, high)) if low > 0.0 || high < 0.0 => {
             if (low > 0.0) == less_is_better {
                 "worse"
@@ -88,9 +155,25 @@ fn row(score: &TaskScore, mode: &str, trial: String) -> [String; 10] {
                 "better"
             }
         }
-        Some(_) => "no different, as far as this shows",
+        Some(_) => "no difference shown",
         None => NONE,
-    };
+    }
+}
+
+fn shown((low, high): (f64, f64)) -> String {
+    format!("{low:+.4} to {high:+.4}")
+}
+
+/// Why a trial that was trained was not asked.
+fn not_asked(trial: &Trial) -> Option<Line> {
+    let why = trial.summary.as_ref()?.unasked.as_ref()?;
+    Some(Line::default().strong(&trial.id).text(" was not asked: ").text(why))
+}
+
+fn row(score: &TaskScore, mode: &str, trial: String, paired: Option<&Paired>) -> [String; 11] {
+    let difference = score.base_value.map(|base| score.value - base);
+    let stderr = score.difference_stderr.map(|stderr| (stderr, OF_PAIRS));
+    let (interval, by) = difference.map_or((None, NONE), |difference| interval(difference, paired, stderr));
     [
         score.name(),
         mode.into(),
@@ -100,8 +183,9 @@ fn row(score: &TaskScore, mode: &str, trial: String) -> [String; 10] {
         or_dash(score.base_value, |value| with_error(value, score.base_stderr)),
         with_error(score.value, score.stderr),
         or_dash(difference, |difference| format!("{difference:+.4}")),
-        or_dash(interval, |(low, high)| format!("{low:+.4} to {high:+.4}")),
-        said.into(),
+        or_dash(interval, shown),
+        by.into(),
+        said(interval, &score.metric).into(),
     ]
 }
 
@@ -113,31 +197,90 @@ pub(super) fn with_error(value: f64, stderr: Option<f64>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Records;
+    use super::super::made::{self, float16, four_bit};
     use super::*;
+
+    const NO_DIFFERENCE: &str = "no difference shown";
+
+    fn score(metric: &str, value: f64, stderr: Option<f64>) -> TaskScore {
+        TaskScore {
+            task: "t".into(),
+            metric: metric.into(),
+            value,
+            stderr: Some(0.01),
+            base_value: Some(0.5),
+            base_stderr: None,
+            difference_stderr: stderr,
+            num_fewshot: 5,
+            documents: 100,
+        }
+    }
 
     #[test]
     fn a_difference_that_chance_could_make_is_none() {
-        let check = |metric: &str, value: f64, stderr: Option<f64>, interval: &str, said: &str| {
-            let score = TaskScore {
-                task: "t".into(),
-                metric: metric.into(),
-                value,
-                stderr: Some(0.01),
-                base_value: Some(0.5),
-                base_stderr: None,
-                difference_stderr: stderr,
-                num_fewshot: 5,
-                documents: 100,
-            };
-            let row = row(&score, "4bit", "3".into());
-            assert_eq!((row[8].as_str(), row[9].as_str()), (interval, said), "{metric} {value}");
+        let check = |metric: &str, value: f64, stderr: Option<f64>, interval: &str, by: &str, said: &str| {
+            let row = row(&score(metric, value, stderr), "4bit", "3".into(), None);
+            assert_eq!(
+                [row[8].as_str(), row[9].as_str(), row[10].as_str()],
+                [interval, by, said],
+                "{metric} {value}"
+            );
         };
-        let none = "no different, as far as this shows";
-        check("acc", 0.6, Some(0.01), "+0.0804 to +0.1196", "better");
-        check("acc", 0.4, Some(0.01), "-0.1196 to -0.0804", "worse");
-        check("acc", 0.51, Some(0.01), "-0.0096 to +0.0296", none);
-        check("bits_per_byte", 0.6, Some(0.01), "+0.0804 to +0.1196", "worse");
-        check("word_perplexity", 0.4, None, NONE, NONE);
-        check("acc", 0.5, Some(0.0), "+0.0000 to +0.0000", none);
+        check("acc", 0.6, Some(0.01), "+0.0804 to +0.1196", OF_PAIRS, "better");
+        check("acc", 0.4, Some(0.01), "-0.1196 to -0.0804", OF_PAIRS, "worse");
+        check("acc", 0.51, Some(0.01), "-0.0096 to +0.0296", OF_PAIRS, NO_DIFFERENCE);
+        check("bits_per_byte", 0.6, Some(0.01), "+0.0804 to +0.1196", OF_PAIRS, "worse");
+        check("word_perplexity", 0.4, None, NONE, NONE, NONE);
+        check("acc", 0.5, Some(0.0), "+0.0000 to +0.0000", OF_PAIRS, NO_DIFFERENCE);
+    }
+
+    /// The rows of its tables, of a trial in 16 bits and one in 4 bits of which these items are right, of a hundred.
+    fn rows(right: [usize; 2], kept: bool) -> Vec<String> {
+        let mut trials = [
+            made::measured(1, float16(2, 16, 512), 28.0, 5.0),
+            made::measured(2, four_bit(2, 16, 512), 7.0, 3.0),
+        ];
+        let both = trials.iter_mut().zip(right);
+        let mut items: Vec<_> = both.map(|(trial, right)| made::answered(trial, "t", right, 100)).collect();
+        if !kept {
+            items.clear();
+        }
+        let sweep = made::sweep();
+        let sources = Sources::of(Records { sweep: &sweep, trials: &trials, curves: &[], items: &items });
+        let tables = blocks(&sources).into_iter().filter_map(|block| match block {
+            Block::Table(table) => Some(table.rows),
+            _ => None,
+        });
+        let cells = |cells: &[Line]| cells[4..].iter().map(Line::plain).collect::<Vec<_>>().join(" | ");
+        tables.flatten().map(|row| cells(&row.cells)).collect()
+    }
+
+    /// Of items of which nothing is kept, what is known of their mean says how sure it is.
+    #[test]
+    fn adapters_are_held_against_their_base_and_each_other() {
+        assert_eq!(
+            rows([60, 62], false),
+            [
+                "100 | 0.5000 | 0.6200 ± 0.0100 | +0.1200 | +0.0808 to +0.1592 | normal, paired | better",
+                "100 | 0.5000 | 0.6000 ± 0.0100 | +0.1000 | +0.0608 to +0.1392 | normal, paired | better",
+                "+0.0200 | -0.0077 to +0.0477 | normal, unpaired | no difference shown",
+            ]
+        );
+        let same = rows([60, 60], true);
+        assert_eq!(same[2], "+0.0000 | +0.0000 to +0.0000 | paired bootstrap | no difference shown");
+        let kept = rows([60, 80], true);
+        for (row, difference, verdict) in
+            [(0, "+0.3000", "better"), (1, "+0.1000", "better"), (2, "+0.2000", "better")]
+        {
+            let row = &kept[row];
+            assert!(
+                row.contains(&format!("{difference} | +0."))
+                    && row.ends_with(&format!("paired bootstrap | {verdict}")),
+                "{row}"
+            );
+        }
+        // Two of a hundred items: those that 4 bits alone had right may be chance.
+        assert!(rows([60, 62], true)[2].ends_with("paired bootstrap | no difference shown"));
     }
 }

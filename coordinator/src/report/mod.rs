@@ -5,13 +5,14 @@
 //! |---|---|
 //! | this one | the report, section by section |
 //! | `slice.rs` | which trials may be compared: slices, pairs |
-//! | `takeaways.rs`, `recommendation.rs` | sentences that are computed from the trials |
+//! | `takeaways.rs`, `quality.rs`, `recommendation.rs` | sentences that are computed from the trials |
 //! | `figures/` | a kind of figure a file |
 //! | `importance.rs` | how much each parameter matters |
 //! | `tables.rs` | trials, what their numbers mean, the configuration in force |
 //! | `evaluations.rs` | what tasks say of base and adapters |
 //! | `replicates.rs`, `differences.rs` | means over runs with other seeds; what they differ by |
 //! | `statistics.rs`, `student.rs` | how sure a mean is; Student's t |
+//! | `paired.rs` | differences document by document; the paired bootstrap |
 //! | `axis.rs`, `chart.rs` | axes and marks → SVG |
 //! | `series.rs` | rank order, curves, smoothing |
 //! | `document.rs` | what a report is made of: paragraphs, tables, figures |
@@ -30,6 +31,8 @@ mod importance;
 pub(crate) mod made;
 mod markdown;
 mod numbers;
+mod paired;
+mod quality;
 mod recommendation;
 mod replicates;
 mod series;
@@ -48,15 +51,16 @@ use domain::TrialId;
 use domain::data::shown;
 use domain::metric::{self, MetricPoint};
 use domain::sweep::Sweep;
-use domain::trial::{Trial, TrialState};
+use domain::trial::{ItemScores, Trial, TrialState};
+use paired::Items;
 use replicates::Finalist;
 use serde_json::Value;
 use series::Entry;
 use slice::Facts;
 use std::collections::BTreeMap;
 
-/// What a report is made from: a sweep, its trials, and the metric points of each trial in step order; a trial
-/// without any may be missing.
+/// What a report is made from: a sweep, its trials, the metric points of each trial in step order, and what single
+/// documents made of it; a trial without any may be missing.
 #[derive(Debug, Clone, Copy)]
 pub struct Records<'a> {
     /// The sweep.
@@ -65,6 +69,8 @@ pub struct Records<'a> {
     pub trials: &'a [Trial],
     /// Their points.
     pub curves: &'a [(TrialId, Vec<MetricPoint>)],
+    /// What is kept of single documents.
+    pub items: &'a [(TrialId, Vec<ItemScores>)],
 }
 
 /// The report as a self-contained HTML page.
@@ -92,22 +98,25 @@ struct Sources<'a> {
     /// The colour of each entry.
     colours: Vec<&'static str>,
     facts: Facts<'a>,
+    /// What is kept of single documents.
+    items: Items<'a>,
     /// Where each trial stands among the entries.
     places: BTreeMap<&'a TrialId, usize>,
 }
 
 impl<'a> Sources<'a> {
-    fn of(Records { sweep, trials, curves }: Records<'a>) -> Self {
+    fn of(Records { sweep, trials, curves, items }: Records<'a>) -> Self {
         let (again, searched): (Vec<_>, Vec<_>) =
             trials.iter().partition(|trial| trial.replicate_of.is_some());
         let facts = Facts::of(searched.iter().copied());
         let (entries, replicates) =
             (series::ranked(sweep, searched, curves), series::ranked(sweep, again, curves));
         let finalists = replicates::finalists(sweep, &entries, &replicates);
-        let differences = differences::from_others(&sweep.spec.search, &finalists);
+        let items = Items::of(items);
+        let differences = differences::from_others(&sweep.spec.search, &finalists, &items);
         let colours = colours(&entries);
         let places = entries.iter().enumerate().map(|(place, entry)| (&entry.trial.id, place)).collect();
-        Self { sweep, entries, replicates, finalists, differences, colours, facts, places }
+        Self { sweep, entries, replicates, finalists, differences, colours, facts, items, places }
     }
 
     /// A trial's entry and its colour.

@@ -189,7 +189,7 @@ mod tests {
 
     fn said(trials: &[Trial]) -> Vec<String> {
         let sweep = made::sweep();
-        let sources = Sources::of(Records { sweep: &sweep, trials, curves: &[] });
+        let sources = Sources::of(Records { sweep: &sweep, trials, curves: &[], items: &[] });
         recommendations(&sources).iter().map(Line::plain).collect()
     }
 

@@ -118,7 +118,7 @@ pub(super) fn blocks(sources: &Sources) -> Vec<Block> {
         "error of",
         "so it is",
     ]);
-    let from_base = differences::from_base(best);
+    let from_base = differences::from_base(best, &sources.items);
     sources.differences.iter().chain(&from_base).for_each(|difference| differences.row(difference.row()));
     let mut blocks = vec![Block::Table(means)];
     blocks.extend((!said.is_empty()).then_some(Block::List(said)));
@@ -133,8 +133,9 @@ const HOW: &str = "Runs of a trial differ in their seed alone: another initialis
                    value is a little lucky. Differences are taken between runs of the same seed. The intervals are Student's t \
                    over runs, with the error over a task's items added where it is known; where one holds 0, chance alone may be \
                    what made the two differ, and no difference is shown. Those from several finalists are wider, adjusted for the \
-                   number of comparisons, since the best of many is the best by chance too. A bootstrap over so few runs is coarse \
-                   and too narrow; it stands beside for comparison.";
+                   number of comparisons, since the best of many is the best by chance too. Where what each item made of both is kept, \
+                   their difference is taken item by item (paired items), and the bootstrap draws runs and items; else it draws runs, \
+                   and a normal error of items. Over so few runs it is coarse and too narrow; it stands beside for comparison.";
 
 pub(super) fn score<'a>(trial: &'a Trial, metric: &str) -> Option<&'a TaskScore> {
     trial.summary.as_ref()?.evaluation(metric)

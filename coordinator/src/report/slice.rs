@@ -169,7 +169,12 @@ impl<'a> Facts<'a> {
         sorted(self.facts.iter().map(|fact| fact.get(name)))
     }
 
-    /// Whether trials differ in a parameter.
+    /// Whether there are trials with one value of a parameter and trials with another.
+    pub(super) fn has_several(&self, name: &str) -> bool {
+        self.values(name).len() > 1
+    }
+
+    /// Whether trials differ in a parameter, be it that it is known of some alone.
     pub(super) fn varies(&self, name: &str) -> bool {
         self.varying.contains(name)
     }

@@ -68,10 +68,14 @@ pub(super) fn bootstrap(values: &[f64], items: f64, comparisons: usize) -> Optio
         let sum: f64 = (sample * n..(sample + 1) * n).filter_map(draw).sum();
         sum / n as f64 + items * rng::normal(errors, sample as u64)
     };
-    let mut means: Vec<_> = (0..RESAMPLES).map(mean).collect();
+    (n > 0).then(|| percentiles((0..RESAMPLES).map(mean).collect(), comparisons))
+}
+
+/// Between which of the means of resamples, of which there are some, one of so many `comparisons` lies in 95 % of all cases.
+pub(super) fn percentiles(mut means: Vec<f64>, comparisons: usize) -> (f64, f64) {
     means.sort_by(f64::total_cmp);
-    let beyond = (tail(comparisons) * RESAMPLES as f64) as usize;
-    (n > 0).then(|| (means[beyond], means[RESAMPLES - 1 - beyond]))
+    let beyond = (tail(comparisons) * means.len() as f64) as usize;
+    (means[beyond], means[means.len() - 1 - beyond])
 }
 
 #[cfg(test)]

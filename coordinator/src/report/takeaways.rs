@@ -1,15 +1,16 @@
 //! Key takeaways: sentences computed from the trials. What one parameter does is said of pairs of trials that differ in
 //! it alone, and causes are kept apart: bytes, seconds and dollars are compared between trials that were alone on
-//! their devices and computed as many layers again. Without a pair there is no sentence.
+//! their devices and computed as many layers again. Without a pair there is no sentence. A difference in the sweep's metric has
+//! an interval where more is known of it than one pair of values, and is none where that holds 0.
 
 use super::Sources;
 use super::document::Line;
 use super::numbers;
+use super::quality::{self, Difference};
 use super::slice::{ACCELERATOR, AGAIN, Contrasts, Dependence, Fact, Facts, PRECISION, named, sorted};
-use domain::metric::LOSS;
 use domain::sweep::Goal;
-use domain::trial::TrialState;
 use serde_json::Value;
+use std::collections::BTreeSet;
 
 /// What is compared, and how it is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,16 +88,7 @@ impl Measure {
             Self::Speed => solo(fact.speed()),
             Self::Tokens => solo(fact.tokens_per_second()),
             Self::Cost => solo(fact.cost()),
-            // Another metric is said as what it is, by its own measure.
-            Self::Quality => {
-                let metric = sources.sweep.spec.search.metric.as_str();
-                let value = sources
-                    .entry(fact.trial)?
-                    .0
-                    .value
-                    .filter(|_| metric.ends_with(LOSS) || metric.starts_with("eval/"));
-                value.filter(|value| *value > 0.0 && fact.trial.state == TrialState::Completed)
-            }
+            Self::Quality => quality::value(sources, fact),
         }
     }
 
@@ -172,7 +164,16 @@ impl Contrast<'_> {
             _ => format!("{parameter} {}", numbers::value(value)),
         };
         let sides = [name(b), name(a)];
-        let said = measure.say(sources, [&sides[0], &sides[1]], middle);
+        let pairs: Vec<_> = ratios.iter().map(|(from, to, _)| (*from, *to)).collect();
+        let compares = measure == Measure::Quality;
+        let known = compares.then(|| Difference::of(sources, &pairs)).flatten();
+        let said = match known.as_ref().is_some_and(Difference::is_none) {
+            true => {
+                let metric = &sources.sweep.spec.search.metric;
+                format!("No difference in {metric} shown between {} and {}", sides[0], sides[1])
+            }
+            false => measure.say(sources, [&sides[0], &sides[1]], middle),
+        };
         let mut line = Line::default();
         line = match ratios.len() {
             1 => line
@@ -186,6 +187,9 @@ impl Contrast<'_> {
                 place(&sources.facts, last.1, parameter)
             )),
         };
+        if let Some(difference) = known {
+            line = line.text(format!(" {}.", difference.said()));
+        }
         match left_out.len() {
             0 => {}
             1 => line = line.text(" 1 pair is left out: one of the two computed more layers again."),
@@ -233,11 +237,12 @@ fn median(sorted: &[f64]) -> Option<f64> {
     Some((low + high) / 2.0)
 }
 
-/// The largest values that fit and the smallest above them that do not, for each precision mode, recomputed or not, of
-/// which something does not.
+/// The largest values that fit and the smallest above them that do not, for each accelerator and precision mode, recomputed or
+/// not, of which something does not.
 fn limits(facts: &Facts, parameter: &str) -> Vec<Line> {
     let known = |fact: &Fact| fact.does_not_fit() || (fact.is_solo() && fact.peak_memory().is_some());
-    let Some(slice) = facts.slice(&[parameter, PRECISION, AGAIN], Dependence::Step, known) else {
+    let Some(slice) = facts.slice(&[parameter, PRECISION, AGAIN, ACCELERATOR], Dependence::Step, known)
+    else {
         return Vec::new();
     };
     let mut held = named(&slice.fixed);
@@ -247,15 +252,24 @@ fn limits(facts: &Facts, parameter: &str) -> Vec<Line> {
     let mut lines = Vec::new();
     let modes = sorted(slice.facts.iter().map(|fact| fact.get(PRECISION)));
     let again = sorted(slice.facts.iter().map(|fact| fact.get(AGAIN)));
-    for (mode, again) in modes.iter().flat_map(|mode| again.iter().map(move |again| (*mode, *again))) {
-        let is_it = |fact: &&&Fact| fact.get(PRECISION) == mode && fact.get(AGAIN) == again;
+    // Of trials of an earlier version it is not known.
+    let accelerators: BTreeSet<_> = slice.facts.iter().map(|fact| fact.get(ACCELERATOR).as_str()).collect();
+    let kinds = modes.iter().flat_map(|mode| again.iter().map(move |again| (*mode, *again)));
+    let kinds = kinds.flat_map(|(mode, again)| accelerators.iter().map(move |on| (mode, again, *on)));
+    for (mode, again, accelerator) in kinds {
+        let is_it = |fact: &&&Fact| {
+            let on = fact.get(ACCELERATOR).as_str();
+            fact.get(PRECISION) == mode && fact.get(AGAIN) == again && on == accelerator
+        };
         let of_it = || slice.facts.iter().filter(is_it);
         let fit = of_it().filter(|fact| !fact.does_not_fit()).max_by(|a, b| by_number(a, b, parameter));
         let above = |unfit: &&&Fact| fit.is_none_or(|fit| by_number(unfit, fit, parameter).is_gt());
         let unfit = of_it().filter(|fact| fact.does_not_fit()).filter(above);
         let Some(unfit) = unfit.min_by(|a, b| by_number(a, b, parameter)) else { continue };
         let recomputed = if facts.varies(AGAIN) && *again == Value::Bool(true) { ", recomputed" } else { "" };
-        let mode = numbers::value(mode) + recomputed;
+        let on = accelerator.filter(|_| facts.has_several(ACCELERATOR));
+        let on = on.map_or_else(String::new, |accelerator| format!(" on {accelerator}"));
+        let mode = numbers::value(mode) + recomputed + &on;
         let value = |fact: &Fact| numbers::value(fact.get(parameter));
         let lacks = unfit.shortage().map_or_else(String::new, |lacked| {
             format!(", which needs {} of {}", numbers::bytes(lacked.needed()), numbers::bytes(lacked.device))
@@ -275,177 +289,4 @@ fn by_number(a: &Fact, b: &Fact, parameter: &str) -> std::cmp::Ordering {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::Records;
-    use super::super::made::{self, float16, four_bit};
-    use super::*;
-    use domain::trial::Trial;
-
-    fn said(trials: &[Trial]) -> Vec<String> {
-        let sweep = made::sweep();
-        let sources = Sources::of(Records { sweep: &sweep, trials, curves: &[] });
-        takeaways(&sources).iter().map(Line::plain).collect()
-    }
-
-    fn check(trials: &[Trial], wanted: &[&str], unwanted: &[&str]) {
-        let said = said(trials);
-        for want in wanted {
-            assert!(said.iter().any(|line| line == want), "{want:?} is not among {said:#?}");
-        }
-        for text in unwanted {
-            assert!(!said.iter().any(|line| line.contains(text)), "{text:?} is in {said:#?}");
-        }
-    }
-
-    #[test]
-    fn without_a_pair_there_is_no_sentence() {
-        check(&[], &[], &[""]);
-        let trials = [
-            made::measured(1, float16(2, 16, 512), 28.0, 5.0),
-            made::measured(2, four_bit(4, 16, 512), 7.0, 3.0),
-        ];
-        check(&trials, &[], &[""]);
-    }
-
-    #[test]
-    fn what_four_bits_save_and_cost() {
-        let mut trials = vec![
-            made::measured(1, float16(2, 16, 512), 28.0, 5.0),
-            made::measured(2, four_bit(2, 16, 512), 7.28, 3.0),
-        ];
-        check(
-            &trials,
-            &[
-                "4bit needs 74 % less memory than float16 at batch 2 × 512 (1 pair).",
-                "4bit is 40 % slower than float16 at batch 2 × 512 (1 pair).",
-                "4bit costs 67 % more than float16 at batch 2 × 512 (1 pair).",
-            ],
-            &["eval/loss"],
-        );
-        trials[0].eval_loss = Some(2.0);
-        trials[1].eval_loss = Some(2.02);
-        check(
-            &trials,
-            &["4bit ends with a 1 % higher, so worse, eval/loss than float16 at batch 2 × 512 (1 pair)."],
-            &[],
-        );
-        trials.push(made::measured(3, float16(4, 16, 512), 40.0, 6.0));
-        trials.push(made::measured(4, four_bit(4, 16, 512), 8.0, 6.0));
-        check(
-            &trials,
-            &[
-                "4bit needs 77 % less memory than float16 (the median of 2 pairs: −80 % at batch 4 × 512, −74 % at \
-                 batch 2 × 512).",
-                "4bit is 20 % slower than float16 (the median of 2 pairs: −40 % at batch 2 × 512, 0 % at batch 4 × 512).",
-                "batch_size 4 needs 26 % more memory than batch_size 2 (the median of 2 pairs: +9.9 % at 4bit, 512 tokens, \
-                 +43 % at float16, 512 tokens).",
-            ],
-            &[],
-        );
-    }
-
-    #[test]
-    fn what_is_computed_again_is_a_cause_of_its_own() {
-        let mut trials = vec![
-            made::measured(1, float16(2, 16, 512), 28.0, 5.0),
-            made::measured(2, four_bit(2, 16, 512), 7.0, 3.0),
-            made::measured(3, float16(4, 16, 512), 30.0, 5.0),
-            made::measured(4, four_bit(4, 16, 512), 9.0, 4.0),
-        ];
-        for (trial, layers) in trials.iter_mut().zip([0, 0, 32, 0]) {
-            if let Some(summary) = &mut trial.summary {
-                summary.recomputed_layers = Some(layers);
-            }
-        }
-        check(
-            &trials,
-            &[
-                "4bit needs 75 % less memory than float16 at batch 2 × 512 (1 pair). 1 pair is left out: one of the two \
-               computed more layers again.",
-            ],
-            &["median"],
-        );
-        trials.truncate(1);
-        trials.push(made::measured(5, float16(2, 16, 512), 21.0, 4.0));
-        trials[1].config.gradient_checkpointing = domain::trial::GradientCheckpointing::On;
-        trials[0].config.gradient_checkpointing = domain::trial::GradientCheckpointing::Off;
-        check(
-            &trials,
-            &[
-                "gradient_checkpointing true needs 25 % less memory than gradient_checkpointing false at batch 2 × 512 (1 \
-                 pair).",
-                "gradient_checkpointing true is 20 % slower than gradient_checkpointing false at batch 2 × 512 (1 pair).",
-            ],
-            &[],
-        );
-    }
-
-    #[test]
-    fn packed_trials_say_nothing_of_memory_and_speed() {
-        let mut trials = vec![
-            made::packed(1, float16(2, 16, 512), 28.0, 5.0),
-            made::packed(2, four_bit(2, 16, 512), 7.0, 3.0),
-        ];
-        trials.iter_mut().for_each(|trial| trial.eval_loss = Some(2.0));
-        check(
-            &trials,
-            &["4bit ends at the eval/loss of float16 at batch 2 × 512 (1 pair)."],
-            &["memory", "slower"],
-        );
-    }
-
-    #[test]
-    fn what_fits_and_what_does_not() {
-        let trials = [
-            made::measured(1, float16(1, 16, 512), 20.0, 5.0),
-            made::measured(2, float16(2, 16, 512), 28.0, 5.0),
-            made::unfit(3, float16(4, 16, 512), 45.0),
-            made::unfit(4, float16(8, 16, 512), 80.0),
-            made::measured(5, four_bit(8, 16, 512), 9.0, 3.0),
-        ];
-        check(
-            &trials,
-            &["float16 fits up to batch_size 2, not 4, which needs 45 GB of 41.9 GB."],
-            &["4bit fits", "max_sequence_length"],
-        );
-        // Pairs of which one does not fit are counted; what ran out beside others is none of those.
-        let mut beside_others = made::unfit(9, four_bit(1, 16, 512), 45.0);
-        beside_others.failure.as_mut().unwrap().message = "ran out beside 3 others".into();
-        check(
-            &[&trials[..3], &[made::measured(6, four_bit(4, 16, 512), 8.0, 3.0), beside_others]].concat(),
-            &["batch_size 2 needs 40 % more memory than batch_size 1 at float16, 512 tokens (1 pair)."],
-            &["4bit does not fit"],
-        );
-        check(
-            &[
-                &trials[1..3],
-                &[
-                    made::measured(6, four_bit(2, 16, 512), 7.0, 3.0),
-                    made::measured(7, four_bit(4, 16, 512), 8.0, 3.0),
-                ],
-            ]
-            .concat(),
-            &[
-                "4bit needs 75 % less memory than float16 at batch 2 × 512 (1 pair). In 1 more, one of the two does not fit.",
-            ],
-            &[],
-        );
-        check(
-            &[made::unfit(1, float16(1, 16, 512), 45.0), made::unfit(2, float16(2, 16, 512), 46.0)],
-            &["float16 does not fit, even at batch_size 1, which needs 45 GB of 41.9 GB."],
-            &[],
-        );
-    }
-
-    #[test]
-    fn the_middle_of_values() {
-        for (sorted, want) in [
-            (vec![], None),
-            (vec![1.0], Some(1.0)),
-            (vec![1.0, 3.0], Some(2.0)),
-            (vec![1.0, 2.0, 9.0], Some(2.0)),
-        ] {
-            assert_eq!(median(&sorted), want);
-        }
-    }
-}
+mod tests;

@@ -325,7 +325,8 @@ impl TrialRecord {
     pub fn paths(&self) -> BTreeSet<String> {
         let checkpoints = self.checkpoint.iter().chain(&self.best_checkpoint);
         let paths = checkpoints.flat_map(|c| [&c.adapter, &c.resume]);
-        paths.chain(&self.trial.adapter).cloned().collect()
+        let items = self.trial.summary.iter().flat_map(|summary| &summary.items);
+        paths.chain(&self.trial.adapter).chain(items).cloned().collect()
     }
 
     /// Whether it came to an end of its own: it made all its steps, or the search ended it. Of such trials a sweep

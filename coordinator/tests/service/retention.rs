@@ -85,6 +85,78 @@ async fn a_sweep_keeps_the_adapters_of_its_best_trials() {
     assert_eq!(fixture.at_rest(&sweep.id).await, ["2/adapter-a1-s6", "4/adapter-a2-s6"]);
 }
 
+/// What a trial is asked, and what its documents made of it: of a hundred, so many are right.
+fn asked(loss: f64, right: usize) -> v1::TrialSummary {
+    let bytes = |right: usize| (0..100).map(|item| if item < right { 255 } else { 0 }).collect();
+    v1::TrialSummary {
+        steps: 6,
+        eval_loss: Some(loss),
+        evaluations: vec![v1::TaskScore {
+            task: "t".into(),
+            metric: "acc".into(),
+            value: right as f64 / 100.0,
+            base_value: Some(0.5),
+            documents: 100,
+            ..v1::TaskScore::default()
+        }],
+        item_scores: vec![v1::ItemScores {
+            metric: "eval/t/acc".into(),
+            asked: "x".into(),
+            scores: bytes(right),
+            base: bytes(50),
+            parts: vec![],
+        }],
+        ..v1::TrialSummary::default()
+    }
+}
+
+impl Fixture {
+    /// Whether the report says that its intervals are of items.
+    async fn reports_items(&self, sweep: &str) -> bool {
+        let request = v1::GetReportRequest { sweep_id: sweep.into(), format: 0 };
+        let mut chunks = self.sweeps().get_report(request).await.unwrap().into_inner();
+        let mut html = Vec::new();
+        while let Some(piece) = chunks.message().await.unwrap() {
+            html.extend(piece.chunk);
+        }
+        let html = String::from_utf8(html).unwrap();
+        assert!(html.contains("What tasks say of them"), "{html}");
+        html.contains("<td>paired bootstrap</td>")
+    }
+}
+
+/// It is in no listing, for reports alone, and not part of the adapter, which the sweep may not keep.
+#[tokio::test]
+async fn what_documents_made_of_a_trial_outlives_its_adapter() {
+    let mut fixture = Fixture::start(LONG).await;
+    let mut document = grid(&[1, 2]);
+    document["keep_adapters"] = 1.into();
+    let sweep = fixture.submit(&document).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    for (loss, right) in [(1.0, 80), (2.0, 70)] {
+        let assign = agent.assigned().await;
+        agent.start(&assign).await;
+        agent.points(&assign, &[(6, loss)]).await;
+        agent.upload(&assign, 6).await.unwrap();
+        agent.drop_holding(&assign);
+        let (ending, message) = (Ending::Completed.into(), String::new());
+        let finished = v1::Finished { ending, summary: Some(asked(loss, right)), message };
+        agent.event(&assign, Event::Finished(finished)).await;
+        agent.acknowledged().await;
+    }
+    assert_eq!(fixture.watch(&sweep.id).await.end().await.state(), SweepState::Completed);
+    assert!(fixture.reports_items(&sweep.id).await);
+    let summary = fixture.trial(&format!("{}/1", sweep.id)).await.summary.unwrap();
+    assert_eq!((summary.evaluations.len(), summary.item_scores), (1, vec![]));
+    let kept = ["1/adapter-a1-s6", "1/items-a1-s6", "2/items-a1-s6"];
+    assert_eq!(fixture.at_rest(&sweep.id).await, kept);
+    assert!(fixture.reports_items(&sweep.id).await, "a coordinator that is started again has them");
+    // Without them there is a report all the same.
+    let items = fixture.dir().join("artifacts/sweeps").join(&sweep.id).join("1/items-a1-s6");
+    std::fs::remove_dir_all(items).unwrap();
+    assert!(!fixture.reports_items(&sweep.id).await);
+}
+
 /// A better value with another seed is luck: what the search proposed comes first.
 #[tokio::test]
 async fn an_adapter_of_a_run_with_another_seed_is_never_the_best() {

@@ -2,7 +2,7 @@
 //! memory, and what it costs to launch kernels. The shares of the peaks that are reached are assumptions until figures of
 //! `docs/benchmarks/` stand beside them; what is made of them is called predicted wherever it is shown.
 
-use super::{Load, ModelShape, table_bytes};
+use super::{Load, ModelShape, average_keys, table_bytes};
 use crate::machine::Accelerator;
 use crate::trial::PrecisionMode;
 
@@ -63,23 +63,64 @@ impl ModelShape {
 
         // Each pass over the layers reads their weights; of 4 bits, it writes and reads them unpacked as well.
         let passes = micro_batches * (2.0 + again);
-        let unpacked = if load.precision.mode == PrecisionMode::FourBit { 2 * element } else { 0 };
-        let weights = self.base_bytes(load.precision) as f64 + unpacked as f64 * linear;
-        let width = 2 * self.hidden_size
-            + 2 * self.num_attention_heads * self.head_dim
-            + 2 * self.num_key_value_heads * self.head_dim
-            + 2 * self.intermediate_size;
-        let activations =
-            ACTIVATION_TRIPS * tokens * element as f64 * width as f64 * layers * (1.0 + again / 2.0);
+        let activations = ACTIVATION_TRIPS * tokens * self.activation_bytes(load) * (1.0 + again / 2.0);
         let logits = LOGIT_TRIPS * 4.0 * tokens * self.vocab_size as f64;
         let update = UPDATE_TRIPS * 4.0 * load.trainable_parameters as f64;
-        let bytes = passes * weights + activations + logits + update;
+        let bytes = passes * self.read_bytes(load) + activations + logits + update;
 
         StepSeconds {
             compute,
             memory: bytes / (BANDWIDTH_SHARE * accelerator.bandwidth),
             launches: micro_batches * layers * KERNELS_PER_LAYER * (1.0 + again / 2.0) * LAUNCH_SECONDS,
         }
+    }
+
+    /// The time of so many `tokens` forward alone, in passes of `pass` tokens at most, of texts of `length` tokens on average:
+    /// what answering questions takes. As a step's, but with its forward half (and a third of what is trained), without the
+    /// head, which few tokens need.
+    pub fn forward_seconds(
+        &self,
+        load: &Load,
+        tokens: u64,
+        pass: u64,
+        length: u64,
+        accelerator: &Accelerator,
+    ) -> StepSeconds {
+        let layers = self.num_hidden_layers as f64;
+        let passes = tokens.div_ceil(pass.max(1)) as f64;
+        let tokens = tokens as f64;
+        let width = (self.num_attention_heads * self.head_dim) as f64;
+        let multiplied = self.linear_parameters() + load.trainable_parameters;
+        let flops = 2.0 * multiplied as f64 + 4.0 * layers * average_keys(length, length) * width;
+        let rate = match table_bytes(load.precision) {
+            4 => accelerator.tflops_32bit,
+            _ => accelerator.tflops_16bit,
+        };
+        let activations = ACTIVATION_TRIPS / 2.0 * tokens * self.activation_bytes(load);
+        StepSeconds {
+            compute: tokens * flops / (COMPUTE_SHARE * rate * 1e12),
+            memory: (passes * self.read_bytes(load) + activations)
+                / (BANDWIDTH_SHARE * accelerator.bandwidth),
+            launches: passes * layers * KERNELS_PER_LAYER / 2.0 * LAUNCH_SECONDS,
+        }
+    }
+
+    /// Bytes that a pass over the layers reads of their weights, in 4 bits with those that it writes and reads unpacked.
+    fn read_bytes(&self, load: &Load) -> f64 {
+        let unpacked = match load.precision.mode {
+            PrecisionMode::FourBit => 2 * table_bytes(load.precision),
+            _ => 0,
+        };
+        self.base_bytes(load.precision) as f64 + unpacked as f64 * self.linear_parameters() as f64
+    }
+
+    /// Bytes of a token's activations in all layers.
+    fn activation_bytes(&self, load: &Load) -> f64 {
+        let width = 2 * self.hidden_size
+            + 2 * self.num_attention_heads * self.head_dim
+            + 2 * self.num_key_value_heads * self.head_dim
+            + 2 * self.intermediate_size;
+        table_bytes(load.precision) as f64 * width as f64 * self.num_hidden_layers.max(1) as f64
     }
 }
 
@@ -124,6 +165,23 @@ mod tests {
         assert!(seconds(Float16, 0, 1, "H200-141GB").total() < lora / 2.0);
         let two = seconds(Float16, 0, 2, A100).total();
         assert!(two < 2.0 * lora && two > 1.8 * lora, "{two} {lora}");
+    }
+
+    /// The same tokens forward alone take about half of a step's time, in smaller passes more, and longer texts more.
+    #[test]
+    fn asking_takes_less_than_training() {
+        let config = TrialConfig { precision_mode: PrecisionMode::Float16, ..TrialConfig::default() };
+        let load = OPEN_LLAMA_7B.load_at_most(&config, Engine::Gpu);
+        let a100 = accelerator(A100);
+        let forward =
+            |tokens, pass, length| OPEN_LLAMA_7B.forward_seconds(&load, tokens, pass, length, &a100).total();
+        let step = OPEN_LLAMA_7B.step_seconds(&load, 0, 1, &a100).total();
+        let asked = forward(1024, 1024, 512);
+        assert!((0.4..0.55).contains(&(asked / step)), "{asked} {step}");
+        // Passes of a length take as long as each other.
+        assert!((forward(10_240, 1024, 512) / (10.0 * asked) - 1.0).abs() < 1e-9);
+        assert!(forward(10_240, 128, 512) > forward(10_240, 1024, 512));
+        assert!(forward(1024, 1024, 2048) > asked && forward(0, 1024, 512) == 0.0);
     }
 
     /// The floor of the design, 26.7 GFLOP a token, at the assumed share.

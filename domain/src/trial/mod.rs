@@ -1,6 +1,7 @@
 //! A trial: one fine-tuning run of a sweep.
 
 mod config;
+mod items;
 mod note;
 mod record;
 mod shortage;
@@ -11,6 +12,7 @@ pub use config::{
     PARAMETER_MEANINGS, PARAMETER_NAMES, Precision, PrecisionMode, StoppingStrategy, TargetModules, Task,
     TrialConfig, serialize_differing,
 };
+pub use items::ItemScores;
 pub use note::{Note, Severity};
 pub use record::{
     Digests, Failure, FailureClass, SIMULATED, Stretch, TaskScore, Throughput, Trial, TrialDevice,

@@ -1,6 +1,6 @@
 //! A trial's record: what the coordinator keeps and people see.
 
-use super::{TrialConfig, TrialState};
+use super::{ItemScores, TrialConfig, TrialState};
 use crate::fleet::SIMULATED_AGENT;
 use crate::metric;
 use crate::{AgentId, Attempt, DeviceId, Timestamp, TrialId};
@@ -91,6 +91,12 @@ pub struct TrialSummary {
     pub evaluations: Vec<TaskScore>,
     /// Why it was not asked, if it made all its steps and should have been.
     pub unasked: Option<String>,
+    /// What single documents made of them, on its way to the coordinator, which keeps it beside the adapter and not here.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub item_scores: Vec<ItemScores>,
+    /// Where the coordinator keeps that, as a path in its object store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub items: Option<String>,
 }
 
 impl TrialSummary {

@@ -169,8 +169,9 @@ impl Backend for Candle {
 
     fn summary(&mut self, base: &Loaded, trial: &mut Examined) -> Result<TrialSummary, Failure> {
         let summary = trial.run.summary(base).map_err(failure)?;
-        let evaluations = trial.asked.as_ref().map(|asked| self.exams.scores(asked)).unwrap_or_default();
-        Ok(TrialSummary { evaluations, ..summary })
+        let asked = trial.asked.as_ref().map(|asked| self.exams.scores(asked));
+        let (evaluations, item_scores) = asked.unwrap_or_default();
+        Ok(TrialSummary { evaluations, item_scores, ..summary })
     }
 }
 

@@ -3,7 +3,7 @@
 use super::candle::failure;
 use super::sources::{self, Sources};
 use domain::sweep::Evaluations;
-use domain::trial::{Failure, FailureClass, TaskScore};
+use domain::trial::{Failure, FailureClass, ItemScores, TaskScore, TrialConfig};
 use eval::EvalError;
 use eval::exam::{self, Exam, Sitting};
 use eval::run::Model;
@@ -16,6 +16,12 @@ use trainer::run::{Loaded, Run};
 /// what questions share, such as examples, would be computed for each. It keeps nothing for a backward pass.
 const FEWEST_TOKENS: u64 = 2048;
 const MOST_TOKENS: u64 = 4096;
+
+/// Tokens of a pass in which a trial is asked, at most.
+pub fn pass_tokens(config: &TrialConfig) -> u64 {
+    let of_a_step = u64::from(config.batch_size) * u64::from(config.max_sequence_length);
+    of_a_step.clamp(FEWEST_TOKENS, MOST_TOKENS)
+}
 
 /// The questions of the sweeps whose trials are here.
 #[derive(Debug, Default)]
@@ -91,9 +97,7 @@ impl Exams {
             return Ok(true);
         };
         let alone = Model { base: &loaded.base, adapter: None, tokenizer };
-        let config = run.config();
-        let of_a_step = u64::from(config.batch_size) * u64::from(config.max_sequence_length);
-        let tokens = of_a_step.clamp(FEWEST_TOKENS, MOST_TOKENS) as usize;
+        let tokens = pass_tokens(run.config()) as usize;
         let done = match known.exam.is_over(&known.base) {
             false => known.exam.ask(alone, &mut known.base, tokens).map(|_| false),
             true => {
@@ -104,14 +108,15 @@ impl Exams {
         done.map_err(|error| Unasked::from(error).0)
     }
 
-    /// What came of it; nothing before the trial has answered everything.
-    pub(super) fn scores(&self, asked: &Asked) -> Vec<TaskScore> {
+    /// What came of it, also document by document; nothing before the trial has answered everything.
+    pub(super) fn scores(&self, asked: &Asked) -> (Vec<TaskScore>, Vec<ItemScores>) {
         let known = self.known.iter().find(|known| Arc::ptr_eq(&known.exam, &asked.exam));
         match known {
-            Some(known) if asked.exam.is_over(&asked.sitting) => {
-                asked.exam.scores(&asked.sitting, &known.base)
-            }
-            _ => Vec::new(),
+            Some(known) if asked.exam.is_over(&asked.sitting) => (
+                asked.exam.scores(&asked.sitting, &known.base),
+                asked.exam.item_scores(&asked.sitting, &known.base),
+            ),
+            _ => Default::default(),
         }
     }
 }

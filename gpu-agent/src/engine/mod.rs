@@ -26,6 +26,8 @@ pub mod process;
 pub mod simulated;
 pub mod sources;
 
+pub use exams::pass_tokens;
+
 use crate::Assignment;
 use crate::cache::quantised::Draft;
 use domain::Timestamp;

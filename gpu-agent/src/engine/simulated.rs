@@ -331,7 +331,7 @@ impl Backend for Simulated {
             ..TrialSummary::default()
         };
         if let Some(evaluations) = run.evaluations.as_ref().filter(|_| run.step == run.total_steps()) {
-            summary.evaluations = scores::of(evaluations, loss, base_loss);
+            (summary.evaluations, summary.item_scores) = scores::of(evaluations, loss, base_loss);
         }
         let Some(shape) = base else { return Ok(summary) };
         let load = run.load(shape);

@@ -2,7 +2,7 @@
 
 use crate::limits::{self, cut};
 use crate::v1;
-use domain::trial::TaskScore;
+use domain::trial::{ItemScores, TaskScore};
 
 impl From<TaskScore> for v1::TaskScore {
     fn from(score: TaskScore) -> Self {
@@ -39,6 +39,26 @@ pub(super) fn scores(scores: Vec<v1::TaskScore>) -> Vec<TaskScore> {
     sound.map(score).collect()
 }
 
+impl From<ItemScores> for v1::ItemScores {
+    fn from(items: ItemScores) -> Self {
+        let ItemScores { metric, asked, scores, base, parts } = items;
+        Self { metric, asked, scores, base, parts }
+    }
+}
+
+/// Scores of single documents that came. Those of a base that are not as many say nothing.
+pub(super) fn item_scores(items: Vec<v1::ItemScores>) -> Vec<ItemScores> {
+    let short = |name| cut(name, limits::NAME_BYTES);
+    let sound = |v1::ItemScores { metric, asked, scores, mut base, parts }: v1::ItemScores| {
+        if base.len() != scores.len() {
+            base.clear();
+        }
+        let parts = parts.into_iter().take(limits::SCORES).map(short).collect();
+        ItemScores { metric: short(metric), asked: short(asked), scores, base, parts }
+    };
+    items.into_iter().take(limits::SCORES).map(sound).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,5 +83,21 @@ mod tests {
         let none = v1::TaskScore { value: f64::INFINITY, ..wire.clone() };
         assert_eq!(scores(vec![none, wire.clone()]), [score]);
         assert_eq!(scores(vec![wire; limits::SCORES + 1]).len(), limits::SCORES);
+    }
+
+    #[test]
+    fn scores_of_documents_travel_unchanged() {
+        let items = ItemScores {
+            metric: "eval/arc_easy/acc".into(),
+            asked: "0f".into(),
+            scores: vec![0, 255, 255],
+            base: vec![255, 0, 128],
+            parts: vec!["eval/a/acc".into()],
+        };
+        let wire = v1::ItemScores::from(items.clone());
+        let short = v1::ItemScores { base: vec![0], ..wire.clone() };
+        let without = ItemScores { base: Vec::new(), ..items.clone() };
+        assert_eq!(item_scores(vec![wire.clone(), short]), [items, without]);
+        assert_eq!(item_scores(vec![wire; limits::SCORES + 1]).len(), limits::SCORES);
     }
 }

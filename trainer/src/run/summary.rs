@@ -47,8 +47,7 @@ impl Run {
             sample_before: before,
             sample_after: after,
             // Whoever trains it asks nothing.
-            evaluations: Vec::new(),
-            unasked: None,
+            ..TrialSummary::default()
         })
     }
 

@@ -1,4 +1,5 @@
-//! The published report's six figures: memory, speed and cost by one parameter, a line a precision mode, all else held.
+//! The published report's six figures: memory, speed and cost by one parameter, all else held, a line for each precision mode,
+//! and of each for every accelerator.
 
 use super::super::chart::{Axis, Chart, Key, Mark, PALETTE, Shape};
 use super::super::document::{Figure, Line, Table};
@@ -6,7 +7,7 @@ use super::super::numbers;
 use super::super::slice::{ACCELERATOR, AGAIN, Dependence, Fact, Facts, PRECISION, Slice, named, sorted};
 use super::file_name;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A number of a trial that a figure shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,14 +75,25 @@ pub(in super::super) fn figures(facts: &Facts) -> Vec<Figure> {
     FIGURES.into_iter().filter_map(first).collect()
 }
 
-/// The parameter that has a line of its own for each of its values; so has each of [`AGAIN`].
-fn lines_of(by: &str) -> &'static str {
-    if by == PRECISION { ACCELERATOR } else { PRECISION }
+/// The parameters whose values have lines of their own; so have those of [`AGAIN`].
+fn lines_of(facts: &Facts, by: &str) -> Vec<&'static str> {
+    match by {
+        PRECISION => vec![ACCELERATOR],
+        ACCELERATOR => vec![PRECISION],
+        _ if facts.has_several(ACCELERATOR) => vec![PRECISION, ACCELERATOR],
+        _ => vec![PRECISION],
+    }
+}
+
+/// What a line is of, as people read it.
+fn named_lines(facts: &Facts, by: &str) -> String {
+    lines_of(facts, by).join(", ")
 }
 
 /// The name of a trial's line.
 fn line_of(facts: &Facts, fact: &Fact, by: &str) -> String {
-    let name = numbers::value(fact.get(lines_of(by)));
+    let names = lines_of(facts, by).into_iter().map(|name| numbers::value(fact.get(name)));
+    let name = names.collect::<Vec<_>>().join(", ");
     match fact.get(AGAIN) {
         _ if !facts.varies(AGAIN) => name,
         Value::Bool(false) => name,
@@ -111,7 +123,8 @@ fn figure(facts: &Facts, measure: Measure, by: &'static str) -> Option<Figure> {
     let known = |fact: &Fact| measure.of(fact).is_some() || fact.does_not_fit();
     let standing = |solo: bool| {
         let counts = |fact: &Fact| known(fact) && (!solo || fact.is_solo());
-        let slice = facts.slice(&[by, lines_of(by), AGAIN], measure.dependence(), counts)?;
+        let free: Vec<_> = [by].into_iter().chain(lines_of(facts, by)).chain([AGAIN]).collect();
+        let slice = facts.slice(&free, measure.dependence(), counts)?;
         let places = places(facts, &slice, measure, by);
         let has_numbers = places.iter().any(|place| matches!(place.outcome, Outcome::Measured(..)));
         let several = sorted(places.iter().map(|place| place.by)).len() > 1;
@@ -138,10 +151,10 @@ fn figure(facts: &Facts, measure: Measure, by: &'static str) -> Option<Figure> {
     }
     Some(Figure {
         name: file_name(&title),
-        description: format!("{title}, a line for each {}", lines_of(by).replace('_', " ")),
+        description: format!("{title}, a line for each {}", named_lines(facts, by).replace('_', " ")),
         chart: chart(&slice, &places, measure, by),
         caption,
-        data: Some(data(&places, measure, by)),
+        data: Some(data(&places, measure, by, &named_lines(facts, by))),
     })
 }
 
@@ -172,9 +185,9 @@ fn places<'f>(facts: &Facts, slice: &Slice<'_, 'f>, measure: Measure, by: &str) 
     places
 }
 
-fn data(places: &[Place], measure: Measure, by: &str) -> Table {
+fn data(places: &[Place], measure: Measure, by: &str, lines: &str) -> Table {
     let again = places.iter().any(|place| place.recomputed.is_some_and(|layers| layers > 0));
-    let mut head = vec![by, lines_of(by), measure.name(), "trials"];
+    let mut head = vec![by, lines, measure.name(), "trials"];
     head.extend(again.then_some("layers computed again"));
     let mut table = Table::new(head);
     for place in places {
@@ -209,8 +222,8 @@ fn chart(slice: &Slice, places: &[Place], measure: Measure, by: &str) -> Chart {
     });
     let highest = measured.fold(0.0, f64::max);
     let unfit = places.iter().any(|place| matches!(place.outcome, Outcome::DoesNotFit(_)));
-    let memory = slice.facts.iter().filter_map(|fact| Some(fact.trial.device.as_ref()?.memory_bytes)).max();
-    let limit = memory.map(|bytes| bytes as f64).filter(|_| unfit && measure == Measure::Memory);
+    let limits = if unfit && measure == Measure::Memory { memories(slice) } else { Vec::new() };
+    let limit = limits.iter().copied().reduce(f64::max);
     let (unit, unit_name) = match measure {
         Measure::Memory => numbers::byte_unit(highest.max(limit.unwrap_or(0.0))),
         Measure::Speed => (1.0, "rows/s"),
@@ -226,7 +239,7 @@ fn chart(slice: &Slice, places: &[Place], measure: Measure, by: &str) -> Chart {
 
     let mut marks = Vec::new();
     let mut legend = Vec::new();
-    marks.extend(limit.map(|bytes| Mark::Level { y: bytes / unit }));
+    marks.extend(limits.iter().map(|bytes| Mark::Level { y: bytes / unit }));
     for (line, name) in series.iter().enumerate() {
         let (colour, shape) = (PALETTE[line % PALETTE.len()], Shape::of(line));
         legend.push((Key::Dot(colour, shape), (*name).to_string()));
@@ -243,7 +256,8 @@ fn chart(slice: &Slice, places: &[Place], measure: Measure, by: &str) -> Chart {
     if unfit {
         legend.push((Key::Cross, "does not fit".into()));
     }
-    legend.extend(limit.map(|_| (Key::Dashed, "the device's memory".into())));
+    let whose = if limits.len() > 1 { "each device's memory" } else { "the device's memory" };
+    legend.extend(limit.map(|_| (Key::Dashed, whose.into())));
     let heights = places.iter().map(y_of).chain(limit.map(|bytes| bytes / unit)).collect::<Vec<_>>();
     Chart {
         x: numeric.as_ref().map_or_else(|| Axis::categories(&names), |values| Axis::chosen(values)),
@@ -252,6 +266,16 @@ fn chart(slice: &Slice, places: &[Place], measure: Measure, by: &str) -> Chart {
         legend,
         marks,
     }
+}
+
+/// The bytes of the accelerators of a slice, each once: those of the largest device.
+fn memories(slice: &Slice) -> Vec<f64> {
+    let mut most: BTreeMap<&str, u64> = BTreeMap::new();
+    for device in slice.facts.iter().filter_map(|fact| fact.trial.device.as_ref()) {
+        let bytes = most.entry(&device.accelerator).or_default();
+        *bytes = device.memory_bytes.max(*bytes);
+    }
+    most.into_values().map(|bytes| bytes as f64).collect()
 }
 
 #[cfg(test)]
@@ -308,6 +332,48 @@ mod tests {
         assert_eq!(rows[4], ["4", "float16", "does not fit: needs 45 GB", "–"]);
         assert_eq!(rows[2], ["2", "4bit", "7 GB", "1"]);
         assert_eq!(rows.len(), 5);
+    }
+
+    /// The published report's two devices in one: a line for each of both.
+    #[test]
+    fn each_accelerator_has_lines_of_its_own() {
+        let on = |accelerator: &str, gigabytes: f64, mut trial: domain::trial::Trial| {
+            trial.device = Some(made::device(accelerator, gigabytes, 2.86));
+            trial
+        };
+        let v100 = |trial| on("V100-16GB", 15.5, trial);
+        let trials = [
+            made::measured(1, float16(1, 16, 512), 20.0, 4.0),
+            made::measured(2, float16(2, 16, 512), 28.0, 5.0),
+            made::measured(3, four_bit(2, 16, 512), 7.0, 3.0),
+            v100(made::unfit(4, float16(1, 16, 512), 20.0)),
+            v100(made::measured(5, four_bit(1, 16, 512), 6.0, 1.0)),
+            v100(made::measured(6, four_bit(2, 16, 512), 7.0, 1.5)),
+            v100(made::measured(7, four_bit(2, 64, 512), 8.0, 1.2)),
+        ];
+        let shown = shown(&trials);
+        let rows = |name: &str| -> Vec<String> {
+            let (.., rows) = shown.iter().find(|(known, ..)| known == name).unwrap();
+            rows.iter().map(|row| row.join(" | ")).collect()
+        };
+        assert_eq!(
+            rows("peak-memory-by-batch-size"),
+            [
+                "1 | 4bit, V100-16GB | 6 GB | 1",
+                "1 | float16, A100-40GB | 20 GB | 1",
+                "1 | float16, V100-16GB | does not fit: needs 20 GB | –",
+                "2 | 4bit, A100-40GB | 7 GB | 1",
+                "2 | 4bit, V100-16GB | 7 GB | 1",
+                "2 | float16, A100-40GB | 28 GB | 1",
+            ]
+        );
+        let speeds = rows("speed-by-lora-rank");
+        assert_eq!(speeds[1], "16 | 4bit, V100-16GB | 1.5 rows/s | 1", "{speeds:#?}");
+        assert_eq!(rows("cost-of-a-run-by-accelerator").len(), 3);
+        let figures = figures(&Facts::of(&trials));
+        let levels = figures[0].chart.marks.iter().filter(|mark| matches!(mark, Mark::Level { .. }));
+        assert_eq!(levels.count(), 2, "the memory of each");
+        assert!(figures[0].description.ends_with("a line for each precision mode, accelerator"));
     }
 
     #[test]

@@ -260,7 +260,7 @@ mod tests {
 
     fn shown(trials: &[Trial]) -> Option<(String, Vec<Vec<String>>, usize)> {
         let sweep = made::sweep();
-        let sources = Sources::of(Records { sweep: &sweep, trials, curves: &[] });
+        let sources = Sources::of(Records { sweep: &sweep, trials, curves: &[], items: &[] });
         let figure = figure(&sources)?;
         assert!(figure.chart.draw(true).unwrap().contains("simulated"));
         let rows = figure.data.iter().flat_map(|table| &table.rows);
@@ -298,7 +298,7 @@ mod tests {
             values: vec![],
         };
         let curves = [(trials[0].id.clone(), vec![point(20), point(35)])];
-        let sources = Sources::of(Records { sweep: &sweep, trials: &trials, curves: &curves });
+        let sources = Sources::of(Records { sweep: &sweep, trials: &trials, curves: &curves, items: &[] });
         let lanes = lanes(&sources);
         let ends: Vec<_> = lanes[0].bars.iter().map(|bar| (bar.from, bar.to)).collect();
         assert_eq!((lanes.len(), ends), (1, vec![(10.0, 35.0), (10.0, 10.0)]));

@@ -1,4 +1,5 @@
 use super::super::made::{self, float16};
+use super::super::paired::Items;
 use super::super::{Records, recommendation};
 use super::*;
 use domain::metric;
@@ -35,7 +36,11 @@ fn end(trials: &mut [Trial], numbers: &[usize], state: TrialState) {
 
 /// The rows of its tables, and its sentences.
 fn said(sweep: &Sweep, trials: &[Trial]) -> Vec<String> {
-    let sources = Sources::of(Records { sweep, trials, curves: &[] });
+    said_of(Records { sweep, trials, curves: &[], items: &[] })
+}
+
+fn said_of(records: Records) -> Vec<String> {
+    let sources = Sources::of(records);
     let mut all = Vec::new();
     for block in blocks(&sources) {
         match block {
@@ -155,6 +160,34 @@ fn items_are_a_sample_too() {
     }
 }
 
+/// What both made of an item is in common to them, and makes no difference between them less sure.
+#[test]
+fn items_that_both_were_asked_are_paired() {
+    let mut sweep = made::sweep();
+    sweep.spec.search.metric = metric::of_task("t", "acc");
+    sweep.spec.search.goal = Goal::Maximize;
+    let mut trials = runs(&[[0.0; 3], [0.0; 3]], |_, _| ());
+    // Both first runs, then both second ones, then both third ones; of each, the first items are right.
+    let right = [400, 500, 410, 540, 450, 520];
+    let asked = trials.iter_mut().zip(right);
+    let items: Vec<_> = asked.map(|(trial, right)| made::answered(trial, "t", right, 1_000)).collect();
+    let said = said_of(Records { sweep: &sweep, trials: &trials, curves: &[], items: &items });
+    for (row, begins, ends) in [
+        (3, "eval/t/acc | trial 2 | trial 1 | 3 | +0.1000 | +0.0", "| seeds and paired items | better"),
+        (
+            4,
+            "eval/t/acc | trial 2 | its base | 3 | +0.0200 | -0.0",
+            "| seeds and paired items | no difference shown",
+        ),
+    ] {
+        assert!(said[row].starts_with(begins) && said[row].ends_with(ends), "{:?}", said[row]);
+    }
+    // Of a thousand items the first two runs tell a hundred apart: p(1 − p) ÷ (n − 1).
+    let paired = Items::of(&items).between([(&trials[1], &trials[0])], &sweep.spec.search.metric).unwrap();
+    let variance = paired.variance().unwrap();
+    assert!((variance - 0.1 * 0.9 / 999.0).abs() < 1e-9, "{variance}");
+}
+
 /// By means where the best by one run has one, and by single runs else; what did not come to its end is told.
 #[test]
 fn whose_runs_a_recommendation_goes_by() {
@@ -229,7 +262,7 @@ fn whose_runs_a_recommendation_goes_by() {
             trial
         }));
         let sweep = made::sweep();
-        let sources = Sources::of(Records { sweep: &sweep, trials: &trials, curves: &[] });
+        let sources = Sources::of(Records { sweep: &sweep, trials: &trials, curves: &[], items: &[] });
         assert_eq!(
             sources.entries.len(),
             3 + usize::from(further.is_some()),

@@ -100,6 +100,7 @@ impl<B: Backend> Pack<B> {
             Happening::Finished { ending, mut summary, message } => {
                 if unasked.is_some() {
                     summary.evaluations.clear();
+                    summary.item_scores.clear();
                     summary.unasked = unasked;
                 }
                 Happening::Finished { ending, summary, message }

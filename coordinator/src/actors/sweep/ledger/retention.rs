@@ -78,10 +78,12 @@ impl Ledger {
         let record = self.trials.get(&number).ok_or_else(|| unknown(&self.record, number))?;
         if let Some(number) = self.tally.over(number, record) {
             let record = self.get_mut(number)?;
-            let paths = record.paths();
+            let before = record.paths();
             (record.checkpoint, record.trial.resume, record.trial.adapter) = (None, None, None);
+            // What documents made of it stays: reports compare it with others.
+            let after = record.paths();
             self.changes.trials.insert(number);
-            self.remove(number, paths);
+            self.remove(number, before.difference(&after).cloned().collect());
         }
         Ok(())
     }

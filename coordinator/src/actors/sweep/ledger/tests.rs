@@ -75,7 +75,7 @@ fn broke(class: FailureClass) -> TrialEvent {
 }
 
 fn stored(name: &str) -> Stored {
-    Stored { adapter: Some(format!("{name}-adapter")), resume: Some(format!("{name}-resume")) }
+    Stored { adapter: Some(format!("{name}-adapter")), resume: Some(format!("{name}-resume")), items: None }
 }
 
 fn point(step: u64, loss: f64) -> MetricPoint {

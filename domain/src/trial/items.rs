@@ -1,0 +1,91 @@
+//! What a metric makes of single documents: differences between two adapters are taken document by document.
+
+use serde::{Deserialize, Serialize};
+
+/// Scores of single documents, from 0 to 1, under one metric: with an adapter, and of the base without it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ItemScores {
+    /// The metric's full name: `eval/arc_challenge/acc_norm`.
+    pub metric: String,
+    /// The SHA-256 of what was asked, in hexadecimal: only scores of the same documents, asked in the same way and order,
+    /// can be paired. Empty of a mean of tasks.
+    pub asked: String,
+    /// With the adapter: a byte a document, 255 of them a score of 1.
+    #[serde(with = "hexadecimal")]
+    pub scores: Vec<u8>,
+    /// Without it, the same documents.
+    #[serde(with = "hexadecimal")]
+    pub base: Vec<u8>,
+    /// Of a mean of tasks, whose documents stand under the tasks' own metrics: the names of those.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<String>,
+}
+
+impl ItemScores {
+    /// Bytes of all scores of a trial at most: they travel in one message, and those beyond are not kept.
+    pub const MOST_BYTES: usize = 1 << 20;
+
+    /// A score as it is kept, off by 1/510 at most; 0 and 1 are exact.
+    pub fn byte(score: f64) -> u8 {
+        (score.clamp(0.0, 1.0) * 255.0).round() as u8
+    }
+
+    /// How many bytes its scores are.
+    pub fn bytes(&self) -> usize {
+        self.scores.len() + self.base.len()
+    }
+}
+
+/// Bytes as a text of two digits each: an array of numbers would be twice as long.
+mod hexadecimal {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+    use std::fmt::Write;
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        let mut text = String::with_capacity(2 * bytes.len());
+        for byte in bytes {
+            write!(text, "{byte:02x}").map_err(serde::ser::Error::custom)?;
+        }
+        to.serialize_str(&text)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(from)?;
+        let digit = |digit: u8| char::from(digit).to_digit(16).map(|value| value as u8);
+        let byte = |pair: &[u8]| match pair {
+            [high, low] => Some(16 * digit(*high)? + digit(*low)?),
+            _ => None,
+        };
+        let bytes = text.as_bytes().chunks(2).map(byte).collect::<Option<_>>();
+        bytes.ok_or_else(|| D::Error::custom("an odd number of digits, or one that is not hexadecimal"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_become_bytes_and_come_back_from_json() {
+        for (score, byte) in
+            [(0.0, 0), (1.0, 255), (0.5, 128), (0.2, 51), (-1.0, 0), (2.0, 255), (f64::NAN, 0)]
+        {
+            assert_eq!(ItemScores::byte(score), byte, "{score}");
+        }
+        let items = ItemScores {
+            metric: "eval/arc_easy/acc".into(),
+            asked: "ab".into(),
+            scores: vec![0, 255, 16, 7],
+            base: Vec::new(),
+            parts: Vec::new(),
+        };
+        let text = serde_json::to_string(&items).unwrap();
+        assert_eq!(text, r#"{"metric":"eval/arc_easy/acc","asked":"ab","scores":"00ff1007","base":""}"#);
+        assert_eq!(serde_json::from_str::<ItemScores>(&text).unwrap(), items);
+        for wrong in ["0", "0g", "é"] {
+            let text = text.replace("00ff1007", wrong);
+            assert!(serde_json::from_str::<ItemScores>(&text).is_err(), "{wrong}");
+        }
+    }
+}
