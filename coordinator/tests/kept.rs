@@ -93,7 +93,7 @@ async fn ten_thousand_trials_take_less_than_50_mb() {
         directory.event(&trial, attempt, &id, started).await.unwrap();
         for step in (1..=CHECKPOINTS).map(|number| number * 100) {
             let path = |part: &str| Some(format!("sweeps/{trial}/{part}-a{attempt}-s{step}-t1234567"));
-            let stored = Stored { adapter: path("adapter"), resume: path("resume") };
+            let stored = Stored { adapter: path("adapter"), resume: path("resume"), items: None };
             directory.checkpoint(&trial, attempt, step, stored).await.unwrap();
         }
         let finished = TrialEvent::Finished {

@@ -535,7 +535,7 @@ mod tests {
         let told = serde_json::json!({ "pretrained_model_id": "m", "lora_rank": 4, "max_steps": 7 });
         assert_eq!(Value::Object(config.differing()), told);
         assert_eq!(serde_json::from_value::<TrialConfig>(told).unwrap(), config);
-        let defaults = serde_json::json!({
+        let defaults = r#"{
             "task": "instruct-lora", "pretrained_model_id": "", "dataset_name": "", "interleave_datasets": null,
             "interleave_probabilities": null, "stopping_strategy": "first_exhausted",
             "instruct_column_in_dataset": "text", "eval_dataset_name": null, "eval_size": 0.1, "eval_split": "random",
@@ -549,8 +549,9 @@ mod tests {
             "loraplus_lr_ratio": null, "lr_scheduler_type": "linear", "warmup_steps": 0, "warmup_ratio": 0.0,
             "weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
             "max_grad_norm": 1.0, "max_steps": null, "num_train_epochs": null, "seed": 42, "logging_steps": 1,
-            "eval_steps": 0, "save_steps": 0,
-        });
+            "eval_steps": 0, "save_steps": 0
+        }"#;
+        let defaults: Value = serde_json::from_str(defaults).unwrap();
         assert_eq!(
             serde_json::to_value(TrialConfig::default()).unwrap(),
             defaults,

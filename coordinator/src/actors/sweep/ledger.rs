@@ -285,10 +285,10 @@ impl Ledger {
     ) -> Result<()> {
         let before = self.get(number)?.trial.digests.clone();
         if let (Some(before), Some(digests)) = (&before, &digests)
-            && let Some((what, before, now)) = before.difference(digests)
+            && let Some((what, before, after)) = before.difference(digests)
         {
             let message = format!(
-                "its {what} changed between two attempts: it was {before}, it is {now}; submit the sweep anew"
+                "its {what} changed between two attempts: it was {before}, it is {after}; submit the sweep anew"
             );
             self.fail(number, Failure { class: FailureClass::User, message }, now)?;
             // Its agent trains already.
