@@ -289,7 +289,7 @@ async fn a_killed_process_gives_its_trials_back_and_another_trains() {
 #[tokio::test]
 async fn a_process_without_memory_fails_one_trial() {
     let memory = MEMORY + 3;
-    let mut bench = Bench::new(|scope| child_armed(scope, memory, Some("step/memory:150:fail")));
+    let mut bench = Bench::new(|scope| child_armed(scope, memory, Some("step/memory:1000:fail")));
     // It may not compute layers again instead.
     let gradient_checkpointing = GradientCheckpointing::Off;
     let endless = TrialConfig { gradient_checkpointing, save_steps: 0, ..config(1_000_000) };

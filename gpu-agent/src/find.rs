@@ -14,6 +14,9 @@ use tonic::transport::{Channel, Endpoint, Uri};
 /// next one before its lease there ends.
 const KEEP_ALIVE: Duration = Duration::from_secs(3);
 const ANSWER: Duration = Duration::from_secs(4);
+/// The same of a connection over which checkpoints are uploaded.
+const KEEP_ALIVE_OF_UPLOADS: Duration = Duration::from_secs(10);
+const ANSWER_OF_UPLOADS: Duration = Duration::from_secs(20);
 /// How long etcd is waited for where it is known who led last.
 const ASKING: Duration = Duration::from_secs(3);
 /// The time in which a connection is made: a machine that is gone does not answer at all.
@@ -144,7 +147,9 @@ impl Finder {
     /// # Errors
     /// A file cannot be read.
     pub fn again(&self, coordinator: &Uri) -> Result<Endpoint, AddressError> {
-        at(&coordinator.to_string(), &self.coordinator.client)
+        let endpoint = at(&coordinator.to_string(), &self.coordinator.client)?;
+        // What is asked waits behind what is uploaded, on a narrow line for long.
+        Ok(endpoint.http2_keep_alive_interval(KEEP_ALIVE_OF_UPLOADS).keep_alive_timeout(ANSWER_OF_UPLOADS))
     }
 }
 

@@ -60,7 +60,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use telemetry::http::Look;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use transfer::Transfers;
 use wire::Saying;
 
@@ -208,13 +208,21 @@ impl Agent {
     /// Looks, whenever it is asked, whether it can do its work: it is connected, and can write to its folder.
     pub fn look(&self) -> Look {
         let (connected, data_dir) = (self.connected.clone(), self.data_dir.clone());
+        // One at a time: on a disk that hangs, each look would take a thread more.
+        let one = Arc::new(Semaphore::new(1));
         Arc::new(move || {
             let (connected, data_dir) = (*connected.borrow(), data_dir.clone());
+            let alone = one.clone().try_acquire_owned();
             Box::pin(async move {
                 if !connected {
                     return Err("not connected to the coordinator".into());
                 }
-                let written = tokio::task::spawn_blocking(move || home::probe(&data_dir)).await;
+                let Ok(alone) = alone else { return Err("its disk has not answered the last look".into()) };
+                let probe = move || {
+                    let _alone = alone;
+                    home::probe(&data_dir)
+                };
+                let written = tokio::task::spawn_blocking(probe).await;
                 written.unwrap_or_else(|error| Err(error.to_string()))
             })
         })

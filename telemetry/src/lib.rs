@@ -82,8 +82,9 @@ static EXPORTING: Mutex<Option<Exporting>> = Mutex::new(None);
 /// Exports what was not exported yet, within [`FLUSH_LIMIT`], and nothing after that: at a program's end, and before one on
 /// which no [`Telemetry`] is dropped.
 pub fn flush() {
-    let exporting = EXPORTING.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(exporting) = exporting {
+    // Held to the end: another one that flushes waits for it, and does not end the program meanwhile.
+    let mut exporting = EXPORTING.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(exporting) = exporting.take() {
         exporting.end();
     }
 }

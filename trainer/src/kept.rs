@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Version of the files' form: those of another are of another [`Origin`].
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The file of the model's digest.
 const DIGEST: &str = "base.json";

@@ -282,13 +282,13 @@ enum Body {
 }
 
 impl Body {
-    /// How much it holds: itself, its points and their values, or its documents' scores, of which eight are as much as one.
+    /// How much it holds: itself, its points and their values, or its documents' scores, of which 64 are as much as one.
     fn weight(&self) -> usize {
         match self {
             Self::Metrics(points) => weight(points),
             Self::Event(event) => match event.as_ref() {
                 TrialEvent::Finished { summary, .. } => {
-                    1 + summary.item_scores.iter().map(ItemScores::bytes).sum::<usize>() / 8
+                    1 + summary.item_scores.iter().map(ItemScores::bytes).sum::<usize>() / 64
                 }
                 _ => 1,
             },

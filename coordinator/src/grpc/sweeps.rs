@@ -18,13 +18,18 @@ use proto::limits;
 use proto::v1::sweep_service_server::SweepService;
 use proto::v1::watch_sweep_response::Event;
 use proto::v1::{self};
+use std::time::Duration;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-/// Trials of which a report has what single documents made of them: some 50 kB each.
+/// Trials of which a report has what single documents made of them, some 50 kB each, and the bytes of all.
 const MOST_ITEMS: usize = 500;
+const ITEMS_BYTES: usize = 64 << 20;
+
+/// A report waits no longer for them.
+const ITEMS_WAIT: Duration = Duration::from_secs(20);
 
 /// Objects of such trials that are read at once.
 const ITEMS_AT_ONCE: usize = 8;
@@ -322,8 +327,8 @@ impl Services {
         tokio::task::spawn_blocking(made).await.map_err(|_| actor::Gone.into())
     }
 
-    /// What single documents made of the best trials. Without those that cannot be read, a report is as it would be of
-    /// trials of an earlier version.
+    /// What single documents made of the best trials. Without those that cannot be read, or not in time, a report is as it
+    /// would be of trials of an earlier version.
     async fn items(&self, view: &View) -> Vec<(TrialId, Vec<ItemScores>)> {
         let goal = view.sweep.spec.search.goal;
         let mut asked: Vec<_> = view.trials.iter().filter(|record| items_of(record).is_some()).collect();
@@ -341,7 +346,16 @@ impl Services {
             }
         };
         let reads: Vec<_> = asked.into_iter().map(read).collect();
-        futures::stream::iter(reads).buffered(ITEMS_AT_ONCE).filter_map(std::future::ready).collect().await
+        let mut left = ITEMS_BYTES;
+        let fits = |(_, items): &(TrialId, Vec<ItemScores>)| {
+            let bytes = items.iter().map(ItemScores::bytes).sum();
+            let fits = bytes <= left;
+            left = left.saturating_sub(bytes);
+            std::future::ready(fits)
+        };
+        let read = futures::stream::iter(reads).buffered(ITEMS_AT_ONCE);
+        let read = read.take_until(tokio::time::sleep(ITEMS_WAIT)).filter_map(std::future::ready);
+        read.take_while(fits).collect().await
     }
 }
 

@@ -1,7 +1,7 @@
 //! Which adapters and checkpoints are kept, and that nothing else lies in the object store.
 
 use crate::agent::{FakeAgent, hello};
-use crate::fixture::{Fixture, LONG, grid};
+use crate::fixture::{Fixture, LONG, PATIENCE, grid};
 use proto::v1::trial_event::Event;
 use proto::v1::{self, Ending, SweepState};
 use std::path::Path;
@@ -285,7 +285,8 @@ async fn checkpoints_of_an_attempt_that_ended_meanwhile_leave_nothing() {
         agent.acknowledged().await;
         lasts.into_iter().for_each(|(to, last)| to.try_send(last).unwrap());
     };
-    let (first, second, ()) = futures::join!(uploads.0, uploads.1, meanwhile);
+    let all = futures::future::join3(uploads.0, uploads.1, meanwhile);
+    let (first, second, ()) = tokio::time::timeout(PATIENCE, all).await.unwrap();
     for refused in [first, second] {
         assert_eq!(refused.unwrap_err().code(), Code::Aborted);
     }

@@ -46,7 +46,7 @@ impl From<ItemScores> for v1::ItemScores {
     }
 }
 
-/// Scores of single documents that came. Those of a base that are not as many say nothing.
+/// Scores of single documents that came, as many as an agent may send. Those of a base that are not as many say nothing.
 pub(super) fn item_scores(items: Vec<v1::ItemScores>) -> Vec<ItemScores> {
     let short = |name| cut(name, limits::NAME_BYTES);
     let sound = |v1::ItemScores { metric, asked, scores, mut base, parts }: v1::ItemScores| {
@@ -56,7 +56,13 @@ pub(super) fn item_scores(items: Vec<v1::ItemScores>) -> Vec<ItemScores> {
         let parts = parts.into_iter().take(limits::SCORES).map(short).collect();
         ItemScores { metric: short(metric), asked: short(asked), scores, base, parts }
     };
-    items.into_iter().take(limits::SCORES).map(sound).collect()
+    let mut left = ItemScores::MOST_BYTES;
+    let fits = |items: &ItemScores| {
+        let fits = items.bytes() <= left;
+        left -= if fits { items.bytes() } else { 0 };
+        fits
+    };
+    items.into_iter().take(limits::SCORES).map(sound).filter(fits).collect()
 }
 
 #[cfg(test)]

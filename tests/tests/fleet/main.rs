@@ -76,8 +76,8 @@ impl Fleet {
     /// One that shares no directory with others.
     fn coordinator_on(&self, store: &S3) -> Program {
         let etcd = ["--listen", "127.0.0.1:0", "--election-ttl", ELECTION_TTL, "--etcd", &self.endpoints];
-        // With the leases that are given unless told otherwise agents find out in time that a coordinator does not answer.
-        let rest = ["--artifacts", "s3://fleet/of/tests"];
+        // Longer than an agent takes to find out that a coordinator does not answer.
+        let rest = ["--assignment-lease", "60", "--artifacts", "s3://fleet/of/tests"];
         let started = |command: &mut Command| {
             command.envs(store.variables());
         };

@@ -2,7 +2,7 @@
 
 use crate::common::{results, submit, submit_as, until};
 use crate::faults::agents;
-use crate::{Fleet, attempts, soon};
+use crate::{Fleet, REPLACED_WITHIN, attempts, soon};
 use proto::v1;
 use proto::v1::trial_service_client::TrialServiceClient;
 
@@ -63,6 +63,7 @@ async fn a_fleet_is_started_again_one_program_after_the_other() {
     }
     // It joined a coordinator with trials that waited.
     let joined = agents(&second_at).await.into_iter().find_map(|agent| agent.first_trial_seconds);
-    assert!(joined.is_some_and(|seconds| seconds <= 1.0), "a trial within a second of joining: {joined:?}");
+    println!("a trial {joined:?} s after joining");
+    assert!(joined.is_some_and(|seconds| seconds <= REPLACED_WITHIN), "{joined:?}");
     assert!(agent.terminate() && first.terminate() && second.terminate());
 }

@@ -128,7 +128,7 @@ pub enum LoadProgress {
     },
     /// A matrix that was read begins to be quantised.
     Quantising,
-    /// It is quantised. A GPU may still be at it: without double quantisation nothing waits for its kernels.
+    /// It is quantised. A GPU may still be at it: nothing waits for its kernels.
     Quantised {
         /// What it takes now.
         bytes: u64,

@@ -366,9 +366,9 @@ impl Run {
     }
 }
 
-/// What says whether two configurations are the same.
+/// What says whether two configurations are the same, to agents of versions that compare them too.
 fn spec_digest(config: &TrialConfig) -> String {
-    files::digest(&serde_json::to_vec(&config.differing()).unwrap_or_default())
+    files::digest(&serde_json::to_vec(config).unwrap_or_default())
 }
 
 /// The loss scaler that a run starts with, if its numbers need one.

@@ -316,7 +316,7 @@ impl RunningSweep {
             let given_back = event == TrialEvent::Released;
             let mut seconds = self.tools.dispatcher.release(trial, attempt, given_back).await?;
             if seconds.is_none() {
-                seconds = self.seconds_of_lost(number, attempt).await;
+                seconds = self.seconds_of_lost(number, attempt);
             }
             match seconds {
                 Some(seconds) => self.close_account(number, seconds)?,
@@ -456,11 +456,11 @@ impl RunningSweep {
         self.ledger.lost(number, why, self.now())
     }
 
-    /// The device time of a current attempt whose lease has ended: the word of that is on its way here, and counts as heard.
-    async fn seconds_of_lost(&mut self, number: u32, attempt: Attempt) -> Option<f64> {
+    /// The device time of a current attempt whose lease has ended: the word of that is here, unheard, and counts as heard.
+    fn seconds_of_lost(&mut self, number: u32, attempt: Attempt) -> Option<f64> {
         let mut others = Vec::new();
         let seconds = loop {
-            match self.losses.next().await {
+            match tokio::task::unconstrained(self.losses.next()).now_or_never().flatten() {
                 Some(Signal::Lost(of, which, seconds)) if (of, which) == (number, attempt) => break seconds,
                 Some(other) => others.push(other),
                 None => break None,

@@ -352,9 +352,14 @@ fn the_best_is_one_that_the_search_proposed() {
 #[test]
 fn a_record_of_an_earlier_version_is_of_a_trial_of_the_search() {
     let ledger = begin(document());
-    // What is not there is not kept, in this version neither.
-    let old = serde_json::to_value(ledger.get(1).unwrap()).unwrap();
-    assert!(!old["trial"].as_object().unwrap().contains_key("replicate_of"));
+    let mut old = serde_json::to_value(ledger.get(1).unwrap()).unwrap();
+    let trial = old["trial"].as_object_mut().unwrap();
+    assert!(!trial.contains_key("replicate_of"), "what is not there is not kept");
+    // They kept every parameter, and said of much that it is not there.
+    trial.insert("config".into(), serde_json::to_value(&ledger.get(1).unwrap().trial.config).unwrap());
+    for name in ["agent", "device", "adapter", "resume", "summary", "failure", "digests", "trace_id"] {
+        trial.entry(name).or_insert(Value::Null);
+    }
     let old: TrialRecord = serde_json::from_value(old).unwrap();
     assert_eq!(&old, ledger.get(1).unwrap());
     let mut sweep = serde_json::to_value(ledger.record()).unwrap();
