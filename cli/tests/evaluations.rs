@@ -182,7 +182,8 @@ fn a_plan_has_what_asking_takes() {
     let table = sandbox.lorafleet(&["plan", "sweep.yaml", "--device", "A100-40GB"]);
     let table = String::from_utf8_lossy(&table.stdout).into_owned();
     assert!(
-        table.contains(" for 6 and evaluations") && table.contains("that are generated is left out"),
+        table.contains("without loading and held-out rows")
+            && table.contains("that are generated is left out"),
         "{table}"
     );
 }

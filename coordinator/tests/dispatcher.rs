@@ -393,6 +393,8 @@ async fn what_was_held_before_a_restart_is_adopted_or_lost() {
     let mut adopted = bench.dispatcher.expect(expected(&bench, 1)).await.unwrap();
     let lost = bench.dispatcher.expect(expected(&bench, 2)).await.unwrap();
     bench.dispatcher.serve().await.unwrap();
+    // What is answered after it was heard.
+    assert_eq!(bench.held().await, []);
     advance(Duration::from_secs(10)).await;
     let agent = FakeAgent::connect(&bench, "one", vec![holding(1, 4), holding(2, 3)]).await;
     // Shared by two: half of the minute without a coordinator and of the 10 s since. The other's lease runs out

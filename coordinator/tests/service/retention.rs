@@ -136,7 +136,7 @@ async fn what_documents_made_of_a_trial_outlives_its_adapter() {
     for (loss, right) in [(1.0, 80), (2.0, 70)] {
         let assign = agent.assigned().await;
         agent.start(&assign).await;
-        agent.points(&assign, &[(6, loss)]).await;
+        agent.points(&assign, &(1..=6).map(|step| (step, loss)).collect::<Vec<_>>()).await;
         agent.upload(&assign, 6).await.unwrap();
         agent.drop_holding(&assign);
         let (ending, message) = (Ending::Completed.into(), String::new());
