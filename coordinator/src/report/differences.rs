@@ -62,11 +62,11 @@ pub(super) fn from_others(search: &SearchSpec, finalists: &[Finalist], items: &I
 }
 
 /// A finalist's differences from its base, which each run has measured on its own rows, and by every task.
-pub(super) fn from_base(finalist: &Finalist, items: &Items) -> Vec<Difference> {
+pub(super) fn against_base(finalist: &Finalist, items: &Items) -> Vec<Difference> {
     let difference = |name: String, of_run: &dyn Fn(&Trial) -> Option<Pair>| {
         let known = finalist.runs.values().filter_map(|(trial, _)| Some((*trial, of_run(trial)?)));
         let (trials, pairs): (Vec<_>, Vec<_>) = known.unzip();
-        let (paired, named) = (items.from_base(trials, &name), (named(finalist.trial), "its base".into()));
+        let (paired, named) = (items.against_base(trials, &name), (named(finalist.trial), "its base".into()));
         let difference = Difference::of(&name, metric::goal(&name), named, &pairs, paired, 1);
         // Its first run is one that was chosen for being good.
         difference.estimate.map(|_| Difference { chosen: true, ..difference })

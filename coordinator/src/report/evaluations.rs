@@ -47,7 +47,7 @@ pub(super) fn blocks(sources: &Sources) -> Vec<Block> {
         for (mode, entry) in &best {
             let scores = scores(entry);
             let Some(score) = scores.iter().find(|score| score.name() == *name) else { continue };
-            let paired = sources.items.from_base([entry.trial], name);
+            let paired = sources.items.against_base([entry.trial], name);
             table.row(row(score, mode, number(entry), paired.as_ref()));
         }
     }

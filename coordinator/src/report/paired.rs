@@ -56,7 +56,7 @@ impl<'a> Items<'a> {
     }
 
     /// What trials and the base, as each of them found it, differ by under a metric.
-    pub(super) fn from_base<'t>(
+    pub(super) fn against_base<'t>(
         &self,
         trials: impl IntoIterator<Item = &'t Trial>,
         metric: &str,

@@ -118,8 +118,8 @@ pub(super) fn blocks(sources: &Sources) -> Vec<Block> {
         "error of",
         "so it is",
     ]);
-    let from_base = differences::from_base(best, &sources.items);
-    sources.differences.iter().chain(&from_base).for_each(|difference| differences.row(difference.row()));
+    let against_base = differences::against_base(best, &sources.items);
+    sources.differences.iter().chain(&against_base).for_each(|difference| differences.row(difference.row()));
     let mut blocks = vec![Block::Table(means)];
     blocks.extend((!said.is_empty()).then_some(Block::List(said)));
     blocks.extend((!differences.rows.is_empty()).then_some(Block::Table(differences)));

@@ -105,9 +105,9 @@ fn only_the_same_documents_are_paired() {
     assert_eq!(between(&a, &c, "eval/board/mean"), None, "a mean of what is not there");
     assert_eq!(items.between([(&a, &b), (&a, &c)], METRIC), None, "one pair of two");
     assert_eq!(items.between([], METRIC), None, "no pair");
-    assert_eq!(items.from_base([&a], METRIC), Some(single(vec![0.0, -1.0, 1.0])));
-    assert_eq!(items.from_base([&b], METRIC), None, "a base of which nothing is kept");
-    assert_eq!(items.from_base([&a, &c], METRIC), None, "runs on other documents");
+    assert_eq!(items.against_base([&a], METRIC), Some(single(vec![0.0, -1.0, 1.0])));
+    assert_eq!(items.against_base([&b], METRIC), None, "a base of which nothing is kept");
+    assert_eq!(items.against_base([&a, &c], METRIC), None, "runs on other documents");
 }
 
 proptest! {
@@ -119,7 +119,7 @@ proptest! {
         let of = |trial: &Trial| (trial.id.clone(), vec![scores(METRIC, "x", &scored, &scored)]);
         let kept = [of(&a), of(&b)];
         let items = Items::of(&kept);
-        for paired in [items.between(vec![(&a, &b); runs], METRIC), items.from_base(vec![&a; runs], METRIC)] {
+        for paired in [items.between(vec![(&a, &b); runs], METRIC), items.against_base(vec![&a; runs], METRIC)] {
             prop_assert_eq!(paired.unwrap().bootstrap(1), (0.0, 0.0));
         }
     }

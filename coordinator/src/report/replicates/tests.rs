@@ -144,7 +144,7 @@ fn items_are_a_sample_too() {
     let of_none = "+0.1300 | +0.0803 to +0.1797 | +0.1100 to +0.1500 | seeds alone";
     let with_items = "+0.1000 | +0.0319 to +0.1681 | +0.0385 to +0.1614 | seeds and items";
     let without = "+0.1000 | +0.0255 to +0.1745 | +0.0700 to +0.1300 | seeds alone";
-    for (said, from_other, from_base) in [
+    for (said, from_other, against_base) in [
         (known, with_items, of_pairs),
         (of(Some(0.02), None), with_items, of_both),
         (of(None, None), without, of_none),
@@ -154,7 +154,7 @@ fn items_are_a_sample_too() {
             said[3..],
             [
                 format!("{name} | trial 1 | 3 | {from_other} | better"),
-                format!("{name} | its base | 3 | {from_base} | {chosen}"),
+                format!("{name} | its base | 3 | {against_base} | {chosen}"),
             ]
         );
     }
