@@ -21,7 +21,38 @@ impl Requests {
     }
 }
 
+/// Does something at every request to stop from now on, on a thread of its own: for work that has no runtime.
+///
+/// # Errors
+/// The system does not let it.
+pub(crate) fn at_each(act: impl Fn() + Send + 'static) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
+    let mut requests = runtime.block_on(async { Requests::new() })?;
+    let listen = async move {
+        loop {
+            requests.next().await;
+            act();
+        }
+    };
+    let listens = std::thread::Builder::new().name("interrupt".into());
+    listens.spawn(move || runtime.block_on(listen)).map(drop).map_err(cannot)
+}
+
+/// From now on a request to stop ends the process at once, but for what telemetry has to tell.
+///
+/// # Errors
+/// The system does not let it.
+pub(crate) fn end_at_once() -> Result<(), Failure> {
+    at_each(end)
+}
+
+/// Ends the process as one that was interrupted.
+pub(crate) fn end() {
+    telemetry::flush();
+    std::process::exit(130);
+}
+
 /// The failure of listening.
-pub(crate) fn cannot(error: std::io::Error) -> Failure {
+fn cannot(error: std::io::Error) -> Failure {
     Failure::failed(format!("cannot listen for Ctrl-C: {error}"))
 }

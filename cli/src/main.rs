@@ -181,6 +181,21 @@ impl Verb {
         matches!(self, Self::Up(args) if args.http.is_some())
     }
 
+    /// Whether it leaves nothing half done that it would have to put in order after Ctrl-C.
+    fn ends_at_once(&self) -> bool {
+        matches!(
+            self,
+            Self::Plan(_)
+                | Self::Eval(_)
+                | Self::Bench(_)
+                | Self::Machines(_)
+                | Self::Fsck(_)
+                | Self::Doctor(_)
+                | Self::Context(_)
+                | Self::Token(_)
+        )
+    }
+
     /// The name of its span.
     fn name(&self) -> &'static str {
         match self {
@@ -217,6 +232,9 @@ impl Verb {
 }
 
 fn dispatch(verb: Verb) -> Result<(), Failure> {
+    if verb.ends_at_once() {
+        interrupt::end_at_once()?;
+    }
     match verb {
         Verb::Run(args) => block_on(run::run(args)),
         Verb::Plan(args) => plan::run(args),
