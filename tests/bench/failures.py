@@ -22,6 +22,7 @@ LORAFLEET names another binary than target/release/lorafleet; coordinator and gp
 
 import argparse
 import contextlib
+import datetime
 import json
 import os
 import pathlib
@@ -226,6 +227,7 @@ def main():
     interrupted = sum(not one for one in stayed)
     reached = max(fail_over) <= TTL + BEYOND and max(placed_again) <= LEASE + BEYOND and interrupted == 0
     tell({
+        "date": datetime.date.today().isoformat(),
         "processor": processor(),
         "cores": os.cpu_count(),
         "rounds": args.rounds,
