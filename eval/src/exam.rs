@@ -151,26 +151,9 @@ impl Exam {
     /// preset's mean which metrics it is of. Those that would be too many together are left out.
     pub fn item_scores(&self, sitting: &Sitting, base: &Sitting) -> Vec<ItemScores> {
         let outcomes = sitting.outcomes.iter().zip(&base.outcomes).zip(&self.digests);
-        let mut all: Vec<_> =
-            outcomes.flat_map(|((with, base), asked)| of_items(with, base, asked)).collect();
-        let mut left = ItemScores::MOST_BYTES;
-        all.retain(|items| {
-            let fits = items.bytes() <= left;
-            left -= if fits { items.bytes() } else { 0 };
-            fits
-        });
-        let parts = |preset: &Preset| -> Vec<String> {
-            let parts = preset.tasks.iter();
-            parts.map(|part| domain::metric::of_task(&part.task, &part.metric.to_string())).collect()
-        };
-        all.extend(self.presets.iter().map(|preset| ItemScores {
-            metric: domain::metric::of_task(&preset.preset, MEAN),
-            asked: String::new(),
-            scores: Vec::new(),
-            base: Vec::new(),
-            parts: parts(preset),
-        }));
-        all
+        let of_tasks = outcomes.flat_map(|((with, base), asked)| of_items(with, base, asked));
+        // Those of a mean are no bytes, so that they always fit.
+        ItemScores::fitting(of_tasks.chain(self.presets.iter().map(Preset::item_scores)))
     }
 }
 

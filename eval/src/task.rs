@@ -8,7 +8,8 @@ use crate::generate::GenerationKwargs;
 use crate::metric::{Counted, Measure};
 use crate::{EvalError, Result};
 use config::tasks;
-use domain::metric::MEAN;
+use domain::metric::{self, MEAN};
+use domain::trial::ItemScores;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
@@ -152,6 +153,25 @@ pub struct Preset {
     pub tasks: Vec<PresetTask>,
 }
 
+impl Preset {
+    /// The name of its mean: `eval/open-llm-leaderboard-v1/mean`.
+    pub fn metric(&self) -> String {
+        metric::of_task(&self.preset, MEAN)
+    }
+
+    /// Of its mean: it has no documents of its own, and names the metrics of its tasks.
+    pub fn item_scores(&self) -> ItemScores {
+        let part = |task: &PresetTask| metric::of_task(&task.task, &task.metric.to_string());
+        ItemScores {
+            metric: self.metric(),
+            asked: String::new(),
+            scores: Vec::new(),
+            base: Vec::new(),
+            parts: self.tasks.iter().map(part).collect(),
+        }
+    }
+}
+
 /// A task of a preset.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -245,10 +265,9 @@ impl Selection {
         let of_task = |chosen: &Chosen| {
             let task = chosen.task.task.clone();
             let measures = chosen.task.measures().into_iter();
-            measures.map(move |m| domain::metric::of_task(&task, &m.to_string()))
+            measures.map(move |m| metric::of_task(&task, &m.to_string()))
         };
-        let means = self.presets.iter().map(|preset| domain::metric::of_task(&preset.preset, MEAN));
-        self.tasks.iter().flat_map(of_task).chain(means).collect()
+        self.tasks.iter().flat_map(of_task).chain(self.presets.iter().map(Preset::metric)).collect()
     }
 
     fn add(&mut self, task: Task, num_fewshot: Option<usize>) -> Result<()> {

@@ -34,6 +34,17 @@ impl ItemScores {
     pub fn bytes(&self) -> usize {
         self.scores.len() + self.base.len()
     }
+
+    /// Those of a trial that are not too many together ([`ItemScores::MOST_BYTES`]), in their order; the others are left out.
+    pub fn fitting(items: impl IntoIterator<Item = Self>) -> Vec<Self> {
+        let mut left = Self::MOST_BYTES;
+        let fits = |items: &Self| {
+            let rest = left.checked_sub(items.bytes());
+            left = rest.unwrap_or(left);
+            rest.is_some()
+        };
+        items.into_iter().filter(fits).collect()
+    }
 }
 
 /// Bytes as a text of two digits each: an array of numbers would be twice as long.
@@ -86,6 +97,29 @@ mod tests {
         for wrong in ["0", "0g", "é"] {
             let text = text.replace("00ff1007", wrong);
             assert!(serde_json::from_str::<ItemScores>(&text).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn those_that_fit_are_kept_in_their_order() {
+        let most = ItemScores::MOST_BYTES;
+        for (sizes, kept) in [
+            (&[][..], &[][..]),
+            (&[most / 2], &[0]),
+            (&[most / 2 + 1], &[]),
+            // With those of the base it is twice as much. One that is too large leaves its room to those after it.
+            (&[most / 4, most / 4 + 1, most / 4, 1, 0], &[0, 2, 4]),
+        ] {
+            let items = sizes.iter().enumerate().map(|(number, size)| ItemScores {
+                metric: number.to_string(),
+                asked: String::new(),
+                scores: vec![0; *size],
+                base: vec![0; *size],
+                parts: Vec::new(),
+            });
+            let fitting: Vec<usize> =
+                ItemScores::fitting(items).iter().map(|items| items.metric.parse().unwrap()).collect();
+            assert_eq!(fitting, kept, "{sizes:?}");
         }
     }
 }

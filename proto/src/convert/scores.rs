@@ -56,13 +56,7 @@ pub(super) fn item_scores(items: Vec<v1::ItemScores>) -> Vec<ItemScores> {
         let parts = parts.into_iter().take(limits::SCORES).map(short).collect();
         ItemScores { metric: short(metric), asked: short(asked), scores, base, parts }
     };
-    let mut left = ItemScores::MOST_BYTES;
-    let fits = |items: &ItemScores| {
-        let fits = items.bytes() <= left;
-        left -= if fits { items.bytes() } else { 0 };
-        fits
-    };
-    items.into_iter().take(limits::SCORES).map(sound).filter(fits).collect()
+    ItemScores::fitting(items.into_iter().take(limits::SCORES).map(sound))
 }
 
 #[cfg(test)]

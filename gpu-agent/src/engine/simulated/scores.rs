@@ -1,6 +1,6 @@
 //! What simulated trials answer: nothing is asked, and every score follows from the loss.
 
-use domain::metric::{self, MEAN, PERPLEXITIES};
+use domain::metric::{MEAN, PERPLEXITIES};
 use domain::rng;
 use domain::sweep::Evaluations;
 use domain::trial::{ItemScores, TaskScore};
@@ -64,16 +64,8 @@ pub(super) fn of(evaluations: &Evaluations, loss: f64, base_loss: f64) -> (Vec<T
         })
         .collect();
     for preset in presets {
-        let mean = score(&preset.preset, MEAN, 0, documents * preset.tasks.len() as u64);
-        let parts = preset.tasks.iter().map(|part| metric::of_task(&part.task, &part.metric.to_string()));
-        items.push(ItemScores {
-            metric: mean.name(),
-            asked: String::new(),
-            scores: Vec::new(),
-            base: Vec::new(),
-            parts: parts.collect(),
-        });
-        scores.push(mean);
+        items.push(preset.item_scores());
+        scores.push(score(&preset.preset, MEAN, 0, documents * preset.tasks.len() as u64));
     }
     (scores, items)
 }
