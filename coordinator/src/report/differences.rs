@@ -4,7 +4,7 @@
 use super::numbers::{NONE, or_dash};
 use super::paired::{Items, Paired};
 use super::replicates::{Finalist, Run, mean, score, variance};
-use super::statistics::{Estimate, bootstrap};
+use super::statistics::{Estimate, bootstrap, holds_zero};
 use domain::metric;
 use domain::sweep::{Goal, SearchSpec};
 use domain::trial::{TaskScore, Trial};
@@ -133,7 +133,7 @@ impl Difference {
 
     /// `better` or `worse`; `None` where 0 is among what the difference may be, or too little is known.
     fn verdict(&self) -> Option<&'static str> {
-        let estimate = self.estimate.filter(|estimate| !estimate.holds_zero())?;
+        let estimate = self.estimate.filter(|estimate| !holds_zero(estimate.interval))?;
         Some(if self.goal.better(estimate.mean, 0.0) { "better" } else { "worse" })
     }
 

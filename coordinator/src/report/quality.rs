@@ -2,7 +2,7 @@
 
 use super::Sources;
 use super::slice::Fact;
-use super::statistics::Estimate;
+use super::statistics::{Estimate, holds_zero};
 use domain::metric::LOSS;
 use domain::trial::TrialState;
 
@@ -47,7 +47,7 @@ impl Difference {
 
     /// Whether there may be none.
     pub(super) fn is_none(&self) -> bool {
-        (self.interval.0..=self.interval.1).contains(&0.0)
+        holds_zero(self.interval)
     }
 
     /// `The mean difference is +0.0120, 95 % interval …`.
