@@ -203,15 +203,13 @@ async fn serve(
     let Options { clock, heartbeat, lease, access, listen, .. } = options;
     let has_page = web::is_served(listen, &access);
     let kept = Kept::open(store.clone(), &place, &scope).await?;
-    let (artifacts, terms) = (kept.artifacts.clone(), Terms { heartbeat, lease });
-    let desk = go_on(kept, clock.clone(), terms, &scope).await?;
+    let desk = go_on(kept, clock.clone(), Terms { heartbeat, lease }, &scope).await?;
     if let Some(limits) = &access.limits {
         desk.dispatcher.limit(limits.clone()).await?;
     }
     let health = Health(Role::Leads(store, desk.trouble.clone(), place.clone()));
-    let blobs = Blobs::on(artifacts.store());
-    let services =
-        Services { desk, artifacts, blobs, clock, access, place, leadership, scope: scope.clone() };
+    let blobs = Blobs::on(desk.artifacts.store());
+    let services = Services { desk, blobs, clock, access, place, leadership, scope: scope.clone() };
     let ready = health.readiness();
     tracing::info!(data = %services.place, "serving");
     scope.clone().spawn("grpc server", async move {

@@ -19,8 +19,8 @@ use coordinator::{Kept, go_on};
 use domain::fleet::{Agent, Device, Holding};
 use domain::metric::{EVAL_LOSS, MetricPoint};
 use domain::sweep::{SweepSpec, SweepState};
-use domain::trial::{TrialState, TrialSummary};
-use domain::{AgentId, Clock, DeviceId, SweepId, Timestamp, TrialId};
+use domain::trial::{ItemScores, TrialState, TrialSummary};
+use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt};
 use registry::{Entries, Fence, MemoryRegistry, Registry, RegistryError, Write};
@@ -154,6 +154,24 @@ async fn acknowledged(from: &mut Outgoing, wanted: u64) {
     .await;
 }
 
+/// Waits for a trial.
+async fn assigned(from: &mut Outgoing) -> Assignment {
+    *told(from, |message| if let ToAgent::Assign(assignment) = message { Some(assignment) } else { None })
+        .await
+}
+
+/// What is said second of a trial: that it made all its steps.
+fn completed(trial: &TrialId, attempt: Attempt) -> FromAgent {
+    finished(trial, attempt, TrialSummary { steps: 10, ..TrialSummary::default() })
+}
+
+/// The same, with what came of it.
+fn finished(trial: &TrialId, attempt: Attempt, summary: TrialSummary) -> FromAgent {
+    let (summary, message) = (Box::new(summary), String::new());
+    let body = TrialEvent::Finished { ending: Ending::Completed, summary, message };
+    FromAgent::Event(Numbered { trial: trial.clone(), attempt, sequence: 2, body })
+}
+
 /// A coordinator's actors on such a registry.
 struct Bench {
     registry: Arc<Full>,
@@ -199,6 +217,18 @@ impl Bench {
         };
         self.desk.directory.submit(submission).await.unwrap().id
     }
+
+    /// A sweep of one trial, which the agent has said that it trains: its stream, and the trial.
+    async fn begun(&self) -> (mpsc::Sender<FromAgent>, Outgoing, TrialId, Attempt) {
+        let (says, mut hears) = stream(&self.desk, &self.scope, Vec::new());
+        self.submit(spec(&[2])).await;
+        let Assignment { trial, attempt, .. } = assigned(&mut hears).await;
+        let body = TrialEvent::Started { total_steps: 10, start_step: 0, digests: None };
+        let event = Numbered { trial: trial.clone(), attempt, sequence: 1, body };
+        says.send(FromAgent::Event(event)).await.unwrap();
+        acknowledged(&mut hears, 1).await;
+        (says, hears, trial, attempt)
+    }
 }
 
 fn spec(ranks: &[u32]) -> SweepSpec {
@@ -228,8 +258,7 @@ async fn a_sweep_that_goes_on_while_the_disk_is_full_goes_on_once_it_is_durable(
     assert_eq!(extended.await.unwrap().state, SweepState::Running);
     assert_eq!(state().await, SweepState::Running);
     let (_says, mut hears) = stream(&bench.desk, &bench.scope, Vec::new());
-    let assigned = |message| if let ToAgent::Assign(assignment) = message { Some(assignment) } else { None };
-    assert_eq!(told(&mut hears, assigned).await.trial, TrialId::of(&id, 2));
+    assert_eq!(assigned(&mut hears).await.trial, TrialId::of(&id, 2));
     bench.scope.finish(SOON).await;
 }
 
@@ -237,28 +266,17 @@ async fn a_sweep_that_goes_on_while_the_disk_is_full_goes_on_once_it_is_durable(
 async fn an_event_that_is_said_again_waits_for_its_first_to_be_durable() {
     let bench = Bench::start().await;
     let Bench { store, desk, scope, .. } = &bench;
-    let (says, mut hears) = stream(desk, scope, Vec::new());
-    bench.submit(spec(&[2])).await;
-    let assigned = |message| if let ToAgent::Assign(assignment) = message { Some(assignment) } else { None };
-    let Assignment { trial, attempt, .. } = *told(&mut hears, assigned).await;
-    let event = |sequence, body| FromAgent::Event(Numbered { trial: trial.clone(), attempt, sequence, body });
-    let started = TrialEvent::Started { total_steps: 10, start_step: 0, digests: None };
-    says.send(event(1, started)).await.unwrap();
-    acknowledged(&mut hears, 1).await;
-    let finished = || {
-        let summary = Box::new(TrialSummary { steps: 10, ..TrialSummary::default() });
-        event(2, TrialEvent::Finished { ending: Ending::Completed, summary, message: String::new() })
-    };
+    let (says, mut hears, trial, attempt) = bench.begun().await;
     let state = async || store.trial(&trial).await.unwrap().unwrap().trial.state;
 
     bench.fill(true);
-    says.send(finished()).await.unwrap();
+    says.send(completed(&trial, attempt)).await.unwrap();
     assert!(timeout(SOON, acknowledged(&mut hears, 2)).await.is_err(), "it is not durable");
     // The stream breaks, and the agent says it again: what is over in the coordinator's memory alone is not over.
     drop((says, hears));
     let holding = Holding { trial: trial.clone(), attempt, step: 10 };
     let (says, mut hears) = stream(desk, scope, vec![holding]);
-    says.send(finished()).await.unwrap();
+    says.send(completed(&trial, attempt)).await.unwrap();
     assert!(timeout(SOON, acknowledged(&mut hears, 2)).await.is_err(), "its first is not durable yet");
     assert_ne!(state().await, TrialState::Completed);
 
@@ -266,7 +284,7 @@ async fn an_event_that_is_said_again_waits_for_its_first_to_be_durable() {
     acknowledged(&mut hears, 2).await;
     assert_eq!(state().await, TrialState::Completed);
     // Once more, now of a sweep that is over.
-    says.send(finished()).await.unwrap();
+    says.send(completed(&trial, attempt)).await.unwrap();
     acknowledged(&mut hears, 2).await;
     scope.finish(SOON).await;
 }
@@ -275,22 +293,13 @@ async fn an_event_that_is_said_again_waits_for_its_first_to_be_durable() {
 #[tokio::test(start_paused = true)]
 async fn what_ends_while_its_lease_does_is_charged() {
     let bench = Bench::start().await;
-    let Bench { store, desk, scope, .. } = &bench;
-    let (says, mut hears) = stream(desk, scope, Vec::new());
-    bench.submit(spec(&[2])).await;
-    let assigned = |message| if let ToAgent::Assign(assignment) = message { Some(assignment) } else { None };
-    let Assignment { trial, attempt, .. } = *told(&mut hears, assigned).await;
-    let event = |sequence, body| FromAgent::Event(Numbered { trial: trial.clone(), attempt, sequence, body });
-    let started = TrialEvent::Started { total_steps: 10, start_step: 0, digests: None };
-    says.send(event(1, started)).await.unwrap();
-    acknowledged(&mut hears, 1).await;
+    let Bench { store, scope, .. } = &bench;
+    let (says, mut hears, trial, attempt) = bench.begun().await;
 
     // The first that cannot be written is what the trial has cost so far; changes wait from then on.
     bench.fill(true);
     tokio::time::sleep(3 * SOON).await;
-    let summary = Box::new(TrialSummary { steps: 10, ..TrialSummary::default() });
-    let finished = TrialEvent::Finished { ending: Ending::Completed, summary, message: String::new() };
-    says.send(event(2, finished)).await.unwrap();
+    says.send(completed(&trial, attempt)).await.unwrap();
     assert!(timeout(SOON, acknowledged(&mut hears, 2)).await.is_err(), "it waits");
     drop((says, hears));
     tokio::time::sleep(2 * LEASE).await;
@@ -309,14 +318,7 @@ async fn what_ends_while_its_lease_does_is_charged() {
 async fn points_that_are_on_their_way_when_the_stream_ends_are_in_the_trials_record() {
     let bench = Bench::start().await;
     let Bench { desk, scope, .. } = &bench;
-    let (says, mut hears) = stream(desk, scope, Vec::new());
-    bench.submit(spec(&[2])).await;
-    let assigned = |message| if let ToAgent::Assign(assignment) = message { Some(assignment) } else { None };
-    let Assignment { trial, attempt, .. } = *told(&mut hears, assigned).await;
-    let started = TrialEvent::Started { total_steps: 10, start_step: 0, digests: None };
-    let event = Numbered { trial: trial.clone(), attempt, sequence: 1, body: started };
-    says.send(FromAgent::Event(event)).await.unwrap();
-    acknowledged(&mut hears, 1).await;
+    let (says, _hears, trial, attempt) = bench.begun().await;
 
     let point = MetricPoint { step: 2, time: Timestamp(0), values: vec![(EVAL_LOSS.into(), 1.0)] };
     let body = vec![point];
@@ -343,8 +345,7 @@ async fn points_that_were_refused_until_their_trial_was_over_are_nobodys() {
     let Bench { desk, scope, .. } = &bench;
     let (says, mut hears) = stream(desk, scope, Vec::new());
     bench.submit(spec(&[2, 4])).await;
-    let assigned = |message| if let ToAgent::Assign(assignment) = message { Some(assignment) } else { None };
-    let Assignment { trial, attempt, .. } = *told(&mut hears, assigned).await;
+    let Assignment { trial, attempt, .. } = assigned(&mut hears).await;
     let body = vec![MetricPoint { step: 2, time: Timestamp(0), values: vec![(EVAL_LOSS.into(), 1.0)] }];
     says.send(FromAgent::Metrics(Numbered { trial: trial.clone(), attempt, sequence: 1, body }))
         .await
@@ -360,5 +361,47 @@ async fn points_that_were_refused_until_their_trial_was_over_are_nobodys() {
     is_full.store(false, Ordering::Relaxed);
     tokio::time::sleep(SOON).await;
     assert_eq!(desk.history.curve(&trial, &ended.attempts).await.unwrap(), []);
+    scope.finish(SOON).await;
+}
+
+/// What is said again before its first is durable is kept twice, and is not the same if the agent trained on: what the
+/// trial's record comes to name stays, and the other goes.
+#[tokio::test(start_paused = true)]
+async fn of_what_documents_made_of_a_trial_that_stays_which_its_record_names() {
+    let bench = Bench::start().await;
+    let Bench { store, desk, scope, .. } = &bench;
+    let (says, mut hears, trial, attempt) = bench.begun().await;
+    let finished = |steps| {
+        let items = ItemScores {
+            metric: "eval/t/acc".into(),
+            asked: "x".into(),
+            scores: vec![255],
+            base: vec![0],
+            parts: Vec::new(),
+        };
+        finished(&trial, attempt, TrialSummary { steps, item_scores: vec![items], ..TrialSummary::default() })
+    };
+
+    // The first that cannot be written is what the trial has cost so far; changes wait from then on.
+    bench.fill(true);
+    tokio::time::sleep(3 * SOON).await;
+    says.send(finished(9)).await.unwrap();
+    assert!(timeout(SOON, acknowledged(&mut hears, 2)).await.is_err(), "it waits");
+    drop((says, hears));
+    let (says, mut hears) = stream(desk, scope, vec![Holding { trial: trial.clone(), attempt, step: 9 }]);
+    says.send(finished(10)).await.unwrap();
+    assert!(timeout(SOON, acknowledged(&mut hears, 2)).await.is_err(), "it waits behind the first");
+    let [first, again] = [9, 10].map(|step| format!("sweeps/{trial}/items-a{}-s{step}", attempt.0));
+    let is_there = async |path: &str| desk.artifacts.items(path).await.is_ok();
+    assert!(is_there(&first).await && is_there(&again).await);
+
+    bench.fill(false);
+    acknowledged(&mut hears, 2).await;
+    let summary = store.trial(&trial).await.unwrap().unwrap().trial.summary.unwrap();
+    assert_eq!(summary.items.as_ref(), Some(&first));
+    assert!(is_there(&first).await && !is_there(&again).await);
+    // Nor does it go however late it is called unneeded.
+    desk.discard(&trial, [first.clone()]).await;
+    assert!(is_there(&first).await);
     scope.finish(SOON).await;
 }

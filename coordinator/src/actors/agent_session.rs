@@ -50,6 +50,19 @@ pub struct Desk {
     pub lease: Duration,
 }
 
+impl Desk {
+    /// Removes what was stored for a trial and came too late for its record, so that no record can come to point at it. One
+    /// may already, if the same was stored before: the durable one says so, of which nobody knows here how far it is behind.
+    pub async fn discard(&self, trial: &TrialId, paths: impl IntoIterator<Item = String>) {
+        let used = match self.directory.store().trial(trial).await {
+            Ok(record) => record.map(|record| record.paths()).unwrap_or_default(),
+            // It goes at the next start.
+            Err(error) => return tracing::warn!(%trial, %error, "what its record does not name stays for now"),
+        };
+        self.artifacts.discard(trial, paths.into_iter().filter(|path| !used.contains(path))).await;
+    }
+}
+
 /// Messages of one agent, each with its points and their values, that may wait before its stream is not read on: some
 /// tens of MB.
 const MOST_WAITING: usize = 1 << 18;
@@ -225,8 +238,11 @@ impl Session<'_> {
             }
         }
         let done = self.desk.directory.event(trial, attempt, self.agent, event).await;
-        if let Err(CoordinatorError::Fenced { .. } | CoordinatorError::NotFound { .. }) = &done {
-            self.desk.artifacts.discard(trial, kept).await;
+        // While it was kept the attempt may have ended, or been heard of already: then the event is taken as a repetition.
+        if kept.is_some()
+            && let Ok(()) | Err(CoordinatorError::Fenced { .. } | CoordinatorError::NotFound { .. }) = &done
+        {
+            self.desk.discard(trial, kept).await;
         }
         done
     }

@@ -43,8 +43,8 @@ impl AdapterService for Services {
         let id = trial_id(request.into_inner().trial_id)?;
         let trial = self.desk.directory.trial(&id).await?.trial;
         let path = trial.adapter.ok_or_else(|| CoordinatorError::not_found("adapter of trial", &id))?;
-        let files = self.artifacts.files(&path).await.map_err(CoordinatorError::from)?;
-        let artifacts = self.artifacts.clone();
+        let files = self.desk.artifacts.files(&path).await.map_err(CoordinatorError::from)?;
+        let artifacts = self.desk.artifacts.clone();
         let pieces = futures::stream::iter(files).flat_map(move |file| {
             let (name, sha256) = (file.name.clone(), file.sha256.to_vec());
             let last = v1::DownloadAdapterResponse { file: name.clone(), data: Vec::new(), sha256 };
@@ -61,7 +61,7 @@ impl AdapterService for Services {
 impl Services {
     async fn adapter(&self, record: TrialRecord) -> Result<Option<v1::Adapter>> {
         let Some(path) = record.trial.adapter else { return Ok(None) };
-        let files = match self.artifacts.files(&path).await {
+        let files = match self.desk.artifacts.files(&path).await {
             Ok(files) => files,
             // The sweep let go of it since.
             Err(ArtifactError::NotFound(_)) => return Ok(None),
@@ -72,7 +72,7 @@ impl Services {
             step: record.adapter_step,
             eval_loss: record.trial.eval_loss,
             bytes: files.iter().map(|f| f.bytes).sum(),
-            local_path: self.artifacts.local_path(&path).map(|p| p.display().to_string()),
+            local_path: self.desk.artifacts.local_path(&path).map(|p| p.display().to_string()),
             path,
         }))
     }

@@ -27,7 +27,7 @@ pub async fn upload(
     let (trial, attempt, step) = (TrialId::new(header.trial_id), Attempt(header.attempt), header.step);
     current(services, &trial, attempt, &caller).await?;
     let files = header.files.into_iter().map(file_spec).collect::<Result<_>>()?;
-    let begun = services.artifacts.begin(&trial, attempt, step, files);
+    let begun = services.desk.artifacts.begin(&trial, attempt, step, files);
     let mut upload = begun.map_err(CoordinatorError::from)?;
     while let Some(message) = pieces.message().await? {
         match message.piece {
@@ -45,26 +45,15 @@ pub async fn upload(
     let unused = match services.desk.directory.checkpoint(&trial, attempt, step, stored).await {
         // While it was uploaded its attempt ended, or its sweep was deleted.
         Err(error @ (CoordinatorError::Fenced { .. } | CoordinatorError::NotFound { .. })) => {
-            discard(services, &trial, paths).await;
+            services.desk.discard(&trial, paths).await;
             return Err(error.into());
         }
         unused => unused?,
     };
     crash::point("checkpoint/recorded");
-    services.artifacts.discard(&trial, unused).await;
+    services.desk.artifacts.discard(&trial, unused).await;
     tracing::info!(%trial, %attempt, step, "checkpoint stored");
     Ok(response)
-}
-
-/// Removes what was stored for an attempt that is not current any more, so that no record can come to point at it. One may
-/// already, if it was uploaded before: the durable one says so, of which nobody knows here how far it is behind.
-async fn discard(services: &Services, trial: &TrialId, paths: Vec<String>) {
-    let used = match services.desk.directory.store().trial(trial).await {
-        Ok(record) => record.map(|record| record.paths()).unwrap_or_default(),
-        // It goes at the next start.
-        Err(error) => return tracing::warn!(%trial, %error, "a checkpoint that nothing needs stays for now"),
-    };
-    services.artifacts.discard(trial, paths.into_iter().filter(|path| !used.contains(path))).await;
 }
 
 /// What came of a write, which people are told of if the disk refused it.
@@ -90,7 +79,7 @@ pub async fn download(
     let checkpoint = checkpoint.ok_or_else(|| CoordinatorError::not_found("checkpoint of trial", &trial))?;
     let mut files = Vec::new();
     for path in [checkpoint.adapter, checkpoint.resume] {
-        for file in services.artifacts.files(&path).await? {
+        for file in services.desk.artifacts.files(&path).await? {
             files.push((path.clone(), file));
         }
     }
@@ -101,7 +90,8 @@ pub async fn download(
         files: files.iter().map(|(_, file)| wire_file(file)).collect(),
     };
     let message = |piece| v1::DownloadCheckpointResponse { piece: Some(piece) };
-    let data = read(services.artifacts.clone(), files).map_ok(move |(_, data)| message(Down::Data(data)));
+    let data =
+        read(services.desk.artifacts.clone(), files).map_ok(move |(_, data)| message(Down::Data(data)));
     let first = futures::stream::iter([Ok(message(Down::Header(header)))]);
     Ok(Box::pin(first.chain(data.map_err(Status::from))))
 }

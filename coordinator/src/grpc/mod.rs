@@ -16,7 +16,6 @@ mod trials;
 
 use crate::access::Access;
 use crate::actors::agent_session::Desk;
-use crate::artifacts::Artifacts;
 use crate::blobs::Blobs;
 use crate::error::{CoordinatorError, Result};
 use crate::place::Place;
@@ -53,10 +52,8 @@ type Answers<T> = Pin<Box<dyn futures::Stream<Item = std::result::Result<T, Stat
 /// What the services work with.
 #[derive(Clone)]
 pub struct Services {
-    /// Sweeps, leases and history.
+    /// Sweeps, leases, history and checkpoints.
     pub desk: Desk,
-    /// Checkpoints.
-    pub artifacts: Artifacts,
     /// Data that submitters upload.
     pub blobs: Blobs,
     /// The hour.

@@ -338,7 +338,7 @@ impl Services {
         let read = |record: &TrialRecord| {
             let (trial, path) = (record.trial.id.clone(), items_of(record).unwrap_or_default().to_owned());
             async move {
-                let items = self.artifacts.items(&path).await;
+                let items = self.desk.artifacts.items(&path).await;
                 let items = items.inspect_err(|error| {
                     tracing::warn!(%trial, %error, "what single documents made of it cannot be read");
                 });
