@@ -241,7 +241,8 @@ async fn a_lost_agents_trial_goes_on_elsewhere_from_its_checkpoint() {
     assert_eq!(curve, [(1, 5.0), (2, 4.0), (3, 3.0), (4, 2.0)], "gap-free and single-valued");
     let log = operations::log(&fixture, &first.trial_id, false).await;
     let (_, attempt, why) = log.iter().find(|(event, ..)| event == "queued").unwrap();
-    assert!(*attempt == 1 && why.ends_with("; 2 steps since its last checkpoint are made again"), "{log:?}");
+    let again = "; 2 steps that it told of since its last checkpoint are made again";
+    assert!(*attempt == 1 && why.ends_with(again), "{log:?}");
     let attempts = fixture.trial(&first.trial_id).await.attempts;
     let shown = attempts.iter().map(|a| (a.attempt, a.step, a.agent_id.as_deref(), a.device_id.as_deref()));
     assert_eq!(shown.collect::<Vec<_>>(), [(1, 0, Some("a"), Some("cpu")), (2, 2, Some("b"), Some("cpu"))]);

@@ -83,10 +83,15 @@ impl Told {
                 }
                 TrialState::Queued if before.state.is_some() => {
                     let why = why.unwrap_or("its agent gave it back");
+                    // It may have made more, of which nobody has heard here.
                     let again = match step.saturating_sub(self.checkpoint.unwrap_or(0)) {
                         0 => String::new(),
-                        1 => "; the step since its last checkpoint is made again".into(),
-                        steps => format!("; {steps} steps since its last checkpoint are made again"),
+                        1 => "; the step that it told of since its last checkpoint is made again".into(),
+                        steps => {
+                            format!(
+                                "; {steps} steps that it told of since its last checkpoint are made again"
+                            )
+                        }
                     };
                     tell("queued", format!("{why}{again}"));
                 }
