@@ -101,7 +101,8 @@ impl AdamW {
     }
 
     /// One step with the accumulated gradients, divided by `divisor` and clipped, if they are finite; they are forgotten in
-    /// any case. Returns their global L2 norm, divided and not clipped.
+    /// any case. Returns their global L2 norm, divided and not clipped. [`run::step_pack`](crate::run::step_pack) does the
+    /// same in parts, for all runs of a pack together; this is for one adapter by itself.
     ///
     /// # Errors
     /// A tensor operation fails.
