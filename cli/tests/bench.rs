@@ -43,23 +43,6 @@ fn a_step_is_timed() {
     }
 }
 
-/// What has nothing to put in order ends at once, as one that was interrupted, and after telemetry was flushed.
-#[test]
-fn what_works_alone_ends_when_it_is_told_to() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lorafleet"));
-    let mut child = command.args(["bench", "train", "--steps", "1000000000"]).spawn().unwrap();
-    let listens = || {
-        let threads = std::fs::read_dir(format!("/proc/{}/task", child.id())).unwrap().flatten();
-        let mut names = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
-        names.any(|name| name == "interrupt\n")
-    };
-    while !listens() {
-        std::thread::yield_now();
-    }
-    tests::signal(child.id(), "TERM");
-    assert_eq!(child.wait().unwrap().code(), Some(130));
-}
-
 #[test]
 fn a_base_is_loaded() {
     let bench_load = |flags: &[&str]| {

@@ -5,7 +5,8 @@
 
 mod otlp;
 
-use otlp::{Collector, TENANT, attribute, text};
+use domain::{Clock, SystemClock};
+use otlp::{Collector, PATIENCE, TENANT, attribute, text};
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::process::{Child, Command, Output, Stdio};
@@ -83,29 +84,36 @@ fn dropped_by(text: &str) -> usize {
 
 fn start(role: &str, variables: &[(&str, String)]) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "role", "--nocapture"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(["--exact", "role", "--nocapture"]).env(ROLE, role).env("HF_TOKEN", SECRET);
+    spawn(&mut command, variables)
+}
+
+/// Starts a program that is told these variables alone of telemetry.
+fn spawn(command: &mut Command, variables: &[(&str, String)]) -> Child {
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("OTEL_")) {
         command.env_remove(name);
     }
-    command.env(ROLE, role).env("HF_TOKEN", SECRET).env_remove(telemetry::LOG);
-    command.envs(variables.iter().map(|(name, value)| (name, value))).spawn().unwrap()
+    command.env_remove(telemetry::LOG).envs(variables.iter().map(|(name, value)| (name, value)));
+    command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
 fn output(child: Child) -> Output {
     child.wait_with_output().unwrap()
 }
 
+/// The variables that have a program send everything to a collector, and nothing before its end.
+fn late(collector: &Collector) -> Vec<(&'static str, String)> {
+    let mut variables = collector.variables();
+    let often = ["OTEL_BSP_SCHEDULE_DELAY", "OTEL_BLRP_SCHEDULE_DELAY", "OTEL_METRIC_EXPORT_INTERVAL"];
+    variables.extend(often.map(|name| (name, "3600000".to_string())));
+    variables
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_way_out_loses_nothing() {
     for role in ["returns", "fails", "panics", "waits"] {
         let collector = Collector::start().await;
-        // Nothing is sent before the end.
-        let mut variables = collector.variables();
-        variables.extend(
-            ["OTEL_BSP_SCHEDULE_DELAY", "OTEL_BLRP_SCHEDULE_DELAY", "OTEL_METRIC_EXPORT_INTERVAL"]
-                .map(|name| (name, "3600000".to_string())),
-        );
-        let mut child = start(role, &variables);
+        let mut child = start(role, &late(&collector));
         // Kept to the end, so that the program can go on writing.
         let mut lines = None;
         if role == "waits" {
@@ -141,6 +149,35 @@ async fn every_way_out_loses_nothing() {
         let renewals = received.metrics.iter().find(|(_, metric)| metric.name == "lorafleet.lease.renewals");
         assert_eq!(renewals.expect(role).1.unit, "{lease}");
     }
+}
+
+/// A verb that works alone has nothing to put in order, and no runtime that could hear of a signal: it ends at once, as one
+/// that was interrupted.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_verb_that_a_signal_ends_loses_nothing_that_is_measured() {
+    let collector = Collector::start().await;
+    let mut command = Command::new(tests::program::path("lorafleet"));
+    // More steps than anybody waits for, of few rows.
+    command.args(["bench", "train", "--batch", "1", "--steps", "20000"]);
+    let mut child = spawn(&mut command, &late(&collector));
+    // Its name is there once it has a handler for the signal.
+    let listens = |id| {
+        let threads = std::fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+        let mut names = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("comm")).ok());
+        names.any(|name| name == "interrupt\n")
+    };
+    let clock = SystemClock::new();
+    while child.try_wait().unwrap().is_none() && !listens(child.id()) && clock.monotonic() < PATIENCE {
+        std::thread::yield_now();
+    }
+    let before = collector.received().metrics.len();
+    // Whatever is found, it is not left to go on.
+    tests::signal(child.id(), "TERM");
+    let output = tokio::task::spawn_blocking(move || output(child)).await.unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(before, 0, "it is the flush that sends them");
+    let received = collector.received();
+    assert!(received.metrics.iter().any(|(of, _)| of == "lorafleet"), "{received:#?}");
 }
 
 /// What the process of an engine logs is exported, at its place in a trial's trace; all else of it its agent tells.

@@ -41,7 +41,7 @@ use tonic::{Request, Response, Status};
 use tower::{Layer, Service};
 
 /// What a test waits for at most.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A header that a test has programs send.
 pub const TENANT: &str = "x-tenant";
