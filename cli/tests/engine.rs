@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::{Sandbox, engines};
+use common::{PATIENCE, Sandbox, engines, soon};
 use domain::SystemClock;
 use domain::trial::{EvalSplit, FailureClass, GradientCheckpointing, TrialConfig};
 use gpu_agent::Assignment;
@@ -100,7 +100,8 @@ impl Bench {
     /// The next that happens to a trial.
     async fn next(&mut self) -> (String, Happening) {
         loop {
-            let event = self.host.events.recv().await.expect("the host lives");
+            let event = tokio::time::timeout(PATIENCE, self.host.events.recv()).await;
+            let event = event.expect("waited in vain for an event").expect("the host lives");
             if let Event::Trial(assignment, happening) = event {
                 return (assignment.trial.to_string(), happening);
             }
@@ -137,7 +138,8 @@ impl Bench {
     /// Ends the host. Nothing of it is left then.
     async fn end(mut self) {
         drop(self.host.commands);
-        while self.host.events.recv().await.is_some() {}
+        let ends = async { while self.host.events.recv().await.is_some() {} };
+        tokio::time::timeout(PATIENCE, ends).await.expect("the host ends");
         assert!(self.scope.finish(Duration::from_secs(60)).await);
     }
 }
@@ -438,7 +440,7 @@ fn kill_engine_when_training(sandbox: &Sandbox, run: u32) {
         let trials = sandbox.json(&["trials", "list", sweeps[0]["id"].as_str().unwrap()]);
         trials.as_array().unwrap().iter().map(|trial| trial["step"].as_u64().unwrap()).sum::<u64>()
     };
-    while made() < 12 {}
+    soon("some steps", || (made() >= 12).then_some(()));
     let [engine] = engines(run, None)[..] else { panic!("one engine expected") };
     tests::signal(engine, "KILL");
 }

@@ -4,8 +4,8 @@
 
 mod common;
 
-use common::Sandbox;
 use common::mlflow::Mlflow;
+use common::{Sandbox, soon};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::Field;
 use serde_json::{Value, json};
@@ -415,7 +415,7 @@ impl Server {
         // Read to its end: a server whose messages nobody reads must not end of it.
         std::thread::spawn(move || std::io::copy(&mut said, &mut std::io::sink()));
         let server = Self(child);
-        while sandbox.json(&["agents", "list"]).as_array().unwrap().is_empty() {}
+        soon("its agent", || sandbox.json(&["agents", "list"]).as_array().unwrap().first().map(|_| ()));
         server
     }
 }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::Sandbox;
+use common::{Sandbox, soon};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -67,14 +67,12 @@ impl Drop for Server {
 
 /// Asks until both trials are as wanted. A sweep that is over first fails the test.
 fn until(sandbox: &Sandbox, id: &str, wanted: impl Fn(&Value) -> bool) {
-    loop {
+    soon("both trials", || {
         let sweep = sandbox.json(&["get", id]);
         assert_eq!(sweep["state"], "running", "{sweep:#}");
         let trials = sweep["trials"].as_array().unwrap();
-        if trials.len() == 2 && trials.iter().all(&wanted) {
-            return;
-        }
-    }
+        (trials.len() == 2 && trials.iter().all(&wanted)).then_some(())
+    });
 }
 
 fn message(output: &Output) -> String {
@@ -202,7 +200,7 @@ fn a_sweep_is_paused_resumed_extended_tried_again_and_deleted() {
     until(&sandbox, &id, |trial| trial["step"].as_u64() >= Some(10));
     assert_eq!(sandbox.json(&["pause", &id])["state"], "paused");
     let trials = || sandbox.json(&["trials", "list", &id]).as_array().unwrap().clone();
-    while !trials().iter().all(|trial| trial["state"] == "queued") {}
+    soon("both to be queued", || trials().iter().all(|trial| trial["state"] == "queued").then_some(()));
     let paused_at: Vec<_> = trials().iter().map(|trial| trial["resume"][1].clone()).collect();
     assert!(paused_at.iter().all(|step| step.as_u64() >= Some(5)), "{paused_at:?}");
     assert_eq!(sandbox.json(&["resume", &id])["state"], "running");

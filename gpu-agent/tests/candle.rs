@@ -3,11 +3,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
-use domain::SystemClock;
 use domain::metric;
 use domain::trial::{
     Digests, EvalSplit, FailureClass, GradientCheckpointing, PrecisionMode, TrialConfig, TrialSummary,
 };
+use domain::{Clock, SystemClock};
 use gpu_agent::Assignment;
 use gpu_agent::cache::Cache;
 use gpu_agent::cache::quantised::Room;
@@ -22,6 +22,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// What a test waits for at most.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn device() -> trainer::Device {
     let name = std::env::var("LORAFLEET_TEST_DEVICE").unwrap_or_else(|_| "cpu".into());
@@ -147,7 +150,9 @@ impl Bench {
                 if let Some(draft) = room.as_ref().map(Room::draft) {
                     self.engine.keep(draft);
                     // It is written, or given up, whatever the engine does meanwhile.
+                    let clock = SystemClock::new();
                     while draft.data(cache.root()).exists() {
+                        assert!(clock.monotonic() < PATIENCE, "waited in vain for a base to be written");
                         std::thread::yield_now();
                     }
                 }
@@ -473,11 +478,14 @@ async fn running_out_of_memory_in_a_process_ends_one_trial() {
             said.insert(admission.assignment.clone(), Said::default());
             host.commands.send(Command::Admit(Box::new(admission))).await.unwrap();
         }
-        while said.values().any(|said| said.last.is_none()) {
-            if let Event::Trial(about, happening) = host.events.recv().await.expect("the host lives") {
-                listen(said.get_mut(&about).unwrap(), happening);
+        let to_their_ends = async {
+            while said.values().any(|said| said.last.is_none()) {
+                if let Event::Trial(about, happening) = host.events.recv().await.expect("the host lives") {
+                    listen(said.get_mut(&about).unwrap(), happening);
+                }
             }
-        }
+        };
+        tokio::time::timeout(PATIENCE, to_their_ends).await.expect("all trials end");
     }
     drop(taken);
     let of = |name| &said[&Assignment::new(name, 1)];

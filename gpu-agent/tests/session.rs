@@ -298,7 +298,9 @@ async fn uploaded_data_is_fetched_ahead() {
     let hint = vec!["rows.jsonl".into(), never.to_string(), named.clone()];
     connection.send(Down::Prefetch(v1::Prefetch { data: hint })).await;
     let whole = stage.dir.path().join(format!("cache/{tree}/tree"));
+    let mut heartbeats = 0..200;
     while !whole.exists() {
+        heartbeats.next().expect("it is fetched");
         connection.heartbeat().await;
     }
     // Nothing is left to be asked for.

@@ -16,6 +16,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// What a test waits for at most.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 const ROLE: &str = "LORAFLEET_TEST_ROLE";
 const DIR: &str = "LORAFLEET_TEST_DIR";
 const ADDRESS: &str = "LORAFLEET_TEST_ADDRESS";
@@ -81,14 +84,18 @@ async fn train(kills: &[(&str, u64)]) -> BTreeMap<String, Trial> {
     let mut agent = Process::start("agent", dir.path(), &address);
     let endpoint = format!("http://{address}");
     let sweep_id = submit(&endpoint).await;
+    let reach = async |step| {
+        let reached = tokio::time::timeout(PATIENCE, until(&endpoint, &sweep_id, step)).await;
+        reached.unwrap_or_else(|_| panic!("{kills:?}: waited in vain for step {step}"));
+    };
     for (role, step) in kills {
-        until(&endpoint, &sweep_id, *step).await;
+        reach(*step).await;
         let killed = if *role == "agent" { &mut agent } else { &mut coordinator };
         killed.child.kill().unwrap();
         killed.child.wait().unwrap();
         *killed = Process::start(role, dir.path(), &address);
     }
-    until(&endpoint, &sweep_id, u64::MAX).await;
+    reach(u64::MAX).await;
     let results = results(&endpoint, &sweep_id).await;
     drop((agent, coordinator));
     let found = coordinator::fsck::check(&dir.path().join("coordinator")).unwrap();

@@ -2,11 +2,28 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+use domain::{Clock, SystemClock};
 use serde_json::json;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::time::Duration;
 use tests::certificates::{Authority, Pair};
 use tests::program::{Program, output};
+
+/// What a test waits for at most.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until a listing of agents has that in it: one that has just started is not connected yet.
+fn listed(listing: &[&str], part: &str) {
+    let clock = SystemClock::new();
+    loop {
+        let (_, listed, said) = output("lorafleet", listing, &[]);
+        if listed.contains(part) {
+            return;
+        }
+        assert!(clock.monotonic() < PATIENCE, "waited in vain for {part} in {listing:?}: {listed}{said}");
+    }
+}
 
 /// The flags of a client.
 fn client(authority: &Authority, pair: &Pair) -> [String; 6] {
@@ -93,9 +110,8 @@ fn this_machine_as_a_server_for_others() {
     let ca = authority.ca.to_str().unwrap();
     let from_here = ["agents", "list", "-o", "json", "--data-dir", &data];
     let from_elsewhere = ["agents", "list", "-o", "json", "--endpoint", endpoint, "--ca", ca];
-    for arguments in [&from_here[..], &from_elsewhere[..]] {
-        let (code, listed, said) = output("lorafleet", arguments, &[]);
-        assert!(code == Some(0) && listed.contains("devices"), "{arguments:?}: {listed}{said}");
+    for listing in [&from_here[..], &from_elsewhere[..]] {
+        listed(listing, "devices");
     }
     assert!(up.terminate());
 }
@@ -124,7 +140,7 @@ fn an_agent_that_is_refused_says_why() {
     let first = agent("gpu-1");
     let viewer = path("eve");
     let listing = ["agents", "list", "-o", "json", "--endpoint", &endpoint, "--token-file", &viewer];
-    while !output("lorafleet", &listing, &[]).1.contains("agent-") {}
+    listed(&listing, "agent-");
     assert!(first.terminate());
     let mut second = agent("gpu-2");
     let said = second.hears("not connected to the coordinator");

@@ -4,12 +4,28 @@
 
 pub mod mlflow;
 
+use domain::{Clock, SystemClock};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 /// Tests ask again and again, without a pause, what people ask now and then.
 pub const UNHURRIED: (&str, &str) = ("LORAFLEET_MAX_CALLS_PER_SECOND", "1000000");
+
+/// What a test waits for at most.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Asks again and again, until there is an answer.
+pub fn soon<T>(what: &str, ask: impl Fn() -> Option<T>) -> T {
+    let clock = SystemClock::new();
+    loop {
+        if let Some(found) = ask() {
+            return found;
+        }
+        assert!(clock.monotonic() < PATIENCE, "waited in vain for {what}");
+    }
+}
 
 /// A sweep file and a data directory of one test.
 pub struct Sandbox {

@@ -1,7 +1,7 @@
 //! A disk that is full for a while, or read-only: a real file system of a few megabytes, in a mount namespace of its
 //! own.
 
-use crate::common::{Sandbox, UNHURRIED};
+use crate::common::{Sandbox, UNHURRIED, soon};
 use crate::server::{results, sweep, watched_to_its_end};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -69,20 +69,18 @@ impl Server {
         Self { shell, pid, disk, endpoint, http }
     }
 
-    /// Takes all the room that is left.
+    /// Takes all the room that is left. Once is not enough: a checkpoint that a newer one replaced is removed, and makes
+    /// room for the next.
     fn fill(&self) {
-        let mut filler = std::fs::File::create(self.disk.join("filler")).unwrap();
+        let filler = self.disk.join("filler");
+        let mut filler = std::fs::OpenOptions::new().append(true).create(true).open(filler).unwrap();
         while filler.write_all(&[1; 4096]).is_ok() {}
     }
 
-    /// Returns once `/readyz` answers with that status; what it says.
-    fn readiness(&self, status: u16) -> String {
-        loop {
-            let (found, said) = get(&self.http, "/readyz");
-            if found == status {
-                return said;
-            }
-        }
+    /// What `/readyz` says, if that is its status.
+    fn readiness(&self, status: u16) -> Option<String> {
+        let (found, said) = get(&self.http, "/readyz");
+        (found == status).then_some(said)
     }
 
     fn make_room(&self) {
@@ -124,28 +122,33 @@ fn a_disk_that_was_full_for_a_while_lost_nothing() {
         let trials: Value = sandbox.json(&["trials", "list", &id]);
         trials.as_array().unwrap().iter().map(|trial| trial["step"].as_u64().unwrap()).collect()
     };
-    while steps().iter().sum::<u64>() < 10 {}
+    soon("some steps", || (steps().iter().sum::<u64>() >= 10).then_some(()));
 
-    server.fill();
-    let told = loop {
+    let told = soon("a word of the full disk", || {
+        server.fill();
         let listed = sandbox.lorafleet(&["list", "-o", "json"]);
         assert!(listed.status.success(), "what is there can be read: {}", said(&listed));
         if said(&listed).contains("cannot write at the moment") {
-            break said(&listed);
+            return Some(said(&listed));
         }
         let state = sandbox.json(&["get", &id])["state"].clone();
         assert_eq!(state, "running", "the sweep was over before the disk was full");
-    };
+        None
+    });
     assert!(told.contains("No space left") || told.contains("disk is full"), "{told}");
+    server.fill();
     let refused = sandbox.lorafleet(&["cancel", &id]);
     assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
     assert!(said(&refused).contains("nothing was changed"), "{}", said(&refused));
-    let why = server.readiness(503);
+    let why = soon("it not to be ready", || {
+        server.fill();
+        server.readiness(503)
+    });
     assert!(why.starts_with("not ready: "), "{why}");
     assert!(why.contains("No space left") || why.contains("disk is full"), "{why}");
 
     server.make_room();
-    assert_eq!(server.readiness(200), "ready\n");
+    assert_eq!(soon("it to be ready", || server.readiness(200)), "ready\n");
     assert!(watched_to_its_end(&sandbox, &id));
     let interrupted = results(&sandbox, &id);
     let (code, findings) = server.stop();

@@ -1,6 +1,6 @@
 //! SIGKILL at drawn moments, of the server or of its engine's process. `LORAFLEET_SEED=n` replays one seed.
 
-use crate::common::{Sandbox, engines};
+use crate::common::{Sandbox, engines, soon};
 use crate::server::{Trial, expect_sound, finish, sweep, the_sweep, up_with_engine};
 use domain::rng;
 use serde_json::Value;
@@ -33,12 +33,11 @@ fn makes(sandbox: &Sandbox, id: &str, steps: u64) -> bool {
         let made = trials.iter().map(|trial| trial["step"].as_u64().unwrap()).sum::<u64>();
         (made, trials.iter().all(is_safe), sweep["state"] == "running")
     };
-    let (start, mut safe, mut running) = state();
-    let mut made = start;
-    while running && (made < start + steps || !safe) {
-        (made, safe, running) = state();
-    }
-    running
+    let (start, ..) = state();
+    soon("more steps", || {
+        let (made, safe, running) = state();
+        (!running || made >= start + steps && safe).then_some(running)
+    })
 }
 
 /// A sweep under two to four kills. Answers with its results, and how many kills hit it while it ran.

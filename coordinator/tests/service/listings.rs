@@ -7,7 +7,7 @@ use proto::v1;
 use proto::v1::TrialState;
 use proto::v1::watch_sweep_response::Event;
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tonic::Code;
 
@@ -172,14 +172,20 @@ async fn a_watcher_that_falls_behind_misses_no_end() {
         agent.start(&assign).await;
         agent.finish(&assign, v1::Ending::Completed, Some(1.0)).await;
     }
-    let (mut newest, mut state) = (BTreeMap::new(), None);
+    let (mut newest, mut ran, mut state) = (BTreeMap::new(), BTreeSet::new(), None);
     while let Some(event) = watch.next().await {
         match event {
             Event::Sweep(sweep) => state = Some(sweep.state()),
-            Event::Trial(trial) => drop(newest.insert(trial.number, trial.state())),
+            Event::Trial(trial) => {
+                if trial.state() == TrialState::Running {
+                    ran.insert(trial.number);
+                }
+                newest.insert(trial.number, trial.state());
+            }
             Event::Progress(_) => {}
         }
     }
     assert_eq!((state, newest.len()), (Some(v1::SweepState::Completed), rates.len()));
     assert!(newest.values().all(|state| *state == TrialState::Completed), "{newest:?}");
+    assert!(ran.len() < rates.len(), "it was kept waiting for, and heard that each trial ran");
 }
