@@ -35,7 +35,6 @@ import random
 import re
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -43,17 +42,16 @@ import tempfile
 import time
 import urllib.request
 
-from common import LORAFLEET, ROOT, build, processor, tell
+from common import PATIENCE, SHARED, Programs, build, free_port, processor, tell, until
 
 TARGET = 1.02
 COSTS = ["training_cpu_seconds", "training_seconds"]
 # Trials that a CPU trains together at most.
 PACK = 4
-# Seconds of a turn, and those that anything else is waited for at most.
-SLICE, PATIENCE = 1.0, 120
+# Seconds of a turn.
+SLICE = 1.0
 # Steps by which it is found out how long one takes.
 TRIED = 20
-SHARED = pathlib.Path(os.environ.get("LORAFLEET_SHARED", ROOT.parent / "shared")) / "data"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 # 19,520 parameters of an adapter of all linear layers a rank.
@@ -69,15 +67,12 @@ class Fleet:
 
     def __init__(self, folder, sweep, ending):
         folder.mkdir()
-        self.folder, self.ending = folder, ending
-        self.binary = pathlib.Path(os.environ.get("LORAFLEET", LORAFLEET)).resolve()
-        dropped = ("OTEL_", "LORAFLEET_")
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+        self.folder = folder
         # Threads that wait for each other spin, the more the busier the machine is: that is no cost of checkpoints.
-        self.environment.update(RAYON_NUM_THREADS="1", XDG_CONFIG_HOME=str(folder / "config"), LORAFLEET_LOG="warn")
+        self.programs = Programs(folder, ending, RAYON_NUM_THREADS="1", LORAFLEET_LOG="warn")
         # A lease that outlives turns of others.
         listen = ["--listen", "127.0.0.1:0", "--assignment-lease", "60", "--data-dir", "data"]
-        self.coordinator = self.start("coordinator", *listen, stdout=subprocess.PIPE, text=True)
+        self.coordinator = self.programs.start("coordinator", *listen, stdout=subprocess.PIPE, text=True)
         line = self.coordinator.stdout.readline()
         assert line.startswith("listening on "), f"the coordinator said {line!r}"
         self.endpoint = line.split()[-1]
@@ -85,7 +80,7 @@ class Fleet:
         for number in range(-(-sweep["search"]["max_trials"] // PACK)):
             page = f"127.0.0.1:{free_port()}"
             options = ["--devices", "cpu", "--data-dir", f"agent-{number}", "--spot-notice", "off", "--http", page]
-            self.agents.append(self.start("gpu-agent", "--coordinator", self.endpoint, *options))
+            self.agents.append(self.programs.start("gpu-agent", "--coordinator", self.endpoint, *options))
             self.pages.append(page)
         until("the agents", lambda: sum(a["connected"] for a in self.lorafleet("agents", "list")) == len(self.agents))
         (folder / "sweep.yaml").write_text(json.dumps(sweep))
@@ -93,18 +88,8 @@ class Fleet:
         self.trained = 0.0
         self.signal(signal.SIGSTOP)
 
-    def start(self, name, *arguments, **options):
-        command = [self.binary.parent / name, *arguments]
-        process = subprocess.Popen(command, cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, **options)
-        self.ending.callback(process.wait)
-        self.ending.callback(process.kill)
-        return process
-
     def lorafleet(self, *arguments):
-        command = [self.binary, *arguments, "--endpoint", self.endpoint, "-o", "json"]
-        output = subprocess.run(
-            command, cwd=self.folder, env=self.environment, check=True, stdout=subprocess.PIPE, text=True, timeout=PATIENCE)
-        return json.loads(output.stdout)
+        return json.loads(self.programs.output(self.programs.binary, *arguments, "--endpoint", self.endpoint, "-o", "json"))
 
     def signal(self, number):
         for process in [self.coordinator, *self.agents]:
@@ -221,19 +206,6 @@ def measure(folder, number, sweeps, trials, steps):
     return {way: result[way] for way in sweeps}
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
-def until(what, holds):
-    """Asks again and again."""
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.1)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each way (default 3)")
@@ -241,8 +213,8 @@ def main():
     parser.add_argument("--every", type=float, default=10, help="seconds between two checkpoints of a trial (default 10)")
     parser.add_argument("--checkpoints", type=int, default=6, help="checkpoints of a trial before its last (default 6)")
     parser.add_argument("--rank", type=int, default=128, help="of the adapters (default 128: 10 MB)")
-    parser.add_argument("--tokenizer", type=pathlib.Path, default=SHARED / "models/stories260K-hf", help="of up to 512 tokens")
-    parser.add_argument("--data", type=pathlib.Path, default=SHARED / "instruct/instruct_500_guanaco.jsonl")
+    parser.add_argument("--tokenizer", type=pathlib.Path, default=SHARED / "data/models/stories260K-hf", help="of up to 512 tokens")
+    parser.add_argument("--data", type=pathlib.Path, default=SHARED / "data/instruct/instruct_500_guanaco.jsonl")
     parser.add_argument("--dir", help="a folder on the disk to use")
     parser.add_argument("--out", type=pathlib.Path, help="write the JSON to this file too")
     args = parser.parse_args()

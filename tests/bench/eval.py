@@ -22,7 +22,7 @@ import shutil
 import statistics
 import sys
 
-from common import LORAFLEET, ROOT, build, output_of, processor, python_with, run, tell
+from common import LORAFLEET, ROOT, SHARED, build, output_of, processor, python_with, run, tell
 
 PEER = ["torch==2.15.0", "transformers==5.23.0", "lm_eval[hf]==0.4.13"]
 TARGET = 3.0
@@ -37,7 +37,6 @@ def main():
     parser.add_argument("--limit", type=int, default=100, help="documents of each case (default 100, all that there are)")
     parser.add_argument("--out", type=pathlib.Path, help="write the JSON to this file too")
     args = parser.parse_args()
-    shared = pathlib.Path(os.environ.get("LORAFLEET_SHARED", ROOT / "../shared")).resolve()
     if "LORAFLEET" not in os.environ:
         build()
     python = python_with("eval-venv", PEER)
@@ -45,8 +44,8 @@ def main():
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     peer = ROOT / "tests/bench/lmeval_peer.py"
-    run([python, "-W", "ignore", peer, "model", shared / "data/models/llama2-tokenizer", folder / "model"])
-    cases = [measure(python, peer, folder, shared / "data/eval" / file, task, shots, args)
+    run([python, "-W", "ignore", peer, "model", SHARED / "data/models/llama2-tokenizer", folder / "model"])
+    cases = [measure(python, peer, folder, SHARED / "data/eval" / file, task, shots, args)
              for task, file, shots in CASES]
     document = {
         "date": datetime.date.today().isoformat(),

@@ -38,15 +38,12 @@ import tempfile
 import threading
 import time
 
-from common import LORAFLEET, ROOT, build, processor, tell
+from common import PATIENCE, Programs, base_and_rows, build, free_port, processor, tell, until
 
 # Seconds: the leases of a leader and of a trial unless told otherwise, and what may pass beyond either.
 TTL, LEASE, BEYOND = 10, 10, 5
 # Steps between two checkpoints.
 SAVE_STEPS = 50
-# Seconds that anything is waited for at most.
-PATIENCE = 120
-SHARED = pathlib.Path(os.environ.get("LORAFLEET_SHARED", ROOT.parent / "shared")) / "data"
 
 
 class Coordinator:
@@ -71,15 +68,12 @@ class Coordinator:
 
 class Fleet:
     def __init__(self, folder, ending):
-        self.folder, self.ending = folder, ending
-        self.binary = pathlib.Path(os.environ.get("LORAFLEET", LORAFLEET)).resolve()
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("LORAFLEET_", "OTEL_"))}
-        self.environment = {**kept, "XDG_CONFIG_HOME": str(folder / "config"), "LORAFLEET_LOG": "error"}
+        self.folder = folder
         # Asked again and again, as people do not.
-        self.environment["LORAFLEET_MAX_CALLS_PER_SECOND"] = "100000"
+        self.programs = Programs(folder, ending, LORAFLEET_LOG="error", LORAFLEET_MAX_CALLS_PER_SECOND="100000")
         [clients, peers] = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
         self.etcd = clients
-        self.start(
+        self.programs.start(
             "etcd", "--data-dir", "etcd", "--log-level", "error", "--listen-client-urls", clients, "--advertise-client-urls",
             clients, "--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers, "--initial-cluster", f"default={peers}")
         until("etcd", lambda: listens(clients))
@@ -90,31 +84,21 @@ class Fleet:
         for name in ["one", "two"]:
             self.agent(name)
 
-    def start(self, name, *arguments, **options):
-        program = name if name == "etcd" else self.binary.parent / name
-        process = subprocess.Popen(
-            [program, *arguments], cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, **options)
-        self.ending.callback(process.wait)
-        self.ending.callback(process.kill)
-        return process
-
     def coordinator(self):
         options = ["--listen", "127.0.0.1:0", "--etcd", self.etcd, "--artifacts", "store"]
-        return Coordinator(self.start("coordinator", *options, stdout=subprocess.PIPE, text=True))
+        return Coordinator(self.programs.start("coordinator", *options, stdout=subprocess.PIPE, text=True))
 
     def agent(self, name):
         options = ["--etcd", self.etcd, "--devices", "cpu", "--data-dir", name, "--spot-notice", "off"]
-        process = self.start("gpu-agent", *options)
+        process = self.programs.start("gpu-agent", *options)
         file = self.folder / name / "agent-id"
         until(f"the agent {name}", file.exists)
         self.agents[file.read_text().strip()] = (name, process)
         until("both agents", lambda: sum(agent["connected"] for agent in self.listed()) == len(self.agents))
 
     def lorafleet(self, *arguments):
-        command = [self.binary, *arguments, "--endpoint", self.leads.endpoint, "-o", "json"]
-        output = subprocess.run(
-            command, cwd=self.folder, env=self.environment, check=True, stdout=subprocess.PIPE, text=True, timeout=PATIENCE)
-        return json.loads(output.stdout)
+        return json.loads(self.programs.output(
+            self.programs.binary, *arguments, "--endpoint", self.leads.endpoint, "-o", "json"))
 
     def listed(self):
         return self.lorafleet("agents", "list")
@@ -167,24 +151,11 @@ def kill(process):
     process.wait()
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def listens(address):
     host, port = address.removeprefix("http://").split(":")
     with contextlib.suppress(OSError), socket.create_connection((host, int(port)), 1):
         return True
     return False
-
-
-def until(what, holds, pause=0.1):
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(pause)
 
 
 def spread(values):
@@ -194,10 +165,7 @@ def spread(values):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    there = (SHARED / "models/stories260K-hf").is_dir()
-    quickstart = ROOT / "config/quickstart"
-    model = SHARED / "models/stories260K-hf" if there else quickstart / "base"
-    data = SHARED / "instruct/instruct_500_guanaco.jsonl" if there else quickstart / "instruct.jsonl"
+    model, data = base_and_rows()
     parser.add_argument("--rounds", type=int, default=20, help="kills of each (default 20)")
     parser.add_argument("--seed", type=int, default=1, help="by which moments are drawn (default 1)")
     parser.add_argument("--out", type=pathlib.Path, help="a file for the JSON object too")

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 
-from common import ROOT
+from common import ROOT, SHARED
 
 # Where candle-core's copy lies: outside of the workspace, whose packages are tested and linted.
 WORK = pathlib.Path.home() / ".cache" / "lorafleet" / "gpu-build"
@@ -107,13 +107,12 @@ def needs(program):
 
 def copy_files(folder):
     """What the programs read, and the scripts that run them."""
-    shared = pathlib.Path(os.environ.get("LORAFLEET_SHARED", ROOT / "../shared"))
     copies = {
         ROOT / "trainer/tests/fixtures": "fixtures",
         ROOT / "tests/bench": "tests/bench",
-        shared / "reference": "shared/reference",
-        shared / "data/models/stories260K-hf": "shared/data/models/stories260K-hf",
-        shared / "data/instruct": "shared/data/instruct",
+        SHARED / "reference": "shared/reference",
+        SHARED / "data/models/stories260K-hf": "shared/data/models/stories260K-hf",
+        SHARED / "data/instruct": "shared/data/instruct",
     }
     for source, place in copies.items():
         if source.is_dir():

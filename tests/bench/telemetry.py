@@ -31,12 +31,11 @@ import sys
 import tempfile
 import time
 
-from common import LORAFLEET, ROOT, build, processor, tell
+from common import LORAFLEET, SHARED, build, processor, tell
 
 TARGET = 1.01
 # Seconds of a turn.
 SLICE = 0.2
-SHARED = pathlib.Path(os.environ.get("LORAFLEET_SHARED", ROOT.parent / "shared")) / "data"
 
 
 class Answering(http.server.BaseHTTPRequestHandler):
@@ -117,8 +116,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="runs of each way (default 5)")
     parser.add_argument("--steps", type=int, default=400, help="steps of a run (default 400)")
-    parser.add_argument("--model", type=pathlib.Path, default=SHARED / "models/stories260K-hf")
-    parser.add_argument("--data", type=pathlib.Path, default=SHARED / "instruct/instruct_500_guanaco.jsonl")
+    parser.add_argument("--model", type=pathlib.Path, default=SHARED / "data/models/stories260K-hf")
+    parser.add_argument("--data", type=pathlib.Path, default=SHARED / "data/instruct/instruct_500_guanaco.jsonl")
     parser.add_argument("--out", type=pathlib.Path, help="write the JSON to this file too")
     args = parser.parse_args()
     if "LORAFLEET" not in os.environ:

@@ -13,7 +13,6 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/bench"))
-from common import LORAFLEET, build, python_with  # noqa: E402
+from common import LORAFLEET, build, free_port, python_with  # noqa: E402
 
 PACKAGES = ["optuna==5.0.0", "tensorboard==2.21.0", "pyarrow==26.0.1"]
 # It wants an older pyarrow.
@@ -115,9 +114,7 @@ def mlflow_server(python, folder):
     if python is None:
         yield None
         return
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [python, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
                "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--default-artifact-root", folder / "artifacts"]
     with open(folder / "mlflow.log", "w") as log:

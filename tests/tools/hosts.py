@@ -28,9 +28,8 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/bench"))
-from common import LORAFLEET, build  # noqa: E402
+from common import PATIENCE, Programs, base_and_rows, build, until  # noqa: E402
 
-SHARED = pathlib.Path(os.environ.get("LORAFLEET_SHARED", ROOT.parent / "shared")) / "data"
 PAGE = ROOT / "docs/fleet.md"
 SECTION = "## Three hosts on one machine"
 # A file system of its own, where ip keeps its namespaces.
@@ -48,8 +47,6 @@ AGENTS = ["one", "two"]
 EIGHT = {"lora_rank": [2, 4, 8, 16], "learning_rate": [1e-3, 1e-4]}
 # Seconds: the coordinator's --assignment-lease unless told otherwise, and what may pass beyond it.
 LEASE, BEYOND = 10, 5
-# Seconds that anything is waited for at most.
-PATIENCE = 300
 # As /proc/net has them: a state, and this host's own addresses, of IPv4, IPv6 and the one within the other.
 LISTENS = "0A"
 LOOPBACK = ["0100007F", "0" * 24 + "01000000", "0" * 16 + "FFFF00000100007F"]
@@ -74,10 +71,7 @@ CUTS = [
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    there = (SHARED / "models/stories260K-hf").is_dir()
-    quickstart = ROOT / "config/quickstart"
-    model = SHARED / "models/stories260K-hf" if there else quickstart / "base"
-    data = SHARED / "instruct/instruct_500_guanaco.jsonl" if there else quickstart / "instruct.jsonl"
+    model, data = base_and_rows()
     parser.add_argument("--model", type=pathlib.Path, default=model, help=f"the base (default {model})")
     parser.add_argument("--data", type=pathlib.Path, default=data, help=f"the rows (default {data})")
     parser.add_argument("--within", action="store_true", help=argparse.SUPPRESS)
@@ -134,17 +128,9 @@ class Fleet:
     """Three hosts, and what runs on them."""
 
     def __init__(self, folder, ending):
-        self.folder, self.ending = folder, ending
-        binary = pathlib.Path(os.environ.get("LORAFLEET", LORAFLEET)).resolve()
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("LORAFLEET_", "OTEL_"))}
-        self.environment = {
-            **kept,
-            "PATH": f"{binary.parent}:{os.environ['PATH']}",
-            "XDG_CONFIG_HOME": str(folder / "config"),
-            "LORAFLEET_LOG": "warn",
-            # Asked again and again, without a pause, as people do not.
-            "LORAFLEET_MAX_CALLS_PER_SECOND": "100000",
-        }
+        self.folder = folder
+        # Asked again and again, as people do not.
+        self.programs = Programs(folder, ending, LORAFLEET_LOG="warn", LORAFLEET_MAX_CALLS_PER_SECOND="100000")
         self.running = {}
         self.blocks, self.section = page()
         for what, cut, mend, _ in CUTS:
@@ -174,21 +160,16 @@ class Fleet:
             self.stop(self.running[host])
 
     def shell(self, lines):
-        subprocess.run(["bash", "-euc", lines], cwd=self.folder, env=self.environment, check=True)
+        self.programs.output("bash", "-euc", lines, stdout=None)
 
     def serve(self, host, block):
         """Starts the one program that a block has, as it would be on its host."""
         line, background = re.fullmatch(r"(.*\S)( &)\n", block.replace("\\\n", " "), flags=re.S).groups()
         assert background and "\n" not in line, f"{block!r} is to start one program"
         name = line.split()[0]
-        with open(self.folder / f"{host}.{name}.log", "ab") as said:
-            program = subprocess.Popen(
-                ["ip", "netns", "exec", host, "bash", "-c", f"exec {line}"],
-                cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT,
-            )
+        command = ["ip", "netns", "exec", host, "bash", "-c", f"exec {line}"]
+        program = self.programs.start(*command, said=f"{host}.{name}.log")
         self.running[host if host in AGENTS else name] = program
-        self.ending.callback(program.wait)
-        self.ending.callback(program.kill)
         return program
 
     def stop(self, program):
@@ -202,17 +183,16 @@ class Fleet:
                 logs = "".join(log.read_text(errors="replace") for log in self.folder.glob(f"*{name}*.log"))
                 raise SystemExit(f"{name} ended with {program.returncode}:\n{logs}")
         command = ["ip", "netns", "exec", "head", "lorafleet", *arguments, "-o", "json", "--endpoint", ENDPOINT]
-        output = subprocess.run(
-            command, cwd=self.folder, env=self.environment, check=True, stdout=subprocess.PIPE, text=True, timeout=PATIENCE)
-        return json.loads(output.stdout)
+        return json.loads(self.programs.output(*command))
 
     def leads(self):
         """Whether the coordinator answers, and does not stand by."""
         command = ["ip", "netns", "exec", "head", "lorafleet", "list", "-o", "json", "--endpoint", ENDPOINT]
-        asked = subprocess.run(
-            command, cwd=self.folder, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            timeout=PATIENCE)
-        return asked.returncode == 0
+        try:
+            self.programs.output(*command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        except subprocess.CalledProcessError:
+            return False
+        return True
 
     def agents(self):
         return self.lorafleet("agents", "list")
@@ -269,9 +249,7 @@ class Fleet:
 
     def both_train(self, ask):
         self.write(EIGHT, 20)
-        command = ["ip", "netns", "exec", "head", "bash", "-euc", ask]
-        said = subprocess.run(
-            command, cwd=self.folder, env=self.environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+        said = self.programs.output("ip", "netns", "exec", "head", "bash", "-euc", ask)
         # It is submitted first, and its id is all that is said of that.
         count = self.ended(said.splitlines()[0], 20)
         # What has the base in memory is preferred; of two that are known to, each gets a trial.
@@ -351,14 +329,6 @@ class Fleet:
 
 def equal(got, want, what):
     assert got == want, f"{what}: {got!r}, not {want!r}"
-
-
-def until(what, holds):
-    """Asks again and again."""
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.1)
 
 
 main()

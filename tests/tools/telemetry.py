@@ -20,18 +20,15 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.parse
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/bench"))
-from common import LORAFLEET, build, python_with, run  # noqa: E402
+from common import PATIENCE, Programs, build, free_port, python_with, run, until  # noqa: E402
 
 ROTEL = ["rotel==0.0.1a15"]
 OTEL = ROOT / "config/otel"
-# Seconds that anything is waited for at most.
-PATIENCE = 120
 
 SWEEP = {
     "name": "observed",
@@ -101,9 +98,9 @@ def main():
     if "LORAFLEET" not in os.environ:
         build()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ending:
-        observe(pathlib.Path(folder), rotel, ending)
+        observe(Programs(pathlib.Path(folder), ending), rotel)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as ending:
-        series_have_an_end(pathlib.Path(folder), ending)
+        series_have_an_end(Programs(pathlib.Path(folder), ending))
 
 
 def available():
@@ -124,18 +121,14 @@ def available():
     return None
 
 
-def observe(folder, rotel, ending):
+def observe(programs, rotel):
+    folder = programs.folder
     otlp, otlp_http, scraped, prometheus = (free_port() for _ in range(4))
-    received = folder / "received"
-
-    def start(command, said, **variables):
-        return started(folder, ending, command, said, **variables)
-
     debug = [word for signal_ in ["traces", "metrics", "logs"] for word in ["--debug-log", signal_]]
-    collector = start([
+    collector = programs.start(
         rotel, "start", "--exporter", "blackhole", *debug, "--debug-log-verbosity", "detailed", "--pid-file", "pid",
-        "--otlp-grpc-endpoint", f"127.0.0.1:{otlp}", "--otlp-http-endpoint", f"127.0.0.1:{otlp_http}",
-    ], "received")
+        "--otlp-grpc-endpoint", f"127.0.0.1:{otlp}", "--otlp-http-endpoint", f"127.0.0.1:{otlp_http}", said="received",
+    )
     until("the collector", lambda: listens(otlp))
 
     rules = json.dumps(str(OTEL / "alerts.yaml"))
@@ -146,10 +139,10 @@ scrape_configs:
   - job_name: lorafleet
     static_configs: [{{ targets: ["127.0.0.1:{scraped}"] }}]
 """)
-    start([
+    programs.start(
         "prometheus", "--config.file=prometheus.yaml", "--storage.tsdb.path=tsdb",
-        f"--web.listen-address=127.0.0.1:{prometheus}",
-    ], "prometheus.log")
+        f"--web.listen-address=127.0.0.1:{prometheus}", said="prometheus.log",
+    )
 
     def ask(path, **query):
         address = f"http://127.0.0.1:{prometheus}{path}?{urllib.parse.urlencode(query)}"
@@ -158,65 +151,49 @@ scrape_configs:
         assert found["status"] == "success", found
         return found["data"]
 
-    binary = os.environ.get("LORAFLEET", LORAFLEET)
-    up = [binary, "up", "--listen", "127.0.0.1:0", "--http", f"127.0.0.1:{scraped}", "--data-dir", "data"]
-    server = start(
-        up, "up.log", OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{otlp}", OTEL_EXPORTER_OTLP_PROTOCOL="grpc",
-        OTEL_METRIC_EXPORT_INTERVAL="1000", XDG_CONFIG_HOME=str(folder / "config"),
-    )
-    until("the server", lambda: (folder / "data/endpoint").exists())
-
-    def lorafleet(*arguments):
-        return asked(folder, binary, *arguments)
-
+    server = serve(programs, scraped, variables={
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{otlp}", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
+        "OTEL_METRIC_EXPORT_INTERVAL": "1000",
+    })
     (folder / "sweep.yaml").write_text(json.dumps(SWEEP))
-    sweep = lorafleet("submit", "sweep.yaml")["id"]
-    lorafleet("watch", sweep)
-    trials = lorafleet("trials", "list", sweep)
+    sweep = asked(programs, "submit", "sweep.yaml")["id"]
+    asked(programs, "watch", sweep)
+    trials = asked(programs, "trials", "list", sweep)
     assert [trial["state"] for trial in trials] == ["completed"] * 2, trials
-    logs = {trial["id"]: lorafleet("trials", "logs", trial["id"]) for trial in trials}
+    logs = {trial["id"]: asked(programs, "trials", "logs", trial["id"]) for trial in trials}
 
     prometheus_holds(ask)
     # It sends what it still has, and so does the collector.
     for process in [server, collector]:
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE) == 0, f"{process.args[0]} ended with {process.returncode}"
-    rotel_received(received.read_text(errors="replace"), trials, logs)
+    rotel_received((folder / "received").read_text(errors="replace"), trials, logs)
 
 
-def started(folder, ending, command, said, **variables):
-    """A program that is killed in the end, if it has not ended by itself."""
-    with open(folder / said, "wb") as out:
-        process = subprocess.Popen(
-            command, cwd=folder, env={**os.environ, **variables}, stdout=out, stderr=subprocess.STDOUT
-        )
-    ending.callback(process.wait)
-    ending.callback(process.kill)
-    return process
+def serve(programs, http, *flags, **options):
+    """A server in the folder, with metrics at that port."""
+    up = ["up", "--listen", "127.0.0.1:0", "--http", f"127.0.0.1:{http}", "--data-dir", "data", *flags]
+    server = programs.start(programs.binary, *up, said="up.log", **options)
+    until("the server", lambda: (programs.folder / "data/endpoint").exists())
+    return server
 
 
-def asked(folder, binary, *arguments):
-    """What a command says of the server whose data directory is there."""
-    environment = {**os.environ, "XDG_CONFIG_HOME": str(folder / "config"), "OTEL_SDK_DISABLED": "true"}
-    command = [binary, *arguments, "--data-dir", "data", "-o", "json"]
-    output = subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(output.stdout)
+def asked(programs, *arguments):
+    """What a command says of the server in the folder. It takes as long as what it waits for."""
+    return json.loads(programs.output(programs.binary, *arguments, "--data-dir", "data", "-o", "json", timeout=None))
 
 
-def series_have_an_end(folder, ending):
+def series_have_an_end(programs):
     """Ten thousand trials have no more series than a hundred: what the programs really tell, by their own calls."""
+    folder, http = programs.folder, free_port()
     (folder / "model").mkdir()
     (folder / "model/config.json").write_text(json.dumps(MODEL))
-    binary, http = os.environ.get("LORAFLEET", LORAFLEET), free_port()
-    up = [binary, "up", "--listen", "127.0.0.1:0", "--http", f"127.0.0.1:{http}", "--data-dir", "data"]
-    up += ["--simulate", "A100-40GB:8", "--simulate-speed", "100000"]
-    started(folder, ending, up, "up.log", OTEL_EXPORTER_OTLP_ENDPOINT="", XDG_CONFIG_HOME=str(folder / "config"))
-    until("the server", lambda: (folder / "data/endpoint").exists())
+    serve(programs, http, "--simulate", "A100-40GB:8", "--simulate-speed", "100000")
 
     def series_after(count):
         (folder / "sweep.yaml").write_text(json.dumps({**SIMULATED, "search": {**SIMULATED["search"], "max_trials": count}}))
-        sweep = asked(folder, binary, "submit", "sweep.yaml")["id"]
-        asked(folder, binary, "watch", sweep)
+        sweep = asked(programs, "submit", "sweep.yaml")["id"]
+        asked(programs, "watch", sweep)
         with urllib.request.urlopen(f"http://127.0.0.1:{http}/metrics", timeout=PATIENCE) as answer:
             text = answer.read().decode()
         assert sweep not in text, f"a series is named after {sweep}"
@@ -285,11 +262,6 @@ def rotel_received(text, trials, logs):
     print(f"rotel received {len(units)} metrics, {len(records['Span'])} spans, {lines} lines of {len(trials)} trials' logs")
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
-
-
 def listens(port):
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
@@ -300,14 +272,6 @@ def attempt(work):
         return work()
     except OSError:
         return None
-
-
-def until(what, holds):
-    """Asks again and again."""
-    end = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < end, f"waited in vain for {what}"
-        time.sleep(0.05)
 
 
 main()
