@@ -143,6 +143,7 @@ fn document(agent: &v1::Agent) -> Value {
             "resident_base": d.resident_base,
             "simulated": d.simulated_speed > 0.0,
             "simulated_speed": (d.simulated_speed > 0.0).then_some(d.simulated_speed),
+            "compute_capability": (!d.compute_capability.is_empty()).then_some(&d.compute_capability),
         })
     };
     json!({

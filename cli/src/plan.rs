@@ -15,6 +15,7 @@ use device::Device;
 use domain::footprint::{self, Engine};
 use domain::sweep::Replicates;
 use domain::trial::TrialConfig;
+use gpu_agent::DeviceOptions;
 use gpu_agent::engine::simulated;
 use serde_json::{Value, json};
 use std::collections::HashMap;
@@ -198,6 +199,27 @@ pub(crate) fn outline(loaded: &sweep_file::Loaded) -> Result<BaseModels, Failure
         }
     }
     Ok(models)
+}
+
+/// Refuses a sweep of which a trial would wait for ever, because no device that it may run on computes with its numbers.
+pub(crate) fn check_numbers(loaded: &sweep_file::Loaded, devices: &[DeviceOptions]) -> Result<(), Failure> {
+    let named = &loaded.spec.resources.accelerators;
+    let allowed = |device: &&DeviceOptions| {
+        named.is_empty() || named.iter().any(|name| name.eq_ignore_ascii_case(&device.accelerator))
+    };
+    let devices: Vec<_> = devices.iter().filter(allowed).collect();
+    let lacks =
+        |device: &&DeviceOptions| device.compute_capability?.lacks_bfloat16(device.accelerator.as_str());
+    let problems: Option<Vec<String>> = devices.iter().map(lacks).collect();
+    let Some(problem) = problems.and_then(|problems| problems.into_iter().next()) else { return Ok(()) };
+    for trial in proposals(loaded)? {
+        let precision = trial.config.base_model().precision;
+        if precision.compute_capability().is_some() {
+            let key = if precision.compute_dtype.is_some() { "compute_dtype" } else { "precision_mode" };
+            return Err(Failure::invalid(format!("{}: {key}: {problem}", place(loaded, key))));
+        }
+    }
+    Ok(())
 }
 
 /// The trials that the search would propose.
@@ -393,16 +415,20 @@ fn devices_table(documents: &[Value], replicates: Option<Replicates>) -> String 
     if count == 0 {
         return String::new();
     }
-    let row = |device: usize| {
-        let trials: Vec<_> = documents.iter().map(|trial| on(trial, device)).collect();
+    let row = |place: usize| {
+        let trials: Vec<_> = documents.iter().map(|trial| on(trial, place)).collect();
         let fitting = trials.iter().filter(|d| d["fits"] == json!(true)).count();
+        let unsupported = match trials.iter().filter(|d| d["unsupported"].is_string()).count() {
+            0 => String::new(),
+            count => format!(" ({count}: {})", device::UNSUPPORTED),
+        };
         let sum = |key: &str| {
             let each: Vec<_> = trials.iter().filter_map(|d| d[key].as_f64()).collect();
             (!each.is_empty()).then(|| in_all(each, replicates))
         };
         vec![
             output::short(&trials[0]["device"]),
-            format!("{fitting} of {}", trials.len()),
+            format!("{fitting} of {}{unsupported}", trials.len()),
             output::bytes(
                 trials.iter().filter_map(|d| d["peak_memory_bytes"].as_u64()).max().unwrap_or_default(),
             ),

@@ -75,6 +75,7 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     if endpoint.is_none() {
         devices = args.devices.devices()?;
         check_accelerators(&loaded, &devices)?;
+        plan::check_numbers(&loaded, &devices)?;
         if args.devices.are_simulated() {
             base_models = plan::outline(&loaded)?;
             announce(&args, &loaded, &[]);

@@ -82,6 +82,32 @@ fn the_published_table_comes_from_the_configuration() {
 }
 
 #[test]
+fn bfloat16_is_planned_for_gpus_that_have_it() {
+    let dir = tempfile::tempdir().unwrap();
+    write_config(dir.path());
+    let why = "bfloat16 needs compute capability 8.0; V100-32GB has 7.0; use float16";
+    for (flags, is_supported) in [
+        (&["--precision-mode=float16"][..], true),
+        (&["--precision-mode=bfloat16"], false),
+        (&["--precision-mode=4bit", "--compute-dtype=bfloat16"], false),
+        (&["--precision-mode=4bit", "--compute-dtype=float16"], true),
+    ] {
+        let flags = [flags, &["--device=V100-32GB,A100-40GB,CPU,40GB"]].concat();
+        let devices = rows(dir.path(), &flags).remove(0)["devices"].take();
+        let of = |key: &str| devices.as_array().unwrap().iter().map(|d| d[key].clone()).collect::<Vec<_>>();
+        let unsupported = if is_supported { json!(null) } else { json!(why) };
+        assert_eq!(of("unsupported"), [unsupported, json!(null), json!(null), json!(null)], "{flags:?}");
+        assert_eq!(of("fits")[..2], [json!(is_supported), json!(true)], "{flags:?}");
+        assert_eq!(of("cost_usd")[0].is_number(), is_supported, "{flags:?}");
+        let table = plan(dir.path(), &[&flags[..], &["-o", "table"]].concat());
+        let table = String::from_utf8(table.stdout).unwrap();
+        assert_eq!(table.contains("V100-32GB bfloat16 not supported"), !is_supported, "{table}");
+        let largest = rows(dir.path(), &[&flags[..], &["--solve=batch_size"]].concat());
+        assert_eq!(largest[0]["largest"].is_u64(), is_supported, "{flags:?}");
+    }
+}
+
+#[test]
 fn the_largest_that_fits_fits_and_one_more_does_not() {
     let dir = tempfile::tempdir().unwrap();
     write_config(dir.path());

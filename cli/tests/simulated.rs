@@ -131,6 +131,33 @@ fn a_data_directory_is_of_one_kind() {
     assert!(message.contains("is the folder of simulated-") && message.contains("--data-dir"), "{message}");
 }
 
+/// A trial that no device here computes with would wait for ever.
+#[test]
+fn bfloat16_where_no_device_has_it() {
+    let sandbox = sandbox("max_steps: 1\nprecision_mode: 4bit\n");
+    let run = |devices: &str, dtype: &str| {
+        let set = format!("compute_dtype={dtype}");
+        sandbox.lorafleet(&[
+            "run",
+            "sweep.yaml",
+            "--simulate-speed=100000",
+            "--set",
+            &set,
+            "--simulate",
+            devices,
+        ])
+    };
+    let refused = run("V100-16GB,T4-16GB", "bfloat16");
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{message}");
+    let why = "compute_dtype: bfloat16 needs compute capability 8.0; V100-16GB has 7.0; use float16";
+    assert!(message.contains(why), "{message}");
+    for (devices, dtype) in [("V100-16GB", "float16"), ("V100-16GB,A100-40GB", "bfloat16")] {
+        let done = run(devices, dtype);
+        assert_eq!(done.status.code(), Some(0), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+}
+
 /// What does not fit is a result, and nobody is kept waiting for a device that would hold it.
 #[test]
 fn what_does_not_fit() {

@@ -6,6 +6,7 @@ use domain::machine::{Accelerator, MOST_DOLLARS, Machine};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 const MACHINES: &str = include_str!("../machines.yaml");
 const ACCELERATORS: &str = include_str!("../accelerators.yaml");
@@ -13,7 +14,8 @@ const ACCELERATORS: &str = include_str!("../accelerators.yaml");
 /// The accelerators of `config/accelerators.yaml`, in its order.
 pub fn accelerators() -> Vec<Accelerator> {
     // A test reads the file; what ships reads.
-    read(ACCELERATORS).unwrap_or_default()
+    static KNOWN: LazyLock<Vec<Accelerator>> = LazyLock::new(|| read(ACCELERATORS).unwrap_or_default());
+    KNOWN.clone()
 }
 
 /// The accelerator of that name, in whatever case.

@@ -117,6 +117,7 @@ fn stream(desk: &Desk, scope: &Scope, holdings: Vec<Holding>) -> (mpsc::Sender<F
         price_per_hour: PER_HOUR,
         resident_base: None,
         simulated_speed: None,
+        compute_capability: None,
     };
     let agent = Agent {
         id: AgentId::new("agent"),

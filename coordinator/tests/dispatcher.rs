@@ -9,6 +9,7 @@ use coordinator::actors::message::{OUTBOX_CAPACITY, Outbox, Outgoing, StopReason
 use coordinator::placement::Waiting;
 use domain::data::{ContentHash, Reference};
 use domain::fleet::{Agent, Beginning, Device, Feature, Holding};
+use domain::machine::ComputeCapability;
 use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
 use security::FileError;
 use security::watched::Watched;
@@ -97,14 +98,26 @@ impl FakeAgent {
         holdings: Vec<Holding>,
         understands: BTreeSet<Feature>,
     ) -> Self {
+        Self::connect_with(bench, id, holdings, understands, "CPU").await
+    }
+
+    /// One with such an accelerator, which does not say its compute capability.
+    async fn connect_with(
+        bench: &Bench,
+        id: &str,
+        holdings: Vec<Holding>,
+        understands: BTreeSet<Feature>,
+        accelerator: &str,
+    ) -> Self {
         let device = Device {
             id: DeviceId::new("cpu"),
-            accelerator: "CPU".into(),
+            accelerator: accelerator.into(),
             memory_bytes: 1 << 40,
             max_pack_size: 2,
             price_per_hour: 1.0,
             resident_base: None,
             simulated_speed: None,
+            compute_capability: None,
         };
         let agent = Agent {
             id: AgentId::new(id),
@@ -196,6 +209,42 @@ async fn what_is_to_be_evaluated_waits_for_an_agent_of_a_version_that_does_that(
     assert_eq!(bench.held().await, [("old".to_string(), vec![2])]);
     let _new = FakeAgent::connect(&bench, "new", vec![]).await;
     assert_eq!(bench.held().await, [("new".to_string(), vec![1]), ("old".to_string(), vec![2])]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn bfloat16_waits_for_a_gpu_that_has_it() {
+    let bench = bench();
+    let sweep = SweepId::new("s");
+    let brain = |accelerators: &[&str]| Waiting {
+        accelerators: accelerators.iter().map(ToString::to_string).collect(),
+        compute_capability: Some(ComputeCapability::BFLOAT16),
+        ..on("CPU")
+    };
+    let unsuited = || async { bench.dispatcher.unsuited(&sweep).await.unwrap() };
+    let _waits = bench.enqueue(1, 1, brain(&[])).await;
+    assert_eq!(unsuited().await, None, "there is no device at all");
+    let agents =
+        |id, accelerator| FakeAgent::connect_with(&bench, id, vec![], Feature::OF_AGENTS.into(), accelerator);
+    let _volta = agents("volta", "v100-16gb").await;
+    let _passes = bench.enqueue(2, 2, on("V100-16GB")).await;
+    bench.held().await;
+    assert_eq!(bench.held().await, [("volta".to_string(), vec![2])]);
+    let why = "bfloat16 needs compute capability 8.0; v100-16gb has 7.0; use float16";
+    assert_eq!(unsuited().await.as_deref(), Some(why));
+    assert_eq!(bench.dispatcher.unsuited(&SweepId::new("other")).await.unwrap(), None);
+    let _unknown = agents("unknown", "MI300X").await;
+    bench.held().await;
+    assert_eq!(
+        bench.held().await,
+        [("unknown".to_string(), vec![1]), ("volta".to_string(), vec![2])],
+        "an accelerator of which nothing is known may have it"
+    );
+    assert_eq!(unsuited().await, None);
+    let _named = bench.enqueue(3, 3, brain(&["A100-40GB"])).await;
+    assert_eq!(unsuited().await, None, "it waits for an accelerator that nobody has");
+    let _ampere = agents("ampere", "A100-40GB").await;
+    bench.held().await;
+    assert_eq!(bench.held().await[0], ("ampere".to_string(), vec![3]));
 }
 
 #[tokio::test(start_paused = true)]

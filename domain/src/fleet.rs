@@ -1,5 +1,6 @@
 //! Agents and their devices.
 
+use crate::machine::ComputeCapability;
 use crate::{AgentId, Attempt, DeviceId, TrialId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +30,9 @@ pub struct Device {
     /// Of a device that only behaves as if it trained, how many of its seconds pass in one. `None`: it trains.
     #[serde(default)]
     pub simulated_speed: Option<f64>,
+    /// Of a GPU, the compute capability whose instructions trials get there. `None`: it is not known, or there is no GPU.
+    #[serde(default)]
+    pub compute_capability: Option<ComputeCapability>,
 }
 
 impl Device {

@@ -1,9 +1,71 @@
 //! Accelerators, and machine types that can be rented.
 
 use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
 
 /// Dollars that an hour of a machine costs at most: a cost must stay a number.
 pub const MOST_DOLLARS: f64 = 1e6;
+
+/// What instructions a GPU has: NVIDIA's compute capability, written `8.0`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ComputeCapability {
+    /// `8` of `8.6`.
+    pub major: u32,
+    /// `6` of `8.6`.
+    pub minor: u32,
+}
+
+/// A text is no compute capability.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no compute capability; write it as in \"8.0\"")]
+pub struct NoComputeCapability(String);
+
+impl ComputeCapability {
+    /// The first with arithmetic on bfloat16.
+    pub const BFLOAT16: Self = Self { major: 8, minor: 0 };
+
+    /// Why an accelerator of this one does not train in bfloat16; `None`: it does.
+    pub fn lacks_bfloat16(self, accelerator: &str) -> Option<String> {
+        let needed = Self::BFLOAT16;
+        (self < needed).then(|| {
+            format!("bfloat16 needs compute capability {needed}; {accelerator} has {self}; use float16")
+        })
+    }
+}
+
+impl fmt::Display for ComputeCapability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+impl FromStr for ComputeCapability {
+    type Err = NoComputeCapability;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parsed = text
+            .split_once('.')
+            .and_then(|(major, minor)| Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? }));
+        // A sign or a zero in front would give one capability two spellings.
+        parsed.filter(|parsed| parsed.to_string() == text).ok_or_else(|| NoComputeCapability(text.into()))
+    }
+}
+
+impl TryFrom<String> for ComputeCapability {
+    type Error = NoComputeCapability;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<ComputeCapability> for String {
+    fn from(capability: ComputeCapability) -> Self {
+        capability.to_string()
+    }
+}
 
 /// An accelerator, as its maker describes it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -13,6 +75,8 @@ pub struct Accelerator {
     pub name: String,
     /// Bytes of its memory, its driver's share included.
     pub memory_bytes: u64,
+    /// Its compute capability.
+    pub compute_capability: ComputeCapability,
     /// 10¹² operations a second on 16-bit numbers with sums in float32, dense, at most.
     pub tflops_16bit: f64,
     /// 10¹² operations a second on float32 (not TF32), at most.
@@ -58,5 +122,34 @@ impl Machine {
     pub fn is_sound(&self) -> bool {
         let amount = |price: f64| (0.0..=MOST_DOLLARS).contains(&price);
         self.accelerators > 0 && amount(self.price_per_hour) && self.spot_price_per_hour.is_none_or(amount)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compute_capabilities() {
+        // (text, what it is, whether that has bfloat16)
+        for (text, major, minor, bfloat16) in [
+            ("7.0", 7, 0, false),
+            ("7.5", 7, 5, false),
+            ("8.0", 8, 0, true),
+            ("8.9", 8, 9, true),
+            ("10.3", 10, 3, true),
+        ] {
+            let read: ComputeCapability = text.parse().unwrap();
+            assert_eq!((read, read.to_string().as_str()), (ComputeCapability { major, minor }, text));
+            assert_eq!(serde_json::from_value::<ComputeCapability>(text.into()).unwrap(), read);
+            assert_eq!(read.lacks_bfloat16("X").is_none(), bfloat16, "{text}");
+        }
+        let old = ComputeCapability { major: 7, minor: 0 };
+        let why = "bfloat16 needs compute capability 8.0; V100-16GB has 7.0; use float16";
+        assert_eq!(old.lacks_bfloat16("V100-16GB").as_deref(), Some(why));
+        for text in ["", "8", "8.", ".0", "8.0.0", "+8.0", "08.0", "8.x", "-8.0"] {
+            assert!(text.parse::<ComputeCapability>().is_err(), "{text}");
+        }
     }
 }

@@ -41,7 +41,7 @@ use actors::device::Device;
 use actors::session::{Identity, Session};
 use beginning::Stopwatch;
 use cache::Cache;
-use domain::machine::Accelerator;
+use domain::machine::{Accelerator, ComputeCapability};
 use domain::trial::{Failure, FailureClass};
 use domain::{AgentId, Clock, DeviceId};
 use engine::candle::Candle;
@@ -98,6 +98,9 @@ pub struct DeviceOptions {
     pub max_pack_size: u32,
     /// Dollars an hour; 0 for a machine of one's own.
     pub price_per_hour: f64,
+    /// Of a GPU, the compute capability whose instructions trials get there: its own, or of a program that was built for an
+    /// older one, that.
+    pub compute_capability: Option<ComputeCapability>,
     /// Where its engine runs.
     pub host: EngineHost,
 }

@@ -309,6 +309,7 @@ mod fleet {
                         "max_pack_size": device.max_pack_size,
                         "price_per_hour": device.price_per_hour,
                         "simulated_speed": device.simulated_speed(),
+                        "compute_capability": device.compute_capability,
                     })
                 })
                 .collect();

@@ -137,6 +137,7 @@ pub fn device(options: &DeviceOptions, resident_base: Option<String>) -> v1::Dev
         price_per_hour: options.price_per_hour,
         resident_base: resident_base.unwrap_or_default(),
         simulated_speed: options.simulated_speed(),
+        compute_capability: options.compute_capability.map(String::from).unwrap_or_default(),
     }
 }
 

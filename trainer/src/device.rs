@@ -1,9 +1,9 @@
 //! The device that a run computes on: `cpu`, or `cuda:N` in a build with the feature `cuda`.
 
 use crate::error::{Result, TrainError};
-#[cfg(any(feature = "cuda", test))]
-use crate::weight::Numbers;
 use candle_core::Device;
+#[cfg(any(feature = "cuda", test))]
+use domain::machine::ComputeCapability;
 use domain::trial::Precision;
 #[cfg(any(feature = "cuda", test))]
 use domain::trial::PrecisionMode;
@@ -45,10 +45,6 @@ pub fn runs_on(built_for: (u32, u32), gpu: (u32, u32)) -> bool {
     if built_for >= (9, 0) { gpu == built_for } else { gpu >= built_for }
 }
 
-/// The first compute capability with arithmetic on bfloat16.
-#[cfg(any(feature = "cuda", test))]
-const BFLOAT16: (u32, u32) = (8, 0);
-
 /// Refuses a precision whose numbers a device's kernels do not know.
 ///
 /// # Errors
@@ -68,7 +64,8 @@ fn takes(precision: Precision, gpu: (u32, u32), built_for: Option<(u32, u32)>) -
         Some(built_for) => (built_for, "this program was built for"),
         None => (gpu, "the GPU has"),
     };
-    if Numbers::of_tables(precision) != Numbers::Bfloat16 || has >= BFLOAT16 {
+    let capability = ComputeCapability { major: has.0, minor: has.1 };
+    if precision.compute_capability().is_none_or(|needed| capability >= needed) {
         return Ok(());
     }
     let four_bit = precision.mode == PrecisionMode::FourBit;

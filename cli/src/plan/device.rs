@@ -67,9 +67,17 @@ impl Device {
         self.memory_bytes.saturating_sub(reserve)
     }
 
+    /// Why it does not compute with a trial's numbers; `None`: it does, or nothing is known of it.
+    fn unsupported(&self, config: &TrialConfig) -> Option<String> {
+        let (accelerator, _) = self.known.as_ref()?;
+        config.base_model().precision.compute_capability()?;
+        accelerator.compute_capability.lacks_bfloat16(&self.name)
+    }
+
     /// Whether a trial fits with so many layers computed again.
     pub(super) fn fits(&self, shape: &ModelShape, config: &TrialConfig, recomputed: u64) -> bool {
-        shape.peak_bytes(&shape.load_at_most(config, self.engine), recomputed).total() <= self.room()
+        self.unsupported(config).is_none()
+            && shape.peak_bytes(&shape.load_at_most(config, self.engine), recomputed).total() <= self.room()
     }
 
     /// What a trial of so many steps takes here, which is `asked` something at its end.
@@ -82,12 +90,14 @@ impl Device {
         asked: Option<Reading>,
     ) -> Value {
         let load = Load { engine: self.engine, ..*load };
-        let layers = shape.recomputed_layers(&load, self.room());
+        let unsupported = self.unsupported(config);
+        let layers = shape.recomputed_layers(&load, self.room()).filter(|_| unsupported.is_none());
         let recomputed = layers.unwrap_or(shape.num_hidden_layers);
         let mut document = json!({
             "device": self.name,
             "memory_bytes": self.memory_bytes,
             "fits": layers.is_some(),
+            "unsupported": unsupported,
             "recomputed_layers": layers,
             "peak_memory_bytes": shape.peak_bytes(&load, recomputed).total(),
         });
@@ -112,9 +122,15 @@ impl Device {
     }
 }
 
+/// What is said in a few words of a device that does not compute with a trial's numbers.
+pub(super) const UNSUPPORTED: &str = "bfloat16 not supported";
+
 /// What a document says of a device, in a few words.
 pub(super) fn in_words(device: &Value) -> String {
     let name = device["device"].as_str().unwrap_or_default();
+    if device["unsupported"].is_string() {
+        return format!("{name} {UNSUPPORTED}");
+    }
     let Some(layers) = device["recomputed_layers"].as_u64() else { return format!("{name} no") };
     let again = if layers > 0 { format!(", {layers} layers again") } else { String::new() };
     let Some(step) = device["seconds_per_step"].as_f64() else { return format!("{name} yes{again}") };

@@ -28,6 +28,7 @@ struct Device {
     max_pack_size: u32,
     price_per_hour: f64,
     simulated_speed: f64,
+    compute_capability: Option<String>,
 }
 
 impl Services {
@@ -61,6 +62,7 @@ fn unknown(member: Member) -> v1::Agent {
         price_per_hour: device.price_per_hour,
         resident_base: String::new(),
         simulated_speed: device.simulated_speed,
+        compute_capability: device.compute_capability.unwrap_or_default(),
     };
     let agent = v1::Agent {
         id: member.id,

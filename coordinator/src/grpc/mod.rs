@@ -11,6 +11,7 @@ pub mod health;
 pub mod limit;
 mod members;
 mod page;
+mod suited;
 mod sweeps;
 mod trials;
 

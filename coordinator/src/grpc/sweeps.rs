@@ -1,6 +1,6 @@
 //! `SweepService`.
 
-use super::{Answers, Services, page, sweep_id};
+use super::{Answers, Services, page, suited, sweep_id};
 use crate::access::Caller;
 use crate::actors::directory::Submission;
 use crate::actors::sweep::{Change, Operation, View};
@@ -188,6 +188,7 @@ impl Services {
         let document =
             convert::sweep_document(spec).map_err(|e| CoordinatorError::invalid(e.field, e.problem))?;
         let spec = SweepSpec::from_document(&document).map_err(CoordinatorError::problems)?;
+        suited::check(&spec)?;
         self.access.allow.check(&document)?;
         self.uploaded(&document).await?;
         Ok(spec)
@@ -294,12 +295,16 @@ impl Services {
         }
     }
 
-    /// A sweep as people see it, with what of its namespace is used up if its trials wait for that.
+    /// A sweep as people see it, with what its trials wait for: what of its namespace is used up, or a device that computes
+    /// with their numbers.
     pub(crate) async fn shown(&self, sweep: &Sweep) -> Result<v1::Sweep> {
         let mut shown = convert::sweep(sweep);
         let waits = sweep.state == SweepState::Running && sweep.counts.of(TrialState::Queued) > 0;
         if waits && self.access.limits.is_some() {
             shown.waits_for = self.desk.dispatcher.held_back(&sweep.namespace).await?;
+        }
+        if waits && shown.waits_for.is_none() {
+            shown.waits_for = self.desk.dispatcher.unsuited(&sweep.id).await?;
         }
         Ok(shown)
     }

@@ -4,6 +4,8 @@ mod quota;
 
 pub use quota::{Quota, Quotas};
 
+use domain::machine::ComputeCapability;
+
 /// A trial that waits.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Waiting {
@@ -21,6 +23,8 @@ pub struct Waiting {
     pub simulated: Option<bool>,
     /// Whether its sweep asks evaluations of it.
     pub evaluated: bool,
+    /// The least compute capability of a GPU that has its numbers; `None`: any.
+    pub compute_capability: Option<ComputeCapability>,
 }
 
 impl Waiting {
@@ -29,6 +33,11 @@ impl Waiting {
         let named = |a: &String| a.eq_ignore_ascii_case(accelerator);
         self.simulated.is_none_or(|of_sweep| of_sweep == simulated)
             && (self.accelerators.is_empty() || self.accelerators.iter().any(named))
+    }
+
+    /// Whether a device of that compute capability has its numbers. One of which it is not known may have them.
+    pub fn computes_with(&self, has: Option<ComputeCapability>) -> bool {
+        self.compute_capability.zip(has).is_none_or(|(needed, has)| has >= needed)
     }
 }
 
@@ -47,6 +56,8 @@ pub struct Slot {
     pub simulated: bool,
     /// Whether its agent asks evaluations; one of an earlier version would leave them out.
     pub evaluates: bool,
+    /// Its compute capability; `None`: it is not known, or it is no GPU.
+    pub compute_capability: Option<ComputeCapability>,
     /// The base that is loaded, whether a trial uses it or not.
     pub resident: Option<String>,
     /// The base of the trials it holds; `None` if it holds none.
@@ -73,6 +84,7 @@ impl Slot {
         !self.is_full()
             && trial.suits(&self.accelerator, self.simulated)
             && (self.evaluates || !trial.evaluated)
+            && trial.computes_with(self.compute_capability)
             && self.base.as_ref().is_none_or(|base| *base == trial.base)
             && (self.fits(trial) || self.held == 0)
     }
@@ -255,6 +267,22 @@ mod tests {
             &[asked.clone(), asked, trial("a", 1)],
             &[device(2, 40, 1.0), asks],
             &[(0, 1), (2, 0)],
+        );
+        let [volta, ampere] = [(7, 0), (8, 0)].map(|(major, minor)| ComputeCapability { major, minor });
+        let brain = || Waiting { compute_capability: Some(ComputeCapability::BFLOAT16), ..trial("a", 1) };
+        let of = |has, price| Slot { compute_capability: has, ..device(1, 40, price) };
+        check(
+            "bfloat16 waits for a GPU that has it, and lets others pass",
+            &[brain(), trial("a", 1)],
+            &[of(Some(volta), 1.0)],
+            &[(1, 0)],
+        );
+        check("or takes one", &[brain()], &[of(Some(volta), 1.0), of(Some(ampere), 9.0)], &[(0, 1)]);
+        check(
+            "or one of which nothing is known",
+            &[brain()],
+            &[of(Some(volta), 1.0), of(None, 9.0)],
+            &[(0, 1)],
         );
         check("accelerators", &[on("H100", "a"), on("a100-40gb", "a")], &[device(2, 40, 1.0)], &[(1, 0)]);
     }

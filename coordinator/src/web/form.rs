@@ -90,6 +90,7 @@ pub fn agent(agent: &v1::Agent) -> Value {
             "price_per_hour": device.price_per_hour,
             "resident_base": device.resident_base,
             "simulated_speed": device.simulated_speed,
+            "compute_capability": device.compute_capability,
         })
     };
     let labels: BTreeMap<_, _> = agent.labels.iter().collect();

@@ -83,6 +83,7 @@ pub fn agent(id: &str, max_pack_size: u32, price_per_hour: f64) -> Agent {
         price_per_hour,
         resident_base: None,
         simulated_speed: None,
+        compute_capability: None,
     };
     let (labels, understands) = (BTreeMap::new(), Default::default());
     let id = AgentId::new(id);

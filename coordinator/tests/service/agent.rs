@@ -41,6 +41,7 @@ pub fn hello(id: &str, pack: u32, holdings: Vec<v1::Holding>) -> v1::Hello {
         price_per_hour: 3.6,
         resident_base: String::new(),
         simulated_speed: 0.0,
+        compute_capability: String::new(),
     };
     let version = proto::version::VERSION.into();
     let understands = proto::convert::understood(domain::fleet::Feature::OF_AGENTS);

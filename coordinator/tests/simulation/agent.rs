@@ -282,6 +282,7 @@ impl Life {
             price_per_hour: PRICE_PER_HOUR,
             resident_base: None,
             simulated_speed: None,
+            compute_capability: None,
         };
         let (id, hostname) = (self.id.clone(), "h".into());
         let (labels, understands) = (BTreeMap::new(), Default::default());

@@ -128,6 +128,7 @@ impl ModelShape {
 mod tests {
     use super::*;
     use crate::footprint::Engine;
+    use crate::machine::ComputeCapability;
     use crate::trial::{ComputeDtype, TrialConfig};
 
     const A100: &str = "A100-40GB";
@@ -138,7 +139,16 @@ mod tests {
             _ => (989.0, 67.0, 4800e9),
         };
         let (name, source) = (name.to_string(), String::new());
-        Accelerator { name, memory_bytes: 0, tflops_16bit, tflops_32bit, bandwidth, source }
+        let compute_capability = ComputeCapability::BFLOAT16;
+        Accelerator {
+            name,
+            memory_bytes: 0,
+            compute_capability,
+            tflops_16bit,
+            tflops_32bit,
+            bandwidth,
+            source,
+        }
     }
 
     const OPEN_LLAMA_7B: ModelShape = super::super::tests::OPEN_LLAMA_7B;

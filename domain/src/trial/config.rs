@@ -1,6 +1,7 @@
 //! A trial's full configuration: every parameter with the value in force, under the names of the
 //! Vertex/PEFT/Hugging Face world. It serialises to one flat JSON object whose keys are the sweep file's.
 
+use crate::machine::ComputeCapability;
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
@@ -56,6 +57,18 @@ pub struct Precision {
     pub compute_dtype: Option<ComputeDtype>,
     /// With 4 bits, whether magnitudes are quantised too; else false.
     pub double_quant: bool,
+}
+
+impl Precision {
+    /// The least compute capability of a GPU that trains on such a base; `None`: any that is trained on at all.
+    pub fn compute_capability(self) -> Option<ComputeCapability> {
+        let bfloat16 = match self.mode {
+            PrecisionMode::Bfloat16 => true,
+            PrecisionMode::FourBit => self.compute_dtype == Some(ComputeDtype::Bfloat16),
+            PrecisionMode::Float32 | PrecisionMode::Float16 => false,
+        };
+        bfloat16.then_some(ComputeCapability::BFLOAT16)
+    }
 }
 
 impl fmt::Display for Precision {

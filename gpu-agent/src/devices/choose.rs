@@ -3,6 +3,7 @@
 use super::names::accelerator;
 use crate::{DeviceOptions, EngineHost};
 use domain::DeviceId;
+use domain::machine::ComputeCapability;
 use std::collections::BTreeSet;
 
 /// What the driver says of this machine's GPUs.
@@ -181,6 +182,7 @@ pub fn choose(read: &Result<Facts, Absent>, settings: &Settings) -> Found {
             memory_bytes: memory_bytes.saturating_sub(RESERVE),
             max_pack_size: PACK_SIZE,
             price_per_hour: 0.0,
+            compute_capability: Some(capability(settings.built_for.unwrap_or(gpu.compute).min(gpu.compute))),
             // By its UUID, so that the process opens this very one, however CUDA counts; and because CUDA shows a process
             // no more than one slice.
             host: EngineHost::Process {
@@ -247,6 +249,10 @@ fn parts(gpu: &Gpu) -> Vec<Seen<'_>> {
         Some(slices) => slices.iter().map(|slice| (gpu, Some(slice))).collect(),
         None => vec![(gpu, None)],
     }
+}
+
+fn capability((major, minor): (u32, u32)) -> ComputeCapability {
+    ComputeCapability { major, minor }
 }
 
 fn uuid<'a>((gpu, slice): Seen<'a>) -> &'a str {

@@ -37,6 +37,7 @@ pub fn cpu() -> DeviceOptions {
         memory_bytes: memory - memory / RESERVED_SHARE,
         max_pack_size: CPU_PACK_SIZE,
         price_per_hour: 0.0,
+        compute_capability: None,
         host: EngineHost::Thread,
     }
 }

@@ -59,6 +59,7 @@ impl SimulateArgs {
                     memory_bytes: accelerator.memory_bytes.saturating_sub(RESERVE),
                     max_pack_size: PACK_SIZE,
                     price_per_hour: price,
+                    compute_capability: Some(accelerator.compute_capability),
                     host: EngineHost::Simulated {
                         accelerator: accelerator.clone(),
                         speed: self.simulate_speed,

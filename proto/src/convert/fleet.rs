@@ -4,6 +4,7 @@ use super::{ConvertError, too_long};
 use crate::limits::{self, cut};
 use crate::v1;
 use domain::fleet::{Agent, Device, Feature, Holding, SIMULATED_SPEED};
+use domain::machine::ComputeCapability;
 use domain::{AgentId, Attempt, DeviceId, TrialId};
 
 impl From<Device> for v1::Device {
@@ -16,6 +17,7 @@ impl From<Device> for v1::Device {
             price_per_hour: d.price_per_hour,
             resident_base: d.resident_base.unwrap_or_default(),
             simulated_speed: d.simulated_speed.unwrap_or_default(),
+            compute_capability: d.compute_capability.map(String::from).unwrap_or_default(),
         }
     }
 }
@@ -35,6 +37,11 @@ impl TryFrom<v1::Device> for Device {
             let (least, most) = (SIMULATED_SPEED.start(), SIMULATED_SPEED.end());
             return Err(ConvertError::new("simulated_speed", format!("must be {least} to {most}, or 0")));
         }
+        let compute_capability = Some(d.compute_capability).filter(|text| !text.is_empty());
+        let compute_capability = compute_capability
+            .map(ComputeCapability::try_from)
+            .transpose()
+            .map_err(|error| ConvertError::new("compute_capability", error.to_string()))?;
         Ok(Self {
             id: DeviceId::new(named("id", d.id)?),
             accelerator: cut(d.accelerator, limits::NAME_BYTES),
@@ -43,6 +50,7 @@ impl TryFrom<v1::Device> for Device {
             price_per_hour: d.price_per_hour,
             resident_base: Some(d.resident_base).filter(|base| !base.is_empty()),
             simulated_speed: Some(d.simulated_speed).filter(|speed| *speed != 0.0),
+            compute_capability,
         })
     }
 }

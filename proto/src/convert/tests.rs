@@ -151,7 +151,8 @@ fn a_sweep_goes_out_with_its_counts() {
 fn devices_are_checked() {
     let good = v1::Device { id: "cpu".into(), max_pack_size: 1, ..v1::Device::default() };
     let simulated = v1::Device { simulated_speed: 60.0, price_per_hour: 3.0, ..good.clone() };
-    for device in [good.clone(), simulated.clone()] {
+    let volta = v1::Device { compute_capability: "7.0".into(), ..good.clone() };
+    for device in [good.clone(), simulated.clone(), volta] {
         assert_eq!(v1::Device::from(Device::try_from(device.clone()).unwrap()), device);
     }
     // An hour of its time is a minute of ours.
@@ -165,6 +166,10 @@ fn devices_are_checked() {
         (
             v1::Device { simulated_speed: f64::NAN, ..good.clone() },
             "simulated_speed: must be 1 to 1000000, or 0",
+        ),
+        (
+            v1::Device { compute_capability: "8".into(), ..good.clone() },
+            "compute_capability: \"8\" is no compute capability; write it as in \"8.0\"",
         ),
         (v1::Device { id: "a\nb".into(), ..good.clone() }, "id: has a control character: \"a\\nb\""),
         (v1::Device { id: "a".repeat(201), ..good }, "id: has 201 bytes, above 200"),

@@ -29,7 +29,10 @@ pub(super) struct Candidate<'a> {
 
 impl Candidate<'_> {
     fn suits(&self, needs: &Waiting) -> bool {
-        let suits = |device: &Device| needs.suits(&device.accelerator, device.simulated_speed.is_some());
+        let suits = |device: &Device| {
+            needs.suits(&device.accelerator, device.simulated_speed.is_some())
+                && needs.computes_with(device.compute_capability)
+        };
         (self.evaluates || !needs.evaluated) && self.devices.iter().any(suits)
     }
 }
@@ -47,6 +50,7 @@ pub(super) fn hints<'a>(
                 && needs.accelerators == request.needs.accelerators
                 && needs.simulated == request.needs.simulated
                 && needs.evaluated == request.needs.evaluated
+                && needs.compute_capability == request.needs.compute_capability
         });
         match alike {
             Some((_, _, trials)) => *trials += 1,
@@ -102,6 +106,7 @@ mod tests {
             price_per_hour: 0.0,
             resident_base: None,
             simulated_speed: None,
+            compute_capability: None,
         }]
     }
 

@@ -18,7 +18,7 @@ use config::limits::Limits;
 use domain::data::Reference;
 use domain::fleet::{Agent, Beginning, Holding};
 use domain::trial::TrialDevice;
-use domain::{AgentId, Attempt, Clock, DeviceId, Timestamp, TrialId};
+use domain::{AgentId, Attempt, Clock, DeviceId, SweepId, Timestamp, TrialId};
 use security::watched::Watched;
 use state::State;
 use std::collections::{BTreeSet, HashMap};
@@ -133,6 +133,7 @@ enum Command {
     Release(TrialId, Attempt, bool, Reply<Option<f64>>),
     Used(Vec<TrialId>, Reply<Vec<(TrialId, f64)>>),
     Abandon(Vec<TrialId>, Reply<Vec<(TrialId, f64)>>),
+    Unsuited(SweepId, Reply<Option<String>>),
     Agents(Reply<Vec<AgentView>>),
     Drain(AgentId, bool, Reply<Option<AgentView>>),
     Limit(Arc<Watched<Limits>>),
@@ -228,6 +229,12 @@ impl Dispatcher {
     /// time they used. An agent that comes back is told to drop them.
     pub async fn abandon(&self, trials: Vec<TrialId>) -> Result<Vec<(TrialId, f64)>, Gone> {
         self.0.ask(|reply| Command::Abandon(trials, reply)).await
+    }
+
+    /// Why waiting trials of a sweep get none of the devices that there are: what none of these computes with. `None` if that
+    /// is not why.
+    pub async fn unsuited(&self, sweep: &SweepId) -> Result<Option<String>, Gone> {
+        self.0.ask(|reply| Command::Unsuited(sweep.clone(), reply)).await
     }
 
     /// Every agent that connected since this coordinator started and is not gone for long, by id.

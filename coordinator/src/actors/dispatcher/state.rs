@@ -3,6 +3,7 @@
 mod hints;
 mod placing;
 mod quotas;
+mod unsuited;
 
 use super::super::message::{Outbox, StopReason, ToAgent};
 use super::super::meter::Meter;
@@ -218,6 +219,9 @@ impl State {
             Command::Abandon(trials, reply) => {
                 let _ = reply.send(self.abandon(trials));
             }
+            Command::Unsuited(sweep, reply) => {
+                let _ = reply.send(self.unsuited(&sweep));
+            }
             Command::Agents(reply) => {
                 let _ = reply.send(self.views());
             }
@@ -231,7 +235,12 @@ impl State {
         }
     }
 
-    fn connect(&mut self, agent: Agent, holdings: &[Holding], outbox: Outbox) -> SessionId {
+    fn connect(&mut self, mut agent: Agent, holdings: &[Holding], outbox: Outbox) -> SessionId {
+        // An agent of an earlier version does not say it. A CPU and what the catalogue has not stay unknown.
+        for device in agent.devices.iter_mut().filter(|device| device.compute_capability.is_none()) {
+            let known = config::machines::accelerator(&device.accelerator).ok();
+            device.compute_capability = known.map(|known| known.compute_capability);
+        }
         self.sessions += 1;
         let session = SessionId(self.sessions);
         let id = agent.id.clone();

@@ -183,6 +183,7 @@ impl Ledger {
             own_bytes: peak.as_ref().map_or(0, PeakBytes::own),
             simulated: trial.kind().or(self.simulated),
             evaluated: self.record.sweep.spec.evaluations.is_some(),
+            compute_capability: config.base_model().precision.compute_capability(),
         })
     }
 

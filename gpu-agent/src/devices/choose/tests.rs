@@ -78,6 +78,22 @@ fn what_cuda_visible_devices_leaves() {
     }
 }
 
+/// It is what the program's kernels have, which on a later GPU are those of the one that they were compiled for.
+#[test]
+fn what_trials_compute_with() {
+    for (compute, built_for, has) in
+        [((7, 0), (7, 0), "7.0"), ((7, 5), (7, 0), "7.0"), ((9, 0), (8, 0), "8.0"), ((9, 0), (9, 0), "9.0")]
+    {
+        let mut facts = facts();
+        facts.gpus.iter_mut().for_each(|gpu| gpu.compute = compute);
+        let found = choose(&Ok(facts), &Settings { built_for: Some(built_for), ..settings() });
+        assert_eq!(found.devices.len(), 4, "{found:?}");
+        for device in found.devices {
+            assert_eq!(device.compute_capability.map(String::from).as_deref(), Some(has), "{compute:?}");
+        }
+    }
+}
+
 #[test]
 fn what_a_device_is() {
     let found = choose(&Ok(facts()), &settings());

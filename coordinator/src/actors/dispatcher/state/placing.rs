@@ -94,6 +94,7 @@ fn slot(agent: &Agent, device: &Device, held: &[&Waiting]) -> Slot {
         price_per_hour: device.cost_per_hour(),
         simulated: device.simulated_speed.is_some(),
         evaluates: agent.understands.contains(&Feature::Evaluations),
+        compute_capability: device.compute_capability,
         resident: device.resident_base.clone(),
         base: held.first().map(|needs| needs.base.clone()),
         held: held.len() as u32,
