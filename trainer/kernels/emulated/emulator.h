@@ -1,6 +1,7 @@
 // Runs CUDA kernels on the CPU, for tests: a block's threads one after the other, each on a stack of its own, which it
-// leaves where it waits for the others. Races between barriers do not show; everything else of a kernel does: its
-// indices, its sums, what it leaves unwritten.
+// leaves where it waits for the others; blocks too come one after the other. Both come in rising order or in falling order:
+// where that makes a difference, threads race. Other races do not show; everything else of a kernel does: its indices, its sums,
+// what it leaves unwritten.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -57,6 +58,7 @@ struct Block {
     std::vector<uint64_t> shared;
     jmp_buf scheduler;
     int current = 0;
+    bool backwards = false;
     void (*kernel)(void **) = nullptr;
     void **arguments = nullptr;
 };
@@ -103,8 +105,10 @@ inline void run_block() {
     const int count = blockDim.x;
     for (int t = 0; t < count; t++) block.threads[t].state = READY, block.threads[t].exchanges = 0;
     while (true) {
-        for (int t = 0; t < count; t++)
+        for (int i = 0; i < count; i++) {
+            const int t = block.backwards ? count - 1 - i : i;
             if (block.threads[t].state == READY) resume(t);
+        }
         int alive = 0, at_barrier = 0;
         bool released = false;
         for (int warp = 0; warp < count; warp += 32) {
@@ -186,12 +190,17 @@ static int emulate(const emulated::Kernel *kernels, size_t count, const char *na
     for (size_t i = 0; i < count; i++) {
         if (strcmp(kernels[i].name, name)) continue;
         if (strcmp(kernels[i].arguments, given)) return 2;
+        emulated::block.backwards = grid[4];
         gridDim.x = grid[0], gridDim.y = grid[1], blockDim.x = grid[2];
         // Shared memory holds what an earlier block left there: here, NaN.
         emulated::block.shared.assign(grid[3] / 8 + 1, ~0ull);
         emulated::block.kernel = kernels[i].call, emulated::block.arguments = arguments;
-        for (blockIdx.y = 0; blockIdx.y < grid[1]; blockIdx.y++)
-            for (blockIdx.x = 0; blockIdx.x < grid[0]; blockIdx.x++) emulated::run_block();
+        const uint64_t blocks = (uint64_t)grid[0] * grid[1];
+        for (uint64_t i = 0; i < blocks; i++) {
+            const uint64_t b = grid[4] ? blocks - 1 - i : i;
+            blockIdx.x = b % grid[0], blockIdx.y = b / grid[0];
+            emulated::run_block();
+        }
         return 0;
     }
     return 1;

@@ -1,6 +1,6 @@
 //! Attention of texts that share their beginnings.
 
-use super::{Heads, attention, cpu, gather};
+use super::{Documents, Heads, attention, cpu, gather};
 use crate::error::Result;
 use candle_core::Tensor;
 use std::ops::Range;
@@ -51,7 +51,7 @@ fn written_out(q: &Tensor, k: &Tensor, v: &Tensor, branches: &[Branch], heads: H
         documents.push(start..rows.len());
     }
     let [q, k, v] = [gather(q, &rows)?, gather(k, &rows)?, gather(v, &rows)?];
-    gather(&attention(&q, &k, &v, &documents, heads)?, &own)
+    gather(&attention(&q, &k, &v, &Documents::new(documents), heads)?, &own)
 }
 
 #[cfg(test)]

@@ -28,6 +28,8 @@ use crate::rng;
 use crate::weight::Weight;
 use candle_core::{DType, Device, Tensor};
 use std::ops::Range;
+#[cfg(any(feature = "cuda", test))]
+use std::sync::OnceLock;
 
 pub use branch::{Branch, branched_attention};
 #[cfg(any(feature = "cuda", test))]
@@ -244,21 +246,34 @@ impl Heads {
     }
 }
 
+/// The documents of a pass, for all of its layers, forward and backward.
+#[derive(Debug)]
+pub struct Documents {
+    ranges: Vec<Range<usize>>,
+    /// What a GPU's kernels are told of them, once one has asked.
+    #[cfg(any(feature = "cuda", test))]
+    tiles: OnceLock<Tensor>,
+}
+
+impl Documents {
+    /// Of these ranges of tokens, which cover all tokens, in order.
+    pub fn new(ranges: Vec<Range<usize>>) -> Self {
+        Self {
+            ranges,
+            #[cfg(any(feature = "cuda", test))]
+            tiles: OnceLock::new(),
+        }
+    }
+}
+
 /// Causal attention within each document, as far back as the heads' window: `q` `[tokens, query heads · dim]`, `k` and `v`
 /// `[tokens, key-value heads · dim]` → `[tokens, query heads · dim]`. No token sees another document.
-/// The documents cover all tokens, in order.
-pub fn attention(
-    q: &Tensor,
-    k: &Tensor,
-    v: &Tensor,
-    documents: &[Range<usize>],
-    heads: Heads,
-) -> Result<Tensor> {
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, documents: &Documents, heads: Heads) -> Result<Tensor> {
     on!(
         q,
-        cpu: cpu::attention::forward(q, k, v, documents, heads),
+        cpu: cpu::attention::forward(q, k, v, &documents.ranges, heads),
         gpu: gpu::attention::forward(q, k, v, documents, heads),
-        plain: plain::attention(q, k, v, documents, heads),
+        plain: plain::attention(q, k, v, &documents.ranges, heads),
     )
 }
 
@@ -276,15 +291,15 @@ pub fn attention_backward(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    documents: &[Range<usize>],
+    documents: &Documents,
     heads: Heads,
     dy: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     on!(
         q,
-        cpu: cpu::attention::backward(q, k, v, documents, heads, dy),
+        cpu: cpu::attention::backward(q, k, v, &documents.ranges, heads, dy),
         gpu: gpu::attention::backward(q, k, v, documents, heads, dy),
-        plain: plain::attention_backward(q, k, v, documents, heads, dy),
+        plain: plain::attention_backward(q, k, v, &documents.ranges, heads, dy),
     )
 }
 

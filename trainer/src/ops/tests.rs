@@ -152,10 +152,12 @@ fn attention_is_its_formula() {
         let q = (random((tokens, query * dim), 1) * 3.0).unwrap();
         let (k, v) = (random((tokens, key_value * dim), 2), random((tokens, key_value * dim), 3));
         let dy = random((tokens, query * dim), 4);
+        let plain = plain::attention(&q, &k, &v, &documents, heads).unwrap();
+        let by_plain = plain::attention_backward(&q, &k, &v, &documents, heads, &dy).unwrap();
+        let documents = Documents::new(documents);
         let fused = attention(&q, &k, &v, &documents, heads).unwrap();
-        check("attention", &fused, &plain::attention(&q, &k, &v, &documents, heads).unwrap());
-        let fused = attention_backward(&q, &k, &v, &documents, heads, &dy).unwrap();
-        let plain = plain::attention_backward(&q, &k, &v, &documents, heads, &dy).unwrap();
+        check("attention", &fused, &plain);
+        let (fused, plain) = (attention_backward(&q, &k, &v, &documents, heads, &dy).unwrap(), by_plain);
         check("attention dq", &fused.0, &plain.0);
         check("attention dk", &fused.1, &plain.1);
         check("attention dv", &fused.2, &plain.2);

@@ -165,15 +165,16 @@ pub(crate) fn forward_backward_unread(base: &Base, members: &mut [Member]) -> Re
 pub fn evaluate(base: &Base, adapter: Option<&Adapter>, rows: &[Row]) -> Result<Outcome> {
     let tokens = Tokens::new([rows].into_iter(), base.config.vocab_size)?;
     let own = adapter.map_or(0, Adapter::bytes);
-    let pass = Pass::new(base, &tokens, base.bytes() + own)?;
-    let mut nll = Vec::new();
-    if !tokens.wanted.is_empty() {
-        let segments = segments(base, adapter, tokens.ids.len(), tokens.wanted.len())?;
-        let hidden = pass.hidden(&tokens.ids, &segments, drop)?;
-        let predicting = ops::gather(&hidden, &tokens.predicting)?;
-        pass.meter.touch(head::working_bytes(base, &tokens.wanted, &segments, false));
-        nll = head::nll(base, &predicting, &tokens.wanted, &segments)?;
+    let resident = base.bytes() + own;
+    if tokens.wanted.is_empty() {
+        return Ok(outcomes(base, &tokens, &[], &[own], resident)[0]);
     }
+    let pass = Pass::new(base, &tokens, resident)?;
+    let segments = segments(base, adapter, tokens.ids.len(), tokens.wanted.len())?;
+    let hidden = pass.hidden(&tokens.ids, &segments, drop)?;
+    let predicting = ops::gather(&hidden, &tokens.predicting)?;
+    pass.meter.touch(head::working_bytes(base, &tokens.wanted, &segments, false));
+    let nll = head::nll(base, &predicting, &tokens.wanted, &segments)?;
     Ok(outcomes(base, &tokens, &nll, &[own], pass.meter.peak())[0])
 }
 

@@ -7,12 +7,11 @@ use crate::error::Result;
 use crate::lora::Adapter;
 use crate::memory::{Held, Meter};
 use crate::model::{Base, NormNumbers};
-use crate::ops::{self, Branch, Heads, Rotary};
+use crate::ops::{self, Branch, Documents, Heads, Rotary};
 use crate::saved::{Kind, Run};
 use crate::weight::Weight;
 use candle_core::Tensor;
 use std::borrow::Borrow;
-use std::ops::Range;
 
 /// What a layer's backward needs of its forward. Norms and activations are computed again.
 pub(super) struct Saved {
@@ -45,7 +44,7 @@ pub(super) enum Kept {
 /// What is the same in all layers of a pass.
 pub(super) struct Pass<'a> {
     base: &'a Base,
-    documents: &'a [Range<usize>],
+    documents: Documents,
     rotary: Rotary,
     pub(super) meter: Meter,
 }
@@ -68,7 +67,7 @@ impl Cache {
         let Some((keys, values)) = self.layers.get_mut(index) else {
             self.layers.push((k.clone(), v.clone()));
             let whole = 0..q.dims()[0];
-            return ops::attention(q, k, v, std::slice::from_ref(&whole), heads);
+            return ops::attention(q, k, v, &Documents::new(vec![whole]), heads);
         };
         *keys = Tensor::cat(&[&*keys, k], 0)?;
         *values = Tensor::cat(&[&*values, v], 0)?;
@@ -90,7 +89,8 @@ impl<'a> Pass<'a> {
     pub(super) fn new(base: &'a Base, tokens: &'a Tokens, resident: u64) -> Result<Self> {
         let rotary = Rotary::new(&base.inverse_frequencies, &tokens.positions, base.device())?;
         let meter = Meter::new(resident);
-        Ok(Self { base, documents: &tokens.documents, rotary, meter })
+        let documents = Documents::new(tokens.documents.clone());
+        Ok(Self { base, documents, rotary, meter })
     }
 
     /// Runs all layers; `keep` receives what each layer's backward needs.
@@ -101,7 +101,7 @@ impl<'a> Pass<'a> {
         keep: impl FnMut(Saved),
     ) -> Result<Held> {
         let attend = |index, q: &Tensor, k: &Tensor, v: &Tensor| {
-            ops::attention(q, k, v, self.documents, Heads::of(self.base, index))
+            ops::attention(q, k, v, &self.documents, Heads::of(self.base, index))
         };
         self.through(ids, segments, attend, keep)
     }
@@ -233,7 +233,7 @@ impl<'a> Pass<'a> {
         segments: &[Segment<A>],
     ) -> Result<Saved> {
         let mut attend = |index, q: &Tensor, k: &Tensor, v: &Tensor| {
-            ops::attention(q, k, v, self.documents, Heads::of(self.base, index))
+            ops::attention(q, k, v, &self.documents, Heads::of(self.base, index))
         };
         self.layer(index, input, segments, &mut attend)
     }
@@ -331,7 +331,7 @@ impl<'a> Pass<'a> {
             normed.0.as_deref().unwrap_or(&q),
             normed.1.as_deref().unwrap_or(&k),
             &v,
-            self.documents,
+            &self.documents,
             Heads::of(self.base, index),
             &d_attended,
         )?;

@@ -5,10 +5,9 @@
 use super::gemm::{Matrix, gemm};
 use super::{Argument, Grid, Module, THREADS, empty, flash, launch, suffix};
 use crate::error::Result;
-use crate::ops::Heads;
+use crate::ops::{Documents, Heads};
 use candle_core::{DType, Tensor};
 use domain::footprint::ATTENTION_BLOCK;
-use std::ops::Range;
 
 const MODULE: Module = Module::Attention;
 
@@ -28,8 +27,8 @@ struct Block {
     keys: usize,
 }
 
-fn blocks(documents: &[Range<usize>], heads: Heads) -> impl Iterator<Item = Block> {
-    documents.iter().flat_map(move |document| {
+fn blocks(documents: &Documents, heads: Heads) -> impl Iterator<Item = Block> {
+    documents.ranges.iter().flat_map(move |document| {
         (0..document.len()).step_by(QUERIES).map(move |first| {
             let queries = QUERIES.min(document.len() - first);
             let first_key = heads.first_key(first);
@@ -115,7 +114,7 @@ pub(in crate::ops) fn forward(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    documents: &[Range<usize>],
+    documents: &Documents,
     heads: Heads,
 ) -> Result<Tensor> {
     let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
@@ -140,7 +139,7 @@ pub(in crate::ops) fn backward(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    documents: &[Range<usize>],
+    documents: &Documents,
     heads: Heads,
     dy: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor)> {
@@ -151,7 +150,7 @@ pub(in crate::ops) fn backward(
     let (device, dtype) = (q.device(), q.dtype());
     let dq = empty(q.shape(), dtype, device)?;
     // Keys that several blocks or heads share collect their gradients in float32.
-    let shared = heads.group() > 1 || documents.iter().any(|document| document.len() > QUERIES);
+    let shared = heads.group() > 1 || documents.ranges.iter().any(|document| document.len() > QUERIES);
     let collects = |like: &Tensor| match shared {
         true => Ok(Tensor::zeros(like.shape(), DType::F32, device)?),
         false => empty(like.shape(), dtype, device),

@@ -1,6 +1,6 @@
 //! In tests, the CPU in a GPU's place: the same kernels, compiled by the C++ compiler with `trainer/kernels/emulated`
-//! for CUDA's headers, and a plain product for cuBLAS. Slow, and it knows nothing of races between threads; but what
-//! is launched, on what, and what comes out are those of a GPU.
+//! for CUDA's headers, and a plain product for cuBLAS. Slow, and of races between threads it shows only those that
+//! [`backwards`] gives another result; but what is launched, on what, and what comes out are those of a GPU.
 
 use super::gemm::{Matrix, Product};
 use super::{Argument, Grid, Module, problem};
@@ -17,6 +17,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 thread_local! {
     static ON: Cell<bool> = const { Cell::new(false) };
+    static BACKWARDS: Cell<bool> = const { Cell::new(false) };
     static READS: Cell<usize> = const { Cell::new(0) };
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
     static FAILS_AT: Cell<Option<usize>> = const { Cell::new(None) };
@@ -85,8 +86,41 @@ pub(crate) fn emulated<T>(f: impl FnOnce() -> T) -> T {
     f()
 }
 
+/// Runs `f` with the threads and blocks of kernels in falling order. What a GPU promises does not depend on it.
+pub(super) fn backwards<T>(f: impl FnOnce() -> T) -> T {
+    struct Forwards;
+    impl Drop for Forwards {
+        fn drop(&mut self) {
+            BACKWARDS.set(false);
+        }
+    }
+    let _forwards = Forwards;
+    BACKWARDS.set(true);
+    f()
+}
+
+/// What a launch asks for that a GPU does not have.
+fn limits(kernel: &str, grid: &Grid) -> Result<()> {
+    let Grid { blocks, threads, shared } = *grid;
+    // CUDA's programming guide, in all capabilities from 7.0 on; of shared memory, what those with tensor cores for bfloat16 have.
+    let has = [
+        (blocks.0, i32::MAX as u32, "blocks"),
+        (blocks.1, u32::from(u16::MAX), "rows of blocks"),
+        (threads, 1024, "threads"),
+        (shared, 99 << 10, "bytes of shared memory"),
+    ];
+    match has.into_iter().find(|(asked, most, _)| asked > most) {
+        Some((asked, most, what)) => Err(problem(format!("{kernel} asks for {asked} {what}, above {most}"))),
+        None => Ok(()),
+    }
+}
+
 /// Memory of which nobody has written anything: NaN, or the largest whole number.
 pub(super) fn empty(shape: Shape, dtype: DType) -> Result<Tensor> {
+    if shape.elem_count() == 0 {
+        // Nobody says that a driver does.
+        return Err(problem("a GPU gives no memory of no bytes"));
+    }
     Ok(match dtype {
         DType::U8 => Tensor::full(u8::MAX, shape, &Device::Cpu)?,
         DType::F16 => Tensor::full(half::f16::NAN, shape, &Device::Cpu)?,
@@ -183,8 +217,9 @@ pub(super) fn launch(module: Module, kernel: &str, grid: Grid, arguments: &[Argu
         })
         .unzip();
     let places: Vec<*const c_void> = values.iter().map(|value| std::ptr::from_ref(value).cast()).collect();
-    let (name, numbers) =
-        (CString::new(kernel).unwrap(), [grid.blocks.0, grid.blocks.1, grid.threads, grid.shared]);
+    limits(kernel, &grid)?;
+    let name = CString::new(kernel).unwrap();
+    let numbers = [grid.blocks.0, grid.blocks.1, grid.threads, grid.shared, u32::from(BACKWARDS.get())];
     let given = CString::new(kinds).unwrap();
     // SAFETY: the function is declared so in `compile`; a kernel gets the arguments that it takes, or is not called;
     // `super::launch` says what its callers have made sure of. A little-endian word begins with the number that it

@@ -2,9 +2,8 @@
 
 use super::{Argument, Grid, Module, empty, launch, suffix, upload};
 use crate::error::Result;
-use crate::ops::Heads;
-use candle_core::{DType, Tensor};
-use std::ops::Range;
+use crate::ops::{Documents, Heads};
+use candle_core::{DType, Device, Tensor};
 
 const MODULE: Module = Module::Flash;
 
@@ -24,31 +23,40 @@ pub(super) fn takes(q: &Tensor, heads: Heads) -> bool {
         && matches!(heads.dim, 64 | 128)
 }
 
+/// Tiles of [`ROWS`] rows of the documents, those that see most first: three numbers each. All calls of a pass have the
+/// same, which go to the device once.
+fn tiles<'a>(documents: &'a Documents, device: &Device) -> Result<&'a Tensor> {
+    if let Some(tiles) = documents.tiles.get() {
+        return Ok(tiles);
+    }
+    let mut tiles = Vec::new();
+    for document in &documents.ranges {
+        for first in (0..document.len()).step_by(ROWS) {
+            tiles.push([document.start as u32, document.len() as u32, first as u32]);
+        }
+    }
+    // The last tiles of a document see most keys: they begin first, so that none is left over at the end.
+    tiles.sort_by_key(|tile| std::cmp::Reverse(tile[2]));
+    let tiles = upload(&tiles.concat(), device)?;
+    Ok(documents.tiles.get_or_init(|| tiles))
+}
+
 /// What all kernels of a call share.
 struct Call<'a> {
     q: &'a Tensor,
     heads: Heads,
-    /// Tiles of [`ROWS`] rows of the documents, long ones first: three numbers each.
-    tiles: Tensor,
+    tiles: &'a Tensor,
     inputs: Vec<Argument>,
 }
 
 impl<'a> Call<'a> {
-    fn new(q: &'a Tensor, k: &Tensor, v: &Tensor, documents: &[Range<usize>], heads: Heads) -> Result<Self> {
-        let mut tiles = Vec::new();
-        for document in documents {
-            for first in (0..document.len()).step_by(ROWS) {
-                tiles.push([document.start as u32, document.len() as u32, first as u32]);
-            }
-        }
-        // The last tiles of a document see most keys: they begin first, so that none is left over at the end.
-        tiles.sort_by_key(|tile| std::cmp::Reverse(tile[2]));
-        let tiles = upload(&tiles.concat(), q.device())?;
+    fn new(q: &'a Tensor, k: &Tensor, v: &Tensor, documents: &'a Documents, heads: Heads) -> Result<Self> {
+        let tiles = tiles(documents, q.device())?;
         let inputs = vec![
             q.try_into()?,
             k.try_into()?,
             v.try_into()?,
-            (&tiles).try_into()?,
+            tiles.try_into()?,
             Argument::Width(heads.query as u32),
             Argument::Width(heads.key_value as u32),
             Argument::Number(heads.scale()),
@@ -73,7 +81,7 @@ pub(super) fn forward(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    documents: &[Range<usize>],
+    documents: &Documents,
     heads: Heads,
 ) -> Result<Tensor> {
     let out = empty(q.shape(), q.dtype(), q.device())?;
@@ -89,7 +97,7 @@ pub(super) fn backward(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    documents: &[Range<usize>],
+    documents: &Documents,
     heads: Heads,
     dy: &Tensor,
 ) -> Result<(Tensor, Tensor, Tensor)> {

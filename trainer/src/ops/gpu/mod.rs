@@ -92,6 +92,9 @@ const TRANSFER: usize = 64 << 10;
 pub(super) fn upload<T: WithDType>(values: &[T], device: &Device) -> Result<Tensor> {
     #[cfg(test)]
     emulated::allocate()?;
+    if values.is_empty() {
+        return Err(problem("nothing to upload"));
+    }
     let piece = |values: &[T]| Tensor::from_slice(values, values.len(), device);
     let most = TRANSFER / size_of::<T>();
     if values.len() <= most {

@@ -5,7 +5,7 @@
 //! The GPU is the one that `LORAFLEET_TEST_DEVICE` names; without it the CPU runs the kernels in its place.
 
 use super::{Argument, Grid, Module, emulated, launch, upload};
-use crate::ops::{self, AdamWStep, Heads, Parameter, Rotary};
+use crate::ops::{self, AdamWStep, Documents, Heads, Parameter, Rotary};
 use crate::quant::Nf4;
 use crate::rng;
 use crate::weight::{Numbers, Weight};
@@ -107,11 +107,19 @@ fn check(what: &str, dtype: DType, got: &Tensor, want: &Tensor) {
     assert!(off <= tolerance(dtype) * size.max(1e-30), "{what} in {dtype:?}: {off} off, largest {size}");
 }
 
-/// The same computation on both sides; its results in order, under their names.
+/// The same computation on both sides; its results in order, under their names. Where the CPU is in the GPU's place, it comes
+/// to the same bits in whichever order threads and blocks come.
 #[track_caller]
 fn compare(what: &str, dtype: DType, f: impl Fn(Side) -> crate::Result<Vec<Tensor>>) {
     poison();
     let got = on_gpu(|| f(Side::Gpu)).unwrap();
+    if gpu().is_some_and(Device::is_cpu) {
+        let again = emulated::backwards(|| on_gpu(|| f(Side::Gpu))).unwrap();
+        for (i, (got, again)) in got.iter().zip(&again).enumerate() {
+            let bits = |t: &Tensor| values(t).into_iter().map(f32::to_bits).collect::<Vec<_>>();
+            assert!(bits(got) == bits(again), "{what} in {dtype:?}, result {i}: threads race");
+        }
+    }
     for (i, (got, want)) in got.iter().zip(f(Side::Cpu).unwrap()).enumerate() {
         check(&format!("{what}, result {i}"), dtype, got, &want);
     }
@@ -134,6 +142,32 @@ fn a_kernel_is_called_with_what_it_takes() {
     ] {
         let launched = launch(&CPU, Module::Elementwise, "add_f32_single", Grid::elements(1), &arguments);
         assert_eq!(launched.is_ok(), is_taken, "{arguments:?}: {launched:?}");
+    }
+}
+
+/// A launch that a GPU would refuse is refused by the CPU in its place.
+#[test]
+fn a_launch_keeps_within_a_gpus_limits() {
+    if !gpu().is_some_and(Device::is_cpu) {
+        return;
+    }
+    let grid = |blocks, threads, shared| Grid { blocks, threads, shared };
+    // No row of blocks of those that a GPU has is launched here: their number is too large for the CPU.
+    for (grid, said) in [
+        (grid((1, 1), 32, 0), None),
+        (grid((1, 1 << 16), 32, 0), Some("65536 rows of blocks, above 65535")),
+        (grid((1 << 31, 1), 32, 0), Some("2147483648 blocks, above 2147483647")),
+        (grid((1, 1), 1056, 0), Some("1056 threads, above 1024")),
+        (grid((1, 1), 32, 100 << 10), Some("102400 bytes of shared memory, above 101376")),
+    ] {
+        let arguments = [Argument::Pointer(0), Argument::Pointer(0), Argument::Count(0)];
+        let launched = launch(&CPU, Module::Elementwise, "add_f32_single", grid, &arguments);
+        let found = launched.err().map(|error| error.to_string());
+        let is = match (&found, said) {
+            (Some(found), Some(said)) => found.contains(said),
+            (found, said) => found.is_none() && said.is_none(),
+        };
+        assert!(is, "{grid:?}: {found:?}");
     }
 }
 
@@ -329,6 +363,7 @@ fn attention() {
                 documents.push(start..start + length);
             }
             let tokens = documents.last().unwrap().end;
+            let documents = Documents::new(documents);
             let draw = |heads: usize, seed: u64, scale: f64| {
                 Pair::random(&[tokens, heads * dim], seed, scale, dtype)
             };
@@ -360,6 +395,26 @@ fn attention() {
     }
 }
 
+/// What the kernels are told of a pass's documents goes to the device once, for all layers, forward and backward.
+#[test]
+fn tiles_are_uploaded_once_a_pass() {
+    if !gpu().is_some_and(Device::is_cpu) {
+        return;
+    }
+    let heads = Heads { query: 1, key_value: 1, dim: 64, window: None };
+    let (documents, dtype) = (Documents::new(vec![0..70, 70..73]), DType::F16);
+    let [q, k, v, dy] = [1, 2, 3, 4].map(|seed| Pair::random(&[73, 64], seed, 1.0, dtype).gpu);
+    let layer = || {
+        let before = emulated::allocations();
+        ops::attention(&q, &k, &v, &documents, heads).unwrap();
+        let forward = emulated::allocations() - before;
+        ops::attention_backward(&q, &k, &v, &documents, heads, &dy).unwrap();
+        [forward, emulated::allocations() - before - forward]
+    };
+    // Tiles and result; then three gradients, and two numbers for each row.
+    assert_eq!(on_gpu(|| [layer(), layer()]), [[2, 5], [1, 5]]);
+}
+
 /// A document of more than a block of queries, with heads narrow enough for the CPU in the GPU's place.
 #[test]
 fn attention_in_blocks_of_queries() {
@@ -367,8 +422,8 @@ fn attention_in_blocks_of_queries() {
         return;
     }
     for window in [None, Some(30), Some(515)] {
-        let (heads, documents, dtype) =
-            (Heads { query: 2, key_value: 1, dim: 2, window }, [0..520, 520..523], DType::F32);
+        let (heads, dtype) = (Heads { query: 2, key_value: 1, dim: 2, window }, DType::F32);
+        let documents = Documents::new(vec![0..520, 520..523]);
         let draw = |heads: usize, seed: u64| Pair::random(&[523, heads * 2], seed, 1.0, dtype);
         let (q, k, v, dy) = (draw(2, 1), draw(1, 2), draw(1, 3), draw(2, 4));
         compare("attention", dtype, |s| {
