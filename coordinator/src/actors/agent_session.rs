@@ -57,7 +57,7 @@ impl Desk {
         let used = match self.directory.store().trial(trial).await {
             Ok(record) => record.map(|record| record.paths()).unwrap_or_default(),
             // It goes at the next start.
-            Err(error) => return tracing::warn!(%trial, %error, "what its record does not name stays for now"),
+            Err(error) => return tracing::warn!(%trial, %error, "what no record names stays for now"),
         };
         self.artifacts.discard(trial, paths.into_iter().filter(|path| !used.contains(path))).await;
     }

@@ -26,7 +26,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// A lease that no test waits for.
 pub const LONG: Duration = Duration::from_secs(60);
 
-/// A lease that a test waits for, and that a busy machine does not miss: an agent has a quarter of it to give a sign of life.
+/// A lease that a test waits for, and that a busy machine does not miss: a sign of life comes every quarter of it.
 pub const SHORT: Duration = Duration::from_secs(2);
 
 pub struct Fixture {
