@@ -13,7 +13,7 @@ use config::sweep_file;
 use coordinator::search::{Proposal, Proposed, Searcher};
 use device::Device;
 use domain::footprint::{self, Engine};
-use domain::sweep::Replicates;
+use domain::sweep::{Replicates, SweepSpec};
 use domain::trial::TrialConfig;
 use gpu_agent::DeviceOptions;
 use gpu_agent::engine::simulated;
@@ -49,8 +49,8 @@ pub(crate) struct Args {
     /// Sets a key of the sweep file; a dotted key reaches inside. May be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Accelerators of the catalogue (A100-40GB), CPU, or bytes (24GB). Unless given, those that the sweep names in
-    /// resources.accelerators, or all that can be rented.
+    /// Accelerators of the catalogue (A100-40GB), CPU, or bytes (24GB). Unless given, those that the sweep names, or all that
+    /// can be rented. A trial whose accelerator the sweep chooses is planned for that one alone.
     #[arg(long, value_delimiter = ',')]
     device: Vec<String>,
     #[command(flatten)]
@@ -72,7 +72,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     };
     let Some(file) = &args.file else { return model::run(&args.model, &devices(&[])?, args.output.format) };
     let loaded = load(file, &args.set)?;
-    let devices = devices(&loaded.spec.resources.accelerators)?;
+    let devices = devices(&named(&loaded.spec))?;
     let (trials, exam) = checked(&loaded)?;
     let mut readings: HashMap<&str, Option<Reading>> = HashMap::new();
     for Planned { trial, preflight } in trials.iter().filter(|_| exam.is_some()) {
@@ -83,9 +83,20 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             entry.insert(evaluations::reading(&loaded, exam, model, &preflight.shape)?);
         }
     }
-    let of =
-        |trial: &Planned| readings.get(trial.trial.config.pretrained_model_id.as_str()).copied().flatten();
+    let asks =
+        |config: &TrialConfig| loaded.spec.evaluations.as_ref().is_some_and(|e| e.of(config).is_some());
+    let of = |Planned { trial, .. }: &Planned| {
+        let model = trial.config.pretrained_model_id.as_str();
+        readings.get(model).copied().flatten().filter(|_| asks(&trial.config))
+    };
     let documents: Vec<_> = trials.iter().map(|trial| document(trial, of(trial), &devices)).collect();
+    if !args.device.is_empty() && documents.iter().all(|d| d["devices"] == json!([])) {
+        return Err(Failure::invalid(format!(
+            "--device {}: no trial runs there: the sweep's accelerator is {}; leave --device out, or set accelerator",
+            args.device.join(","),
+            loaded.spec.accelerators().join(" or ")
+        )));
+    }
     let generated = if exam.is_some_and(|exam| exam.generates()) {
         "what answers take that are generated is left out of the seconds and dollars\n"
     } else {
@@ -94,6 +105,17 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     output::print(args.output.format, &json!(documents), || {
         table(&documents, loaded.spec.replicates) + generated
     })
+}
+
+/// The accelerators that a sweep names, for all of its trials or for some.
+fn named(spec: &SweepSpec) -> Vec<String> {
+    let mut names = spec.resources.accelerators.clone();
+    for name in spec.accelerators() {
+        if !names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+            names.push(name.into());
+        }
+    }
+    names
 }
 
 /// Reads a sweep file with `--set KEY=VALUE` overrides.
@@ -280,12 +302,13 @@ fn what_reading_depends_on(config: &TrialConfig) -> TrialConfig {
         max_grad_norm: defaults.max_grad_norm,
         lora_alpha: defaults.lora_alpha,
         lora_dropout: defaults.lora_dropout,
+        accelerator: defaults.accelerator,
         ..config.clone()
     }
 }
 
 /// Where a sweep file sets a parameter.
-fn place(loaded: &sweep_file::Loaded, key: &str) -> String {
+pub(crate) fn place(loaded: &sweep_file::Loaded, key: &str) -> String {
     let searched = loaded.spec.parameters.iter().any(|(name, _)| name == key);
     loaded.locate(&if searched { format!("parameters.{key}") } else { key.to_string() })
 }
@@ -327,6 +350,9 @@ fn document(planned: &Planned, asked: Option<Reading>, devices: &[Device]) -> Va
     let tensors = 2 * preflight.target_modules + preflight.saved_modules;
     let length = u64::from(config.max_sequence_length);
     let flops = shape.flops_per_token(&preflight.load, length);
+    let may = |device: &&Device| {
+        config.accelerator.as_ref().is_none_or(|accelerator| accelerator.eq_ignore_ascii_case(&device.name))
+    };
     let on = |device: &Device| device.document(&shape, config, &preflight.load, steps, asked);
     json!({
         "trial": trial.number,
@@ -345,7 +371,7 @@ fn document(planned: &Planned, asked: Option<Reading>, devices: &[Device]) -> Va
         "flops_per_token": flops,
         "flops_at_most": flops * (tokens * steps) as f64,
         "evaluation_tokens": asked.map(|asked| asked.tokens),
-        "devices": devices.iter().map(on).collect::<Vec<_>>(),
+        "devices": devices.iter().filter(may).map(on).collect::<Vec<_>>(),
     })
 }
 
@@ -408,15 +434,21 @@ fn in_all(mut each: Vec<f64>, replicates: Option<Replicates>) -> f64 {
     each.iter().sum::<f64>() + again
 }
 
-/// What the trials take on each device, one after the other, the further runs of the best among them.
+/// What the trials take on each device, one after the other, the further runs of the best among them; each device counts the
+/// trials that may run there.
 fn devices_table(documents: &[Value], replicates: Option<Replicates>) -> String {
-    let on = |trial: &Value, device: usize| trial["devices"][device].clone();
-    let count = documents.first().and_then(|d| d["devices"].as_array()).map_or(0, Vec::len);
-    if count == 0 {
+    let mut devices: Vec<(&str, Vec<&Value>)> = Vec::new();
+    for device in documents.iter().filter_map(|trial| trial["devices"].as_array()).flatten() {
+        let name = device["device"].as_str().unwrap_or_default();
+        match devices.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, trials)) => trials.push(device),
+            None => devices.push((name, vec![device])),
+        }
+    }
+    if devices.is_empty() {
         return String::new();
     }
-    let row = |place: usize| {
-        let trials: Vec<_> = documents.iter().map(|trial| on(trial, place)).collect();
+    let row = |(name, trials): &(&str, Vec<&Value>)| {
         let fitting = trials.iter().filter(|d| d["fits"] == json!(true)).count();
         let unsupported = match trials.iter().filter(|d| d["unsupported"].is_string()).count() {
             0 => String::new(),
@@ -427,7 +459,7 @@ fn devices_table(documents: &[Value], replicates: Option<Replicates>) -> String 
             (!each.is_empty()).then(|| in_all(each, replicates))
         };
         vec![
-            output::short(&trials[0]["device"]),
+            (*name).to_string(),
             format!("{fitting} of {}{unsupported}", trials.len()),
             output::bytes(
                 trials.iter().filter_map(|d| d["peak_memory_bytes"].as_u64()).max().unwrap_or_default(),
@@ -436,7 +468,7 @@ fn devices_table(documents: &[Value], replicates: Option<Replicates>) -> String 
             output::or_none(sum("cost_usd").map(output::dollars)),
         ]
     };
-    let rows: Vec<_> = (0..count).map(row).collect();
+    let rows: Vec<_> = devices.iter().map(row).collect();
     output::table(&["device", "trials that fit", "largest peak", "their time", "their cost"], &rows, &[])
 }
 

@@ -12,7 +12,7 @@ use crate::upload::DataArgs;
 use crate::{Failure, plan, sweeps, view};
 use config::sweep_file;
 use domain::metric;
-use domain::trial::TrialState;
+use domain::trial::{TrialConfig, TrialState};
 use gpu_agent::DeviceOptions;
 use proto::v1;
 use serde_json::{Value, json};
@@ -183,20 +183,33 @@ fn announce(args: &Args, loaded: &sweep_file::Loaded, planned: &[plan::Planned])
 
 /// Refuses a sweep whose trials would wait for a device that this machine will never have.
 fn check_accelerators(loaded: &sweep_file::Loaded, devices: &[DeviceOptions]) -> Result<(), Failure> {
-    let named = &loaded.spec.resources.accelerators;
     let mut here: Vec<_> = devices.iter().map(|device| device.accelerator.as_str()).collect();
     here.dedup();
-    let found = named.iter().any(|name| here.iter().any(|here| name.eq_ignore_ascii_case(here)));
-    if named.is_empty() || found {
+    let is_here = |name: &str| here.iter().any(|here| name.eq_ignore_ascii_case(here));
+    let what = if here == [CPU] { "its CPU alone".into() } else { here.join(", ") };
+    let one = here.first().unwrap_or(&CPU);
+    let named = &loaded.spec.resources.accelerators;
+    if !named.is_empty() && !named.iter().any(|name| is_here(name)) {
+        return Err(Failure::invalid(format!(
+            "{}: resources.accelerators: names {}, and this machine trains on {what}; add {one}, leave the key out, or \
+             name a server that has them with --endpoint",
+            loaded.locate("resources.accelerators"),
+            named.join(", "),
+        )));
+    }
+    // Of those any will do; each of these has trials of its own.
+    let key = TrialConfig::ACCELERATOR;
+    let chosen = loaded.spec.accelerators();
+    let lacking: Vec<_> = chosen.iter().copied().filter(|name| !is_here(name)).collect();
+    if lacking.is_empty() {
         return Ok(());
     }
-    let what = if here == [CPU] { "its CPU alone".into() } else { here.join(", ") };
+    let set = chosen.iter().find(|name| is_here(name)).unwrap_or(one);
     Err(Failure::invalid(format!(
-        "{}: resources.accelerators: names {}, and this machine trains on {what}; add {}, leave the key out, or name \
-         a server that has them with --endpoint",
-        loaded.locate("resources.accelerators"),
-        named.join(", "),
-        here.first().unwrap_or(&CPU)
+        "{}: {key}: trials must run on {}, and this machine trains on {what}; give --set {key}={set}, or name a server that \
+         has them with --endpoint",
+        plan::place(loaded, key),
+        lacking.join(" and "),
     )))
 }
 

@@ -3,28 +3,49 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "../../trainer/tests/common/mod.rs"]
+mod model;
 
 use common::Sandbox;
 use serde_json::{Value, json};
+use std::path::Path;
 
 const A100: &str = "A100-40GB";
 const V100: &str = "V100-16GB";
+const BENCHMARK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/sweeps/openllama-7b-benchmark.yaml");
 
-/// The published experiment as it ships, shorter and faster, with the report that it is for.
+/// The published experiment as it ships, all of it on a fleet of both accelerators, with the report that it is for.
 #[test]
 fn the_published_benchmark() {
     let sandbox = sandbox("max_steps: 1\n");
-    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/sweeps/openllama-7b-benchmark.yaml");
-    let mut arguments = vec!["run", file, "--set", "pretrained_model_id=./model", "--set", "max_steps=10"];
-    arguments.extend(["--simulate", "A100-40GB:4", "--simulate-speed", "20000"]);
+    let mut arguments = vec!["run", BENCHMARK, "--set", "pretrained_model_id=./model"];
+    arguments.extend(["--set", "logging_steps=500", "--set", "evaluations.limit=200"]);
+    arguments.extend(["--simulate", "A100-40GB:2,V100-16GB:2", "--simulate-speed", "1000000"]);
     let result = sandbox.json(&arguments);
     let trials = result["trials"].as_array().unwrap();
-    // None or all layers again, two precisions, and 7 batch sizes, 5 ranks and 4 lengths that share a middle.
-    assert_eq!(trials.len(), 2 * 2 * (7 + 5 + 4 - 2));
-    let solo = |trial: &&Value| trial["summary"]["throughput"] == "solo";
-    let unfit = |trial: &&Value| trial["failure"]["class"] == "out_of_memory";
-    let (solo, unfit) = (trials.iter().filter(solo).count(), trials.iter().filter(unfit).count());
-    assert!(unfit > 0 && solo + unfit == trials.len(), "{solo} {unfit}");
+    // Of each accelerator: none or all layers again, two precisions, and 7 batch sizes, 5 ranks and 4 lengths that share a
+    // middle; and that middle in two precisions for longer.
+    assert_eq!(trials.len(), 2 * (2 * 2 * (7 + 5 + 4 - 2) + 2));
+    let solo: fn(&Value) -> bool = |trial| trial["summary"]["throughput"] == "solo";
+    let unfit: fn(&Value) -> bool = |trial| trial["failure"]["class"] == "out_of_memory";
+    let mut of_lengths = [0, 0];
+    for accelerator in [A100, V100] {
+        let on = |trial: &&Value| trial["config"]["accelerator"] == accelerator;
+        let here: Vec<_> = trials.iter().filter(on).collect();
+        assert_eq!(here.len(), trials.len() / 2, "{accelerator}");
+        assert!(here.iter().all(|trial| trial["device"]["accelerator"] == accelerator), "{accelerator}");
+        let count = |is: fn(&Value) -> bool| here.iter().filter(|trial| is(trial)).count();
+        let (fit, unfit) = (count(solo), count(unfit));
+        assert!(unfit > 0 && fit > 0 && fit + unfit == here.len(), "{accelerator}: {fit} {unfit}");
+        for trial in here.iter().filter(|trial| solo(trial)) {
+            // Those that are trained for long are asked, and no others.
+            let long = trial["config"]["max_steps"] == 1875;
+            let asked = trial["summary"]["evaluations"].as_array().is_some_and(|scores| !scores.is_empty());
+            assert_eq!(asked, long, "{trial:#}");
+            of_lengths[usize::from(long)] += 1;
+        }
+    }
+    assert!(of_lengths[0] > of_lengths[1] && of_lengths[1] > 0, "{of_lengths:?}");
 
     let id = result["sweep"]["id"].as_str().unwrap();
     let report = sandbox.json(&["report", id, "--format", "markdown", "--file", "report"]);
@@ -36,7 +57,8 @@ fn the_published_benchmark() {
         "peak-memory-by-max-sequence-length",
         "speed-by-lora-rank",
         "speed-by-max-sequence-length",
-        "cost-of-a-run-by-precision-mode",
+        "cost-of-a-run-by-accelerator",
+        "accuracy-by-task",
     ] {
         assert!(text.contains(&format!("](figures/{figure}.svg)")), "{figure} is not in\n{text}");
         assert!(folder.join(format!("figures/{figure}.svg")).is_file(), "{figure}");
@@ -44,8 +66,10 @@ fn the_published_benchmark() {
     for said in [
         "less memory than float16**",
         "slower than float16**",
+        "slower than A100-40GB**",
         "gradient\\_checkpointing true needs",
-        "fits up to batch\\_size",
+        "4bit on V100-16GB (lora\\_rank 16, max\\_sequence\\_length 512) fits up to batch\\_size",
+        "4bit, A100-40GB",
         "## Trainable parameters",
         "**Cheapest good**",
         "does not fit: needs",
@@ -53,6 +77,74 @@ fn the_published_benchmark() {
         assert!(text.contains(said), "{said} is not in\n{text}");
     }
     assert_eq!(text.matches("**Simulated.**").count(), text.matches("](figures/").count());
+}
+
+/// What it takes is known before: each configuration is planned for its accelerator alone.
+#[test]
+fn the_published_benchmark_is_foreseen() {
+    let [Some(tokenizer), Some(questions)] =
+        ["data/models/llama2-tokenizer/tokenizer.model", "data/eval"].map(model::shared)
+    else {
+        return;
+    };
+    let sandbox = sandbox("max_steps: 1\n");
+    std::fs::copy(tokenizer, sandbox.path().join("model/tokenizer.model")).unwrap();
+    write_outline(&sandbox.path().join("model/model.safetensors"));
+    model::write_texts(&sandbox.path().join("rows.jsonl"), 24);
+    let data: Vec<_> = [
+        ("arc_challenge", "arc_challenge_test_100.jsonl"),
+        ("hellaswag", "hellaswag_val_100.jsonl"),
+        ("truthfulqa_mc2", "truthfulqa_mc_100.jsonl"),
+    ]
+    .map(|(task, file)| format!("{task}: {}", questions.join(file).display()))
+    .into();
+    let data = format!("evaluations.task_data={{ {} }}", data.join(", "));
+    let mut arguments = vec!["plan", BENCHMARK, "--set", "pretrained_model_id=./model"];
+    arguments.extend(["--set", "dataset_name=./rows.jsonl", "--set", &data]);
+    let plan = sandbox.json(&arguments);
+    let plan = plan.as_array().unwrap();
+    assert_eq!(plan.len(), 116);
+    let mut fitting = [0, 0];
+    for trial in plan {
+        let [device] = trial["devices"].as_array().unwrap().as_slice() else { panic!("{trial:#}") };
+        assert_eq!(device["device"], trial["parameters"]["accelerator"], "{trial:#}");
+        let asked = trial["parameters"]["max_steps"] == 1875;
+        assert_eq!(
+            (trial["steps"] == 1875, trial["evaluation_tokens"].is_u64()),
+            (asked, asked),
+            "{trial:#}"
+        );
+        fitting[usize::from(device["device"] == V100)] += usize::from(device["fits"] == true);
+    }
+    assert!(fitting[0] > fitting[1] && fitting[1] > 0, "{fitting:?}");
+    let elsewhere = sandbox.lorafleet(&[&arguments[..], &["--device", "24GB"]].concat());
+    let message = String::from_utf8_lossy(&elsewhere.stderr).into_owned();
+    assert!(elsewhere.status.code() == Some(2) && message.contains("A100-40GB or V100-16GB"), "{message}");
+    // Of one accelerator alone, which a sweep file's choice gives way to.
+    let one = sandbox.json(&[&arguments[..], &["--set", "accelerator=V100-16GB"]].concat());
+    assert_eq!(one.as_array().unwrap().len(), 58);
+}
+
+/// A trial that must run where this machine has no such device would wait for ever.
+#[test]
+fn an_accelerator_that_is_not_simulated_is_refused() {
+    let sandbox = sandbox(
+        "max_steps: 1
+precision_mode: 4bit
+search: { algorithm: grid }
+parameters: { accelerator: [A100-40GB, T4-16GB] }
+",
+    );
+    let run = |device: &str| {
+        sandbox.lorafleet(&["run", "sweep.yaml", "--simulate-speed=100000", "--simulate", device])
+    };
+    let refused = run("T4-16GB");
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{message}");
+    for said in ["sweep.yaml:8:15: accelerator: trials must run on A100-40GB", "--set accelerator=T4-16GB"] {
+        assert!(message.contains(said), "{said:?} is not in {message}");
+    }
+    assert_eq!(run("T4-16GB,A100-40GB").status.code(), Some(0));
 }
 
 /// A sweep over OpenLLaMA 7B, of which there is the configuration alone, and of the rows nothing.
@@ -72,6 +164,40 @@ compute_dtype: float16
     });
     std::fs::write(sandbox.path().join("model/config.json"), config.to_string()).unwrap();
     sandbox
+}
+
+/// A file of weights of OpenLLaMA 7B's shapes, in which nothing stands but what says so, so that it takes no room on the disk.
+fn write_outline(file: &Path) {
+    let mut tensors = vec![
+        ("model.embed_tokens.weight".to_string(), vec![32000, 4096]),
+        ("lm_head.weight".to_string(), vec![32000, 4096]),
+        ("model.norm.weight".to_string(), vec![4096]),
+    ];
+    for layer in 0..32 {
+        let mut add = |name: &str, shape: &[u64]| {
+            tensors.push((format!("model.layers.{layer}.{name}.weight"), shape.to_vec()));
+        };
+        for name in ["q", "k", "v", "o"] {
+            add(&format!("self_attn.{name}_proj"), &[4096, 4096]);
+        }
+        for name in ["gate", "up"] {
+            add(&format!("mlp.{name}_proj"), &[11008, 4096]);
+        }
+        add("mlp.down_proj", &[4096, 11008]);
+        for name in ["input", "post_attention"] {
+            add(&format!("{name}_layernorm"), &[4096]);
+        }
+    }
+    let (mut header, mut end) = (serde_json::Map::new(), 0);
+    for (name, shape) in tensors {
+        let (start, bytes) = (end, 2 * shape.iter().product::<u64>());
+        end += bytes;
+        header.insert(name, json!({ "dtype": "F16", "shape": shape, "data_offsets": [start, end] }));
+    }
+    let header = Value::Object(header).to_string();
+    let length = header.len() as u64;
+    std::fs::write(file, [&length.to_le_bytes()[..], header.as_bytes()].concat()).unwrap();
+    std::fs::OpenOptions::new().write(true).open(file).unwrap().set_len(8 + length + end).unwrap();
 }
 
 fn number(value: &Value) -> f64 {

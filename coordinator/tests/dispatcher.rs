@@ -199,6 +199,25 @@ async fn the_oldest_goes_first_and_a_withdrawn_request_is_passed_by() {
     assert!(!elsewhere.is_terminated(), "it waits for an accelerator that nobody has");
 }
 
+/// Nobody is said to lack anything before somebody is there who does.
+#[tokio::test(start_paused = true)]
+async fn the_accelerators_that_nobody_has_are_named() {
+    let bench = bench();
+    let lacking = || bench.dispatcher.lacking(SweepId::new("s"));
+    let either = ["A100-40GB", "H100-80GB"].map(String::from).to_vec();
+    let _here = bench.enqueue(1, 1, on("cpu")).await;
+    let either = bench.enqueue(2, 2, Waiting { accelerators: either, ..Waiting::default() }).await;
+    let one = bench.enqueue(3, 3, on("V100-16GB")).await;
+    let same = bench.enqueue(4, 4, on("V100-16GB")).await;
+    assert_eq!(lacking().await.unwrap(), None);
+    let _agent = FakeAgent::connect(&bench, "one", vec![]).await;
+    let said = "no agent that is connected has A100-40GB or H100-80GB, nor V100-16GB";
+    assert_eq!(lacking().await.unwrap().as_deref(), Some(said));
+    assert_eq!(bench.dispatcher.lacking(SweepId::new("other")).await.unwrap(), None);
+    drop((either, one, same));
+    assert_eq!(lacking().await.unwrap(), None);
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_is_to_be_evaluated_waits_for_an_agent_of_a_version_that_does_that() {
     let bench = bench();
@@ -220,9 +239,9 @@ async fn bfloat16_waits_for_a_gpu_that_has_it() {
         compute_capability: Some(ComputeCapability::BFLOAT16),
         ..on("CPU")
     };
-    let unsuited = || async { bench.dispatcher.unsuited(&sweep).await.unwrap() };
+    let lacking = || async { bench.dispatcher.lacking(sweep.clone()).await.unwrap() };
     let _waits = bench.enqueue(1, 1, brain(&[])).await;
-    assert_eq!(unsuited().await, None, "there is no device at all");
+    assert_eq!(lacking().await, None, "there is no device at all");
     let agents =
         |id, accelerator| FakeAgent::connect_with(&bench, id, vec![], Feature::OF_AGENTS.into(), accelerator);
     let _volta = agents("volta", "v100-16gb").await;
@@ -230,8 +249,8 @@ async fn bfloat16_waits_for_a_gpu_that_has_it() {
     bench.held().await;
     assert_eq!(bench.held().await, [("volta".to_string(), vec![2])]);
     let why = "bfloat16 needs compute capability 8.0; v100-16gb has 7.0; use float16";
-    assert_eq!(unsuited().await.as_deref(), Some(why));
-    assert_eq!(bench.dispatcher.unsuited(&SweepId::new("other")).await.unwrap(), None);
+    assert_eq!(lacking().await.as_deref(), Some(why));
+    assert_eq!(bench.dispatcher.lacking(SweepId::new("other")).await.unwrap(), None);
     let _unknown = agents("unknown", "MI300X").await;
     bench.held().await;
     assert_eq!(
@@ -239,9 +258,9 @@ async fn bfloat16_waits_for_a_gpu_that_has_it() {
         [("unknown".to_string(), vec![1]), ("volta".to_string(), vec![2])],
         "an accelerator of which nothing is known may have it"
     );
-    assert_eq!(unsuited().await, None);
+    assert_eq!(lacking().await, None);
     let _named = bench.enqueue(3, 3, brain(&["A100-40GB"])).await;
-    assert_eq!(unsuited().await, None, "it waits for an accelerator that nobody has");
+    assert_eq!(lacking().await.as_deref(), Some("no agent that is connected has A100-40GB"));
     let _ampere = agents("ampere", "A100-40GB").await;
     bench.held().await;
     assert_eq!(bench.held().await[0], ("ampere".to_string(), vec![3]));

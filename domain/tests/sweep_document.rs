@@ -5,7 +5,8 @@
 mod common;
 
 use common::{check, document, over, spec};
-use domain::sweep::{Algorithm, Goal, SweepSpec};
+use domain::sweep::{Algorithm, Evaluations, Goal, SweepSpec};
+use domain::trial::TrialConfig;
 use serde_json::{Value, json};
 
 #[test]
@@ -319,13 +320,63 @@ fn budget_and_resources() {
     );
 }
 
+/// Where trials run is a parameter like others, within what the sweep may use at all.
+#[test]
+fn accelerators() {
+    let on = |value: Value| over("accelerator", value);
+    let with = |mut changes: Value, allowed: Value| {
+        changes["resources"] = json!({ "accelerators": allowed });
+        changes
+    };
+    let both = json!(["A100-40GB", "V100-16GB"]);
+    for (changes, want) in [
+        (json!({}), &[][..]),
+        (json!({ "accelerator": "A100-40GB" }), &["A100-40GB"]),
+        (on(json!("of-a-later-catalogue")), &["of-a-later-catalogue"]),
+        (on(both.clone()), &["A100-40GB", "V100-16GB"]),
+        (with(on(both.clone()), json!(["v100-16gb", "a100-40gb", "T4-16GB"])), &["A100-40GB", "V100-16GB"]),
+        (with(json!({}), json!(["T4-16GB"])), &[]),
+    ] {
+        assert_eq!(spec(changes.clone()).accelerators(), want, "{changes}");
+    }
+    let conditional = json!({ "parameters": {
+        "precision_mode": ["float16", "4bit"],
+        "accelerator": { "when": { "precision_mode": "4bit" }, "choices": ["T4-16GB", "V100-16GB"], "otherwise": "A100-40GB" },
+    } });
+    assert_eq!(spec(conditional).accelerators(), ["T4-16GB", "V100-16GB", "A100-40GB"]);
+    check(
+        on(json!(["A100-40GB", "a100-40gb"])),
+        &["parameters.accelerator[1]: \"a100-40gb\" is there twice; remove one of them"],
+    );
+    check(
+        on(json!([""])),
+        &[
+            "parameters.accelerator[0]: must be an accelerator's name, not \"\"; give another value, or leave it out",
+        ],
+    );
+    check(
+        with(on(both), json!(["V100-16GB", "T4-16GB"])),
+        &[
+            "parameters.accelerator: A100-40GB is none of resources.accelerators, V100-16GB, T4-16GB; add A100-40GB there, \
+           or leave resources.accelerators out",
+        ],
+    );
+    check(
+        with(json!({ "accelerator": "CPU" }), json!(["T4-16GB"])),
+        &[
+            "accelerator: CPU is none of resources.accelerators, T4-16GB; add CPU there, or leave resources.accelerators out",
+        ],
+    );
+}
+
 #[test]
 fn evaluations() {
     let asked = |section: Value| json!({ "evaluations": section });
     assert_eq!(spec(json!({})).evaluations, None);
     assert_eq!(spec(asked(json!(null))).evaluations, None);
     let full = json!({
-        "tasks": ["arc_challenge", { "include": "arc_easy", "task": "mine" }], "num_fewshot": 0, "limit": 20,
+        "tasks": ["arc_challenge", { "include": "arc_easy", "task": "mine" }],
+        "when": { "lora_rank": 16, "max_steps": 500 }, "num_fewshot": 0, "limit": 20,
         "fewshot_order": "v0.3",
         "task_data": { "mine": "/data/mine.jsonl" }, "fewshot_data": { "mine": "/data/train.jsonl" },
     });
@@ -342,6 +393,22 @@ fn evaluations() {
     let with = |key: &str, value: Value| asked(json!({ "tasks": ["arc_easy"], key: value }));
     for (key, value, problem) in [
         ("limits", json!(1), "limits: unknown key; did you mean limit?"),
+        (
+            "when",
+            json!("4bit"),
+            "when: must be a mapping of parameters to values, not \"4bit\"; write when: { precision_mode: 4bit }",
+        ),
+        (
+            "when",
+            json!({ "lora_rnk": 8 }),
+            "when.lora_rnk: lora_rnk is no parameter; did you mean lora_rank?",
+        ),
+        (
+            "when",
+            json!({ "lora_rank": 0 }),
+            "when.lora_rank: must be a whole number from 1, not 0; give one such as 16, the default",
+        ),
+        ("when", json!({ "lora_rank": 32 }), "when.lora_rank: lora_rank is never 32; name one of its values"),
         ("limit", json!(0), "limit: must be a whole number from 1, not 0; give one of at most 4294967295"),
         (
             "num_fewshot",
@@ -367,6 +434,29 @@ fn evaluations() {
         ),
     ] {
         check(with(key, value), &[&format!("evaluations.{problem}")]);
+    }
+}
+
+/// Some trials are asked, and told nothing of the others.
+#[test]
+fn evaluations_of_some_trials() {
+    let when = |conditions: Value| {
+        let changes = json!({ "evaluations": { "tasks": ["arc_easy"], "when": conditions, "limit": 3 } });
+        spec(changes).evaluations.unwrap()
+    };
+    let config = TrialConfig { lora_rank: 8, ..TrialConfig::default() };
+    for (conditions, asked) in [
+        (json!(null), true),
+        (json!({ "lora_rank": 8 }), true),
+        (json!({ "lora_rank": 8.0 }), true),
+        (json!({ "lora_rank": 16 }), false),
+        // What is in force.
+        (json!({ "max_steps": 500, "lora_alpha": 16 }), true),
+        (json!({ "lora_rank": 8, "max_steps": 1875 }), false),
+    ] {
+        let got = when(conditions.clone()).of(&config);
+        let whole = Evaluations { tasks: vec![json!("arc_easy")], limit: Some(3), ..Evaluations::default() };
+        assert_eq!(got, asked.then_some(whole), "{conditions}");
     }
 }
 

@@ -32,6 +32,7 @@ fn distribution() -> BoxedStrategy<(&'static str, Value)> {
         Just(("precision_mode", json!(["4bit", "float32"]))),
         (1..9u32).prop_map(|n| ("batch_size", json!(n))),
         Just(("lora_alpha", json!([null, 16, 32.5]))),
+        Just(("accelerator", json!(["A100-40GB", "V100-16GB"]))),
     ]
     .boxed()
 }

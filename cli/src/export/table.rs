@@ -2,7 +2,7 @@
 
 use crate::Failure;
 use domain::metric::{self, MetricPoint};
-use domain::trial::Trial;
+use domain::trial::{Trial, TrialConfig};
 use domain::{Attempt, Timestamp};
 use serde_json::{Value, json};
 use std::borrow::Cow;
@@ -96,7 +96,7 @@ const TRAILING: &[(&str, &str, Kind)] = &[
     ("simulated", "/simulated", Kind::Flag),
     ("agent", "/agent", Kind::Text),
     ("device_id", "/device_id", Kind::Text),
-    ("accelerator", "/device/accelerator", Kind::Text),
+    (TrialConfig::ACCELERATOR, "/accelerator", Kind::Text),
     ("pack_peak_memory_bytes", "/summary/pack_peak_memory_bytes", Kind::Whole),
     ("peak_rss_bytes", "/summary/peak_rss_bytes", Kind::Whole),
     ("truncated_rows", "/summary/truncated_rows", Kind::Whole),
@@ -127,14 +127,20 @@ impl Trials {
             record["device_id"] = json!(trial.device_id());
             record["simulated"] = json!(trial.is_simulated());
             record["scores"] = scores(trial);
+            // The one that it ran on, or must run on.
+            let given = trial.device.as_ref().map(|device| &device.accelerator);
+            record[TrialConfig::ACCELERATOR] = json!(given.or(trial.config.accelerator.as_ref()));
             record
         };
         let mut table =
             Self { columns: Vec::new(), places: Vec::new(), records: trials.iter().map(record).collect() };
-        let chosen: BTreeSet<&String> = trials.iter().flat_map(|trial| trial.parameters.keys()).collect();
+        // A parameter that has a column of its own is no second one.
+        let is_parameter = |name: &&String| *name != TrialConfig::ACCELERATOR;
+        let chosen = trials.iter().flat_map(|trial| trial.parameters.keys());
+        let chosen: BTreeSet<&String> = chosen.filter(is_parameter).collect();
         let configs = table.records.iter().filter_map(|record| record["config"].as_object());
         let mut others: Vec<String> = Vec::new();
-        for name in configs.flat_map(serde_json::Map::keys) {
+        for name in configs.flat_map(serde_json::Map::keys).filter(is_parameter) {
             if !chosen.contains(name) && !others.contains(name) {
                 others.push(name.clone());
             }
@@ -266,7 +272,11 @@ mod tests {
 
     #[test]
     fn a_trial_a_row() {
-        let table = Trials::new(&trials());
+        let mut trials = trials();
+        let must_run_on = "V100-16GB";
+        trials[2].config.accelerator = Some(must_run_on.into());
+        trials[2].parameters.insert(TrialConfig::ACCELERATOR.into(), must_run_on.into());
+        let table = Trials::new(&trials);
         let rows: Vec<_> = table.rows().collect();
         assert_eq!(rows.len(), 3);
         let text = |text: &'static str| Cell::Text(text.into());
@@ -284,6 +294,8 @@ mod tests {
             (0, "agent", Kind::Text, text("a")),
             (0, "device_id", Kind::Text, text("cuda:1")),
             (0, "accelerator", Kind::Text, text("T4-16GB")),
+            // One that waits for what it must run on.
+            (2, "accelerator", Kind::Text, text(must_run_on)),
             // Of an earlier version.
             (1, "agent", Kind::Text, text("b")),
             (1, "device_id", Kind::Text, Cell::None),

@@ -51,7 +51,9 @@ fn argument(name: &'static str, meaning: &'static str, default: &Value) -> Arg {
 impl clap::Args for Parameters {
     fn augment_args(command: Command) -> Command {
         let defaults = defaults();
+        // One run is where it is.
         let parameters = PARAMETER_NAMES.iter().zip(PARAMETER_MEANINGS);
+        let parameters = parameters.filter(|(name, _)| **name != TrialConfig::ACCELERATOR);
         let arguments = parameters.map(|(name, meaning)| argument(name, meaning, &defaults[*name]));
         command.next_help_heading("Parameters").args(arguments)
     }
@@ -63,7 +65,10 @@ impl clap::Args for Parameters {
 
 impl clap::FromArgMatches for Parameters {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let given = |name: &&str| Some(((*name).to_string(), matches.get_one::<Value>(name)?.clone()));
+        let given = |name: &&str| {
+            let value = matches.try_get_one::<Value>(name).ok().flatten()?;
+            Some(((*name).to_string(), value.clone()))
+        };
         let values = PARAMETER_NAMES.iter().filter_map(given).collect();
         let config = serde_json::from_value(Value::Object(values));
         config.map(Self).map_err(|e| clap::Error::raw(ErrorKind::InvalidValue, e))

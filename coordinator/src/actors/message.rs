@@ -151,7 +151,7 @@ pub struct Assignment {
     pub attempt: Attempt,
     /// The device to train on.
     pub device: DeviceId,
-    /// Every parameter with the value in force.
+    /// Every parameter that its device needs, with the value in force.
     pub config: TrialConfig,
     /// What its sweep asks of it once it is trained.
     pub evaluations: Option<Evaluations>,

@@ -295,16 +295,17 @@ impl Services {
         }
     }
 
-    /// A sweep as people see it, with what its trials wait for: what of its namespace is used up, or a device that computes
-    /// with their numbers.
+    /// A sweep as people see it, with what its trials wait for: what of its namespace is used up, the accelerators that they
+    /// need and nobody has, or a device that computes with their numbers.
     pub(crate) async fn shown(&self, sweep: &Sweep) -> Result<v1::Sweep> {
         let mut shown = convert::sweep(sweep);
         let waits = sweep.state == SweepState::Running && sweep.counts.of(TrialState::Queued) > 0;
+        let dispatcher = &self.desk.dispatcher;
         if waits && self.access.limits.is_some() {
-            shown.waits_for = self.desk.dispatcher.held_back(&sweep.namespace).await?;
+            shown.waits_for = dispatcher.held_back(&sweep.namespace).await?;
         }
         if waits && shown.waits_for.is_none() {
-            shown.waits_for = self.desk.dispatcher.unsuited(&sweep.id).await?;
+            shown.waits_for = dispatcher.lacking(sweep.id.clone()).await?;
         }
         Ok(shown)
     }

@@ -21,7 +21,7 @@ pub struct Waiting {
     pub own_bytes: u64,
     /// Whether its sweep is one of simulated devices; `None` until a trial of it has started.
     pub simulated: Option<bool>,
-    /// Whether its sweep asks evaluations of it.
+    /// Whether evaluations are asked of it.
     pub evaluated: bool,
     /// The least compute capability of a GPU that has its numbers; `None`: any.
     pub compute_capability: Option<ComputeCapability>,
@@ -30,9 +30,13 @@ pub struct Waiting {
 impl Waiting {
     /// Whether it may run on a device of that accelerator, which is simulated or trains.
     pub fn suits(&self, accelerator: &str, simulated: bool) -> bool {
+        self.simulated.is_none_or(|of_sweep| of_sweep == simulated) && self.names(accelerator)
+    }
+
+    /// Whether that accelerator is one that it may run on.
+    pub fn names(&self, accelerator: &str) -> bool {
         let named = |a: &String| a.eq_ignore_ascii_case(accelerator);
-        self.simulated.is_none_or(|of_sweep| of_sweep == simulated)
-            && (self.accelerators.is_empty() || self.accelerators.iter().any(named))
+        self.accelerators.is_empty() || self.accelerators.iter().any(named)
     }
 
     /// Whether a device of that compute capability has its numbers. One of which it is not known may have them.

@@ -35,7 +35,9 @@ pub(super) fn blocks(sources: &Sources) -> Vec<Block> {
         "by",
         "so the adapter is",
     ]);
-    let best = sources.best_of_modes();
+    // A sweep may ask some of its trials alone.
+    let asked = |trial: &Trial| trial.summary.as_ref().is_some_and(|summary| !summary.evaluations.is_empty());
+    let best = sources.best_of_modes(asked);
     let scores = |entry: &Entry| entry.trial.summary.clone().map(|s| s.evaluations).unwrap_or_default();
     let mut names: Vec<String> = Vec::new();
     for name in best.iter().flat_map(|(_, entry)| scores(entry)).map(|score| score.name()) {
@@ -254,6 +256,29 @@ mod tests {
         });
         let cells = |cells: &[Line]| cells[4..].iter().map(Line::plain).collect::<Vec<_>>().join(" | ");
         tables.flatten().map(|row| cells(&row.cells)).collect()
+    }
+
+    /// The best of a mode may be one that was not asked.
+    #[test]
+    fn the_best_of_those_that_were_asked_is_shown() {
+        let mut trials = [
+            made::measured(1, four_bit(2, 16, 512), 7.0, 3.0),
+            made::measured(2, four_bit(4, 16, 512), 8.0, 3.0),
+            made::measured(3, four_bit(8, 16, 512), 9.0, 3.0),
+        ];
+        for (trial, loss) in trials.iter_mut().zip([2.0, 1.0, 1.5]) {
+            trial.eval_loss = Some(loss);
+        }
+        let items: Vec<_> =
+            [0, 2].into_iter().map(|i: usize| made::answered(&mut trials[i], "t", 60, 100)).collect();
+        let sweep = made::sweep();
+        let sources = Sources::of(Records { sweep: &sweep, trials: &trials, curves: &[], items: &items });
+        let blocks = blocks(&sources);
+        let table = blocks.iter().find_map(|block| match block {
+            Block::Table(table) => Some(table),
+            _ => None,
+        });
+        assert_eq!(table.unwrap().rows[0].cells[2].plain(), "3");
     }
 
     /// Of items of which nothing is kept, what is known of their mean says how sure it is.

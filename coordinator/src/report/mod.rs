@@ -133,11 +133,12 @@ impl<'a> Sources<'a> {
         self.entries.iter().find(|entry| self.is_best(entry.trial))
     }
 
-    /// The best completed trial of each precision mode, by the mode's name.
-    fn best_of_modes(&self) -> Vec<(String, &Entry<'a>)> {
+    /// The best completed trial of each precision mode, by the mode's name, of those that `counts`.
+    fn best_of_modes(&self, counts: impl Fn(&Trial) -> bool) -> Vec<(String, &Entry<'a>)> {
         let best = |mode: &Value| {
             let of_it = |entry: &&Entry| {
                 entry.trial.state == TrialState::Completed
+                    && counts(entry.trial)
                     && slice::fields(&entry.trial.config).get(slice::PRECISION) == Some(mode)
             };
             // Entries stand in rank order.

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The name under which a trial's accelerator stands beside its parameters.
-pub(super) const ACCELERATOR: &str = "accelerator";
+pub(super) const ACCELERATOR: &str = TrialConfig::ACCELERATOR;
 /// The parameter that has a line of its own in every figure.
 pub(super) const PRECISION: &str = "precision_mode";
 
@@ -69,7 +69,7 @@ impl Dependence {
     }
 }
 
-/// A trial with its parameters as they were asked for, and its accelerator among them.
+/// A trial with its parameters as they were asked for, and the accelerator that it ran on among them.
 #[derive(Debug)]
 pub(super) struct Fact<'a> {
     pub(super) trial: &'a Trial,
@@ -79,7 +79,10 @@ pub(super) struct Fact<'a> {
 impl<'a> Fact<'a> {
     fn of(trial: &'a Trial) -> Self {
         let mut parameters = fields(&trial.config);
-        parameters.insert(ACCELERATOR.into(), json!(trial.device.as_ref().map(|d| &d.accelerator)));
+        // The one that it ran on, which is the one that it had to; that by the name that its device has for it.
+        if let Some(device) = &trial.device {
+            parameters.insert(ACCELERATOR.into(), json!(device.accelerator));
+        }
         Self { trial, parameters }
     }
 
@@ -343,6 +346,29 @@ mod tests {
         let facts = Facts::of(&trials);
         let slice = facts.slice(&["batch_size", PRECISION], Dependence::Step, |_| true).unwrap();
         assert_eq!(named(&slice.fixed), "lora_rank 16, max_sequence_length 256");
+    }
+
+    /// What a sweep chose and what a device calls itself are one parameter, also of a trial that has had no device yet.
+    #[test]
+    fn an_accelerator_that_was_chosen_is_the_one_that_it_ran_on() {
+        let on = |number: u32, batch: u32, chosen: &str, given: Option<&str>| {
+            let mut trial = made::measured(number, made::four_bit(batch, 16, 512), 7.0, 3.0);
+            trial.config.accelerator = Some(chosen.into());
+            trial.device = given.map(|name| made::device(name, 16.0, 1.0));
+            trial
+        };
+        let trials = [
+            on(1, 2, "a100-40gb", Some("A100-40GB")),
+            on(2, 2, "V100-16GB", Some("V100-16GB")),
+            on(3, 4, "A100-40GB", Some("A100-40GB")),
+            on(4, 4, "V100-16GB", None),
+        ];
+        let facts = Facts::of(&trials);
+        let (a100, v100) = (json!("A100-40GB"), json!("V100-16GB"));
+        assert_eq!(facts.values(ACCELERATOR), [&a100, &v100]);
+        let pairs = facts.contrasts(ACCELERATOR).pairs(&a100, &v100);
+        let numbers: Vec<_> = pairs.iter().map(|(a, b)| (a.trial.id.number(), b.trial.id.number())).collect();
+        assert_eq!(numbers, [(Some(1), Some(2)), (Some(3), Some(4))]);
     }
 
     #[test]

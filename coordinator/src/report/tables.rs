@@ -88,9 +88,11 @@ fn every_trial(sources: &Sources) -> Table {
     let cell = |entry: &Entry, column: &Column| {
         (column.1)(entry.trial, entry.trial.summary.as_ref().unwrap_or(&none))
     };
-    let shown: Vec<_> =
-        COLUMNS.iter().filter(|column| entries.iter().any(|(e, _)| cell(e, column) != NONE)).collect();
     let searched = searched(sources.sweep);
+    // The accelerator that a trial had to run on is the one that it ran on.
+    let said = |column: &&Column| !searched.contains(&column.0);
+    let shown = COLUMNS.iter().filter(said);
+    let shown: Vec<_> = shown.filter(|column| entries.iter().any(|(e, _)| cell(e, column) != NONE)).collect();
     // What a task says of a trial is no column of every sweep; that by which trials are compared is one of this.
     let metric = sources.sweep.spec.search.metric.as_str();
     let compared = metric::task_and_metric(metric).map(|_| metric);
@@ -168,7 +170,7 @@ pub(super) fn accuracy(sources: &Sources) -> Option<Block> {
         scores
     };
     let mut rows: Vec<(String, String, BTreeMap<String, f64>)> = Vec::new();
-    for (mode, best) in sources.best_of_modes() {
+    for (mode, best) in sources.best_of_modes(|_| true) {
         let number = or_dash(best.trial.id.number(), |n| n.to_string());
         let chosen = searched(sources.sweep)
             .into_iter()

@@ -23,6 +23,7 @@ pub(super) fn between_parts(spec: &mut SweepSpec, told: &[String]) -> Vec<Proble
     conditions(spec, &mut problems);
     held_out_rows(spec, &mut problems);
     evaluated(spec, &mut problems);
+    accelerators(spec, &mut problems);
     other_seeds(spec, &mut problems);
     if !told.iter().any(|path| is_within(path, MIXED) || is_within(path, &join("parameters", MIXED))) {
         mixture(spec, &mut problems);
@@ -117,8 +118,38 @@ fn held_out_rows(spec: &SweepSpec, problems: &mut Vec<Problem>) {
     }
 }
 
+/// A trial that must run on an accelerator which the sweep excludes would wait for ever.
+fn accelerators(spec: &SweepSpec, problems: &mut Vec<Problem>) {
+    let allowed = &spec.resources.accelerators;
+    if allowed.is_empty() {
+        return;
+    }
+    let path = match spec.distribution(TrialConfig::ACCELERATOR) {
+        Some(_) => join("parameters", TrialConfig::ACCELERATOR),
+        None => TrialConfig::ACCELERATOR.into(),
+    };
+    for name in spec.accelerators() {
+        if !allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(name)) {
+            let problem = format!("{name} is none of resources.accelerators, {}", allowed.join(", "));
+            let remedy = format!("add {name} there, or leave resources.accelerators out");
+            problems.push(Problem::new(path.clone(), problem, remedy));
+        }
+    }
+}
+
 /// A metric of a task is known once a trial has made all its steps, and only if the task is asked.
 fn evaluated(spec: &SweepSpec, problems: &mut Vec<Problem>) {
+    // A condition that no trial can meet is a slip; of a parameter with a range it cannot be said.
+    for (name, value) in spec.evaluations.iter().flat_map(|asked| &asked.when) {
+        let never = match spec.distribution(name) {
+            Some(Distribution::Choices(choices)) => !choices.contains(value),
+            _ => false,
+        };
+        if never {
+            let at = format!("evaluations.when.{name}");
+            problems.push(Problem::new(at, format!("{name} is never {value}"), "name one of its values"));
+        }
+    }
     let metric = &spec.search.metric;
     let Some((task, _)) = metric::task_and_metric(metric) else { return };
     if spec.evaluations.is_none() {
@@ -221,6 +252,19 @@ impl SweepSpec {
     /// Whether trials may differ in parameter `name`.
     pub fn varies(&self, name: &str) -> bool {
         !matches!(self.distribution(name), None | Some(Distribution::Constant(_)))
+    }
+
+    /// The accelerators that `accelerator` may name in a trial, each once; none if it is never given.
+    pub fn accelerators(&self) -> Vec<&str> {
+        let named = self.distribution(TrialConfig::ACCELERATOR).map(Distribution::named);
+        let searched = named.into_iter().flatten().filter_map(Value::as_str);
+        let mut names: Vec<&str> = Vec::new();
+        for name in searched.chain(self.base.accelerator.as_deref()) {
+            if !names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+                names.push(name);
+            }
+        }
+        names
     }
 
     /// What all trials share: the base with the constants among the parameters.

@@ -5,7 +5,7 @@
 use super::parameter::{Kind, LARGEST_WHOLE, check_parameter, remedy, rule_of};
 use super::problem::{describe, did_you_mean, join, unknown_key};
 use super::{Distribution, Problem};
-use crate::trial::PARAMETER_NAMES;
+use crate::trial::{PARAMETER_NAMES, TrialConfig};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -110,7 +110,7 @@ fn read_choices(
     for (i, item) in items.iter().enumerate() {
         let at = format!("{path}[{i}]");
         let Some(value) = read_value(problems, &at, name, item) else { continue };
-        if choices.contains(&value) {
+        if choices.iter().any(|known| is_same(name, known, &value)) {
             problems.push(Problem::new(
                 at,
                 format!("{} is there twice", describe(&value)),
@@ -128,6 +128,14 @@ fn read_choices(
         ));
     }
     (problems.len() == before).then_some(Distribution::Choices(choices))
+}
+
+/// Whether two values of parameter `name` are one: an accelerator is known by its name in capitals and small letters.
+fn is_same(name: &str, a: &Value, b: &Value) -> bool {
+    match (a, b) {
+        (Value::String(a), Value::String(b)) if name == TrialConfig::ACCELERATOR => a.eq_ignore_ascii_case(b),
+        _ => a == b,
+    }
 }
 
 /// A module's bare name, such as `q_proj`, which as a pattern would match no layer.
@@ -232,7 +240,11 @@ fn read_when(
     Some(Distribution::When { conditions, then: Box::new(then?), otherwise })
 }
 
-fn read_conditions(problems: &mut Vec<Problem>, path: &str, when: &Value) -> Option<BTreeMap<String, Value>> {
+pub(super) fn read_conditions(
+    problems: &mut Vec<Problem>,
+    path: &str,
+    when: &Value,
+) -> Option<BTreeMap<String, Value>> {
     let problem = match when.as_object() {
         None => Some(format!("must be a mapping of parameters to values, not {}", describe(when))),
         Some(object) if object.is_empty() => Some("names no parameter".into()),
@@ -291,6 +303,21 @@ pub(super) fn write(distribution: &Distribution) -> Value {
 }
 
 impl Distribution {
+    /// Every value that it names one by one, whichever conditions hold; none of a range.
+    pub fn named(&self) -> Vec<&Value> {
+        match self {
+            Distribution::Constant(value) => vec![value],
+            Distribution::Choices(choices) => choices.iter().collect(),
+            Distribution::When { then, otherwise, .. } => {
+                let otherwise = otherwise.as_ref().map(|otherwise| otherwise.named()).unwrap_or_default();
+                [then.named(), otherwise].concat()
+            }
+            Distribution::Uniform { .. } | Distribution::LogUniform { .. } | Distribution::Integer { .. } => {
+                Vec::new()
+            }
+        }
+    }
+
     /// How many values it can take; `None` if there is no end of them. Of a `when`, ask what it resolves to.
     pub fn count(&self) -> Option<u64> {
         match self {

@@ -343,8 +343,13 @@ impl Reader {
             let remedy = "write tasks: [arc_challenge, ./my-task.yaml]; docs/evaluation.md has their names";
             self.problem(join(EVALUATIONS, "tasks"), problem, remedy);
         }
+        let when = section.get("when").filter(|when| !when.is_null());
+        let when = when.and_then(|when| {
+            distribution::read_conditions(&mut self.problems, &join(EVALUATIONS, "when"), when)
+        });
         Some(Evaluations {
             tasks,
+            when: when.unwrap_or_default(),
             num_fewshot: self.count(&section, EVALUATIONS, "num_fewshot", 0),
             fewshot_order: self.fewshot_order(&section),
             limit: self.count(&section, EVALUATIONS, "limit", 1),

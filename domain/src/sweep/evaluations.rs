@@ -1,12 +1,14 @@
 //! What a sweep asks of its base and of each adapter once that is trained: the section `evaluations`.
 
+use super::in_force;
+use crate::trial::TrialConfig;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Keys of the section.
 pub(super) const KEYS: &[&str] =
-    &["tasks", "num_fewshot", "fewshot_order", "limit", "task_data", "fewshot_data"];
+    &["tasks", "when", "num_fewshot", "fewshot_order", "limit", "task_data", "fewshot_data"];
 
 /// Whose order documents are asked in, and examples drawn: that of a version of lm-evaluation-harness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -34,6 +36,9 @@ impl FewshotOrder {
 pub struct Evaluations {
     /// Tasks and presets that ship, by name; and others by what their files say, as mappings.
     pub tasks: Vec<Value>,
+    /// Parameters and the value in force that each must have in a trial that is asked; empty means all are.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub when: BTreeMap<String, Value>,
     /// Examples before each document, where neither preset nor task pin their number.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_fewshot: Option<u32>,
@@ -52,6 +57,15 @@ pub struct Evaluations {
 }
 
 impl Evaluations {
+    /// What a trial of this configuration is asked, without the conditions that it meets; `None` if it does not.
+    pub fn of(&self, config: &TrialConfig) -> Option<Self> {
+        let asked = self.when.is_empty() || {
+            let values = in_force(config);
+            self.when.iter().all(|(name, value)| values.get(name) == Some(value))
+        };
+        asked.then(|| Self { when: BTreeMap::new(), ..self.clone() })
+    }
+
     /// What it names that lies somewhere.
     pub fn sources_mut(&mut self) -> impl Iterator<Item = &mut String> {
         self.task_data.values_mut().chain(self.fewshot_data.values_mut())

@@ -152,6 +152,9 @@ const RULES: &[Rule] = &[
     rule("logging_steps", Kind::Whole, FROM_1, |c| c.logging_steps >= 1),
     rule("eval_steps", Kind::Whole, FROM_0, |_| true),
     rule("save_steps", Kind::Whole, FROM_0, |_| true),
+    rule(TrialConfig::ACCELERATOR, Kind::Text, "an accelerator's name", |c| {
+        c.accelerator.as_ref().is_none_or(|name| !name.is_empty())
+    }),
 ];
 
 /// The rule of parameter `name`, if there is such a parameter.
@@ -278,6 +281,8 @@ mod tests {
             ("shuffle", json!(false), json!(false)),
             ("seed", json!(LARGEST_WHOLE), json!(LARGEST_WHOLE)),
             ("interleave_probabilities", json!([3, 1]), json!([3.0, 1.0])),
+            ("accelerator", json!("A100-40GB"), json!("A100-40GB")),
+            ("accelerator", json!(null), json!(null)),
             ("init_lora_weights", json!("pissa_niter_16"), json!("pissa_niter_16")),
             ("init_lora_weights", json!("pissa_niter_1000"), json!("pissa_niter_1000")),
         ] {
@@ -306,6 +311,8 @@ mod tests {
                 "must be a share from 0 to below 1, or a whole number of rows, not 1.5",
             ),
             ("seed", json!(LARGEST_WHOLE + 1), "must be a whole number from 0 to 2^53, not 9007199254740993"),
+            ("accelerator", json!(""), "must be an accelerator's name, not \"\""),
+            ("accelerator", json!(4), "must be an accelerator's name, not 4"),
             ("precision_mode", json!("8bit"), "must be float32, bfloat16, float16 or 4bit, not \"8bit\""),
             ("shuffle", json!("yes"), "must be true or false, not \"yes\""),
             (

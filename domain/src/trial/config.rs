@@ -437,15 +437,26 @@ trial_config! {
     eval_steps: u32 = 0;
     /// Steps between checkpoints; 0 saves at the end only.
     save_steps: u32 = 0;
+    /// The accelerator that the trial must run on; any that `resources.accelerators` allows unless given.
+    accelerator: Option<String> = None;
 }
 
 impl TrialConfig {
+    /// The parameter that says where a trial runs and nothing of what it trains.
+    pub const ACCELERATOR: &str = "accelerator";
+
     /// Steps when neither `max_steps` nor `num_train_epochs` is given.
     pub const DEFAULT_MAX_STEPS: u32 = 500;
 
     /// `lora_alpha` in force: 2 × rank unless given.
     pub fn lora_alpha_in_force(&self) -> f64 {
         self.lora_alpha.unwrap_or(2.0 * f64::from(self.lora_rank))
+    }
+
+    /// What its device is told of it: all but where it was to run, which placement has seen to. An agent of a version that
+    /// does not know that parameter trains it all the same.
+    pub fn for_device(&self) -> Self {
+        Self { accelerator: None, ..self.clone() }
     }
 
     /// Every model, adapter and set of rows that it names.
@@ -562,7 +573,7 @@ mod tests {
             "loraplus_lr_ratio": null, "lr_scheduler_type": "linear", "warmup_steps": 0, "warmup_ratio": 0.0,
             "weight_decay": 0.0, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_epsilon": 1e-8,
             "max_grad_norm": 1.0, "max_steps": null, "num_train_epochs": null, "seed": 42, "logging_steps": 1,
-            "eval_steps": 0, "save_steps": 0
+            "eval_steps": 0, "save_steps": 0, "accelerator": null
         }"#;
         let defaults: Value = serde_json::from_str(defaults).unwrap();
         assert_eq!(
@@ -570,6 +581,15 @@ mod tests {
             defaults,
             "a new parameter is added here; the default of an old one never changes"
         );
+    }
+
+    /// Where it runs is placement's business: an agent of a version before that parameter knows the rest.
+    #[test]
+    fn a_device_is_not_told_where_it_is() {
+        let config =
+            TrialConfig { accelerator: Some("T4-16GB".into()), lora_rank: 4, ..TrialConfig::default() };
+        assert_eq!(config.differing().len(), 2);
+        assert_eq!(Value::Object(config.for_device().differing()), serde_json::json!({ "lora_rank": 4 }));
     }
 
     #[test]

@@ -65,7 +65,9 @@ async fn a_fleet_is_started_again_one_program_after_the_other() {
     // come after the sweep's end.
     let joined = async {
         loop {
-            if let Some(seconds) = agents(&second_at).await.into_iter().find_map(|agent| agent.first_trial_seconds) {
+            if let Some(seconds) =
+                agents(&second_at).await.into_iter().find_map(|agent| agent.first_trial_seconds)
+            {
                 break seconds;
             }
             tokio::task::yield_now().await;

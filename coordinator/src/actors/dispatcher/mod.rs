@@ -133,11 +133,11 @@ enum Command {
     Release(TrialId, Attempt, bool, Reply<Option<f64>>),
     Used(Vec<TrialId>, Reply<Vec<(TrialId, f64)>>),
     Abandon(Vec<TrialId>, Reply<Vec<(TrialId, f64)>>),
-    Unsuited(SweepId, Reply<Option<String>>),
     Agents(Reply<Vec<AgentView>>),
     Drain(AgentId, bool, Reply<Option<AgentView>>),
     Limit(Arc<Watched<Limits>>),
     HeldBack(String, Reply<Option<String>>),
+    Lacking(SweepId, Reply<Option<String>>),
 }
 
 /// Speaks to the dispatcher.
@@ -231,12 +231,6 @@ impl Dispatcher {
         self.0.ask(|reply| Command::Abandon(trials, reply)).await
     }
 
-    /// Why waiting trials of a sweep get none of the devices that there are: what none of these computes with. `None` if that
-    /// is not why.
-    pub async fn unsuited(&self, sweep: &SweepId) -> Result<Option<String>, Gone> {
-        self.0.ask(|reply| Command::Unsuited(sweep.clone(), reply)).await
-    }
-
     /// Every agent that connected since this coordinator started and is not gone for long, by id.
     pub async fn agents(&self) -> Result<Vec<AgentView>, Gone> {
         self.0.ask(Command::Agents).await
@@ -251,6 +245,12 @@ impl Dispatcher {
     /// is.
     pub async fn held_back(&self, namespace: &str) -> Result<Option<String>, Gone> {
         self.0.ask(|reply| Command::HeldBack(namespace.into(), reply)).await
+    }
+
+    /// What waiting trials of a sweep must run on and no agent has that is there: accelerators, or devices that compute with
+    /// their numbers. `None` if nothing is lacking, or nobody is there at all.
+    pub async fn lacking(&self, sweep: SweepId) -> Result<Option<String>, Gone> {
+        self.0.ask(|reply| Command::Lacking(sweep, reply)).await
     }
 
     /// Gives an agent no more trials and takes back what it holds, or ends that. `None`: no such agent connected since

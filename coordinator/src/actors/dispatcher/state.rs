@@ -1,9 +1,9 @@
 //! The dispatcher's actor.
 
 mod hints;
+mod lacking;
 mod placing;
 mod quotas;
-mod unsuited;
 
 use super::super::message::{Outbox, StopReason, ToAgent};
 use super::super::meter::Meter;
@@ -219,9 +219,6 @@ impl State {
             Command::Abandon(trials, reply) => {
                 let _ = reply.send(self.abandon(trials));
             }
-            Command::Unsuited(sweep, reply) => {
-                let _ = reply.send(self.unsuited(&sweep));
-            }
             Command::Agents(reply) => {
                 let _ = reply.send(self.views());
             }
@@ -231,6 +228,9 @@ impl State {
             Command::Limit(limits) => self.limits = Some(limits),
             Command::HeldBack(namespace, reply) => {
                 let _ = reply.send(self.held_back(&namespace));
+            }
+            Command::Lacking(sweep, reply) => {
+                let _ = reply.send(self.lacking(&sweep));
             }
         }
     }

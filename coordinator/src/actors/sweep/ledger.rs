@@ -17,7 +17,7 @@ use crate::search::{Searcher, Verdict};
 use crate::store::{Placement, StopCause, SweepRecord, TrialRecord};
 use domain::footprint::PeakBytes;
 use domain::metric::{EVAL_LOSS, MetricPoint};
-use domain::sweep::SweepState;
+use domain::sweep::{Evaluations, SweepState};
 use domain::trial::{Digests, Failure, FailureClass, Trial, TrialPlacement, TrialState, TrialSummary};
 use domain::{AgentId, Attempt, Timestamp, TrialId};
 use replicates::Runs;
@@ -172,26 +172,35 @@ impl Ledger {
     /// What a trial needs of a device.
     pub fn needs(&self, number: u32) -> Result<Waiting> {
         let trial = &self.get(number)?.trial;
-        let config = &trial.config;
+        let (config, spec) = (&trial.config, &self.record.sweep.spec);
         let shape = self.record.base_models.get(&config.pretrained_model_id);
         let peak = shape.map(|shape| shape.peak_bytes_at_most(config)[0]);
         Ok(Waiting {
             base: config.base_model().to_string(),
             namespace: self.record.sweep.namespace.clone(),
-            accelerators: self.record.sweep.spec.resources.accelerators.clone(),
+            accelerators: match &config.accelerator {
+                Some(accelerator) => vec![accelerator.clone()],
+                None => spec.resources.accelerators.clone(),
+            },
             base_bytes: peak.map_or(0, |peak| peak.weights),
             own_bytes: peak.as_ref().map_or(0, PeakBytes::own),
             simulated: trial.kind().or(self.simulated),
-            evaluated: self.record.sweep.spec.evaluations.is_some(),
+            evaluated: self.asked(number)?.is_some(),
             compute_capability: config.base_model().precision.compute_capability(),
         })
+    }
+
+    /// What a trial is asked once it has made all its steps.
+    pub fn asked(&self, number: u32) -> Result<Option<Evaluations>> {
+        let config = &self.get(number)?.trial.config;
+        Ok(self.record.sweep.spec.evaluations.as_ref().and_then(|evaluations| evaluations.of(config)))
     }
 
     /// A device was granted to a waiting trial.
     pub fn assign(&mut self, number: u32, placement: Placement) -> Result<()> {
         self.go(number, TrialState::Assigned)?;
         let needs = self.needs(number)?;
-        let evaluations = self.record.sweep.spec.evaluations.clone();
+        let evaluations = self.asked(number)?;
         let record = self.get_mut(number)?;
         record.charged_at = None;
         record.noted = 0;
@@ -210,7 +219,7 @@ impl Ledger {
             trial: trial.id.clone(),
             attempt: trial.attempt,
             device: placement.device.clone(),
-            config: trial.config.clone(),
+            config: trial.config.for_device(),
             evaluations,
             resume_step,
             digests: trial.digests.clone(),

@@ -498,8 +498,7 @@ impl RunningSweep {
         let trial = &self.ledger.get(number)?.trial;
         let (granted, grant) = oneshot::channel();
         let attempt = trial.attempt.next();
-        let evaluations = self.ledger.record().sweep.spec.evaluations.as_ref();
-        let data = data::uploaded(&trial.config, evaluations);
+        let data = data::uploaded(&trial.config, self.ledger.asked(number)?.as_ref());
         let request =
             Request { trial: trial.id.clone(), attempt, created_at: trial.created_at, needs, data, granted };
         self.tools.dispatcher.enqueue(request).await?;

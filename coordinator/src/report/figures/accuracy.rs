@@ -128,7 +128,7 @@ mod tests {
     fn shown(trials: &[Trial]) -> Option<Figure> {
         let sweep = made::sweep();
         let sources = Sources::of(Records { sweep: &sweep, trials, curves: &[], items: &[] });
-        figure(&sources.best_of_modes())
+        figure(&sources.best_of_modes(|_| true))
     }
 
     #[test]

@@ -3,10 +3,10 @@
 use super::super::{Grant, Request};
 use super::{Entry, Place, State, Turn};
 use crate::placement::{self, Slot, Waiting};
-use domain::AgentId;
 use domain::fleet::{Agent, Device, Feature};
 use domain::trial::TrialDevice;
-use std::collections::HashMap;
+use domain::{AgentId, SweepId};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 use telemetry::metrics;
 use tokio::sync::oneshot;

@@ -8,7 +8,7 @@ use super::*;
 use crate::artifacts::Stored;
 use domain::footprint::ModelShape;
 use domain::sweep::{Sweep, SweepSpec};
-use domain::trial::{Digests, TaskScore, TrialDevice};
+use domain::trial::{Digests, TaskScore, TrialConfig, TrialDevice};
 use domain::{AgentId, DeviceId, SweepId};
 use serde_json::{Value, json};
 
@@ -326,6 +326,38 @@ fn memory_is_predicted_from_the_models_shape() {
     assert_eq!(assignment.predicted_peak_memory_bytes, small.base_bytes + small.own_bytes);
     let unknown = self::ledger().needs(1).unwrap();
     assert_eq!((unknown.base_bytes, unknown.own_bytes), (0, 0));
+}
+
+/// A trial runs where its configuration says, else wherever its sweep may; its agent is told neither that nor the conditions
+/// under which it is asked.
+#[test]
+fn a_trial_goes_to_its_accelerator_and_is_asked_if_it_is_to_be() {
+    let mut document = document();
+    document["resources"] = json!({ "accelerators": ["T4-16GB", "V100-16GB", "A100-40GB"] });
+    document["parameters"] = json!({
+        "lora_rank": [2, 4],
+        "accelerator": { "when": { "lora_rank": 4 }, "choices": ["V100-16GB", "A100-40GB"] },
+    });
+    document["evaluations"] = json!({ "tasks": ["arc_easy"], "when": { "accelerator": "A100-40GB" } });
+    let mut ledger = Ledger::new(record(document), Vec::new()).unwrap();
+    ledger.fill(NOW);
+    ledger.effects();
+    for (number, accelerators, asked) in [
+        (1, &["T4-16GB", "V100-16GB", "A100-40GB"][..], false),
+        (2, &["V100-16GB"], false),
+        (3, &["A100-40GB"], true),
+    ] {
+        let needs = ledger.needs(number).unwrap();
+        assert_eq!(
+            (needs.accelerators, needs.evaluated),
+            (accelerators.iter().map(ToString::to_string).collect(), asked)
+        );
+        let config = ledger.get(number).unwrap().trial.config.clone();
+        let told = ledger.assigned(number);
+        assert_eq!(told.config, TrialConfig { accelerator: None, ..config });
+        let whole = Evaluations { tasks: vec![json!("arc_easy")], ..Evaluations::default() };
+        assert_eq!(told.evaluations, asked.then_some(whole), "trial {number}");
+    }
 }
 
 #[test]
