@@ -23,7 +23,7 @@ parameters: { lora_rank: [2, 4] }
 evaluations:
   tasks: [open-two.yaml, ./mine.yaml, perplexity, ./said.yaml]
   num_fewshot: 2
-  task_data: { arc_easy: documents, mine: documents/ARC-Easy/test.jsonl, perplexity: book.txt, said: said.jsonl }
+  task_data: { arc_easy: documents, mine: documents/ARC-Easy/test.jsonl, perplexity: book.jsonl, said: said.jsonl }
 ";
 
 /// The first word of what is said, which is one of two.
@@ -54,7 +54,10 @@ fn sandbox() -> Sandbox {
     std::fs::create_dir_all(at("documents/ARC-Easy")).unwrap();
     std::fs::write(at("documents/ARC-Easy/test.jsonl"), lines(0..70)).unwrap();
     std::fs::write(at("documents/ARC-Easy/train.jsonl"), lines(70..90)).unwrap();
-    std::fs::write(at("book.txt"), "w5 w6 w7\nw8 w9").unwrap();
+    let page = "w5 w6 w7\nw8 w9";
+    std::fs::write(at("book.txt"), page).unwrap();
+    let pages = [page, "w9 w8 w7 w6", "w5"].map(|text| json!({ "text": text }).to_string() + "\n");
+    std::fs::write(at("book.jsonl"), pages.concat()).unwrap();
     std::fs::write(at("mine.yaml"), "include: arc_easy\ntask: mine\nfewshot_config: { sampler: first_n }\n")
         .unwrap();
     std::fs::write(at("said.jsonl"), lines(0..40)).unwrap();
@@ -73,7 +76,7 @@ fn evaluated(sandbox: &Sandbox, adapter: Option<&str>) -> Value {
         "--task-data",
         "mine=documents/ARC-Easy/test.jsonl",
         "--task-data",
-        "perplexity=book.txt",
+        "perplexity=book.jsonl",
         "--task-data",
         "said=said.jsonl",
     ]);
@@ -126,7 +129,7 @@ fn a_sweep_asks_what_eval_asks() {
                 assert!(score["difference_stderr"].is_number());
                 assert_eq!(score["documents"], if task == "said" { 40 } else { 70 });
             } else {
-                assert_eq!((&score["stderr"], &score["documents"]), (&Value::Null, &json!(1)));
+                assert_eq!((&score["stderr"], &score["documents"]), (&Value::Null, &json!(3)));
             }
         }
         close(&scores[8]["value"], &with["means"]["two"], "the preset's mean");
@@ -150,6 +153,9 @@ fn a_sweep_asks_what_eval_asks() {
     for said in ["What tasks say of them", "Accuracy by task", "eval/mine/acc", by_items] {
         assert!(report.contains(said), "{said} is not in the report");
     }
+    // Of several texts, also what is no mean of documents.
+    let of_texts = |row: &str| row.contains("word_perplexity") && row.contains(by_items);
+    assert!(report.split("<tr").any(of_texts), "{report}");
     let id = sweep["id"].as_str().unwrap();
     sandbox.json(&["export", id, "--format", "csv", "--to", "out"]);
     let csv = std::fs::read_to_string(sandbox.path().join("out/trials.csv")).unwrap();

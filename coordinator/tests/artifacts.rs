@@ -133,7 +133,7 @@ async fn scores_of_documents_read_back() {
                 asked: "00".into(),
                 scores: vec![right; 1000],
                 base: vec![0; 1000],
-                parts: vec![],
+                ..ItemScores::default()
             }]
         };
         let trial = TrialId::new("quick-start-00ff/3");

@@ -10,7 +10,7 @@ use crate::{EvalError, Result};
 use domain::data::ContentHash;
 use domain::metric::MEAN;
 use domain::sweep::Evaluations;
-use domain::trial::{ItemScores, TaskScore};
+use domain::trial::{ItemScores, TaskScore, TextScores};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use trainer::model::ModelConfig;
@@ -147,7 +147,7 @@ impl Exam {
         scores
     }
 
-    /// What single documents make of them, beside those of the base: of each metric that is a mean of documents, and of each
+    /// What single documents make of them, beside those of the base: of each metric of each task, and of each
     /// preset's mean which metrics it is of. Those that would be too many together are left out.
     pub fn item_scores(&self, sitting: &Sitting, base: &Sitting) -> Vec<ItemScores> {
         let outcomes = sitting.outcomes.iter().zip(&base.outcomes).zip(&self.digests);
@@ -225,7 +225,7 @@ fn of_task(outcome: &Outcome, base: &Outcome) -> Vec<TaskScore> {
     (0..outcome.figures.len()).map(score).collect()
 }
 
-/// What each document makes of a task's metrics; nothing of one that is no mean of them.
+/// What each document makes of a task's metrics.
 fn of_items(outcome: &Outcome, base: &Outcome, asked: &str) -> Vec<ItemScores> {
     let bytes = |outcome: &Outcome, place: usize| {
         let byte = |sample: &Sample| match sample.metrics[place].1 {
@@ -235,15 +235,34 @@ fn of_items(outcome: &Outcome, base: &Outcome, asked: &str) -> Vec<ItemScores> {
         outcome.samples.iter().map(byte).collect::<Option<Vec<_>>>()
     };
     let of_metric = |place: usize| {
-        Some(ItemScores {
-            metric: domain::metric::of_task(&outcome.task.task, &outcome.figures[place].measure.to_string()),
+        let metric = outcome.figures[place].measure.to_string();
+        let items = ItemScores {
+            metric: domain::metric::of_task(&outcome.task.task, &metric),
             asked: asked.to_owned(),
-            scores: bytes(outcome, place)?,
-            base: bytes(base, place)?,
-            parts: Vec::new(),
-        })
+            ..ItemScores::default()
+        };
+        match bytes(outcome, place).zip(bytes(base, place)) {
+            Some((scores, base)) => Some(ItemScores { scores, base, ..items }),
+            None => Some(ItemScores { texts: Some(of_texts(outcome, base, place)?), ..items }),
+        }
     };
     (0..outcome.figures.len()).filter_map(of_metric).collect()
+}
+
+/// What each text makes of a perplexity; `None` of a single one, or of one that is impossible.
+fn of_texts(outcome: &Outcome, base: &Outcome, place: usize) -> Option<TextScores> {
+    let texts = |outcome: &Outcome| {
+        let text = |sample: &Sample| match sample.metrics[place].1 {
+            Score::Weighted(log_likelihood, weight) => {
+                Some((log_likelihood as f32, u32::try_from(weight).ok()?))
+            }
+            Score::Value(_) => None,
+        };
+        outcome.samples.iter().map(text).collect::<Option<Vec<_>>>()
+    };
+    let (with, weights) = texts(outcome)?.into_iter().unzip();
+    let without = texts(base)?.into_iter().map(|(log_likelihood, _)| log_likelihood).collect();
+    TextScores::new(with, without, weights)
 }
 
 /// The standard error of the mean of the documents' differences. What is no mean of documents has none.

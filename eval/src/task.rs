@@ -162,13 +162,8 @@ impl Preset {
     /// Of its mean: it has no documents of its own, and names the metrics of its tasks.
     pub fn item_scores(&self) -> ItemScores {
         let part = |task: &PresetTask| metric::of_task(&task.task, &task.metric.to_string());
-        ItemScores {
-            metric: self.metric(),
-            asked: String::new(),
-            scores: Vec::new(),
-            base: Vec::new(),
-            parts: self.tasks.iter().map(part).collect(),
-        }
+        let parts = self.tasks.iter().map(part).collect();
+        ItemScores { metric: self.metric(), parts, ..ItemScores::default() }
     }
 }
 

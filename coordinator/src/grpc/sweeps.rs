@@ -18,18 +18,10 @@ use proto::limits;
 use proto::v1::sweep_service_server::SweepService;
 use proto::v1::watch_sweep_response::Event;
 use proto::v1::{self};
-use std::time::Duration;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
-
-/// Trials of which a report has what single documents made of them, some 50 kB each, and the bytes of all.
-const MOST_ITEMS: usize = 500;
-const ITEMS_BYTES: usize = 64 << 20;
-
-/// A report waits no longer for them.
-const ITEMS_WAIT: Duration = Duration::from_secs(20);
 
 /// Objects of such trials that are read at once.
 const ITEMS_AT_ONCE: usize = 8;
@@ -340,7 +332,7 @@ impl Services {
         let mut asked: Vec<_> = view.trials.iter().filter(|record| items_of(record).is_some()).collect();
         let value = |record: &TrialRecord| record.value.unwrap_or(f64::NAN);
         asked.sort_by(|a, b| goal.better(value(b), value(a)).cmp(&goal.better(value(a), value(b))));
-        asked.truncate(MOST_ITEMS);
+        asked.truncate(report::MOST_ITEMS);
         let read = |record: &TrialRecord| {
             let (trial, path) = (record.trial.id.clone(), items_of(record).unwrap_or_default().to_owned());
             async move {
@@ -352,7 +344,7 @@ impl Services {
             }
         };
         let reads: Vec<_> = asked.into_iter().map(read).collect();
-        let mut left = ITEMS_BYTES;
+        let mut left = report::ITEMS_BYTES;
         let fits = |(_, items): &(TrialId, Vec<ItemScores>)| {
             let bytes = items.iter().map(ItemScores::bytes).sum();
             let fits = bytes <= left;
@@ -360,7 +352,7 @@ impl Services {
             std::future::ready(fits)
         };
         let read = futures::stream::iter(reads).buffered(ITEMS_AT_ONCE);
-        let read = read.take_until(tokio::time::sleep(ITEMS_WAIT)).filter_map(std::future::ready);
+        let read = read.take_until(tokio::time::sleep(report::ITEMS_WAIT)).filter_map(std::future::ready);
         read.take_while(fits).collect().await
     }
 }

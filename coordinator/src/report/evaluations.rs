@@ -1,13 +1,13 @@
 //! What the tasks of a sweep's evaluations say: of the base, of the best adapter of each precision mode, and whether the
 //! two, or two such adapters, differ by more than chance.
 
-use super::Sources;
 use super::document::{Block, Line, Table};
 use super::figures::accuracy;
 use super::numbers::{NONE, or_dash};
 use super::paired::Paired;
 use super::series::Entry;
 use super::slice::PRECISION;
+use super::{ITEMS_BYTES, ITEMS_WAIT, MOST_ITEMS, Sources};
 use domain::metric::PERPLEXITIES;
 use domain::trial::{TaskScore, Trial};
 
@@ -66,8 +66,26 @@ pub(super) fn blocks(sources: &Sources) -> Vec<Block> {
         .chain(figure)
         .chain(tables)
         .chain([Block::Note(Line::from(HOW))])
+        .chain(left_out(sources).map(|line| Block::Warning(Line::from(line))))
         .chain(unasked)
         .collect()
+}
+
+/// Said where what is kept of single documents is not all here, so that intervals are those without it.
+fn left_out(sources: &Sources) -> Option<String> {
+    let trials = || sources.entries.iter().chain(&sources.replicates).map(|entry| entry.trial);
+    let kept = trials().filter(|trial| trial.summary.as_ref().is_some_and(|summary| summary.items.is_some()));
+    let lacking = trials().filter(|trial| sources.items.lack(trial)).count();
+    (lacking > 0).then(|| {
+        format!(
+            "What single documents made of {lacking} of {} trials was left out: a report reads that of the best {MOST_ITEMS} \
+             trials, {} MiB at most, for {} seconds, and what cannot be read is in the server's log. Their intervals are those \
+             of trials of which it is not kept.",
+            kept.count(),
+            ITEMS_BYTES >> 20,
+            ITEMS_WAIT.as_secs(),
+        )
+    })
 }
 
 /// Said where scores of several trials are of different questions.
@@ -256,6 +274,32 @@ mod tests {
         });
         let cells = |cells: &[Line]| cells[4..].iter().map(Line::plain).collect::<Vec<_>>().join(" | ");
         tables.flatten().map(|row| cells(&row.cells)).collect()
+    }
+
+    #[test]
+    fn what_was_left_out_is_told() {
+        let mut trials = [
+            made::measured(1, float16(2, 16, 512), 28.0, 5.0),
+            made::measured(2, four_bit(2, 16, 512), 7.0, 3.0),
+            made::measured(3, four_bit(4, 16, 512), 8.0, 3.0),
+        ];
+        let both = trials[..2].iter_mut();
+        let items: Vec<_> = both.map(|trial| made::answered(trial, "t", 60, 100)).collect();
+        for trial in &mut trials[..2] {
+            trial.summary.as_mut().unwrap().items = Some("somewhere".into());
+        }
+        let sweep = made::sweep();
+        let said = |items: &[_]| -> Vec<String> {
+            let sources = Sources::of(Records { sweep: &sweep, trials: &trials, curves: &[], items });
+            let blocks = blocks(&sources).into_iter().filter_map(|block| match block {
+                Block::Warning(line) => Some(line.plain()),
+                _ => None,
+            });
+            blocks.collect()
+        };
+        assert_eq!(said(&items), Vec::<String>::new());
+        let [said] = said(&items[..1]).try_into().unwrap();
+        assert!(said.starts_with("What single documents made of 1 of 2 trials was left out"), "{said}");
     }
 
     /// The best of a mode may be one that was not asked.

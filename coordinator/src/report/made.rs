@@ -109,7 +109,7 @@ pub(super) fn answered(
         asked: task.into(),
         scores: bytes(right),
         base: bytes(items / 2),
-        parts: Vec::new(),
+        ..ItemScores::default()
     };
     if let Some(summary) = &mut trial.summary {
         summary.evaluations.push(score);

@@ -58,9 +58,17 @@ use serde_json::Value;
 use series::Entry;
 use slice::Facts;
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Trials of which a report has what single documents made of them, some 50 kB each.
+pub const MOST_ITEMS: usize = 500;
+/// The bytes of all of it.
+pub const ITEMS_BYTES: usize = 64 << 20;
+/// A report waits no longer for it.
+pub const ITEMS_WAIT: Duration = Duration::from_secs(20);
 
 /// What a report is made from: a sweep, its trials, the metric points of each trial in step order, and what single
-/// documents made of it; a trial without any may be missing.
+/// documents made of it; where a trial is missing of which that is kept, it was left out.
 #[derive(Debug, Clone, Copy)]
 pub struct Records<'a> {
     /// The sweep.

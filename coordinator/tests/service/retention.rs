@@ -104,7 +104,7 @@ fn asked(loss: f64, right: usize) -> v1::TrialSummary {
             asked: "x".into(),
             scores: bytes(right),
             base: bytes(50),
-            parts: vec![],
+            ..v1::ItemScores::default()
         }],
         ..v1::TrialSummary::default()
     }

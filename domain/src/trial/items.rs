@@ -2,15 +2,15 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Scores of single documents, from 0 to 1, under one metric: with an adapter, and of the base without it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Scores of single documents under one metric: with an adapter, and of the base without it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ItemScores {
     /// The metric's full name: `eval/arc_challenge/acc_norm`.
     pub metric: String,
     /// The SHA-256 of what was asked, in hexadecimal: only scores of the same documents, asked in the same way and order,
     /// can be paired. Empty of a mean of tasks.
     pub asked: String,
-    /// With the adapter: a byte a document, 255 of them a score of 1.
+    /// With the adapter, scores from 0 to 1: a byte a document, 255 of them a score of 1.
     #[serde(with = "hexadecimal")]
     pub scores: Vec<u8>,
     /// Without it, the same documents.
@@ -19,6 +19,31 @@ pub struct ItemScores {
     /// Of a mean of tasks, whose documents stand under the tasks' own metrics: the names of those.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<String>,
+    /// Of a perplexity, which is no mean of documents, instead of scores.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub texts: Option<TextScores>,
+}
+
+/// How likely a model finds each of some texts: of two at least, all three lists of as many.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TextScores {
+    /// With the adapter: the natural logarithm of each text's probability, a finite number.
+    pub log_likelihoods: Vec<f32>,
+    /// Without it.
+    pub base: Vec<f32>,
+    /// Words or bytes of each text, above 0.
+    pub weights: Vec<u32>,
+}
+
+impl TextScores {
+    /// These lists, if they are what they must be.
+    pub fn new(log_likelihoods: Vec<f32>, base: Vec<f32>, weights: Vec<u32>) -> Option<Self> {
+        let texts = weights.len();
+        let alike = log_likelihoods.len() == texts && base.len() == texts;
+        let finite = log_likelihoods.iter().chain(&base).all(|value| value.is_finite());
+        let sound = alike && finite && texts > 1 && weights.iter().all(|weight| *weight > 0);
+        sound.then_some(Self { log_likelihoods, base, weights })
+    }
 }
 
 impl ItemScores {
@@ -32,7 +57,8 @@ impl ItemScores {
 
     /// How many bytes its scores are.
     pub fn bytes(&self) -> usize {
-        self.scores.len() + self.base.len()
+        let texts = self.texts.as_ref().map_or(0, |texts| 12 * texts.weights.len());
+        self.scores.len() + self.base.len() + texts
     }
 
     /// Those of a trial that are not too many together ([`ItemScores::MOST_BYTES`]), in their order; the others are left out.
@@ -88,12 +114,25 @@ mod tests {
             metric: "eval/arc_easy/acc".into(),
             asked: "ab".into(),
             scores: vec![0, 255, 16, 7],
-            base: Vec::new(),
-            parts: Vec::new(),
+            ..ItemScores::default()
         };
         let text = serde_json::to_string(&items).unwrap();
         assert_eq!(text, r#"{"metric":"eval/arc_easy/acc","asked":"ab","scores":"00ff1007","base":""}"#);
         assert_eq!(serde_json::from_str::<ItemScores>(&text).unwrap(), items);
+        let texts = TextScores::new(vec![-6.5, -0.1], vec![-7.0, -1e9], vec![2, 1]);
+        let of_texts = ItemScores { metric: "eval/t/word_perplexity".into(), texts, ..ItemScores::default() };
+        let json = serde_json::to_string(&of_texts).unwrap();
+        assert_eq!(serde_json::from_str::<ItemScores>(&json).unwrap(), of_texts);
+        assert_eq!((items.bytes(), of_texts.bytes()), (4, 24));
+        for (likelihoods, base, weights) in [
+            (vec![-1.0], vec![-1.0], vec![1]),
+            (vec![-1.0, -2.0], vec![-1.0], vec![1, 1]),
+            (vec![-1.0, f32::NEG_INFINITY], vec![-1.0, -2.0], vec![1, 1]),
+            (vec![-1.0, -2.0], vec![-1.0, f32::NAN], vec![1, 1]),
+            (vec![-1.0, -2.0], vec![-1.0, -2.0], vec![1, 0]),
+        ] {
+            assert_eq!(TextScores::new(likelihoods, base, weights), None);
+        }
         for wrong in ["0", "0g", "é"] {
             let text = text.replace("00ff1007", wrong);
             assert!(serde_json::from_str::<ItemScores>(&text).is_err(), "{wrong}");

@@ -12,7 +12,7 @@ pub use config::{
     PARAMETER_MEANINGS, PARAMETER_NAMES, Precision, PrecisionMode, StoppingStrategy, TargetModules, Task,
     TrialConfig, serialize_differing,
 };
-pub use items::ItemScores;
+pub use items::{ItemScores, TextScores};
 pub use note::{Note, Severity};
 pub use record::{
     Digests, Failure, FailureClass, SIMULATED, Stretch, TaskScore, Throughput, Trial, TrialDevice,

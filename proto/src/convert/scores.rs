@@ -2,7 +2,7 @@
 
 use crate::limits::{self, cut};
 use crate::v1;
-use domain::trial::{ItemScores, TaskScore};
+use domain::trial::{ItemScores, TaskScore, TextScores};
 
 impl From<TaskScore> for v1::TaskScore {
     fn from(score: TaskScore) -> Self {
@@ -41,20 +41,24 @@ pub(super) fn scores(scores: Vec<v1::TaskScore>) -> Vec<TaskScore> {
 
 impl From<ItemScores> for v1::ItemScores {
     fn from(items: ItemScores) -> Self {
-        let ItemScores { metric, asked, scores, base, parts } = items;
-        Self { metric, asked, scores, base, parts }
+        let ItemScores { metric, asked, scores, base, parts, texts } = items;
+        let (log_likelihoods, base_log_likelihoods, weights) =
+            texts.map(|texts| (texts.log_likelihoods, texts.base, texts.weights)).unwrap_or_default();
+        Self { metric, asked, scores, base, parts, log_likelihoods, base_log_likelihoods, weights }
     }
 }
 
 /// Scores of single documents that came, as many as an agent may send. Those of a base that are not as many say nothing.
 pub(super) fn item_scores(items: Vec<v1::ItemScores>) -> Vec<ItemScores> {
     let short = |name| cut(name, limits::NAME_BYTES);
-    let sound = |v1::ItemScores { metric, asked, scores, mut base, parts }: v1::ItemScores| {
+    let sound = |items: v1::ItemScores| {
+        let (scores, mut base) = (items.scores, items.base);
         if base.len() != scores.len() {
             base.clear();
         }
-        let parts = parts.into_iter().take(limits::SCORES).map(short).collect();
-        ItemScores { metric: short(metric), asked: short(asked), scores, base, parts }
+        let parts = items.parts.into_iter().take(limits::SCORES).map(short).collect();
+        let texts = TextScores::new(items.log_likelihoods, items.base_log_likelihoods, items.weights);
+        ItemScores { metric: short(items.metric), asked: short(items.asked), scores, base, parts, texts }
     };
     ItemScores::fitting(items.into_iter().take(limits::SCORES).map(sound))
 }
@@ -93,11 +97,18 @@ mod tests {
             scores: vec![0, 255, 255],
             base: vec![255, 0, 128],
             parts: vec!["eval/a/acc".into()],
+            texts: None,
         };
         let wire = v1::ItemScores::from(items.clone());
         let short = v1::ItemScores { base: vec![0], ..wire.clone() };
         let without = ItemScores { base: Vec::new(), ..items.clone() };
         assert_eq!(item_scores(vec![wire.clone(), short]), [items, without]);
+        let texts = TextScores::new(vec![-6.5, -0.1], vec![-7.0, -1.0], vec![2, 1]);
+        let of_texts = ItemScores { metric: "eval/t/bits_per_byte".into(), texts, ..ItemScores::default() };
+        let told = v1::ItemScores::from(of_texts.clone());
+        let odd = v1::ItemScores { weights: vec![2], ..told.clone() };
+        let none = ItemScores { texts: None, ..of_texts.clone() };
+        assert_eq!(item_scores(vec![told, odd]), [of_texts, none]);
         assert_eq!(item_scores(vec![wire; limits::SCORES + 1]).len(), limits::SCORES);
     }
 }

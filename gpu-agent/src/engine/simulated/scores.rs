@@ -60,7 +60,7 @@ pub(super) fn of(evaluations: &Evaluations, loss: f64, base_loss: f64) -> (Vec<T
             asked: asked(score),
             scores: right(score.value, documents),
             base: right(score.base_value.unwrap_or_default(), documents),
-            parts: Vec::new(),
+            ..ItemScores::default()
         })
         .collect();
     for preset in presets {
