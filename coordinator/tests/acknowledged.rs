@@ -378,7 +378,7 @@ async fn of_what_documents_made_of_a_trial_that_stays_which_its_record_names() {
             asked: "x".into(),
             scores: vec![255],
             base: vec![0],
-            parts: Vec::new(),
+            ..ItemScores::default()
         };
         finished(&trial, attempt, TrialSummary { steps, item_scores: vec![items], ..TrialSummary::default() })
     };

@@ -151,10 +151,9 @@ mod tests {
         ] {
             let items = sizes.iter().enumerate().map(|(number, size)| ItemScores {
                 metric: number.to_string(),
-                asked: String::new(),
                 scores: vec![0; *size],
                 base: vec![0; *size],
-                parts: Vec::new(),
+                ..ItemScores::default()
             });
             let fitting: Vec<usize> =
                 ItemScores::fitting(items).iter().map(|items| items.metric.parse().unwrap()).collect();
