@@ -18,8 +18,11 @@ pub(crate) fn wire_time(t: Option<prost_types::Timestamp>) -> Value {
     t.map_or(Value::Null, |t| json!(time(proto::convert::from_timestamp(t))))
 }
 
-/// A sweep's state as a word: `running`, `completed`, ….
+/// A sweep's state as a word: `running`, `completed`, …; `unreadable`, if its server cannot read it.
 pub(crate) fn sweep_state(sweep: &v1::Sweep) -> String {
+    if sweep.spec.is_none() && sweep.failure.is_some() {
+        return "unreadable".into();
+    }
     sweep.state().as_str_name().trim_start_matches("SWEEP_STATE_").to_lowercase()
 }
 

@@ -5,7 +5,7 @@ use crate::blobs::BlobError;
 use crate::history::HistoryError;
 use domain::sweep::Problem;
 use domain::trial::IllegalTransition;
-use domain::{Attempt, TrialId};
+use domain::{Attempt, SweepId, TrialId};
 use proto::status::RpcError;
 use registry::RegistryError;
 use std::fmt::Display;
@@ -14,6 +14,14 @@ use std::net::SocketAddr;
 /// What an object store said, without what it repeats of keys: errors are told to whoever asks.
 pub(crate) fn said(error: &impl Display) -> String {
     telemetry::secrets::redact(&error.to_string()).into_owned()
+}
+
+/// What to do about an object, where its error does not say so.
+fn restore(error: &ArtifactError) -> &'static str {
+    match error {
+        ArtifactError::Damaged(_) => "",
+        _ => "; restore it from a copy",
+    }
 }
 
 /// The coordinator's error.
@@ -46,6 +54,18 @@ pub enum CoordinatorError {
         key: String,
         /// What is wrong with it.
         problem: String,
+    },
+    /// What was asked of a sweep lies in an object that is not there any more, or is damaged. It does not run.
+    #[error(
+        "sweep {sweep} cannot be read, as what was asked of it lies in an object: {error}{}; then start the coordinator \
+         again, or delete the sweep",
+        restore(error)
+    )]
+    Unreadable {
+        /// The sweep.
+        sweep: SweepId,
+        /// What is the matter with the object, with its name.
+        error: ArtifactError,
     },
     /// Fields of a request are wrong: `(field, what is wrong and what to do)`.
     #[error("{}", fields.iter().map(|(field, problem)| format!("{field}: {problem}")).collect::<Vec<_>>().join("\n"))]
@@ -153,6 +173,7 @@ impl From<CoordinatorError> for RpcError {
             CoordinatorError::Fenced { .. } => Self::Fenced(text),
             CoordinatorError::Denied(why) => Self::Denied(why),
             CoordinatorError::Quota { namespace, why } => Self::Quota(format!("namespace {namespace}"), why),
+            CoordinatorError::Unreadable { .. } => Self::DataLoss(text),
             CoordinatorError::Artifact(error) => artifact(&error),
             CoordinatorError::Blob(error) => blob(&error),
             CoordinatorError::Registry(RegistryError::Fenced { .. }) | CoordinatorError::Gone(_) => {

@@ -265,6 +265,7 @@ pub fn go_on(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope) -> 
 
 async fn taken_up(kept: Kept, clock: Arc<dyn Clock>, terms: Terms, scope: &Scope) -> Result<Desk> {
     let Kept { store, history, artifacts } = kept;
+    let store = store.beside(artifacts.clone());
     let stored = remove_unused(&store, &artifacts, clock.now()).await;
     let uploads = Uploads::open(store.clone(), stored.as_ref()).await?;
     let dispatcher = Dispatcher::start(clock.clone(), terms, store.drained().await?, scope);

@@ -3,7 +3,7 @@
 //!
 //! | key | holds |
 //! |---|---|
-//! | `sweeps/<sweep>` | a [`SweepRecord`] |
+//! | `sweeps/<sweep>` | a [`SweepRecord`]; in a fleet without its spec, if that is large: that is an object then (`specs.rs`) |
 //! | `trials/<sweep>/<number, ten digits>` | a [`TrialRecord`] |
 //! | `logs/<sweep>/<number, ten digits>/<entry, ten digits>` | a [`LogEntry`] of a trial |
 //! | `requests/<request id>` | the id of the sweep that the request made |
@@ -15,20 +15,25 @@
 //! | `newest/<time, descending>-<sweep>` | the sweep's id, so that a listing begins with the newest |
 
 mod records;
+mod specs;
 
 pub use records::{
-    Checkpoint, Closed, LogEntry, Owner, Placement, Revision, StopCause, SweepRecord, Tombstone, TrialRecord,
-    Uploaded,
+    Checkpoint, Closed, LogEntry, Owner, Placement, Revision, StopCause, SweepHead, SweepRecord, Tombstone,
+    TrialRecord, Uploaded,
 };
+pub use specs::SpecObject;
+pub(crate) use specs::{head as sweep_head, joined as joined_with_specs};
 
 use crate::actors::sweep::Selection;
+use crate::artifacts::Artifacts;
 use crate::error::{CoordinatorError, Result};
 use domain::data::ContentHash;
-use domain::sweep::Sweep;
-use domain::{AgentId, SweepId, TrialId};
+use domain::{AgentId, SweepId, Timestamp, TrialId};
+use futures::stream::{self, StreamExt, TryStreamExt};
 use registry::{Entries, Fence, Registry, Write};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use specs::Specs;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use telemetry::metrics;
@@ -40,18 +45,30 @@ const PAGE: usize = 1000;
 /// Records that are worth a second thread.
 const MANY: usize = 250;
 
+/// Objects with specs that are read at once.
+const SPECS_AT_ONCE: usize = 16;
+
 /// The durable state.
 #[derive(Clone)]
 pub struct Store {
     registry: Arc<dyn Registry>,
     fence: Fence,
+    /// Where large specs lie, if the registry is not the place for them.
+    specs: Option<Arc<Specs>>,
 }
 
 impl Store {
     /// Becomes the leader over a registry.
     pub async fn lead(registry: Arc<dyn Registry>, holder: &str) -> Result<Self> {
         let fence = registry.lead(holder).await?;
-        Ok(Self { registry, fence })
+        Ok(Self { registry, fence, specs: None })
+    }
+
+    /// The same with a place for what is too large for the registry, if it names a limit: in this leader's objects.
+    #[must_use]
+    pub fn beside(self, artifacts: Artifacts) -> Self {
+        let specs = self.registry.inline_limit().map(|limit| Arc::new(Specs::new(artifacts, limit)));
+        Self { specs, ..self }
     }
 
     /// This leadership's number, larger than that of any before.
@@ -75,21 +92,64 @@ impl Store {
         if batch.writes.is_empty() {
             return Ok(());
         }
+        // What the transaction names is durable before.
+        let (writes, named) = match &self.specs {
+            Some(specs) => specs.keep(batch.writes).await?,
+            None => (batch.writes, Vec::new()),
+        };
         let started = Instant::now();
-        let done = self.registry.commit(self.fence, batch.writes).await;
+        let done = self.registry.commit(self.fence, writes).await;
         let outcome = if done.is_ok() { "durable" } else { "failed" };
         metrics::STORE_TRANSACTION_DURATION.record(started.elapsed().as_secs_f64(), &[("outcome", outcome)]);
-        Ok(done?)
+        done?;
+        if let Some(specs) = &self.specs {
+            specs.committed(named);
+        }
+        Ok(())
     }
 
     /// A sweep.
+    ///
+    /// # Errors
+    /// `Unreadable`, if its spec lies in an object that is not there or is damaged; or the registry or the object store failed.
     pub async fn sweep(&self, id: &SweepId) -> Result<Option<SweepRecord>> {
-        self.read(&sweep_key(id)).await
+        let key = sweep_key(id);
+        match self.registry.get(&key).await? {
+            Some(value) => Ok(Some(self.sweep_record(&key, &value).await?)),
+            None => Ok(None),
+        }
     }
 
-    /// Every sweep.
-    pub async fn sweeps(&self) -> Result<Vec<SweepRecord>> {
-        self.read_all("sweeps/").await
+    /// What is known of a sweep without its spec.
+    pub async fn sweep_head(&self, id: &SweepId) -> Result<Option<SweepHead>> {
+        let key = sweep_key(id);
+        self.registry.get(&key).await?.map(|value| sweep_head(&key, &value)).transpose()
+    }
+
+    /// The same of every sweep.
+    pub async fn sweep_heads(&self) -> Result<Vec<SweepHead>> {
+        self.sweep_values().await?.iter().map(|(key, value)| sweep_head(key, value)).collect()
+    }
+
+    /// Whether a sweep's spec lies in an object that is not there or is damaged.
+    ///
+    /// # Errors
+    /// As [`Store::sweep`]'s others.
+    pub async fn is_unreadable(&self, id: &SweepId) -> Result<bool> {
+        match self.sweep(id).await {
+            Ok(_) => Ok(false),
+            Err(CoordinatorError::Unreadable { .. }) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn sweep_record(&self, key: &str, value: &[u8]) -> Result<SweepRecord> {
+        let head = sweep_head(key, value)?;
+        match (&head.specs, &self.specs) {
+            (Some(object), Some(specs)) => parse(key, &specs.whole(&head.id, object, value).await?),
+            // Who knows no objects finds that the record is not whole.
+            _ => parse(key, value),
+        }
     }
 
     /// What stays of a deleted sweep.
@@ -177,18 +237,21 @@ impl Store {
         self.read_all(&format!("trials/{sweep}/")).await
     }
 
-    /// The object-store paths that any trial's record points at.
+    /// The object-store paths that any record points at.
     pub async fn paths(&self) -> Result<BTreeSet<String>> {
         let mut paths = BTreeSet::new();
         self.each("trials/", |record: TrialRecord| paths.extend(record.paths())).await?;
+        paths.extend(self.sweep_heads().await?.into_iter().filter_map(|head| Some(head.specs?.path)));
         Ok(paths)
     }
 
     /// The uploaded data that any sweep names.
     pub async fn trees(&self) -> Result<BTreeSet<ContentHash>> {
-        let mut trees = BTreeSet::new();
-        self.each("sweeps/", |record: SweepRecord| trees.extend(record.trees())).await?;
-        Ok(trees)
+        let read = |(key, value): (String, Vec<u8>)| async move {
+            Ok::<_, CoordinatorError>(self.sweep_record(&key, &value).await?.trees())
+        };
+        let trees = stream::iter(self.sweep_values().await?).map(read).buffered(SPECS_AT_ONCE);
+        Ok(trees.try_collect::<Vec<_>>().await?.into_iter().flatten().collect())
     }
 
     /// Ids of sweeps, newest first, at most `limit`; each with the position after which to go on.
@@ -238,15 +301,35 @@ impl Store {
     }
 
     async fn each<T: DeserializeOwned>(&self, prefix: &str, mut take: impl FnMut(T)) -> Result<()> {
-        let mut after: Option<String> = None;
-        loop {
-            let page = self.registry.list(prefix, after.as_deref(), PAGE).await?;
+        self.pages(prefix, |page| {
             for (key, value) in &page {
                 take(parse(key, value)?);
             }
-            match page.into_iter().nth(PAGE - 1) {
-                Some((last, _)) => after = Some(last),
-                None => return Ok(()),
+            Ok(())
+        })
+        .await
+    }
+
+    /// Every sweep's record as it lies in the registry.
+    async fn sweep_values(&self) -> Result<Entries> {
+        let mut values = Entries::new();
+        self.pages("sweeps/", |page| {
+            values.extend(page);
+            Ok(())
+        })
+        .await?;
+        Ok(values)
+    }
+
+    /// Everything whose key begins with `prefix`, a page at a time.
+    async fn pages(&self, prefix: &str, mut take: impl FnMut(Entries) -> Result<()>) -> Result<()> {
+        let mut after: Option<String> = None;
+        loop {
+            let page = self.registry.list(prefix, after.as_deref(), PAGE).await?;
+            after = page.get(PAGE - 1).map(|(last, _)| last.clone());
+            take(page)?;
+            if after.is_none() {
+                return Ok(());
             }
         }
     }
@@ -282,7 +365,7 @@ impl Batch {
     pub fn submission(&mut self, record: &SweepRecord) {
         self.sweep(record);
         self.put(request_key(&record.sweep.request_id), &record.sweep.id);
-        self.put(newest_key(&record.sweep), &record.sweep.id);
+        self.put(newest_key(record.sweep.created_at, &record.sweep.id), &record.sweep.id);
     }
 
     /// Whether there is nothing to write.
@@ -291,8 +374,8 @@ impl Batch {
     }
 
     /// Removes a sweep with these keys of its trials. Its request stays: the same one again does not begin it anew.
-    pub fn remove(&mut self, sweep: &Sweep, keys: Vec<String>) {
-        let own = [sweep_key(&sweep.id), newest_key(sweep)];
+    pub fn remove(&mut self, sweep: &SweepHead, keys: Vec<String>) {
+        let own = [sweep_key(&sweep.id), newest_key(sweep.created_at, &sweep.id)];
         self.writes.extend(own.into_iter().chain(keys).map(Write::Delete));
     }
 
@@ -373,9 +456,9 @@ pub(crate) fn request_key(request_id: &str) -> String {
 }
 
 /// Counts down, so that a listing begins with the newest.
-pub(crate) fn newest_key(sweep: &Sweep) -> String {
-    let age = u64::MAX - sweep.created_at.0;
-    format!("{NEWEST}{age:020}-{}", sweep.id)
+pub(crate) fn newest_key(created_at: Timestamp, sweep: &SweepId) -> String {
+    let age = u64::MAX - created_at.0;
+    format!("{NEWEST}{age:020}-{sweep}")
 }
 
 /// Records read by two threads if there are many: who lists waits for the slowest page.

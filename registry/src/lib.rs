@@ -115,6 +115,10 @@ fn process(pid: Option<u32>) -> String {
 /// A registry's result.
 pub type Result<T> = std::result::Result<T, RegistryError>;
 
+/// What [`Registry::inline_limit`] says where values are to stay small: every node of etcd holds all of them in memory, and
+/// every revision of each until it is compacted.
+pub const INLINE_LIMIT: usize = 4 * 1024;
+
 /// Keys and their values, in the keys' byte order.
 pub type Entries = Vec<(String, Vec<u8>)>;
 
@@ -133,6 +137,11 @@ pub trait Registry: Send + Sync + 'static {
     /// Keys that start with `prefix` and come after `after`, in byte order, at most `limit`, with values. Sees
     /// every commit that was answered before the call.
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> BoxFuture<'_, Result<Entries>>;
+    /// Bytes above which something that has a place elsewhere should lie there, with its name in a value here; values may be
+    /// longer all the same. `None`: a long value is as good here as anywhere.
+    fn inline_limit(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// Tells where the leading coordinator of a fleet serves, and who is of the fleet.

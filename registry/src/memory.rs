@@ -1,6 +1,6 @@
 //! The registry as a model: a map behind a lock. Nothing outlives the process.
 
-use crate::{Entries, Fence, Registry, Result, Write, lower_bound};
+use crate::{Entries, Fence, INLINE_LIMIT, Registry, Result, Write, lower_bound};
 use futures::future::{BoxFuture, FutureExt};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -66,5 +66,10 @@ impl Registry for MemoryRegistry {
             Ok(entries.take(limit).map(|(key, value)| (key.clone(), value.clone())).collect())
         }
         .boxed()
+    }
+
+    /// As in etcd.
+    fn inline_limit(&self) -> Option<usize> {
+        Some(INLINE_LIMIT)
     }
 }

@@ -392,6 +392,30 @@ mod in_etcd {
         second_scope.finish(PATIENCE).await;
     }
 
+    /// Of whatever is kept, etcd is given pieces that it likes.
+    #[tokio::test]
+    async fn no_value_in_etcd_is_above_64_kib() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(server) = Etcd::start(dir.path()) else { return };
+        let scope = Scope::new();
+        let registry = EtcdRegistry::connect(&options(&server, "/fleet"), &scope).await.unwrap();
+        let fence = soon("an election", registry.lead("test")).await.unwrap();
+        let mut raw = etcd_client::Client::connect([&server.endpoint], None).await.unwrap();
+        for bytes in [0, 1, 48 << 10, (48 << 10) + 1, 64 << 10, 1_500_000] {
+            let value = vec![7_u8; bytes];
+            // With a batch that takes more than a transaction.
+            let many = (0..200).map(|i| put(&format!("many/{i}"), "x"));
+            let batch = many.chain([Write::Put("a".into(), value.clone())]).collect();
+            registry.commit(fence, batch).await.unwrap();
+            assert_eq!(registry.get("a").await.unwrap(), Some(value));
+            let all = etcd_client::GetOptions::new().with_prefix();
+            let all = raw.get("/fleet/", Some(all)).await.unwrap();
+            let largest = all.kvs().iter().map(|kv| kv.value().len()).max().unwrap();
+            assert!(largest <= 64 << 10, "{bytes} bytes: {largest}");
+        }
+        scope.finish(PATIENCE).await;
+    }
+
     #[tokio::test]
     async fn members_come_and_go() {
         let dir = tempfile::tempdir().unwrap();

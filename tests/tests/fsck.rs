@@ -5,6 +5,7 @@
 
 use actor::Scope;
 use coordinator::fsck::{self, Findings};
+use domain::data::ContentHash;
 use domain::{Clock, SystemClock};
 use gpu_agent::engine::pack::Pack;
 use gpu_agent::engine::simulated::Simulated;
@@ -12,6 +13,7 @@ use proto::v1;
 use proto::v1::sweep_service_client::SweepServiceClient;
 use registry::{Registry, SqliteRegistry, Write};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -145,6 +147,26 @@ impl Copy {
         }
     }
 
+    /// Moves what was asked of the sweep to an object, as a fleet's coordinator does where it is large; then does something with
+    /// its file.
+    fn move_specs(&self, then: impl FnOnce(&Path)) {
+        self.edit(&self.sweep(), |record| {
+            let [spec, revisions, extensions, base_models] =
+                ["/sweep/spec", "/revisions", "/extensions", "/base_models"]
+                    .map(|member| record.pointer_mut(member).unwrap().take());
+            let specs = json!({
+                "spec": spec, "revisions": revisions, "extensions": extensions, "base_models": base_models,
+            });
+            let bytes = specs.to_string().into_bytes();
+            let hash = ContentHash(Sha256::digest(&bytes).into());
+            let path = format!("sweeps/{}/spec-{hash}", self.grid);
+            let file = self.path("artifacts").join(&path);
+            std::fs::write(&file, &bytes).unwrap();
+            record["specs"] = json!({ "path": path, "bytes": bytes.len() });
+            then(&file);
+        });
+    }
+
     fn remove(&self, prefix: &str) {
         self.write(|entries| entries.retain(|(key, _)| !key.starts_with(prefix)));
     }
@@ -239,6 +261,13 @@ const PROBLEMS: &[Row] = &[
         "adapter-",
         "manifest.json cannot be read",
     ),
+    (
+        "a spec's object removed",
+        |c| c.move_specs(|file| std::fs::remove_file(file).unwrap()),
+        "sweeps/grid-",
+        "its spec: there is no `sweeps/grid-",
+    ),
+    ("a byte of a spec flipped", |c| c.move_specs(|file| flip(file, |_| 0)), "sweeps/grid-", "is damaged"),
     ("a trial's record removed", |c| c.remove(&c.trial()), "grid-", "missing: [1]"),
     ("a sweep's record removed", |c| c.remove(&c.sweep()), "requests/", "there is no record"),
     ("a request's entry removed", |c| c.remove("requests/"), "grid-", "does not lead to it"),
@@ -357,6 +386,9 @@ const PROBLEMS: &[Row] = &[
     ("a damaged page", |c| flip(&c.path("coordinator.db"), |length| length - 4096 + 1), "coordinator.db", ""),
 ];
 
+/// What such an object is called.
+const OLDER_SPEC: &str = "spec-0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef-t7";
+
 const NOTES: &[Row] = &[
     (
         "a torn write of metrics",
@@ -378,6 +410,22 @@ const NOTES: &[Row] = &[
             std::fs::write(part.join("simulated.json"), "9").unwrap();
         },
         "adapter-a9-s9",
+        "never finished",
+    ),
+    (
+        "a spec before an extension",
+        |c| {
+            c.move_specs(|file| {
+                std::fs::copy(file, file.with_file_name(OLDER_SPEC)).unwrap();
+            })
+        },
+        OLDER_SPEC,
+        "no record points at it",
+    ),
+    (
+        "a spec just begun",
+        |c| c.move_specs(|file| std::fs::write(file.with_extension("#1"), "{").unwrap()),
+        "spec-",
         "never finished",
     ),
     (

@@ -13,14 +13,15 @@ pub(super) async fn remove_records(tools: &Tools, id: &SweepId) -> Result<Tombst
     if let Some(tombstone) = store.tombstone(id).await? {
         return Ok(tombstone);
     }
-    let record = store.sweep(id).await?.ok_or_else(|| CoordinatorError::not_found("sweep", id))?;
-    if !record.sweep.state.is_terminal() {
+    let head = store.sweep_head(id).await?.ok_or_else(|| CoordinatorError::not_found("sweep", id))?;
+    // One that cannot be read does not run, and is never over.
+    if !head.state.is_terminal() && !store.is_unreadable(id).await? {
         let state = "not over; cancel it first, or delete it with --force";
         return Err(CoordinatorError::Over { kind: "sweep", id: id.to_string(), state });
     }
     let tombstone = Tombstone { sweep: id.clone(), deleted_at: tools.clock.now(), completed_at: None };
     let mut batch = Batch::default();
-    batch.remove(&record.sweep, store.keys_of(id).await?);
+    batch.remove(&head, store.keys_of(id).await?);
     batch.tombstone(&tombstone);
     store.commit(batch).await?;
     tools.history.forget(|sweep| sweep == id);

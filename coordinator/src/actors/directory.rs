@@ -68,12 +68,18 @@ impl Directory {
         let (publish, running) = watch::channel(Running::default());
         let mut state =
             State { tools, running: publish, started: 0, mailbox: mailbox.clone(), scope: scope.clone() };
-        for record in store.sweeps().await? {
-            if !record.sweep.state.is_terminal() {
-                let trials = store.trials(&record.sweep.id).await?;
-                tracing::info!(sweep = %record.sweep.id, trials = trials.len(), "going on with a sweep");
-                state.run_sweep(record, trials, None).await?;
-            }
+        for head in store.sweep_heads().await?.iter().filter(|head| !head.state.is_terminal()) {
+            let record = match record(&store, &head.id).await {
+                // The others are none the worse for it.
+                Err(error @ CoordinatorError::Unreadable { .. }) => {
+                    tracing::error!(sweep = %head.id, %error, "a sweep does not go on");
+                    continue;
+                }
+                record => record?,
+            };
+            let trials = store.trials(&head.id).await?;
+            tracing::info!(sweep = %head.id, trials = trials.len(), "going on with a sweep");
+            state.run_sweep(record, trials, None).await?;
         }
         store.tombstones().await?.into_iter().for_each(|tombstone| state.remove_artifacts(tombstone, None));
         scope.spawn("directory", async move { state.run(inbox).await });
@@ -110,7 +116,7 @@ impl Directory {
         {
             return Ok(trials);
         }
-        if self.store.sweep(id).await?.is_none() {
+        if self.store.sweep_head(id).await?.is_none() {
             return Err(CoordinatorError::not_found("sweep", id));
         }
         self.store.select(id, &selection).await
@@ -286,6 +292,10 @@ impl Directory {
     async fn repetition(&self, id: &TrialId, attempt: Attempt, by: Option<&AgentId>) -> Result<()> {
         match self.standing(id, attempt, by).await? {
             Standing::Over => Ok(()),
+            // Nobody runs it: its agent is to let go of it, and has a message of another trial heard next.
+            Standing::Current if self.store.is_unreadable(&parts(id)?.0).await? => {
+                Err(CoordinatorError::Fenced { trial: id.clone(), attempt })
+            }
             Standing::Current => Err(Gone.into()),
         }
     }
@@ -494,7 +504,7 @@ impl State {
             let [a, b, ..] = uuid::Uuid::new_v4().into_bytes();
             let id = SweepId::new(format!("{name}-{a:02x}{b:02x}"));
             let store = &self.tools.store;
-            if store.sweep(&id).await?.is_none() && store.tombstone(&id).await?.is_none() {
+            if store.sweep_head(&id).await?.is_none() && store.tombstone(&id).await?.is_none() {
                 return Ok(id);
             }
         }

@@ -5,9 +5,14 @@ use std::fs::DirEntry;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Removes parts without a manifest, and files that the store had begun beside finished ones. What cannot be
+/// Removes parts without a manifest, and files that the store had begun beside finished ones and as specs. What cannot be
 /// removed is logged and stays.
 pub(super) fn remove_unfinished(root: &Path) {
+    for sweep in entries(&root.join("sweeps")) {
+        for entry in entries(&sweep.path()).iter().filter(|entry| in_progress(entry)) {
+            removed(&entry.path(), std::fs::remove_file(entry.path()));
+        }
+    }
     for part in parts(root) {
         if !part.join(MANIFEST).exists() {
             removed(&part, std::fs::remove_dir_all(&part));
@@ -35,8 +40,12 @@ pub(super) fn in_progress(entry: &DirEntry) -> bool {
     entry.file_name().to_string_lossy().contains('#')
 }
 
+/// What is in a folder, in the order of the names.
 pub(super) fn entries(dir: &Path) -> Vec<DirEntry> {
-    std::fs::read_dir(dir).map(|entries| entries.flatten().collect()).unwrap_or_default()
+    let mut entries: Vec<_> =
+        std::fs::read_dir(dir).map(|entries| entries.flatten().collect()).unwrap_or_default();
+    entries.sort_unstable_by_key(DirEntry::file_name);
+    entries
 }
 
 fn removed(path: &Path, outcome: io::Result<()>) {

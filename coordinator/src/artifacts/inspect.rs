@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::{self, ErrorKind, Read};
 use std::path::Path;
 
-/// A part, or what is left of one.
+/// A part or a spec, or what is left of one.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Inspected {
     /// It has a manifest.
@@ -21,6 +21,13 @@ pub enum Inspected {
         bytes: u64,
         /// What is not as the manifest says.
         problems: Vec<String>,
+    },
+    /// A sweep's spec. Whether it is what its name says, [`super::read_spec`] sees.
+    Spec {
+        /// Its path in the store.
+        path: String,
+        /// Its bytes.
+        bytes: u64,
     },
     /// The rest of an upload.
     Unfinished {
@@ -41,8 +48,20 @@ pub fn inspect(root: &Path) -> Result<Vec<Inspected>, ArtifactError> {
         return Err(ArtifactError::Store { path: root.display().to_string(), error: source });
     }
     let mut found = Vec::new();
+    let path_of = |file: &Path| file.strip_prefix(root).unwrap_or(file).to_string_lossy().into_owned();
+    for sweep in entries(&root.join("sweeps")) {
+        for entry in entries(&sweep.path()) {
+            let path = path_of(&entry.path());
+            if in_progress(&entry) {
+                found.push(Inspected::Unfinished { path });
+            } else if names::parse_spec(&path).is_ok() {
+                let bytes = entry.metadata().map_or(0, |metadata| metadata.len());
+                found.push(Inspected::Spec { path, bytes });
+            }
+        }
+    }
     for dir in parts(root) {
-        let path = dir.strip_prefix(root).unwrap_or(&dir).to_string_lossy().into_owned();
+        let path = path_of(&dir);
         if !dir.join(MANIFEST).exists() {
             found.push(Inspected::Unfinished { path });
             continue;

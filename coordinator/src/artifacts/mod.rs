@@ -8,10 +8,14 @@
 //! sweeps/<sweep>/<number>/adapter-a<attempt>-s<step>/adapter_model.safetensors, …, manifest.json
 //! sweeps/<sweep>/<number>/resume-a<attempt>-s<step>/…
 //! sweeps/<sweep>/<number>/items-a<attempt>-s<step>/items.json, manifest.json
+//! sweeps/<sweep>/spec-<sha256>
 //! ```
 //!
 //! A part without a manifest does not exist. Names carry the attempt and the step and are created only: once a
 //! manifest is there, nothing under its prefix changes until [`Artifacts::delete`].
+//!
+//! The last is what people asked of a sweep, where that is too large for the state (`specs.rs`). It has no manifest: its name
+//! says what it holds.
 //!
 //! A local directory is one process's, by its lock. A remote store has no lock: a leader that was stopped may go on while
 //! another leads. There each name ends with the leader's term, `adapter-a<attempt>-s<step>-t<term>`, so that two leaders
@@ -33,6 +37,7 @@
 //! | `mod.rs` | [`Artifacts`]: reading and deleting parts |
 //! | `upload.rs` | [`Upload`]: bytes in, checked, all or nothing |
 //! | `items.rs` | scores of single documents, in and out |
+//! | `specs.rs` | specs that are too large for the state, in and out |
 //! | `names.rs` | which names are allowed, and where they lie |
 //! | `cleanup.rs` | what an upload that never finished left behind |
 //! | `inspect.rs` | whether what lies there is what the manifests say |
@@ -41,10 +46,13 @@ mod cleanup;
 mod inspect;
 mod items;
 mod names;
+mod specs;
 mod upload;
 
 pub use inspect::{Inspected, inspect};
 pub(crate) use names::split_term;
+pub use specs::read_spec;
+pub(crate) use specs::spec_path;
 pub use upload::Upload;
 
 use crate::error::said;
@@ -77,7 +85,7 @@ pub enum ArtifactError {
     #[error("the file `{0}` is announced twice")]
     Duplicate(String),
     /// A path is not one of a checkpoint's part.
-    #[error("`{0}` is no checkpoint's path")]
+    #[error("`{0}` is no checkpoint's path, and no spec's")]
     Path(String),
     /// More files were announced than a checkpoint may have.
     #[error("{0} files are too many for a checkpoint: at most {MOST_FILES}", MOST_FILES = names::MOST_FILES)]
@@ -353,24 +361,33 @@ impl Artifacts {
         }
     }
 
-    /// Removes every part whose path is not among these, and what is left of uploads that never finished; in a store
-    /// with other leaders those of earlier terms. Nothing may be uploaded meanwhile in this term: a part is stored
-    /// before a record points at it.
+    /// Removes every part and every spec whose path is not among these, and what is left of uploads that never finished; in a
+    /// store with other leaders those of earlier terms. Nothing may be uploaded meanwhile in this term: a part or a spec is
+    /// stored before a record points at it.
     ///
     /// # Errors
     /// The store failed; calling again goes on.
     pub async fn delete_all_but(&self, used: &BTreeSet<String>) -> Result<(), ArtifactError> {
         let own = self.term.as_ref().map_or(u64::MAX, |term| term.number);
-        let mut parts = BTreeSet::new();
+        let is_unused = |path: &str| names::split_term(path).1 < own && !used.contains(path);
+        let (mut parts, mut specs) = (BTreeSet::new(), Vec::new());
         for object in self.objects(&names::root()).await? {
             let Some((part, _)) = object.as_ref().rsplit_once('/') else { continue };
-            if names::parse_part(part).is_ok() && names::split_term(part).1 < own && !used.contains(part) {
-                parts.insert(part.to_string());
+            if names::parse_part(part).is_ok() {
+                if is_unused(part) {
+                    parts.insert(part.to_string());
+                }
+            } else if names::parse_spec(object.as_ref()).is_ok() && is_unused(object.as_ref()) {
+                specs.push(object);
             }
         }
         for part in parts {
             self.delete(&part).await?;
             tracing::info!(part, "removed a checkpoint that no record points at");
+        }
+        for spec in specs {
+            tracing::info!(%spec, "removing a spec that no record points at");
+            self.delete_object(spec).await?;
         }
         Ok(())
     }

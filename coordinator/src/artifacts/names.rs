@@ -1,6 +1,7 @@
 //! Which names are allowed, and where they lie.
 
 use super::{ArtifactError, FileSpec, MANIFEST, Part};
+use domain::data::ContentHash;
 use domain::{Attempt, SweepId, TrialId};
 use object_store::path::Path as ObjectPath;
 use std::collections::BTreeSet;
@@ -46,6 +47,30 @@ pub(super) fn sweep(sweep: &SweepId) -> Result<ObjectPath, ArtifactError> {
         return Err(ArtifactError::Path(ROOT.into()));
     }
     Ok(ObjectPath::from_iter([ROOT, sweep.as_str()]))
+}
+
+/// What the names of specs begin with.
+const SPEC: &str = "spec-";
+
+/// The path of a sweep's spec of that content.
+pub(super) fn spec(
+    sweep: &SweepId,
+    content: ContentHash,
+    term: Option<u64>,
+) -> Result<ObjectPath, ArtifactError> {
+    let term = term.map(|term| format!("-t{term}")).unwrap_or_default();
+    Ok(self::sweep(sweep)?.join(format!("{SPEC}{content}{term}")))
+}
+
+/// A path that [`spec`] made, read back, and what its content hashes to; nothing else.
+pub(super) fn parse_spec(path: &str) -> Result<(ObjectPath, ContentHash), ArtifactError> {
+    let wrong = || ArtifactError::Path(path.into());
+    let parsed = ObjectPath::parse(path).map_err(|_| wrong())?;
+    let parts: Vec<_> = parsed.parts().collect();
+    let [root, _, name] = &parts[..] else { return Err(wrong()) };
+    let content = name.as_ref().strip_prefix(SPEC).filter(|_| root.as_ref() == ROOT).ok_or_else(wrong)?;
+    let content = split_term(content).0.parse().map_err(|_| wrong())?;
+    Ok((parsed, content))
 }
 
 /// What the names of such a part's folders begin with.
@@ -147,6 +172,36 @@ mod tests {
             "sweeps//1/adapter-a1-s1",
         ] {
             assert!(matches!(parse_part(path), Err(ArtifactError::Path(_))), "{path}");
+        }
+    }
+
+    #[test]
+    fn specs_lie_beside_the_trials() {
+        let content = ContentHash([0xab; 32]);
+        let hex = "ab".repeat(32);
+        for (sweep, term, expected) in [
+            ("a-00ff", None, format!("sweeps/a-00ff/spec-{hex}")),
+            ("a-t3", Some(17), format!("sweeps/a-t3/spec-{hex}-t17")),
+            ("../x", Some(1), format!("sweeps/..%2Fx/spec-{hex}-t1")),
+        ] {
+            let path = spec(&SweepId::new(sweep), content, term).unwrap().to_string();
+            assert_eq!(path, expected);
+            let (parsed, found) = parse_spec(&path).unwrap();
+            assert_eq!((parsed.to_string(), found), (path.clone(), content));
+            assert_eq!(split_term(&path).1, term.unwrap_or_default());
+            assert!(parse_part(&path).is_err(), "{path}");
+        }
+        assert!(spec(&SweepId::new(""), content, None).is_err());
+        for path in [
+            "sweeps/a/spec-",
+            "sweeps/a/spec-ab",
+            &format!("sweeps/a/1/spec-{hex}"),
+            &format!("other/a/spec-{hex}"),
+            &format!("sweeps/a/spec-{hex}-x1"),
+            &format!("sweeps/../spec-{hex}"),
+            "sweeps/a/1/adapter-a1-s1",
+        ] {
+            assert!(matches!(parse_spec(path), Err(ArtifactError::Path(_))), "{path}");
         }
     }
 

@@ -81,7 +81,7 @@ pub fn check(data_dir: &Path) -> Result<Findings> {
         findings.problem(database.display(), problem);
     }
     let readable = snapshot.problems.is_empty();
-    let records = Records::read(&snapshot.entries, &mut findings);
+    let records = Records::read(&snapshot.entries, &data_dir.join("artifacts"), &mut findings);
     records.check(&mut findings);
     match history::inspect(&history_dir) {
         Ok(inspection) => curves::check(&records, &inspection, &mut findings),

@@ -16,8 +16,17 @@ pub(super) fn check(root: &Path, records: &Records, readable: bool, findings: &m
     for record in records.trials.values() {
         pointed_at.extend(record.paths());
     }
+    pointed_at.extend(records.specs.values().map(|object| object.path.clone()));
     for part in &parts {
         match part {
+            Inspected::Spec { path, bytes } => {
+                if readable && !pointed_at.contains(path) {
+                    let unused =
+                        "no record points at it, a spec that was replaced or whose sweep was not recorded";
+                    findings
+                        .note(path, format!("{unused}: {bytes} bytes that are removed at the next start"));
+                }
+            }
             Inspected::Unfinished { path } => {
                 findings
                     .note(path, "the rest of an upload that never finished; it is removed at the next start");

@@ -1,20 +1,25 @@
 //! Sweeps and trials, each by itself and against the others.
 
 use super::Findings;
-use crate::artifacts::split_term;
-use crate::store::{self, Closed, LogEntry, Owner, SweepRecord, Tombstone, TrialRecord, Uploaded};
+use crate::artifacts::{read_spec, split_term};
+use crate::store::{
+    self, Closed, LogEntry, Owner, SpecObject, SweepRecord, Tombstone, TrialRecord, Uploaded,
+};
 use domain::sweep::StateCounts;
 use domain::trial::{TrialConfig, TrialPlacement, TrialState};
 use domain::{AgentId, SweepId, Timestamp};
 use registry::Entries;
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 /// Every record of a store.
 #[derive(Debug, Default)]
 pub(super) struct Records {
     pub(super) sweeps: BTreeMap<SweepId, SweepRecord>,
     pub(super) trials: BTreeMap<(SweepId, u32), TrialRecord>,
+    /// Objects that hold specs, by the sweeps that name them.
+    pub(super) specs: BTreeMap<SweepId, SpecObject>,
     /// By key, the sweep that it leads to.
     requests: BTreeMap<String, SweepId>,
     newest: BTreeMap<String, SweepId>,
@@ -25,12 +30,13 @@ pub(super) struct Records {
 
 impl Records {
     /// Reads every entry; what cannot be read, or lies under another key than its own, is a problem.
-    pub(super) fn read(entries: &Entries, findings: &mut Findings) -> Self {
+    /// `artifacts` is where the objects lie that records name.
+    pub(super) fn read(entries: &Entries, artifacts: &Path, findings: &mut Findings) -> Self {
         let mut records = Self::default();
         for (key, value) in entries {
             match key.split_once('/').map_or("", |(folder, _)| folder) {
                 "sweeps" => {
-                    if let Some(record) = parse::<SweepRecord>(key, value, findings) {
+                    if let Some(record) = records.read_sweep(key, value, artifacts, findings) {
                         let id = record.sweep.id.clone();
                         expect_key(key, &store::sweep_key(&id), findings);
                         records.sweeps.insert(id, record);
@@ -75,6 +81,25 @@ impl Records {
         records
     }
 
+    /// A sweep's record, with its spec if that lies in an object.
+    fn read_sweep(
+        &mut self,
+        key: &str,
+        value: &[u8],
+        artifacts: &Path,
+        findings: &mut Findings,
+    ) -> Option<SweepRecord> {
+        // What is no record is told as of others.
+        let Ok(head) = store::sweep_head(key, value) else { return parse(key, value, findings) };
+        let Some(object) = head.specs else { return parse(key, value, findings) };
+        let specs = read_spec(artifacts, &object.path);
+        self.specs.insert(head.id, object);
+        let specs = specs.map_err(|error| findings.problem(key, format!("its spec: {error}"))).ok()?;
+        let whole = store::joined_with_specs(value, &specs);
+        let whole = whole.map_err(|error| findings.problem(key, format!("its spec: {error}"))).ok()?;
+        parse(key, &whole, findings)
+    }
+
     /// Entries come in the order of their numbers.
     fn read_log_entry(&mut self, key: &str, value: &[u8], findings: &mut Findings) {
         parse::<LogEntry>(key, value, findings);
@@ -101,7 +126,7 @@ impl Records {
             for (key, id) in index {
                 let key_of = |record: &SweepRecord| match folder {
                     "requests" => store::request_key(&record.sweep.request_id),
-                    _ => store::newest_key(&record.sweep),
+                    _ => store::newest_key(record.sweep.created_at, &record.sweep.id),
                 };
                 match self.sweeps.get(id) {
                     // The same submission again must not begin it anew.
@@ -153,7 +178,7 @@ impl Records {
             findings.expect(index.get(&key) == Some(id), id, || format!("`{key}` does not lead to it"));
         };
         at(store::request_key(&sweep.request_id), &self.requests, findings);
-        at(store::newest_key(sweep), &self.newest, findings);
+        at(store::newest_key(sweep.created_at, id), &self.newest, findings);
         let numbers: Vec<_> = self.of(id).map(|(number, _)| number).collect();
         let whole = numbers.iter().copied().eq(1..=sweep.proposed);
         findings.expect(whole, id, || {

@@ -215,7 +215,7 @@ impl Services {
                 // Of a full page it is enough that one more exists; whether it passes the filter, the next page will tell.
                 let sweep = match page.len() == size {
                     true => None,
-                    false => Some(self.shown(&self.desk.directory.sweep(&id).await?).await?),
+                    false => Some(self.listed(&id).await?),
                 };
                 let wanted = |sweep: &v1::Sweep| {
                     let state = SweepState::try_from(sweep.state());
@@ -235,6 +235,29 @@ impl Services {
                 return Ok((page, String::new()));
             }
         }
+    }
+
+    /// A sweep in a listing, where one that cannot be read is no reason not to see the others.
+    async fn listed(&self, id: &SweepId) -> Result<v1::Sweep> {
+        let error = match self.desk.directory.sweep(id).await {
+            Ok(sweep) => return self.shown(&sweep).await,
+            Err(error @ CoordinatorError::Unreadable { .. }) => error,
+            Err(error) => return Err(error),
+        };
+        let head = self.desk.directory.store().sweep_head(id).await?;
+        let head = head.ok_or_else(|| CoordinatorError::not_found("sweep", id))?;
+        let count = |(state, trials)| v1::StateCount { state: v1::TrialState::from(state).into(), trials };
+        Ok(v1::Sweep {
+            id: id.to_string(),
+            state: v1::SweepState::from(head.state).into(),
+            namespace: head.namespace,
+            counts: head.counts.iter().map(count).collect(),
+            cost_usd: head.cost_usd,
+            failure: Some(error.to_string()),
+            created_at: Some(convert::timestamp(head.created_at)),
+            finished_at: head.finished_at.map(convert::timestamp),
+            ..v1::Sweep::default()
+        })
     }
 
     /// Sends a picture, then changes until the sweep is over. A watcher that lags gets a fresh picture.

@@ -1,9 +1,10 @@
 //! What is kept of sweeps and trials.
 
+use super::SpecObject;
 use crate::actors::sweep::Stage;
 use domain::data::{ContentHash, Reference};
 use domain::footprint::ModelShape;
-use domain::sweep::{Sweep, SweepSpec};
+use domain::sweep::{StateCounts, Sweep, SweepSpec, SweepState};
 use domain::trial::{
     Digests, Failure, Severity, Trial, TrialConfig, TrialDevice, TrialPlacement, TrialState, TrialSummary,
     serialize_differing,
@@ -94,6 +95,30 @@ pub struct Checkpoint {
     pub adapter: String,
     /// The resume state's path in the object store.
     pub resume: String,
+}
+
+/// What of a sweep's record is in the registry wherever its spec lies.
+#[derive(Debug, Clone, Deserialize)]
+pub struct SweepHead {
+    /// Its id.
+    pub id: SweepId,
+    /// Where it stands.
+    pub state: SweepState,
+    /// Its submitter's.
+    #[serde(default)]
+    pub namespace: String,
+    /// How many of its trials stand in each state.
+    #[serde(default)]
+    pub counts: StateCounts,
+    /// What it cost so far, in US dollars.
+    pub cost_usd: f64,
+    /// When it was submitted.
+    pub created_at: Timestamp,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// The object that holds its spec, if the record does not.
+    #[serde(skip)]
+    pub specs: Option<SpecObject>,
 }
 
 /// A sweep, and what only the coordinator needs to know of it.

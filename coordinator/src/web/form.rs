@@ -53,7 +53,11 @@ pub fn sweep(sweep: &v1::Sweep) -> Value {
         "name": sweep.name,
         "namespace": sweep.namespace,
         "waits_for": sweep.waits_for,
-        "state": word(sweep.state().as_str_name(), "SWEEP_STATE_"),
+        "state": match sweep.spec {
+            // It cannot be read, and `failure` says why.
+            None => "unreadable".into(),
+            Some(_) => word(sweep.state().as_str_name(), "SWEEP_STATE_"),
+        },
         "created_at": milliseconds(sweep.created_at),
         "finished_at": milliseconds(sweep.finished_at),
         "max_trials": sweep.max_trials,

@@ -59,10 +59,11 @@ pub async fn served(
 ) -> (Directory, Dispatcher) {
     let terms = Terms { heartbeat: INTERVAL, lease: LEASE };
     let dispatcher = Dispatcher::start(clock.clone(), terms, BTreeSet::new(), scope);
+    let artifacts = Artifacts::local(&dir.join("artifacts")).unwrap();
     let tools = Tools {
-        store: Store::lead(registry.clone(), "test").await.unwrap(),
+        store: Store::lead(registry.clone(), "test").await.unwrap().beside(artifacts.clone()),
         history: History::open(&dir.join("history")).unwrap(),
-        artifacts: Artifacts::local(&dir.join("artifacts")).unwrap(),
+        artifacts,
         dispatcher: dispatcher.clone(),
         trouble: Trouble::new(clock.clone()),
         clock: clock.clone(),

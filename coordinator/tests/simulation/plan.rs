@@ -93,6 +93,11 @@ impl Plan {
             let most = document.get("keep_adapters").and_then(Value::as_u64).unwrap_or(finalists);
             (document["replicates"], document["finalists"]) = (json!(runs), json!(finalists.min(most)));
         }
+        if Draws::new(seed, "spec").chance(0.3) {
+            // What was asked is more than a record in etcd takes, and asks for no more.
+            let holds = |number: u32| format!("max_steps <= {}", 100_000 + number);
+            document["constraints"] = json!((0..300).map(holds).collect::<Vec<_>>());
+        }
         let agents = draws.whole(1, 4) as usize;
         let agents: Vec<_> = (0..agents)
             .map(|_| AgentPlan { pack: draws.whole(1, 3) as u32, step: draws.millis(700, 4000) })

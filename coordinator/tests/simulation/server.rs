@@ -129,7 +129,8 @@ async fn open(
 ) -> Result<Server, CoordinatorError> {
     let dead = process.dead.clone();
     let history = History::open_here(&world.history, Box::new(Segments(process.clone())), &HashSet::new())?;
-    let artifacts = Artifacts::on(Arc::new(Objects::new(process)));
+    // As leaders do that share a store: one that was replaced may write and delete for a while.
+    let artifacts = Artifacts::on(Arc::new(Objects::new(process))).in_term(store.term(), scope.clone());
     let kept = Kept { store, history, artifacts: artifacts.clone() };
     let desk = go_on(kept, world.clock.clone(), TERMS, &scope).await?;
     Ok(Server { number, desk, artifacts, dead, scope })

@@ -116,6 +116,10 @@ impl Registry for Process {
     ) -> BoxFuture<'_, registry::Result<Entries>> {
         self.world.truth.list(prefix, after, limit)
     }
+
+    fn inline_limit(&self) -> Option<usize> {
+        self.world.truth.inline_limit()
+    }
 }
 
 /// The history's disk.

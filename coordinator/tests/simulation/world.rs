@@ -10,6 +10,7 @@ use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
 use object_store::{ObjectStore, ObjectStoreExt};
 use registry::{MemoryRegistry, Write};
+use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
@@ -77,6 +78,8 @@ pub struct World {
 pub struct Seen {
     pub sweep: Option<SweepRecord>,
     pub trials: BTreeMap<u32, TrialRecord>,
+    /// The object that the sweep's record names.
+    pub specs: Option<String>,
     /// Assignments of which a record said that they train, that they have let go of their device, that they ended the
     /// trial.
     pub ran: BTreeSet<(u32, Attempt)>,
@@ -158,10 +161,32 @@ impl World {
             let Write::Put(key, value) = write else { continue };
             match key.split_once('/').unwrap_or_default().0 {
                 "trials" => self.committed_trial(serde_json::from_slice(value).unwrap()),
-                "sweeps" => self.committed_sweep(serde_json::from_slice(value).unwrap()),
+                "sweeps" => {
+                    let Some(record) = self.whole(value) else { continue };
+                    self.committed_sweep(record);
+                }
                 _ => {}
             }
         }
+    }
+
+    /// A sweep's record, of which the spec may lie in an object; nothing if that is not there, which must not be.
+    fn whole(&self, value: &[u8]) -> Option<SweepRecord> {
+        let mut record: Value = serde_json::from_slice(value).unwrap();
+        let path = record["specs"]["path"].as_str().map(String::from);
+        self.seen().specs.clone_from(&path);
+        if let Some(path) = path {
+            let there = self.objects.get(&ObjectPath::from(path.as_str())).now_or_never().unwrap();
+            let Ok(found) = there else {
+                self.find(format_args!("the sweep points at {path}, which is not there"));
+                return None;
+            };
+            let mut specs: Value =
+                serde_json::from_slice(&found.bytes().now_or_never().unwrap().unwrap()).unwrap();
+            record["sweep"]["spec"] = specs["spec"].take();
+            record["revisions"] = specs["revisions"].take();
+        }
+        Some(serde_json::from_value(record).unwrap())
     }
 
     fn committed_sweep(&self, new: SweepRecord) {
@@ -242,7 +267,9 @@ impl World {
         let seen = self.seen();
         let part = object.as_ref().rsplit_once('/').map_or("", |(part, _)| part);
         let named = seen.trials.values().find(|record| record.paths().contains(part));
-        let named = named.map(|record| record.trial.id.clone());
+        let named = named.map(|record| record.trial.id.to_string());
+        let spec = seen.specs.as_deref() == Some(object.as_ref());
+        let named = named.or_else(|| spec.then(|| "the sweep".into()));
         drop(seen);
         if let Some(trial) = named {
             self.find(format_args!("{object} is removed, and {trial} points at it"));

@@ -31,7 +31,7 @@ mod writer;
 
 pub use members::Members;
 
-use crate::{Entries, Fence, Registry, RegistryError, Result, Write, lower_bound};
+use crate::{Entries, Fence, INLINE_LIMIT, Registry, RegistryError, Result, Write, lower_bound};
 use actor::{Mailbox, Scope, mailbox};
 use client::{Etcd, Operation};
 use etcd_client::GetOptions;
@@ -254,5 +254,9 @@ impl Registry for EtcdRegistry {
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> BoxFuture<'_, Result<Entries>> {
         let (from, prefix) = (lower_bound(prefix, after), prefix.to_string());
         async move { self.read_list(&prefix, from, limit).await }.boxed()
+    }
+
+    fn inline_limit(&self) -> Option<usize> {
+        Some(INLINE_LIMIT)
     }
 }

@@ -6,6 +6,7 @@
 mod common;
 mod faults;
 mod ready;
+mod specs;
 mod spot;
 mod upgrade;
 
