@@ -182,7 +182,14 @@ async fn work(args: AgentArgs, ready: &Readiness) -> Result<(), End> {
     }
     devices::priced(&mut devices, args.price_per_hour);
     let labels: BTreeMap<_, _> = args.labels.iter().cloned().collect();
-    let fleet = fleet::connect(&args).await?;
+    let fleet = tokio::select! {
+        fleet = fleet::connect(&args, ready) => fleet?,
+        () = interrupts.next() => return Ok(()),
+        why = notices.leaves() => {
+            tracing::warn!(why, "this machine is about to be taken away");
+            return Ok(());
+        }
+    };
     let coordinator = args.coordinator.map(Coordinator::from).or_else(|| fleet.coordinator());
     let coordinator = coordinator.ok_or_else(|| End::invalid("name the coordinator, or the fleet's etcd"))?;
     let options = Options {
@@ -257,20 +264,28 @@ fn chosen(wanted: &str) -> Result<Vec<DeviceOptions>, End> {
 
 #[cfg(feature = "etcd")]
 mod fleet {
-    use super::{AgentArgs, Arc, BTreeMap, Coordinator, DeviceOptions, End, devices};
+    use super::{AgentArgs, Arc, BTreeMap, Coordinator, DeviceOptions, Duration, End, Readiness, devices};
     use domain::AgentId;
-    use registry::Member;
     use registry::etcd::{EtcdOptions, Members};
+    use registry::{Member, RegistryError};
     use serde_json::json;
+
+    /// The pauses between tries to reach an etcd that does not answer: twice as long each time, up to the last.
+    const PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(30)];
 
     /// The fleet that the agent is of; nothing without etcd.
     pub(super) struct Fleet(Option<Members>);
 
-    pub(super) async fn connect(args: &AgentArgs) -> Result<Fleet, End> {
+    /// Waits for an etcd that does not answer. One whose address means nothing, or that refuses what it is shown, is not waited
+    /// for.
+    pub(super) async fn connect(args: &AgentArgs, ready: &Readiness) -> Result<Fleet, End> {
         if args.etcd.is_empty() {
             return Ok(Fleet(None));
         }
         let (client, user) = args.etcd_access.access(&args.etcd).map_err(End::invalid)?;
+        for address in &args.etcd {
+            client.endpoint(address).map_err(|error| End::invalid(format!("--etcd {address}: {error}")))?;
+        }
         if let Some((_, password)) = &user {
             telemetry::secrets::keep(password.expose());
         }
@@ -280,8 +295,19 @@ mod fleet {
             user,
             ..EtcdOptions::new(args.etcd.clone())
         };
-        let members = Members::connect(&options).await.map_err(End::failed)?;
-        Ok(Fleet(Some(members)))
+        let [mut pause, longest] = PAUSES;
+        loop {
+            match Members::connect(&options).await {
+                Ok(members) => return Ok(Fleet(Some(members))),
+                Err(error @ RegistryError::Unavailable(_)) => {
+                    tracing::warn!(%error, "etcd does not answer; trying again in {} s", pause.as_secs());
+                    ready.not_now(&format!("etcd does not answer: {error}"));
+                }
+                Err(error) => return Err(End::failed(error)),
+            }
+            tokio::time::sleep(pause).await;
+            pause = longest.min(pause * 2);
+        }
     }
 
     impl Fleet {
@@ -327,13 +353,13 @@ mod fleet {
 
 #[cfg(not(feature = "etcd"))]
 mod fleet {
-    use super::{AgentArgs, BTreeMap, Coordinator, DeviceOptions, End};
+    use super::{AgentArgs, BTreeMap, Coordinator, DeviceOptions, End, Readiness};
     use domain::AgentId;
 
     /// No fleet: etcd is not built in.
     pub(super) struct Fleet;
 
-    pub(super) async fn connect(args: &AgentArgs) -> Result<Fleet, End> {
+    pub(super) async fn connect(args: &AgentArgs, _: &Readiness) -> Result<Fleet, End> {
         match args.etcd.is_empty() {
             true => Ok(Fleet),
             false => Err(End::invalid("--etcd: this program was built without the feature `etcd`")),

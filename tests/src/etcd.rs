@@ -26,6 +26,14 @@ impl Etcd {
         Self::start_with(dir, "http", |_| {})
     }
 
+    /// The same at this address, as `127.0.0.1:<port>`, which was free a moment ago.
+    ///
+    /// # Panics
+    /// It does not start.
+    pub fn start_at(dir: &Path, address: &str) -> Option<Self> {
+        Self::start_listening(dir, &format!("http://{address}"), |_| {})
+    }
+
     /// The same over TLS, for clients with a certificate of that authority. Their common name is their user.
     ///
     /// # Panics
@@ -65,7 +73,11 @@ impl Etcd {
     }
 
     fn start_with(dir: &Path, scheme: &str, how: impl FnOnce(&mut Command)) -> Option<Self> {
-        let started = spawn(dir, &format!("{scheme}://127.0.0.1:0"), |command| {
+        Self::start_listening(dir, &format!("{scheme}://127.0.0.1:0"), how)
+    }
+
+    fn start_listening(dir: &Path, clients: &str, how: impl FnOnce(&mut Command)) -> Option<Self> {
+        let started = spawn(dir, clients, |command| {
             how(command);
             // A cluster of one speaks to no peer: nobody needs to reach it at this address.
             let peer = "http://127.0.0.1:1";
@@ -77,6 +89,7 @@ impl Etcd {
                 &format!("default={peer}"),
             ]);
         });
+        let scheme = clients.split("://").next().unwrap_or_default();
         started.map(|started| serving(started, scheme))
     }
 

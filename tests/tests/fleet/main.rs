@@ -326,6 +326,7 @@ fn arguments_that_are_refused() {
         ("gpu-agent", &[], "--coordinator"),
         ("gpu-agent", &["--coordinator", "http://127.0.0.1:1", "--devices", "7"], "no GPU \"7\""),
         ("gpu-agent", &["--coordinator", "not an address"], "https://HOST:PORT"),
+        ("gpu-agent", &["--etcd", "not an address"], "--etcd not an address: "),
         ("coordinator", &["--tls-cert", "x"], "--tls-key"),
         ("coordinator", &["--tls-cert", "gone.crt", "--tls-key", "gone.key"], "gone.crt: No such file"),
     ];

@@ -1,16 +1,23 @@
 //! Who says that it is ready: whoever leads, and agents that are connected.
 
-use super::{ELECTION_TTL, Fleet, soon};
+use super::{ELECTION_TTL, Fleet, soon, there};
+use registry::etcd::{EtcdOptions, Members};
 use std::net::TcpStream;
+use tests::etcd::Etcd;
 use tests::http::{free_address, get};
+use tests::program::Program;
 
 /// Returns once `/readyz` answers with that status, and says that.
 async fn answers(address: &str, status: u16, says: &str) {
+    answers_as(address, status, |said| said == says).await;
+}
+
+async fn answers_as(address: &str, status: u16, wanted: impl Fn(&str) -> bool) {
     loop {
         // A program that has just been started does not listen yet.
         if TcpStream::connect(address).is_ok() {
             let (found, said) = get(address, "/readyz");
-            if found == status && said == says {
+            if found == status && wanted(&said) {
                 return;
             }
         }
@@ -44,5 +51,25 @@ async fn whoever_leads_and_agents_that_are_connected_are_ready() {
     second.kill();
     let alone = "not ready: not connected to the coordinator\n";
     soon("the agent alone", answers(&agent_http, 503, alone)).await;
+    assert!(agent.terminate());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_waits_for_an_etcd_that_comes_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let [etcd_at, http] = [(); 2].map(|()| free_address());
+    let (endpoint, data) = (format!("http://{etcd_at}"), dir.path().join("agent"));
+    let etcd = ["--etcd", endpoint.as_str(), "--devices", "cpu", "--http", &http];
+    let mut agent =
+        Program::start_heard("gpu-agent", &[&etcd[..], &["--data-dir", data.to_str().unwrap()]].concat());
+    let said = agent.hears("etcd does not answer; trying again in");
+    assert!(said.contains(&endpoint), "{said}");
+    let waits = |said: &str| said.starts_with("not ready: etcd does not answer") && said.contains(&endpoint);
+    soon("that it is not ready", answers_as(&http, 503, waits)).await;
+
+    let Some(_etcd) = Etcd::start_at(&dir.path().join("etcd"), &etcd_at) else { return };
+    let members = Members::connect(&EtcdOptions::new(vec![endpoint])).await.unwrap();
+    soon("the agent", there(&members, 1)).await;
+    soon("its readiness", answers(&http, 503, "not ready: not connected to the coordinator\n")).await;
     assert!(agent.terminate());
 }
