@@ -88,7 +88,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let plan = preflight::preflight(config, engine).map_err(unusable)?;
     let memory = args.memory_limit.unwrap_or(placed.memory_bytes);
     fits(&plan, memory)?;
-    let (output, checkpoint) = if args.resume {
+    let (mut output, checkpoint) = if args.resume {
         let (output, checkpoint) = Output::resumed(&args.output_dir)?;
         (output, Some(checkpoint))
     } else {
@@ -108,8 +108,11 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     announce(&plan, &run, checkpoint.as_deref());
     let metrics = args.metrics.as_deref().map(|path| Metrics::open(path, run.step())).transpose()?;
     run.base_eval(&loaded).map_err(failed)?;
-    train(&loaded, &mut run, &output, metrics, &interrupted, &clock)?;
-    output.finish(&run).map_err(failed)?;
+    let trained = train(&loaded, &mut run, &mut output, metrics, &interrupted, &clock);
+    // However it ended: what is being written becomes a checkpoint.
+    let written = output.wait().map_err(failed);
+    trained.and(written)?;
+    output.finish(&mut run).map_err(failed)?;
     let mut summary = run.summary(&loaded).map_err(failed)?;
     summary.device_seconds = clock.monotonic().as_secs_f64();
     summary::print(args.output.format, &args.output_dir, &run, &summary)
@@ -134,7 +137,7 @@ fn load(dir: &Path, precision: Precision, device: &Device, clock: &SystemClock) 
 fn train(
     loaded: &Loaded,
     run: &mut Run,
-    output: &Output,
+    output: &mut Output,
     mut metrics: Option<Metrics>,
     interrupted: &AtomicBool,
     clock: &SystemClock,
@@ -142,12 +145,14 @@ fn train(
     let mut progress = Progress::new(run.step(), run.total_steps());
     while !run.is_done() {
         let stepped = step_pack(loaded, &mut [&mut *run], clock).map_err(failed)?.remove(0);
+        output.look().map_err(failed)?;
         if let Some(error) = stepped.failed {
             return Err(failed(error));
         }
         if let Some(why) = stepped.diverged {
             progress.finish();
             let kept = output.checkpoint(run).map_err(failed)?;
+            output.wait().map_err(failed)?;
             return Err(Failure::failed(format!("the run diverged: {why}; see {}", kept.display())));
         }
         if let (Some(metrics), Some(point)) = (&mut metrics, &stepped.point) {
@@ -159,6 +164,7 @@ fn train(
             output.checkpoint(run).map_err(failed)?;
         }
         if stops {
+            output.wait().map_err(failed)?;
             progress.finish();
             return Err(Failure::interrupted(format!(
                 "interrupted after step {} of {}; the same command with --resume goes on from there",

@@ -202,6 +202,19 @@ fn a_diverging_run_keeps_its_last_good_state() {
     }
 }
 
+/// A checkpoint is written while the run goes on; that it cannot be ends the run all the same.
+#[test]
+fn a_checkpoint_that_cannot_be_written_ends_the_run() {
+    let dir = workplace();
+    std::fs::create_dir(dir.path().join("out")).unwrap();
+    std::fs::write(dir.path().join("out/.checkpoint-10.partial"), "in its way").unwrap();
+    let output = train(dir.path(), &with(&["--max-steps=12", "--output-dir=out"]));
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).contains(".checkpoint-10.partial"), "{}", stderr(&output));
+    assert!(dir.path().join("out/checkpoint-5/resume.json").exists());
+    assert!(!dir.path().join("out/adapter_model.safetensors").exists(), "it did not finish");
+}
+
 #[test]
 fn an_earlier_run_is_not_overwritten_unasked() {
     let dir = workplace();

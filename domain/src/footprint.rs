@@ -174,7 +174,9 @@ pub struct PeakBytes {
     /// The frozen base.
     pub weights: u64,
     /// The adapter, its gradients, its two moments, and the adapter that a divergence falls back to:
-    /// 4 × (1 + 1 + 2 + 1) bytes a parameter; and the matrices that PiSSA began with, 4 bytes each. On a GPU the
+    /// 4 × (1 + 1 + 2 + 1) bytes a parameter; and the matrices that PiSSA began with, 4 bytes each. Where checkpoints are
+    /// written while it trains on, an earlier adapter and its moments besides, 12 bytes a parameter, which are there for as
+    /// long as one is being written. On a GPU that is a copy in the computer's memory, which does not count; the
     /// gradients count only where the peak is at the backward's end, when all of them are there, or where an earlier
     /// micro-batch left them, and a copy in the activations' numbers comes on top.
     pub adapter: u64,
@@ -256,6 +258,8 @@ pub struct Load {
     pub magnitudes: u64,
     /// Whether a micro-batch finds the gradients of one before it.
     pub accumulates: bool,
+    /// Whether checkpoints are written while it trains on.
+    pub checkpoints: bool,
     /// The most that the start of an adapted layer takes ([`start_bytes`]).
     pub start: u64,
     /// Tokens of the largest micro-batch.
@@ -329,7 +333,8 @@ impl ModelShape {
         // The embedding's gradient is there when all else of the pass is gone, if none is from before.
         let late = load.saved.has_embedding && !load.accumulates;
         let last = if late { 4 * self.vocab_size * hidden } else { 0 };
-        let adapter = 20 * load.trainable_parameters + 4 * load.initial_parameters + load.norm_bytes();
+        let each = if load.checkpoints { 20 + 12 } else { 20 };
+        let adapter = each * load.trainable_parameters + 4 * load.initial_parameters + load.norm_bytes();
         let pass = PeakBytes {
             weights: self.base_bytes(load.precision),
             adapter: adapter.saturating_sub(last),
@@ -451,6 +456,7 @@ impl ModelShape {
             has_dropout: config.lora_dropout > 0.0,
             magnitudes,
             accumulates: config.gradient_accumulation_steps > 1,
+            checkpoints: config.save_steps > 0,
             start: start.max().unwrap_or(0),
             initial_parameters: if config.init_lora_weights.is_pissa() { matrices } else { 0 },
             tokens: u64::from(config.batch_size) * u64::from(config.max_sequence_length),

@@ -3,7 +3,7 @@
 use crate::error::{Result, TrainError};
 use sha2::{Digest, Sha256};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::Path;
 
 /// What a file outlives, once it is written.
@@ -21,10 +21,24 @@ pub enum Outlives {
 /// # Errors
 /// The system refuses.
 pub fn write_atomically(path: &Path, bytes: &[u8], outlives: Outlives) -> Result<()> {
+    write_with(path, outlives, |out| out.write_all(bytes))
+}
+
+/// [`write_atomically`], of what `write` writes.
+///
+/// # Errors
+/// The system refuses.
+pub(crate) fn write_with(
+    path: &Path,
+    outlives: Outlives,
+    write: impl FnOnce(&mut BufWriter<&File>) -> io::Result<()>,
+) -> Result<()> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = path.with_file_name(format!(".{name}.partial"));
-    let mut file = File::create(&temporary).map_err(TrainError::io(&temporary))?;
-    let written = file.write_all(bytes);
+    let file = File::create(&temporary).map_err(TrainError::io(&temporary))?;
+    let mut out = BufWriter::new(&file);
+    let written = write(&mut out).and_then(|()| out.flush());
+    drop(out);
     let written =
         if outlives == Outlives::Machine { written.and_then(|()| file.sync_all()) } else { written };
     written.map_err(TrainError::io(&temporary))?;

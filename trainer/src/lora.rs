@@ -138,8 +138,19 @@ impl LoraMatrix {
     /// # Errors
     /// The device runs out of memory.
     pub fn on_whole_weight(&self) -> Result<[Tensor; 2]> {
-        let Some([a, b]) = &self.initial else { return Ok([self.a.clone(), self.b.clone()]) };
-        Ok([Tensor::cat(&[&self.a, a], 0)?, Tensor::cat(&[&self.b, &b.neg()?], 1)?])
+        Ok([self.a_on_whole_weight()?, self.b_on_whole_weight()?])
+    }
+
+    /// The first of [`LoraMatrix::on_whole_weight`].
+    pub(crate) fn a_on_whole_weight(&self) -> Result<Tensor> {
+        let Some([a, _]) = &self.initial else { return Ok(self.a.clone()) };
+        Ok(Tensor::cat(&[&self.a, a], 0)?)
+    }
+
+    /// The second of [`LoraMatrix::on_whole_weight`].
+    pub(crate) fn b_on_whole_weight(&self) -> Result<Tensor> {
+        let Some([_, b]) = &self.initial else { return Ok(self.b.clone()) };
+        Ok(Tensor::cat(&[&self.b, &b.neg()?], 1)?)
     }
 
     /// Its gradients so far.

@@ -5,23 +5,18 @@
 //! time writes there. Whatever an earlier call that was killed left there is removed, but for a replaced model whose
 //! successor never came, which is put back: the successor is then still in `.NAME.partial`.
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, safetensors};
 use crate::error::{Result, TrainError};
 use crate::files::{self, Outlives};
 use candle_core::{DType, Tensor};
-use safetensors::View;
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// Bytes of tensors in a file at most, as the hub's tools write them.
 pub const SHARD_BYTES: u64 = 5_000_000_000;
-
-/// Bytes of a tensor that are copied to be written at once.
-const PIECE: usize = 8 << 20;
 
 pub(crate) const CONFIG: &str = "config.json";
 const INDEX: &str = "model.safetensors.index.json";
@@ -270,42 +265,21 @@ impl Writer {
         Ok(writer)
     }
 
-    /// A file's tensors in the order in which the format's own writer has them: the widest elements first, so that
-    /// each tensor is aligned.
+    /// Writes a file's header, and gives its tensors their places.
     fn lay_out(&mut self, file: usize, shard: &[Entry]) -> Result<()> {
         let mut entries: Vec<_> = shard.iter().collect();
-        entries.sort_by(|a, b| {
-            let size = |entry: &Entry| entry.dtype.size_in_bytes();
-            size(b).cmp(&size(a)).then_with(|| a.name.cmp(&b.name))
-        });
-        let (mut at, mut infos) = (0, Vec::new());
-        for entry in &entries {
-            let end = at + entry.bytes() as usize;
-            let dtype = Dtype::from(entry.dtype);
-            infos.push((
-                entry.name.clone(),
-                TensorInfo { dtype, shape: entry.shape.clone(), data_offsets: (at, end) },
-            ));
-            at = end;
-        }
-        let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-        let header = Metadata::new(Some(metadata), infos.clone()).map_err(candle_core::Error::from)?;
-        let mut header = serde_json::to_vec(&header).map_err(candle_core::Error::wrap)?;
-        header.resize(header.len().next_multiple_of(8), b' ');
+        let (header, infos) = safetensors::header(&mut entries)?;
+        let (start, bytes) = (header.len() as u64, entries.iter().map(|entry| entry.bytes()).sum::<u64>());
         let path = self.dir.join(&self.files[file]);
         let mut out = File::create(&path).map_err(TrainError::io(&path))?;
-        let start = 8 + header.len() as u64;
-        out.write_all(&(header.len() as u64).to_le_bytes())
-            .and_then(|()| out.write_all(&header))
-            .and_then(|()| out.set_len(start + at as u64))
-            .map_err(TrainError::io(&path))?;
-        for (entry, (_, info)) in entries.iter().zip(infos) {
+        out.write_all(&header).and_then(|()| out.set_len(start + bytes)).map_err(TrainError::io(&path))?;
+        for (entry, info) in entries.iter().zip(infos) {
             let start = start + info.data_offsets.0 as u64;
             let place = Place { file, start, dtype: entry.dtype, shape: info.shape };
             self.tensors.insert(entry.name.clone(), place);
         }
         self.left += entries.len();
-        self.bytes += at as u64;
+        self.bytes += bytes;
         Ok(())
     }
 
@@ -326,17 +300,7 @@ impl Writer {
         let path = self.dir.join(&self.files[place.file]);
         let mut file = OpenOptions::new().write(true).open(&path).map_err(TrainError::io(&path))?;
         file.seek(SeekFrom::Start(place.start)).map_err(TrainError::io(&path))?;
-        // Row by row, so that a large tensor is not held a second time.
-        let rows = tensor.dims().first().copied().unwrap_or(1);
-        let row_bytes = tensor.elem_count() * tensor.dtype().size_in_bytes() / rows.max(1);
-        let step = (PIECE / row_bytes.max(1)).clamp(1, rows.max(1));
-        for row in (0..rows).step_by(step) {
-            let piece = match tensor.rank() {
-                0 => tensor.clone(),
-                _ => tensor.narrow(0, row, step.min(rows - row))?,
-            };
-            file.write_all(&piece.data()).map_err(TrainError::io(&path))?;
-        }
+        safetensors::write_elements(tensor, &mut file).map_err(TrainError::io(&path))?;
         domain::crash::point("model/tensor");
         self.left = self.left.saturating_sub(1);
         Ok(())

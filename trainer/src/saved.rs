@@ -90,6 +90,7 @@ impl Trainable {
             has_dropout: config.lora_dropout > 0.0,
             magnitudes: with_magnitudes.map(|t| t.module.out_features as u64).sum(),
             accumulates: config.gradient_accumulation_steps > 1,
+            checkpoints: config.save_steps > 0,
             start: self.start_bytes(engine, precision),
             tokens: data.batch_tokens(config.batch_size),
             longest: data.batch_tokens(1),

@@ -148,6 +148,7 @@ fn the_peak_of_the_allocator_is_predicted() {
             max_sequence_length: length as u32,
             max_steps: Some(4),
             eval_steps: 0,
+            save_steps: pick(21, &[0, 1]) as u32,
             ..TrialConfig::default()
         };
         let row = |r: usize| {
@@ -161,12 +162,18 @@ fn the_peak_of_the_allocator_is_predicted() {
         let base = Base::random(config, trial.base_model().precision, &Device::Cpu).unwrap();
         let loaded = Loaded::in_memory(base);
         let mut run = Run::with_data(&loaded, trial.clone(), data).unwrap();
-        for _ in 0..3 {
-            // The adapter that a divergence falls back to is there from the second step on.
+        let mut on_its_way = None;
+        for step in 0..4 {
+            // The adapter that a divergence falls back to is there from the second step on. Of the first step's state a
+            // checkpoint is being written meanwhile, all of which is beside the run's own from the fourth step on.
             PEAK.store(LIVE.load(Ordering::Relaxed), Ordering::Relaxed);
             step_pack(&loaded, &mut [&mut run], &clock).unwrap();
+            if step == 0 && trial.save_steps > 0 {
+                on_its_way = Some(run.snapshot().unwrap());
+            }
         }
         let measured = PEAK.load(Ordering::Relaxed) - before;
+        drop(on_its_way);
         let predicted = run.predicted_peak_bytes(&loaded).total();
         // Each thread keeps a buffer for as many rows of a matrix in fewer bits, which grows with the widest of them.
         let widest = (hidden.max(intermediate) * PANEL * 4 * trainer::threads()) as u64;
@@ -178,7 +185,7 @@ fn the_peak_of_the_allocator_is_predicted() {
         let ratio = (predicted + grown) as f64 / measured as f64;
         println!(
             "seed {seed}: {predicted} predicted and {grown} of buffers, {measured} handed out, ratio {ratio:.3}; \
-             hidden {hidden}, {layers} layers, batch {batch} x {length} x {}, rank {}, {}, {:?}, dropout {}, dora {}, {:?}, {:?}",
+             hidden {hidden}, {layers} layers, batch {batch} x {length} x {}, rank {}, {}, {:?}, dropout {}, dora {}, {:?}, {:?}, saves {}",
             trial.gradient_accumulation_steps,
             trial.lora_rank,
             trial.init_lora_weights,
@@ -187,6 +194,7 @@ fn the_peak_of_the_allocator_is_predicted() {
             trial.use_dora,
             trial.precision_mode,
             trial.gradient_checkpointing,
+            trial.save_steps,
         );
         if round > 0 {
             ratios.push(ratio);

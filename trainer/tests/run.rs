@@ -198,7 +198,11 @@ fn check_resume(change: &dyn Fn(&mut TrialConfig)) {
     let (adapter, resume) = (dir.path().join("adapter"), dir.path().join("resume"));
     let mut first = Run::new(&loaded, config.clone()).unwrap();
     steps(&loaded, &mut first, 7);
-    first.save(&adapter, &resume, Outlives::Process).unwrap();
+    let snapshot = first.snapshot().unwrap();
+    // It is written when the run has gone on, which changes neither of them.
+    steps(&loaded, &mut first, 13);
+    assert_eq!(flat(first.adapter()), flat(whole.adapter()));
+    snapshot.write(&adapter, &resume, Outlives::Process).unwrap();
     // What is computed twice may change on the way: it changes no number.
     let config = TrialConfig { gradient_checkpointing: GradientCheckpointing::On, ..config };
     let mut second = Run::resume(&load(&config), config.clone(), &adapter, &resume).unwrap();
@@ -277,6 +281,32 @@ fn a_run_fits_itself_to_the_memory_there_is() {
     let never = TrialConfig { gradient_checkpointing: GradientCheckpointing::Off, ..config.clone() };
     let mut never = Run::new(&loaded, never).unwrap();
     assert_eq!((never.fit(&loaded, 1).total(), never.recomputed_layers()), (whole, 0));
+}
+
+/// A checkpoint that is being written holds the state that it is of, which counts for as long.
+#[test]
+fn what_a_checkpoint_on_its_way_holds_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = TrialConfig { save_steps: 1, ..tiny_run(dir.path()) };
+    let loaded = load(&config);
+    if !loaded.base.device().is_cpu() {
+        return;
+    }
+    let [without, with] = [false, true].map(|is_slow| {
+        let mut run = Run::new(&loaded, config.clone()).unwrap();
+        steps(&loaded, &mut run, 1);
+        let snapshot = run.snapshot().unwrap();
+        let on_its_way = is_slow.then_some(snapshot);
+        steps(&loaded, &mut run, 12);
+        drop(on_its_way);
+        let (summary, predicted) = (run.summary(&loaded).unwrap(), run.predicted_peak_bytes(&loaded).total());
+        let counted = summary.peak_memory_bytes.unwrap();
+        assert!(counted as f64 <= 1.01 * predicted as f64, "{counted} counted, {predicted} predicted");
+        (counted, 12 * summary.trainable_parameters)
+    });
+    let more = with.0 - without.0;
+    // A longest batch may come before the checkpoint holds anything that the run has let go of.
+    assert!(more > 0 && more <= with.1, "{more} more of {}", with.1);
 }
 
 /// Of the tokens that steps compute on real rows, in a pack too, and an evaluation, all are the rows' own. Beside them

@@ -2,6 +2,7 @@
 
 use crate::Failure;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use trainer::TrainError;
 use trainer::adapter_file::{CONFIG_FILE, WEIGHTS_FILE};
 use trainer::files::{Outlives, sync_directory};
@@ -13,13 +14,19 @@ const FINISHED: [&str; 2] = [WEIGHTS_FILE, CONFIG_FILE];
 /// An output directory.
 pub(crate) struct Output {
     dir: PathBuf,
+    /// The checkpoint that is being written, by a thread of its own.
+    writing: Option<JoinHandle<Result<(), TrainError>>>,
 }
 
 impl Output {
+    fn of(dir: &Path) -> Self {
+        Self { dir: dir.into(), writing: None }
+    }
+
     /// The directory of a run from the beginning. What an earlier run left there is an error unless it is to be
     /// overwritten.
     pub(crate) fn fresh(dir: &Path, overwrite: bool) -> Result<Self, Failure> {
-        let output = Self { dir: dir.into() };
+        let output = Self::of(dir);
         let checkpoint = output.checkpoints()?.pop().map(|(_, newest)| newest);
         let adapter = FINISHED.iter().map(|name| dir.join(name)).find(|file| file.exists());
         let remedy = "name another directory, or start anew in it with --overwrite-output-dir";
@@ -58,7 +65,7 @@ impl Output {
 
     /// The directory of an earlier run, and the whole checkpoint in it with the most steps.
     pub(crate) fn resumed(dir: &Path) -> Result<(Self, PathBuf), Failure> {
-        let output = Self { dir: dir.into() };
+        let output = Self::of(dir);
         let mut found = output.checkpoints()?;
         if let Some(step) = Run::saved_step(dir) {
             found.push((step, dir.to_path_buf()));
@@ -88,21 +95,50 @@ impl Output {
         Ok(found)
     }
 
-    /// Writes `checkpoint-N`, adapter and resume state together, under another name until it is whole.
-    pub(crate) fn checkpoint(&self, run: &Run) -> Result<PathBuf, TrainError> {
+    /// Has `checkpoint-N` written while the run goes on, adapter and resume state together, under another name until it is
+    /// whole. One at a time: the one before is waited for.
+    ///
+    /// # Errors
+    /// One of the two cannot be written, of this one as far as that is known by now.
+    pub(crate) fn checkpoint(&mut self, run: &mut Run) -> Result<PathBuf, TrainError> {
+        self.wait()?;
         let path = self.dir.join(format!("checkpoint-{}", run.step()));
         if path.exists() {
             return Ok(path);
         }
         let partial = self.dir.join(format!(".checkpoint-{}.partial", run.step()));
-        run.save(&partial, &partial, Outlives::Machine)?;
-        std::fs::rename(&partial, &path).map_err(TrainError::io(&path))?;
-        sync_directory(&self.dir)?;
+        let (snapshot, dir, whole) = (run.snapshot()?, self.dir.clone(), path.clone());
+        let write = move || {
+            snapshot.write(&partial, &partial, Outlives::Machine)?;
+            std::fs::rename(&partial, &whole).map_err(TrainError::io(&whole))?;
+            sync_directory(&dir)
+        };
+        let thread = std::thread::Builder::new().name("checkpoints".into()).spawn(write);
+        self.writing = Some(thread.map_err(TrainError::io(&path))?);
         Ok(path)
     }
 
+    /// Hears of the checkpoint that is being written, if that is over.
+    ///
+    /// # Errors
+    /// It could not be written.
+    pub(crate) fn look(&mut self) -> Result<(), TrainError> {
+        let is_over = self.writing.as_ref().is_some_and(JoinHandle::is_finished);
+        if is_over { self.wait() } else { Ok(()) }
+    }
+
+    /// Waits for the checkpoint that is being written.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) fn wait(&mut self) -> Result<(), TrainError> {
+        let Some(thread) = self.writing.take() else { return Ok(()) };
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
     /// Writes the adapter into the directory itself, with what a longer run would go on from.
-    pub(crate) fn finish(&self, run: &Run) -> Result<(), TrainError> {
+    pub(crate) fn finish(&mut self, run: &mut Run) -> Result<(), TrainError> {
+        self.wait()?;
         run.save(&self.dir, &self.dir, Outlives::Machine)
     }
 }

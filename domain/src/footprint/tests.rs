@@ -126,6 +126,10 @@ fn starts_and_accumulated_gradients_count() {
     };
     let twice = load(Engine::Cpu, &|c| c.gradient_accumulation_steps = 2);
     assert_eq!(pass(twice) - pass(plain), 4 * table);
+    // An earlier adapter and its moments are there while they are written; a GPU's lie in the computer's memory.
+    let saves = |engine| load(engine, &|c| c.save_steps = 5);
+    assert_eq!(pass(saves(Engine::Cpu)) - pass(plain), 12 * plain.trainable_parameters);
+    assert_eq!(pass(saves(Engine::Gpu)), pass(load(Engine::Gpu, &|_| ())));
     let [once, twice] = [1, 2].map(|n| load(Engine::Gpu, &|c| c.gradient_accumulation_steps = n));
     assert_eq!(pass(twice) - pass(once), 4 * once.trainable_parameters);
 }

@@ -370,7 +370,8 @@ impl Actor {
         let reason = held.reason;
         match happening {
             Happening::Checkpoint(checkpoint) => {
-                held.step = checkpoint.step;
+                // It trained on while that was written.
+                held.step = held.step.max(checkpoint.step);
                 let before = self.spool.last_sequence(assignment);
                 if let Some((old, _)) = held.newest.replace((checkpoint, before)) {
                     old.remove();

@@ -2,7 +2,7 @@
 
 use super::exams::{self, Exams};
 use super::kept::Keeper;
-use super::pack::{Asking, Backend, Stepped};
+use super::pack::{Asking, Backend, Stepped, Write};
 use super::sources::{self, Sources};
 use super::{Admission, CheckpointDirs, Event, FourBits};
 use crate::cache::quantised::Draft;
@@ -156,9 +156,10 @@ impl Backend for Candle {
         Ok(stepped.collect())
     }
 
-    fn save(&mut self, trial: &Examined, dirs: &CheckpointDirs) -> Result<(), Failure> {
-        // Where it is to last it is uploaded, and what lies here is gone when the agent starts again: no step waits for the disk.
-        trial.run.save(&dirs.adapter, &dirs.resume, Outlives::Process).map_err(failure)
+    fn save(&mut self, trial: &mut Examined, dirs: CheckpointDirs) -> Result<Write, Failure> {
+        let snapshot = trial.run.snapshot().map_err(failure)?;
+        // Where it is to last it is uploaded, and what lies here is gone when the agent starts again: nothing waits for the disk.
+        Ok(Box::new(move || snapshot.write(&dirs.adapter, &dirs.resume, Outlives::Process).map_err(failure)))
     }
 
     fn ask(&mut self, base: &Loaded, trial: &mut Examined) -> Result<Asking, Failure> {

@@ -178,7 +178,7 @@ pub enum Happening {
     },
     /// Numbers, in the order of steps.
     Points(#[serde(with = "lines::points")] Vec<MetricPoint>),
-    /// A checkpoint was written.
+    /// A checkpoint was written. Points of later steps may have come before it.
     Checkpoint(Checkpoint),
     /// It ended; its last checkpoint was written before.
     Finished {
@@ -215,7 +215,7 @@ pub enum Work {
     Prepare,
     /// Evaluates on the held-out rows, or asks what its sweep asks.
     Evaluate,
-    /// Writes a checkpoint to this machine's disk.
+    /// Writes a checkpoint to this machine's disk, while it trains on.
     Checkpoint,
 }
 

@@ -1,11 +1,16 @@
 //! The engine: the trials of one base, stepped together. What it does to a trial (join, step, checkpoint,
-//! stop, end) is the same whatever trains it, so that is a [`Backend`]. How trials end is in `ending`.
+//! stop, end) is the same whatever trains it, so that is a [`Backend`]. How trials are checkpointed and end is in `ending`,
+//! the thread that writes checkpoints in `writer`.
 
 mod ending;
+mod writer;
 
 pub(super) use ending::end_waiting;
+pub use writer::Write;
 
-use super::{Admission, CheckpointDirs, Ending, Engine, Event, FourBits, Happening, How, Phase, Work};
+use super::{
+    Admission, Checkpoint, CheckpointDirs, Ending, Engine, Event, FourBits, Happening, How, Phase, Work,
+};
 use crate::Assignment;
 use crate::cache::quantised::Draft;
 use domain::metric::{self, MetricPoint};
@@ -16,6 +21,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 use telemetry::trace::at_place;
+use writer::Writer;
 
 /// What a step of a pack did to one of its trials.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -80,8 +86,9 @@ pub trait Backend {
     fn base_eval(&mut self, base: &Self::Base, run: &mut Self::Run) -> Result<Option<f64>, Failure>;
     /// One optimizer step of every run. One answer a run, in their order; after an error nobody has stepped.
     fn step_pack(&mut self, base: &Self::Base, runs: &mut [&mut Self::Run]) -> Result<Vec<Stepped>, Failure>;
-    /// Writes a checkpoint; of a diverged run, the last good state.
-    fn save(&mut self, run: &Self::Run, dirs: &CheckpointDirs) -> Result<(), Failure>;
+    /// What writes a checkpoint of a run as it stands, whatever the run does meanwhile; of a diverged run, of the last good
+    /// state.
+    fn save(&mut self, run: &mut Self::Run, dirs: CheckpointDirs) -> Result<Write, Failure>;
     /// Asks a run that has made all its steps, or the base for it, the next of what its sweep asks.
     fn ask(&mut self, base: &Self::Base, run: &mut Self::Run) -> Result<Asking, Failure>;
     /// The run's numbers at its end.
@@ -94,9 +101,18 @@ struct Member<R> {
     own_bytes: u64,
     since: Duration,
     packed: bool,
+    /// The step of its last checkpoint that was written.
     saved: Option<u64>,
+    /// The checkpoint that is being written.
+    writing: Option<Writing>,
     /// Whether the disk refuses its checkpoint, which was told.
     refused: bool,
+}
+
+/// A checkpoint that is being written.
+struct Writing {
+    begun: Begun,
+    checkpoint: Checkpoint,
 }
 
 /// Trials that share a base.
@@ -113,6 +129,7 @@ pub struct Pack<B: Backend> {
     /// Bytes that the first in line holds beside the base, if it waits for as many to be free.
     wanted_bytes: u64,
     stops: Vec<(Assignment, How)>,
+    writer: Writer,
     unsaved: Vec<Unsaved<B::Run>>,
     /// Each is asked a little in its turn.
     candidates: VecDeque<Candidate<B::Run>>,
@@ -139,6 +156,7 @@ impl<B: Backend> Pack<B> {
             waiting: VecDeque::new(),
             wanted_bytes: 0,
             stops: Vec::new(),
+            writer: Writer::default(),
             unsaved: Vec::new(),
             candidates: VecDeque::new(),
             save_again_at: Duration::ZERO,
@@ -166,14 +184,15 @@ impl<B: Backend> Engine for Pack<B> {
         for (assignment, how) in std::mem::take(&mut self.stops) {
             self.carry_out(&assignment, how, emit);
         }
+        self.hear_of_writes(Duration::ZERO, emit);
         self.save_again(emit);
         if let Some(admission) = self.next_admission() {
             self.join(admission, emit);
         } else if !self.members.is_empty() {
             self.train(emit);
         } else if !self.unsaved.is_empty() && self.candidates.is_empty() {
-            // Nothing to do but to wait for room on the disk, not too long to hear of a stop.
-            std::thread::sleep(SAVE_PAUSE / 10);
+            // Nothing to do but to wait for the disk, not too long to hear of a stop.
+            self.hear_of_writes(SAVE_PAUSE / 10, emit);
         }
         // Between the steps of the others, which are not held up for long.
         if let Some(candidate) = self.candidates.pop_front() {
@@ -256,7 +275,8 @@ impl<B: Backend> Pack<B> {
             emit(Event::Trial(assignment, Happening::Points(vec![point])));
         }
         let done = start_step >= total_steps;
-        let member = Member { admission, run, own_bytes, since, packed: false, saved: None, refused: false };
+        let (packed, saved, writing, refused) = (false, None, None, false);
+        let member = Member { admission, run, own_bytes, since, packed, saved, writing, refused };
         if done {
             self.checkpoint_then(member, Then::Complete(None), emit);
         } else {
@@ -319,7 +339,7 @@ impl<B: Backend> Pack<B> {
                     emit(Event::Trial(assignment, Happening::Note(Severity::Warning, message)));
                 } else if let Some(last) = self.members.pop() {
                     // The last to join was one too many: the others go on without it.
-                    emit(Event::Trial(last.admission.assignment, Happening::Failed(failure)));
+                    self.checkpoint_then(last, Then::Fail(failure), emit);
                 }
             }
         }
@@ -343,7 +363,7 @@ impl<B: Backend> Pack<B> {
             emit(Event::Phase(assignment.clone(), phase));
         }
         if let Some(failure) = stepped.failed {
-            return emit(Event::Trial(assignment, Happening::Failed(failure)));
+            return self.checkpoint_then(member, Then::Fail(failure), emit);
         }
         if let Some(point) = stepped.point {
             emit(Event::Trial(assignment.clone(), Happening::Points(vec![point])));

@@ -14,7 +14,7 @@
 
 mod scores;
 
-use super::pack::{Asking, Backend, Stepped};
+use super::pack::{Asking, Backend, Stepped, Write};
 use super::{Admission, CheckpointDirs, Event, FourBits, sources};
 use domain::footprint::{self, Engine, Load, ModelShape};
 use domain::machine::Accelerator;
@@ -304,13 +304,16 @@ impl Backend for Simulated {
         Ok(runs.iter_mut().map(step).collect())
     }
 
-    fn save(&mut self, run: &SimulatedRun, dirs: &CheckpointDirs) -> Result<(), Failure> {
-        for dir in [&dirs.adapter, &dirs.resume] {
-            std::fs::create_dir_all(dir).map_err(io(dir))?;
-            let path = dir.join(FILE);
-            std::fs::write(&path, run.step.to_string()).map_err(io(&path))?;
-        }
-        Ok(())
+    fn save(&mut self, run: &mut SimulatedRun, dirs: CheckpointDirs) -> Result<Write, Failure> {
+        let text = run.step.to_string();
+        Ok(Box::new(move || {
+            for dir in [&dirs.adapter, &dirs.resume] {
+                std::fs::create_dir_all(dir).map_err(io(dir))?;
+                let path = dir.join(FILE);
+                std::fs::write(&path, &text).map_err(io(&path))?;
+            }
+            Ok(())
+        }))
     }
 
     fn ask(&mut self, _: &Option<ModelShape>, _: &mut SimulatedRun) -> Result<Asking, Failure> {

@@ -7,12 +7,16 @@ mod targets;
 pub use config::PeftConfig;
 pub use targets::{resolve, written_targets};
 
+use crate::checkpoint::safetensors;
 use crate::error::{Result, TrainError};
 use crate::files::{self, Outlives};
 use crate::lora::{Adapter, LoraMatrix, Target};
+use crate::new_model::Entry;
+use crate::ops;
 use crate::saved::{SavedModule, SavedSpec, Trainable};
 use candle_core::{DType, Device, Tensor};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::path::Path;
 
 /// The configuration's file name.
@@ -34,25 +38,64 @@ fn key(path: &str, parameter: &str) -> String {
 /// The system refuses a write.
 pub fn save(dir: &Path, adapter: &Adapter, config: &PeftConfig, outlives: Outlives) -> Result<()> {
     std::fs::create_dir_all(dir).map_err(TrainError::io(dir))?;
-    files::write_atomically(&dir.join(WEIGHTS_FILE), &weights(adapter)?, outlives)?;
+    write(&dir.join(WEIGHTS_FILE), &weights(adapter), outlives)?;
     let text = serde_json::to_string_pretty(&config.as_written().to_json()).unwrap_or_default();
     files::write_atomically(&dir.join(CONFIG_FILE), text.as_bytes(), outlives)
 }
 
-/// Tensors as a safetensors file, marked as torch's layout as PEFT marks its own.
-pub(crate) fn serialize(tensors: BTreeMap<String, &Tensor>) -> Result<Vec<u8>> {
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    let on_cpu = |(name, tensor)| Ok((name, on_cpu(tensor)?));
-    let tensors = tensors.into_iter().map(on_cpu).collect::<Result<BTreeMap<_, _>>>()?;
-    Ok(safetensors::serialize(tensors, Some(metadata)).map_err(candle_core::Error::from)?)
+/// What a safetensors file in float32 is written of, tensor by tensor, by their names.
+pub(crate) type Parts<'a> = BTreeMap<String, Part<'a>>;
+
+/// A tensor of a file.
+pub(crate) struct Part<'a> {
+    shape: Vec<usize>,
+    /// Makes it, once it is its turn: so no more than one is there beside what they are made of.
+    make: Box<dyn Fn() -> Result<Tensor> + 'a>,
 }
 
-/// A tensor where the CPU can read it. On a GPU an adapter's matrices are views of one allocation, of which candle would
-/// bring the whole for each of them: so each is copied out of it first.
-fn on_cpu(tensor: &Tensor) -> Result<Tensor> {
-    Ok(match tensor.device() {
-        Device::Cpu => tensor.clone(),
-        _ => tensor.force_contiguous()?.to_device(&Device::Cpu)?,
+impl<'a> Part<'a> {
+    /// One that is there.
+    pub(crate) fn of(tensor: &'a Tensor) -> Self {
+        Self { shape: tensor.dims().to_vec(), make: Box::new(|| Ok(tensor.clone())) }
+    }
+}
+
+/// The first bytes of a file, and the bytes of its tensors behind them.
+fn header(parts: &Parts) -> Result<(Vec<u8>, u64)> {
+    let entry = |(name, part): (&String, &Part)| Entry {
+        name: name.clone(),
+        dtype: DType::F32,
+        shape: part.shape.clone(),
+    };
+    let entries: Vec<_> = parts.iter().map(entry).collect();
+    let (header, _) = safetensors::header(&mut entries.iter().collect::<Vec<_>>())?;
+    Ok((header, entries.iter().map(Entry::bytes).sum()))
+}
+
+/// Writes tensors as a safetensors file. It is whole or absent.
+///
+/// # Errors
+/// The system refuses a write; a tensor cannot be read from its device.
+pub(crate) fn write(path: &Path, parts: &Parts, outlives: Outlives) -> Result<()> {
+    let (header, _) = header(parts)?;
+    files::write_with(path, outlives, |out| {
+        out.write_all(&header)?;
+        // All of one type, they stand in the file in the order of their names.
+        for part in parts.values() {
+            let tensor = (part.make)().and_then(|tensor| on_cpu(&tensor)).map_err(io::Error::other)?;
+            safetensors::write_elements(&tensor, out)?;
+        }
+        Ok(())
+    })
+}
+
+/// A tensor where the CPU can read it, and where nothing changes it: a GPU changes moments where they lie. On a GPU an
+/// adapter's matrices are views of one allocation, of which candle would bring the whole for each of them: so each is
+/// copied out of it first.
+pub(crate) fn on_cpu(tensor: &Tensor) -> Result<Tensor> {
+    Ok(match ops::on_gpu(tensor.device()) {
+        false => tensor.clone(),
+        true => tensor.force_contiguous()?.to_device(&Device::Cpu)?,
     })
 }
 
@@ -125,22 +168,26 @@ pub fn load(dir: &Path, trainable: &Trainable, seed: u64, device: &Device) -> Re
 /// Bytes that the adapter's weights take on disk.
 ///
 /// # Errors
-/// A tensor cannot be read from its device.
+/// Two of its tensors have one name.
 pub fn size(adapter: &Adapter) -> Result<u64> {
-    Ok(weights(adapter)?.len() as u64)
+    let (header, tensors) = header(&weights(adapter))?;
+    Ok(header.len() as u64 + tensors)
 }
 
 /// The file of an adapter's weights, as the adapter is on the whole weights of the base.
-fn weights(adapter: &Adapter) -> Result<Vec<u8>> {
-    let mut named = BTreeMap::new();
+fn weights(adapter: &Adapter) -> Parts<'_> {
+    let mut parts = Parts::new();
     for module in &adapter.modules {
-        let [a, b] = module.on_whole_weight()?;
-        let values = [a, b].into_iter().chain(module.magnitude.clone());
+        let ([mut a, mut b], times) =
+            ([&module.a, &module.b].map(|t| t.dims().to_vec()), 1 + usize::from(module.initial.is_some()));
+        (a[0], b[1]) = (times * a[0], times * b[1]);
+        let a = Part { shape: a, make: Box::new(|| module.a_on_whole_weight()) };
+        let b = Part { shape: b, make: Box::new(|| module.b_on_whole_weight()) };
         let keys = LoraMatrix::PARAMETERS.map(|parameter| key(&module.path, parameter));
-        named.extend(keys.into_iter().zip(values));
+        parts.extend(keys.into_iter().zip([a, b].into_iter().chain(module.magnitude.as_ref().map(Part::of))));
     }
     for module in &adapter.saved {
-        named.extend(module.parameters().map(|(name, value)| (key(&module.path, name), value.clone())));
+        parts.extend(module.parameters().map(|(name, value)| (key(&module.path, name), Part::of(value))));
     }
-    serialize(named.iter().map(|(key, value)| (key.clone(), value)).collect())
+    parts
 }

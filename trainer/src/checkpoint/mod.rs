@@ -5,7 +5,7 @@
 //! | here | a directory's tensors, read in pieces into memory of their own |
 //! | `ahead` | the next tensor read while one is worked on |
 //! | `index` | which files make a checkpoint |
-//! | `safetensors` | the header of a safetensors file |
+//! | `safetensors` | a safetensors file: its header, and how its tensors are written |
 //! | `torch` | torch's zip archive (`pytorch_model.bin`) |
 //! | `pickle` | the tensors that an archive's pickle describes; it runs no code |
 //! | `bitsandbytes` | matrices that were quantised before they were written |
@@ -16,7 +16,7 @@ mod ahead;
 pub(crate) mod bitsandbytes;
 mod index;
 mod pickle;
-mod safetensors;
+pub(crate) mod safetensors;
 mod torch;
 
 pub use bitsandbytes::Quantized;
@@ -30,7 +30,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
-/// Bytes of a file that are held at once beside the tensor that is made of them.
+/// Bytes of a file that are held at once beside the tensor that is made of them, or that they are made of.
 const PIECE: usize = 8 << 20;
 
 /// A model directory's tensors.

@@ -5,8 +5,8 @@
 //! What counts: the frozen base, every member's adapter with all its gradients from the pass's begin to its end, and each
 //! activation, gradient and block of logits of the pass. What does not: a matrix product's packing buffers, the process
 //! itself (the resident set size stands beside this number for that), and what lies outside of a pass, the optimizer's
-//! moments and the adapter that a divergence falls back to. A run's `peak_memory_bytes` is therefore the largest
-//! `Outcome::peak_bytes` of its micro-batches plus these two.
+//! moments, the adapter that a divergence falls back to, and what a checkpoint that is being written holds of earlier states.
+//! A run's `peak_memory_bytes` is therefore the largest `Outcome::peak_bytes` of its micro-batches plus these.
 //!
 //! The prediction ([`domain::footprint::PeakBytes`]) is of more than a pass: of the run's start and of the update too. And
 //! it knows that an embedding that is trained whole has its first gradient only when the rest of the pass is gone, so

@@ -4,14 +4,14 @@
 //! |---|---|
 //! | `mod.rs` | a loaded base, a run and how it starts |
 //! | `step.rs` | a pack's optimizer step, divergence, evaluation, metric points |
-//! | `resume.rs` | what a checkpoint holds and how a run goes on from it, bit for bit |
+//! | `resume.rs` | what a checkpoint holds, how it is written beside training, and how a run goes on from it, bit for bit |
 //! | `summary.rs` | the numbers and texts at the end |
 
 mod resume;
 mod step;
 mod summary;
 
-pub use resume::RESUME_FILE;
+pub use resume::{RESUME_FILE, Snapshot};
 pub use step::{Stepped, step_pack};
 pub use summary::peak_rss_bytes;
 
@@ -34,6 +34,7 @@ use crate::tokenizer::Tokenizer;
 use candle_core::Device;
 use domain::footprint::{Engine, Load};
 use domain::trial::{ComputeDtype, Digests, Precision, PrecisionMode, TrialConfig};
+use resume::OnItsWay;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -206,6 +207,8 @@ pub struct Run {
     progress: Progress,
     /// The counters at the last metric point: speeds are measured from there.
     at_last_point: Progress,
+    /// The last checkpoint, if it is still being written.
+    on_its_way: OnItsWay,
 }
 
 impl Run {
@@ -290,6 +293,7 @@ impl Run {
             recomputed_layers: recomputed_layers as usize,
             at_last_point: progress.clone(),
             progress,
+            on_its_way: OnItsWay::default(),
         }
     }
 

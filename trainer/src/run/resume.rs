@@ -1,7 +1,11 @@
 //! Checkpoints: what a run needs beside its adapter to go on as if it had never stopped.
+//!
+//! A checkpoint is a [`Snapshot`] that is written. Taking one costs a step nothing on the CPU, where it shares the run's tensors,
+//! which are never written to; on a GPU it is a copy to the computer's memory. Another thread can write it while the run
+//! goes on, and until then holds what the run would have let go of.
 
 use super::{Loaded, Progress, Run, State, optimizer_config};
-use crate::adapter_file::{self, WEIGHTS_FILE};
+use crate::adapter_file::{self, Part, Parts, PeftConfig, WEIGHTS_FILE, on_cpu};
 use crate::error::{Result, TrainError};
 use crate::files::{self, Outlives};
 use crate::lora::Adapter;
@@ -9,11 +13,13 @@ use crate::optim::{AdamW, Moments};
 use crate::preflight;
 use crate::scaler::LossScaler;
 use candle_core::{Device, Tensor};
+use domain::footprint::Engine;
 use domain::trial::{Digests, TrialConfig, serialize_differing};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
+use std::sync::{Arc, Weak};
 
 /// The file of a resume directory that is written last: one that has it is whole.
 pub const RESUME_FILE: &str = "resume.json";
@@ -37,7 +43,7 @@ const MAY_CHANGE: [&str; 11] = [
 ];
 
 /// `resume.json`.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Saved {
     format: u32,
     step: u64,
@@ -57,38 +63,108 @@ fn key(path: &str, parameter: &str, moment: &str) -> String {
     format!("{path}.{parameter}.{moment}")
 }
 
-impl Run {
-    /// Writes a checkpoint: the adapter in PEFT's format into one directory, and what resuming needs into
-    /// another. After a divergence it is the last good state.
+/// What a checkpoint holds of a run at a step, whatever the run does from then on.
+#[derive(Debug)]
+pub struct Snapshot {
+    written: PeftConfig,
+    /// All but the digest of the adapter's weights, which are not written yet.
+    saved: Saved,
+    tensors: Arc<Tensors>,
+}
+
+/// A state's tensors, where the CPU can read them.
+#[derive(Debug)]
+struct Tensors {
+    adapter: Adapter,
+    moments: Vec<Moments>,
+}
+
+impl Snapshot {
+    /// Writes a checkpoint: the adapter in PEFT's format into one directory, and what resuming needs into another.
     ///
     /// # Errors
     /// The system refuses a write.
-    pub fn save(&self, adapter_dir: &Path, resume_dir: &Path, outlives: Outlives) -> Result<()> {
-        adapter_file::save(adapter_dir, &self.state.adapter, &self.written, outlives)?;
+    pub fn write(self, adapter_dir: &Path, resume_dir: &Path, outlives: Outlives) -> Result<()> {
+        let Self { written, mut saved, tensors } = self;
+        adapter_file::save(adapter_dir, &tensors.adapter, &written, outlives)?;
         std::fs::create_dir_all(resume_dir).map_err(TrainError::io(resume_dir))?;
-        let State { step, adapter, optimizer, scaler } = &self.state;
-        let mut tensors: BTreeMap<String, &Tensor> = BTreeMap::new();
-        for ((path, name, _), moments) in adapter.named().zip(&optimizer.moments) {
-            tensors.insert(key(path, name, "exp_avg"), &moments.first);
-            tensors.insert(key(path, name, "exp_avg_sq"), &moments.second);
+        let mut parts = Parts::new();
+        for ((path, name, _), moments) in tensors.adapter.named().zip(&tensors.moments) {
+            parts.insert(key(path, name, "exp_avg"), Part::of(&moments.first));
+            parts.insert(key(path, name, "exp_avg_sq"), Part::of(&moments.second));
         }
-        files::write_atomically(
-            &resume_dir.join(MOMENTS_FILE),
-            &adapter_file::serialize(tensors)?,
-            outlives,
-        )?;
+        adapter_file::write(&resume_dir.join(MOMENTS_FILE), &parts, outlives)?;
+        saved.adapter = files::digest_files([adapter_dir.join(WEIGHTS_FILE).as_path()])?;
+        let text = serde_json::to_string_pretty(&saved).unwrap_or_default();
+        files::write_atomically(&resume_dir.join(RESUME_FILE), text.as_bytes(), outlives)
+    }
+}
+
+/// What the last snapshot of a run still holds.
+#[derive(Debug, Default)]
+pub(super) struct OnItsWay(Weak<Tensors>);
+
+impl OnItsWay {
+    /// Bytes of it that are no part of the states that the run holds itself, which are `adapters` and the optimizer's.
+    pub(super) fn bytes(&self, adapters: &[&Adapter], optimizer: &AdamW) -> u64 {
+        let Some(tensors) = self.0.upgrade() else { return 0 };
+        // A step makes all of them anew, or none.
+        let weights = |adapter: &Adapter| adapter.named().next().map(|(_, _, value)| value.id());
+        let moments = |moments: &[Moments]| moments.first().map(|moments| moments.first.id());
+        let mut bytes = 0;
+        if !adapters.iter().any(|adapter| weights(adapter) == weights(&tensors.adapter)) {
+            bytes += tensors.adapter.trained_bytes();
+        }
+        if moments(&tensors.moments) != moments(&optimizer.moments) {
+            bytes += optimizer.bytes();
+        }
+        bytes
+    }
+}
+
+impl Run {
+    /// What a checkpoint of the run as it stands holds; after a divergence, of its last good state. It holds
+    /// memory for as long as it lives, on the CPU beside what the run holds from then on.
+    ///
+    /// # Errors
+    /// A tensor cannot be read from its device.
+    pub fn snapshot(&mut self) -> Result<Snapshot> {
+        let State { step, adapter, optimizer, scaler } = &self.state;
         let saved = Saved {
             format: FORMAT,
             step: *step,
             optimizer_step: optimizer.step,
-            adapter: files::digest_files([adapter_dir.join(WEIGHTS_FILE).as_path()])?,
+            adapter: String::new(),
             digests: self.digests.clone(),
             config: self.config.clone(),
             progress: self.progress.clone(),
             loss_scaler: *scaler,
         };
-        let text = serde_json::to_string_pretty(&saved).unwrap_or_default();
-        files::write_atomically(&resume_dir.join(RESUME_FILE), text.as_bytes(), outlives)
+        let moments = |moments: &Moments| -> Result<Moments> {
+            Ok(Moments { first: on_cpu(&moments.first)?, second: on_cpu(&moments.second)? })
+        };
+        let moments = optimizer.moments.iter().map(moments).collect::<Result<_>>()?;
+        let mut adapter = adapter.clone();
+        adapter.zero_grad();
+        for (_, value, _) in adapter.trained() {
+            *value = on_cpu(value)?;
+        }
+        for value in adapter.modules.iter_mut().flat_map(|module| module.initial.iter_mut().flatten()) {
+            *value = on_cpu(value)?;
+        }
+        let tensors = Arc::new(Tensors { adapter, moments });
+        if self.load.engine == Engine::Cpu {
+            self.on_its_way = OnItsWay(Arc::downgrade(&tensors));
+        }
+        Ok(Snapshot { written: self.written.clone(), saved, tensors })
+    }
+
+    /// Writes a checkpoint: [`Run::snapshot`], then [`Snapshot::write`].
+    ///
+    /// # Errors
+    /// Those of both.
+    pub fn save(&mut self, adapter_dir: &Path, resume_dir: &Path, outlives: Outlives) -> Result<()> {
+        self.snapshot()?.write(adapter_dir, resume_dir, outlives)
     }
 
     /// The steps that a resume directory has behind it, if it is whole.
@@ -97,7 +173,7 @@ impl Run {
         serde_json::from_str::<Saved>(&text).ok().map(|saved| saved.step)
     }
 
-    /// Goes on from a checkpoint that [`Run::save`] wrote, bit for bit as the run would have gone on.
+    /// Goes on from a checkpoint that [`Snapshot::write`] wrote, bit for bit as the run would have gone on.
     ///
     /// # Errors
     /// The checkpoint is missing or broken, or belongs to another base, data set, tokenizer or configuration.

@@ -4,6 +4,7 @@
 use super::{Good, Loaded, Progress, Run, State, add, mean};
 use crate::data;
 use crate::error::{Result, TrainError};
+use crate::lora::Adapter;
 use crate::memory;
 use crate::ops;
 use crate::optim::{AdamW, Update};
@@ -46,13 +47,14 @@ pub fn step_pack(loaded: &Loaded, runs: &mut [&mut Run], clock: &dyn Clock) -> R
     let work: Vec<Vec<Vec<Row>>> = runs.iter().map(|run| run.micro_batches()).collect();
     let packed = work.iter().filter(|batches| !batches.is_empty()).count() > 1;
     memory::start_peak(loaded.base.device())?;
+    // Of a checkpoint that is being written, what it holds as the step begins.
+    let beside: Vec<u64> = runs.iter().map(|run| run.state_bytes()).collect();
     let rounds = forward_backward(loaded, runs, &work)?;
     let squares = runs.iter().map(|run| AdamW::squares(&run.state.adapter)).collect::<Result<Vec<_>>>()?;
     let mut updates = Vec::with_capacity(runs.len());
     for (i, (run, squares)) in runs.iter_mut().zip(&squares).enumerate() {
         updates.push(run.prepare(&rounds, i, squares)?);
     }
-    let beside: Vec<u64> = runs.iter().map(|run| run.state_bytes()).collect();
     let (owners, passes): (Vec<_>, Vec<_>) =
         rounds.into_iter().map(|round| (round.owners, round.pass)).unzip();
     let found = Found::of(passes, &squares)?;
@@ -141,11 +143,14 @@ impl Run {
         self.state.scaler.map_or(1.0, |scaler| scaler.scale())
     }
 
-    /// Bytes that the run holds while a pass goes on, its adapter aside: the optimizer's moments, and the
-    /// state that it would fall back to.
+    /// Bytes that the run holds while a pass goes on, its adapter aside: the optimizer's moments, the state that it would
+    /// fall back to, and earlier ones of which a checkpoint is being written.
     fn state_bytes(&self) -> u64 {
-        let previous = self.previous.as_ref();
-        self.state.optimizer.bytes() + previous.map_or(0, |good| good.adapter.trained_bytes())
+        let State { adapter, optimizer, .. } = &self.state;
+        let previous = self.previous.as_ref().map(|good| &good.adapter);
+        let adapters: Vec<_> = previous.into_iter().chain([adapter]).collect();
+        let on_its_way = self.on_its_way.bytes(&adapters, optimizer);
+        optimizer.bytes() + previous.map_or(0, Adapter::trained_bytes) + on_its_way
     }
 
     /// The rows of the coming step's micro-batches; none if the run is done.

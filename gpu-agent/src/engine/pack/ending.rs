@@ -1,24 +1,32 @@
-//! How the trials of a pack end: checkpointed, asked what their sweep asks, with their numbers; and what waits for a disk.
+//! How the trials of a pack are checkpointed and end: asked what their sweep asks, with their numbers; and what waits for a disk.
+//!
+//! A trial goes on while its checkpoint is written. It stands still if the next one is due before that, so that at most one
+//! of a trial's is on its way, and if the disk refused it. What ends stands still until its last one is written.
 
-use super::{Asking, Backend, Begun, Member, Pack};
+use super::{Asking, Backend, Begun, Member, Pack, Writing};
 use crate::Assignment;
 use crate::engine::{Admission, Checkpoint, CheckpointDirs, Ending, Event, Happening, How, Work};
+use domain::Clock;
 use domain::trial::{Failure, FailureClass, Severity, Throughput, TrialSummary};
 use std::time::Duration;
 
 /// The pause between two tries to write checkpoints that the disk refused.
 pub(super) const SAVE_PAUSE: Duration = Duration::from_secs(1);
 
-/// What is to become of a trial once its checkpoint is written.
+/// What is to become of a trial once nothing of it is left to be written.
 pub(super) enum Then {
     GoOn,
     /// It has made all its steps: it is asked what its sweep asks, unless there is a reason why not.
     Complete(Option<String>),
     Finish(Ending, String),
     Release,
+    /// It cannot go on. What is being written of it counts; it is not checkpointed again.
+    Fail(Failure),
+    /// Nobody wants it any more; it is not checkpointed again.
+    Forget,
 }
 
-/// A trial that stands still because the disk refused its checkpoint.
+/// A trial that stands still: until its checkpoint is written, or until the disk is asked again that refused it.
 pub(super) struct Unsaved<R> {
     pub(super) member: Member<R>,
     then: Then,
@@ -34,38 +42,100 @@ pub(super) struct Candidate<R> {
 pub(super) const ENDED: &str = "it was to end before it was asked everything";
 
 impl<B: Backend> Pack<B> {
-    /// Checkpoints a trial, then does with it what was to be done. A disk that refuses is asked again later; until
-    /// then the trial stands still.
+    /// Checkpoints a trial, and does with it what is to be done: if it goes on, at once, else when the checkpoint is
+    /// written. A disk that refuses is asked again later; until then the trial stands still.
     pub(super) fn checkpoint_then(
         &mut self,
         mut member: Member<B::Run>,
         then: Then,
         emit: &mut dyn FnMut(Event),
     ) {
-        let saved = self.checkpoint(&mut member, emit);
-        let assignment = member.admission.assignment.clone();
-        if let Err(failure) = &saved
-            && failure.class == FailureClass::Infrastructure
-        {
-            if !std::mem::replace(&mut member.refused, true) {
-                let message = format!("no checkpoint can be written; it waits: {}", failure.message);
-                emit(Event::Trial(assignment, Happening::Note(Severity::Error, message)));
-            }
-            self.unsaved.push(Unsaved { member, then });
-            self.save_again_at = self.clock.monotonic() + SAVE_PAUSE;
-            return;
+        if member.writing.is_some() {
+            return self.unsaved.push(Unsaved { member, then });
         }
-        member.refused = false;
-        let last = match (saved, then) {
-            (Ok(()), Then::GoOn) => return self.members.push(member),
-            (Ok(()), Then::Complete(None)) => {
+        let over = matches!(then, Then::Fail(_) | Then::Forget);
+        if over || member.saved == Some(self.backend.step(&member.run)) {
+            return self.go_on(member, then, emit);
+        }
+        match (self.write(&mut member), then) {
+            (Ok(()), Then::GoOn) if !member.refused => self.members.push(member),
+            (Ok(()), then) => self.unsaved.push(Unsaved { member, then }),
+            (Err(failure), then) => self.not_written(member, then, failure, emit),
+        }
+    }
+
+    /// Has a checkpoint of a trial written as it stands.
+    fn write(&mut self, member: &mut Member<B::Run>) -> Result<(), Failure> {
+        let step = self.backend.step(&member.run);
+        let dirs = CheckpointDirs::within(&member.admission.work_dir, step);
+        let begun = Begun::now(&*self.clock);
+        let write = self.backend.save(&mut member.run, dirs.clone())?;
+        self.writer.write(member.admission.assignment.clone(), write)?;
+        member.writing = Some(Writing { begun, checkpoint: Checkpoint { step, dirs } });
+        Ok(())
+    }
+
+    /// Hears which checkpoints are written, waiting for the first at most so long.
+    pub(super) fn hear_of_writes(&mut self, mut longest: Duration, emit: &mut dyn FnMut(Event)) {
+        while let Some((assignment, result)) = self.writer.next(longest) {
+            longest = Duration::ZERO;
+            let is_it = |member: &Member<B::Run>| member.admission.assignment == assignment;
+            if let Some(i) = self.members.iter().position(is_it) {
+                if let Err(failure) = written(&mut self.members[i], result, &*self.clock, emit) {
+                    let member = self.members.remove(i);
+                    self.not_written(member, Then::GoOn, failure, emit);
+                }
+            } else if let Some(i) = self.unsaved.iter().position(|unsaved| is_it(&unsaved.member)) {
+                let Unsaved { mut member, then } = self.unsaved.remove(i);
+                if let Then::Forget = then {
+                    self.go_on(member, then, emit);
+                    continue;
+                }
+                match written(&mut member, result, &*self.clock, emit) {
+                    Ok(()) => self.checkpoint_then(member, then, emit),
+                    Err(failure) => self.not_written(member, then, failure, emit),
+                }
+            }
+        }
+    }
+
+    /// A trial whose checkpoint was not written stands still until the disk takes it, if that may change.
+    fn not_written(
+        &mut self,
+        mut member: Member<B::Run>,
+        then: Then,
+        failure: Failure,
+        emit: &mut dyn FnMut(Event),
+    ) {
+        if let Then::Fail(_) = then {
+            return self.go_on(member, then, emit);
+        }
+        let assignment = member.admission.assignment.clone();
+        if failure.class != FailureClass::Infrastructure {
+            return emit(Event::Trial(assignment, Happening::Failed(failure)));
+        }
+        if !std::mem::replace(&mut member.refused, true) {
+            let message = format!("no checkpoint can be written; it waits: {}", failure.message);
+            emit(Event::Trial(assignment, Happening::Note(Severity::Error, message)));
+        }
+        self.unsaved.push(Unsaved { member, then });
+        self.save_again_at = self.clock.monotonic() + SAVE_PAUSE;
+    }
+
+    /// Does with a trial what was to be done once its checkpoint is written.
+    fn go_on(&mut self, mut member: Member<B::Run>, then: Then, emit: &mut dyn FnMut(Event)) {
+        let assignment = member.admission.assignment.clone();
+        let last = match then {
+            Then::GoOn => return self.members.push(member),
+            Then::Complete(None) => {
                 let begun = Begun::now(&*self.clock);
                 return self.ask(Candidate { member, begun }, emit);
             }
-            (Ok(()), Then::Complete(unasked)) => self.completed(&mut member, unasked),
-            (Ok(()), Then::Finish(ending, message)) => self.last_word(&mut member, ending, message),
-            (Ok(()), Then::Release) => Happening::Released,
-            (Err(failure), _) => Happening::Failed(failure),
+            Then::Complete(unasked) => self.completed(&mut member, unasked),
+            Then::Finish(ending, message) => self.last_word(&mut member, ending, message),
+            Then::Release => Happening::Released,
+            Then::Fail(failure) => Happening::Failed(failure),
+            Then::Forget => return forget(&member.admission),
         };
         emit(Event::Trial(assignment, last));
     }
@@ -119,30 +189,15 @@ impl<B: Backend> Pack<B> {
     }
 
     pub(super) fn save_again(&mut self, emit: &mut dyn FnMut(Event)) {
-        if !self.unsaved.is_empty() && self.clock.monotonic() >= self.save_again_at {
-            for Unsaved { member, then } in std::mem::take(&mut self.unsaved) {
+        let is_refused = |unsaved: &Unsaved<B::Run>| unsaved.member.writing.is_none();
+        if self.unsaved.iter().any(is_refused) && self.clock.monotonic() >= self.save_again_at {
+            let (refused, writing): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut self.unsaved).into_iter().partition(is_refused);
+            self.unsaved = writing;
+            for Unsaved { member, then } in refused {
                 self.checkpoint_then(member, then, emit);
             }
         }
-    }
-
-    fn checkpoint(
-        &mut self,
-        member: &mut Member<B::Run>,
-        emit: &mut dyn FnMut(Event),
-    ) -> Result<(), Failure> {
-        let step = self.backend.step(&member.run);
-        if member.saved == Some(step) {
-            return Ok(());
-        }
-        let dirs = CheckpointDirs::within(&member.admission.work_dir, step);
-        let begun = Begun::now(&*self.clock);
-        self.backend.save(&member.run, &dirs)?;
-        emit(begun.over(&*self.clock, &member.admission.assignment, Work::Checkpoint, step));
-        member.saved = Some(step);
-        let checkpoint = Happening::Checkpoint(Checkpoint { step, dirs });
-        emit(Event::Trial(member.admission.assignment.clone(), checkpoint));
-        Ok(())
     }
 
     pub(super) fn finish(
@@ -172,16 +227,20 @@ impl<B: Backend> Pack<B> {
         } else if let Some(i) = self.unsaved.iter().position(|u| u.member.admission.assignment == *assignment)
         {
             let Unsaved { member, mut then } = self.unsaved.remove(i);
-            if let Then::Complete(unasked) = &mut then {
-                unasked.get_or_insert_with(|| ENDED.into());
-            }
-            match then {
+            match (&mut then, how) {
+                (Then::Forget, _) => {}
                 // It has come to its end, and only its last checkpoint is missing.
-                Then::Complete(_) | Then::Finish(..) if how != How::Drop => {
-                    self.unsaved.push(Unsaved { member, then });
+                (Then::Complete(_), How::Stop | How::Release) if !member.refused => {
+                    // Which is soon written: it ends thereafter.
+                    self.stops.push((assignment.clone(), how));
                 }
-                _ => self.end_member(member, how, emit),
+                (Then::Complete(unasked), How::Stop | How::Release) => {
+                    unasked.get_or_insert_with(|| ENDED.into());
+                }
+                (Then::Finish(..) | Then::Fail(_), How::Stop | How::Release) => {}
+                _ => return self.end_member(member, how, emit),
             }
+            self.unsaved.push(Unsaved { member, then });
         } else if let Some(i) =
             self.candidates.iter().position(|c| c.member.admission.assignment == *assignment)
         {
@@ -202,9 +261,28 @@ impl<B: Backend> Pack<B> {
         match how {
             How::Stop => self.finish(member, Ending::Stopped, String::new(), emit),
             How::Release => self.checkpoint_then(member, Then::Release, emit),
-            How::Drop => forget(&member.admission),
+            How::Drop => self.checkpoint_then(member, Then::Forget, emit),
         }
     }
+}
+
+/// Tells of a checkpoint that was written. What was refused leaves nothing: the next try is of a later step.
+fn written<R>(
+    member: &mut Member<R>,
+    result: Result<(), Failure>,
+    clock: &dyn Clock,
+    emit: &mut dyn FnMut(Event),
+) -> Result<(), Failure> {
+    let Some(Writing { begun, checkpoint }) = member.writing.take() else { return result };
+    if let Err(failure) = result {
+        checkpoint.remove();
+        return Err(failure);
+    }
+    (member.saved, member.refused) = (Some(checkpoint.step), false);
+    let assignment = &member.admission.assignment;
+    emit(begun.over(clock, assignment, Work::Checkpoint, checkpoint.step));
+    emit(Event::Trial(assignment.clone(), Happening::Checkpoint(checkpoint)));
+    Ok(())
 }
 
 /// Ends a trial that never began here: there is nothing to checkpoint.

@@ -3,6 +3,7 @@
 
 use super::emulated;
 use crate::data::Dataset;
+use crate::files::Outlives;
 use crate::model::{Base, ModelConfig, RopeScaling};
 use crate::pack::Row;
 use crate::run::{Loaded, Run, step_pack};
@@ -54,6 +55,23 @@ const WITHIN: f64 = 0.05;
 
 /// What makes a variant of a trial.
 type Change<'a> = &'a dyn Fn(&mut TrialConfig);
+
+/// What a checkpoint holds is not changed by a step, although that changes moments where they lie.
+fn stays_what_it_was(loaded: &Loaded, run: &mut Run, clock: &SystemClock) {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    run.save(&at("now"), &at("now"), Outlives::Process).unwrap();
+    let snapshot = run.snapshot().unwrap();
+    step_pack(loaded, &mut [&mut *run], clock).unwrap();
+    snapshot.write(&at("later"), &at("later"), Outlives::Process).unwrap();
+    run.save(&at("next"), &at("next"), Outlives::Process).unwrap();
+    for file in ["adapter_model.safetensors", "resume.safetensors"] {
+        let [now, later, next] =
+            ["now", "later", "next"].map(|name| std::fs::read(at(name).join(file)).unwrap());
+        assert!(now == later, "{file}");
+        assert!(now != next, "{file}: the step changes it");
+    }
+}
 
 #[test]
 fn the_peak_is_predicted() {
@@ -142,7 +160,9 @@ fn the_peak_is_predicted() {
                 PEAK.set(LIVE.get());
                 step_pack(&loaded, &mut [&mut run], &clock).unwrap();
             }
-            (PEAK.get() - before, run.predicted_peak_bytes(&loaded).total())
+            let measured = PEAK.get() - before;
+            stays_what_it_was(&loaded, &mut run, &clock);
+            (measured, run.predicted_peak_bytes(&loaded).total())
         });
         let ratio = predicted as f64 / measured as f64;
         let what = format!(

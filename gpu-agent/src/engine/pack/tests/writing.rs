@@ -1,0 +1,168 @@
+//! Checkpoints that are written while their trials train on.
+
+use super::*;
+use std::sync::mpsc::{Sender, channel};
+
+/// Has writes of checkpoints wait: what is sent lets the next one through, and once the sender is dropped none waits.
+fn gate(pack: &mut Pack<Small>) -> Sender<()> {
+    let (opens, waits) = channel();
+    pack.backend.5 = Some(Arc::new(Mutex::new(waits)));
+    opens
+}
+
+/// What is heard of trials, with the steps of points and checkpoints.
+fn listen(heard: &mut Vec<String>) -> impl FnMut(Event) {
+    |event| {
+        let Event::Trial(Assignment { trial, .. }, happening) = event else { return };
+        heard.push(match happening {
+            Happening::Points(points) => format!("{trial} {}", points[0].step),
+            Happening::Checkpoint(checkpoint) => format!("{trial} saved {}", checkpoint.step),
+            Happening::Finished { ending, .. } => format!("{trial} {ending:?}"),
+            Happening::Released => format!("{trial} released"),
+            Happening::Note(_, what) | Happening::Failed(Failure { message: what, .. }) => {
+                format!("{trial} {what}")
+            }
+            Happening::Started { .. } => return,
+        });
+    }
+}
+
+/// A trial of so many steps, each told of, with a checkpoint every `save_steps`.
+fn saving(dir: &Path, name: &str, seed: u64, max_steps: u32, save_steps: u32) -> Admission {
+    let mut admission = admission(dir, name, "a", seed);
+    let config = &mut admission.config;
+    (config.max_steps, config.save_steps, config.logging_steps) = (Some(max_steps), save_steps, 1);
+    admission
+}
+
+/// The disk is slow, and steps are made; only a trial whose next checkpoint is due stands still.
+#[test]
+fn a_checkpoint_that_is_slow_to_write_stops_no_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pack = pack();
+    let opens = gate(&mut pack);
+    pack.admit(saving(dir.path(), "one", 1, 7, 3));
+    pack.admit(saving(dir.path(), "two", 1, 20, 0));
+    let mut heard = Vec::new();
+    while !heard.contains(&"two 19".to_string()) {
+        pack.step(&mut listen(&mut heard));
+    }
+    let of = |heard: &[String], trial: &str| -> Vec<String> {
+        heard.iter().filter_map(|heard| heard.strip_prefix(trial)).map(str::to_string).collect()
+    };
+    assert_eq!(of(&heard, "one "), ["0", "1", "2", "3", "4", "5", "6"]);
+    assert!(writes(&pack) && !heard.iter().any(|heard| heard.contains("saved")), "{heard:?}");
+    // With that of step 3 written, that of step 6 is, and it goes on meanwhile.
+    opens.send(()).unwrap();
+    while !heard.contains(&"one 7".to_string()) {
+        pack.step(&mut listen(&mut heard));
+    }
+    assert_eq!(of(&heard, "one ")[7..], ["saved 3", "7"]);
+    drop(opens);
+    while !pack.is_idle() {
+        pack.step(&mut listen(&mut heard));
+    }
+    assert_eq!(of(&heard, "one ")[9..], ["saved 6", "saved 7", "Completed"]);
+    assert_eq!(of(&heard, "two ")[20..], ["20", "saved 20", "Completed"]);
+}
+
+/// It stands still where it is by then, and its next checkpoint is of there.
+#[test]
+fn a_checkpoint_that_is_refused_after_more_steps_is_made_where_the_trial_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pack = pack();
+    let opens = gate(&mut pack);
+    pack.admit(saving(dir.path(), "one", 13, 5, 2));
+    let mut heard = Vec::new();
+    while !heard.contains(&"one 3".to_string()) {
+        pack.step(&mut listen(&mut heard));
+    }
+    drop(opens);
+    while !pack.is_idle() {
+        written(&mut pack, &mut listen(&mut heard));
+        pack.step(&mut listen(&mut heard));
+    }
+    let refused = "one no checkpoint can be written; it waits: disk";
+    let saved = ["one saved 3", "one 4", "one saved 4", "one 5", "one saved 5", "one Completed"];
+    assert_eq!(heard[..5], ["one 0", "one 1", "one 2", "one 3", refused]);
+    assert_eq!(heard[5..], saved);
+    let left = |step| CheckpointDirs::within(&dir.path().join("one"), step).adapter.exists();
+    assert_eq!([2, 3, 4, 5].map(left), [false, true, true, true], "what was refused takes no room");
+}
+
+/// However a trial ends, its last word comes when nothing of it is being written any more.
+#[test]
+fn what_ends_waits_for_its_checkpoint() {
+    // (how it is ended after its third step, what is heard once the checkpoint of step 2 is written)
+    for (how, wanted) in [
+        (How::Stop, vec!["one saved 2", "one saved 3", "one Stopped"]),
+        (How::Release, vec!["one saved 2", "one saved 3", "one released"]),
+        (How::Drop, vec![]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pack = pack();
+        let opens = gate(&mut pack);
+        pack.admit(saving(dir.path(), "one", 1, 9, 2));
+        let mut heard = Vec::new();
+        while !heard.contains(&"one 3".to_string()) {
+            pack.step(&mut listen(&mut heard));
+        }
+        heard.clear();
+        pack.stop(&Assignment::new("one", 1), how);
+        pack.step(&mut listen(&mut heard));
+        assert!(heard.is_empty() && !pack.is_idle(), "{how:?}: {heard:?}");
+        drop(opens);
+        while !pack.is_idle() {
+            pack.step(&mut listen(&mut heard));
+        }
+        assert_eq!(heard, wanted, "{how:?}");
+        assert_eq!(dir.path().join("one").exists(), how != How::Drop, "{how:?}");
+    }
+}
+
+/// A stop that comes while the last checkpoint is written finds a trial that has made all its steps.
+#[test]
+fn a_stop_during_the_last_write_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    for how in [How::Stop, How::Release] {
+        let mut pack = pack();
+        let opens = gate(&mut pack);
+        pack.admit(saving(dir.path(), "one", 1, 2, 0));
+        while !writes(&pack) {
+            pack.step(&mut |_| {});
+        }
+        pack.stop(&Assignment::new("one", 1), how);
+        let mut unasked = Vec::new();
+        pack.step(&mut |event| panic!("nothing is written: {event:?}"));
+        drop(opens);
+        while !pack.is_idle() {
+            pack.step(&mut |event| {
+                if let Event::Trial(_, Happening::Finished { ending, summary, .. }) = event {
+                    assert_eq!(ending, Ending::Completed);
+                    unasked.push(summary.unasked);
+                }
+            });
+        }
+        assert_eq!(unasked, [None], "{how:?}");
+    }
+}
+
+/// The checkpoint before a failure counts.
+#[test]
+fn what_fails_waits_for_its_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pack = pack();
+    let opens = gate(&mut pack);
+    pack.admit(saving(dir.path(), "one", UNEVALUABLE, 5, 1));
+    let mut heard = Vec::new();
+    // The checkpoint of step 1 is being written when step 2 fails.
+    while pack.unsaved.is_empty() {
+        pack.step(&mut listen(&mut heard));
+    }
+    assert_eq!(heard, ["one 0", "one 1"]);
+    drop(opens);
+    while !pack.is_idle() {
+        pack.step(&mut listen(&mut heard));
+    }
+    assert_eq!(heard[2..], ["one saved 1", "one no room to evaluate"]);
+}
