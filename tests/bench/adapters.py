@@ -7,10 +7,9 @@ while the trial trains on), the other one at the end alone. Both run in turn, a 
 on one thread. The base is a small Llama of random weights, whose steps are short. Prints one JSON object, all seconds a step of one
 trial:
 
-    training_cpu_seconds      CPU time of the threads that train, the making of checkpoints included
-    training_seconds          the time that these threads spent in steps and in making checkpoints, waits for the disk included
-    step_seconds              of that, in steps
-    agents_other_cpu_seconds  CPU time of all else in the agents: the uploads
+    training_cpu_seconds      CPU time of the threads that train, between steps too, where the states of checkpoints are taken
+    training_seconds          the time that these threads spent in steps
+    agents_other_cpu_seconds  CPU time of all else in the agents: the threads that write checkpoints, and the uploads
     coordinator_cpu_seconds   CPU time of the coordinator, which on a fleet is another machine
 
 The cost is what the first two are with checkpoints, divided by what they are without: medians, and each round's ratios with their
@@ -117,14 +116,14 @@ class Fleet:
             return sum(value for text in said for value in series(text, name, labels))
 
         in_steps = total("lorafleet_step_duration_seconds_sum")
+        # From when a state was taken until it was written, by a thread that does not train.
         making, made = (
             total(f"lorafleet_trial_phase_duration_seconds_{part}", 'phase="checkpoint"') for part in ["sum", "count"])
         agents = sum(cpu(f"/proc/{agent.pid}/stat") for agent in self.agents)
         seconds = {
             "training_cpu_seconds": self.trained,
             # The others had their turns meanwhile.
-            "training_seconds": (in_steps + making) / ways,
-            "step_seconds": in_steps / ways,
+            "training_seconds": in_steps / ways,
             "agents_other_cpu_seconds": agents - self.trained,
             "coordinator_cpu_seconds": cpu(f"/proc/{self.coordinator.pid}/stat"),
         }
@@ -133,7 +132,7 @@ class Fleet:
         return {
             **{name: value / (trials * steps) for name, value in seconds.items()},
             "seconds_of_one_checkpoint": making / ways / made,
-            "seconds": (in_steps + making) / ways / len(self.agents),
+            "seconds": in_steps / ways / len(self.agents),
             "pack_step_seconds": in_steps / ways / total("lorafleet_step_duration_seconds_count"),
             "checkpoints_made": made,
             "checkpoints_arrived": uploaded,
@@ -244,7 +243,7 @@ def main():
         found = sorted(each["with"][name] / each["without"][name] for each in rounds)
         return {"median": statistics.median(found), "min": found[0], "max": found[-1]}
 
-    found = {name: ratios(name) for name in [*COSTS, "step_seconds"]}
+    found = {name: ratios(name) for name in COSTS}
     # What was made while its forerunner was on its way took its place, and was not streamed.
     arrived = all(each[way]["checkpoints_arrived"] == each[way]["checkpoints_made"] for each in rounds for way in each)
     tell({
