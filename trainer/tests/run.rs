@@ -13,6 +13,7 @@ use domain::trial::{
 };
 use std::collections::HashMap;
 use std::path::Path;
+use trainer::data::Dataset;
 use trainer::files::Outlives;
 use trainer::lora::Adapter;
 use trainer::pack::{self, Member, Row};
@@ -287,26 +288,32 @@ fn a_run_fits_itself_to_the_memory_there_is() {
 #[test]
 fn what_a_checkpoint_on_its_way_holds_counts() {
     let dir = tempfile::tempdir().unwrap();
-    let config = TrialConfig { save_steps: 1, ..tiny_run(dir.path()) };
+    let config = TrialConfig { save_steps: 1, eval_steps: 0, ..tiny_run(dir.path()) };
     let loaded = load(&config);
     if !loaded.base.device().is_cpu() {
         return;
     }
+    // Every step's pass takes as much.
+    let rows = (0..12).map(|r| Row::whole((0..16).map(|i| (7 * i + r) % 40).collect())).collect();
+    let data = Dataset { train: rows, ..Dataset::default() };
     let [without, with] = [false, true].map(|is_slow| {
-        let mut run = Run::new(&loaded, config.clone()).unwrap();
+        let mut run = Run::with_data(&loaded, config.clone(), data.clone()).unwrap();
         steps(&loaded, &mut run, 1);
         let snapshot = run.snapshot().unwrap();
         let on_its_way = is_slow.then_some(snapshot);
-        steps(&loaded, &mut run, 12);
+        // The run lets go of its moments with the next step, and of its adapter with the one after.
+        let counted = [1, 1, 1, 2].map(|more| {
+            steps(&loaded, &mut run, more);
+            run.summary(&loaded).unwrap().peak_memory_bytes.unwrap()
+        });
         drop(on_its_way);
-        let (summary, predicted) = (run.summary(&loaded).unwrap(), run.predicted_peak_bytes(&loaded).total());
-        let counted = summary.peak_memory_bytes.unwrap();
-        assert!(counted as f64 <= 1.01 * predicted as f64, "{counted} counted, {predicted} predicted");
-        (counted, 12 * summary.trainable_parameters)
+        let predicted = run.predicted_peak_bytes(&loaded).total();
+        assert!(counted[3] as f64 <= 1.01 * predicted as f64, "{counted:?} counted, {predicted} predicted");
+        (counted, 4 * run.adapter().parameters())
     });
-    let more = with.0 - without.0;
-    // A longest batch may come before the checkpoint holds anything that the run has let go of.
-    assert!(more > 0 && more <= with.1, "{more} more of {}", with.1);
+    let ((without, of_the_adapter), (with, _)) = (without, with);
+    let more: Vec<_> = with.iter().zip(without).map(|(with, without)| with - without).collect();
+    assert_eq!(more, [0, 2, 3, 3].map(|times| times * of_the_adapter));
 }
 
 /// Of the tokens that steps compute on real rows, in a pack too, and an evaluation, all are the rows' own. Beside them

@@ -129,7 +129,6 @@ mod tests {
             ("b".to_string(), tensor(&[7], DType::F32)),
             ("a.half".to_string(), tensor(&[3], DType::BF16)),
             ("a".to_string(), transposed),
-            ("none".to_string(), tensor(&[0, 4], DType::F32)),
             // More than one piece.
             ("c".to_string(), tensor(&[3, PIECE / 8], DType::F32)),
         ]);
