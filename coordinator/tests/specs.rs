@@ -142,7 +142,8 @@ fn shape() -> ModelShape {
 
 /// The letters with which what is asked of a sweep takes so many bytes.
 fn letters_for(bytes: usize) -> usize {
-    let record = serde_json::to_value(record("a-0001", 0)).unwrap();
+    let record = serde_json::to_vec(&record("a-0001", 0)).unwrap();
+    let record: serde_json::Value = serde_json::from_slice(&record).unwrap();
     let asked = json!({
         "spec": record["sweep"]["spec"], "revisions": record["revisions"],
         "extensions": record["extensions"], "base_models": record["base_models"],
