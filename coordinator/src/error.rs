@@ -116,6 +116,9 @@ pub enum CoordinatorError {
     /// A trial cannot go where a message would send it.
     #[error(transparent)]
     Transition(#[from] IllegalTransition),
+    /// The services cannot be described to whoever asks for that.
+    #[error("the description of the services: {0}")]
+    Described(#[from] tonic_reflection::server::Error),
     /// The coordinator is ending.
     #[error(transparent)]
     Gone(#[from] actor::Gone),
@@ -184,6 +187,7 @@ impl From<CoordinatorError> for RpcError {
             | CoordinatorError::Registry(_)
             | CoordinatorError::History(_)
             | CoordinatorError::Corrupt { .. }
+            | CoordinatorError::Described(_)
             | CoordinatorError::Transition(_) => Self::Internal(text),
         }
     }

@@ -71,6 +71,8 @@ use std::time::Duration;
 use store::Store;
 use telemetry::http::{Look, Readiness};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::Status;
 use trouble::Trouble;
 use uploads::Uploads;
 
@@ -110,7 +112,10 @@ pub struct Health(Role);
 #[derive(Clone)]
 enum Role {
     Leads(Store, Trouble, Place),
-    StandsBy(fleet::Known),
+    /// It does not, and says why.
+    Not(fleet::Say),
+    /// One of a fleet's: now this, now that.
+    Now(watch::Receiver<fleet::Face>),
 }
 
 impl std::fmt::Debug for Health {
@@ -141,7 +146,12 @@ impl Health {
     /// What it cannot do, for people.
     pub async fn check(&self) -> std::result::Result<(), String> {
         match &self.0 {
-            Role::StandsBy(known) => Err(fleet::refusal(known).message().to_string()),
+            Role::Not(say) => Err(Status::from(say()).message().to_string()),
+            Role::Now(faces) => {
+                let health = faces.borrow().health.clone();
+                // Of itself at the end: what a face has is none of a fleet's.
+                Box::pin(health.check()).await
+            }
             Role::Leads(store, trouble, place) => {
                 store.drained().await.map_err(|error| format!("the state cannot be read: {error}"))?;
                 place.look(trouble).await.map_or(Ok(()), Err)
@@ -178,7 +188,17 @@ async fn started(options: Options, scope: Scope) -> Result<Server> {
     let registry = Arc::new(SqliteRegistry::open(&options.data_dir.join("coordinator.db"))?);
     let store = Store::lead(registry, &format!("process {} at {address}", std::process::id())).await?;
     let place = Place::Directory(options.data_dir.clone());
-    let health = serve(options, incoming, place, Some(lock), store, None, scope).await?;
+    let has_page = web::is_served(options.listen, &options.access);
+    let (services, health) = lead(options, place, store, None, &scope).await?;
+    let answering = grpc::answering(services, has_page, health.readiness())?;
+    scope.clone().spawn("grpc server", async move {
+        // The directory is this coordinator's until the last request is answered.
+        let _lock = lock;
+        if let Err(error) = grpc::serve(answering, incoming, has_page, scope.clone()).await {
+            tracing::error!(%error, "the server ended");
+        }
+        scope.cancel();
+    });
     Ok(Server { address, local, health })
 }
 
@@ -189,38 +209,25 @@ async fn bind(listen: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
     Ok((listener, address))
 }
 
-/// Leads: goes on with what is under way, and serves. `lock` is that of `place`, if it is a directory; `leadership` the
-/// fleet's, if it is one's.
-async fn serve(
+/// Leads: goes on with what is under way. `leadership` is the fleet's, if it is one's.
+async fn lead(
     options: Options,
-    incoming: Incoming,
     place: Place,
-    lock: Option<DirectoryLock>,
     store: Store,
     leadership: Option<Arc<dyn Leadership>>,
-    scope: Scope,
-) -> Result<Health> {
-    let Options { clock, heartbeat, lease, access, listen, .. } = options;
-    let has_page = web::is_served(listen, &access);
-    let kept = Kept::open(store.clone(), &place, &scope).await?;
-    let desk = go_on(kept, clock.clone(), Terms { heartbeat, lease }, &scope).await?;
+    scope: &Scope,
+) -> Result<(Services, Health)> {
+    let Options { clock, heartbeat, lease, access, .. } = options;
+    let kept = Kept::open(store.clone(), &place, scope).await?;
+    let desk = go_on(kept, clock.clone(), Terms { heartbeat, lease }, scope).await?;
     if let Some(limits) = &access.limits {
         desk.dispatcher.limit(limits.clone()).await?;
     }
     let health = Health(Role::Leads(store, desk.trouble.clone(), place.clone()));
-    let blobs = Blobs::on(desk.artifacts.store());
-    let services = Services { desk, blobs, clock, access, place, leadership, scope: scope.clone() };
-    let ready = health.readiness();
+    let (blobs, scope, stale) = (Blobs::on(desk.artifacts.store()), scope.clone(), None);
+    let services = Services { desk, blobs, clock, access, place, leadership, stale, scope };
     tracing::info!(data = %services.place, "serving");
-    scope.clone().spawn("grpc server", async move {
-        // A directory is this coordinator's until the last request is answered.
-        let _lock = lock;
-        if let Err(error) = grpc::serve(services, incoming, has_page, ready).await {
-            tracing::error!(%error, "the server ended");
-        }
-        scope.cancel();
-    });
-    Ok(health)
+    Ok((services, health))
 }
 
 /// What a coordinator keeps.

@@ -173,10 +173,10 @@ async fn in_fleet(_: Options, _: &FleetArgs, _: &Readiness) -> Result<(), End> {
 
 /// Stands by and leads in turn, until it is told to stop.
 #[cfg(feature = "etcd")]
-async fn in_fleet(mut options: Options, args: &FleetArgs, ready: &Readiness) -> Result<(), End> {
-    use coordinator::fleet::{self, Fleet};
+async fn in_fleet(options: Options, args: &FleetArgs, ready: &Readiness) -> Result<(), End> {
+    use coordinator::fleet::{self, Fleet, Post};
     use coordinator::place::{Place, PlaceError};
-    use registry::etcd::EtcdOptions;
+    use registry::etcd::{EtcdOptions, Members};
     use registry::{EtcdRegistry, RegistryError};
 
     let mut interrupts = actor::Interrupts::new().map_err(End::failed)?;
@@ -203,53 +203,64 @@ async fn in_fleet(mut options: Options, args: &FleetArgs, ready: &Readiness) -> 
         client,
         user,
     };
+    // It outlives every leadership.
+    let port = actor::Scope::new();
+    let leadership = Arc::new(Members::open(&etcd).map_err(|error| end(error.into()))?);
+    let post = Post::open(&options, args.advertise.clone(), leadership.clone(), &port).await.map_err(end)?;
+    ready.look(post.look());
+    announce(format!("listening on {}", options.access.url(post.address())));
     let mut connected = false;
     loop {
         // Ended after the coordinator: it writes to the last.
         let (scope, in_etcd) = (actor::Scope::new(), actor::Scope::new());
-        let mut address = options.listen;
-        let told = |server: &Server| {
-            ready.look(server.health.look());
-            announce(listening(&options.access, server));
-            address = server.address;
-        };
-        let leadership = async {
+        let turn = async {
             // An etcd that is not there is waited for: whoever asks meanwhile is told.
             let registry = Arc::new(EtcdRegistry::open(&etcd, &in_etcd)?);
             let fleet = Fleet {
                 registry: registry.clone(),
-                leadership: Arc::new(registry.members()),
+                last_known: Arc::new(registry.last_known()),
+                leadership: leadership.clone(),
+                last_members: Arc::new(registry.last_members()),
                 place: place.clone(),
-                advertise: args.advertise.clone(),
             };
             // A leader that is replaced while it takes up its work must not go on with it.
-            let started = fleet::start(options.clone(), fleet, scope.clone(), Box::new(told));
-            let server = tokio::select! {
-                server = started => server,
-                () = registry.lost() => {
+            let leader = tokio::select! {
+                leader = fleet::start(options.clone(), fleet, &post, &scope) => leader,
+                _ = registry.lost() => {
                     in_etcd.cancel();
                     return Ok(());
                 }
             };
             connected |= registry.has_answered();
-            ready.look(server?.health.look());
+            let leader = leader?;
             announce("leading");
-            registry.lost().await;
+            let since = registry.lost().await;
+            if let Err(error) = leader.retire(&post, since).await {
+                tracing::warn!(%error, "what was known before is not told");
+            }
             // What still waits to be written cannot be written any more, and etcd may be the one that does not answer.
             in_etcd.cancel();
             Ok::<_, CoordinatorError>(())
         };
         let ended = tokio::select! {
-            ended = leadership => Some(ended),
+            ended = turn => Some(ended),
             () = interrupts.next() => None,
             // It says why, and is no leader any more.
             () = scope.cancelled() => Some(Ok(())),
+            () = port.cancelled() => return Err(End::failed("nobody can be served; the last message says why")),
         };
-        ready.not_now("it leads no more");
+        post.step_down();
+        if ended.is_none() {
+            ready.not_now("it ends");
+            port.cancel();
+        }
         scope.finish(STOP_LIMIT).await;
         in_etcd.finish(STOP_LIMIT).await;
         match ended {
-            None => return Ok(()),
+            None => {
+                port.finish(STOP_LIMIT).await;
+                return Ok(());
+            }
             Some(Ok(())) | Some(Err(CoordinatorError::Registry(RegistryError::Fenced { .. }))) => {}
             // Once it was there, it may come back. Before, its address may be wrong.
             Some(Err(error)) if connected && error.is_storage() => {
@@ -262,7 +273,5 @@ async fn in_fleet(mut options: Options, args: &FleetArgs, ready: &Readiness) -> 
             Some(Err(error)) => return Err(end(error)),
         }
         announce("standing by");
-        // The port that was taken is the one that others know.
-        options.listen = address;
     }
 }

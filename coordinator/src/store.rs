@@ -71,6 +71,11 @@ impl Store {
         Self { specs, ..self }
     }
 
+    /// The same state out of another registry that can be read alone: whoever tries to write there leads nobody.
+    pub fn read_in(registry: Arc<dyn Registry>) -> Self {
+        Self { registry, fence: Fence(0) }
+    }
+
     /// This leadership's number, larger than that of any before.
     pub fn term(&self) -> u64 {
         self.fence.0

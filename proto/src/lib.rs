@@ -18,3 +18,6 @@ pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "
 
 /// The largest piece of a file in a stream, in bytes.
 pub const CHUNK_BYTES: usize = 1 << 20;
+
+/// The header of an answer that is told from what was last known: so many seconds ago it was known to be current.
+pub const STALE_SECONDS: &str = "lorafleet-stale-seconds";

@@ -18,6 +18,9 @@ pub const QUOTA_REASON: &str = "QUOTA";
 /// The reason in those details of a coordinator that stands by while another leads.
 pub const STANDBY_REASON: &str = "STANDBY";
 
+/// The reason in those details of a coordinator that leads from now on and still reads what is under way.
+pub const TAKING_OVER_REASON: &str = "TAKING_OVER";
+
 /// What stands in the details of a coordinator that stands by: the leader's address, where it knows it.
 pub const LEADER: &str = "leader";
 
@@ -40,6 +43,8 @@ pub enum RpcError {
     Storage(String),
     /// This coordinator does not lead. Ask the one that does, by its address, if one does; or why that is not known.
     Standby(Result<Option<String>, String>),
+    /// This coordinator leads from now on, and is not ready yet: what it does, and when to try again.
+    TakingOver(String, Duration),
     /// Nobody knows who calls.
     Unauthenticated(String),
     /// Who calls may not do this.
@@ -74,6 +79,7 @@ impl RpcError {
             Self::Unavailable(why) => Self::Unavailable(short(why)),
             Self::Storage(why) => Self::Storage(short(why)),
             Self::Standby(leader) => Self::Standby(leader.map(|leader| leader.map(short)).map_err(short)),
+            Self::TakingOver(what, retry) => Self::TakingOver(short(what), retry),
             Self::Unauthenticated(why) => Self::Unauthenticated(short(why)),
             Self::Denied(why) => Self::Denied(short(why)),
             Self::Exhausted { client, why, retry } => {
@@ -153,6 +159,11 @@ impl From<RpcError> for Status {
                     details,
                 )
             }
+            RpcError::TakingOver(what, retry) => {
+                let mut details = info(TAKING_OVER_REASON);
+                details.set_retry_info(Some(retry));
+                Status::with_error_details(Code::Unavailable, format!("taking over: {what}"), details)
+            }
             RpcError::Unauthenticated(why) => {
                 Status::with_error_details(Code::Unauthenticated, why, info("UNAUTHENTICATED"))
             }
@@ -227,6 +238,7 @@ mod tests {
             (RpcError::Storage("disk".into()), Code::Unavailable),
             (RpcError::Standby(Ok(Some("http://c1:7401".into()))), Code::Unavailable),
             (RpcError::Standby(Err("etcd has no majority".into())), Code::Unavailable),
+            (RpcError::TakingOver("loading".into(), Duration::from_secs(1)), Code::Unavailable),
             (RpcError::Unauthenticated("who".into()), Code::Unauthenticated),
             (RpcError::Denied("no".into()), Code::PermissionDenied),
             (

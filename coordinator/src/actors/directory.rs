@@ -55,6 +55,8 @@ pub struct Directory {
     mailbox: Mailbox<Command>,
     running: watch::Receiver<Running>,
     store: Store,
+    /// Of one that is retired: where nothing is ever told, so that whoever follows a sweep that is not over waits.
+    retired: Option<broadcast::Sender<Change>>,
 }
 
 impl Directory {
@@ -83,7 +85,15 @@ impl Directory {
         }
         store.tombstones().await?.into_iter().for_each(|tombstone| state.remove_artifacts(tombstone, None));
         scope.spawn("directory", async move { state.run(inbox).await });
-        Ok(Self { mailbox, running, store })
+        Ok(Self { mailbox, running, store, retired: None })
+    }
+
+    /// What is left of a directory whose coordinator leads no more: it answers from a store that can be read alone.
+    pub fn retired(store: Store) -> Self {
+        // Nobody reads either.
+        let (mailbox, _) = actor::mailbox(1);
+        let (_, running) = watch::channel(Running::default());
+        Self { mailbox, running, store, retired: Some(broadcast::channel(1).0) }
     }
 
     /// Starts a sweep; the same request id again answers with the sweep that it made.
@@ -140,12 +150,17 @@ impl Directory {
         {
             return Ok((view, Some(changes)));
         }
-        Ok((self.view(id).await?, None))
+        let view = self.view(id).await?;
+        let changes = self.retired.as_ref().filter(|_| !view.sweep.state.is_terminal());
+        Ok((view, changes.map(broadcast::Sender::subscribe)))
     }
 
     /// Every change of a sweep from now on; `None` if it does not run.
     pub async fn subscribe(&self, id: &SweepId) -> Option<broadcast::Receiver<Change>> {
-        self.find(id)?.subscribe().await.ok()
+        match &self.retired {
+            Some(retired) => Some(retired.subscribe()),
+            None => self.find(id)?.subscribe().await.ok(),
+        }
     }
 
     /// A trial as it stands.

@@ -3,6 +3,7 @@
 
 use super::limit::{Call, Limits};
 use crate::access::{Access, Caller};
+use crate::fleet::Stale;
 use config::tokens::{Known, Principal, Role, Tokens};
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -84,6 +85,11 @@ impl Who {
         TABLE.iter().find(|(known, _)| *known == path).map(|(_, who)| *who)
     }
 
+    /// Whether what they may call changes nothing: a viewer may call it.
+    fn reads(self) -> bool {
+        matches!(self, Anyone | VIEWER)
+    }
+
     /// Whether a role is among them.
     pub fn permits(self, role: Role) -> bool {
         match (self, role) {
@@ -107,6 +113,8 @@ pub struct Guard {
     pub access: Access,
     /// How much.
     pub limits: Limits,
+    /// Of a coordinator that leads no more: then nobody may call what changes something.
+    pub stale: Option<Stale>,
 }
 
 impl<S> Layer<S> for Guard {
@@ -164,8 +172,22 @@ impl Guard {
     /// the token is none, of the address that it comes from. `token` is what `authorization` says.
     ///
     /// # Errors
-    /// The token is none, or not for that, or its client asks too much.
+    /// The token is none, or not for that, or its client asks too much; or it changes something, and this coordinator leads
+    /// no more.
     pub fn admit(
+        &self,
+        path: &str,
+        peer: Option<SocketAddr>,
+        token: Option<&str>,
+    ) -> Result<(Option<Call>, Caller), RpcError> {
+        let admitted = self.let_in(path, peer, token)?;
+        match &self.stale {
+            Some(stale) if !Who::of(path).is_some_and(Who::reads) => Err(stale.refusal()),
+            _ => Ok(admitted),
+        }
+    }
+
+    fn let_in(
         &self,
         path: &str,
         peer: Option<SocketAddr>,
@@ -333,7 +355,8 @@ mod tests {
         let tokens = Watched::open(vec![], move || Ok::<_, security::FileError>(known.clone())).unwrap();
         let access = Access { tokens: Some(Arc::new(tokens)), ..Access::default() };
         let terms = Terms { at_once: 1, per_second: 100.0 };
-        let guard = Guard { access, limits: Limits::new(Some(terms), Arc::new(domain::SystemClock::new())) };
+        let limits = Limits::new(Some(terms), Arc::new(domain::SystemClock::new()));
+        let guard = Guard { access, limits, stale: None };
         let mut open = Vec::new();
         for (token, address, is_let_in) in [
             ("gpu", "10.0.0.1:1", true),

@@ -245,6 +245,11 @@ impl History {
         answer.await.map_err(|_| HistoryError::Closed)?
     }
 
+    /// The points that are in memory, for reading alone.
+    pub fn for_reading(&self) -> Self {
+        Self(Arc::new(Inner { index: Arc::clone(&self.0.index), writing: Writing::Apart(None, None) }))
+    }
+
     /// Drops the points of sweeps from memory. The segments keep their bytes until the history is opened again.
     pub fn forget(&self, gone: impl Fn(&SweepId) -> bool) {
         self.0.index.write().unwrap_or_else(PoisonError::into_inner).forget(gone);

@@ -67,28 +67,18 @@ pub fn is_served(listen: SocketAddr, access: &Access) -> bool {
 
 /// Puts the page beside the services: what is no gRPC call is its.
 #[derive(Clone)]
-pub struct Beside(Option<Page>);
+pub struct Beside(Page);
 
 impl Beside {
     /// A coordinator's page.
     pub fn of(services: &Services, guard: &Guard) -> Self {
         let assets = Assets::new();
-        Self(Some(Page::Live(Arc::new(Live { services: services.clone(), guard: guard.clone(), assets }))))
-    }
-
-    /// No page.
-    pub fn none() -> Self {
-        Self(None)
+        Self(Page::Live(Arc::new(Live { services: services.clone(), guard: guard.clone(), assets })))
     }
 
     /// Who asks is told something instead.
     pub fn instead(say: impl Fn() -> Status + Send + Sync + 'static) -> Self {
-        Self(Some(Page::Instead(Arc::new(say))))
-    }
-
-    /// Whether there is something for browsers.
-    pub fn is_there(&self) -> bool {
-        self.0.is_some()
+        Self(Page::Instead(Arc::new(say)))
     }
 }
 
@@ -116,7 +106,7 @@ impl<S> Layer<S> for Beside {
 /// Services with the page beside them.
 #[derive(Clone)]
 pub struct WithPage<S> {
-    page: Option<Page>,
+    page: Page,
     inner: S,
 }
 
@@ -135,13 +125,11 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        match &self.page {
-            Some(page) if !is_grpc(request.headers()) => {
-                let page = page.clone();
-                async move { Ok(protected(page.answer(request).await)) }.boxed()
-            }
-            _ => self.inner.call(request).boxed(),
+        if is_grpc(request.headers()) {
+            return self.inner.call(request).boxed();
         }
+        let page = self.page.clone();
+        async move { Ok(protected(page.answer(request).await)) }.boxed()
     }
 }
 

@@ -3,10 +3,11 @@
 use super::EtcdOptions;
 use super::nodes::{Node, Nodes};
 use crate::{RegistryError, Result};
-use etcd_client::{Client, ConnectOptions, GetOptions};
+use etcd_client::{Client, ConnectOptions, GetOptions, GetResponse, ResponseHeader};
 use futures::stream::{FuturesUnordered, StreamExt};
 use security::Flags;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -86,6 +87,12 @@ impl Operation {
 #[derive(Clone)]
 pub(super) struct Etcd {
     nodes: Nodes,
+    /// The same, whose clients ask nodes that have no leader, too.
+    alone: Nodes,
+    /// Whether a read is answered by one node alone, from what it knows.
+    reads_alone: bool,
+    /// The latest revision of the store that an answer was of.
+    seen: Arc<AtomicI64>,
     prefix: String,
     endpoints: String,
 }
@@ -111,7 +118,15 @@ impl Etcd {
         let settings = authenticated(settings, options)
             .map_err(|error| RegistryError::Storage(format!("etcd at {endpoints}: {error}")))?;
         let prefix = options.prefix.trim_end_matches('/').to_string();
-        Ok(Self { nodes: Nodes::new(&options.endpoints, &settings), prefix, endpoints })
+        let nodes = Nodes::new(&options.endpoints, &settings);
+        let alone = Nodes::new(&options.endpoints, &settings.with_require_leader(false));
+        Ok(Self { nodes, alone, reads_alone: false, seen: Arc::default(), prefix, endpoints })
+    }
+
+    /// The same for reading alone, of whichever node answers: without a majority, nodes have no leader, and answer only who
+    /// wants no more than what they know.
+    pub(super) fn last_known(&self) -> Self {
+        Self { nodes: self.alone.clone(), reads_alone: true, ..self.clone() }
     }
 
     /// Connects, and sees that somebody answers: who leads, which everyone may ask.
@@ -219,6 +234,13 @@ impl Etcd {
         }
     }
 
+    /// Notes the revision that an answer is of; answers with it.
+    pub(super) fn saw(&self, header: Option<&ResponseHeader>) -> i64 {
+        let revision = header.map_or(0, ResponseHeader::revision);
+        self.seen.fetch_max(revision, Relaxed);
+        revision
+    }
+
     /// Reads keys, linearizably: every write that was answered before is seen.
     pub(super) async fn get(&self, key: impl Into<Vec<u8>>, options: GetOptions) -> Result<Vec<Found>> {
         let key = key.into();
@@ -227,13 +249,58 @@ impl Etcd {
             let options = options.clone();
             async move { client.get(key, Some(options)).await }
         };
-        let mut answer = self.call(Operation::READ, read).await?;
-        let revision = answer.header().map_or(0, |header| header.revision());
+        let mut answer = match self.reads_alone {
+            true => self.ask_each(|client| read_alone(client, &key, &options)).await?,
+            false => self.call(Operation::READ, read).await?,
+        };
+        let revision = self.saw(answer.header());
         let found = answer.take_kvs().into_iter().map(|kv| {
             let (key, value) = kv.into_key_value();
             (key, value, revision)
         });
         Ok(found.collect())
+    }
+
+    /// Asks one node after the other what it knows, until one does that knows all that was ever seen here: one that lags might
+    /// tell of a time before.
+    async fn ask_each<F>(&self, read: impl Fn(Client) -> F) -> Result<GetResponse>
+    where
+        F: Future<Output = Answer<GetResponse>>,
+    {
+        let seen = self.seen.load(Relaxed);
+        let mut why = String::new();
+        for node in self.nodes.all() {
+            let ask = async { read(node.client().await?).await };
+            let problem = match tokio::time::timeout(PATIENCE, ask).await {
+                Ok(Ok(answer)) if answer.header().map_or(0, ResponseHeader::revision) >= seen => {
+                    self.nodes.answers(&node);
+                    return Ok(answer);
+                }
+                Ok(Ok(_)) => "it has not heard of all that was written".into(),
+                Ok(Err(error)) => {
+                    Operation::READ.failed(&error);
+                    explained(&error).0
+                }
+                Err(_) => {
+                    Operation::READ.unanswered();
+                    format!("no answer within {} s", PATIENCE.as_secs())
+                }
+            };
+            self.nodes.fails(&node);
+            why.push_str(&format!("; {}: {problem}", node.endpoint));
+        }
+        Err(RegistryError::Unavailable(format!(
+            "etcd at {} has no majority or does not answer, and no node says what was last known{why}",
+            self.endpoints
+        )))
+    }
+
+    /// The refusal of a write where only what is known can be read.
+    pub(super) fn reads_only(&self) -> RegistryError {
+        let at = &self.endpoints;
+        RegistryError::Unavailable(format!(
+            "etcd at {at} has no majority or does not answer: nothing is written"
+        ))
     }
 
     /// A stored value's own bytes; parts are read as they were at `revision`.
@@ -298,6 +365,12 @@ impl Etcd {
     pub(super) fn member(&self, id: &str) -> String {
         format!("{}/agents/{id}", self.prefix)
     }
+}
+
+/// What a node knows by itself.
+async fn read_alone(client: Client, key: &[u8], options: &GetOptions) -> Answer<GetResponse> {
+    let mut client = client.kv_client().max_decoding_message_size(64 << 20);
+    client.get(key, Some(options.clone().with_serializable())).await
 }
 
 /// With certificates, and a user who signs in again when etcd forgot of it.
@@ -412,6 +485,26 @@ mod tests {
         tokio::select! {
             _ = async { tokio::join!(breaks(&nodes[0]), breaks(&nodes[1])) } => {}
             done = Etcd::connect(&options) => panic!("one node was asked: {:?}", done.err()),
+        }
+    }
+
+    /// A node that has not heard of all that was seen here would tell of a time before.
+    #[tokio::test]
+    async fn a_node_that_lags_does_not_say_what_was_last_known() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(node) = ::tests::etcd::Etcd::start(dir.path()) else { return };
+        let etcd = Etcd::connect(&EtcdOptions::new(vec![node.endpoint.clone()])).await.unwrap();
+        let last_known = etcd.last_known();
+        let revision = etcd.seen.load(Relaxed);
+        assert!(revision > 0, "an answer has a revision");
+        for (seen, want) in [(revision, Ok(0)), (revision + 1, Err("it has not heard of all"))] {
+            etcd.seen.store(seen, Relaxed);
+            let found = last_known.get("nothing", GetOptions::new()).await.map(|found| found.len());
+            let found = found.map_err(|error| error.to_string());
+            match want {
+                Ok(count) => assert_eq!(found, Ok(count)),
+                Err(why) => assert!(found.as_ref().is_err_and(|said| said.contains(why)), "{found:?}"),
+            }
         }
     }
 }

@@ -20,7 +20,8 @@ pub(super) struct Lease {
     id: i64,
     /// Cancelled, nothing renews it any more.
     kept: Scope,
-    over: watch::Receiver<bool>,
+    /// Once it is over: when it was last known to be alive.
+    over: watch::Receiver<Option<Instant>>,
 }
 
 impl Lease {
@@ -39,22 +40,25 @@ impl Lease {
         if id == 0 {
             return Err(RegistryError::Storage("etcd granted no lease".into()));
         }
-        let (ended, over) = watch::channel(false);
+        let (ended, over) = watch::channel(None);
         let (etcd, ttl, kept) = (etcd.clone(), Duration::from_secs(seconds), scope.child());
         let stop = kept.clone();
         scope.spawn("lease", async move {
-            tokio::select! {
-                () = keep(&etcd, id, asked + ttl, ttl) => {
+            let alive = tokio::select! {
+                until = keep(&etcd, id, asked + ttl, ttl) => {
                     tracing::warn!(lease = id, "a lease in etcd has ended");
+                    // Whatever the clock was when it was found out: a process may have stood still since.
+                    until.checked_sub(ttl).unwrap_or(asked)
                 }
                 () = stop.cancelled() => {
                     // Nothing renews it any more: if this fails, its term ends it, with the keys that hang on it.
                     if let Err(error) = etcd.call(Operation::REVOKE_LEASE, |client| revoke(client, id)).await {
                         tracing::warn!(%error, "the lease ends by itself");
                     }
+                    Instant::now()
                 }
-            }
-            ended.send_replace(true);
+            };
+            ended.send_replace(Some(alive));
         });
         Ok(Self { id, kept, over })
     }
@@ -64,10 +68,11 @@ impl Lease {
         self.id
     }
 
-    /// Returns once it is over.
-    pub(super) async fn over(&self) {
+    /// Returns once it is over, with the moment at which etcd was last asked to renew it and did.
+    pub(super) async fn over(&self) -> Instant {
         // An error says that the task is gone, and with it whatever kept the lease alive.
-        let _ = self.over.clone().wait_for(|over| *over).await;
+        let alive = self.over.clone().wait_for(Option::is_some).await.ok().and_then(|alive| *alive);
+        alive.unwrap_or_else(Instant::now)
     }
 
     /// Ends it, and with it the keys that hang on it.
@@ -86,8 +91,8 @@ async fn revoke(mut client: Client, id: i64) -> std::result::Result<(), Error> {
 }
 
 /// Renews until the lease is over, at another node if one does not answer while there is time. The term is counted from when
-/// a renewal was sent, so that it ends here no later than in etcd.
-async fn keep(etcd: &Etcd, id: i64, mut until: Instant, ttl: Duration) {
+/// a renewal was sent, so that it ends here no later than in etcd. Answers with the end of the last term that etcd granted.
+async fn keep(etcd: &Etcd, id: i64, mut until: Instant, ttl: Duration) -> Instant {
     const RENEW: Operation = Operation::RENEW_LEASE;
     let patience = if etcd.has_one_node() { ttl } else { PATIENCE.min(ttl / 4) };
     while let Ok(node) = etcd.node() {
@@ -101,7 +106,7 @@ async fn keep(etcd: &Etcd, id: i64, mut until: Instant, ttl: Duration) {
                 };
                 match tokio::time::timeout_at(until.min(sent + patience), answer).await {
                     Ok(Ok(Some(answer))) if answer.ttl() > 0 => until = sent + ttl,
-                    Ok(Ok(Some(_))) => return,
+                    Ok(Ok(Some(_))) => return until,
                     Ok(Ok(None)) => break,
                     Ok(Err(error)) => {
                         etcd.refused(&node, RENEW, &error);
@@ -120,8 +125,9 @@ async fn keep(etcd: &Etcd, id: i64, mut until: Instant, ttl: Duration) {
             Err(_) => etcd.unanswered(&node, RENEW),
         }
         if Instant::now() >= until {
-            return;
+            break;
         }
         tokio::time::sleep(PAUSE).await;
     }
+    until
 }

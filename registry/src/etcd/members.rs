@@ -31,6 +31,14 @@ impl Members {
         Ok(Self::of(Etcd::connect(options).await?, options.ttl))
     }
 
+    /// The same, whether or not etcd is there: whoever asks is told.
+    ///
+    /// # Errors
+    /// The certificates cannot be read.
+    pub fn open(options: &EtcdOptions) -> Result<Self> {
+        Ok(Self::of(Etcd::new(options)?, options.ttl))
+    }
+
     pub(super) fn of(etcd: Etcd, ttl: Duration) -> Self {
         Self { etcd, ttl }
     }
@@ -42,7 +50,7 @@ impl Members {
         scope.spawn("membership", async move {
             while !stop.is_cancelled() {
                 match members.enter(&member, &stop).await {
-                    Ok(lease) => lease.over().await,
+                    Ok(lease) => drop(lease.over().await),
                     Err(error) => tracing::warn!(%error, "not registered; trying again"),
                 }
                 tokio::select! {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `mod.rs` | [`EtcdRegistry`]: leading, reading; how values are stored |
 //! | `client.rs` | calls with deadlines, and the names of our keys |
+//! | `last_known.rs` | [`LastKnown`]: what is left to read without a majority |
 //! | `nodes.rs` | which of its nodes is asked |
 //! | `lease.rs` | a lease that is kept alive |
 //! | `writer.rs` | the group commit; batches and values that are too large for one transaction |
@@ -24,24 +25,26 @@
 //! at several nodes, one counts, and none that comes later than the next transaction.
 
 mod client;
+mod last_known;
 mod lease;
 mod members;
 mod nodes;
 mod writer;
 
+pub use last_known::LastKnown;
 pub use members::Members;
 
 use crate::{Entries, Fence, INLINE_LIMIT, Registry, RegistryError, Result, Write, lower_bound};
 use actor::{Mailbox, Scope, mailbox};
 use client::{Etcd, Operation};
-use etcd_client::GetOptions;
 use futures::future::{BoxFuture, FutureExt};
 use lease::Lease;
 use security::{Client, Secret};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{RwLock, watch};
+use tokio::time::Instant;
 use writer::{Commit, Writer};
 
 /// Commits that may wait; whoever comes later waits for room.
@@ -87,6 +90,8 @@ pub struct EtcdRegistry {
     commits: Mailbox<Commit>,
     /// The leadership that this registry holds, if it does.
     term: watch::Sender<Option<Arc<Term>>>,
+    /// When etcd last said that the leadership that ended last goes on.
+    confirmed: Arc<Mutex<Instant>>,
     /// Whether etcd ever granted it a lease.
     answered: AtomicBool,
     /// Taken for writing while a batch is applied in several transactions: a reader sees all of it or nothing.
@@ -124,15 +129,28 @@ impl EtcdRegistry {
         let (term, whole) = (watch::Sender::new(None), Arc::default());
         let writer = Writer::new(etcd.clone(), term.subscribe(), Arc::clone(&whole));
         scope.spawn("etcd writer", writer.run(inbox, scope.clone()));
-        Self { etcd, ttl, scope: scope.clone(), commits, term, answered: AtomicBool::new(false), whole }
+        let (confirmed, answered) = (Arc::new(Mutex::new(Instant::now())), AtomicBool::new(false));
+        Self { etcd, ttl, scope: scope.clone(), commits, term, confirmed, answered, whole }
     }
 
-    /// Returns once a leadership that was won is over: its lease ended, or was not renewed for its whole term.
-    pub async fn lost(&self) {
+    /// Returns once a leadership that was won is over: its lease ended, or was not renewed for its whole term. Answers with
+    /// the moment at which it was renewed last, up to which nobody else can have written.
+    pub async fn lost(&self) -> Instant {
         let mut term = self.term.subscribe();
         // The sender lives as long as `self`, so that waiting for it cannot fail.
         let _ = term.wait_for(Option::is_some).await;
         let _ = term.wait_for(Option::is_none).await;
+        *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state as it was last known here, to be read while etcd has no majority.
+    pub fn last_known(&self) -> LastKnown {
+        LastKnown(self.etcd.last_known())
+    }
+
+    /// Who was a member as far as that was last known, to be asked while etcd has no majority.
+    pub fn last_members(&self) -> Members {
+        Members::of(self.etcd.last_known(), self.ttl)
     }
 
     /// Whether etcd has let it stand for leader: its addresses are right, and so is what it was shown.
@@ -166,7 +184,7 @@ impl EtcdRegistry {
                 async { node.client().await?.campaign(self.etcd.election(), holder, lease.id()).await };
             let won = tokio::select! {
                 won = stand => won.map(|mut answer| answer.take_leader()),
-                () = lease.over() => continue,
+                _ = lease.over() => continue,
                 // An election may take years: those who ask the node meanwhile find out that it does not answer.
                 () = node.silent() => Ok(None),
             };
@@ -183,9 +201,10 @@ impl EtcdRegistry {
             tokio::time::sleep(CAMPAIGN_PAUSE).await;
         };
         let fence = Fence(leader.rev().unsigned_abs());
-        let (all, ending) = (self.term.clone(), lease.clone());
+        let (all, ending, confirmed) = (self.term.clone(), lease.clone(), Arc::clone(&self.confirmed));
         self.scope.spawn("leadership", async move {
-            ending.over().await;
+            let alive = ending.over().await;
+            *confirmed.lock().unwrap_or_else(PoisonError::into_inner) = alive;
             // Not one that was won since.
             all.send_if_modified(|term| term.take_if(|term| term.fence == fence).is_some());
         });
@@ -199,38 +218,6 @@ impl EtcdRegistry {
     async fn send(&self, fence: Fence, batch: Vec<Write>) -> Result<()> {
         let gone = |_| RegistryError::Storage("etcd: shutting down".into());
         self.commits.ask(|reply| Commit { fence, batch, reply }).await.map_err(gone)?
-    }
-
-    async fn read(&self, key: &str) -> Result<Option<Vec<u8>>> {
-        let _whole = self.whole.read().await;
-        let mut found = self.etcd.get(self.etcd.state(key), GetOptions::new()).await?;
-        match found.pop() {
-            Some((_, value, revision)) => Ok(Some(self.etcd.whole_value(&value, revision).await?)),
-            None => Ok(None),
-        }
-    }
-
-    async fn read_list(&self, prefix: &str, from: String, limit: usize) -> Result<Entries> {
-        let _whole = self.whole.read().await;
-        let (start, end) = (self.etcd.state(""), client::after_all_of(self.etcd.state(prefix)));
-        let mut next = self.etcd.state(&from);
-        let mut entries = Entries::new();
-        while entries.len() < limit {
-            let asked = PAGE.min(limit - entries.len());
-            let options = GetOptions::new().with_range(end.clone()).with_limit(asked as i64);
-            let page = self.etcd.get(next, options).await?;
-            let full = page.len() == asked;
-            next = page.last().map(|(key, ..)| client::successor(key)).unwrap_or_default();
-            for (key, value, revision) in page {
-                let value = self.etcd.whole_value(&value, revision).await?;
-                let key = key.get(start.len()..).unwrap_or_default();
-                entries.push((String::from_utf8_lossy(key).into_owned(), value));
-            }
-            if !full {
-                break;
-            }
-        }
-        Ok(entries)
     }
 }
 
@@ -248,12 +235,20 @@ impl Registry for EtcdRegistry {
 
     fn get(&self, key: &str) -> BoxFuture<'_, Result<Option<Vec<u8>>>> {
         let key = key.to_string();
-        async move { self.read(&key).await }.boxed()
+        async move {
+            let _whole = self.whole.read().await;
+            self.etcd.read(&key).await
+        }
+        .boxed()
     }
 
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> BoxFuture<'_, Result<Entries>> {
         let (from, prefix) = (lower_bound(prefix, after), prefix.to_string());
-        async move { self.read_list(&prefix, from, limit).await }.boxed()
+        async move {
+            let _whole = self.whole.read().await;
+            self.etcd.list(&prefix, from, limit).await
+        }
+        .boxed()
     }
 
     fn inline_limit(&self) -> Option<usize> {

@@ -60,6 +60,11 @@ impl Nodes {
         self.order().first().cloned()
     }
 
+    /// All of them, the one to ask first.
+    pub(super) fn all(&self) -> Vec<Arc<Node>> {
+        self.order().clone()
+    }
+
     /// Whether there is no other to ask.
     pub(super) fn is_one(&self) -> bool {
         self.order().len() == 1

@@ -214,6 +214,7 @@ impl Writer {
         let look = TxnOp::get(term.key.clone(), None);
         let txn = Txn::new().when(vec![self.leads(term)]).and_then(vec![look]);
         let answer = self.etcd.call(Operation::WRITE, |client| tried(client, txn.clone())).await?;
+        self.etcd.saw(answer.header());
         if answer.succeeded() { Ok(()) } else { Err(self.fenced(term.fence).await) }
     }
 
@@ -231,6 +232,7 @@ impl Writer {
             .and_then(operations)
             .or_else(vec![TxnOp::get(turn, None)]);
         let answer = self.etcd.call(Operation::WRITE, |client| tried(client, txn.clone())).await?;
+        self.etcd.saw(answer.header());
         let found = answer.op_responses().into_iter().find_map(|response| match response {
             TxnOpResponse::Get(found) => found.kvs().first().map(|kv| kv.value().to_vec()),
             _ => None,

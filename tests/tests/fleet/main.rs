@@ -8,6 +8,7 @@ mod faults;
 mod ready;
 mod specs;
 mod spot;
+mod stale;
 mod upgrade;
 
 use common::{results, submit, until};
@@ -220,7 +221,6 @@ async fn an_etcd_that_stands_still_costs_no_step() {
     fleet.etcd[0].signal("STOP");
     coordinator.says("standing by");
     fleet.etcd[0].signal("CONT");
-    assert_eq!(coordinator.says("listening on "), endpoint);
     coordinator.says("leading");
     soon("the sweep", until(&endpoint, &sweep, u64::MAX)).await;
     for (number, trial) in results(&endpoint, &sweep).await {
@@ -251,7 +251,6 @@ async fn a_leader_that_is_stopped_and_goes_on_has_no_effect() {
     held.release();
     tests::signal(first.id(), "CONT");
     first.says("standing by");
-    assert_eq!(first.says("listening on "), first_at);
 
     soon("the sweep", until(&second_at, &sweep, u64::MAX)).await;
     let found = results(&second_at, &sweep).await;

@@ -155,6 +155,29 @@ impl Dispatcher {
         Self(mailbox)
     }
 
+    /// What is left of a dispatcher that is gone: it tells of these agents, and nothing else. It ends with `scope`.
+    pub fn retired(agents: Vec<AgentView>, scope: &Scope) -> Self {
+        let (mailbox, mut inbox) = actor::mailbox(CAPACITY);
+        let ends = scope.clone();
+        scope.spawn("retired dispatcher", async move {
+            let tell = async {
+                while let Some(command) = inbox.recv().await {
+                    // Whoever asked and is gone since does not need the answer.
+                    match command {
+                        Command::Agents(reply) => drop(reply.send(agents.clone())),
+                        Command::HeldBack(_, reply) => drop(reply.send(None)),
+                        _ => {}
+                    }
+                }
+            };
+            tokio::select! {
+                () = tell => {}
+                () = ends.cancelled() => {}
+            }
+        });
+        Self(mailbox)
+    }
+
     /// An agent's stream opened: welcomes it, renews the leases of what it holds, and says what it should not
     /// hold. Replaces an older stream of the same agent.
     pub async fn connect(
