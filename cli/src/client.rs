@@ -4,8 +4,10 @@
 use crate::embedded::Embedded;
 use crate::interrupt::Requests;
 use crate::output::say;
+use crate::stale::Warned;
 use crate::{Failure, context};
-use proto::status::{LEADER, STANDBY_REASON};
+use proto::STALE_SECONDS;
+use proto::status::{LEADER, STANDBY_REASON, TAKING_OVER_REASON};
 use proto::v1::adapter_service_client::AdapterServiceClient;
 use proto::v1::data_service_client::DataServiceClient;
 use proto::v1::fleet_service_client::FleetServiceClient;
@@ -79,14 +81,19 @@ impl ServerArgs {
 /// The data directory unless another is named.
 pub(crate) const DATA_DIR: &str = "./lorafleet-data";
 
-/// A connection, over which calls say which command they belong to.
-pub(crate) type Channel = Traced<security::Line>;
+/// A connection, over which calls say which command they belong to, and answers whether they are old.
+pub(crate) type Channel = Warned<Line>;
+
+type Line = Traced<security::Line>;
 
 /// The time in which a connection is made.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// The time after which a silent connection is asked whether it is there, and in which it answers.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// How often a coordinator that takes over is asked again, after a pause that it names itself: half a minute in all.
+const TAKING_OVER_ASKED: u32 = 10;
 
 /// The file in a data directory that says where its server listens, while it does.
 pub(crate) const ENDPOINT_FILE: &str = "endpoint";
@@ -291,14 +298,14 @@ async fn connect_here(endpoint: &str, client: &Client) -> Result<Channel, Failur
     connect(&Named { endpoint: endpoint.into(), client }).await
 }
 
-/// Connects to the one that leads.
+/// Connects to the one that leads; where none is known to, to one that tells what it last knew.
 async fn connect(Named { endpoint, client }: &Named) -> Result<Channel, Failure> {
     if let Ok(Some(token)) = client.secret() {
         telemetry::secrets::keep(token.expose());
     }
-    let mut refusal = None;
+    let (mut refusal, mut old) = (None, None);
     for address in check_endpoint(endpoint, client)? {
-        let channel = match address.connect().await {
+        let line = match address.connect().await {
             Ok(channel) => Traced::client(client.line(channel).map_err(Failure::invalid)?, address.uri()),
             Err(error) => {
                 refusal =
@@ -306,32 +313,69 @@ async fn connect(Named { endpoint, client }: &Named) -> Result<Channel, Failure>
                 continue;
             }
         };
-        let Some(standby) = standing_by(&channel).await else { return Ok(channel) };
+        let standby = match standing(&line).await {
+            Standing::Serves => return Ok(Warned::new(line)),
+            Standing::TellsWhatItKnew => {
+                old.get_or_insert(line);
+                continue;
+            }
+            Standing::Refuses(status) => status,
+        };
         // It knows the leader, whose address may not be among ours.
         let leader = standby.get_details_error_info().and_then(|mut info| info.metadata.remove(LEADER));
         if let Some(leader) = leader
             && let Some(address) = check_endpoint(&leader, client)?.pop()
             && let Ok(channel) = address.connect().await
-            && let Ok(channel) = client.line(channel).map(|line| Traced::client(line, address.uri()))
-            && standing_by(&channel).await.is_none()
+            && let Ok(line) = client.line(channel).map(|line| Traced::client(line, address.uri()))
+            && matches!(standing(&line).await, Standing::Serves)
         {
-            return Ok(channel);
+            return Ok(Warned::new(line));
         }
         refusal = Some(standby.message().to_string());
     }
-    Err(Failure::unreachable(
-        refusal.unwrap_or_else(|| {
+    old.map(Warned::new).ok_or_else(|| {
+        Failure::unreachable(refusal.unwrap_or_else(|| {
             format!("no server answers at {endpoint}; is it running, and the port right?")
-        }),
-    ))
+        }))
+    })
 }
 
-/// What a coordinator answers that does not lead; `None` of any other server.
-async fn standing_by(channel: &Channel) -> Option<Status> {
-    let mut fleet = FleetServiceClient::new(channel.clone());
-    let refusal = fleet.get_server_info(proto::v1::GetServerInfoRequest {}).await.err()?;
-    let reason = refusal.get_details_error_info().map(|info| info.reason);
-    (reason.as_deref() == Some(STANDBY_REASON)).then_some(refusal)
+/// How a server stands.
+enum Standing {
+    /// It leads, or is no coordinator of a fleet. What else is wrong with it, whoever calls is told.
+    Serves,
+    /// It led.
+    TellsWhatItKnew,
+    /// It does not lead, or not yet.
+    Refuses(Status),
+}
+
+/// Asks a server how it stands. One that takes over is waited for.
+async fn standing(line: &Line) -> Standing {
+    let mut fleet = FleetServiceClient::new(line.clone());
+    let mut asked = 1;
+    loop {
+        let status = match fleet.get_server_info(proto::v1::GetServerInfoRequest {}).await {
+            Ok(answer) if answer.metadata().contains_key(STALE_SECONDS) => return Standing::TellsWhatItKnew,
+            Ok(_) => return Standing::Serves,
+            Err(status) => status,
+        };
+        let pause = status.get_details_retry_info().and_then(|retry| retry.retry_delay);
+        match (not_leading(&status).as_deref(), pause) {
+            (None, _) => return Standing::Serves,
+            (Some(TAKING_OVER_REASON), Some(pause)) if asked < TAKING_OVER_ASKED => {
+                tokio::time::sleep(pause).await;
+                asked += 1;
+            }
+            (Some(_), _) => return Standing::Refuses(status),
+        }
+    }
+}
+
+/// The reason of a refusal by a coordinator that does not lead, or not yet.
+fn not_leading(status: &Status) -> Option<String> {
+    let reason = status.get_details_error_info()?.reason;
+    [STANDBY_REASON, TAKING_OVER_REASON].contains(&reason.as_str()).then_some(reason)
 }
 
 impl From<Status> for Failure {
@@ -353,6 +397,8 @@ impl From<Status> for Failure {
             | Code::FailedPrecondition
             | Code::Unauthenticated
             | Code::PermissionDenied => Failure::invalid(status.message()),
+            // Of one that answers what it knew, and changes nothing.
+            Code::Unavailable if not_leading(&status).is_some() => Failure::unreachable(status.message()),
             Code::Unavailable => Failure::unreachable(format!("the server is gone: {}", status.message())),
             // No server says so: the connection ended before the call was sent, and why it did was not read any more.
             Code::Cancelled => Failure::unreachable(

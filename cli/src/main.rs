@@ -57,6 +57,7 @@ mod plan;
 mod progress;
 mod quantize;
 mod run;
+mod stale;
 mod submit;
 mod sweeps;
 mod token;

@@ -1,7 +1,7 @@
 // The page: which view is shown, the lists of sweeps and agents, and the token.
 
 import { el, fill, announce, dollars, namespace, progress, quality, question, state, throttled, time, waits } from './show.js';
-import { follow, get, onTokenWanted, token } from './server.js';
+import { follow, get, onAge, onTokenWanted, token } from './server.js';
 import { SweepView } from './sweep.js';
 import { agentsView } from './agents.js';
 
@@ -110,6 +110,15 @@ function about() {
   trouble.hidden = !server.trouble;
   trouble.textContent = server.trouble ? `The server cannot write: ${server.trouble}` : '';
 }
+
+// A leader that lost etcd's majority tells what it knew. Its streams end when somebody leads again, and are asked for anew.
+onAge((seconds) => {
+  const old = document.getElementById('old');
+  old.hidden = seconds === null;
+  if (old.hidden) return;
+  const at = new Date(Date.now() - seconds * 1000).toLocaleTimeString();
+  old.textContent = `What is shown is of ${at}: etcd has no majority, or the coordinator does not reach it. Trials train on; nothing can be changed meanwhile.`;
+});
 
 let asking = false;
 onTokenWanted(() => {

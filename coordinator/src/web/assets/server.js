@@ -25,12 +25,23 @@ export function onTokenWanted(callback) {
   wanted = callback;
 }
 
+let aged = () => {};
+
+/** Calls back with each answer: how many seconds ago what it tells was known to be current, or null if it is now. */
+export function onAge(callback) {
+  aged = callback;
+}
+
 async function ask(path, options = {}) {
   const headers = { ...options.headers };
   const known = token.get();
   if (known) headers.authorization = `Bearer ${known}`;
   const answer = await fetch(`/api/${path}`, { ...options, headers, cache: 'no-store' });
-  if (answer.ok) return answer;
+  if (answer.ok) {
+    const seconds = answer.headers.get('lorafleet-stale-seconds');
+    aged(seconds === null ? null : Number(seconds));
+    return answer;
+  }
   const said = await answer.json().catch(() => ({}));
   if (answer.status === 401) wanted();
   throw new Refused(answer.status, said.error ?? `the server answered ${answer.status}`);
