@@ -13,7 +13,7 @@
 //! | [`owners`] | which token an agent belongs to |
 //! | [`uploads`] | which namespace uploaded what, and how much it may |
 //! | [`place`] | where metrics and checkpoints lie: a directory, or an object store |
-//! | [`fleet`] | one of several coordinators: standing by, and leading |
+//! | [`fleet`] | one of several coordinators: standing by, taking over, leading, and left without etcd |
 //! | [`fsck`] | whether a data directory is sound |
 //! | [`search`] | which trial next, and which to stop (pure) |
 //! | [`placement`] | which trial goes where (pure) |
@@ -149,7 +149,7 @@ impl Health {
             Role::Not(say) => Err(Status::from(say()).message().to_string()),
             Role::Now(faces) => {
                 let health = faces.borrow().health.clone();
-                // Of itself at the end: what a face has is none of a fleet's.
+                // What a face has is never this again, so that it ends.
                 Box::pin(health.check()).await
             }
             Role::Leads(store, trouble, place) => {

@@ -5,7 +5,7 @@
 
 use actor::Scope;
 use registry::etcd::{EtcdOptions, Members};
-use registry::{EtcdRegistry, Leadership, Member, Registry, Write};
+use registry::{EtcdRegistry, Leadership, Member, Registry, RegistryError, Write};
 use std::future::Future;
 use std::time::Duration;
 use tests::etcd::Etcd;
@@ -121,4 +121,37 @@ async fn an_election_over_a_node_that_stands_still_moves_on() {
     within(ELECTION, "the second", waits).await.unwrap();
     node.signal("CONT");
     assert!(second_scope.finish(PATIENCE).await);
+}
+
+/// Without a majority the node that is left tells what it knows, and nothing is written.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_last_known_is_read_without_a_majority() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(mut nodes) = Etcd::start_three(dir.path(), 1000) else { return };
+    let (scope, options) = (Scope::new(), options(&nodes));
+    let registry = EtcdRegistry::connect(&options, &scope).await.unwrap();
+    let fence = soon("an election", registry.lead("test")).await.unwrap();
+    // The second is so large that it lies in parts.
+    let (small, large) = (b"1".to_vec(), vec![7; 200_000]);
+    let put = |key: &str, value: &Vec<u8>| Write::Put(key.into(), value.clone());
+    registry.commit(fence, vec![put("a/small", &small), put("a/large", &large)]).await.unwrap();
+    let (last_known, members) = (registry.last_known(), registry.last_members());
+    // The one that leads has written it, and so has heard of it.
+    for node in nodes.iter_mut().filter(|node| !node.leads()).collect::<Vec<_>>() {
+        node.kill();
+    }
+    let read = async {
+        assert_eq!(last_known.get("a/small").await.unwrap(), Some(small.clone()));
+        assert_eq!(last_known.get("nothing").await.unwrap(), None);
+        let want = [("a/large".to_string(), large), ("a/small".to_string(), small)];
+        assert_eq!(last_known.list("a/", None, 9).await.unwrap(), want);
+        assert_eq!(members.leader().await.unwrap().as_deref(), Some("test"));
+        let refused = last_known.commit(fence, Vec::new()).await.unwrap_err();
+        assert!(matches!(refused, RegistryError::Unavailable(_)), "{refused}");
+    };
+    soon("what was known", read).await;
+    let refused = soon("a refusal", registry.get("a/small")).await.unwrap_err();
+    assert!(matches!(refused, RegistryError::Unavailable(_)), "{refused}");
+    // Its lease cannot be given back; nobody waits for that.
+    scope.cancel();
 }

@@ -3,7 +3,7 @@
 use super::EtcdOptions;
 use super::nodes::{Node, Nodes};
 use crate::{RegistryError, Result};
-use etcd_client::{Client, ConnectOptions, GetOptions, GetResponse, ResponseHeader};
+use etcd_client::{Client, ConnectOptions, GetOptions, ResponseHeader};
 use futures::stream::{FuturesUnordered, StreamExt};
 use security::Flags;
 use std::sync::Arc;
@@ -64,7 +64,7 @@ impl Operation {
     }
 
     /// Counts a call that failed.
-    fn failed(self, error: &etcd_client::Error) {
+    pub(super) fn failed(self, error: &etcd_client::Error) {
         self.count(match error {
             etcd_client::Error::GRpcStatus(status) => telemetry::grpc::name(status.code()),
             etcd_client::Error::TransportError(_) | etcd_client::Error::IoError(_) => "UNAVAILABLE",
@@ -86,15 +86,15 @@ impl Operation {
 /// Connections to its nodes. Clones share them.
 #[derive(Clone)]
 pub(super) struct Etcd {
-    nodes: Nodes,
+    pub(super) nodes: Nodes,
     /// The same, whose clients ask nodes that have no leader, too.
     alone: Nodes,
     /// Whether a read is answered by one node alone, from what it knows.
     reads_alone: bool,
     /// The latest revision of the store that an answer was of.
-    seen: Arc<AtomicI64>,
+    pub(super) seen: Arc<AtomicI64>,
     prefix: String,
-    endpoints: String,
+    pub(super) endpoints: String,
 }
 
 impl std::fmt::Debug for Etcd {
@@ -250,7 +250,7 @@ impl Etcd {
             async move { client.get(key, Some(options)).await }
         };
         let mut answer = match self.reads_alone {
-            true => self.ask_each(|client| read_alone(client, &key, &options)).await?,
+            true => self.ask_each(&key, &options).await?,
             false => self.call(Operation::READ, read).await?,
         };
         let revision = self.saw(answer.header());
@@ -259,48 +259,6 @@ impl Etcd {
             (key, value, revision)
         });
         Ok(found.collect())
-    }
-
-    /// Asks one node after the other what it knows, until one does that knows all that was ever seen here: one that lags might
-    /// tell of a time before.
-    async fn ask_each<F>(&self, read: impl Fn(Client) -> F) -> Result<GetResponse>
-    where
-        F: Future<Output = Answer<GetResponse>>,
-    {
-        let seen = self.seen.load(Relaxed);
-        let mut why = String::new();
-        for node in self.nodes.all() {
-            let ask = async { read(node.client().await?).await };
-            let problem = match tokio::time::timeout(PATIENCE, ask).await {
-                Ok(Ok(answer)) if answer.header().map_or(0, ResponseHeader::revision) >= seen => {
-                    self.nodes.answers(&node);
-                    return Ok(answer);
-                }
-                Ok(Ok(_)) => "it has not heard of all that was written".into(),
-                Ok(Err(error)) => {
-                    Operation::READ.failed(&error);
-                    explained(&error).0
-                }
-                Err(_) => {
-                    Operation::READ.unanswered();
-                    format!("no answer within {} s", PATIENCE.as_secs())
-                }
-            };
-            self.nodes.fails(&node);
-            why.push_str(&format!("; {}: {problem}", node.endpoint));
-        }
-        Err(RegistryError::Unavailable(format!(
-            "etcd at {} has no majority or does not answer, and no node says what was last known{why}",
-            self.endpoints
-        )))
-    }
-
-    /// The refusal of a write where only what is known can be read.
-    pub(super) fn reads_only(&self) -> RegistryError {
-        let at = &self.endpoints;
-        RegistryError::Unavailable(format!(
-            "etcd at {at} has no majority or does not answer: nothing is written"
-        ))
     }
 
     /// A stored value's own bytes; parts are read as they were at `revision`.
@@ -367,12 +325,6 @@ impl Etcd {
     }
 }
 
-/// What a node knows by itself.
-async fn read_alone(client: Client, key: &[u8], options: &GetOptions) -> Answer<GetResponse> {
-    let mut client = client.kv_client().max_decoding_message_size(64 << 20);
-    client.get(key, Some(options.clone().with_serializable())).await
-}
-
 /// With certificates, and a user who signs in again when etcd forgot of it.
 fn authenticated(
     mut settings: ConnectOptions,
@@ -390,7 +342,7 @@ fn authenticated(
 /// What etcd, or the way to it, says, and what to do; and whether that is known to be about certificates. Of a connection that
 /// is refused for want of TLS or of a certificate the reason may arrive or not, as the other side is faster to send it or
 /// to close.
-fn explained(error: &etcd_client::Error) -> (String, bool) {
+pub(super) fn explained(error: &etcd_client::Error) -> (String, bool) {
     use etcd_client::Error;
     let (why, is_connection) = match error {
         Error::TransportError(error) => (security::explain_for(Flags::Etcd, error), true),
@@ -485,26 +437,6 @@ mod tests {
         tokio::select! {
             _ = async { tokio::join!(breaks(&nodes[0]), breaks(&nodes[1])) } => {}
             done = Etcd::connect(&options) => panic!("one node was asked: {:?}", done.err()),
-        }
-    }
-
-    /// A node that has not heard of all that was seen here would tell of a time before.
-    #[tokio::test]
-    async fn a_node_that_lags_does_not_say_what_was_last_known() {
-        let dir = tempfile::tempdir().unwrap();
-        let Some(node) = ::tests::etcd::Etcd::start(dir.path()) else { return };
-        let etcd = Etcd::connect(&EtcdOptions::new(vec![node.endpoint.clone()])).await.unwrap();
-        let last_known = etcd.last_known();
-        let revision = etcd.seen.load(Relaxed);
-        assert!(revision > 0, "an answer has a revision");
-        for (seen, want) in [(revision, Ok(0)), (revision + 1, Err("it has not heard of all"))] {
-            etcd.seen.store(seen, Relaxed);
-            let found = last_known.get("nothing", GetOptions::new()).await.map(|found| found.len());
-            let found = found.map_err(|error| error.to_string());
-            match want {
-                Ok(count) => assert_eq!(found, Ok(count)),
-                Err(why) => assert!(found.as_ref().is_err_and(|said| said.contains(why)), "{found:?}"),
-            }
         }
     }
 }
