@@ -89,7 +89,7 @@ async fn led(options: Options, fleet: Fleet, post: &Post, scope: &Scope) -> Resu
             Some(lock)
         }
     };
-    let running = store.sweeps().await?.iter().filter(|record| !record.sweep.state.is_terminal()).count();
+    let running = store.sweep_heads().await?.iter().filter(|head| !head.state.is_terminal()).count();
     progress.send_replace(format!("loading {running} {}", if running == 1 { "sweep" } else { "sweeps" }));
     let (services, health) = crate::lead(options, place, store, Some(leadership), scope).await?;
     post.lead(services.clone(), health, lock, scope)?;

@@ -73,7 +73,7 @@ impl Store {
 
     /// The same state out of another registry that can be read alone: whoever tries to write there leads nobody.
     pub fn read_in(registry: Arc<dyn Registry>) -> Self {
-        Self { registry, fence: Fence(0) }
+        Self { registry, fence: Fence(0), specs: None }
     }
 
     /// This leadership's number, larger than that of any before.

@@ -53,8 +53,9 @@ impl Leader {
         let Self { services, last_known, last_members } = self;
         let agents = services.desk.dispatcher.agents().await?;
         post.retire(since, |stale, scope| {
+            let store = Store::read_in(last_known).beside(services.desk.artifacts.clone());
             let desk = Desk {
-                directory: Directory::retired(Store::read_in(last_known)),
+                directory: Directory::retired(store),
                 dispatcher: Dispatcher::retired(agents, &scope),
                 // Whoever writes it ends with the leadership.
                 history: services.desk.history.for_reading(),

@@ -2,7 +2,7 @@
 
 use super::PAGE;
 use super::client::{self, Etcd, Operation, PATIENCE};
-use crate::{Entries, Fence, Registry, RegistryError, Result, Write, lower_bound};
+use crate::{Entries, Fence, INLINE_LIMIT, Registry, RegistryError, Result, Write, lower_bound};
 use etcd_client::{Client, Error, GetOptions, GetResponse, ResponseHeader};
 use futures::future::{BoxFuture, FutureExt};
 use std::sync::atomic::Ordering::Relaxed;
@@ -32,6 +32,10 @@ impl Registry for LastKnown {
     fn list(&self, prefix: &str, after: Option<&str>, limit: usize) -> BoxFuture<'_, Result<Entries>> {
         let (from, prefix) = (lower_bound(prefix, after), prefix.to_string());
         async move { self.0.list(&prefix, from, limit).await }.boxed()
+    }
+
+    fn inline_limit(&self) -> Option<usize> {
+        Some(INLINE_LIMIT)
     }
 }
 

@@ -3,9 +3,9 @@
 use super::super::{Grant, Request};
 use super::{Entry, Place, State, Turn};
 use crate::placement::{self, Slot, Waiting};
+use domain::AgentId;
 use domain::fleet::{Agent, Device, Feature};
 use domain::trial::TrialDevice;
-use domain::AgentId;
 use std::collections::HashMap;
 use std::time::Duration;
 use telemetry::metrics;
