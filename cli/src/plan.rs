@@ -13,7 +13,7 @@ use config::sweep_file;
 use coordinator::search::{Proposal, Proposed, Searcher};
 use device::Device;
 use domain::footprint::{self, Engine};
-use domain::sweep::{Replicates, SweepSpec};
+use domain::sweep::Replicates;
 use domain::trial::TrialConfig;
 use gpu_agent::DeviceOptions;
 use gpu_agent::engine::simulated;
@@ -72,7 +72,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     };
     let Some(file) = &args.file else { return model::run(&args.model, &devices(&[])?, args.output.format) };
     let loaded = load(file, &args.set)?;
-    let devices = devices(&named(&loaded.spec))?;
+    let devices = devices(&loaded.spec.named_accelerators())?;
     let (trials, exam) = checked(&loaded)?;
     let mut readings: HashMap<&str, Option<Reading>> = HashMap::new();
     for Planned { trial, preflight } in trials.iter().filter(|_| exam.is_some()) {
@@ -83,8 +83,7 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
             entry.insert(evaluations::reading(&loaded, exam, model, &preflight.shape)?);
         }
     }
-    let asks =
-        |config: &TrialConfig| loaded.spec.evaluations.as_ref().is_some_and(|e| e.of(config).is_some());
+    let asks = |config: &TrialConfig| loaded.spec.evaluations.as_ref().is_some_and(|e| e.asks(config));
     let of = |Planned { trial, .. }: &Planned| {
         let model = trial.config.pretrained_model_id.as_str();
         readings.get(model).copied().flatten().filter(|_| asks(&trial.config))
@@ -105,17 +104,6 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     output::print(args.output.format, &json!(documents), || {
         table(&documents, loaded.spec.replicates) + generated
     })
-}
-
-/// The accelerators that a sweep names, for all of its trials or for some.
-fn named(spec: &SweepSpec) -> Vec<String> {
-    let mut names = spec.resources.accelerators.clone();
-    for name in spec.accelerators() {
-        if !names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
-            names.push(name.into());
-        }
-    }
-    names
 }
 
 /// Reads a sweep file with `--set KEY=VALUE` overrides.

@@ -344,6 +344,10 @@ fn accelerators() {
         "accelerator": { "when": { "precision_mode": "4bit" }, "choices": ["T4-16GB", "V100-16GB"], "otherwise": "A100-40GB" },
     } });
     assert_eq!(spec(conditional).accelerators(), ["T4-16GB", "V100-16GB", "A100-40GB"]);
+    let named =
+        spec(with(on(both.clone()), json!(["v100-16gb", "a100-40gb", "T4-16GB"]))).named_accelerators();
+    assert_eq!(named, ["v100-16gb", "a100-40gb", "T4-16GB"]);
+    assert_eq!(spec(on(both.clone())).named_accelerators(), ["A100-40GB", "V100-16GB"]);
     check(
         on(json!(["A100-40GB", "a100-40gb"])),
         &["parameters.accelerator[1]: \"a100-40gb\" is there twice; remove one of them"],

@@ -267,6 +267,17 @@ impl SweepSpec {
         names
     }
 
+    /// Every accelerator that it names, for all of its trials or for some.
+    pub fn named_accelerators(&self) -> Vec<String> {
+        let mut names = self.resources.accelerators.clone();
+        for name in self.accelerators() {
+            if !names.iter().any(|known| known.eq_ignore_ascii_case(name)) {
+                names.push(name.into());
+            }
+        }
+        names
+    }
+
     /// What all trials share: the base with the constants among the parameters.
     pub fn common(&self) -> TrialConfig {
         let constants = self.parameters.iter().filter_map(|(name, distribution)| match distribution {

@@ -57,13 +57,17 @@ pub struct Evaluations {
 }
 
 impl Evaluations {
-    /// What a trial of this configuration is asked, without the conditions that it meets; `None` if it does not.
-    pub fn of(&self, config: &TrialConfig) -> Option<Self> {
-        let asked = self.when.is_empty() || {
+    /// Whether a trial of this configuration is asked.
+    pub fn asks(&self, config: &TrialConfig) -> bool {
+        self.when.is_empty() || {
             let values = in_force(config);
             self.when.iter().all(|(name, value)| values.get(name) == Some(value))
-        };
-        asked.then(|| Self { when: BTreeMap::new(), ..self.clone() })
+        }
+    }
+
+    /// What a trial of this configuration is asked, without the conditions that it meets; `None` if it does not.
+    pub fn of(&self, config: &TrialConfig) -> Option<Self> {
+        self.asks(config).then(|| Self { when: BTreeMap::new(), ..self.clone() })
     }
 
     /// What it names that lies somewhere.

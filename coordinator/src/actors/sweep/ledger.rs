@@ -185,7 +185,7 @@ impl Ledger {
             base_bytes: peak.map_or(0, |peak| peak.weights),
             own_bytes: peak.as_ref().map_or(0, PeakBytes::own),
             simulated: trial.kind().or(self.simulated),
-            evaluated: self.asked(number)?.is_some(),
+            evaluated: spec.evaluations.as_ref().is_some_and(|evaluations| evaluations.asks(config)),
             compute_capability: config.base_model().precision.compute_capability(),
         })
     }

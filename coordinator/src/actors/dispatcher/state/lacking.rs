@@ -14,9 +14,9 @@ impl State {
         if devices.is_empty() {
             return None;
         }
-        let waiting = self.queue.values().filter(|request| !request.granted.is_closed());
-        let waiting: Vec<_> =
-            waiting.filter(|request| request.trial.sweep().as_ref() == Some(sweep)).collect();
+        let of_sweep = self.queue.iter().filter(|((_, of, _), _)| of.as_ref() == Some(sweep));
+        let waiting = of_sweep.map(|(_, request)| request).filter(|request| !request.granted.is_closed());
+        let waiting: Vec<_> = waiting.collect();
         no_accelerator(&waiting, &devices)
             .or_else(|| waiting.iter().find_map(|waits| no_numbers(waits, &devices)))
     }
