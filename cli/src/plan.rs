@@ -213,18 +213,26 @@ pub(crate) fn outline(loaded: &sweep_file::Loaded) -> Result<BaseModels, Failure
 
 /// Refuses a sweep of which a trial would wait for ever, because no device that it may run on computes with its numbers.
 pub(crate) fn check_numbers(loaded: &sweep_file::Loaded, devices: &[DeviceOptions]) -> Result<(), Failure> {
-    let named = &loaded.spec.resources.accelerators;
-    let allowed = |device: &&DeviceOptions| {
-        named.is_empty() || named.iter().any(|name| name.eq_ignore_ascii_case(&device.accelerator))
-    };
-    let devices: Vec<_> = devices.iter().filter(allowed).collect();
     let lacks =
-        |device: &&DeviceOptions| device.compute_capability?.lacks_bfloat16(device.accelerator.as_str());
-    let problems: Option<Vec<String>> = devices.iter().map(lacks).collect();
-    let Some(problem) = problems.and_then(|problems| problems.into_iter().next()) else { return Ok(()) };
+        |device: &DeviceOptions| device.compute_capability?.lacks_bfloat16(device.accelerator.as_str());
+    // Most machines have no such device, and none of their sweeps' trials has to be looked at.
+    if !devices.iter().any(|device| lacks(device).is_some()) {
+        return Ok(());
+    }
     for trial in proposals(loaded)? {
         let precision = trial.config.base_model().precision;
-        if precision.compute_capability().is_some() {
+        if precision.compute_capability().is_none() {
+            continue;
+        }
+        let named = match &trial.config.accelerator {
+            Some(accelerator) => std::slice::from_ref(accelerator),
+            None => loaded.spec.resources.accelerators.as_slice(),
+        };
+        let allowed = |device: &&DeviceOptions| {
+            named.is_empty() || named.iter().any(|name| name.eq_ignore_ascii_case(&device.accelerator))
+        };
+        let problems: Option<Vec<String>> = devices.iter().filter(allowed).map(lacks).collect();
+        if let Some(problem) = problems.and_then(|problems| problems.into_iter().next()) {
             let key = if precision.compute_dtype.is_some() { "compute_dtype" } else { "precision_mode" };
             return Err(Failure::invalid(format!("{}: {key}: {problem}", place(loaded, key))));
         }

@@ -278,6 +278,13 @@ fn bfloat16_where_no_device_has_it() {
     assert_eq!(refused.status.code(), Some(2), "{message}");
     let why = "compute_dtype: bfloat16 needs compute capability 8.0; V100-16GB has 7.0; use float16";
     assert!(message.contains(why), "{message}");
+    // Some of these trials may run on an accelerator alone that has it not.
+    let set =
+        ["--set", "compute_dtype=bfloat16", "--set", "parameters={accelerator: [A100-40GB, V100-16GB]}"];
+    let each = ["run", "sweep.yaml", "--simulate=V100-16GB,A100-40GB", "--set", "search={algorithm: grid}"];
+    let refused = sandbox.lorafleet(&[&each[..], &set].concat());
+    let message = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(2) && message.contains(why), "{message}");
     for (devices, dtype) in [("V100-16GB", "float16"), ("V100-16GB,A100-40GB", "bfloat16")] {
         let done = run(devices, dtype);
         assert_eq!(done.status.code(), Some(0), "{}", String::from_utf8_lossy(&done.stderr));

@@ -2,10 +2,9 @@
 
 use crate::error::{CoordinatorError, Result};
 use domain::machine::ComputeCapability;
-use domain::sweep::{Distribution, SweepSpec};
+use domain::sweep::SweepSpec;
 use domain::trial::{ComputeDtype, PrecisionMode, TrialConfig};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 /// Refuses a sweep of which trials would wait for ever: it names accelerators, and none of these has a trial's numbers. One
 /// that the catalogue does not know may have them; and what constraints leave of the trials is not known yet.
@@ -38,25 +37,10 @@ fn needed(spec: &SweepSpec) -> Option<ComputeCapability> {
 fn values<T: DeserializeOwned>(spec: &SweepSpec, name: &str, given: T) -> Vec<T> {
     match spec.parameters.iter().find(|(searched, _)| searched == name) {
         Some((_, distribution)) => {
-            let named = named(distribution).into_iter();
+            let named = distribution.named().into_iter();
             named.filter_map(|value| serde_json::from_value(value.clone()).ok()).collect()
         }
         None => vec![given],
-    }
-}
-
-/// The values that a distribution names one by one, whichever conditions hold.
-fn named(distribution: &Distribution) -> Vec<&Value> {
-    match distribution {
-        Distribution::Constant(value) => vec![value],
-        Distribution::Choices(choices) => choices.iter().collect(),
-        Distribution::When { then, otherwise, .. } => {
-            let otherwise = otherwise.iter().flat_map(|otherwise| named(otherwise));
-            named(then).into_iter().chain(otherwise).collect()
-        }
-        Distribution::Uniform { .. } | Distribution::LogUniform { .. } | Distribution::Integer { .. } => {
-            Vec::new()
-        }
     }
 }
 
