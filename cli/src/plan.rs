@@ -73,6 +73,14 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let Some(file) = &args.file else { return model::run(&args.model, &devices(&[])?, args.output.format) };
     let loaded = load(file, &args.set)?;
     let devices = devices(&loaded.spec.named_accelerators())?;
+    let may_run = |trial: &Proposed| devices.iter().any(|device| device.may_run(&trial.config));
+    if !args.device.is_empty() && !proposals(&loaded)?.iter().any(may_run) {
+        return Err(Failure::invalid(format!(
+            "--device {}: no trial runs there: the sweep's accelerator is {}; leave --device out, or set accelerator",
+            args.device.join(","),
+            loaded.spec.accelerators().join(" or ")
+        )));
+    }
     let (trials, exam) = checked(&loaded)?;
     let mut readings: HashMap<&str, Option<Reading>> = HashMap::new();
     for Planned { trial, preflight } in trials.iter().filter(|_| exam.is_some()) {
@@ -89,13 +97,6 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
         readings.get(model).copied().flatten().filter(|_| asks(&trial.config))
     };
     let documents: Vec<_> = trials.iter().map(|trial| document(trial, of(trial), &devices)).collect();
-    if !args.device.is_empty() && documents.iter().all(|d| d["devices"] == json!([])) {
-        return Err(Failure::invalid(format!(
-            "--device {}: no trial runs there: the sweep's accelerator is {}; leave --device out, or set accelerator",
-            args.device.join(","),
-            loaded.spec.accelerators().join(" or ")
-        )));
-    }
     let generated = if exam.is_some_and(|exam| exam.generates()) {
         "what answers take that are generated is left out of the seconds and dollars\n"
     } else {
@@ -346,9 +347,6 @@ fn document(planned: &Planned, asked: Option<Reading>, devices: &[Device]) -> Va
     let tensors = 2 * preflight.target_modules + preflight.saved_modules;
     let length = u64::from(config.max_sequence_length);
     let flops = shape.flops_per_token(&preflight.load, length);
-    let may = |device: &&Device| {
-        config.accelerator.as_ref().is_none_or(|accelerator| accelerator.eq_ignore_ascii_case(&device.name))
-    };
     let on = |device: &Device| device.document(&shape, config, &preflight.load, steps, asked);
     json!({
         "trial": trial.number,
@@ -367,7 +365,7 @@ fn document(planned: &Planned, asked: Option<Reading>, devices: &[Device]) -> Va
         "flops_per_token": flops,
         "flops_at_most": flops * (tokens * steps) as f64,
         "evaluation_tokens": asked.map(|asked| asked.tokens),
-        "devices": devices.iter().filter(may).map(on).collect::<Vec<_>>(),
+        "devices": devices.iter().filter(|device| device.may_run(config)).map(on).collect::<Vec<_>>(),
     })
 }
 

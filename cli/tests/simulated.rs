@@ -90,7 +90,8 @@ fn the_published_benchmark_is_foreseen() {
     let sandbox = sandbox("max_steps: 1\n");
     std::fs::copy(tokenizer, sandbox.path().join("model/tokenizer.model")).unwrap();
     write_outline(&sandbox.path().join("model/model.safetensors"));
-    model::write_texts(&sandbox.path().join("rows.jsonl"), 24);
+    let row = json!({ "text": format!("### Human: w5 w6 ### Assistant: {}", "w7 w8 ".repeat(90)) });
+    std::fs::write(sandbox.path().join("rows.jsonl"), format!("{row}\n").repeat(36)).unwrap();
     let data: Vec<_> = [
         ("arc_challenge", "arc_challenge_test_100.jsonl"),
         ("hellaswag", "hellaswag_val_100.jsonl"),
@@ -116,7 +117,7 @@ fn the_published_benchmark_is_foreseen() {
         );
         fitting[usize::from(device["device"] == V100)] += usize::from(device["fits"] == true);
     }
-    assert!(fitting[0] > fitting[1] && fitting[1] > 0, "{fitting:?}");
+    assert!(58 > fitting[0] && fitting[0] > fitting[1] && fitting[1] > 0, "{fitting:?}");
     let elsewhere = sandbox.lorafleet(&[&arguments[..], &["--device", "24GB"]].concat());
     let message = String::from_utf8_lossy(&elsewhere.stderr).into_owned();
     assert!(elsewhere.status.code() == Some(2) && message.contains("A100-40GB or V100-16GB"), "{message}");

@@ -61,6 +61,11 @@ impl Device {
         names.iter().map(find).collect()
     }
 
+    /// Whether it is what a trial must run on, if there is such a thing.
+    pub(super) fn may_run(&self, config: &TrialConfig) -> bool {
+        config.accelerator.as_ref().is_none_or(|accelerator| accelerator.eq_ignore_ascii_case(&self.name))
+    }
+
     /// Bytes that tensors may take.
     fn room(&self) -> u64 {
         let reserve = if self.engine == Engine::Gpu { RESERVE } else { 0 };
@@ -91,8 +96,10 @@ impl Device {
     ) -> Value {
         let load = Load { engine: self.engine, ..*load };
         let unsupported = self.unsupported(config);
-        let layers = shape.recomputed_layers(&load, self.room()).filter(|_| unsupported.is_none());
-        let recomputed = layers.unwrap_or(shape.num_hidden_layers);
+        let [fewest, most] = config.gradient_checkpointing.recomputed_layers(shape.num_hidden_layers);
+        let fits = |layers: &u64| shape.peak_bytes(&load, *layers).total() <= self.room();
+        let layers = (fewest..=most).find(fits).filter(|_| unsupported.is_none());
+        let recomputed = layers.unwrap_or(most);
         let mut document = json!({
             "device": self.name,
             "memory_bytes": self.memory_bytes,
@@ -155,4 +162,47 @@ pub(super) fn prices<'a>(devices: impl Iterator<Item = &'a Value>) -> String {
     let caveat = "seconds are predicted from makers' peaks and assumed shares of them, without loading and held-out rows; no GPU \
                   has confirmed them yet\n";
     if predicts { caveat.to_string() + &lines.concat() } else { String::new() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use domain::trial::{ComputeDtype, GradientCheckpointing, PrecisionMode};
+
+    /// A batch that fits a V100 once some layers are computed again.
+    #[test]
+    fn layers_are_computed_again_as_a_trial_allows() {
+        let shape = ModelShape {
+            vocab_size: 32_000,
+            hidden_size: 4096,
+            intermediate_size: 11_008,
+            num_hidden_layers: 32,
+            num_attention_heads: 32,
+            num_key_value_heads: 32,
+            head_dim: 128,
+            tie_word_embeddings: false,
+            query_key_value_bias: false,
+            query_key_norms: false,
+            sliding_window: None,
+            sliding_window_layers: 0,
+        };
+        let device =
+            Device { name: "V100-16GB".into(), memory_bytes: 16 << 30, engine: Engine::Gpu, known: None };
+        let layers = |gradient_checkpointing| {
+            let config = TrialConfig {
+                precision_mode: PrecisionMode::FourBit,
+                compute_dtype: Some(ComputeDtype::Float16),
+                batch_size: 8,
+                gradient_checkpointing,
+                ..TrialConfig::default()
+            };
+            let load = shape.load_at_most(&config, Engine::Gpu);
+            let document = device.document(&shape, &config, &load, 1, None);
+            assert_eq!(document["fits"], document["recomputed_layers"].is_u64());
+            document["recomputed_layers"].as_u64()
+        };
+        assert!(layers(GradientCheckpointing::Auto).is_some_and(|layers| (1..32).contains(&layers)));
+        assert_eq!(layers(GradientCheckpointing::On), Some(32));
+        assert_eq!(layers(GradientCheckpointing::Off), None);
+    }
 }
