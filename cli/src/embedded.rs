@@ -3,13 +3,11 @@
 
 use crate::client::ENDPOINT_FILE;
 use crate::{Failure, machines};
-use coordinator::history::HistoryError;
 use coordinator::{Access, CoordinatorError};
 use domain::SystemClock;
 use gpu_agent::devices::CPU;
 use gpu_agent::devices::simulated::SimulateArgs;
 use gpu_agent::{DeviceOptions, EngineHost};
-use registry::RegistryError;
 use security::client::Token;
 use security::{Client, Secret};
 use std::collections::BTreeMap;
@@ -202,11 +200,5 @@ fn cpu_host() -> EngineHost {
 
 /// A data directory that is somebody else's now, or of a later version, is a wrong argument; all else is a failure.
 fn refused(error: CoordinatorError) -> Failure {
-    match error {
-        CoordinatorError::Registry(
-            RegistryError::InUse { .. } | RegistryError::Newer { .. } | RegistryError::Foreign { .. },
-        )
-        | CoordinatorError::History(HistoryError::Newer { .. }) => Failure::invalid(error),
-        _ => Failure::failed(error),
-    }
+    if error.refuses_directory() { Failure::invalid(error) } else { Failure::failed(error) }
 }

@@ -125,6 +125,21 @@ pub enum CoordinatorError {
 }
 
 impl CoordinatorError {
+    /// Whether the data directory that a program was given is a wrong argument: it is somebody else's now, or of a later version.
+    pub fn refuses_directory(&self) -> bool {
+        let of_registry = |error: &RegistryError| {
+            matches!(
+                error,
+                RegistryError::InUse { .. } | RegistryError::Newer { .. } | RegistryError::Foreign { .. }
+            )
+        };
+        match self {
+            Self::Registry(error) => of_registry(error),
+            Self::History(error) => matches!(error, HistoryError::Newer { .. }),
+            _ => false,
+        }
+    }
+
     /// One wrong field.
     pub fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Invalid { fields: vec![(field.into(), problem.into())] }

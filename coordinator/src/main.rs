@@ -102,11 +102,7 @@ struct FleetArgs {
 
 /// A data directory that is somebody else's, or of a later version, is a wrong argument; all else is a failure.
 fn end(error: CoordinatorError) -> End {
-    use registry::RegistryError::{Foreign, InUse, Newer};
-    match error {
-        CoordinatorError::Registry(InUse { .. } | Newer { .. } | Foreign { .. }) => End::invalid(error),
-        _ => End::failed(error),
-    }
+    if error.refuses_directory() { End::invalid(error) } else { End::failed(error) }
 }
 
 fn main() -> ExitCode {

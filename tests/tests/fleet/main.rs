@@ -328,8 +328,14 @@ fn arguments_that_are_refused() {
         ("gpu-agent", &["--etcd", "not an address"], "--etcd not an address: "),
         ("coordinator", &["--tls-cert", "x"], "--tls-key"),
         ("coordinator", &["--tls-cert", "gone.crt", "--tls-key", "gone.key"], "gone.crt: No such file"),
+        ("coordinator", &["--listen", "127.0.0.1:0", "--data-dir", "later"], "newer LoraFleet (format 7 >"),
     ];
     let dir = tempfile::tempdir().unwrap();
+    // The head of a metric segment: its magic, then its format.
+    let history = dir.path().join("later/history");
+    std::fs::create_dir_all(&history).unwrap();
+    let head = [&b"LFMETRIC"[..], &7u32.to_le_bytes(), &[0; 12]].concat();
+    std::fs::write(history.join("segment-00000001.log"), head).unwrap();
     for (name, arguments, expected) in rows {
         let output =
             Command::new(program::path(name)).args(*arguments).current_dir(dir.path()).output().unwrap();
