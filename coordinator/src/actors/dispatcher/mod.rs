@@ -165,8 +165,21 @@ impl Dispatcher {
                     // Whoever asked and is gone since does not need the answer.
                     match command {
                         Command::Agents(reply) => drop(reply.send(agents.clone())),
-                        Command::HeldBack(_, reply) => drop(reply.send(None)),
-                        _ => {}
+                        Command::HeldBack(_, reply) | Command::Lacking(_, reply) => drop(reply.send(None)),
+                        // Nobody is left who would say or ask this; whoever does is told that it is gone. Each by name, so that
+                        // what is asked anew is not left without an answer.
+                        Command::Connect(..)
+                        | Command::Heartbeat(..)
+                        | Command::Disconnect(..)
+                        | Command::Enqueue(_)
+                        | Command::Expect(..)
+                        | Command::Serve
+                        | Command::Send(..)
+                        | Command::Release(..)
+                        | Command::Used(..)
+                        | Command::Abandon(..)
+                        | Command::Drain(..)
+                        | Command::Limit(_) => {}
                     }
                 }
             };
