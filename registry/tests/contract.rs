@@ -379,7 +379,8 @@ mod in_etcd {
             assert!(tokio::time::timeout(Duration::from_millis(300), &mut waits).await.is_err(), "one leads");
             // Gone without a word to its own.
             first_scope.cancel();
-            soon("the loss", first.lost()).await;
+            let since = soon("the loss", first.lost()).await;
+            assert_eq!(soon("the loss, asked for after it", first.lost()).await, since);
             let later = soon("the second", waits).await.unwrap();
             assert!(later > fence);
             let stale = first.commit(fence, vec![put("a", "2")]).await;

@@ -40,8 +40,8 @@ use client::{Etcd, Operation};
 use futures::future::{BoxFuture, FutureExt};
 use lease::Lease;
 use security::{Client, Secret};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{RwLock, watch};
 use tokio::time::Instant;
@@ -90,8 +90,9 @@ pub struct EtcdRegistry {
     commits: Mailbox<Commit>,
     /// The leadership that this registry holds, if it does.
     term: watch::Sender<Option<Arc<Term>>>,
-    /// When etcd last said that the leadership that ended last goes on.
-    confirmed: Arc<Mutex<Instant>>,
+    /// Once the leadership that was won last is over: when etcd last said that it goes on. Changes with `term`, while that is
+    /// locked, so that an end is not taken for that of a leadership won since.
+    ended: watch::Sender<Option<Instant>>,
     /// Whether etcd ever granted it a lease.
     answered: AtomicBool,
     /// Taken for writing while a batch is applied in several transactions: a reader sees all of it or nothing.
@@ -129,18 +130,17 @@ impl EtcdRegistry {
         let (term, whole) = (watch::Sender::new(None), Arc::default());
         let writer = Writer::new(etcd.clone(), term.subscribe(), Arc::clone(&whole));
         scope.spawn("etcd writer", writer.run(inbox, scope.clone()));
-        let (confirmed, answered) = (Arc::new(Mutex::new(Instant::now())), AtomicBool::new(false));
-        Self { etcd, ttl, scope: scope.clone(), commits, term, confirmed, answered, whole }
+        let (ended, answered) = (watch::Sender::new(None), AtomicBool::new(false));
+        Self { etcd, ttl, scope: scope.clone(), commits, term, ended, answered, whole }
     }
 
-    /// Returns once a leadership that was won is over: its lease ended, or was not renewed for its whole term. Answers with
-    /// the moment at which it was renewed last, up to which nobody else can have written.
+    /// Returns once the leadership that was won last is over, also if it was before the call: its lease ended, or was not
+    /// renewed for its whole term. Answers with the moment at which it was renewed last, up to which nobody else can have written.
     pub async fn lost(&self) -> Instant {
-        let mut term = self.term.subscribe();
+        let mut ended = self.ended.subscribe();
+        let alive = ended.wait_for(Option::is_some).await.ok().and_then(|alive| *alive);
         // The sender lives as long as `self`, so that waiting for it cannot fail.
-        let _ = term.wait_for(Option::is_some).await;
-        let _ = term.wait_for(Option::is_none).await;
-        *self.confirmed.lock().unwrap_or_else(PoisonError::into_inner)
+        alive.unwrap_or_else(Instant::now)
     }
 
     /// The state as it was last known here, to be read while etcd has no majority.
@@ -164,7 +164,12 @@ impl EtcdRegistry {
     }
 
     async fn campaign(&self, holder: &str) -> Result<Fence> {
-        if let Some(old) = self.term.send_replace(None) {
+        let mut old = None;
+        self.term.send_modify(|term| {
+            old = term.take();
+            self.ended.send_replace(None);
+        });
+        if let Some(old) = old {
             old.lease.end().await;
         }
         let (leader, lease) = loop {
@@ -201,15 +206,21 @@ impl EtcdRegistry {
             tokio::time::sleep(CAMPAIGN_PAUSE).await;
         };
         let fence = Fence(leader.rev().unsigned_abs());
-        let (all, ending, confirmed) = (self.term.clone(), lease.clone(), Arc::clone(&self.confirmed));
+        let (all, ended, ending) = (self.term.clone(), self.ended.clone(), lease.clone());
+        let key = leader.key().to_vec();
+        // Before anybody waits for its end.
+        self.term.send_replace(Some(Arc::new(Term { fence, key, lease })));
         self.scope.spawn("leadership", async move {
             let alive = ending.over().await;
-            *confirmed.lock().unwrap_or_else(PoisonError::into_inner) = alive;
             // Not one that was won since.
-            all.send_if_modified(|term| term.take_if(|term| term.fence == fence).is_some());
+            all.send_if_modified(|term| {
+                let over = term.take_if(|term| term.fence == fence).is_some();
+                if over {
+                    ended.send_replace(Some(alive));
+                }
+                over
+            });
         });
-        let key = leader.key().to_vec();
-        self.term.send_replace(Some(Arc::new(Term { fence, key, lease })));
         // What a leader before this one left half applied is applied before anything is read.
         self.send(fence, Vec::new()).await?;
         Ok(fence)
