@@ -9,8 +9,8 @@
 //!
 //! The state is in a registry that all of them reach (etcd). Metrics and checkpoints lie in an object store, where a
 //! leader that is replaced while its process lives on can do no harm ([`crate::history`], [`crate::artifacts`]); or in a
-//! directory that all of them see. Its lock is held by the one that serves, so that the files of a leader that is
-//! replaced are not touched before its process is gone.
+//! directory that all of them see. Its lock is held by the one that serves, until nothing of it can write there any more
+//! ([`History::hold`]), so that the files of a leader that is replaced are not touched before.
 
 mod post;
 mod retired;
@@ -91,8 +91,8 @@ async fn led(options: Options, fleet: Fleet, post: &Post, scope: &Scope) -> Resu
     };
     let running = store.sweep_heads().await?.iter().filter(|head| !head.state.is_terminal()).count();
     progress.send_replace(format!("loading {running} {}", if running == 1 { "sweep" } else { "sweeps" }));
-    let (services, health) = crate::lead(options, place, store, Some(leadership), scope).await?;
-    post.lead(services.clone(), health, lock, scope)?;
+    let (services, health) = crate::lead(options, place, store, Some(leadership), lock, scope).await?;
+    post.lead(services.clone(), health, scope)?;
     Ok(Leader { services, last_known, last_members })
 }
 

@@ -189,7 +189,7 @@ async fn started(options: Options, scope: Scope) -> Result<Server> {
     let store = Store::lead(registry, &format!("process {} at {address}", std::process::id())).await?;
     let place = Place::Directory(options.data_dir.clone());
     let has_page = web::is_served(options.listen, &options.access);
-    let (services, health) = lead(options, place, store, None, &scope).await?;
+    let (services, health) = lead(options, place, store, None, None, &scope).await?;
     let answering = grpc::answering(services, has_page, health.readiness())?;
     scope.clone().spawn("grpc server", async move {
         // The directory is this coordinator's until the last request is answered.
@@ -209,16 +209,21 @@ async fn bind(listen: SocketAddr) -> Result<(TcpListener, SocketAddr)> {
     Ok((listener, address))
 }
 
-/// Leads: goes on with what is under way. `leadership` is the fleet's, if it is one's.
+/// Leads: goes on with what is under way. `leadership` is the fleet's, if it is one's. `lock` is held until the last that works
+/// for it is gone.
 async fn lead(
     options: Options,
     place: Place,
     store: Store,
     leadership: Option<Arc<dyn Leadership>>,
+    lock: Option<DirectoryLock>,
     scope: &Scope,
 ) -> Result<(Services, Health)> {
     let Options { clock, heartbeat, lease, access, .. } = options;
     let kept = Kept::open(store.clone(), &place, scope).await?;
+    if let Some(lock) = lock {
+        kept.history.hold(lock);
+    }
     let desk = go_on(kept, clock.clone(), Terms { heartbeat, lease }, scope).await?;
     if let Some(limits) = &access.limits {
         desk.dispatcher.limit(limits.clone()).await?;

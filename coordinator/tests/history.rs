@@ -6,6 +6,7 @@ use coordinator::history::{History, HistoryError};
 use domain::metric::MetricPoint;
 use domain::{Attempt, SweepId, Timestamp, TrialId};
 use futures::future::join_all;
+use registry::{DirectoryLock, RegistryError};
 use std::collections::HashSet;
 use std::path::Path;
 
@@ -131,6 +132,21 @@ async fn what_an_earlier_segment_acknowledged_must_be_there() {
     let residue = [first, b"LFGC half a frame"].concat();
     std::fs::write(segment(dir.path(), 1), residue).unwrap();
     assert_eq!(steps(&History::open(dir.path()).unwrap()).await, [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn a_directory_is_held_until_nobody_writes_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let history = History::open(&dir.path().join("history")).unwrap();
+    history.hold(DirectoryLock::acquire(dir.path()).unwrap());
+    let (writes, reads) = (history.clone(), history.for_reading());
+    drop(history);
+    append(&writes, &[1]).await;
+    let refusal = DirectoryLock::acquire(dir.path()).unwrap_err();
+    assert!(matches!(refusal, RegistryError::InUse { .. }), "{refusal}");
+    drop(writes);
+    DirectoryLock::acquire(dir.path()).unwrap();
+    assert_eq!(steps(&reads).await, [1]);
 }
 
 #[tokio::test]

@@ -10,7 +10,7 @@ use actor::Scope;
 use futures::StreamExt;
 use futures::future::{BoxFuture, FutureExt};
 use proto::status::RpcError;
-use registry::{DirectoryLock, Leadership};
+use registry::Leadership;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -133,19 +133,12 @@ impl Post {
         progress
     }
 
-    /// Serves until `scope` is cancelled. The directory is this coordinator's until the last request is answered.
-    pub(super) fn lead(
-        &self,
-        services: Services,
-        health: Health,
-        lock: Option<DirectoryLock>,
-        scope: &Scope,
-    ) -> Result<()> {
+    /// Serves until `scope` is cancelled, which is finished once the last request is answered.
+    pub(super) fn lead(&self, services: Services, health: Health, scope: &Scope) -> Result<()> {
         let answering = grpc::answering(services, self.has_page, health.readiness())?;
         let requests = TaskTracker::new();
         let (post, begun, over) = (self.clone(), requests.clone(), scope.clone());
         scope.spawn("requests", async move {
-            let _lock = lock;
             over.cancelled().await;
             post.step_down();
             begun.close();
@@ -287,9 +280,12 @@ impl Service<Request<Body>> for Front {
                 let ready = faces.wait_for(|face| face.kind != Kind::TakesOver);
                 let _ = tokio::time::timeout(PATIENCE, ready).await;
             }
-            let face = faces.borrow().clone();
-            let _begun = face.requests.token();
-            face.answering.oneshot(request).await
+            let (answering, _begun) = {
+                // Both while it is shown: whoever shows another, and then waits for those that have begun, waits for this one.
+                let face = faces.borrow();
+                (face.answering.clone(), face.requests.token())
+            };
+            answering.oneshot(request).await
         }
         .boxed()
     }

@@ -38,11 +38,11 @@ use files::Files;
 use index::Index;
 use object_store::ObjectStore;
 use objects::Objects;
-use registry::RegistryError;
+use registry::{DirectoryLock, RegistryError};
 use segment::Record;
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use tokio::sync::{Mutex, mpsc, oneshot};
 use writer::{Append, Writer};
@@ -114,6 +114,14 @@ pub struct History(Arc<Inner>);
 struct Inner {
     index: Arc<RwLock<Index>>,
     writing: Writing,
+    /// Dropped after all of the above.
+    lock: OnceLock<DirectoryLock>,
+}
+
+impl Inner {
+    fn new(index: Arc<RwLock<Index>>, writing: Writing) -> Self {
+        Self { index, writing, lock: OnceLock::new() }
+    }
 }
 
 /// Who writes.
@@ -156,7 +164,7 @@ impl History {
     /// As [`History::open`]'s.
     pub fn open_here(dir: &Path, disk: Box<dyn Disk>, gone: &HashSet<SweepId>) -> Result<Self, HistoryError> {
         let (index, writer) = Self::recover(dir, disk, gone)?;
-        Ok(Self(Arc::new(Inner { index, writing: Writing::Here(Mutex::new(writer)) })))
+        Ok(Self(Arc::new(Inner::new(index, Writing::Here(Mutex::new(writer))))))
     }
 
     /// The same in an object store, where no lock keeps a leader that was replaced away: points count as kept once they
@@ -177,7 +185,7 @@ impl History {
         let (inbox, appends) = mpsc::channel(WAITING);
         let writer = Writer::new(Box::new(objects), index.clone());
         scope.spawn("history writer", writer.run(appends, scope.clone()));
-        Ok(Self(Arc::new(Inner { index, writing: Writing::Apart(Some(inbox), None) })))
+        Ok(Self(Arc::new(Inner::new(index, Writing::Apart(Some(inbox), None)))))
     }
 
     /// Refuses a directory of which a later version wrote a part.
@@ -195,7 +203,7 @@ impl History {
         let write = move || futures::executor::block_on(writer.run(appends, Scope::new()));
         let thread = std::thread::Builder::new().name("history-writer".into()).spawn(write);
         let thread = thread.map_err(HistoryError::io(dir))?;
-        Ok(Self(Arc::new(Inner { index, writing: Writing::Apart(Some(inbox), Some(thread)) })))
+        Ok(Self(Arc::new(Inner::new(index, Writing::Apart(Some(inbox), Some(thread))))))
     }
 
     /// Reads what is there, and makes what writes behind it.
@@ -245,9 +253,15 @@ impl History {
         answer.await.map_err(|_| HistoryError::Closed)?
     }
 
+    /// Holds the directory until the last clone is gone and what it was told is written: whatever writes to the directory for a
+    /// coordinator, checkpoints too, has one. Of two locks the first stays.
+    pub fn hold(&self, lock: DirectoryLock) {
+        drop(self.0.lock.set(lock));
+    }
+
     /// The points that are in memory, for reading alone.
     pub fn for_reading(&self) -> Self {
-        Self(Arc::new(Inner { index: Arc::clone(&self.0.index), writing: Writing::Apart(None, None) }))
+        Self(Arc::new(Inner::new(Arc::clone(&self.0.index), Writing::Apart(None, None))))
     }
 
     /// Drops the points of sweeps from memory. The segments keep their bytes until the history is opened again.
