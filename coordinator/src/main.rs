@@ -258,6 +258,8 @@ async fn in_fleet(options: Options, args: &FleetArgs, ready: &Readiness) -> Resu
                 return Ok(());
             }
             Some(Ok(())) | Some(Err(CoordinatorError::Registry(RegistryError::Fenced { .. }))) => {}
+            // Its scope was cancelled while it took over, by what found out that another leads.
+            Some(Err(CoordinatorError::Gone(_))) => {}
             // Once it was there, it may come back. Before, its address may be wrong.
             Some(Err(error)) if connected && error.is_storage() => {
                 tracing::warn!(%error, "trying again");
