@@ -306,6 +306,34 @@ async fn serve(fleet: &Fleet, scope: &Scope) -> Desk {
     go_on(kept, Arc::new(SystemClock::new()), terms, scope).await.unwrap()
 }
 
+/// Its actor knows all of it, and writes its record again.
+#[tokio::test]
+async fn a_sweep_that_runs_is_not_over_because_its_object_is_damaged() {
+    let fleet = Fleet { registry: Arc::new(MemoryRegistry::new()), objects: Arc::new(InMemory::new()) };
+    let (leader, sweep) = (fleet.lead().await, record("a-0001", 9_000));
+    leader.put(&sweep).await;
+    let (id, scope) = (sweep.sweep.id, Scope::new());
+    let desk = serve(&fleet, &scope).await;
+    let directory = &desk.directory;
+    let names = fleet.names().await;
+    let name = names.into_iter().find(|name| name.starts_with("sweeps/a-0001/spec-")).unwrap();
+    fleet.objects.put(&ObjectPath::from(name), Bytes::new().into()).await.unwrap();
+    // So large that nothing that was read before stays in memory.
+    let mut large = record("large-0001", 33 << 20);
+    large.sweep.state = SweepState::Completed;
+    directory.store().commit(batch(&large)).await.unwrap();
+    assert!(directory.store().is_unreadable(&id).await.unwrap());
+
+    let refusal = directory.delete(&id, false).await.unwrap_err();
+    assert!(matches!(refusal, CoordinatorError::Over { .. }), "{refusal}");
+    assert_eq!(directory.sweep(&id).await.unwrap().state, SweepState::Running);
+    directory.delete(&id, true).await.unwrap();
+    let refusal = directory.sweep(&id).await.unwrap_err();
+    assert!(matches!(refusal, CoordinatorError::NotFound { .. }), "{refusal}");
+    assert_eq!(fleet.registry.get("sweeps/a-0001").await.unwrap(), None);
+    scope.finish(Duration::from_secs(60)).await;
+}
+
 #[tokio::test]
 async fn a_sweep_that_cannot_be_read_is_no_matter_to_others() {
     each(|fleet| async move {

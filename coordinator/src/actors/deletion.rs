@@ -7,15 +7,15 @@ use crate::store::{Batch, Tombstone};
 use domain::SweepId;
 
 /// Removes a sweep's records and metrics, if it is over. Answers with the tombstone that stands in their place; one
-/// that stands there already stays.
-pub(super) async fn remove_records(tools: &Tools, id: &SweepId) -> Result<Tombstone> {
+/// that stands there already stays. `runs`: its actor is there, which would write its record again.
+pub(super) async fn remove_records(tools: &Tools, id: &SweepId, runs: bool) -> Result<Tombstone> {
     let store = &tools.store;
     if let Some(tombstone) = store.tombstone(id).await? {
         return Ok(tombstone);
     }
     let head = store.sweep_head(id).await?.ok_or_else(|| CoordinatorError::not_found("sweep", id))?;
-    // One that cannot be read does not run, and is never over.
-    if !head.state.is_terminal() && !store.is_unreadable(id).await? {
+    // One that could not be read when this leader began does not run, and is never over.
+    if !head.state.is_terminal() && (runs || !store.is_unreadable(id).await?) {
         let state = "not over; cancel it first, or delete it with --force";
         return Err(CoordinatorError::Over { kind: "sweep", id: id.to_string(), state });
     }

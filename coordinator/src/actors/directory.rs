@@ -487,7 +487,7 @@ impl State {
 
     /// Answers once nothing is left of the sweep.
     async fn delete(&self, id: &SweepId, reply: Reply<Result<Tombstone>>) {
-        match deletion::remove_records(&self.tools, id).await {
+        match deletion::remove_records(&self.tools, id, self.find(id).is_some()).await {
             Ok(tombstone) => self.remove_artifacts(tombstone, Some(reply)),
             Err(error) => {
                 let _ = reply.send(Err(error));
