@@ -251,9 +251,16 @@ impl Store {
     }
 
     /// The uploaded data that any sweep names.
+    ///
+    /// # Errors
+    /// As [`Store::sweep`]'s, where a record does not say itself what its object names.
     pub async fn trees(&self) -> Result<BTreeSet<ContentHash>> {
         let read = |(key, value): (String, Vec<u8>)| async move {
-            Ok::<_, CoordinatorError>(self.sweep_record(&key, &value).await?.trees())
+            let said = sweep_head(&key, &value)?.specs.and_then(|object| object.trees);
+            Ok::<_, CoordinatorError>(match said {
+                Some(trees) => trees,
+                None => self.sweep_record(&key, &value).await?.trees(),
+            })
         };
         let trees = stream::iter(self.sweep_values().await?).map(read).buffered(SPECS_AT_ONCE);
         Ok(trees.try_collect::<Vec<_>>().await?.into_iter().flatten().collect())

@@ -14,6 +14,7 @@ use coordinator::artifacts::Artifacts;
 use coordinator::place::{Objects, Place};
 use coordinator::store::{Batch, Revision, Store, SweepRecord, Tombstone, TrialRecord};
 use coordinator::{CoordinatorError, Kept, go_on};
+use domain::data::{ContentHash, Reference};
 use domain::footprint::ModelShape;
 use domain::sweep::{StateCounts, Sweep, SweepSpec, SweepState};
 use domain::trial::TrialState;
@@ -104,8 +105,12 @@ fn batch(record: &SweepRecord) -> Batch {
 
 /// A spec with so many letters more than the least.
 fn spec(letters: usize) -> SweepSpec {
+    spec_on("/m", letters)
+}
+
+fn spec_on(model: &str, letters: usize) -> SweepSpec {
     let document = json!({
-        "name": "s", "pretrained_model_id": "/m", "dataset_name": format!("/d{}", "x".repeat(letters)),
+        "name": "s", "pretrained_model_id": model, "dataset_name": format!("/d{}", "x".repeat(letters)),
         "max_steps": 7, "search": { "algorithm": "grid", "metric": "loss" },
         "parameters": { "learning_rate": [1e-4, 0.1, 3.0e-5] },
     });
@@ -208,6 +213,46 @@ async fn records_of_the_version_before_are_read() {
         assert_eq!(leader.sweep("old-0001").await.unwrap(), old);
         assert_eq!(fleet.names().await.len(), 1);
         assert!(fleet.kept("old-0001").await.len() <= HEAD_BYTES);
+    })
+    .await;
+}
+
+fn uploaded(tree: ContentHash) -> SweepSpec {
+    spec_on(&Reference { tree, name: "m".into(), is_directory: true }.to_string(), 9_000)
+}
+
+/// Of a record that does not say what its object names, everything is kept while that cannot be read.
+#[tokio::test]
+async fn what_is_uploaded_is_known_without_the_objects() {
+    each(|fleet| async move {
+        let first = fleet.lead().await;
+        let mut sweep = record("a-0001", 9_000);
+        let (before, after) = (ContentHash([1; 32]), ContentHash([2; 32]));
+        sweep.revisions.push(Revision { from: 1, spec: uploaded(before) });
+        sweep.sweep.spec = uploaded(after);
+        first.put(&sweep).await;
+        first.put(&record("small-0001", 0)).await;
+        let (trees, kept) = (BTreeSet::from([before, after]), fleet.kept("a-0001").await);
+        let mut unsaid: serde_json::Value = serde_json::from_slice(&kept).unwrap();
+        unsaid["specs"].as_object_mut().unwrap().remove("trees").unwrap();
+        let unsaid = serde_json::to_vec(&unsaid).unwrap();
+        let damaged = ObjectPath::from(fleet.names().await.remove(0));
+
+        for (is_damaged, value, known) in
+            [(false, &kept, true), (false, &unsaid, true), (true, &kept, true), (true, &unsaid, false)]
+        {
+            if is_damaged {
+                fleet.objects.put(&damaged, Bytes::new().into()).await.unwrap();
+            }
+            let fence = fleet.registry.lead("another version").await.unwrap();
+            let write = Write::Put("sweeps/a-0001".into(), value.clone());
+            fleet.registry.commit(fence, vec![write]).await.unwrap();
+            let found = fleet.lead().await.store.trees().await;
+            match known {
+                true => assert_eq!(found.unwrap(), trees),
+                false => assert!(matches!(found, Err(CoordinatorError::Unreadable { .. })), "{found:?}"),
+            }
+        }
     })
     .await;
 }

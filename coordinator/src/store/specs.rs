@@ -4,21 +4,24 @@
 //!
 //! ```text
 //! {"sweep": {"id": …, "spec": {…}, …}, "revisions": […], "extensions": […], "base_models": {…}, …}
-//! {"sweep": {"id": …, …}, "specs": {"path": "sweeps/<sweep>/spec-<sha256>-t<term>", "bytes": …}, …}
+//! {"sweep": {"id": …, …}, "specs": {"path": "sweeps/<sweep>/spec-<sha256>-t<term>", "bytes": …, "trees": […]}, …}
 //! ```
+//!
+//! `trees` is the uploaded data that it names: what is to be kept is known without the object.
 //!
 //! Nobody but [`super::Store`] knows of the second form. Records of an earlier version, and of a registry in which large values
 //! are as good as small ones, have the first, however large they are.
 
-use super::{SweepHead, sweep_key};
+use super::{SweepHead, SweepRecord, sweep_key};
 use crate::artifacts::{ArtifactError, Artifacts, spec_path, split_term};
 use crate::error::{CoordinatorError, Result};
 use bytes::Bytes;
 use domain::SweepId;
+use domain::data::ContentHash;
 use registry::Write;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Members of a record that lie in the object, beside its sweep's `spec`.
@@ -27,6 +30,9 @@ const MOVED: [&str; 3] = ["revisions", "extensions", "base_models"];
 const NAMED: &str = "specs";
 /// A JSON object.
 type Members = Map<String, Value>;
+
+/// Uploaded trees that a record names itself, at most: it is written again with each change of its sweep.
+const TREES: usize = 32;
 
 /// Bytes of objects that are kept in memory once they were read; what is over is read again.
 const READ_BYTES: usize = 32 << 20;
@@ -38,6 +44,9 @@ pub struct SpecObject {
     pub path: String,
     /// Its length.
     pub bytes: u64,
+    /// The uploaded data that the specs in it name. `None` if they name too much for the record: the object says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trees: Option<BTreeSet<ContentHash>>,
 }
 
 /// Where specs lie that are too large for the registry.
@@ -82,7 +91,7 @@ impl Specs {
                 writes.push(write);
                 continue;
             };
-            let object = self.object(&id, specs).await?;
+            let object = self.object(&id, key, value, specs).await?;
             record.insert(NAMED.into(), serde_json::to_value(&object).map_err(corrupt(key))?);
             writes.push(Write::Put(key.clone(), serde_json::to_vec(&record).map_err(corrupt(key))?));
             named.push((id, object));
@@ -90,17 +99,19 @@ impl Specs {
         Ok((writes, named))
     }
 
-    /// The object of that content: the one that the sweep's record names, or a new one.
-    async fn object(&self, sweep: &SweepId, specs: Vec<u8>) -> Result<SpecObject> {
+    /// The object of that content: the one that the sweep's record names, or a new one. `record` is the whole record, under `key`.
+    async fn object(&self, sweep: &SweepId, key: &str, record: &[u8], specs: Vec<u8>) -> Result<SpecObject> {
         let path = spec_path(sweep, &specs)?;
         let named = self.known().named.get(sweep).cloned();
         if let Some(named) = named.filter(|named| split_term(&named.path).0 == path) {
             return Ok(named);
         }
+        let trees = serde_json::from_slice::<SweepRecord>(record).map_err(corrupt(key))?.trees();
+        let trees = (trees.len() <= TREES).then_some(trees);
         let (bytes, specs) = (specs.len() as u64, Bytes::from(specs));
         let path = self.artifacts.keep_spec(sweep, specs.clone()).await?;
         self.known().remember(&path, specs);
-        Ok(SpecObject { path, bytes })
+        Ok(SpecObject { path, bytes, trees })
     }
 
     /// Records name these objects from now on.
