@@ -9,10 +9,14 @@ use proto::v1;
 use proto::v1::sweep_service_client::SweepServiceClient;
 use proto::v1::trial_service_client::TrialServiceClient;
 use std::collections::BTreeSet;
+use std::time::Duration;
 use tests::etcd::Etcd;
 use tests::http::{free_address, get};
 use tests::program;
 use tonic::Code;
+
+/// Between two times that something is asked, so that those who are asked can work.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// The sweeps, and how many seconds old that is, if it is.
 async fn list(endpoint: &str) -> Result<(BTreeSet<String>, Option<u64>), tonic::Status> {
@@ -20,6 +24,19 @@ async fn list(endpoint: &str) -> Result<(BTreeSet<String>, Option<u64>), tonic::
     let answer = client.list_sweeps(v1::ListSweepsRequest::default()).await?;
     let age = answer.metadata().get(STALE_SECONDS).map(|age| age.to_str().unwrap().parse().unwrap());
     Ok((answer.into_inner().sweeps.into_iter().map(|sweep| sweep.id).collect(), age))
+}
+
+/// Which of these nodes leads, once one does.
+async fn leader(etcd: &[Etcd], nodes: &[usize]) -> usize {
+    let found = async {
+        loop {
+            if let Some(leads) = nodes.iter().find(|node| etcd[**node].leads()) {
+                return *leads;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    };
+    soon("a node that leads", found).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -40,10 +57,14 @@ async fn without_etcds_majority_reads_are_answered_and_say_how_old_they_are() {
     let sweeps = BTreeSet::from([over.clone(), running.clone()]);
     assert_eq!(list(&endpoint).await.unwrap(), (sweeps.clone(), None));
 
-    // The one that is left has heard of all that was written, because it has written it.
-    let leads = fleet.etcd.iter().position(Etcd::leads).unwrap();
-    let others: Vec<_> = (0..3).filter(|node| *node != leads).collect();
-    others.iter().for_each(|node| fleet.etcd[*node].kill());
+    // The one that is left has heard of all that was written: it leads two, of which each has part in whatever is written.
+    let leads = leader(&fleet.etcd, &[0, 1, 2]).await;
+    let first = (leads + 1) % 3;
+    fleet.etcd[first].kill();
+    let left: Vec<_> = (0..3).filter(|node| *node != first).collect();
+    let leads = leader(&fleet.etcd, &left).await;
+    let second = 3 - first - leads;
+    fleet.etcd[second].kill();
     coordinator.says("standing by");
     let (listed, age) = list(&endpoint).await.unwrap();
     assert_eq!(listed, sweeps);
@@ -78,7 +99,7 @@ async fn without_etcds_majority_reads_are_answered_and_say_how_old_they_are() {
             if refused.message().contains("has no majority") {
                 return refused.message().to_string();
             }
-            tokio::task::yield_now().await;
+            tokio::time::sleep(PAUSE).await;
         }
     });
     let refused = refused.await;
@@ -88,7 +109,7 @@ async fn without_etcds_majority_reads_are_answered_and_say_how_old_they_are() {
     assert_eq!(get(&http, "/readyz").0, 503);
     assert_eq!(get(&http, "/healthz").0, 200);
 
-    others.iter().for_each(|node| fleet.etcd[*node].start_again());
+    [first, second].iter().for_each(|node| fleet.etcd[*node].start_again());
     coordinator.says("leading");
     assert_eq!(list(&endpoint).await.unwrap(), (sweeps, None));
     soon("the sweep", until(&endpoint, &running, u64::MAX)).await;
