@@ -83,14 +83,14 @@ async fn led(options: Options, fleet: Fleet, post: &Post, scope: &Scope) -> Resu
     let lock = match &place {
         Place::Objects(_) => None,
         Place::Directory(dir) => {
-            progress.send_replace("waiting for the last leader to let go of the directory".into());
+            progress.send_replace("waiting for the last leader to let go of the directory");
             let lock = take(dir).await?;
             History::refuse_newer(&dir.join("history"))?;
             Some(lock)
         }
     };
-    let running = store.sweep_heads().await?.iter().filter(|head| !head.state.is_terminal()).count();
-    progress.send_replace(format!("loading {running} {}", if running == 1 { "sweep" } else { "sweeps" }));
+    // How many there are is for those alone who show a token.
+    progress.send_replace("loading sweeps");
     let (services, health) = crate::lead(options, place, store, Some(leadership), lock, scope).await?;
     post.lead(services.clone(), health, scope)?;
     Ok(Leader { services, last_known, last_members })

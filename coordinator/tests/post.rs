@@ -262,13 +262,13 @@ async fn whoever_asks_while_it_takes_over_is_told_what_it_does_and_then_answered
         let refused = coordinator.refuses("stands by; http://other:7401 leads").await;
         assert_eq!(reason(&refused), "STANDBY");
         turn.elects.send_replace(true);
-        let refused = coordinator.refuses("taking over: loading 1 sweep").await;
+        let refused = coordinator.refuses("taking over: loading sweeps").await;
         assert_eq!((refused.code(), reason(&refused).as_str()), (Code::Unavailable, "TAKING_OVER"));
         let again = refused.get_details_retry_info().unwrap().retry_delay;
         assert!(again.is_some_and(|pause| !pause.is_zero()), "{again:?}");
         assert_eq!(coordinator.health().await, LIVES);
         let page = coordinator.browse("GET /").await;
-        assert!(page.starts_with("HTTP/1.1 503 ") && page.contains("taking over: loading 1 sweep"), "{page}");
+        assert!(page.starts_with("HTTP/1.1 503 ") && page.contains("taking over: loading sweeps"), "{page}");
         // Who asks meanwhile waits, and again on a machine so slow that it takes longer, until it leads.
         turn.lets_read.send_replace(true);
         let answered = async {

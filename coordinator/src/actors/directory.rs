@@ -70,7 +70,10 @@ impl Directory {
         let (publish, running) = watch::channel(Running::default());
         let mut state =
             State { tools, running: publish, started: 0, mailbox: mailbox.clone(), scope: scope.clone() };
-        for head in store.sweep_heads().await?.iter().filter(|head| !head.state.is_terminal()) {
+        let mut heads = store.sweep_heads().await?;
+        heads.retain(|head| !head.state.is_terminal());
+        tracing::info!(sweeps = heads.len(), "loading sweeps");
+        for head in &heads {
             let record = match record(&store, &head.id).await {
                 // The others are none the worse for it.
                 Err(error @ CoordinatorError::Unreadable { .. }) => {

@@ -125,10 +125,10 @@ impl Post {
         }
     }
 
-    /// Says that it takes over, and what it does, which is to be kept up to date.
-    pub(super) fn take_over(&self) -> watch::Sender<String> {
-        let (progress, does) = watch::channel("reading the state".to_string());
-        let say = move || RpcError::TakingOver(does.borrow().clone(), AGAIN);
+    /// Says that it takes over, and what it does, which is to be kept up to date. Whoever asks hears it, without a token too.
+    pub(super) fn take_over(&self) -> watch::Sender<&'static str> {
+        let (progress, does) = watch::channel("reading the state");
+        let say = move || RpcError::TakingOver(does.borrow().to_string(), AGAIN);
         self.show(refusing(Kind::TakesOver, Arc::new(say), &self.scope));
         progress
     }
