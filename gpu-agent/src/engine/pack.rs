@@ -16,7 +16,7 @@ use crate::cache::quantised::Draft;
 use domain::metric::{self, MetricPoint};
 use domain::trial::{BaseModel, Digests, Failure, FailureClass, Severity, Shortage, TrialSummary};
 use domain::{Clock, Timestamp};
-use ending::{Candidate, SAVE_PAUSE, Then, Unsaved};
+use ending::{Candidate, Leaving, SAVE_PAUSE, Then, Unsaved};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -131,6 +131,7 @@ pub struct Pack<B: Backend> {
     stops: Vec<(Assignment, How)>,
     writer: Writer,
     unsaved: Vec<Unsaved<B::Run>>,
+    leaving: Vec<Leaving>,
     /// Each is asked a little in its turn.
     candidates: VecDeque<Candidate<B::Run>>,
     /// When, on the monotonic clock, the disk is asked again.
@@ -158,6 +159,7 @@ impl<B: Backend> Pack<B> {
             stops: Vec::new(),
             writer: Writer::default(),
             unsaved: Vec::new(),
+            leaving: Vec::new(),
             candidates: VecDeque::new(),
             save_again_at: Duration::ZERO,
             step_seconds: Vec::new(),
@@ -190,7 +192,7 @@ impl<B: Backend> Engine for Pack<B> {
             self.join(admission, emit);
         } else if !self.members.is_empty() {
             self.train(emit);
-        } else if !self.unsaved.is_empty() && self.candidates.is_empty() {
+        } else if !(self.unsaved.is_empty() && self.leaving.is_empty()) && self.candidates.is_empty() {
             // Nothing to do but to wait for the disk, not too long to hear of a stop.
             self.hear_of_writes(SAVE_PAUSE / 10, emit);
         }
@@ -202,7 +204,7 @@ impl<B: Backend> Engine for Pack<B> {
     }
 
     fn is_idle(&self) -> bool {
-        self.is_empty() && self.waiting.is_empty() && self.stops.is_empty()
+        self.is_empty() && self.leaving.is_empty() && self.waiting.is_empty() && self.stops.is_empty()
     }
 }
 
@@ -339,7 +341,7 @@ impl<B: Backend> Pack<B> {
                     emit(Event::Trial(assignment, Happening::Note(Severity::Warning, message)));
                 } else if let Some(last) = self.members.pop() {
                     // The last to join was one too many: the others go on without it.
-                    self.checkpoint_then(last, Then::Fail(failure), emit);
+                    self.let_go(last, Some(failure), emit);
                 }
             }
         }
@@ -363,7 +365,7 @@ impl<B: Backend> Pack<B> {
             emit(Event::Phase(assignment.clone(), phase));
         }
         if let Some(failure) = stepped.failed {
-            return self.checkpoint_then(member, Then::Fail(failure), emit);
+            return self.let_go(member, Some(failure), emit);
         }
         if let Some(point) = stepped.point {
             emit(Event::Trial(assignment.clone(), Happening::Points(vec![point])));

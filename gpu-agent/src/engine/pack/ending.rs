@@ -1,7 +1,8 @@
 //! How the trials of a pack are checkpointed and end: asked what their sweep asks, with their numbers; and what waits for a disk.
 //!
 //! A trial goes on while its checkpoint is written. It stands still if the next one is due before that, so that at most one
-//! of a trial's is on its way, and if the disk refused it. What ends stands still until its last one is written.
+//! of a trial's is on its way, and if the disk refused it. What ends stands still until its last one is written; what failed or is
+//! not wanted any more leaves the device's memory at once.
 
 use super::{Asking, Backend, Begun, Member, Pack, Writing};
 use crate::Assignment;
@@ -20,16 +21,20 @@ pub(super) enum Then {
     Complete(Option<String>),
     Finish(Ending, String),
     Release,
-    /// It cannot go on. What is being written of it counts; it is not checkpointed again.
-    Fail(Failure),
-    /// Nobody wants it any more; it is not checkpointed again.
-    Forget,
 }
 
 /// A trial that stands still: until its checkpoint is written, or until the disk is asked again that refused it.
 pub(super) struct Unsaved<R> {
     pub(super) member: Member<R>,
     then: Then,
+}
+
+/// A trial that is not checkpointed again, and of which nothing is in memory but what is being written.
+pub(super) struct Leaving {
+    pub(super) admission: Admission,
+    writing: Writing,
+    /// Why it cannot go on: what is being written counts. `None` if nobody wants it any more.
+    failure: Option<Failure>,
 }
 
 /// A trial that has made all its steps, and is asked what its sweep asks.
@@ -53,14 +58,28 @@ impl<B: Backend> Pack<B> {
         if member.writing.is_some() {
             return self.unsaved.push(Unsaved { member, then });
         }
-        let over = matches!(then, Then::Fail(_) | Then::Forget);
-        if over || member.saved == Some(self.backend.step(&member.run)) {
+        if member.saved == Some(self.backend.step(&member.run)) {
             return self.go_on(member, then, emit);
         }
         match (self.write(&mut member), then) {
             (Ok(()), Then::GoOn) if !member.refused => self.members.push(member),
             (Ok(()), then) => self.unsaved.push(Unsaved { member, then }),
             (Err(failure), then) => self.not_written(member, then, failure, emit),
+        }
+    }
+
+    /// Ends a trial that cannot go on, or that nobody wants any more if there is no reason why not. Its run is let go of at
+    /// once, so that the others have its memory; its last word comes when nothing of it is being written any more.
+    pub(super) fn let_go(
+        &mut self,
+        member: Member<B::Run>,
+        failure: Option<Failure>,
+        emit: &mut dyn FnMut(Event),
+    ) {
+        let Member { admission, writing, .. } = member;
+        match writing {
+            Some(writing) => self.leaving.push(Leaving { admission, writing, failure }),
+            None => end_left(&admission, failure, emit),
         }
     }
 
@@ -81,20 +100,23 @@ impl<B: Backend> Pack<B> {
             longest = Duration::ZERO;
             let is_it = |member: &Member<B::Run>| member.admission.assignment == assignment;
             if let Some(i) = self.members.iter().position(is_it) {
-                if let Err(failure) = written(&mut self.members[i], result, &*self.clock, emit) {
+                if let Err(failure) = self.members[i].written(result, &*self.clock, emit) {
                     let member = self.members.remove(i);
                     self.not_written(member, Then::GoOn, failure, emit);
                 }
             } else if let Some(i) = self.unsaved.iter().position(|unsaved| is_it(&unsaved.member)) {
                 let Unsaved { mut member, then } = self.unsaved.remove(i);
-                if let Then::Forget = then {
-                    self.go_on(member, then, emit);
-                    continue;
-                }
-                match written(&mut member, result, &*self.clock, emit) {
+                match member.written(result, &*self.clock, emit) {
                     Ok(()) => self.checkpoint_then(member, then, emit),
                     Err(failure) => self.not_written(member, then, failure, emit),
                 }
+            } else if let Some(i) = self.leaving.iter().position(|l| l.admission.assignment == assignment) {
+                let Leaving { admission, writing, failure } = self.leaving.remove(i);
+                if failure.is_some() {
+                    // It fails whether or not that was written.
+                    let _ = writing.over(&admission.assignment, result, &*self.clock, emit);
+                }
+                end_left(&admission, failure, emit);
             }
         }
     }
@@ -107,9 +129,6 @@ impl<B: Backend> Pack<B> {
         failure: Failure,
         emit: &mut dyn FnMut(Event),
     ) {
-        if let Then::Fail(_) = then {
-            return self.go_on(member, then, emit);
-        }
         let assignment = member.admission.assignment.clone();
         if failure.class != FailureClass::Infrastructure {
             return emit(Event::Trial(assignment, Happening::Failed(failure)));
@@ -134,8 +153,6 @@ impl<B: Backend> Pack<B> {
             Then::Complete(unasked) => self.completed(&mut member, unasked),
             Then::Finish(ending, message) => self.last_word(&mut member, ending, message),
             Then::Release => Happening::Released,
-            Then::Fail(failure) => Happening::Failed(failure),
-            Then::Forget => return forget(&member.admission),
         };
         emit(Event::Trial(assignment, last));
     }
@@ -228,7 +245,6 @@ impl<B: Backend> Pack<B> {
         {
             let Unsaved { member, mut then } = self.unsaved.remove(i);
             match (&mut then, how) {
-                (Then::Forget, _) => {}
                 // It has come to its end, and only its last checkpoint is missing.
                 (Then::Complete(_), How::Stop | How::Release) if !member.refused => {
                     // Which is soon written: it ends thereafter.
@@ -237,10 +253,16 @@ impl<B: Backend> Pack<B> {
                 (Then::Complete(unasked), How::Stop | How::Release) => {
                     unasked.get_or_insert_with(|| ENDED.into());
                 }
-                (Then::Finish(..) | Then::Fail(_), How::Stop | How::Release) => {}
+                (Then::Finish(..), How::Stop | How::Release) => {}
                 _ => return self.end_member(member, how, emit),
             }
             self.unsaved.push(Unsaved { member, then });
+        } else if let Some(leaving) = self.leaving.iter_mut().find(|l| l.admission.assignment == *assignment)
+        {
+            // It ends by itself, without a word if it is not wanted any more.
+            if let How::Drop = how {
+                leaving.failure = None;
+            }
         } else if let Some(i) =
             self.candidates.iter().position(|c| c.member.admission.assignment == *assignment)
         {
@@ -261,28 +283,53 @@ impl<B: Backend> Pack<B> {
         match how {
             How::Stop => self.finish(member, Ending::Stopped, String::new(), emit),
             How::Release => self.checkpoint_then(member, Then::Release, emit),
-            How::Drop => self.checkpoint_then(member, Then::Forget, emit),
+            How::Drop => self.let_go(member, None, emit),
         }
     }
 }
 
-/// Tells of a checkpoint that was written. What was refused leaves nothing: the next try is of a later step.
-fn written<R>(
-    member: &mut Member<R>,
-    result: Result<(), Failure>,
-    clock: &dyn Clock,
-    emit: &mut dyn FnMut(Event),
-) -> Result<(), Failure> {
-    let Some(Writing { begun, checkpoint }) = member.writing.take() else { return result };
-    if let Err(failure) = result {
-        checkpoint.remove();
-        return Err(failure);
+impl<R> Member<R> {
+    /// Takes note of what became of its checkpoint, and tells of it if it was written.
+    fn written(
+        &mut self,
+        result: Result<(), Failure>,
+        clock: &dyn Clock,
+        emit: &mut dyn FnMut(Event),
+    ) -> Result<(), Failure> {
+        let Some(writing) = self.writing.take() else { return result };
+        let step = writing.checkpoint.step;
+        writing.over(&self.admission.assignment, result, clock, emit)?;
+        (self.saved, self.refused) = (Some(step), false);
+        Ok(())
     }
-    (member.saved, member.refused) = (Some(checkpoint.step), false);
-    let assignment = &member.admission.assignment;
-    emit(begun.over(clock, assignment, Work::Checkpoint, checkpoint.step));
-    emit(Event::Trial(assignment.clone(), Happening::Checkpoint(checkpoint)));
-    Ok(())
+}
+
+impl Writing {
+    /// Tells of a checkpoint that was written. What was refused leaves nothing: the next try is of a later step.
+    fn over(
+        self,
+        assignment: &Assignment,
+        result: Result<(), Failure>,
+        clock: &dyn Clock,
+        emit: &mut dyn FnMut(Event),
+    ) -> Result<(), Failure> {
+        let Self { begun, checkpoint } = self;
+        if let Err(failure) = result {
+            checkpoint.remove();
+            return Err(failure);
+        }
+        emit(begun.over(clock, assignment, Work::Checkpoint, checkpoint.step));
+        emit(Event::Trial(assignment.clone(), Happening::Checkpoint(checkpoint)));
+        Ok(())
+    }
+}
+
+/// The last of a trial of which nothing is being written any more: why it cannot go on, if it was wanted.
+fn end_left(admission: &Admission, failure: Option<Failure>, emit: &mut dyn FnMut(Event)) {
+    match failure {
+        Some(failure) => emit(Event::Trial(admission.assignment.clone(), Happening::Failed(failure))),
+        None => forget(admission),
+    }
 }
 
 /// Ends a trial that never began here: there is nothing to checkpoint.

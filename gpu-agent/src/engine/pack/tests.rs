@@ -137,7 +137,7 @@ fn pack() -> Pack<Small> {
 /// Whether a checkpoint is being written.
 fn writes(pack: &Pack<Small>) -> bool {
     let unsaved = pack.unsaved.iter().map(|unsaved| &unsaved.member);
-    pack.members.iter().chain(unsaved).any(|member| member.writing.is_some())
+    !pack.leaving.is_empty() || pack.members.iter().chain(unsaved).any(|member| member.writing.is_some())
 }
 
 /// Whether the disk refused a checkpoint that is still missing.

@@ -147,22 +147,57 @@ fn a_stop_during_the_last_write_changes_nothing() {
     }
 }
 
-/// The checkpoint before a failure counts.
+/// The checkpoint before a failure counts. What failed holds no memory that another could have meanwhile.
 #[test]
-fn what_fails_waits_for_its_checkpoint() {
+fn what_fails_waits_for_its_checkpoint_without_its_memory() {
     let dir = tempfile::tempdir().unwrap();
     let mut pack = pack();
     let opens = gate(&mut pack);
-    pack.admit(saving(dir.path(), "one", UNEVALUABLE, 5, 1));
+    let large = |mut admission: Admission| {
+        // Each takes all that the base leaves.
+        admission.config.batch_size = 6;
+        admission
+    };
+    pack.admit(large(saving(dir.path(), "one", UNEVALUABLE, 5, 1)));
+    pack.admit(large(saving(dir.path(), "two", 1, 2, 0)));
     let mut heard = Vec::new();
     // The checkpoint of step 1 is being written when step 2 fails.
-    while pack.unsaved.is_empty() {
+    while !heard.contains(&"two 1".to_string()) {
         pack.step(&mut listen(&mut heard));
     }
-    assert_eq!(heard, ["one 0", "one 1"]);
+    assert_eq!(heard, ["one 0", "one 1", "two 0", "two 1"]);
+    assert!(pack.unsaved.is_empty() && pack.leaving.len() == 1 && pack.members.len() == 1);
     drop(opens);
     while !pack.is_idle() {
         pack.step(&mut listen(&mut heard));
     }
-    assert_eq!(heard[2..], ["one saved 1", "one no room to evaluate"]);
+    let one: Vec<_> = heard[4..].iter().filter(|heard| heard.starts_with("one")).collect();
+    assert_eq!(one, ["one saved 1", "one no room to evaluate"]);
+}
+
+/// Whatever else is asked of it, it fails; dropped, it leaves without a word and with all that it wrote.
+#[test]
+fn what_failed_can_be_ended_while_its_checkpoint_is_written() {
+    for (how, wanted) in [
+        (How::Stop, vec!["one saved 1", "one no room to evaluate"]),
+        (How::Release, vec!["one saved 1", "one no room to evaluate"]),
+        (How::Drop, vec![]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pack = pack();
+        let opens = gate(&mut pack);
+        pack.admit(saving(dir.path(), "one", UNEVALUABLE, 5, 1));
+        while pack.leaving.is_empty() {
+            pack.step(&mut |_| {});
+        }
+        pack.stop(&Assignment::new("one", 1), how);
+        pack.step(&mut |event| panic!("nothing is written: {event:?}"));
+        drop(opens);
+        let mut heard = Vec::new();
+        while !pack.is_idle() {
+            pack.step(&mut listen(&mut heard));
+        }
+        assert_eq!(heard, wanted, "{how:?}");
+        assert_eq!(dir.path().join("one").exists(), how != How::Drop, "{how:?}");
+    }
 }
