@@ -145,19 +145,25 @@ fn train(
     let mut progress = Progress::new(run.step(), run.total_steps());
     while !run.is_done() {
         let stepped = step_pack(loaded, &mut [&mut *run], clock).map_err(failed)?.remove(0);
-        output.look().map_err(failed)?;
+        // Why the run ends comes before what became of an earlier checkpoint.
         if let Some(error) = stepped.failed {
             return Err(failed(error));
         }
         if let Some(why) = stepped.diverged {
             progress.finish();
-            let kept = output.checkpoint(run).map_err(failed)?;
-            output.wait().map_err(failed)?;
-            return Err(Failure::failed(format!("the run diverged: {why}; see {}", kept.display())));
+            // An earlier checkpoint that was not written is no reason not to write this one.
+            let _ = output.wait();
+            let kept = output.checkpoint(run).and_then(|kept| output.wait().map(|()| kept));
+            let kept = match kept {
+                Ok(kept) => format!("see {}", kept.display()),
+                Err(error) => format!("its last good state could not be written: {error}"),
+            };
+            return Err(Failure::failed(format!("the run diverged: {why}; {kept}")));
         }
         if let (Some(metrics), Some(point)) = (&mut metrics, &stepped.point) {
             metrics.write(point)?;
         }
+        output.look().map_err(failed)?;
         progress.step(run.step(), stepped.point.as_ref());
         let stops = interrupted.load(Ordering::Relaxed) && !run.is_done();
         if stops || (stepped.checkpoint_due && run.config().save_steps > 0) {

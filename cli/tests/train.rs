@@ -202,6 +202,22 @@ fn a_diverging_run_keeps_its_last_good_state() {
     }
 }
 
+/// A full disk does not hide why the run ended.
+#[test]
+fn a_diverging_run_says_so_if_its_state_cannot_be_written() {
+    let dir = workplace();
+    std::fs::create_dir(dir.path().join("out")).unwrap();
+    for step in 0..20 {
+        std::fs::write(dir.path().join(format!("out/.checkpoint-{step}.partial")), "in its way").unwrap();
+    }
+    let arguments = ["--learning-rate=1e30", "--max-steps=20", "--save-steps=0", "--output-dir=out"];
+    let output = train(dir.path(), &with(&arguments));
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    for fragment in ["diverged", "learning_rate", "could not be written", ".partial"] {
+        assert!(stderr(&output).contains(fragment), "{}", stderr(&output));
+    }
+}
+
 /// A checkpoint is written while the run goes on; that it cannot be ends the run all the same.
 #[test]
 fn a_checkpoint_that_cannot_be_written_ends_the_run() {
