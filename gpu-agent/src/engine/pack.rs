@@ -149,6 +149,7 @@ impl<B: Backend> Pack<B> {
     pub fn new(backend: B, memory_bytes: u64, clock: Arc<dyn Clock>) -> Self {
         Self {
             backend,
+            writer: Writer::new(clock.clone()),
             clock,
             memory_bytes,
             base: None,
@@ -157,7 +158,6 @@ impl<B: Backend> Pack<B> {
             waiting: VecDeque::new(),
             wanted_bytes: 0,
             stops: Vec::new(),
-            writer: Writer::default(),
             unsaved: Vec::new(),
             leaving: Vec::new(),
             candidates: VecDeque::new(),
@@ -304,7 +304,7 @@ impl<B: Backend> Pack<B> {
         }
         let begun = Begun::now(&*self.clock);
         let (loaded, four_bits) = self.backend.load(&here, admission, emit)?;
-        let phase = Phase { four_bits, ..begun.phase(&*self.clock, Work::Load, 0) };
+        let phase = Phase { four_bits, ..begun.phase(self.clock.monotonic(), Work::Load, 0) };
         emit(Event::Phase(admission.assignment.clone(), phase));
         emit(Event::BaseResident(Some(base.to_string())));
         self.base = Some((base, loaded));
@@ -396,11 +396,12 @@ impl Begun {
     }
 
     fn over(self, clock: &dyn Clock, assignment: &Assignment, work: Work, step: u64) -> Event {
-        Event::Phase(assignment.clone(), self.phase(clock, work, step))
+        Event::Phase(assignment.clone(), self.phase(clock.monotonic(), work, step))
     }
 
-    fn phase(self, clock: &dyn Clock, work: Work, step: u64) -> Phase {
-        let took = clock.monotonic().saturating_sub(self.since);
+    /// The work that ended at `ended` on the monotonic clock.
+    fn phase(self, ended: Duration, work: Work, step: u64) -> Phase {
+        let took = ended.saturating_sub(self.since);
         Phase { work, start: self.start, took, step, four_bits: None }
     }
 }

@@ -4,10 +4,10 @@
 //! of a trial's is on its way, and if the disk refused it. What ends stands still until its last one is written; what failed or is
 //! not wanted any more leaves the device's memory at once.
 
+use super::writer::Written;
 use super::{Asking, Backend, Begun, Member, Pack, Writing};
 use crate::Assignment;
 use crate::engine::{Admission, Checkpoint, CheckpointDirs, Ending, Event, Happening, How, Work};
-use domain::Clock;
 use domain::trial::{Failure, FailureClass, Severity, Throughput, TrialSummary};
 use std::time::Duration;
 
@@ -96,25 +96,25 @@ impl<B: Backend> Pack<B> {
 
     /// Hears which checkpoints are written, waiting for the first at most so long.
     pub(super) fn hear_of_writes(&mut self, mut longest: Duration, emit: &mut dyn FnMut(Event)) {
-        while let Some((assignment, result)) = self.writer.next(longest) {
+        while let Some(written) = self.writer.next(longest) {
             longest = Duration::ZERO;
-            let is_it = |member: &Member<B::Run>| member.admission.assignment == assignment;
-            if let Some(i) = self.members.iter().position(is_it) {
-                if let Err(failure) = self.members[i].written(result, &*self.clock, emit) {
+            let is_it = |admission: &Admission| admission.assignment == written.assignment;
+            if let Some(i) = self.members.iter().position(|member| is_it(&member.admission)) {
+                if let Err(failure) = self.members[i].written(written, emit) {
                     let member = self.members.remove(i);
                     self.not_written(member, Then::GoOn, failure, emit);
                 }
-            } else if let Some(i) = self.unsaved.iter().position(|unsaved| is_it(&unsaved.member)) {
+            } else if let Some(i) = self.unsaved.iter().position(|u| is_it(&u.member.admission)) {
                 let Unsaved { mut member, then } = self.unsaved.remove(i);
-                match member.written(result, &*self.clock, emit) {
+                match member.written(written, emit) {
                     Ok(()) => self.checkpoint_then(member, then, emit),
                     Err(failure) => self.not_written(member, then, failure, emit),
                 }
-            } else if let Some(i) = self.leaving.iter().position(|l| l.admission.assignment == assignment) {
+            } else if let Some(i) = self.leaving.iter().position(|leaving| is_it(&leaving.admission)) {
                 let Leaving { admission, writing, failure } = self.leaving.remove(i);
                 if failure.is_some() {
                     // It fails whether or not that was written.
-                    let _ = writing.over(&admission.assignment, result, &*self.clock, emit);
+                    let _ = writing.over(written, emit);
                 }
                 end_left(&admission, failure, emit);
             }
@@ -290,15 +290,10 @@ impl<B: Backend> Pack<B> {
 
 impl<R> Member<R> {
     /// Takes note of what became of its checkpoint, and tells of it if it was written.
-    fn written(
-        &mut self,
-        result: Result<(), Failure>,
-        clock: &dyn Clock,
-        emit: &mut dyn FnMut(Event),
-    ) -> Result<(), Failure> {
-        let Some(writing) = self.writing.take() else { return result };
+    fn written(&mut self, written: Written, emit: &mut dyn FnMut(Event)) -> Result<(), Failure> {
+        let Some(writing) = self.writing.take() else { return written.result };
         let step = writing.checkpoint.step;
-        writing.over(&self.admission.assignment, result, clock, emit)?;
+        writing.over(written, emit)?;
         (self.saved, self.refused) = (Some(step), false);
         Ok(())
     }
@@ -306,20 +301,15 @@ impl<R> Member<R> {
 
 impl Writing {
     /// Tells of a checkpoint that was written. What was refused leaves nothing: the next try is of a later step.
-    fn over(
-        self,
-        assignment: &Assignment,
-        result: Result<(), Failure>,
-        clock: &dyn Clock,
-        emit: &mut dyn FnMut(Event),
-    ) -> Result<(), Failure> {
+    fn over(self, written: Written, emit: &mut dyn FnMut(Event)) -> Result<(), Failure> {
         let Self { begun, checkpoint } = self;
+        let Written { assignment, result, ended } = written;
         if let Err(failure) = result {
             checkpoint.remove();
             return Err(failure);
         }
-        emit(begun.over(clock, assignment, Work::Checkpoint, checkpoint.step));
-        emit(Event::Trial(assignment.clone(), Happening::Checkpoint(checkpoint)));
+        emit(Event::Phase(assignment.clone(), begun.phase(ended, Work::Checkpoint, checkpoint.step)));
+        emit(Event::Trial(assignment, Happening::Checkpoint(checkpoint)));
         Ok(())
     }
 }
