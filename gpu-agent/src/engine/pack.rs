@@ -87,7 +87,7 @@ pub trait Backend {
     /// One optimizer step of every run. One answer a run, in their order; after an error nobody has stepped.
     fn step_pack(&mut self, base: &Self::Base, runs: &mut [&mut Self::Run]) -> Result<Vec<Stepped>, Failure>;
     /// What writes a checkpoint of a run as it stands, whatever the run does meanwhile; of a diverged run, of the last good
-    /// state.
+    /// state. An error, of the device, ends the run; one of the write itself may pass.
     fn save(&mut self, run: &mut Self::Run, dirs: CheckpointDirs) -> Result<Write, Failure>;
     /// Asks a run that has made all its steps, or the base for it, the next of what its sweep asks.
     fn ask(&mut self, base: &Self::Base, run: &mut Self::Run) -> Result<Asking, Failure>;

@@ -152,6 +152,10 @@ impl Run {
         for value in adapter.modules.iter_mut().flat_map(|module| module.initial.iter_mut().flatten()) {
             *value = on_cpu(value)?;
         }
+        // No copy from a GPU is still under way when steps change what it is of.
+        if let Some((_, _, value)) = self.state.adapter.named().next() {
+            value.device().synchronize()?;
+        }
         let tensors = Arc::new(Tensors { adapter, moments });
         if self.load.engine == Engine::Cpu {
             self.on_its_way = OnItsWay(Arc::downgrade(&tensors));

@@ -48,7 +48,8 @@ pub(super) const ENDED: &str = "it was to end before it was asked everything";
 
 impl<B: Backend> Pack<B> {
     /// Checkpoints a trial, and does with it what is to be done: if it goes on, at once, else when the checkpoint is
-    /// written. A disk that refuses is asked again later; until then the trial stands still.
+    /// written. A disk that refuses is asked again later; until then the trial stands still. A trial whose state cannot be
+    /// taken fails: its device does not get better by being asked again.
     pub(super) fn checkpoint_then(
         &mut self,
         mut member: Member<B::Run>,
@@ -58,10 +59,21 @@ impl<B: Backend> Pack<B> {
         if member.writing.is_some() {
             return self.unsaved.push(Unsaved { member, then });
         }
-        if member.saved == Some(self.backend.step(&member.run)) {
+        let step = self.backend.step(&member.run);
+        if member.saved == Some(step) {
             return self.go_on(member, then, emit);
         }
-        match (self.write(&mut member), then) {
+        let dirs = CheckpointDirs::within(&member.admission.work_dir, step);
+        let begun = Begun::now(&*self.clock);
+        let write = match self.backend.save(&mut member.run, dirs.clone()) {
+            Ok(write) => write,
+            Err(failure) => return self.let_go(member, Some(failure), emit),
+        };
+        let given = self.writer.write(member.admission.assignment.clone(), write);
+        if given.is_ok() {
+            member.writing = Some(Writing { begun, checkpoint: Checkpoint { step, dirs } });
+        }
+        match (given, then) {
             (Ok(()), Then::GoOn) if !member.refused => self.members.push(member),
             (Ok(()), then) => self.unsaved.push(Unsaved { member, then }),
             (Err(failure), then) => self.not_written(member, then, failure, emit),
@@ -81,17 +93,6 @@ impl<B: Backend> Pack<B> {
             Some(writing) => self.leaving.push(Leaving { admission, writing, failure }),
             None => end_left(&admission, failure, emit),
         }
-    }
-
-    /// Has a checkpoint of a trial written as it stands.
-    fn write(&mut self, member: &mut Member<B::Run>) -> Result<(), Failure> {
-        let step = self.backend.step(&member.run);
-        let dirs = CheckpointDirs::within(&member.admission.work_dir, step);
-        let begun = Begun::now(&*self.clock);
-        let write = self.backend.save(&mut member.run, dirs.clone())?;
-        self.writer.write(member.admission.assignment.clone(), write)?;
-        member.writing = Some(Writing { begun, checkpoint: Checkpoint { step, dirs } });
-        Ok(())
     }
 
     /// Hears which checkpoints are written, waiting for the first at most so long.

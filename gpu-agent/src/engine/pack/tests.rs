@@ -24,6 +24,8 @@ const ASKED: u64 = 7;
 const UNASKABLE: u64 = 9;
 /// One whose evaluation after its second step fails.
 const UNEVALUABLE: u64 = 11;
+/// One whose state the device does not give.
+const UNREADABLE: u64 = 17;
 
 /// Each look at it is a second later.
 #[derive(Default)]
@@ -97,6 +99,9 @@ impl Backend for Small {
         Ok(stepped)
     }
     fn save(&mut self, run: &mut SimulatedRun, dirs: CheckpointDirs) -> Result<Write, Failure> {
+        if run.config().seed == UNREADABLE {
+            return Err(Failure { class: FailureClass::Infrastructure, message: "device".into() });
+        }
         let refused = run.config().seed == 13 && self.1 > 0;
         self.1 -= u32::from(refused);
         let (write, gate) = (self.0.save(run, dirs)?, self.5.clone());
@@ -246,6 +251,17 @@ fn an_evaluation_that_fails_ends_its_trial_alone() {
         pack.admit(admission(dir.path(), name, "a", seed));
     }
     assert_eq!(run(&mut pack), ["base a", "one no room to evaluate", "two Completed"]);
+}
+
+/// A disk gets room again; a device that is asked again for a state that it does not give would be for ever.
+#[test]
+fn a_state_that_cannot_be_taken_ends_its_trial_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pack = pack();
+    for (name, seed) in [("one", UNREADABLE), ("two", 1)] {
+        pack.admit(admission(dir.path(), name, "a", seed));
+    }
+    assert_eq!(run(&mut pack), ["base a", "one device", "two Completed"]);
 }
 
 /// What is logged while a trial joins, a download for one, is in its trace.
