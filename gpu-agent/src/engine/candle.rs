@@ -162,6 +162,13 @@ impl Backend for Candle {
         Ok(Box::new(move || snapshot.write(&dirs.adapter, &dirs.resume, Outlives::Process).map_err(failure)))
     }
 
+    /// From a GPU a state is copied to the computer's memory, 12 bytes a parameter, which nobody counts: one that is written,
+    /// and one so that the disk has something to do until it is heard that the first is written, after a step perhaps. On
+    /// the CPU it is a part of a trial's footprint, and no trial need stand still for another's.
+    fn most_writes(&self) -> usize {
+        if self.device.is_cpu() { usize::MAX } else { 2 }
+    }
+
     fn ask(&mut self, base: &Loaded, trial: &mut Examined) -> Result<Asking, Failure> {
         let Some(asked) = &mut trial.asked else { return Ok(Asking::Nothing) };
         let done = self.exams.ask(base, &trial.run, asked)?;

@@ -89,6 +89,11 @@ pub trait Backend {
     /// What writes a checkpoint of a run as it stands, whatever the run does meanwhile; of a diverged run, of the last good
     /// state. An error, of the device, ends the run; one of the write itself may pass.
     fn save(&mut self, run: &mut Self::Run, dirs: CheckpointDirs) -> Result<Write, Failure>;
+    /// How many checkpoints may be on their way to the disk at once, at least one; whose is one more stands still until it is
+    /// its turn. No bound where what [`Backend::fit`] says of a run counts its checkpoint on its way.
+    fn most_writes(&self) -> usize {
+        usize::MAX
+    }
     /// Asks a run that has made all its steps, or the base for it, the next of what its sweep asks.
     fn ask(&mut self, base: &Self::Base, run: &mut Self::Run) -> Result<Asking, Failure>;
     /// The run's numbers at its end.

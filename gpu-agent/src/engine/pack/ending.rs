@@ -1,7 +1,7 @@
 //! How the trials of a pack are checkpointed and end: asked what their sweep asks, with their numbers; and what waits for a disk.
 //!
 //! A trial goes on while its checkpoint is written. It stands still if the next one is due before that, so that at most one
-//! of a trial's is on its way, and if the disk refused it. What ends stands still until its last one is written; what failed or is
+//! of a trial's is on its way, if as many of the pack's are as may be ([`Backend::most_writes`]), and if the disk refused it. What ends stands still until its last one is written; what failed or is
 //! not wanted any more leaves the device's memory at once.
 
 use super::writer::Written;
@@ -23,7 +23,8 @@ pub(super) enum Then {
     Release,
 }
 
-/// A trial that stands still: until its checkpoint is written, or until the disk is asked again that refused it.
+/// A trial that stands still: until its checkpoint is written, until it is its turn for one, or until the disk is asked again
+/// that refused it. Turns are taken in the order in which these stand.
 pub(super) struct Unsaved<R> {
     pub(super) member: Member<R>,
     then: Then,
@@ -52,17 +53,25 @@ impl<B: Backend> Pack<B> {
     /// taken fails: its device does not get better by being asked again.
     pub(super) fn checkpoint_then(
         &mut self,
-        mut member: Member<B::Run>,
+        member: Member<B::Run>,
         then: Then,
         emit: &mut dyn FnMut(Event),
     ) {
         if member.writing.is_some() {
             return self.unsaved.push(Unsaved { member, then });
         }
-        let step = self.backend.step(&member.run);
-        if member.saved == Some(step) {
+        if member.saved == Some(self.backend.step(&member.run)) {
             return self.go_on(member, then, emit);
         }
+        if self.writes() >= self.backend.most_writes() || self.unsaved.iter().any(Unsaved::waits_its_turn) {
+            return self.unsaved.push(Unsaved { member, then });
+        }
+        self.write_then(member, then, emit);
+    }
+
+    /// Has a checkpoint of a trial written as it stands.
+    fn write_then(&mut self, mut member: Member<B::Run>, then: Then, emit: &mut dyn FnMut(Event)) {
+        let step = self.backend.step(&member.run);
         let dirs = CheckpointDirs::within(&member.admission.work_dir, step);
         let begun = Begun::now(&*self.clock);
         let write = match self.backend.save(&mut member.run, dirs.clone()) {
@@ -78,6 +87,12 @@ impl<B: Backend> Pack<B> {
             (Ok(()), then) => self.unsaved.push(Unsaved { member, then }),
             (Err(failure), then) => self.not_written(member, then, failure, emit),
         }
+    }
+
+    /// How many checkpoints are on their way.
+    pub(super) fn writes(&self) -> usize {
+        let members = self.members.iter().chain(self.unsaved.iter().map(|unsaved| &unsaved.member));
+        members.filter(|member| member.writing.is_some()).count() + self.leaving.len()
     }
 
     /// Ends a trial that cannot go on, or that nobody wants any more if there is no reason why not. Its run is let go of at
@@ -206,15 +221,18 @@ impl<B: Backend> Pack<B> {
         })
     }
 
+    /// Has the checkpoints written whose turn it is, and those that the disk refused a while ago.
     pub(super) fn save_again(&mut self, emit: &mut dyn FnMut(Event)) {
-        let is_refused = |unsaved: &Unsaved<B::Run>| unsaved.member.writing.is_none();
-        if self.unsaved.iter().any(is_refused) && self.clock.monotonic() >= self.save_again_at {
-            let (refused, writing): (Vec<_>, Vec<_>) =
-                std::mem::take(&mut self.unsaved).into_iter().partition(is_refused);
-            self.unsaved = writing;
-            for Unsaved { member, then } in refused {
-                self.checkpoint_then(member, then, emit);
+        let refused_too = self.clock.monotonic() >= self.save_again_at;
+        let may = |u: &Unsaved<B::Run>| u.waits_its_turn() || u.is_refused() && refused_too;
+        // Each at most once: what is refused again stands last.
+        for _ in 0..self.unsaved.iter().filter(|unsaved| may(unsaved)).count() {
+            if self.writes() >= self.backend.most_writes() {
+                return;
             }
+            let Some(i) = self.unsaved.iter().position(may) else { return };
+            let Unsaved { member, then } = self.unsaved.remove(i);
+            self.write_then(member, then, emit);
         }
     }
 
@@ -244,8 +262,9 @@ impl<B: Backend> Pack<B> {
             self.end_member(member, how, emit);
         } else if let Some(i) = self.unsaved.iter().position(|u| u.member.admission.assignment == *assignment)
         {
-            let Unsaved { member, mut then } = self.unsaved.remove(i);
-            match (&mut then, how) {
+            // It keeps its turn.
+            let Unsaved { member, then } = &mut self.unsaved[i];
+            match (&mut *then, how) {
                 // It has come to its end, and only its last checkpoint is missing.
                 (Then::Complete(_), How::Stop | How::Release) if !member.refused => {
                     // Which is soon written: it ends thereafter.
@@ -255,9 +274,13 @@ impl<B: Backend> Pack<B> {
                     unasked.get_or_insert_with(|| ENDED.into());
                 }
                 (Then::Finish(..), How::Stop | How::Release) => {}
-                _ => return self.end_member(member, how, emit),
+                (_, How::Drop) => {
+                    let Unsaved { member, .. } = self.unsaved.remove(i);
+                    self.let_go(member, None, emit);
+                }
+                (_, How::Stop) => *then = Then::Finish(Ending::Stopped, String::new()),
+                (_, How::Release) => *then = Then::Release,
             }
-            self.unsaved.push(Unsaved { member, then });
         } else if let Some(leaving) = self.leaving.iter_mut().find(|l| l.admission.assignment == *assignment)
         {
             // It ends by itself, without a word if it is not wanted any more.
@@ -286,6 +309,18 @@ impl<B: Backend> Pack<B> {
             How::Release => self.checkpoint_then(member, Then::Release, emit),
             How::Drop => self.let_go(member, None, emit),
         }
+    }
+}
+
+impl<R> Unsaved<R> {
+    /// Whether as many checkpoints were on their way as may be when its own was due.
+    fn waits_its_turn(&self) -> bool {
+        self.member.writing.is_none() && !self.member.refused
+    }
+
+    /// Whether the disk refused its checkpoint.
+    fn is_refused(&self) -> bool {
+        self.member.writing.is_none() && self.member.refused
     }
 }
 

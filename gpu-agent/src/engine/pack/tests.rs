@@ -15,8 +15,9 @@ use std::sync::mpsc::Receiver;
 
 /// A device on which two trials fit; a disk that refuses trials of seed 13 so many times; whether a trial of seed
 /// [`TIGHT`], which is out of memory until then, spares some; in how many parts one of seed [`ASKED`] is asked; where in
-/// a trace trials were started; and what each write of a checkpoint waits for, if a test holds them back.
-struct Small(Simulated, u32, Cell<bool>, u32, Vec<Option<String>>, Option<Arc<Mutex<Receiver<()>>>>);
+/// a trace trials were started; what each write of a checkpoint waits for, if a test holds them back; and how many may be on
+/// their way.
+struct Small(Simulated, u32, Cell<bool>, u32, Vec<Option<String>>, Option<Arc<Mutex<Receiver<()>>>>, usize);
 
 const TIGHT: u64 = 5;
 const ASKED: u64 = 7;
@@ -116,6 +117,9 @@ impl Backend for Small {
             }
         }))
     }
+    fn most_writes(&self) -> usize {
+        self.6
+    }
     fn ask(&mut self, _: &Self::Base, run: &mut SimulatedRun) -> Result<Asking, Failure> {
         assert_eq!(run.config().total_steps(0), self.0.step(run), "it has made all its steps");
         match run.config().seed {
@@ -136,13 +140,12 @@ impl Backend for Small {
 fn pack() -> Pack<Small> {
     let clock: Arc<dyn Clock> = Arc::new(Ticking::default());
     let simulated = Simulated::stepping(Duration::ZERO, clock.clone());
-    Pack::new(Small(simulated, 2, Cell::new(false), 4, Vec::new(), None), 10_000_000_000, clock)
+    Pack::new(Small(simulated, 2, Cell::new(false), 4, Vec::new(), None, usize::MAX), 10_000_000_000, clock)
 }
 
 /// Whether a checkpoint is being written.
 fn writes(pack: &Pack<Small>) -> bool {
-    let unsaved = pack.unsaved.iter().map(|unsaved| &unsaved.member);
-    !pack.leaving.is_empty() || pack.members.iter().chain(unsaved).any(|member| member.writing.is_some())
+    pack.writes() > 0
 }
 
 /// Whether the disk refused a checkpoint that is still missing.

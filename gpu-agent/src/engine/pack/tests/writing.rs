@@ -66,6 +66,40 @@ fn a_checkpoint_that_is_slow_to_write_stops_no_step() {
     assert_eq!(of(&heard, "two ")[20..], ["20", "saved 20", "Completed"]);
 }
 
+/// With one checkpoint on its way, whose is due as well stands still, without a word, until it is its turn; none is passed by.
+#[test]
+fn checkpoints_take_turns_if_few_may_be_on_their_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pack = pack();
+    pack.backend.6 = 1;
+    let opens = gate(&mut pack);
+    for name in ["one", "two"] {
+        pack.admit(saving(dir.path(), name, 1, 6, 2));
+    }
+    let until = |pack: &mut Pack<Small>, last: &str| {
+        let mut heard: Vec<String> = Vec::new();
+        while !heard.iter().any(|heard| heard == last) {
+            pack.step(&mut listen(&mut heard));
+            assert!(pack.writes() <= 1, "{heard:?}");
+        }
+        heard
+    };
+    let heard = until(&mut pack, "one 4");
+    assert_eq!(heard, ["one 0", "two 0", "one 1", "two 1", "one 2", "two 2", "one 3", "one 4"]);
+    for (saved, steps) in [
+        ("one saved 2", ["two 3", "two 4"]),
+        ("two saved 2", ["one 5", "one 6"]),
+        ("one saved 4", ["two 5", "two 6"]),
+    ] {
+        opens.send(()).unwrap();
+        assert_eq!(until(&mut pack, steps[1]), [saved, steps[0], steps[1]]);
+    }
+    drop(opens);
+    let last = ["two saved 4", "one saved 6", "one Completed", "two saved 6", "two Completed"];
+    assert_eq!(until(&mut pack, "two Completed"), last);
+    assert!(pack.is_idle());
+}
+
 /// It stands still where it is by then, and its next checkpoint is of there.
 #[test]
 fn a_checkpoint_that_is_refused_after_more_steps_is_made_where_the_trial_is() {
