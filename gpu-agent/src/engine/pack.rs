@@ -110,6 +110,8 @@ struct Member<R> {
     saved: Option<u64>,
     /// The checkpoint that is being written.
     writing: Option<Writing>,
+    /// A checkpoint that was written and not told of: one of a later step is to take its place.
+    kept_back: Option<Checkpoint>,
     /// Whether the disk refuses its checkpoint, which was told.
     refused: bool,
 }
@@ -282,8 +284,8 @@ impl<B: Backend> Pack<B> {
             emit(Event::Trial(assignment, Happening::Points(vec![point])));
         }
         let done = start_step >= total_steps;
-        let (packed, saved, writing, refused) = (false, None, None, false);
-        let member = Member { admission, run, own_bytes, since, packed, saved, writing, refused };
+        let (packed, saved, writing, kept_back, refused) = (false, None, None, None, false);
+        let member = Member { admission, run, own_bytes, since, packed, saved, writing, kept_back, refused };
         if done {
             self.checkpoint_then(member, Then::Complete(None), emit);
         } else {

@@ -99,10 +99,13 @@ impl<B: Backend> Pack<B> {
     /// once, so that the others have its memory; its last word comes when nothing of it is being written any more.
     pub(super) fn let_go(
         &mut self,
-        member: Member<B::Run>,
+        mut member: Member<B::Run>,
         failure: Option<Failure>,
         emit: &mut dyn FnMut(Event),
     ) {
+        if failure.is_some() {
+            member.tell_kept_back(emit);
+        }
         let Member { admission, writing, .. } = member;
         match writing {
             Some(writing) => self.leaving.push(Leaving { admission, writing, failure }),
@@ -116,13 +119,16 @@ impl<B: Backend> Pack<B> {
             longest = Duration::ZERO;
             let is_it = |admission: &Admission| admission.assignment == written.assignment;
             if let Some(i) = self.members.iter().position(|member| is_it(&member.admission)) {
-                if let Err(failure) = self.members[i].written(written, emit) {
+                if let Err(failure) = self.members[i].written(written, false, emit) {
                     let member = self.members.remove(i);
                     self.not_written(member, Then::GoOn, failure, emit);
                 }
             } else if let Some(i) = self.unsaved.iter().position(|u| is_it(&u.member.admission)) {
                 let Unsaved { mut member, then } = self.unsaved.remove(i);
-                match member.written(written, emit) {
+                // It has little time: what lies behind would be uploaded first, and hold up what is to go on elsewhere.
+                let goes_further = member.saves_before(self.backend.step(&member.run));
+                let keep_back = matches!(then, Then::Release) && goes_further;
+                match member.written(written, keep_back, emit) {
                     Ok(()) => self.checkpoint_then(member, then, emit),
                     Err(failure) => self.not_written(member, then, failure, emit),
                 }
@@ -130,7 +136,9 @@ impl<B: Backend> Pack<B> {
                 let Leaving { admission, writing, failure } = self.leaving.remove(i);
                 if failure.is_some() {
                     // It fails whether or not that was written.
-                    let _ = writing.over(written, emit);
+                    if let Ok(checkpoint) = writing.over(written, emit) {
+                        emit(Event::Trial(admission.assignment.clone(), Happening::Checkpoint(checkpoint)));
+                    }
                 }
                 end_left(&admission, failure, emit);
             }
@@ -145,6 +153,7 @@ impl<B: Backend> Pack<B> {
         failure: Failure,
         emit: &mut dyn FnMut(Event),
     ) {
+        member.tell_kept_back(emit);
         let assignment = member.admission.assignment.clone();
         if failure.class != FailureClass::Infrastructure {
             return emit(Event::Trial(assignment, Happening::Failed(failure)));
@@ -325,28 +334,50 @@ impl<R> Unsaved<R> {
 }
 
 impl<R> Member<R> {
-    /// Takes note of what became of its checkpoint, and tells of it if it was written.
-    fn written(&mut self, written: Written, emit: &mut dyn FnMut(Event)) -> Result<(), Failure> {
+    /// Whether the checkpoint that is being written is of an earlier step than this.
+    fn saves_before(&self, step: u64) -> bool {
+        self.writing.as_ref().is_some_and(|writing| writing.checkpoint.step < step)
+    }
+
+    /// Takes note of what became of its checkpoint. If it was written, tells of it, unless it is to be kept back.
+    fn written(
+        &mut self,
+        written: Written,
+        keep_back: bool,
+        emit: &mut dyn FnMut(Event),
+    ) -> Result<(), Failure> {
         let Some(writing) = self.writing.take() else { return written.result };
-        let step = writing.checkpoint.step;
-        writing.over(written, emit)?;
-        (self.saved, self.refused) = (Some(step), false);
+        let checkpoint = writing.over(written, emit)?;
+        (self.saved, self.refused) = (Some(checkpoint.step), false);
+        if let Some(earlier) = self.kept_back.replace(checkpoint) {
+            earlier.remove();
+        }
+        if !keep_back {
+            self.tell_kept_back(emit);
+        }
         Ok(())
+    }
+
+    /// Tells of a checkpoint that was kept back, if there is one.
+    fn tell_kept_back(&mut self, emit: &mut dyn FnMut(Event)) {
+        if let Some(checkpoint) = self.kept_back.take() {
+            emit(Event::Trial(self.admission.assignment.clone(), Happening::Checkpoint(checkpoint)));
+        }
     }
 }
 
 impl Writing {
-    /// Tells of a checkpoint that was written. What was refused leaves nothing: the next try is of a later step.
-    fn over(self, written: Written, emit: &mut dyn FnMut(Event)) -> Result<(), Failure> {
+    /// Tells how long it took, and answers with the checkpoint if it was written. What was refused leaves nothing: the next try
+    /// is of a later step.
+    fn over(self, written: Written, emit: &mut dyn FnMut(Event)) -> Result<Checkpoint, Failure> {
         let Self { begun, checkpoint } = self;
         let Written { assignment, result, ended } = written;
         if let Err(failure) = result {
             checkpoint.remove();
             return Err(failure);
         }
-        emit(Event::Phase(assignment.clone(), begun.phase(ended, Work::Checkpoint, checkpoint.step)));
-        emit(Event::Trial(assignment, Happening::Checkpoint(checkpoint)));
-        Ok(())
+        emit(Event::Phase(assignment, begun.phase(ended, Work::Checkpoint, checkpoint.step)));
+        Ok(checkpoint)
     }
 }
 

@@ -130,7 +130,8 @@ fn what_ends_waits_for_its_checkpoint() {
     // (how it is ended after its third step, what is heard once the checkpoint of step 2 is written)
     for (how, wanted) in [
         (How::Stop, vec!["one saved 2", "one saved 3", "one Stopped"]),
-        (How::Release, vec!["one saved 2", "one saved 3", "one released"]),
+        // What is to go on elsewhere does so from its last step: no upload of an earlier one holds that up.
+        (How::Release, vec!["one saved 3", "one released"]),
         (How::Drop, vec![]),
     ] {
         let dir = tempfile::tempdir().unwrap();
@@ -151,7 +152,32 @@ fn what_ends_waits_for_its_checkpoint() {
         }
         assert_eq!(heard, wanted, "{how:?}");
         assert_eq!(dir.path().join("one").exists(), how != How::Drop, "{how:?}");
+        let earlier = CheckpointDirs::within(&dir.path().join("one"), 2).adapter;
+        assert_eq!(earlier.exists(), how == How::Stop, "{how:?}: what is not told of takes no room");
     }
+}
+
+/// The checkpoint of an earlier step is better than none.
+#[test]
+fn what_is_released_tells_of_its_earlier_checkpoint_if_the_disk_refuses_the_last() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut pack = pack();
+    pack.backend.1 = 0;
+    let opens = gate(&mut pack);
+    pack.admit(saving(dir.path(), "one", 13, 9, 2));
+    let mut heard = Vec::new();
+    while !heard.contains(&"one 3".to_string()) {
+        pack.step(&mut listen(&mut heard));
+    }
+    heard.clear();
+    pack.backend.1 = 1;
+    pack.stop(&Assignment::new("one", 1), How::Release);
+    drop(opens);
+    while !pack.is_idle() {
+        pack.step(&mut listen(&mut heard));
+    }
+    let refused = "one no checkpoint can be written; it waits: disk";
+    assert_eq!(heard, ["one saved 2", refused, "one saved 3", "one released"]);
 }
 
 /// A stop that comes while the last checkpoint is written finds a trial that has made all its steps.
