@@ -1,8 +1,9 @@
 //! How the trials of a pack are checkpointed and end: asked what their sweep asks, with their numbers; and what waits for a disk.
 //!
 //! A trial goes on while its checkpoint is written. It stands still if the next one is due before that, so that at most one
-//! of a trial's is on its way, if as many of the pack's are as may be ([`Backend::most_writes`]), and if the disk refused it. What ends stands still until its last one is written; what failed or is
-//! not wanted any more leaves the device's memory at once.
+//! of a trial's is on its way; if as many of the pack's are as may be ([`Backend::most_writes`]); and if the disk refused it.
+//! What ends stands still until its last one is written; what failed or is not wanted any more leaves the device's memory at
+//! once.
 
 use super::writer::Written;
 use super::{Asking, Backend, Begun, Member, Pack, Writing};
