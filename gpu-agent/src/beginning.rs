@@ -70,24 +70,12 @@ impl Stopwatch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::Timestamp;
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    struct Hand(AtomicU64);
-
-    impl Clock for Hand {
-        fn now(&self) -> Timestamp {
-            Timestamp(0)
-        }
-
-        fn monotonic(&self) -> Duration {
-            Duration::from_secs(self.0.load(Ordering::Relaxed))
-        }
-    }
+    use crate::hand::Hand;
+    use std::sync::atomic::Ordering;
 
     #[test]
     fn each_time_is_taken_once() {
-        let hand = Arc::new(Hand(AtomicU64::new(0)));
+        let hand = Arc::new(Hand::default());
         let watch = Stopwatch::new(hand.clone());
         type Happens = fn(&Stopwatch);
         let rows: [(u64, Happens, Option<f64>, Option<f64>); 6] = [

@@ -28,6 +28,8 @@ pub mod cache;
 pub mod devices;
 pub mod engine;
 pub mod find;
+#[cfg(test)]
+mod hand;
 pub mod home;
 pub mod spool;
 pub mod spot;

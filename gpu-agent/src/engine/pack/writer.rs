@@ -109,8 +109,9 @@ impl Drop for Running {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use domain::{SystemClock, Timestamp};
-    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+    use crate::hand::Hand;
+    use domain::SystemClock;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -136,20 +137,6 @@ mod tests {
         // The thread outlives it.
         writer.write(Assignment::new("one", 4), Box::new(|| Ok(()))).unwrap();
         assert!(writer.next(PATIENCE).is_some_and(|written| written.result.is_ok()));
-    }
-
-    /// The seconds that a test says it is.
-    #[derive(Default)]
-    struct Hand(AtomicU64);
-
-    impl Clock for Hand {
-        fn now(&self) -> Timestamp {
-            Timestamp(0)
-        }
-
-        fn monotonic(&self) -> Duration {
-            Duration::from_secs(self.0.load(Ordering::Relaxed))
-        }
     }
 
     #[test]
