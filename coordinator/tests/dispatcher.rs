@@ -178,6 +178,34 @@ impl Bench {
     }
 }
 
+/// Whatever the sweep of the others: what a device holds counts, and not what came with the trial alone.
+#[tokio::test(start_paused = true)]
+async fn a_trial_that_wants_its_device_for_itself() {
+    let bench = bench();
+    let _agent = FakeAgent::connect(&bench, "one", vec![]).await;
+    let alone = || Waiting { max_pack_size: Some(1), ..on("CPU") };
+    let held = async || bench.held().await.remove(0).1;
+    let release = async |number| bench.dispatcher.release(trial(number), Attempt(1), false).await.unwrap();
+    let _first = bench.enqueue(1, 10, alone()).await;
+    let _second = bench.enqueue(2, 20, on("CPU")).await;
+    let _third = bench.enqueue(3, 30, alone()).await;
+    let _fourth = bench.enqueue(4, 40, on("CPU")).await;
+    assert_eq!(held().await, [1], "nobody joins it");
+    release(1).await;
+    assert_eq!(held().await, [2, 4], "it joins nobody, and holds nobody up");
+    release(2).await;
+    assert_eq!(held().await, [4]);
+    release(4).await;
+    assert_eq!(held().await, [3]);
+    // One that a restarted coordinator finds assigned is as much for itself.
+    let bench = self::bench();
+    let found = Expected { needs: alone(), ..expected(&bench, 1) };
+    let _lost = bench.dispatcher.expect(found).await.unwrap();
+    let _agent = FakeAgent::connect(&bench, "one", vec![holding(1, 4)]).await;
+    let _second = bench.enqueue(2, 20, on("CPU")).await;
+    assert_eq!(bench.held().await, [("one".to_string(), vec![1])]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_oldest_goes_first_and_a_withdrawn_request_is_passed_by() {
     let bench = bench();

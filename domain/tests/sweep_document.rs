@@ -35,7 +35,10 @@ fn keys() {
         json!({ "budget": { "max_cost": 1 } }),
         &["budget.max_cost: unknown key; did you mean max_cost_usd?"],
     );
-    check(json!({ "resources": { "gpus": [] } }), &["resources.gpus: unknown key; known are accelerators"]);
+    check(
+        json!({ "resources": { "gpus": [] } }),
+        &["resources.gpus: unknown key; known are accelerators, max_pack_size"],
+    );
     check(
         json!({ "search": 3 }),
         &[
@@ -318,6 +321,18 @@ fn budget_and_resources() {
             "resources.accelerators: must be a list of accelerator names; write accelerators: [A100-40GB]; an empty list means any",
         ],
     );
+    for (most, want) in [(json!(null), None), (json!(1), Some(1)), (json!(8.0), Some(8))] {
+        let read = spec(json!({ "resources": { "max_pack_size": most } }));
+        assert_eq!(read.resources.max_pack_size, want, "{most}");
+        assert_eq!(SweepSpec::from_document(&read.to_document()), Ok(read), "{most}");
+    }
+    for most in ["0", "1.5", "-1", "\"one\"", "true", "[1]"] {
+        let value: Value = serde_json::from_str(most).unwrap();
+        let problem = format!(
+            "resources.max_pack_size: must be a whole number from 1, not {most}; give one of at most 4294967295"
+        );
+        check(json!({ "resources": { "max_pack_size": value } }), &[&problem]);
+    }
 }
 
 /// Where trials run is a parameter like others, within what the sweep may use at all.

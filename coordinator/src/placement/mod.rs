@@ -15,6 +15,8 @@ pub struct Waiting {
     pub namespace: String,
     /// Accelerators it may run on; empty means any.
     pub accelerators: Vec<String>,
+    /// Trials that may be on its device, itself among them; `None`: as many as the device takes.
+    pub max_pack_size: Option<u32>,
     /// Predicted bytes of the base; 0 is unknown.
     pub base_bytes: u64,
     /// Most bytes that it is predicted to hold beside the base; 0 is unknown.
@@ -52,7 +54,7 @@ pub struct Slot {
     pub accelerator: String,
     /// Bytes that trials may use.
     pub memory_bytes: u64,
-    /// Trials that may share it.
+    /// Trials that may share it: as many as it takes, or fewer if one that it holds says so.
     pub max_pack_size: u32,
     /// US dollars an hour.
     pub price_per_hour: f64,
@@ -86,6 +88,7 @@ impl Slot {
 
     fn admits(&self, trial: &Waiting) -> bool {
         !self.is_full()
+            && trial.max_pack_size.is_none_or(|most| self.held < most)
             && trial.suits(&self.accelerator, self.simulated)
             && (self.evaluates || !trial.evaluated)
             && trial.computes_with(self.compute_capability)
@@ -105,6 +108,7 @@ impl Slot {
 
     fn take(&mut self, trial: &Waiting) {
         self.held += 1;
+        self.max_pack_size = self.max_pack_size.min(trial.max_pack_size.unwrap_or(u32::MAX));
         self.base_bytes = self.base_bytes.max(trial.base_bytes);
         self.own_bytes = self.own_bytes.saturating_add(trial.own_bytes);
         self.base = Some(trial.base.clone());
@@ -264,6 +268,38 @@ mod tests {
             &[(0, 1), (1, 0)],
         );
         check("what has not begun goes anywhere", &[trial("a", 1)], &[made_up], &[(0, 0)]);
+        let of_at_most = |most| Waiting { max_pack_size: Some(most), ..trial("a", 1) };
+        let two = [device(4, 40, 1.0), device(4, 40, 2.0)];
+        check(
+            "those that want a device for themselves take one each, and nobody joins them",
+            &[of_at_most(1), of_at_most(1), of_at_most(1), trial("a", 1)],
+            &two,
+            &[(0, 0), (1, 1)],
+        );
+        check(
+            "nor do they join others",
+            &[trial("a", 1), of_at_most(1), of_at_most(1), trial("a", 1)],
+            &two,
+            &[(0, 0), (1, 1), (3, 0)],
+        );
+        check(
+            "nor what the device holds already",
+            &[of_at_most(1), of_at_most(2), of_at_most(2)],
+            &[holding("a", 1, 1, device(4, 40, 1.0))],
+            &[(1, 0)],
+        );
+        check(
+            "the smallest pack counts",
+            &[of_at_most(3), of_at_most(2), of_at_most(3), trial("a", 1)],
+            &[device(4, 40, 1.0)],
+            &[(0, 0), (1, 0)],
+        );
+        check(
+            "never more than the device takes",
+            &[of_at_most(9), of_at_most(9)],
+            &[device(1, 40, 1.0)],
+            &[(0, 0)],
+        );
         let asked = Waiting { evaluated: true, ..trial("a", 1) };
         let asks = Slot { evaluates: true, ..device(1, 40, 9.0) };
         check(

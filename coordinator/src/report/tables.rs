@@ -339,5 +339,6 @@ fn search_rows(sweep: &Sweep) -> Vec<(&'static str, String)> {
     given("keep_adapters", spec.keep_adapters.map(|n| n.to_string()));
     given("replicates", spec.replicates.map(|again| format!("{} of {}", again.runs, again.finalists)));
     given("resources.accelerators", Some(accelerators).filter(|a| !a.is_empty()));
+    given("resources.max_pack_size", spec.resources.max_pack_size.map(|n| n.to_string()));
     rows
 }

@@ -46,7 +46,9 @@ pub(super) const SEARCH: &[&str] = &[
     "max_concurrent_trials",
 ];
 const BUDGET: &[&str] = &["max_cost_usd", "max_wall_clock"];
-const RESOURCES: &[&str] = &["accelerators"];
+const RESOURCES: &[&str] = &["accelerators", MAX_PACK_SIZE];
+/// Trials that may share a device.
+const MAX_PACK_SIZE: &str = "max_pack_size";
 const ALGORITHMS: &[(&str, Algorithm)] = &[
     ("grid", Algorithm::Grid),
     ("random", Algorithm::Random),
@@ -430,7 +432,8 @@ impl Reader {
             let remedy = "write accelerators: [A100-40GB]; an empty list means any";
             self.problem("resources.accelerators", "must be a list of accelerator names", remedy);
         }
-        Resources { accelerators: accelerators.unwrap_or_default() }
+        let max_pack_size = self.count(&resources, "resources", MAX_PACK_SIZE, 1);
+        Resources { accelerators: accelerators.unwrap_or_default(), max_pack_size }
     }
 }
 

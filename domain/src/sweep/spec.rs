@@ -149,6 +149,10 @@ pub struct Budget {
 pub struct Resources {
     /// Accelerator names (`A100-40GB`, `CPU`, …); empty means any.
     pub accelerators: Vec<String>,
+    /// Trials that may be on a device together with one of this sweep's, that one and other sweeps' among them; 1: each has
+    /// its device for itself. As many as the device takes unless given; from 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_pack_size: Option<u32>,
 }
 
 /// How often the best trials are run, each time with another seed, so that none is the best by luck alone.

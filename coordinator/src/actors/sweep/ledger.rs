@@ -182,6 +182,7 @@ impl Ledger {
                 Some(accelerator) => vec![accelerator.clone()],
                 None => spec.resources.accelerators.clone(),
             },
+            max_pack_size: spec.resources.max_pack_size,
             base_bytes: peak.map_or(0, |peak| peak.weights),
             own_bytes: peak.as_ref().map_or(0, PeakBytes::own),
             simulated: trial.kind().or(self.simulated),

@@ -90,7 +90,10 @@ fn slot(agent: &Agent, device: &Device, held: &[&Waiting]) -> Slot {
     Slot {
         accelerator: device.accelerator.clone(),
         memory_bytes: device.memory_bytes,
-        max_pack_size: device.max_pack_size,
+        max_pack_size: held
+            .iter()
+            .filter_map(|needs| needs.max_pack_size)
+            .fold(device.max_pack_size, u32::min),
         price_per_hour: device.cost_per_hour(),
         simulated: device.simulated_speed.is_some(),
         evaluates: agent.understands.contains(&Feature::Evaluations),

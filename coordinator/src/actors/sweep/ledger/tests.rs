@@ -333,7 +333,8 @@ fn memory_is_predicted_from_the_models_shape() {
 #[test]
 fn a_trial_goes_to_its_accelerator_and_is_asked_if_it_is_to_be() {
     let mut document = document();
-    document["resources"] = json!({ "accelerators": ["T4-16GB", "V100-16GB", "A100-40GB"] });
+    document["resources"] =
+        json!({ "accelerators": ["T4-16GB", "V100-16GB", "A100-40GB"], "max_pack_size": 1 });
     document["parameters"] = json!({
         "lora_rank": [2, 4],
         "accelerator": { "when": { "lora_rank": 4 }, "choices": ["V100-16GB", "A100-40GB"] },
@@ -349,8 +350,8 @@ fn a_trial_goes_to_its_accelerator_and_is_asked_if_it_is_to_be() {
     ] {
         let needs = ledger.needs(number).unwrap();
         assert_eq!(
-            (needs.accelerators, needs.evaluated),
-            (accelerators.iter().map(ToString::to_string).collect(), asked)
+            (needs.accelerators, needs.max_pack_size, needs.evaluated),
+            (accelerators.iter().map(ToString::to_string).collect(), Some(1), asked)
         );
         let config = ledger.get(number).unwrap().trial.config.clone();
         let told = ledger.assigned(number);
