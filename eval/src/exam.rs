@@ -4,7 +4,7 @@
 use crate::data::{self, Data};
 use crate::metric::{self, Score};
 use crate::results;
-use crate::run::{self, Answers, Model, Options, Outcome, Paper, Sample};
+use crate::run::{self, Answers, Model, Options, Outcome, Paper, Sample, Window};
 use crate::task::{self, Chosen, OutputType, Preset, Selection, Task};
 use crate::{EvalError, Result};
 use domain::data::ContentHash;
@@ -249,7 +249,8 @@ fn of_items(outcome: &Outcome, base: &Outcome, asked: &str) -> Vec<ItemScores> {
     (0..outcome.figures.len()).filter_map(of_metric).collect()
 }
 
-/// What each text makes of a perplexity; `None` of a single one, or of one that is impossible.
+/// What each text makes of a perplexity, or, of a single one, each of the windows in which it was read; `None` if that was
+/// but one, or one is impossible.
 fn of_texts(outcome: &Outcome, base: &Outcome, place: usize) -> Option<TextScores> {
     let texts = |outcome: &Outcome| {
         let text = |sample: &Sample| match sample.metrics[place].1 {
@@ -258,11 +259,28 @@ fn of_texts(outcome: &Outcome, base: &Outcome, place: usize) -> Option<TextScore
             }
             Score::Value(_) => None,
         };
-        outcome.samples.iter().map(text).collect::<Option<Vec<_>>>()
+        match outcome.samples.as_slice() {
+            [single] => of_windows(&single.windows, text(single)?.1),
+            samples => samples.iter().map(text).collect::<Option<Vec<_>>>(),
+        }
     };
     let (with, weights) = texts(outcome)?.into_iter().unzip();
     let without = texts(base)?.into_iter().map(|(log_likelihood, _)| log_likelihood).collect();
     TextScores::new(with, without, weights)
+}
+
+/// What each window makes of a perplexity. A window ends within a word, so that each has as many of the text's words, or
+/// bytes, as its share of the tokens.
+fn of_windows(windows: &[Window], weight: u32) -> Option<Vec<(f32, u32)>> {
+    let all: usize = windows.iter().map(|window| window.tokens).sum();
+    let (mut tokens, mut before) = (0, 0);
+    let of_window = |window: &Window| {
+        tokens += window.tokens;
+        let until = u128::from(weight) * tokens as u128 / all as u128;
+        let of = u32::try_from(until).ok()? - std::mem::replace(&mut before, u32::try_from(until).ok()?);
+        Some((window.log_likelihood as f32, of))
+    };
+    windows.iter().map(of_window).collect()
 }
 
 /// The standard error of the mean of the documents' differences. What is no mean of documents has none.
@@ -297,5 +315,33 @@ fn of_preset(preset: &Preset, scores: &[TaskScore], value: f64, base_value: Opti
         difference_stderr: error(|score| score.difference_stderr),
         num_fewshot: 0,
         documents: parts.iter().map(|score| score.documents).sum(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn windows_share_a_texts_words() {
+        for (tokens, weight, want) in [
+            (&[][..], 9, &[][..]),
+            (&[64], 50, &[50]),
+            (&[64, 64, 22], 150, &[64, 64, 22]),
+            // Whole words, of which none is lost or counted twice.
+            (&[64, 64, 22], 100, &[42, 43, 15]),
+            (&[1, 1, 1], u32::MAX, &[1_431_655_765; 3]),
+            (&[3, 3], 1, &[0, 1]),
+        ] {
+            let window = |(place, tokens): (usize, &usize)| Window {
+                log_likelihood: -(place as f64) - 0.5,
+                tokens: *tokens,
+            };
+            let windows: Vec<_> = tokens.iter().enumerate().map(window).collect();
+            let (likelihoods, weights): (Vec<_>, Vec<_>) =
+                of_windows(&windows, weight).unwrap().into_iter().unzip();
+            assert_eq!(weights, want, "{tokens:?} {weight}");
+            assert!(likelihoods.iter().enumerate().all(|(place, l)| *l == -(place as f32) - 0.5));
+        }
     }
 }

@@ -90,6 +90,18 @@ pub struct Sample {
     /// What each metric makes of it.
     #[serde(serialize_with = "by_name")]
     pub metrics: Vec<(Measure, Score)>,
+    /// The windows in which a whole text was read, in their order.
+    #[serde(skip)]
+    pub windows: Vec<Window>,
+}
+
+/// A part of a text that was read at once.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Window {
+    /// The natural logarithm of the probability of its tokens.
+    pub log_likelihood: f64,
+    /// Its tokens, those that it begins with for their context alone left out.
+    pub tokens: usize,
 }
 
 fn by_name<S: Serializer>(
@@ -280,7 +292,7 @@ impl Paper {
                 watch(done, total)
             })?;
         let sample = |((number, item), asked): (&(usize, Item), Range<usize>)| {
-            sample(&self.task, *number, item, &answers[asked])
+            sample(&self.task, *number, item, &questions[asked.clone()], &answers[asked])
         };
         let samples = items.iter().zip(asked).map(sample).collect();
         Ok(Answers { samples, requests: total })
@@ -323,6 +335,7 @@ impl Paper {
                     .map(|name| name.unwrap_or(NO_FILTER).to_owned())
                     .zip(filtered.into_iter().map(|filtered| filtered.text))
                     .collect(),
+                windows: Vec::new(),
             });
             watch(samples.len(), items.len());
         }
@@ -377,10 +390,15 @@ pub fn evaluate(
     Ok(paper.outcome(answers))
 }
 
-fn sample(task: &Task, index: usize, item: &Item, answers: &[Answer]) -> Sample {
+fn sample(task: &Task, index: usize, item: &Item, questions: &[Question], answers: &[Answer]) -> Sample {
     let mut loglikelihoods: Vec<_> = answers.iter().map(|answer| answer.log_likelihood).collect();
     let mut is_greedy: Vec<_> = answers.iter().map(|answer| answer.is_greedy).collect();
     let rolling = task.output_type == OutputType::LoglikelihoodRolling;
+    let window = |(question, answer): (&Question, &Answer)| Window {
+        log_likelihood: answer.log_likelihood,
+        tokens: question.asked,
+    };
+    let windows = questions.iter().zip(answers).filter(|_| rolling).map(window).collect();
     if rolling {
         loglikelihoods = vec![loglikelihoods.iter().sum()];
         is_greedy = vec![is_greedy.iter().all(|greedy| *greedy)];
@@ -400,5 +418,6 @@ fn sample(task: &Task, index: usize, item: &Item, answers: &[Answer]) -> Sample 
         is_greedy,
         generated: None,
         filtered_resps: BTreeMap::new(),
+        windows,
     }
 }

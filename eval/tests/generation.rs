@@ -1,4 +1,5 @@
-//! Tasks whose answers are generated: what a tiny model of words says to them is what it says by itself.
+//! What a tiny model of words makes of tasks: the answers that it generates are what it says by itself, and a long text is read
+//! in windows.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -332,4 +333,44 @@ fn a_sweep_is_asked_for_one_answer_at_a_time() {
     write(["w2 w3", "w17 w4 w31", "w8"]);
     let other = load();
     assert_ne!(other.item_scores(&ask(&other), &sitting)[0].asked, items[0].asked, "another document");
+}
+
+/// One text has no other texts beside it: what is told of it is each window in which it was read.
+#[test]
+fn a_single_text_is_told_of_window_by_window() {
+    let speaker = Speaker::new();
+    let file = speaker.dir.path().join("book.txt");
+    let ask = |words: usize| {
+        let text: Vec<_> = (0..words).map(|word| format!("w{}", 2 + word * word % 31)).collect();
+        std::fs::write(&file, text.join(" ")).unwrap();
+        let evaluations = Evaluations {
+            tasks: vec![json!("perplexity")],
+            task_data: [("perplexity".to_owned(), file.display().to_string())].into(),
+            ..Evaluations::default()
+        };
+        let of_hub = &mut |task: &Task| panic!("{} has a document", task.task);
+        let exam = Exam::load::<EvalError>(&evaluations, of_hub).unwrap();
+        let mut sitting = Sitting::default();
+        assert!(exam.ask(speaker.model(), &mut sitting, 4096).unwrap());
+        (exam.scores(&sitting, &sitting), exam.item_scores(&sitting, &sitting), text.join(" ").len())
+    };
+    // The model reads 64 tokens, each a word.
+    let (scores, items, bytes) = ask(150);
+    assert_eq!((scores.len(), items.len()), (3, 3));
+    for (score, items) in scores.iter().zip(&items) {
+        let texts = items.texts.as_ref().unwrap();
+        assert_eq!((score.documents, &texts.base), (1, &texts.log_likelihoods), "{}", score.name());
+        let weight = texts.weights.iter().sum::<u32>();
+        if score.metric == "word_perplexity" {
+            assert_eq!(texts.weights, [64, 64, 22]);
+        } else {
+            assert_eq!((texts.weights.len(), weight as usize), (3, bytes));
+        }
+        let mean = texts.log_likelihoods.iter().copied().map(f64::from).sum::<f64>() / f64::from(weight);
+        let value = if score.metric == "bits_per_byte" { -mean / 2f64.ln() } else { (-mean).exp() };
+        assert!((value / score.value - 1.0).abs() < 1e-4, "{}: {value}, not {}", score.name(), score.value);
+    }
+    // What was read at once has no parts that differ.
+    let (scores, items, _) = ask(40);
+    assert_eq!((scores.len(), items.len()), (3, 0));
 }

@@ -105,7 +105,8 @@ const HOW: &str = "± is one standard error over items. What is compared answere
                    difference item by item, by the paired bootstrap where what each item made of both is kept, and else by the \
                    normal distribution: paired, from the standard error of that difference; unpaired, from those of each alone, \
                    which is too wide. Where it holds 0, chance alone may be what made them differ, and no difference is shown. \
-                   It is of items alone: of other seeds it says nothing. Each adapter is the best of its precision mode, and so \
+                   It is of items alone: of other seeds it says nothing. Of a perplexity the items are texts, or the windows of a \
+                   single one. Each adapter is the best of its precision mode, and so \
                    a little lucky.";
 
 fn number(entry: &Entry) -> String {

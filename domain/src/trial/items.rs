@@ -24,7 +24,7 @@ pub struct ItemScores {
     pub texts: Option<TextScores>,
 }
 
-/// How likely a model finds each of some texts: of two at least, all three lists of as many.
+/// How likely a model finds each of some texts, or each window of a single one: of two at least, all three lists of as many.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TextScores {
     /// With the adapter: the natural logarithm of each text's probability, a finite number.
