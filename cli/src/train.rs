@@ -143,13 +143,18 @@ fn train(
     clock: &SystemClock,
 ) -> Result<(), Failure> {
     let mut progress = Progress::new(run.step(), run.total_steps());
-    while !run.is_done() {
-        let stepped = step_pack(loaded, &mut [&mut *run], clock).map_err(failed)?.remove(0);
+    let mut left = run.make_up(loaded, clock);
+    while left.is_some() || !run.is_done() {
+        let stepped = match left.take() {
+            Some(stepped) => stepped,
+            None => step_pack(loaded, &mut [&mut *run], clock).map_err(failed)?.remove(0),
+        };
         // Why the run ends comes before what became of an earlier checkpoint.
-        if let Some(error) = stepped.failed {
-            return Err(failed(error));
-        }
-        if let Some(why) = stepped.diverged {
+        let ended = match (&stepped.failed, &stepped.diverged) {
+            (Some(error), _) => Some(format!("the step is made, and could not be evaluated: {error}")),
+            (None, why) => why.as_ref().map(|why| format!("the run diverged: {why}")),
+        };
+        if let Some(why) = ended {
             progress.finish();
             // An earlier checkpoint that was not written is no reason not to write this one.
             let _ = output.wait();
@@ -158,7 +163,7 @@ fn train(
                 Ok(kept) => format!("see {}", kept.display()),
                 Err(error) => format!("its last good state could not be written: {error}"),
             };
-            return Err(Failure::failed(format!("the run diverged: {why}; {kept}")));
+            return Err(Failure::failed(format!("{why}; {kept}")));
         }
         if let (Some(metrics), Some(point)) = (&mut metrics, &stepped.point) {
             metrics.write(point)?;

@@ -401,9 +401,13 @@ fn run(
 #[track_caller]
 fn expect_completed(sandbox: &Sandbox, trial: &serde_json::Value, max_steps: u64) {
     assert_eq!(trial["state"], "completed", "{trial:#}");
+    assert_eq!(steps(sandbox, trial), (0..=max_steps).collect::<Vec<_>>());
+}
+
+/// The steps of a trial's curve.
+fn steps(sandbox: &Sandbox, trial: &serde_json::Value) -> Vec<u64> {
     let curve = sandbox.json(&["trials", "metrics", trial["id"].as_str().unwrap()]);
-    let steps: Vec<_> = curve.as_array().unwrap().iter().map(|p| p["step"].as_u64().unwrap()).collect();
-    assert_eq!(steps, (0..=max_steps).collect::<Vec<_>>());
+    curve.as_array().unwrap().iter().map(|p| p["step"].as_u64().unwrap()).collect()
 }
 
 /// Trials whose engine is killed while they train: the sweep comes to its end, and no point is lost or doubled.
@@ -420,17 +424,24 @@ fn a_sweep_outlives_its_engine() {
 /// A device that runs out of memory ends one trial of the sweep, and neither its agent nor the trials beside it.
 #[test]
 fn a_sweep_outlives_a_trial_without_memory() {
-    // It may not compute layers again instead.
-    let sandbox = sweep(100, "gradient_checkpointing: false\n");
-    let armed = [(domain::crash::VARIABLE, "step/memory:40:fail")];
-    let (said, trials) = run(&sandbox, &armed, |_| ());
-    assert!(!said.contains("an engine process is gone"), "{said}");
-    let (failed, others): (Vec<_>, Vec<_>) = trials.iter().partition(|trial| trial["state"] == "failed");
-    let [failed] = failed[..] else { panic!("one fails: {trials:#?}") };
-    assert_eq!(failed["failure"]["class"], "out_of_memory", "{failed:#}");
-    assert_eq!(failed["attempt"], 1, "{failed:#}");
-    assert_eq!(others.len(), 3);
-    others.into_iter().for_each(|trial| expect_completed(&sandbox, trial, 100));
+    for (fault, evaluates) in [("step/memory:40:fail", false), ("evaluate/memory:1:fail", true)] {
+        // It may not compute layers again instead.
+        let sandbox = sweep(100, "gradient_checkpointing: false\neval_steps: 55\n");
+        let (said, trials) = run(&sandbox, &[(domain::crash::VARIABLE, fault)], |_| ());
+        assert!(!said.contains("an engine process is gone"), "{said}");
+        let (failed, others): (Vec<_>, Vec<_>) = trials.iter().partition(|trial| trial["state"] == "failed");
+        let [failed] = failed[..] else { panic!("one fails: {trials:#?}") };
+        assert_eq!(failed["failure"]["class"], "out_of_memory", "{failed:#}");
+        assert_eq!(failed["attempt"], 1, "{failed:#}");
+        assert_eq!(others.len(), 3);
+        others.into_iter().for_each(|trial| expect_completed(&sandbox, trial, 100));
+        if evaluates {
+            // The step before is made, told of and kept.
+            assert!(failed["adapter"].as_str().unwrap().ends_with("/adapter-a1-s55"), "{failed:#}");
+            assert_eq!(steps(&sandbox, failed), (0..=55).collect::<Vec<_>>());
+        }
+        assert!(sandbox.lorafleet(&["fsck", "lorafleet-data"]).status.success(), "{fault}");
+    }
 }
 
 /// Kills the engine of a sweep that has made some steps.

@@ -165,6 +165,39 @@ fn resuming_gives_the_uninterrupted_run() {
     assert!(stderr(&other).contains("seed"), "{}", stderr(&other));
 }
 
+/// Out of memory in an evaluation: no step is lost, and what is missing is evaluated first.
+#[test]
+fn a_run_that_could_not_be_evaluated_goes_on_as_if_it_had_been() {
+    // (the evaluation that fails, of those of steps 4, 8 and 12, and the step of its checkpoint)
+    for (evaluation, step) in [(1, 4), (2, 8), (3, 12)] {
+        let dir = workplace();
+        let at = |path: &str| dir.path().join(path);
+        let flags = ["--max-steps=12", "--eval-steps=4", "--eval-size=4", "--save-steps=0"];
+        let run = |name: &str, more: &[&str]| {
+            let places = [format!("--output-dir={name}"), format!("--metrics={name}.jsonl")];
+            let places = places.iter().map(String::as_str);
+            command(
+                dir.path(),
+                &with(&flags.into_iter().chain(places).chain(more.iter().copied()).collect::<Vec<_>>()),
+            )
+        };
+        assert!(run("whole", &[]).output().unwrap().status.success());
+        let armed = format!("evaluate/memory:{evaluation}:fail");
+        let failed = run("part", &[]).env(domain::crash::VARIABLE, armed).output().unwrap();
+        let said = stderr(&failed);
+        assert_eq!(failed.status.code(), Some(1), "{said}");
+        assert!(said.contains("could not be evaluated: ") && said.contains("out of memory"), "{said}");
+        assert!(said.contains(&format!("checkpoint-{step}")), "{said}");
+
+        let resumed = run("part", &["--resume"]).output().unwrap();
+        let said = stderr(&resumed);
+        assert!(resumed.status.success() && said.contains(&format!("after step {step} of 12")), "{said}");
+        let weights = |run: &str| std::fs::read(at(run).join("adapter_model.safetensors")).unwrap();
+        assert!(weights("whole") == weights("part"), "{step}");
+        assert_eq!(numbers(&at("whole.jsonl")), numbers(&at("part.jsonl")), "{step}");
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn ctrl_c_leaves_a_checkpoint_to_go_on_from() {

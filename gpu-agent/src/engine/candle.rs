@@ -70,6 +70,12 @@ pub(super) fn failure(error: TrainError) -> Failure {
     Failure { class, message }
 }
 
+/// What a step did, as a pack hears it.
+fn in_pack(stepped: trainer::run::Stepped) -> Stepped {
+    let trainer::run::Stepped { point, checkpoint_due, diverged, evaluation, failed } = stepped;
+    Stepped { point, checkpoint_due, diverged, evaluation, failed: failed.map(failure) }
+}
+
 impl Backend for Candle {
     type Base = Loaded;
     type Run = Examined;
@@ -143,17 +149,14 @@ impl Backend for Candle {
         trial.run.base_eval(base).map_err(failure)
     }
 
+    fn make_up(&mut self, base: &Loaded, trial: &mut Examined) -> Option<Stepped> {
+        trial.run.make_up(base, &*self.clock).map(in_pack)
+    }
+
     fn step_pack(&mut self, base: &Loaded, trials: &mut [&mut Examined]) -> Result<Vec<Stepped>, Failure> {
         let mut runs: Vec<_> = trials.iter_mut().map(|trial| &mut trial.run).collect();
         let stepped = trainer::run::step_pack(base, &mut runs, &*self.clock).map_err(failure)?;
-        let stepped = stepped.into_iter().map(|s| Stepped {
-            point: s.point,
-            checkpoint_due: s.checkpoint_due,
-            diverged: s.diverged,
-            evaluation: s.evaluation,
-            failed: s.failed.map(failure),
-        });
-        Ok(stepped.collect())
+        Ok(stepped.into_iter().map(in_pack).collect())
     }
 
     fn save(&mut self, trial: &mut Examined, dirs: CheckpointDirs) -> Result<Write, Failure> {

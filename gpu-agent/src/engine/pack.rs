@@ -34,7 +34,8 @@ pub struct Stepped {
     pub diverged: Option<String>,
     /// The time that its evaluation took, if there was one.
     pub evaluation: Option<Duration>,
-    /// Why it cannot go on although the step is made, if it cannot: its evaluation failed.
+    /// Why it cannot go on although the step is made, if it cannot: its evaluation failed, which its numbers lack. Its state is
+    /// sound.
     pub failed: Option<Failure>,
 }
 
@@ -84,6 +85,11 @@ pub trait Backend {
     fn total_steps(&self, run: &Self::Run) -> u64;
     /// Held-out loss of the base alone; `None` without held-out rows.
     fn base_eval(&mut self, base: &Self::Base, run: &mut Self::Run) -> Result<Option<f64>, Failure>;
+    /// What was left of the step of the checkpoint from which a run goes on, the evaluation that failed then, and all of that
+    /// step's numbers. `None` if none had failed.
+    fn make_up(&mut self, _: &Self::Base, _: &mut Self::Run) -> Option<Stepped> {
+        None
+    }
     /// One optimizer step of every run. One answer a run, in their order; after an error nobody has stepped.
     fn step_pack(&mut self, base: &Self::Base, runs: &mut [&mut Self::Run]) -> Result<Vec<Stepped>, Failure>;
     /// What writes a checkpoint of a run as it stands, whatever the run does meanwhile; of a diverged run, of the last good
@@ -283,13 +289,14 @@ impl<B: Backend> Pack<B> {
             let point = MetricPoint { step: 0, time: self.clock.now(), values };
             emit(Event::Trial(assignment, Happening::Points(vec![point])));
         }
+        let left = self.backend.make_up(base, &mut run);
         let done = start_step >= total_steps;
         let (packed, saved, writing, kept_back, refused) = (false, None, None, None, false);
         let member = Member { admission, run, own_bytes, since, packed, saved, writing, kept_back, refused };
-        if done {
-            self.checkpoint_then(member, Then::Complete(None), emit);
-        } else {
-            self.members.push(member);
+        match left {
+            Some(stepped) => self.after_step(member, stepped, emit),
+            None if done => self.checkpoint_then(member, Then::Complete(None), emit),
+            None => self.members.push(member),
         }
         Ok(())
     }
@@ -371,11 +378,11 @@ impl<B: Backend> Pack<B> {
             let phase = Phase { work: Work::Evaluate, start, took, step, four_bits: None };
             emit(Event::Phase(assignment.clone(), phase));
         }
-        if let Some(failure) = stepped.failed {
-            return self.let_go(member, Some(failure), emit);
-        }
         if let Some(point) = stepped.point {
             emit(Event::Trial(assignment.clone(), Happening::Points(vec![point])));
+        }
+        if let Some(failure) = stepped.failed {
+            return self.fail(member, failure, emit);
         }
         if let Some(what) = stepped.diverged {
             return self.finish(member, Ending::Diverged, what, emit);

@@ -33,6 +33,7 @@ use crate::schedule::Schedule;
 use crate::tokenizer::Tokenizer;
 use candle_core::Device;
 use domain::footprint::{Engine, Load};
+use domain::metric::MetricPoint;
 use domain::trial::{ComputeDtype, Digests, Precision, PrecisionMode, TrialConfig};
 use resume::OnItsWay;
 use serde::{Deserialize, Serialize};
@@ -200,6 +201,8 @@ pub struct Run {
     /// The state before the last step: the last whose loss is known to be finite.
     previous: Option<Good>,
     diverged: Option<String>,
+    /// The point of the last step, if its evaluation failed, which it lacks.
+    owed: Option<MetricPoint>,
     /// What its footprint depends on.
     load: Load,
     /// Layers that are computed again in the backward pass.
@@ -290,6 +293,7 @@ impl Run {
             state,
             previous: None,
             diverged: None,
+            owed: None,
             recomputed_layers: recomputed_layers as usize,
             at_last_point: progress.clone(),
             progress,

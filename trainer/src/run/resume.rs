@@ -14,6 +14,7 @@ use crate::preflight;
 use crate::scaler::LossScaler;
 use candle_core::{Device, Tensor};
 use domain::footprint::Engine;
+use domain::metric::MetricPoint;
 use domain::trial::{Digests, TrialConfig, serialize_differing};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -57,6 +58,9 @@ struct Saved {
     progress: Progress,
     #[serde(default)]
     loss_scaler: Option<LossScaler>,
+    /// The point of the step, if its evaluation failed, which it lacks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    owed: Option<MetricPoint>,
 }
 
 fn key(path: &str, parameter: &str, moment: &str) -> String {
@@ -139,6 +143,7 @@ impl Run {
             config: self.config.clone(),
             progress: self.progress.clone(),
             loss_scaler: *scaler,
+            owed: self.owed.clone(),
         };
         let moments = |moments: &Moments| -> Result<Moments> {
             Ok(Moments { first: on_cpu(&moments.first)?, second: on_cpu(&moments.second)? })
@@ -177,7 +182,8 @@ impl Run {
         serde_json::from_str::<Saved>(&text).ok().map(|saved| saved.step)
     }
 
-    /// Goes on from a checkpoint that [`Snapshot::write`] wrote, bit for bit as the run would have gone on.
+    /// Goes on from a checkpoint that [`Snapshot::write`] wrote, bit for bit as the run would have gone on. What may be left of
+    /// its last step is made up for by [`Run::make_up`].
     ///
     /// # Errors
     /// The checkpoint is missing or broken, or belongs to another base, data set, tokenizer or configuration.
@@ -213,7 +219,7 @@ impl Run {
         let data = preflight::data(&config, loaded.tokenizer.as_ref(), &loaded.base.config)?;
         let run = Self::start(loaded, config, &trainable, data, state, saved.progress);
         check_digests(&saved.digests, run.digests(), &path)?;
-        Ok(run)
+        Ok(Self { owed: saved.owed, ..run })
     }
 }
 

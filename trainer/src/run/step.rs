@@ -26,7 +26,8 @@ pub struct Stepped {
     pub diverged: Option<String>,
     /// The time that its evaluation took, if there was one.
     pub evaluation: Option<Duration>,
-    /// Why its evaluation failed, if it did. The step is made, and the run cannot go on.
+    /// Why its evaluation failed, if it did. The step is made, its point lacks the evaluation, and the run cannot go on; whoever
+    /// resumes it from a checkpoint of here makes up for that first ([`Run::make_up`]).
     pub failed: Option<TrainError>,
 }
 
@@ -88,8 +89,7 @@ pub fn step_pack(loaded: &Loaded, runs: &mut [&mut Run], clock: &dyn Clock) -> R
         run.progress.tokens += sums[i].tokens;
         run.progress.training_seconds += seconds;
         run.progress.packed |= packed;
-        let reported = run.report(loaded, updated, sums[i], clock);
-        stepped.push(reported.unwrap_or_else(|e| Stepped { failed: Some(e), ..Stepped::default() }));
+        stepped.push(run.report(loaded, updated, sums[i], clock));
     }
     Ok(stepped)
 }
@@ -240,46 +240,59 @@ impl Run {
     }
 
     /// Evaluates where it is due and makes the step's metric point.
-    fn report(
-        &mut self,
-        loaded: &Loaded,
-        updated: Updated,
-        sum: Outcome,
-        clock: &dyn Clock,
-    ) -> Result<Stepped> {
+    fn report(&mut self, loaded: &Loaded, updated: Updated, sum: Outcome, clock: &dyn Clock) -> Stepped {
         let step = self.state.step;
         if let Some(diverged) = &self.diverged {
-            return Ok(Stepped { diverged: Some(diverged.clone()), ..Stepped::default() });
+            return Stepped { diverged: Some(diverged.clone()), ..Stepped::default() };
         }
         let due = |every: u32| every > 0 && step.is_multiple_of(u64::from(every));
         let end = step >= self.total_steps;
         let evaluates = !self.data.eval.is_empty() && (end || due(self.config.eval_steps));
         let logs = end || evaluates || due(self.config.logging_steps);
         let checkpoint_due = end || due(self.config.save_steps);
-        let (mut eval_loss, mut evaluation) = (None, None);
-        if evaluates {
-            let started = clock.monotonic();
-            eval_loss = self.evaluate(loaded)?;
-            let took = clock.monotonic().saturating_sub(started);
-            self.progress.evaluation_seconds += took.as_secs_f64();
-            evaluation = Some(took);
-        }
-        if let Some(loss) = eval_loss.filter(|loss| !loss.is_finite()) {
-            self.progress.eval_loss = None;
-            self.give_up(format!("eval/loss after step {step} is {loss}"), true);
-            return Ok(Stepped { diverged: self.diverged.clone(), evaluation, ..Stepped::default() });
-        }
-        let point = logs.then(|| self.point(&updated, sum, eval_loss, clock));
-        Ok(Stepped { point, checkpoint_due, evaluation, ..Stepped::default() })
+        let stepped = match logs.then(|| self.point(&updated, sum, clock)) {
+            Some(point) if evaluates => self.evaluated(loaded, point, clock),
+            point => Stepped { point, ..Stepped::default() },
+        };
+        Stepped { checkpoint_due: checkpoint_due && stepped.diverged.is_none(), ..stepped }
     }
 
-    fn point(
-        &mut self,
-        updated: &Updated,
-        sum: Outcome,
-        eval: Option<f64>,
-        clock: &dyn Clock,
-    ) -> MetricPoint {
+    /// Evaluates after a step, whose point lacks nothing but that. If it fails the whole point is owed.
+    fn evaluated(&mut self, loaded: &Loaded, mut point: MetricPoint, clock: &dyn Clock) -> Stepped {
+        let started = clock.monotonic();
+        let evaluated = match domain::crash::fails("evaluate/memory") {
+            true => Err(candle_core::Error::Msg("out of memory, because a test wants it".into()).into()),
+            false => self.evaluate(loaded),
+        };
+        let eval_loss = match evaluated {
+            Ok(loss) => loss,
+            Err(error) => {
+                self.owed = Some(point.clone());
+                return Stepped { point: Some(point), failed: Some(error), ..Stepped::default() };
+            }
+        };
+        let took = clock.monotonic().saturating_sub(started);
+        self.progress.evaluation_seconds += took.as_secs_f64();
+        let evaluation = Some(took);
+        if let Some(loss) = eval_loss.filter(|loss| !loss.is_finite()) {
+            self.progress.eval_loss = None;
+            self.give_up(format!("eval/loss after step {} is {loss}", self.state.step), true);
+            return Stepped { diverged: self.diverged.clone(), evaluation, ..Stepped::default() };
+        }
+        point.time = clock.now();
+        point.values.extend(eval_loss.map(|loss| (metric::EVAL_LOSS.to_string(), loss)));
+        Stepped { point: Some(point), evaluation, ..Stepped::default() }
+    }
+
+    /// Makes up for the evaluation that failed after the step of the checkpoint from which the run goes on, with the step's
+    /// whole point; it may fail again. `None` if none had failed. `clock` dates the point.
+    pub fn make_up(&mut self, loaded: &Loaded, clock: &dyn Clock) -> Option<Stepped> {
+        let point = self.owed.take()?;
+        Some(self.evaluated(loaded, point, clock))
+    }
+
+    /// A step's point, without what an evaluation adds to it.
+    fn point(&mut self, updated: &Updated, sum: Outcome, clock: &dyn Clock) -> MetricPoint {
         let mut values = Vec::with_capacity(9);
         let mut put = |name: &str, value: Option<f64>| {
             values.extend(value.filter(|v| v.is_finite()).map(|value| (name.to_string(), value)));
@@ -294,7 +307,6 @@ impl Run {
         put(metric::PEAK_MEMORY_BYTES, Some(self.progress.peak_memory_bytes as f64));
         let pack = self.progress.packed.then_some(self.progress.pack_peak_memory_bytes as f64);
         put(metric::PACK_PEAK_MEMORY_BYTES, pack);
-        put(metric::EVAL_LOSS, eval);
         self.at_last_point = self.progress.clone();
         MetricPoint { step: self.state.step, time: clock.now(), values }
     }

@@ -3,10 +3,10 @@
 //! A trial goes on while its checkpoint is written. It stands still if the next one is due before that, so that at most one
 //! of a trial's is on its way; if as many of the pack's are as may be ([`Backend::most_writes`]); and if the disk refused it.
 //! What ends stands still until its last one is written; what failed or is not wanted any more leaves the device's memory at
-//! once.
+//! once. What failed although its state is sound, in an evaluation, is checkpointed all the same.
 
 use super::writer::Written;
-use super::{Asking, Backend, Begun, Member, Pack, Writing};
+use super::{Asking, Backend, Begun, Member, Pack, Write, Writing};
 use crate::Assignment;
 use crate::engine::{Admission, Checkpoint, CheckpointDirs, Ending, Event, Happening, How, Work};
 use domain::trial::{Failure, FailureClass, Severity, Throughput, TrialSummary};
@@ -31,12 +31,21 @@ pub(super) struct Unsaved<R> {
     then: Then,
 }
 
-/// A trial that is not checkpointed again, and of which nothing is in memory but what is being written.
+/// A trial of which nothing is in memory but what is being written, or is to be.
 pub(super) struct Leaving {
     pub(super) admission: Admission,
     writing: Writing,
+    /// Its last state, if one of an earlier step is being written.
+    last: Option<Taken>,
     /// Why it cannot go on: what is being written counts. `None` if nobody wants it any more.
     failure: Option<Failure>,
+}
+
+/// A run's state at a step, whatever becomes of the run.
+struct Taken {
+    begun: Begun,
+    checkpoint: Checkpoint,
+    write: Write,
 }
 
 /// A trial that has made all its steps, and is asked what its sweep asks.
@@ -72,28 +81,58 @@ impl<B: Backend> Pack<B> {
 
     /// Has a checkpoint of a trial written as it stands.
     fn write_then(&mut self, mut member: Member<B::Run>, then: Then, emit: &mut dyn FnMut(Event)) {
+        let taken = match self.take(&mut member) {
+            Ok(taken) => taken,
+            Err(failure) => return self.let_go(member, Some(failure), emit),
+        };
+        match (self.begin_writing(&member.admission.assignment, taken), then) {
+            (Err(failure), then) => self.not_written(member, then, failure, emit),
+            (Ok(writing), then) => {
+                member.writing = Some(writing);
+                match then {
+                    Then::GoOn if !member.refused => self.members.push(member),
+                    then => self.unsaved.push(Unsaved { member, then }),
+                }
+            }
+        }
+    }
+
+    /// Takes a trial's state as it stands.
+    fn take(&mut self, member: &mut Member<B::Run>) -> Result<Taken, Failure> {
         let step = self.backend.step(&member.run);
         let dirs = CheckpointDirs::within(&member.admission.work_dir, step);
         let begun = Begun::now(&*self.clock);
-        let write = match self.backend.save(&mut member.run, dirs.clone()) {
-            Ok(write) => write,
-            Err(failure) => return self.let_go(member, Some(failure), emit),
-        };
-        let given = self.writer.write(member.admission.assignment.clone(), write);
-        if given.is_ok() {
-            member.writing = Some(Writing { begun, checkpoint: Checkpoint { step, dirs } });
-        }
-        match (given, then) {
-            (Ok(()), Then::GoOn) if !member.refused => self.members.push(member),
-            (Ok(()), then) => self.unsaved.push(Unsaved { member, then }),
-            (Err(failure), then) => self.not_written(member, then, failure, emit),
-        }
+        let write = self.backend.save(&mut member.run, dirs.clone())?;
+        Ok(Taken { begun, checkpoint: Checkpoint { step, dirs }, write })
+    }
+
+    /// Has a state written.
+    fn begin_writing(&mut self, assignment: &Assignment, taken: Taken) -> Result<Writing, Failure> {
+        let Taken { begun, checkpoint, write } = taken;
+        self.writer.write(assignment.clone(), write)?;
+        Ok(Writing { begun, checkpoint })
     }
 
     /// How many checkpoints are on their way.
     pub(super) fn writes(&self) -> usize {
         let members = self.members.iter().chain(self.unsaved.iter().map(|unsaved| &unsaved.member));
         members.filter(|member| member.writing.is_some()).count() + self.leaving.len()
+    }
+
+    /// Ends a trial that cannot go on although its state is sound, and checkpoints that: whoever tries it again, where there is
+    /// more memory perhaps, does not make its last steps again. Its run is let go of at once all the same, so its state does not wait
+    /// for its turn among [`Backend::most_writes`].
+    pub(super) fn fail(&mut self, mut member: Member<B::Run>, failure: Failure, emit: &mut dyn FnMut(Event)) {
+        let is_saved = member.saved == Some(self.backend.step(&member.run));
+        // It fails whether or not its state can be taken and written.
+        let mut last = if is_saved { None } else { self.take(&mut member).ok() };
+        if member.writing.is_none()
+            && let Some(taken) = last.take()
+        {
+            member.writing = self.begin_writing(&member.admission.assignment, taken).ok();
+        }
+        member.tell_kept_back(emit);
+        self.leave(member, last, Some(failure), emit);
     }
 
     /// Ends a trial that cannot go on, or that nobody wants any more if there is no reason why not. Its run is let go of at
@@ -107,9 +146,20 @@ impl<B: Backend> Pack<B> {
         if failure.is_some() {
             member.tell_kept_back(emit);
         }
+        self.leave(member, None, failure, emit);
+    }
+
+    /// Lets go of a trial's run. Its `last` state is written after what is being written.
+    fn leave(
+        &mut self,
+        member: Member<B::Run>,
+        last: Option<Taken>,
+        failure: Option<Failure>,
+        emit: &mut dyn FnMut(Event),
+    ) {
         let Member { admission, writing, .. } = member;
         match writing {
-            Some(writing) => self.leaving.push(Leaving { admission, writing, failure }),
+            Some(writing) => self.leaving.push(Leaving { admission, writing, last, failure }),
             None => end_left(&admission, failure, emit),
         }
     }
@@ -134,14 +184,22 @@ impl<B: Backend> Pack<B> {
                     Err(failure) => self.not_written(member, then, failure, emit),
                 }
             } else if let Some(i) = self.leaving.iter().position(|leaving| is_it(&leaving.admission)) {
-                let Leaving { admission, writing, failure } = self.leaving.remove(i);
+                let Leaving { admission, writing, last, failure } = self.leaving.remove(i);
+                let mut next = None;
                 if failure.is_some() {
                     // It fails whether or not that was written.
                     if let Ok(checkpoint) = writing.over(written, emit) {
                         emit(Event::Trial(admission.assignment.clone(), Happening::Checkpoint(checkpoint)));
                     }
+                    let last = last.map(|taken| Taken { begun: Begun::now(&*self.clock), ..taken });
+                    next = last.and_then(|last| self.begin_writing(&admission.assignment, last).ok());
                 }
-                end_left(&admission, failure, emit);
+                match next {
+                    Some(writing) => {
+                        self.leaving.push(Leaving { admission, writing, last: None, failure });
+                    }
+                    None => end_left(&admission, failure, emit),
+                }
             }
         }
     }

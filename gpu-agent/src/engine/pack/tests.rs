@@ -13,7 +13,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 
-/// A device on which two trials fit; a disk that refuses trials of seed 13 so many times; whether a trial of seed
+/// A device on which two trials fit; a disk that refuses trials of seed 13 or [`UNEVALUABLE`] so many times; whether a trial of seed
 /// [`TIGHT`], which is out of memory until then, spares some; in how many parts one of seed [`ASKED`] is asked; where in
 /// a trace trials were started; what each write of a checkpoint waits for, if a test holds them back; and how many may be on
 /// their way.
@@ -80,6 +80,11 @@ impl Backend for Small {
     fn base_eval(&mut self, base: &Self::Base, run: &mut SimulatedRun) -> Result<Option<f64>, Failure> {
         self.0.base_eval(base, run)
     }
+    fn make_up(&mut self, _: &Self::Base, run: &mut SimulatedRun) -> Option<Stepped> {
+        let (step, time, values) = (self.0.step(run), Timestamp(0), Vec::new());
+        let point = Some(MetricPoint { step, time, values });
+        (run.config().seed == UNEVALUABLE && step == 2).then(|| Stepped { point, ..Stepped::default() })
+    }
     fn step_pack(
         &mut self,
         base: &Self::Base,
@@ -94,7 +99,7 @@ impl Backend for Small {
             if run.config().seed == UNEVALUABLE && self.0.step(run) == 2 {
                 let failed =
                     Failure { class: FailureClass::OutOfMemory, message: "no room to evaluate".into() };
-                *stepped = Stepped { failed: Some(failed), ..Stepped::default() };
+                stepped.failed = Some(failed);
             }
         }
         Ok(stepped)
@@ -103,7 +108,7 @@ impl Backend for Small {
         if run.config().seed == UNREADABLE {
             return Err(Failure { class: FailureClass::Infrastructure, message: "device".into() });
         }
-        let refused = run.config().seed == 13 && self.1 > 0;
+        let refused = [13, UNEVALUABLE].contains(&run.config().seed) && self.1 > 0;
         self.1 -= u32::from(refused);
         let (write, gate) = (self.0.save(run, dirs)?, self.5.clone());
         Ok(Box::new(move || {

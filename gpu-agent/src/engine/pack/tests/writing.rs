@@ -212,6 +212,7 @@ fn a_stop_during_the_last_write_changes_nothing() {
 fn what_fails_waits_for_its_checkpoint_without_its_memory() {
     let dir = tempfile::tempdir().unwrap();
     let mut pack = pack();
+    pack.backend.1 = 0;
     let opens = gate(&mut pack);
     let large = |mut admission: Admission| {
         // Each takes all that the base leaves.
@@ -225,26 +226,27 @@ fn what_fails_waits_for_its_checkpoint_without_its_memory() {
     while !heard.contains(&"two 1".to_string()) {
         pack.step(&mut listen(&mut heard));
     }
-    assert_eq!(heard, ["one 0", "one 1", "two 0", "two 1"]);
+    assert_eq!(heard, ["one 0", "one 1", "one 2", "two 0", "two 1"]);
     assert!(pack.unsaved.is_empty() && pack.leaving.len() == 1 && pack.members.len() == 1);
     drop(opens);
     while !pack.is_idle() {
         pack.step(&mut listen(&mut heard));
     }
-    let one: Vec<_> = heard[4..].iter().filter(|heard| heard.starts_with("one")).collect();
-    assert_eq!(one, ["one saved 1", "one no room to evaluate"]);
+    let one: Vec<_> = heard[5..].iter().filter(|heard| heard.starts_with("one")).collect();
+    assert_eq!(one, ["one saved 1", "one saved 2", "one no room to evaluate"]);
 }
 
 /// Whatever else is asked of it, it fails; dropped, it leaves without a word and with all that it wrote.
 #[test]
 fn what_failed_can_be_ended_while_its_checkpoint_is_written() {
     for (how, wanted) in [
-        (How::Stop, vec!["one saved 1", "one no room to evaluate"]),
-        (How::Release, vec!["one saved 1", "one no room to evaluate"]),
+        (How::Stop, vec!["one saved 1", "one saved 2", "one no room to evaluate"]),
+        (How::Release, vec!["one saved 1", "one saved 2", "one no room to evaluate"]),
         (How::Drop, vec![]),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let mut pack = pack();
+        pack.backend.1 = 0;
         let opens = gate(&mut pack);
         pack.admit(saving(dir.path(), "one", UNEVALUABLE, 5, 1));
         while pack.leaving.is_empty() {
@@ -259,5 +261,45 @@ fn what_failed_can_be_ended_while_its_checkpoint_is_written() {
         }
         assert_eq!(heard, wanted, "{how:?}");
         assert_eq!(dir.path().join("one").exists(), how != How::Drop, "{how:?}");
+    }
+}
+
+/// No step of it is lost: whoever tries it again makes up for the evaluation and goes on. The disk is not waited for.
+#[test]
+fn what_fails_in_an_evaluation_is_saved_where_it_is() {
+    // (a checkpoint every so many steps, checkpoints that the disk refuses, those that are written)
+    for (save_steps, refused, saved) in [
+        (0, 0, vec!["one saved 2"]),
+        (1, 0, vec!["one saved 1", "one saved 2"]),
+        (1, 1, vec!["one saved 2"]),
+        (1, 2, vec![]),
+        (0, 1, vec![]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pack = pack();
+        pack.backend.1 = refused;
+        let opens = gate(&mut pack);
+        pack.admit(saving(dir.path(), "one", UNEVALUABLE, 3, save_steps));
+        let mut heard = Vec::new();
+        while pack.leaving.is_empty() {
+            pack.step(&mut listen(&mut heard));
+        }
+        assert!(pack.is_empty() && heard == ["one 0", "one 1", "one 2"], "{heard:?}");
+        heard.clear();
+        drop(opens);
+        while !pack.is_idle() {
+            pack.step(&mut listen(&mut heard));
+        }
+        assert_eq!(heard, [&saved[..], &["one no room to evaluate"]].concat(), "{save_steps} {refused}");
+        if saved.last() != Some(&"one saved 2") {
+            continue;
+        }
+        let resume = Some(CheckpointDirs::within(&dir.path().join("one"), 2));
+        pack.admit(Admission { resume, ..saving(dir.path(), "one", UNEVALUABLE, 3, 0) });
+        heard.clear();
+        while !pack.is_idle() {
+            pack.step(&mut listen(&mut heard));
+        }
+        assert_eq!(heard, ["one 2", "one 3", "one saved 3", "one Completed"], "{save_steps}");
     }
 }
