@@ -5,6 +5,7 @@
 mod common;
 
 use common::Sandbox;
+use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -136,6 +137,118 @@ fn the_quickstart_on_real_input() {
     for trial in result["trials"].as_array().unwrap() {
         assert!((trial["summary"]["base_eval_loss"].as_f64().unwrap() - 5.063_520).abs() < 1e-4);
         assert!(trial["eval_loss"].as_f64().unwrap() < 5.063_52, "{trial:#}");
+    }
+}
+
+/// The rows of the Markdown table that follows a title, without their numbers' thin spaces.
+fn table(text: &str, title: &str) -> Vec<Vec<String>> {
+    let (_, after) = text.split_once(title).unwrap_or_else(|| panic!("{title} is not in\n{text}"));
+    let lines =
+        after.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    let cell = |cell: &str| cell.trim().replace(['\u{202f}', '\\'], "");
+    lines.skip(2).map(|line| line.trim_matches('|').split(" | ").map(cell).collect()).collect()
+}
+
+/// The published benchmark scaled down, in its smallest form: its six figures and both of its tables, of what was measured.
+#[test]
+fn the_published_benchmark_on_a_cpu() {
+    let Some(shared) = shared() else { return };
+    let sandbox = Sandbox::new("");
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../config/sweeps/stories260k-benchmark.yaml");
+    let data = |path: &str| format!("{}/data/{path}", shared.display());
+    let tasks = format!(
+        "evaluations.task_data={{ arc_challenge: {}, hellaswag: {}, truthfulqa_mc2: {} }}",
+        data("eval/arc_challenge_test_100.jsonl"),
+        data("eval/hellaswag_val_100.jsonl"),
+        data("eval/truthfulqa_mc_100.jsonl"),
+    );
+    let model = format!("pretrained_model_id={}", data("models/stories260K-hf"));
+    let rows = format!("dataset_name={}", data("instruct/instruct_500_guanaco.jsonl"));
+    let set = [
+        model.as_str(),
+        rows.as_str(),
+        tasks.as_str(),
+        "batch_size=[2, 4]",
+        "lora_rank=[8, 16]",
+        "max_sequence_length=[64, 128]",
+        "gradient_checkpointing=false",
+        "eval_size=4",
+        "evaluations.limit=3",
+    ];
+    let set = set.into_iter().flat_map(|set| ["--set", set]);
+    let result =
+        sandbox.json(&["run", file, "--price-per-hour=0.1"].into_iter().chain(set).collect::<Vec<_>>());
+    let trials = result["trials"].as_array().unwrap();
+    // In two precisions a middle, one other value of each of three parameters, and that middle for longer.
+    assert_eq!(trials.len(), 2 * (1 + 3 + 1));
+    for trial in trials {
+        let summary = &trial["summary"];
+        assert_eq!((&trial["state"], &trial["simulated"]), (&"completed".into(), &false.into()), "{trial:#}");
+        // Its device would take more of them.
+        assert_eq!(summary["throughput"], "solo", "{trial:#}");
+        assert!(summary["peak_memory_bytes"].as_u64() > Some(0), "{trial:#}");
+        let asked = !summary["evaluations"].as_array().unwrap().is_empty();
+        assert_eq!(asked, trial["config"]["max_steps"] == 75, "{trial:#}");
+    }
+
+    let id = result["sweep"]["id"].as_str().unwrap();
+    let report = sandbox.json(&["report", id, "--format", "markdown", "--file", "report"]);
+    let folder = sandbox.dir.path().join(report["report"].as_str().unwrap());
+    let text = std::fs::read_to_string(folder.join("report.md")).unwrap();
+    assert!(!text.contains("Simulated"), "{text}");
+    // (figure, the parameter, its middle value and the other one, what is measured)
+    for (title, by, values, unit) in [
+        ("Peak memory by batch size", "batch_size", ["2", "4"], "MB"),
+        ("Peak memory by lora rank", "lora_rank", ["8", "16"], "MB"),
+        ("Peak memory by max sequence length", "max_sequence_length", ["128", "64"], "MB"),
+        ("Speed by lora rank", "lora_rank", ["8", "16"], "rows/s"),
+        ("Speed by max sequence length", "max_sequence_length", ["128", "64"], "rows/s"),
+    ] {
+        let figure = format!("figures/{}.svg", title.to_lowercase().replace(' ', "-"));
+        assert!(text.contains(&format!("]({figure})")) && folder.join(&figure).is_file(), "{figure}");
+        let rows = table(&text, &format!("**{title}**"));
+        assert_eq!(rows.len(), 4, "{title}: {rows:?}");
+        for row in &rows {
+            let (value, of) = row[2].split_once(' ').unwrap();
+            let value: f64 = value.parse().unwrap();
+            assert!(value > 0.0 && of == unit && values.contains(&row[0].as_str()), "{title}: {row:?}");
+            // The other value is of one trial alone, whose measured bytes these are.
+            if row[0] != values[1] || unit != "MB" {
+                continue;
+            }
+            let is_it = |trial: &&Value| {
+                trial["config"][by].as_u64() == row[0].parse().ok()
+                    && trial["config"]["precision_mode"] == row[1].as_str()
+            };
+            let measured =
+                trials.iter().find(is_it).unwrap()["summary"]["peak_memory_bytes"].as_f64().unwrap();
+            assert!((measured / 1e6 - value).abs() <= 0.051, "{title}: {row:?}, not {measured}");
+        }
+    }
+    let costs = table(&text, "**Cost of a run by precision mode**");
+    let costs: Vec<_> = costs.iter().map(|row| (row[0].as_str(), row[1].as_str(), row[2].as_str())).collect();
+    let [("4bit", "CPU", a), ("float32", "CPU", b)] = costs[..] else { panic!("{costs:?}") };
+    assert!(
+        [a, b].iter().all(|cost| cost.trim_start_matches('$').parse::<f64>().unwrap() > 0.0),
+        "{costs:?}"
+    );
+
+    let parameters = table(&text, "## Trainable parameters");
+    let parameters: Vec<_> = parameters.iter().map(|row| (row[0].as_str(), row[1].as_str())).collect();
+    assert_eq!(parameters, [("8", "46240"), ("16", "92480")]);
+    let losses = table(&text, "## Base against adapters");
+    let losses: Vec<(&str, f64)> =
+        losses.iter().map(|row| (row[0].as_str(), row[1].parse().unwrap())).collect();
+    let [("base, 4bit", base), ("adapter, 4bit", with), ("base, float32", float), ("adapter, float32", best)] =
+        losses[..]
+    else {
+        panic!("{losses:?}")
+    };
+    assert!(with < base && best < float, "{losses:?}");
+    let scores = table(&text, "**Accuracy by task**");
+    for precision in ["4bit", "float32"] {
+        let mean = |row: &&Vec<String>| row[0] == "eval/open-llm-leaderboard-v1/mean" && row[1] == precision;
+        assert!(scores.iter().find(mean).is_some_and(|row| row[5].contains('±')), "{precision}: {scores:?}");
     }
 }
 
