@@ -105,6 +105,27 @@ async fn points_come_back_once() {
     .await;
 }
 
+/// A registry that was restored from a copy gives a term that leaders had after it was copied.
+#[tokio::test]
+async fn a_term_that_is_given_again_goes_on_behind_its_objects() {
+    each(|fleet| async move {
+        let forgotten = fleet.lead().await;
+        for step in 1..=10 {
+            forgotten.append(step).await.unwrap();
+        }
+        forgotten.end().await;
+        let restored = Fleet::on(fleet.objects.clone());
+        let leader = restored.lead().await;
+        leader.append(11).await.unwrap();
+        leader.end().await;
+        let later = restored.lead().await;
+        later.append(12).await.unwrap();
+        later.end().await;
+        assert_eq!(restored.lead().await.steps().await, (1..=12).collect::<Vec<_>>());
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn the_points_of_deleted_sweeps_are_taken_out() {
     each(|fleet| async move {

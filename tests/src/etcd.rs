@@ -7,6 +7,9 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+/// Where others of a cluster of one would reach it: it speaks to no peer, so that nobody needs to.
+const PEER: &str = "http://127.0.0.1:1";
+
 /// A running etcd on a free port of this machine. It is killed when it is dropped.
 #[derive(Debug)]
 pub struct Etcd {
@@ -72,6 +75,45 @@ impl Etcd {
         Some([a, b, c].map(|started| serving(started, "http")))
     }
 
+    /// Saves a snapshot of it to a file. False, with a line that says so, where etcd's command line is not installed.
+    ///
+    /// # Panics
+    /// It cannot be saved.
+    #[allow(clippy::panic, reason = "a test fails by panicking")]
+    pub fn snapshot(&self, to: &Path) -> bool {
+        let mut command = Command::new("etcdctl");
+        command.args(["--endpoints", &self.endpoint, "snapshot", "save"]).arg(to).env("ETCDCTL_API", "3");
+        match command.output() {
+            Ok(saved) if saved.status.success() => true,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                crate::skipped("etcdctl is not installed (Debian: apt-get install etcd-client)");
+                false
+            }
+            failed => panic!("etcdctl snapshot save: {failed:?}"),
+        }
+    }
+
+    /// Makes a snapshot the folder of a cluster of one, for [`Etcd::start`] and [`Etcd::start_at`].
+    ///
+    /// # Panics
+    /// It is none, or there is such a folder.
+    #[allow(clippy::panic, reason = "a test fails by panicking")]
+    pub fn restore(snapshot: &Path, dir: &Path) {
+        // From 3.6 on it is another tool's.
+        for tool in ["etcdutl", "etcdctl"] {
+            let mut command = Command::new(tool);
+            command.args(["snapshot", "restore"]).arg(snapshot).arg("--data-dir").arg(dir);
+            command.args(["--name", "default", "--initial-advertise-peer-urls", PEER]);
+            command.args(["--initial-cluster", &format!("default={PEER}")]).env("ETCDCTL_API", "3");
+            match command.output() {
+                Ok(restored) if restored.status.success() => return,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                failed => panic!("{tool} snapshot restore: {failed:?}"),
+            }
+        }
+        panic!("there is neither etcdutl nor etcdctl");
+    }
+
     fn start_with(dir: &Path, scheme: &str, how: impl FnOnce(&mut Command)) -> Option<Self> {
         Self::start_listening(dir, &format!("{scheme}://127.0.0.1:0"), how)
     }
@@ -79,15 +121,8 @@ impl Etcd {
     fn start_listening(dir: &Path, clients: &str, how: impl FnOnce(&mut Command)) -> Option<Self> {
         let started = spawn(dir, clients, |command| {
             how(command);
-            // A cluster of one speaks to no peer: nobody needs to reach it at this address.
-            let peer = "http://127.0.0.1:1";
-            command.args(["--listen-peer-urls", "http://127.0.0.1:0"]);
-            command.args([
-                "--initial-advertise-peer-urls",
-                peer,
-                "--initial-cluster",
-                &format!("default={peer}"),
-            ]);
+            command.args(["--listen-peer-urls", "http://127.0.0.1:0", "--initial-advertise-peer-urls", PEER]);
+            command.args(["--initial-cluster", &format!("default={PEER}")]);
         });
         let scheme = clients.split("://").next().unwrap_or_default();
         started.map(|started| serving(started, scheme))

@@ -7,7 +7,7 @@ use super::sweep::{Change, Operation, Selection, Standing, SweepHandle, Tools, V
 use crate::artifacts::Stored;
 use crate::error::{CoordinatorError, Result};
 use crate::search::Searcher;
-use crate::store::{Batch, Store, SweepRecord, Tombstone, TrialRecord};
+use crate::store::{Batch, Checkpoint, Store, SweepRecord, Tombstone, TrialRecord};
 use actor::{Gone, Mailbox, Reply, Scope};
 use domain::footprint::ModelShape;
 use domain::metric::MetricPoint;
@@ -238,6 +238,21 @@ impl Directory {
             return done;
         }
         self.repetition(id, attempt, None).await.map(|()| Vec::new())
+    }
+
+    /// The checkpoint that an attempt was to go on from is not in the object store any more. It is not current any more when this
+    /// returns: another goes on without that checkpoint.
+    ///
+    /// # Errors
+    /// As [`Directory::standing`].
+    pub async fn checkpoint_gone(&self, id: &TrialId, attempt: Attempt, gone: Checkpoint) -> Result<()> {
+        let (sweep, number) = parts(id)?;
+        if let Some(sweep) = self.find(&sweep)
+            && let Ok(done) = sweep.checkpoint_gone(number, attempt, gone).await
+        {
+            return done;
+        }
+        self.repetition(id, attempt, None).await
     }
 
     /// Ends a trial for a person.

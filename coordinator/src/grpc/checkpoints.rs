@@ -78,10 +78,16 @@ pub async fn download(
     let checkpoint = services.desk.directory.trial(&trial).await?.checkpoint;
     let checkpoint = checkpoint.ok_or_else(|| CoordinatorError::not_found("checkpoint of trial", &trial))?;
     let mut files = Vec::new();
-    for path in [checkpoint.adapter, checkpoint.resume] {
-        for file in services.desk.artifacts.files(&path).await? {
-            files.push((path.clone(), file));
-        }
+    for path in [&checkpoint.adapter, &checkpoint.resume] {
+        let of_part = match services.desk.artifacts.files(path).await {
+            // A record points at what is there, but where the state is an older one than the store.
+            Err(error @ ArtifactError::NotFound(_)) => {
+                services.desk.directory.checkpoint_gone(&trial, attempt, checkpoint.clone()).await?;
+                return Err(error.into());
+            }
+            of_part => of_part?,
+        };
+        files.extend(of_part.into_iter().map(|file| (path.clone(), file)));
     }
     let header = v1::CheckpointHeader {
         trial_id: trial.to_string(),

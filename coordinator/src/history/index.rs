@@ -98,12 +98,15 @@ impl Index {
         find(&kept.points, step)
     }
 
+    /// The newest attempt of a trial that has points.
+    pub(super) fn newest_attempt(&self, trial: &TrialId) -> Option<Attempt> {
+        self.trials.get(trial)?.iter().map(|kept| kept.attempt).max()
+    }
+
     /// The trials that have points, each with its newest attempt.
     pub(super) fn trials(&self) -> BTreeMap<TrialId, Attempt> {
-        let newest = |(trial, attempts): (&TrialId, &Vec<Kept>)| {
-            Some((trial.clone(), attempts.iter().map(|kept| kept.attempt).max()?))
-        };
-        self.trials.iter().filter_map(newest).collect()
+        let newest = |trial: &TrialId| Some((trial.clone(), self.newest_attempt(trial)?));
+        self.trials.keys().filter_map(newest).collect()
     }
 
     /// See [`super::History::curve`].

@@ -269,6 +269,11 @@ impl History {
         self.0.index.write().unwrap_or_else(PoisonError::into_inner).forget(gone);
     }
 
+    /// The newest attempt of a trial that there are points of.
+    pub fn newest_attempt(&self, trial: &TrialId) -> Option<Attempt> {
+        self.0.index.read().unwrap_or_else(PoisonError::into_inner).newest_attempt(trial)
+    }
+
     /// The trial's curve: gap-free, one point a step, in the order of steps. `attempts` are the trial's
     /// attempts, each with the step it started from. A point of an attempt counts from its start step up to
     /// the start step of every later attempt, both included; of two points at one step, the later attempt's.

@@ -105,7 +105,10 @@ impl Objects {
         let Found { known, late } = found.await?;
         close(&leader, &known).await?;
         delete(&*store, late).await;
-        let mut objects = Self { store, leader, next: 1, known, gone: gone.clone(), merge_from: 0 };
+        // There are none of its own term, unless the registry was restored from a copy and gives the term again.
+        let own = known.keys().filter_map(numbers).filter(|(term, _)| *term == leader.term());
+        let next = own.map(|(_, number)| number + 1).max().unwrap_or(1);
+        let mut objects = Self { store, leader, next, known, gone: gone.clone(), merge_from: 0 };
         for object in with_gone {
             if let Err(error) = objects.merge(vec![object]).await {
                 tracing::warn!(%error, "metrics of deleted sweeps stay for now");

@@ -317,6 +317,10 @@ pub struct TrialRecord {
     /// What it does, for its trace. `None` in a record of an earlier version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<Stage>,
+    /// The newest attempt that there are metrics of, if it is none that the record knows: the state was restored from a copy
+    /// older than they are. 0 otherwise. The metrics say it whenever they are read.
+    #[serde(skip)]
+    pub forgotten: Attempt,
 }
 
 impl TrialRecord {
@@ -343,7 +347,13 @@ impl TrialRecord {
             logged: 0,
             noted: 0,
             stage: None,
+            forgotten: Attempt(0),
         }
+    }
+
+    /// The number of its next assignment: larger than that of any that it ever had.
+    pub fn next_attempt(&self) -> Attempt {
+        self.trial.attempt.max(self.forgotten).next()
     }
 
     /// The object-store paths that it points at.

@@ -12,6 +12,7 @@ mod listings;
 mod namespaces;
 mod operations;
 mod page;
+mod restored;
 mod retention;
 
 use agent::{FakeAgent, hello, holding};

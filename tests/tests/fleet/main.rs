@@ -6,6 +6,7 @@
 mod common;
 mod faults;
 mod ready;
+mod restored;
 mod specs;
 mod spot;
 mod stale;

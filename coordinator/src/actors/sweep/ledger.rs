@@ -130,6 +130,16 @@ impl Ledger {
         Ok(())
     }
 
+    /// There are metrics of this attempt of a trial. Later ones than its record knows belong to a time that the state has no
+    /// memory of: what is made from now on is not to be taken for theirs.
+    pub fn measured(&mut self, number: u32, attempt: Attempt) -> Result<()> {
+        let record = self.get_mut(number)?;
+        if attempt > record.trial.attempt {
+            record.forgotten = attempt;
+        }
+        Ok(())
+    }
+
     /// The sweep.
     pub fn record(&self) -> &SweepRecord {
         &self.record
@@ -206,8 +216,9 @@ impl Ledger {
         record.charged_at = None;
         record.noted = 0;
         let resume_step = record.checkpoint.as_ref().map(|c| c.step);
+        let attempt = record.next_attempt();
         let trial = &mut record.trial;
-        trial.attempt = trial.attempt.next();
+        trial.attempt = attempt;
         let trace = traced::trace(trial);
         trial.step = resume_step.unwrap_or(0);
         trial.attempts.push((trial.attempt, trial.step));

@@ -108,7 +108,7 @@ impl Told {
                 _ => {}
             }
         }
-        if before.adapter && !self.adapter {
+        if before.adapter && !self.adapter && trial.state.is_terminal() {
             tell("adapter_removed", "the sweep keeps those of better trials".into());
         }
         news

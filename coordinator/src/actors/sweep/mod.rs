@@ -26,7 +26,7 @@ use super::message::TrialEvent;
 use crate::artifacts::{Artifacts, Stored};
 use crate::error::Result;
 use crate::history::History;
-use crate::store::{Store, SweepRecord, TrialRecord};
+use crate::store::{Checkpoint, Store, SweepRecord, TrialRecord};
 use crate::trouble::Trouble;
 use actor::{Gone, Mailbox, Reply, Scope};
 use domain::metric::MetricPoint;
@@ -120,6 +120,7 @@ enum Mutation {
     Metrics(u32, Attempt, Vec<MetricPoint>, Reply<Result<()>>),
     Event(u32, Attempt, AgentId, Box<TrialEvent>, Reply<Result<()>>),
     Checkpoint(u32, Attempt, u64, Stored, Reply<Result<Vec<String>>>),
+    CheckpointGone(u32, Attempt, Checkpoint, Reply<Result<()>>),
     StopTrial(u32, Reply<Result<TrialRecord>>),
     Cancel(Reply<Result<Sweep>>),
     Operate(Operation, Reply<Result<Sweep>>),
@@ -245,6 +246,17 @@ impl SweepHandle {
         stored: Stored,
     ) -> std::result::Result<Result<Vec<String>>, Gone> {
         self.mutate(|reply| Mutation::Checkpoint(number, attempt, step, stored, reply)).await
+    }
+
+    /// The checkpoint that an attempt was to go on from is not in the object store any more. Another attempt goes on without it
+    /// when this returns.
+    pub async fn checkpoint_gone(
+        &self,
+        number: u32,
+        attempt: Attempt,
+        gone: Checkpoint,
+    ) -> std::result::Result<Result<()>, Gone> {
+        self.mutate(|reply| Mutation::CheckpointGone(number, attempt, gone, reply)).await
     }
 
     /// Ends a trial for a person.

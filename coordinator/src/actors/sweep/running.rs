@@ -10,10 +10,10 @@ use super::log::{self, Told};
 use super::traced::{self, Untold};
 use super::{Change, Command, Mutation, Operation, Query, Selection, Tools, View};
 use crate::actors::dispatcher::{Expected, Grant, Request};
-use crate::actors::message::{ToAgent, TrialEvent};
+use crate::actors::message::{StopReason, ToAgent, TrialEvent};
 use crate::artifacts::Stored;
 use crate::error::Result;
-use crate::store::{LogEntry, Placement, StopCause, SweepRecord, TrialRecord};
+use crate::store::{Checkpoint, LogEntry, Placement, StopCause, SweepRecord, TrialRecord};
 use actor::Scope;
 use domain::data;
 use domain::metric::MetricPoint;
@@ -130,6 +130,9 @@ impl RunningSweep {
         self.told.insert(number, Told::of(record));
         let trial = &record.trial;
         let curve = self.tools.history.curve(&trial.id, &trial.attempts).await?;
+        if let Some(attempt) = self.tools.history.newest_attempt(&trial.id) {
+            self.ledger.measured(number, attempt)?;
+        }
         self.ledger.replay(number, &curve)?;
         let record = self.ledger.get(number)?;
         let trial = &record.trial;
@@ -252,6 +255,10 @@ impl RunningSweep {
                 let done = self.checkpoint(number, attempt, step, stored).await;
                 Box::new(move |_| drop(reply.send(done)))
             }
+            Mutation::CheckpointGone(number, attempt, gone, reply) => {
+                let done = self.checkpoint_gone(number, attempt, &gone).await;
+                Box::new(move |_| drop(reply.send(done)))
+            }
             Mutation::StopTrial(number, reply) => {
                 let done = self.stop_trial(number).await;
                 Box::new(move |ledger| drop(reply.send(done.and_then(|()| ledger.get(number).cloned()))))
@@ -313,18 +320,7 @@ impl RunningSweep {
         let trial = trial.id.clone();
         at_place(belongs, || tracing::info!(%trial, %attempt, event = event.name(), "the agent reports"));
         if !matches!(event, TrialEvent::Started { .. }) {
-            let given_back = event == TrialEvent::Released;
-            let mut seconds = self.tools.dispatcher.release(trial, attempt, given_back).await?;
-            if seconds.is_none() {
-                seconds = self.seconds_of_lost(number, attempt);
-            }
-            match seconds {
-                Some(seconds) => self.close_account(number, seconds)?,
-                // What it was charged until now stands.
-                None => {
-                    self.ledger.reopen_account(number)?;
-                }
-            }
+            self.release(number, trial, attempt, event == TrialEvent::Released).await?;
         }
         if let TrialEvent::Failed(failure) = &event {
             self.why.insert(number, failure.message.clone());
@@ -346,6 +342,43 @@ impl RunningSweep {
                 let curve = self.tools.history.curve(&trial.id, &trial.attempts).await?;
                 self.ledger.checkpoint(number, step, stored, &curve)
             }
+        }
+    }
+
+    async fn checkpoint_gone(&mut self, number: u32, attempt: Attempt, gone: &Checkpoint) -> Result<()> {
+        let standing = self.standing(number, attempt)?;
+        let record = self.ledger.get(number)?;
+        // Whoever asked twice is heard once.
+        if standing == Standing::Over || record.checkpoint.as_ref() != Some(gone) {
+            return Ok(());
+        }
+        let trial = record.trial.id.clone();
+        let why = format!("its checkpoint of step {} is not in the store any more", gone.step);
+        tracing::warn!(%trial, %attempt, resume = gone.resume, "{why}");
+        // The agent is told before it may be given the next attempt.
+        let stop = ToAgent::Stop(trial.clone(), attempt, StopReason::Fenced);
+        self.tools.dispatcher.send(trial.clone(), attempt, stop).await?;
+        self.release(number, trial, attempt, false).await?;
+        self.why.insert(number, why);
+        self.ledger.checkpoint_gone(number, gone, self.now())
+    }
+
+    /// An attempt gives its device up, and is charged for it.
+    async fn release(
+        &mut self,
+        number: u32,
+        trial: TrialId,
+        attempt: Attempt,
+        given_back: bool,
+    ) -> Result<()> {
+        let mut seconds = self.tools.dispatcher.release(trial, attempt, given_back).await?;
+        if seconds.is_none() {
+            seconds = self.seconds_of_lost(number, attempt);
+        }
+        match seconds {
+            Some(seconds) => self.close_account(number, seconds),
+            // What it was charged until now stands.
+            None => self.ledger.reopen_account(number).map(drop),
         }
     }
 
@@ -413,9 +446,10 @@ impl RunningSweep {
     }
 
     async fn granted(&mut self, number: u32, attempt: Attempt, grant: Grant) -> Result<()> {
-        let trial = &self.ledger.get(number)?.trial;
+        let record = self.ledger.get(number)?;
+        let trial = &record.trial;
         let id = trial.id.clone();
-        if trial.state != TrialState::Queued || trial.attempt.next() != attempt {
+        if trial.state != TrialState::Queued || record.next_attempt() != attempt {
             self.tools.dispatcher.release(id, attempt, false).await?;
             return Ok(());
         }
@@ -495,9 +529,10 @@ impl RunningSweep {
 
     async fn enqueue(&mut self, number: u32) -> Result<()> {
         let needs = self.ledger.needs(number)?;
-        let trial = &self.ledger.get(number)?.trial;
+        let record = self.ledger.get(number)?;
+        let trial = &record.trial;
         let (granted, grant) = oneshot::channel();
-        let attempt = trial.attempt.next();
+        let attempt = record.next_attempt();
         let data = data::uploaded(&trial.config, self.ledger.asked(number)?.as_ref());
         let request =
             Request { trial: trial.id.clone(), attempt, created_at: trial.created_at, needs, data, granted };
@@ -510,9 +545,10 @@ impl RunningSweep {
     async fn withdraw(&mut self) -> Result<()> {
         self.requests.clear();
         let waiting = self.ledger.trials().values().filter(|t| t.trial.state == TrialState::Queued);
-        for trial in waiting.map(|t| &t.trial) {
+        for record in waiting {
             // A device may have been granted just before.
-            self.tools.dispatcher.release(trial.id.clone(), trial.attempt.next(), false).await?;
+            let (trial, attempt) = (record.trial.id.clone(), record.next_attempt());
+            self.tools.dispatcher.release(trial, attempt, false).await?;
         }
         Ok(())
     }

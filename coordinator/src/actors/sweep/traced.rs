@@ -101,7 +101,7 @@ pub(super) fn follow(
             state if state == record.trial.state.as_str() && record.trial.state.is_terminal() => {
                 match stage {
                     Some(Stage::Waits(since)) => {
-                        let next = record.trial.attempt.next().0;
+                        let next = record.next_attempt().0;
                         untold.extend(trace.map(|trace| queue(trace, next, since, now)));
                     }
                     _ => {

@@ -5,6 +5,7 @@ use super::{Effect, Ledger, unknown};
 use crate::artifacts::Stored;
 use crate::error::Result;
 use crate::store::Checkpoint;
+use domain::Timestamp;
 use domain::metric::MetricPoint;
 use domain::trial::TrialState;
 use std::collections::BTreeSet;
@@ -52,6 +53,25 @@ impl Ledger {
         let after = record.paths();
         self.changes.trials.insert(number);
         Ok(before.difference(&after).cloned().collect())
+    }
+
+    /// The checkpoint that a trial was to go on from is not in the object store any more, as where the state was restored from a
+    /// copy that is older than the store: it goes on from the best one before, if there is one, or begins anew.
+    pub fn checkpoint_gone(&mut self, number: u32, gone: &Checkpoint, now: Timestamp) -> Result<()> {
+        let record = self.get_mut(number)?;
+        let before = record.paths();
+        record.checkpoint = record.best_checkpoint.take();
+        let left = record.checkpoint.as_ref();
+        if record.trial.adapter.as_ref() == Some(&gone.adapter) {
+            record.adapter_step = left.map_or(record.adapter_step, |left| left.step);
+            record.trial.adapter = left.map(|left| left.adapter.clone());
+        }
+        record.trial.resume = left.map(|left| (left.resume.clone(), left.step));
+        // No agent was at fault.
+        record.losses = 0;
+        let after = record.paths();
+        self.remove(number, before.difference(&after).cloned().collect());
+        self.requeue(number, now)
     }
 
     /// The paths of a stored checkpoint that the trial's record does not point at.
