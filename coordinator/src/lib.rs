@@ -189,11 +189,9 @@ async fn started(options: Options, scope: Scope) -> Result<Server> {
     let store = Store::lead(registry, &format!("process {} at {address}", std::process::id())).await?;
     let place = Place::Directory(options.data_dir.clone());
     let has_page = web::is_served(options.listen, &options.access);
-    let (services, health) = lead(options, place, store, None, None, &scope).await?;
+    let (services, health) = lead(options, place, store, None, Some(lock), &scope).await?;
     let answering = grpc::answering(services, has_page, health.readiness())?;
     scope.clone().spawn("grpc server", async move {
-        // The directory is this coordinator's until the last request is answered.
-        let _lock = lock;
         if let Err(error) = grpc::serve(answering, incoming, has_page, scope.clone()).await {
             tracing::error!(%error, "the server ended");
         }
