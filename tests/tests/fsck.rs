@@ -268,6 +268,24 @@ const PROBLEMS: &[Row] = &[
         "its spec: there is no `sweeps/grid-",
     ),
     ("a byte of a spec flipped", |c| c.move_specs(|file| flip(file, |_| 0)), "sweeps/grid-", "is damaged"),
+    (
+        "uploaded data that a record ascribes to its spec",
+        |c| {
+            c.move_specs(|_| {});
+            c.edit(&c.sweep(), |v| v["specs"]["trees"] = json!([TREE]));
+        },
+        "sweeps/grid-",
+        "its spec names no uploaded data, and the record says 0123456789abcdef",
+    ),
+    (
+        "another length of a spec",
+        |c| {
+            c.move_specs(|_| {});
+            c.edit(&c.sweep(), |v| v["specs"]["bytes"] = json!(7));
+        },
+        "sweeps/grid-",
+        "and the record says 7",
+    ),
     ("a trial's record removed", |c| c.remove(&c.trial()), "grid-", "missing: [1]"),
     ("a sweep's record removed", |c| c.remove(&c.sweep()), "requests/", "there is no record"),
     ("a request's entry removed", |c| c.remove("requests/"), "grid-", "does not lead to it"),
@@ -385,6 +403,9 @@ const PROBLEMS: &[Row] = &[
     ("a segment lost", |c| std::fs::remove_file(c.segment()).unwrap(), "/1", "metric points are missing"),
     ("a damaged page", |c| flip(&c.path("coordinator.db"), |length| length - 4096 + 1), "coordinator.db", ""),
 ];
+
+/// The name of uploaded data that is not there.
+const TREE: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 /// What such an object is called.
 const OLDER_SPEC: &str = "spec-0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef-t7";

@@ -5,6 +5,7 @@ use crate::artifacts::{read_spec, split_term};
 use crate::store::{
     self, Closed, LogEntry, Owner, SpecObject, SweepRecord, Tombstone, TrialRecord, Uploaded,
 };
+use domain::data::ContentHash;
 use domain::sweep::StateCounts;
 use domain::trial::{TrialConfig, TrialPlacement, TrialState};
 use domain::{AgentId, SweepId, Timestamp};
@@ -92,12 +93,23 @@ impl Records {
         // What is no record is told as of others.
         let Ok(head) = store::sweep_head(key, value) else { return parse(key, value, findings) };
         let Some(object) = head.specs else { return parse(key, value, findings) };
-        let specs = read_spec(artifacts, &object.path);
+        let (specs, told, bytes) = (read_spec(artifacts, &object.path), object.trees.clone(), object.bytes);
         self.specs.insert(head.id, object);
         let specs = specs.map_err(|error| findings.problem(key, format!("its spec: {error}"))).ok()?;
         let whole = store::joined_with_specs(value, &specs);
         let whole = whole.map_err(|error| findings.problem(key, format!("its spec: {error}"))).ok()?;
-        parse(key, &whole, findings)
+        let record: SweepRecord = parse(key, &whole, findings)?;
+        findings.expect(bytes == specs.len() as u64, key, || {
+            format!("its spec has {} bytes, and the record says {bytes}", specs.len())
+        });
+        // What is told is what is kept of the uploaded data, without a look at the object.
+        if let Some(told) = told {
+            let named = record.trees();
+            findings.expect(told == named, key, || {
+                format!("its spec names {}, and the record says {}", listed(&named), listed(&told))
+            });
+        }
+        Some(record)
     }
 
     /// Entries come in the order of their numbers.
@@ -248,6 +260,14 @@ fn parse<T: DeserializeOwned>(key: &str, value: &[u8], findings: &mut Findings) 
     serde_json::from_slice(value)
         .inspect_err(|error| findings.problem(key, format!("the record cannot be read: {error}")))
         .ok()
+}
+
+/// Uploaded data by its names.
+fn listed(trees: &BTreeSet<ContentHash>) -> String {
+    match trees.is_empty() {
+        true => "no uploaded data".into(),
+        false => trees.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+    }
 }
 
 fn expect_key(key: &str, expected: &str, findings: &mut Findings) {
