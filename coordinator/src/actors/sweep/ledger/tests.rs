@@ -8,7 +8,7 @@ use super::*;
 use crate::artifacts::Stored;
 use domain::footprint::ModelShape;
 use domain::sweep::{Sweep, SweepSpec};
-use domain::trial::{Digests, TaskScore, TrialConfig, TrialDevice};
+use domain::trial::{Digests, TaskScore, TrialConfig, TrialDevice, TrialPlacement};
 use domain::{AgentId, DeviceId, SweepId};
 use serde_json::{Value, json};
 
@@ -249,6 +249,25 @@ fn losses_count_between_checkpoints() {
     let failure = ledger.get(1).unwrap().trial.failure.clone().unwrap();
     assert_eq!(failure.class, FailureClass::Infrastructure);
     assert!(failure.message.contains("silence; 3 times since its last checkpoint"), "{}", failure.message);
+}
+
+/// However often a machine is taken away from a trial, whether or not that got further: its record fits into one value of etcd.
+#[test]
+fn thousands_of_interruptions_leave_a_small_record() {
+    let mut ledger = ledger();
+    for attempt in 1..=3000_u32 {
+        ledger.run(1);
+        if attempt.is_multiple_of(3) {
+            ledger.checkpoint(1, attempt.into(), stored(&format!("c{attempt}")), &[]).unwrap();
+        }
+        ledger.event(1, TrialEvent::Released, NOW).unwrap();
+        ledger.effects();
+    }
+    let record = ledger.get(1).unwrap();
+    let bytes = serde_json::to_vec(record).unwrap().len();
+    assert!(bytes < 48 << 10, "{bytes} bytes");
+    assert_eq!(record.trial.attempt, Attempt(3000));
+    assert_eq!(record.trial.attempts.last(), Some(&(Attempt(3000), 2997)));
 }
 
 #[test]
