@@ -80,8 +80,9 @@ pub async fn download(
     let mut files = Vec::new();
     for path in [&checkpoint.adapter, &checkpoint.resume] {
         let of_part = match services.desk.artifacts.files(path).await {
-            // A record points at what is there, but where the state is an older one than the store.
+            // A record points at what is there, but where the state is an older one than the store; or the bucket itself is gone.
             Err(error @ ArtifactError::NotFound(_)) => {
+                services.writable().await?;
                 services.desk.directory.checkpoint_gone(&trial, attempt, checkpoint.clone()).await?;
                 return Err(error.into());
             }
