@@ -1,5 +1,6 @@
 //! A trial: one fine-tuning run of a sweep.
 
+mod attempts;
 mod config;
 mod items;
 mod note;

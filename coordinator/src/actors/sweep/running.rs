@@ -2,6 +2,7 @@
 //! then answered: many small changes cost one write. While nothing can be written, questions are answered, and
 //! changes wait.
 
+mod checkpoints;
 mod writing;
 
 use super::budget::{LEVELS, spent};
@@ -10,10 +11,9 @@ use super::log::{self, Told};
 use super::traced::{self, Untold};
 use super::{Change, Command, Mutation, Operation, Query, Selection, Tools, View};
 use crate::actors::dispatcher::{Expected, Grant, Request};
-use crate::actors::message::{StopReason, ToAgent, TrialEvent};
-use crate::artifacts::Stored;
+use crate::actors::message::{ToAgent, TrialEvent};
 use crate::error::Result;
-use crate::store::{Checkpoint, LogEntry, Placement, StopCause, SweepRecord, TrialRecord};
+use crate::store::{LogEntry, Placement, StopCause, SweepRecord, TrialRecord};
 use actor::Scope;
 use domain::data;
 use domain::metric::MetricPoint;
@@ -326,41 +326,6 @@ impl RunningSweep {
             self.why.insert(number, failure.message.clone());
         }
         self.ledger.event(number, event, self.now())
-    }
-
-    async fn checkpoint(
-        &mut self,
-        number: u32,
-        attempt: Attempt,
-        step: u64,
-        stored: Stored,
-    ) -> Result<Vec<String>> {
-        match self.standing(number, attempt)? {
-            Standing::Over => self.ledger.unused(number, stored),
-            Standing::Current => {
-                let trial = &self.ledger.get(number)?.trial;
-                let curve = self.tools.history.curve(&trial.id, &trial.attempts).await?;
-                self.ledger.checkpoint(number, step, stored, &curve)
-            }
-        }
-    }
-
-    async fn checkpoint_gone(&mut self, number: u32, attempt: Attempt, gone: &Checkpoint) -> Result<()> {
-        let standing = self.standing(number, attempt)?;
-        let record = self.ledger.get(number)?;
-        // Whoever asked twice is heard once.
-        if standing == Standing::Over || record.checkpoint.as_ref() != Some(gone) {
-            return Ok(());
-        }
-        let trial = record.trial.id.clone();
-        let why = format!("its checkpoint of step {} is not in the store any more", gone.step);
-        tracing::warn!(%trial, %attempt, resume = gone.resume, "{why}");
-        // The agent is told before it may be given the next attempt.
-        let stop = ToAgent::Stop(trial.clone(), attempt, StopReason::Fenced);
-        self.tools.dispatcher.send(trial.clone(), attempt, stop).await?;
-        self.release(number, trial, attempt, false).await?;
-        self.why.insert(number, why);
-        self.ledger.checkpoint_gone(number, gone, self.now())
     }
 
     /// An attempt gives its device up, and is charged for it.
