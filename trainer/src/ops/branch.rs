@@ -4,6 +4,7 @@ use super::{Documents, Heads, attention, cpu, gather};
 use crate::error::Result;
 use candle_core::Tensor;
 use std::ops::Range;
+use std::sync::OnceLock;
 
 /// A run of tokens that goes on after others, as another run may do too.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,32 +27,63 @@ impl Branch {
     }
 }
 
-/// [`attention`] of texts that share their beginnings: each token sees its branch's runs up to itself. The branches'
-/// own tokens are all tokens, in order.
+/// The branches of a pass, for all of its layers: their own tokens are all tokens, in order.
+#[derive(Debug)]
+pub struct Branches<'a> {
+    branches: &'a [Branch],
+    /// Made once it is needed.
+    written_out: OnceLock<WrittenOut>,
+}
+
+/// Texts one after the other, each with all of its runs.
+#[derive(Debug)]
+struct WrittenOut {
+    /// The token at each place.
+    rows: Vec<u32>,
+    documents: Documents,
+    /// The places of the branches' own tokens.
+    own: Vec<u32>,
+}
+
+impl<'a> Branches<'a> {
+    /// Those.
+    pub fn new(branches: &'a [Branch]) -> Self {
+        Self { branches, written_out: OnceLock::new() }
+    }
+
+    fn written_out(&self) -> &WrittenOut {
+        self.written_out.get_or_init(|| {
+            let (mut rows, mut documents, mut own) = (Vec::<u32>::new(), Vec::new(), Vec::<u32>::new());
+            for branch in self.branches {
+                let start = rows.len();
+                branch.runs().for_each(|run| rows.extend(run.start as u32..run.end as u32));
+                own.extend((rows.len() - branch.own.len()) as u32..rows.len() as u32);
+                documents.push(start..rows.len());
+            }
+            WrittenOut { rows, documents: Documents::new(documents), own }
+        })
+    }
+}
+
+/// [`attention`] of texts that share their beginnings: each token sees its branch's runs up to itself.
 pub fn branched_attention(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    branches: &[Branch],
+    branches: &Branches,
     heads: Heads,
 ) -> Result<Tensor> {
     if cpu::has(q) {
-        return cpu::attention::branched(q, k, v, branches, heads);
+        return cpu::attention::branched(q, k, v, branches.branches, heads);
     }
     written_out(q, k, v, branches, heads)
 }
 
 /// Each text written out: what texts share is attended to more than once, and only each branch's own is kept.
-fn written_out(q: &Tensor, k: &Tensor, v: &Tensor, branches: &[Branch], heads: Heads) -> Result<Tensor> {
-    let (mut rows, mut documents, mut own) = (Vec::<u32>::new(), Vec::new(), Vec::<u32>::new());
-    for branch in branches {
-        let start = rows.len();
-        branch.runs().for_each(|run| rows.extend(run.start as u32..run.end as u32));
-        own.extend((rows.len() - branch.own.len()) as u32..rows.len() as u32);
-        documents.push(start..rows.len());
-    }
-    let [q, k, v] = [gather(q, &rows)?, gather(k, &rows)?, gather(v, &rows)?];
-    gather(&attention(&q, &k, &v, &Documents::new(documents), heads)?, &own)
+fn written_out(q: &Tensor, k: &Tensor, v: &Tensor, branches: &Branches, heads: Heads) -> Result<Tensor> {
+    let WrittenOut { rows, documents, own } = branches.written_out();
+    let [q, k, v] = [gather(q, rows)?, gather(k, rows)?, gather(v, rows)?];
+    gather(&attention(&q, &k, &v, documents, heads)?, own)
 }
 
 #[cfg(test)]
@@ -78,6 +110,7 @@ mod tests {
             Tensor::from_vec(values.collect::<Vec<_>>(), (160, width), &Device::Cpu).unwrap()
         };
         let (q, k, v) = (random("q", 32), random("k", 16), random("v", 16));
+        let branches = Branches::new(&branches);
         let values = |t: Result<Tensor>| t.unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         for window in [None, Some(1), Some(20), Some(72)] {
             let heads = Heads { query: 4, key_value: 2, dim: 8, window };

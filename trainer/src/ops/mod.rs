@@ -31,7 +31,7 @@ use std::ops::Range;
 #[cfg(any(feature = "cuda", test))]
 use std::sync::OnceLock;
 
-pub use branch::{Branch, branched_attention};
+pub use branch::{Branch, Branches, branched_attention};
 #[cfg(any(feature = "cuda", test))]
 pub(crate) use gpu::nf4;
 #[cfg(feature = "cuda")]

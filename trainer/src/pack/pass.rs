@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::lora::Adapter;
 use crate::memory::{Held, Meter};
 use crate::model::{Base, NormNumbers};
-use crate::ops::{self, Branch, Documents, Heads, Rotary};
+use crate::ops::{self, Branch, Branches, Documents, Heads, Rotary};
 use crate::saved::{Kind, Run};
 use crate::weight::Weight;
 use candle_core::Tensor;
@@ -126,8 +126,9 @@ impl<'a> Pass<'a> {
         segments: &[Segment<A>],
         branches: &[Branch],
     ) -> Result<Held> {
+        let branches = Branches::new(branches);
         let attend = |index, q: &Tensor, k: &Tensor, v: &Tensor| {
-            ops::branched_attention(q, k, v, branches, Heads::of(self.base, index))
+            ops::branched_attention(q, k, v, &branches, Heads::of(self.base, index))
         };
         self.through(ids, segments, attend, drop)
     }

@@ -5,7 +5,7 @@
 //! The GPU is the one that `LORAFLEET_TEST_DEVICE` names; without it the CPU runs the kernels in its place.
 
 use super::{Argument, Grid, Module, emulated, launch, upload};
-use crate::ops::{self, AdamWStep, Documents, Heads, Parameter, Rotary};
+use crate::ops::{self, AdamWStep, Branch, Branches, Documents, Heads, Parameter, Rotary};
 use crate::quant::Nf4;
 use crate::rng;
 use crate::weight::{Numbers, Weight};
@@ -413,6 +413,16 @@ fn tiles_are_uploaded_once_a_pass() {
     };
     // Tiles and result; then three gradients, and two numbers for each row.
     assert_eq!(on_gpu(|| [layer(), layer()]), [[2, 5], [1, 5]]);
+    let branches =
+        [Branch { seen: vec![], own: 0..70 }, Branch { seen: std::iter::once(0..70).collect(), own: 70..73 }];
+    let branches = Branches::new(&branches);
+    let layer = || {
+        let before = emulated::allocations();
+        ops::branched_attention(&q, &k, &v, &branches, heads).unwrap();
+        emulated::allocations() - before
+    };
+    let [first, second] = on_gpu(|| [layer(), layer()]);
+    assert_eq!(first, second + 1);
 }
 
 /// A document of more than a block of queries, with heads narrow enough for the CPU in the GPU's place.
