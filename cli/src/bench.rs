@@ -8,6 +8,8 @@ mod server;
 mod train;
 
 use crate::Failure;
+use serde_json::{Value, json};
+use trainer::profile::{Profile, Share};
 
 /// Times parts of LoraFleet on this machine; prints JSON.
 #[derive(Debug, clap::Subcommand)]
@@ -31,4 +33,10 @@ pub(crate) fn run(verb: Verb) -> Result<(), Failure> {
         Verb::Orchestration(args) => orchestration::run(&args),
         Verb::Fleet(args) => fleet::run(&args),
     }
+}
+
+/// Where a GPU's time went.
+fn profile(Profile { seconds, shares }: Profile) -> Value {
+    let share = |Share { what, calls, seconds }| json!({ "what": what, "calls": calls, "seconds": seconds });
+    json!({ "seconds": seconds, "shares": shares.into_iter().map(share).collect::<Vec<_>>() })
 }

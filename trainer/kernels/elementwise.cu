@@ -218,3 +218,14 @@ __device__ __forceinline__ void rotate(T *x, const float *cosines, const float *
         rotate<T, N>(x, cosines, sines, width, half, sign, count);                                                     \
     }
 FOR_NUMBERS(KERNELS)
+
+// y = x in other numbers, or in the same; elements one by one.
+template <typename A, typename B> __device__ __forceinline__ void convert(const A *x, B *y, uint64_t count) {
+    const uint64_t i = blockIdx.x * (uint64_t)blockDim.x + threadIdx.x;
+    if (i < count) y[i] = from_float<B>(to_float(x[i]));
+}
+
+#define CONVERT(FROM, A, TO, B)                                                                                        \
+    extern "C" __global__ void convert_##FROM##_##TO(const A *x, B *y, uint64_t count) { convert(x, y, count); }
+#define CONVERT_TO(TO, B) CONVERT(f32, float, TO, B) CONVERT(f16, __half, TO, B) CONVERT(bf16, __nv_bfloat16, TO, B)
+FOR_NUMBERS_SINGLE(CONVERT_TO)

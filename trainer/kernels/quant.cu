@@ -5,13 +5,14 @@
 constexpr uint32_t BLOCK = 64, NESTED_BLOCK = 256;
 
 // A warp a block of the matrix, a lane two of its elements. `thresholds` are the midpoints between the codes' values.
-extern "C" __global__ void nf4_quantize(const float *x, const float *thresholds, uint8_t *codes, float *absmax, uint64_t count) {
+template <typename T>
+__device__ __forceinline__ void nf4_quantize(const T *x, const float *thresholds, uint8_t *codes, float *absmax, uint64_t count) {
     __shared__ float midpoints[15];
     if (threadIdx.x < 15) midpoints[threadIdx.x] = thresholds[threadIdx.x];
     __syncthreads();
     const uint64_t block = (blockIdx.x * (uint64_t)blockDim.x + threadIdx.x) / 32;
     const uint64_t first = block * BLOCK + threadIdx.x % 32 * 2;
-    const float a = first < count ? x[first] : 0.0f, b = first + 1 < count ? x[first + 1] : 0.0f;
+    const float a = first < count ? to_float(x[first]) : 0.0f, b = first + 1 < count ? to_float(x[first + 1]) : 0.0f;
     float largest = fmaxf(fabsf(a), fabsf(b));
     for (int d = 16; d > 0; d /= 2) largest = fmaxf(largest, __shfl_xor_sync(0xffffffff, largest, d));
     if (first >= count) return;
@@ -90,6 +91,10 @@ __device__ __forceinline__ void nf4_dequantize(const uint8_t *codes, const float
 }
 
 #define KERNELS(SUFFIX, T)                                                                                             \
+    extern "C" __global__ void nf4_quantize_##SUFFIX(                                                                  \
+        const T *x, const float *thresholds, uint8_t *codes, float *absmax, uint64_t count) {                          \
+        nf4_quantize(x, thresholds, codes, absmax, count);                                                             \
+    }                                                                                                                  \
     extern "C" __global__ void nf4_dequantize_##SUFFIX(                                                                \
         const uint8_t *codes, const float *values, const float *absmax, const uint8_t *scales, const float *table,     \
         const float *offset, T *out, uint64_t count) {                                                                 \

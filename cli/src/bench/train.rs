@@ -8,7 +8,6 @@ use trainer::TrainError;
 use trainer::data::Dataset;
 use trainer::model::{Base, ModelConfig, RopeScaling};
 use trainer::pack::Row;
-use trainer::profile::{Profile, Share};
 use trainer::run::{Loaded, Run, peak_rss_bytes, step_pack};
 
 /// Times training steps of a Llama of random weights.
@@ -142,11 +141,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
             "device_used_bytes": pool.device_used,
         });
     }
-    if let Some(Profile { seconds, shares }) = profile {
-        let share =
-            |Share { what, calls, seconds }| json!({ "what": what, "calls": calls, "seconds": seconds });
-        document["profile"] =
-            json!({ "seconds": seconds, "shares": shares.into_iter().map(share).collect::<Vec<_>>() });
+    if let Some(profile) = profile {
+        document["profile"] = super::profile(profile);
     }
     crate::output::to_stdout(&format!("{document:#}"))
 }

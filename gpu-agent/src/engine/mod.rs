@@ -264,7 +264,7 @@ pub struct Quantising {
     pub start: Timestamp,
     /// From then to the end of the last, what was read in between included.
     pub took: Duration,
-    /// The time in which a matrix was quantised. On a GPU, until the GPU was told to.
+    /// The time in which a matrix was quantised. Of a GPU, which does so as pieces are read, what was left to tell it after the last.
     pub busy: Duration,
     /// How many.
     pub matrices: u64,

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | here | a directory's tensors, read in pieces into memory of their own |
 //! | `ahead` | the next tensor read while one is worked on |
+//! | `pieces` | a tensor's bytes for a GPU, which brings them into other numbers itself |
 //! | `index` | which files make a checkpoint |
 //! | `safetensors` | a safetensors file: its header, and how its tensors are written |
 //! | `torch` | torch's zip archive (`pytorch_model.bin`) |
@@ -16,6 +17,8 @@ mod ahead;
 pub(crate) mod bitsandbytes;
 mod index;
 mod pickle;
+#[cfg(any(feature = "cuda", test))]
+mod pieces;
 pub(crate) mod safetensors;
 mod torch;
 
@@ -104,6 +107,12 @@ impl Checkpoint {
             }
         }
         Ok(Self { dir: dir.into(), files: index.files, tensors })
+    }
+
+    /// The model's directory.
+    #[cfg(any(feature = "cuda", test))]
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The tensors' names, in order.
@@ -227,20 +236,21 @@ impl Place<'_> {
         while values.len() < count {
             let take = piece.len().min((count - values.len()) * N);
             let piece = &mut piece[..take];
-            file.read_exact(piece).map_err(|error| self.unread(error))?;
+            let read = file.read_exact(piece);
+            read.map_err(|error| unread(self.name, self.path, self.stored.start, error))?;
             values.extend(piece.as_chunks::<N>().0.iter().map(|bytes| from(*bytes)));
         }
         Ok(values)
     }
+}
 
-    fn unread(&self, error: std::io::Error) -> TrainError {
-        if error.kind() != std::io::ErrorKind::UnexpectedEof {
-            return TrainError::io(self.path)(error);
-        }
-        let problem =
-            format!("was cut off while it was used: {} starts at byte {}", self.name, self.stored.start);
-        TrainError::model(self.path, problem, "download the file again")
+/// Why a tensor's bytes could not be read.
+fn unread(name: &str, path: &Path, start: u64, error: std::io::Error) -> TrainError {
+    if error.kind() != std::io::ErrorKind::UnexpectedEof {
+        return TrainError::io(path)(error);
     }
+    let problem = format!("was cut off while it was used: {name} starts at byte {start}");
+    TrainError::model(path, problem, "download the file again")
 }
 
 /// The elements of a view, row after row. Every index lies within `span`, as [`Stored::span`] counts it.

@@ -7,13 +7,14 @@ use candle_core::cuda_backend::cudarc::driver::sys::{self, CUmemPool_attribute, 
 use candle_core::{CudaDevice, Device};
 
 /// Makes a device's pool keep what is given back to it, and switches off the events by which candle would order
-/// several streams: all work of a device goes through its one stream.
+/// several streams: all work on tensors goes through the device's one stream.
 ///
 /// # Errors
 /// The driver refuses.
 pub(crate) fn keep(device: &Device) -> Result<()> {
     let device = device.as_cuda_device()?;
-    // SAFETY: the device has one stream, which all its tensors are made, used and freed on.
+    // SAFETY: the device has one stream, which all its tensors are made, used and freed on. What else of its memory a
+    // second stream uses while a base is loaded, `ops::gpu::slots` orders.
     #[allow(unsafe_code, reason = "candle leaves the promise to us")]
     unsafe {
         device.disable_event_tracking();

@@ -2,6 +2,7 @@
 
 mod config;
 mod family;
+pub(crate) mod incoming;
 mod quantization;
 mod weights;
 

@@ -1,6 +1,6 @@
 //! Frozen weights: read from a checkpoint, never given a gradient, never copied.
 
-use super::{ModelConfig, Quantization};
+use super::{ModelConfig, Quantization, incoming};
 use crate::checkpoint::{Checkpoint, Quantized};
 use crate::device;
 use crate::error::{Result, TrainError};
@@ -126,7 +126,8 @@ pub enum LoadProgress {
         /// Of so many.
         of: u64,
     },
-    /// A matrix that was read begins to be quantised.
+    /// A matrix that was read begins to be quantised. For a GPU it is quantised as it is read, and this is told after its last
+    /// piece.
     Quantising,
     /// It is quantised. A GPU may still be at it: nothing waits for its kernels.
     Quantised {
@@ -156,7 +157,8 @@ pub struct Base {
 
 impl Base {
     /// Loads a model directory in Hugging Face's layout: `config.json`, and the weights as [`Checkpoint::open`]
-    /// finds them. Tensor by tensor, each is brought into the precision's numbers while the next is read.
+    /// finds them. Tensor by tensor, each is brought into the precision's numbers while the next is read; for a GPU, piece by
+    /// piece.
     ///
     /// # Errors
     /// A file is missing or cut off, or a tensor is missing or has another shape than the configuration says.
@@ -179,27 +181,20 @@ impl Base {
         let bytes = |name: &str| tensors.bytes(name).unwrap_or_default();
         let total = tensors.names().map(bytes).sum();
         let (mut read, quantization) = (0, config.quantization);
-        // Those that are read as they are, in the order in which they are asked for.
-        let mut dense = Vec::new();
+        // Those that nobody has quantised, in the order in which they are asked for.
+        let mut wanted = Vec::new();
         Self::assemble(config.clone(), precision, |name, shape, held| {
             if !tensors.is_quantized(name) {
-                dense.push(name.to_string());
+                wanted.push((name.to_string(), held));
             }
             held.outline(shape)
         })?;
-        tensors.read_ahead(&dense, |next| {
+        incoming::each(&tensors, &wanted, device, |next| {
             Self::assemble(config, precision, |name, shape, held| {
                 let found = check_tensor(dir, &tensors, quantization, name, shape, held)?;
                 read += found.as_ref().map_or_else(|| bytes(name), Quantized::bytes);
                 let weight = match (found, held) {
-                    (None, Numbers::Nf4 { .. }) => {
-                        let matrix = next(name)?.to_device(device)?;
-                        watch(LoadProgress::Quantising);
-                        let weight = held.hold(&matrix)?;
-                        watch(LoadProgress::Quantised { bytes: weight.bytes() });
-                        weight
-                    }
-                    (None, _) => held.hold(&next(name)?.to_device(device)?)?,
+                    (None, _) => next(name, held, watch)?,
                     (Some(matrix), Numbers::Nf4 { .. }) => Weight::Nf4(matrix.read(device)?),
                     (Some(matrix), _) => held.hold(&matrix.read(device)?.dequantize()?)?,
                 };

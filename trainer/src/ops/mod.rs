@@ -33,7 +33,7 @@ use std::sync::OnceLock;
 
 pub use branch::{Branch, Branches, branched_attention};
 #[cfg(any(feature = "cuda", test))]
-pub(crate) use gpu::nf4;
+pub(crate) use gpu::{incoming, nf4};
 #[cfg(feature = "cuda")]
 pub(crate) use gpu::{sum_in_float32, timed};
 

@@ -57,7 +57,7 @@ fn code(x: f32) -> u8 {
 /// A matrix in NF4.
 #[derive(Debug, Clone)]
 pub struct Nf4 {
-    shape: [usize; 2],
+    pub(crate) shape: [usize; 2],
     /// `[⌈elements / 2⌉]`, u8.
     pub(crate) codes: Tensor,
     pub(crate) absmax: Absmax,
@@ -97,13 +97,7 @@ impl Nf4 {
         let shape = <[usize; 2]>::from(matrix.dims2()?);
         #[cfg(any(feature = "cuda", test))]
         if crate::ops::on_gpu(matrix.device()) {
-            let tables = crate::ops::nf4::tables(matrix.device())?;
-            let (codes, absmax) = crate::ops::nf4::quantize(matrix)?;
-            let absmax = match double_quant {
-                true => crate::ops::nf4::nest(&absmax, &tables)?,
-                false => Absmax::Plain(absmax),
-            };
-            return Ok(Self { shape, codes, absmax, tables: Some(tables) });
+            return crate::ops::nf4::quantize(matrix, double_quant);
         }
         let values = matrix.flatten_all()?.to_vec1::<f32>()?;
         let mut codes = vec![0u8; values.len().div_ceil(2)];

@@ -1,8 +1,9 @@
 //! Operations on rows and elements.
 
-use super::{Argument, Grid, Module, VECTOR, empty, launch, suffix, upload, vector};
+use super::{Argument, Grid, Module, VECTOR, empty, launch, pointer, problem, suffix, upload, vector};
 use crate::error::Result;
 use candle_core::{DType, Device, Tensor};
+use std::ops::Range;
 
 const MODULE: Module = Module::Elementwise;
 
@@ -22,6 +23,17 @@ fn elements(like: &Tensor, name: &str, (count, width): (usize, usize), arguments
     let mut all = arguments.to_vec();
     all.push(Argument::Count(count as u64));
     launch(like.device(), MODULE, &kernel, Grid::elements(count / n), &all)
+}
+
+/// Writes some elements of a tensor, counted row by row, of those that lie at `at` in the numbers of `dtype`.
+pub(super) fn convert((at, dtype): (u64, DType), into: &Tensor, range: Range<usize>) -> Result<()> {
+    if range.end > into.elem_count() {
+        return Err(problem(format!("elements {range:?} of {:?}", into.shape())));
+    }
+    let out = pointer(into)? + (range.start * into.dtype().size_in_bytes()) as u64;
+    let arguments = [Argument::Pointer(at), Argument::Pointer(out), Argument::Count(range.len() as u64)];
+    let kernel = format!("convert{}{}", suffix(dtype, false)?, suffix(into.dtype(), false)?);
+    launch(into.device(), MODULE, &kernel, Grid::elements(range.len()), &arguments)
 }
 
 pub(in crate::ops) fn add_rows(into: Tensor, start: usize, x: &Tensor) -> Result<Tensor> {

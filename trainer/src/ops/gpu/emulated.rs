@@ -3,6 +3,7 @@
 //! [`backwards`] gives another result; but what is launched, on what, and what comes out are those of a GPU.
 
 use super::gemm::{Matrix, Product};
+use super::staging::Slot;
 use super::{Argument, Grid, Module, problem};
 use crate::error::Result;
 use candle_core::{CpuStorage, DType, Device, Shape, Storage, Tensor};
@@ -144,6 +145,44 @@ pub(super) fn pointer(t: &Tensor) -> Result<u64> {
         _ => return Err(problem(format!("no GPU kernel takes {:?}", t.dtype()))),
     };
     Ok(start + (layout.start_offset() * t.dtype().size_in_bytes()) as u64)
+}
+
+/// Memory of the CPU's and, in a GPU's place, more of it. What a stream is given is done at once.
+struct EmulatedSlot {
+    here: Vec<u8>,
+    there: Vec<u8>,
+}
+
+pub(super) fn slots(count: usize, bytes: usize) -> Vec<Box<dyn Slot>> {
+    let slot = |_| -> Box<dyn Slot> {
+        Box::new(EmulatedSlot { here: vec![u8::MAX; bytes], there: vec![u8::MAX; bytes] })
+    };
+    (0..count).map(slot).collect()
+}
+
+impl Slot for EmulatedSlot {
+    fn bytes(&mut self) -> Result<&mut [u8]> {
+        Ok(&mut self.here)
+    }
+
+    fn send(&mut self, count: usize) -> Result<u64> {
+        self.there[..count].copy_from_slice(&self.here[..count]);
+        Ok(self.there.as_ptr() as u64)
+    }
+
+    fn mark(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    fn wait(&mut self) -> Result<()> {
+        // Whoever reads it later finds no number.
+        self.there.fill(u8::MAX);
+        Ok(())
+    }
+
+    fn drain(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl Module {

@@ -12,10 +12,12 @@
 //! | `attention.rs`, `flash.rs` | causal attention: a block of queries at a time, and on tensor cores without scores |
 //! | `many.rs` | one launch for many tensors: AdamW, norms, casts |
 //! | `nf4.rs` | quantising and dequantising |
+//! | `incoming.rs`, `staging.rs`, `slots.rs` | weights read from files: what is made of them, the order in which pieces go, the device's part of it |
 //! | `timed.rs` | how long launches take, while somebody asks |
 //!
 //! All work of a device goes through one stream: what is launched sees what was launched before, and a tensor may be
-//! given back while kernels that read it wait. A launch's failure is reported by this or a later call.
+//! given back while kernels that read it wait. A launch's failure is reported by this or a later call. While a base is loaded there
+//! is a second stream, which copies its bytes to memory that is no tensor's.
 
 pub(super) mod attention;
 #[cfg(feature = "cuda")]
@@ -26,6 +28,9 @@ mod emulated;
 mod flash;
 pub(super) mod frozen;
 mod gemm;
+pub(crate) mod incoming;
+#[cfg(test)]
+mod load_tests;
 pub(super) mod low_rank;
 pub(super) mod many;
 #[cfg(test)]
@@ -33,6 +38,9 @@ mod memory_tests;
 pub(crate) mod nf4;
 #[cfg(test)]
 mod pack_tests;
+#[cfg(feature = "cuda")]
+mod slots;
+mod staging;
 #[cfg(test)]
 mod tests;
 #[cfg(feature = "cuda")]

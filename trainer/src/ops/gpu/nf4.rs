@@ -1,9 +1,10 @@
 //! NF4 on the device, with the same results to the last bit as on the CPU.
 
-use super::{Argument, Grid, Module, empty, launch, problem, suffix, upload};
+use super::{Argument, Grid, Module, empty, launch, pointer, problem, suffix, upload};
 use crate::error::Result;
 use crate::quant::{Absmax, BLOCK, CODE, NESTED_BLOCK, Nf4, THRESHOLDS, dynamic};
 use candle_core::{DType, Device, Tensor};
+use std::ops::Range;
 
 const MODULE: Module = Module::Quant;
 
@@ -17,27 +18,68 @@ fn of_magnitudes(tables: &Tensor) -> Result<Tensor> {
     Ok(tables.narrow(0, CODE.len(), dynamic::TABLE.len())?)
 }
 
-/// Codes and magnitudes of a float32 matrix's blocks.
-pub(crate) fn quantize(matrix: &Tensor) -> Result<(Tensor, Tensor)> {
-    let (matrix, device) = (matrix.contiguous()?, matrix.device());
-    let count = matrix.elem_count();
-    let blocks = count.div_ceil(BLOCK);
-    let codes = empty(count.div_ceil(2), DType::U8, device)?;
-    let absmax = empty(blocks, DType::F32, device)?;
-    let thresholds = upload(&THRESHOLDS, device)?;
-    let arguments = [
-        (&matrix).try_into()?,
-        (&thresholds).try_into()?,
-        (&codes).try_into()?,
-        (&absmax).try_into()?,
-        Argument::Count(count as u64),
-    ];
-    launch(device, MODULE, "nf4_quantize", Grid::elements(32 * blocks), &arguments)?;
-    Ok((codes, absmax))
+/// A matrix that is quantised where it lies.
+pub(crate) fn quantize(matrix: &Tensor, double_quant: bool) -> Result<Nf4> {
+    let matrix = matrix.contiguous()?;
+    let quantising = Quantising::new(matrix.dims2()?.into(), matrix.device())?;
+    quantising.elements((pointer(&matrix)?, matrix.dtype()), 0..matrix.elem_count())?;
+    quantising.finish(double_quant)
+}
+
+/// A matrix that is quantised as its elements come.
+pub(crate) struct Quantising {
+    shape: [usize; 2],
+    tables: Tensor,
+    thresholds: Tensor,
+    codes: Tensor,
+    absmax: Tensor,
+}
+
+impl Quantising {
+    /// One of that shape.
+    pub(crate) fn new(shape: [usize; 2], device: &Device) -> Result<Self> {
+        let count = shape[0] * shape[1];
+        Ok(Self {
+            shape,
+            tables: tables(device)?,
+            codes: empty(count.div_ceil(2), DType::U8, device)?,
+            absmax: empty(count.div_ceil(BLOCK), DType::F32, device)?,
+            thresholds: upload(&THRESHOLDS, device)?,
+        })
+    }
+
+    /// Quantises some elements, counted row by row, which lie at `at` in the numbers of `dtype`. The first begins a block, and the
+    /// last ends one or the matrix.
+    pub(crate) fn elements(&self, (at, dtype): (u64, DType), range: Range<usize>) -> Result<()> {
+        if !range.start.is_multiple_of(BLOCK) || range.end > self.shape[0] * self.shape[1] {
+            return Err(problem(format!("elements {range:?} of {:?} for blocks of {BLOCK}", self.shape)));
+        }
+        let blocks = range.len().div_ceil(BLOCK);
+        let (codes, absmax) = (pointer(&self.codes)?, pointer(&self.absmax)?);
+        let arguments = [
+            Argument::Pointer(at),
+            (&self.thresholds).try_into()?,
+            Argument::Pointer(codes + (range.start / 2) as u64),
+            Argument::Pointer(absmax + (range.start / BLOCK * DType::F32.size_in_bytes()) as u64),
+            Argument::Count(range.len() as u64),
+        ];
+        let kernel = format!("nf4_quantize{}", suffix(dtype, false)?);
+        launch(self.codes.device(), MODULE, &kernel, Grid::elements(32 * blocks), &arguments)
+    }
+
+    /// The matrix, of which all elements were quantised.
+    pub(crate) fn finish(self, double_quant: bool) -> Result<Nf4> {
+        let Self { shape, tables, codes, absmax, .. } = self;
+        let absmax = match double_quant {
+            true => nest(&absmax, &tables)?,
+            false => Absmax::Plain(absmax),
+        };
+        Ok(Nf4 { shape, codes, absmax, tables: Some(tables) })
+    }
 }
 
 /// Magnitudes in 8 bits each.
-pub(crate) fn nest(magnitudes: &Tensor, tables: &Tensor) -> Result<Absmax> {
+fn nest(magnitudes: &Tensor, tables: &Tensor) -> Result<Absmax> {
     let (device, count) = (magnitudes.device(), magnitudes.elem_count());
     let blocks = count.div_ceil(NESTED_BLOCK);
     let (sums, offset) = (empty(blocks, DType::F64, device)?, empty(1, DType::F32, device)?);

@@ -3,8 +3,8 @@
 use crate::error::Result;
 use candle_core::Device;
 use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::driver::CudaEvent;
 use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
+use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream};
 use std::cell::RefCell;
 
 /// What was launched, and the events before and after it.
@@ -15,8 +15,7 @@ thread_local! {
     static TIMES: RefCell<Option<Times>> = const { RefCell::new(None) };
 }
 
-fn event(device: &Device) -> Result<CudaEvent> {
-    let stream = device.as_cuda_device()?.cuda_stream();
+fn event(stream: &CudaStream) -> Result<CudaEvent> {
     Ok(stream.record_event(Some(CUevent_flags::CU_EVENT_DEFAULT)).w()?)
 }
 
@@ -24,18 +23,27 @@ fn seconds(before: &CudaEvent, after: &CudaEvent) -> Result<f64> {
     Ok(f64::from(before.elapsed_ms(after).w()?) / 1e3)
 }
 
-/// Launches something, and notes how long it takes if somebody asks.
+/// Launches something on a device's own stream, and notes how long it takes if somebody asks.
 pub(super) fn launched(
     device: &Device,
+    what: impl FnOnce() -> String,
+    launch: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    launched_on(&device.as_cuda_device()?.cuda_stream(), what, launch)
+}
+
+/// The same on another of its streams.
+pub(super) fn launched_on(
+    stream: &CudaStream,
     what: impl FnOnce() -> String,
     launch: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     if TIMES.with_borrow(Option::is_none) {
         return launch();
     }
-    let before = event(device)?;
+    let before = event(stream)?;
     launch()?;
-    let after = event(device)?;
+    let after = event(stream)?;
     TIMES.with_borrow_mut(|times| times.get_or_insert_default().push((what(), before, after)));
     Ok(())
 }
@@ -45,11 +53,12 @@ pub(crate) fn timed<T>(
     device: &Device,
     work: impl FnOnce() -> Result<T>,
 ) -> Result<(T, f64, Vec<(String, f64)>)> {
-    let before = event(device)?;
+    let stream = device.as_cuda_device()?.cuda_stream();
+    let before = event(&stream)?;
     TIMES.set(Some(Vec::new()));
     let done = work();
     let times = TIMES.take().unwrap_or_default();
-    let (done, after) = (done?, event(device)?);
+    let (done, after) = (done?, event(&stream)?);
     let each = times.into_iter().map(|(what, before, after)| Ok((what, seconds(&before, &after)?)));
     Ok((done, seconds(&before, &after)?, each.collect::<Result<_>>()?))
 }
