@@ -24,6 +24,7 @@ pub fn open(name: &str) -> Result<Device> {
         TrainError::parameter("device", problem, "give cpu, cuda or cuda:N with N from 0")
     };
     if name == CPU {
+        crate::memory::heap::keep_freed();
         return Ok(Device::Cpu);
     }
     let ordinal = match name.strip_prefix(CUDA).ok_or_else(unknown)? {

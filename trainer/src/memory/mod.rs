@@ -14,6 +14,7 @@
 //!
 //! On a GPU the allocator does say it ([`pool()`]): there a solo run's `peak_memory_bytes` is its high-water mark.
 
+pub(crate) mod heap;
 #[cfg(feature = "cuda")]
 pub(crate) mod pool;
 

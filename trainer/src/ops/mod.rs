@@ -434,7 +434,7 @@ pub fn outer(narrow: &Tensor, wide: &Tensor, scale: f64) -> Result<Tensor> {
 pub fn outer_transposed(narrow: &Tensor, wide: &Tensor, scale: f64) -> Result<Tensor> {
     on!(
         wide,
-        cpu: Ok(cpu::low_rank::outer(narrow, wide, scale)?.t()?.contiguous()?),
+        cpu: cpu::low_rank::outer_transposed(narrow, wide, scale),
         gpu: gpu::low_rank::outer(wide, narrow, scale),
         plain: plain::outer(wide, narrow, scale),
     )

@@ -44,6 +44,10 @@ struct Updated {
 /// # Errors
 /// The device runs out of memory; no run's state has changed then.
 pub fn step_pack(loaded: &Loaded, runs: &mut [&mut Run], clock: &dyn Clock) -> Result<Vec<Stepped>> {
+    crate::on_threads(loaded.base.device(), || step(loaded, runs, clock))
+}
+
+fn step(loaded: &Loaded, runs: &mut [&mut Run], clock: &dyn Clock) -> Result<Vec<Stepped>> {
     let started = clock.monotonic();
     let work: Vec<Vec<Vec<Row>>> = runs.iter().map(|run| run.micro_batches()).collect();
     let packed = work.iter().filter(|batches| !batches.is_empty()).count() > 1;

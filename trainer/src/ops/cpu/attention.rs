@@ -4,8 +4,8 @@
 //! no more than [`BLOCK`] rows exist at a time.
 
 use super::product::{Left, Product, transposed};
-use super::read;
-use super::vector::{dot, exponentials, widest};
+use super::vector::{LANES, dot, exponentials, widest};
+use super::{new_rows, read, write_slices};
 use crate::error::Result;
 use crate::ops::{Branch, Heads};
 use candle_core::{Device, Tensor};
@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// Queries that are looked at together.
-const BLOCK: usize = 64;
+const BLOCK: usize = 32;
 
 /// A matrix `[rows, heads · dim]` by rows.
 #[derive(Clone, Copy)]
@@ -98,14 +98,16 @@ impl Keys {
             || {
                 let rows = out[..block.queries.len() * keys].chunks_exact_mut(keys);
                 for (query, row) in block.queries.clone().zip(rows) {
-                    let first = self.heads.first_key(query) - block.keys.start;
-                    let (seen, later) = row.split_at_mut(query + 1 - block.keys.start);
-                    let (earlier, seen) = seen.split_at_mut(first);
-                    let (_, sum) = exponentials(seen);
+                    let seen = self.heads.first_key(query) - block.keys.start..query + 1 - block.keys.start;
+                    // A whole number of strands, of which what is not seen counts for nothing.
+                    let strands = seen.end.next_multiple_of(LANES).min(keys);
+                    row[..seen.start].fill(f32::NEG_INFINITY);
+                    row[seen.end..strands].fill(f32::NEG_INFINITY);
+                    let (_, sum) = exponentials(&mut row[..strands]);
                     let factor = 1.0 / sum;
-                    seen.iter_mut().for_each(|p| *p *= factor);
-                    earlier.fill(0.0);
-                    later.fill(0.0);
+                    row[seen.clone()].iter_mut().for_each(|p| *p *= factor);
+                    row[..seen.start].fill(0.0);
+                    row[seen.end..].fill(0.0);
                 }
             },
         );
@@ -133,8 +135,7 @@ pub(in crate::ops) fn branched(
 ) -> Result<Tensor> {
     let dim = heads.dim;
     let group = heads.query / heads.key_value;
-    let mut out = vec![0.0; q.elem_count()];
-    read([q, k, v], |[q, k, v]| {
+    let out = read([q, k, v], |[q, k, v]| {
         let q = Matrix::new(q, heads.query, dim);
         let (k, v) = (Matrix::new(k, heads.key_value, dim), Matrix::new(v, heads.key_value, dim));
         let results = each_head(branches, heads, |branch, head| {
@@ -165,8 +166,7 @@ pub(in crate::ops) fn branched(
         let parts: Vec<Vec<&[f32]>> =
             results.iter().map(|heads| heads.iter().flatten().map(Vec::as_slice).collect()).collect();
         let own: Vec<_> = branches.iter().map(|branch| branch.own.clone()).collect();
-        join(&mut out, &own, &parts, dim);
-        Ok(())
+        Ok(join(&own, &parts, dim))
     })?;
     Ok(Tensor::from_vec(out, q.shape(), &Device::Cpu)?)
 }
@@ -189,8 +189,7 @@ pub(in crate::ops) fn backward(
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let dim = heads.dim;
     let group = heads.query / heads.key_value;
-    let [mut dq, mut dk, mut dv] = [q, k, v].map(|t| vec![0.0; t.elem_count()]);
-    read([q, k, v, dy], |[q, k, v, dy]| {
+    let [dq, dk, dv] = read([q, k, v, dy], |[q, k, v, dy]| {
         let (q, dy) = (Matrix::new(q, heads.query, dim), Matrix::new(dy, heads.query, dim));
         let (k, v) = (Matrix::new(k, heads.key_value, dim), Matrix::new(v, heads.key_value, dim));
         let results = each_head(documents, heads, |document, head| {
@@ -212,10 +211,9 @@ pub(in crate::ops) fn backward(
         let parts = |f: fn(&Gradients) -> Vec<&[f32]>| -> Vec<Vec<&[f32]>> {
             results.iter().map(|heads| heads.iter().flat_map(f).collect()).collect()
         };
-        join(&mut dq, documents, &parts(|g| g.dq.iter().map(Vec::as_slice).collect()), dim);
-        join(&mut dk, documents, &parts(|g| vec![&g.dk]), dim);
-        join(&mut dv, documents, &parts(|g| vec![&g.dv]), dim);
-        Ok(())
+        let dq = join(documents, &parts(|g| g.dq.iter().map(Vec::as_slice).collect()), dim);
+        let [dk, dv] = [parts(|g| vec![&g.dk]), parts(|g| vec![&g.dv])].map(|all| join(documents, &all, dim));
+        Ok([dq, dk, dv])
     })?;
     let tensor = |values, like: &Tensor| Tensor::from_vec(values, like.shape(), &Device::Cpu);
     Ok((tensor(dq, q)?, tensor(dk, k)?, tensor(dv, v)?))
@@ -288,20 +286,17 @@ fn each_head<D: Sync, T: Send>(
     documents.iter().map(|_| all.by_ref().take(count).collect()).collect()
 }
 
-/// Puts the heads of each document, `[length, dim]` each, side by side into `out`.
-fn join(out: &mut [f32], documents: &[Range<usize>], parts: &[Vec<&[f32]>], dim: usize) {
-    let mut rest = out;
-    let mut tasks = Vec::with_capacity(documents.len());
-    for (document, heads) in documents.iter().zip(parts) {
-        let (rows, after) = rest.split_at_mut(document.len() * heads.len() * dim);
-        tasks.push((rows, heads));
-        rest = after;
-    }
-    tasks.into_par_iter().for_each(|(rows, heads)| {
-        for (i, row) in rows.chunks_exact_mut(heads.len() * dim).enumerate() {
-            for (out, head) in row.chunks_exact_mut(dim).zip(heads) {
-                out.copy_from_slice(&head[i * dim..][..dim]);
-            }
-        }
-    });
+/// The heads of each document, `[length, dim]` each, side by side.
+fn join(documents: &[Range<usize>], parts: &[Vec<&[f32]>], dim: usize) -> Vec<f32> {
+    // Each row's document, and its place within.
+    let rows: Vec<(usize, usize)> = documents
+        .iter()
+        .enumerate()
+        .flat_map(|(number, document)| (0..document.len()).map(move |row| (number, row)))
+        .collect();
+    let width = parts.first().map_or(0, Vec::len) * dim;
+    new_rows(rows.len(), width, |row, out| {
+        let (document, place) = rows[row];
+        write_slices(out, parts[document].iter().map(|head| &head[place * dim..][..dim]))
+    })
 }

@@ -1,7 +1,7 @@
 //! Norms, activations, the rotary embedding, sums.
 
 use super::vector::{dot, dot3, sigmoid, widest};
-use super::{for_rows, for_rows2, new_rows, read, update};
+use super::{for_rows, for_rows2, new_rows, read, update, write, write_slices};
 use crate::error::Result;
 use candle_core::{Device, Tensor};
 
@@ -26,11 +26,10 @@ pub(in crate::ops) fn add_rows(into: Tensor, start: usize, x: &Tensor) -> Result
 pub(in crate::ops) fn multiply(x: &Tensor, factor: impl Fn(u64) -> f32 + Sync) -> Result<Tensor> {
     let (tokens, width) = x.dims2()?;
     let out = read([x], |[x]| {
-        Ok(new_rows(tokens, width, |first, rows| {
-            let at = first * width;
-            for (i, (out, x)) in rows.iter_mut().zip(&x[at..]).enumerate() {
-                *out = x * factor((at + i) as u64);
-            }
+        Ok(new_rows(tokens, width, |row, out| {
+            let at = row * width;
+            let x = x[at..][..width].iter().enumerate();
+            write(out, x.map(|(i, x)| x * factor((at + i) as u64)))
         }))
     })?;
     Ok(Tensor::from_vec(out, (tokens, width), &Device::Cpu)?)
@@ -39,20 +38,16 @@ pub(in crate::ops) fn multiply(x: &Tensor, factor: impl Fn(u64) -> f32 + Sync) -
 pub(in crate::ops) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let (tokens, hidden) = x.dims2()?;
     let out = read([x, weight], |[x, weight]| {
-        Ok(new_rows(tokens, hidden, |first, rows| {
-            widest(
-                #[inline(always)]
-                || {
-                    for (i, out) in rows.chunks_exact_mut(hidden).enumerate() {
-                        let x = &x[(first + i) * hidden..][..hidden];
-                        let r = inverse_rms(x, eps);
-                        for ((out, x), w) in out.iter_mut().zip(x).zip(weight) {
-                            *out = x * r * w;
-                        }
-                    }
-                },
-            );
-        }))
+        Ok(new_rows(
+            tokens,
+            hidden,
+            #[inline(always)]
+            |row, out| {
+                let x = &x[row * hidden..][..hidden];
+                let r = inverse_rms(x, eps);
+                write(out, x.iter().zip(weight).map(|(x, w)| x * r * w))
+            },
+        ))
     })?;
     Ok(Tensor::from_vec(out, (tokens, hidden), &Device::Cpu)?)
 }
@@ -96,18 +91,16 @@ fn inverse_rms(x: &[f32], eps: f64) -> f32 {
 pub(in crate::ops) fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let (tokens, width) = gate.dims2()?;
     let out = read([gate, up], |[gate, up]| {
-        Ok(new_rows(tokens, width, |first, rows| {
-            let at = first * width..first * width + rows.len();
-            let (gate, up) = (&gate[at.clone()], &up[at]);
-            widest(
-                #[inline(always)]
-                || {
-                    for ((out, gate), up) in rows.iter_mut().zip(gate).zip(up) {
-                        *out = gate * sigmoid(*gate) * up;
-                    }
-                },
-            );
-        }))
+        Ok(new_rows(
+            tokens,
+            width,
+            #[inline(always)]
+            |row, out| {
+                let at = row * width..(row + 1) * width;
+                let (gate, up) = (gate[at.clone()].iter(), up[at].iter());
+                write(out, gate.zip(up).map(|(gate, up)| gate * sigmoid(*gate) * up))
+            },
+        ))
     })?;
     Ok(Tensor::from_vec(out, (tokens, width), &Device::Cpu)?)
 }
@@ -182,10 +175,8 @@ pub(in crate::ops) fn rotate(
 pub(in crate::ops) fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     let width = x.dims2()?.1;
     let out = read([x], |[x]| {
-        Ok(new_rows(rows.len(), width, |first, block| {
-            for (out, row) in block.chunks_exact_mut(width).zip(&rows[first..]) {
-                out.copy_from_slice(&x[*row as usize * width..][..width]);
-            }
+        Ok(new_rows(rows.len(), width, |row, out| {
+            write_slices(out, std::iter::once(&x[rows[row] as usize * width..][..width]))
         }))
     })?;
     Ok(Tensor::from_vec(out, (rows.len(), width), &Device::Cpu)?)

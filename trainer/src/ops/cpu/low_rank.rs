@@ -65,18 +65,34 @@ pub(in crate::ops) fn add_product(
 /// threads, so neither does the result.
 const TASK: usize = 256;
 
+/// Tokens whose rows stay in the cache while all columns of the wide side pass by.
+const CACHED: usize = 64;
+
 pub(in crate::ops) fn outer(narrow: &Tensor, wide: &Tensor, scale: f64) -> Result<Tensor> {
+    let (width, rank) = (wide.dims2()?.1, narrow.dims2()?.1);
+    let turned = transposed(&sums(narrow, wide, scale)?, width, rank, rank);
+    Ok(Tensor::from_vec(turned, (rank, width), &Device::Cpu)?)
+}
+
+pub(in crate::ops) fn outer_transposed(narrow: &Tensor, wide: &Tensor, scale: f64) -> Result<Tensor> {
+    let shape = (wide.dims2()?.1, narrow.dims2()?.1);
+    Ok(Tensor::from_vec(sums(narrow, wide, scale)?, shape, &Device::Cpu)?)
+}
+
+/// `scale · wide`ᵀ` · narrow`, `[width, rank]`: each row of the narrow side is a vector or a few, and all sums of a
+/// column of the wide side are in registers at a time.
+fn sums(narrow: &Tensor, wide: &Tensor, scale: f64) -> Result<Vec<f32>> {
     let ((tokens, rank), width) = (narrow.dims2()?, wide.dims2()?.1);
-    let out = read([narrow, wide], |[narrow, wide]| {
+    read([narrow, wide], |[narrow, wide]| {
         let part = |first: usize| {
-            let mut sum = vec![0.0; rank * width];
-            // Short stretches of the long side stay in the cache while all columns pass by.
-            for at in (first..(first + TASK).min(tokens)).step_by(64) {
+            let mut sum = vec![0.0; width * rank];
+            let end = (first + TASK).min(tokens);
+            for at in (first..end).step_by(CACHED) {
                 Product {
-                    size: [rank, width, 64.min(tokens - at)],
-                    a: Left::Columns(&narrow[at * rank..], rank),
-                    b: (&wide[at * width..], width),
-                    c: (&mut sum, width),
+                    size: [width, rank, CACHED.min(end - at)],
+                    a: Left::Columns(&wide[at * width..], width),
+                    b: (&narrow[at * rank..], rank),
+                    c: (&mut sum, rank),
                     scale: scale as f32,
                     add: true,
                 }
@@ -87,11 +103,10 @@ pub(in crate::ops) fn outer(narrow: &Tensor, wide: &Tensor, scale: f64) -> Resul
         let starts: Vec<_> = (0..tokens).step_by(TASK).collect();
         let parts: Vec<Vec<f32>> = starts.into_par_iter().map(part).collect();
         let mut parts = parts.into_iter();
-        let mut sum = parts.next().unwrap_or_else(|| vec![0.0; rank * width]);
+        let mut sum = parts.next().unwrap_or_else(|| vec![0.0; width * rank]);
         for part in parts {
             sum.iter_mut().zip(part).for_each(|(a, b)| *a += b);
         }
         Ok(sum)
-    })?;
-    Ok(Tensor::from_vec(out, (rank, width), &Device::Cpu)?)
+    })
 }

@@ -16,6 +16,7 @@ use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, Tensor};
 use rayon::prelude::*;
 use std::cell::Cell;
 use std::mem::MaybeUninit;
+use vector::widest;
 
 /// Whether a tensor's operations run here.
 pub(super) fn has(t: &Tensor) -> bool {
@@ -84,18 +85,64 @@ pub(super) fn for_rows(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f3
     out.par_chunks_mut(block * width).enumerate().for_each(|(i, rows)| f(i * block, rows));
 }
 
-/// `count` new rows of `width`: `f(first row, rows)` fills blocks of them, which hold zeros before, in parallel
-/// where that pays. A vector that is made of zeros in one go is filled by one thread while the others wait.
-pub(super) fn new_rows(count: usize, width: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+/// Memory that nothing has been written to.
+pub(super) type Unwritten = [MaybeUninit<f32>];
+
+/// Writes all of `out`.
+#[inline(always)]
+pub(super) fn write(out: &mut Unwritten, values: impl Iterator<Item = f32>) -> &mut [f32] {
+    let mut written = 0;
+    for (out, value) in out.iter_mut().zip(values) {
+        out.write(value);
+        written += 1;
+    }
+    assert!(written == out.len());
+    // SAFETY: as many elements have been written as there are, each once and from the first one on.
+    #[allow(unsafe_code, reason = "what was written has another type only in name")]
+    unsafe {
+        std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<f32>(), out.len())
+    }
+}
+
+/// Writes all of `out`: some slices, one after the other.
+pub(super) fn write_slices<'o, 's>(
+    out: &'o mut Unwritten,
+    slices: impl Iterator<Item = &'s [f32]>,
+) -> &'o mut [f32] {
+    let mut at = 0;
+    for slice in slices {
+        out[at..][..slice.len()].write_copy_of_slice(slice);
+        at += slice.len();
+    }
+    assert!(at == out.len());
+    // SAFETY: the slices, one after the other, were as long as `out`.
+    #[allow(unsafe_code, reason = "as above")]
+    unsafe {
+        std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<f32>(), out.len())
+    }
+}
+
+/// `count` new rows of `width`: `f(row, out)` writes one and gives it back, blocks of them in parallel where that pays. A
+/// vector that is made of zeros in one go is filled by one thread while the others wait.
+pub(super) fn new_rows(
+    count: usize,
+    width: usize,
+    f: impl for<'o> Fn(usize, &'o mut Unwritten) -> &'o mut [f32] + Sync,
+) -> Vec<f32> {
     let n = count * width;
     let mut out: Vec<f32> = Vec::with_capacity(n);
     let block = rows_per_block(count, width);
-    let fill = |(i, rows): (usize, &mut [MaybeUninit<f32>])| {
-        rows.fill(MaybeUninit::new(0.0));
-        // SAFETY: every element has just been initialised.
-        #[allow(unsafe_code, reason = "no safe way to grow a vector from several threads without filling it")]
-        let rows = unsafe { std::slice::from_raw_parts_mut(rows.as_mut_ptr().cast::<f32>(), rows.len()) };
-        f(i * block, rows);
+    let fill = |(i, rows): (usize, &mut Unwritten)| {
+        widest(
+            #[inline(always)]
+            || {
+                for (j, row) in rows.chunks_exact_mut(width.max(1)).enumerate() {
+                    let place = row.as_ptr_range();
+                    let written = f(i * block + j, row).as_ptr_range();
+                    assert!(place == (written.start.cast()..written.end.cast()));
+                }
+            },
+        );
     };
     let spare = &mut out.spare_capacity_mut()[..n];
     if n <= block * width {
@@ -103,8 +150,8 @@ pub(super) fn new_rows(count: usize, width: usize, f: impl Fn(usize, &mut [f32])
     } else {
         spare.par_chunks_mut(block * width).enumerate().for_each(fill);
     }
-    // SAFETY: the chunks cover all n elements, and `fill` has initialised each of them.
-    #[allow(unsafe_code, reason = "as above")]
+    // SAFETY: the rows cover all n elements, and of each `f` has given back the same memory as initialised.
+    #[allow(unsafe_code, reason = "no safe way to grow a vector from several threads")]
     unsafe {
         out.set_len(n);
     }

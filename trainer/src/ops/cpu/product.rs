@@ -2,6 +2,10 @@
 //! blocks of an attention head. It adds into its output and runs on one thread; the callers share out the work.
 
 use pulp::{Arch, Simd, WithSimd};
+use std::ops::Range;
+
+/// Elements of the right operand that are used together: half of a first-level cache of 32 KiB.
+const CACHED: usize = 4096;
 
 /// The left operand `a`, `[m, k]`.
 #[derive(Clone, Copy)]
@@ -34,29 +38,57 @@ impl Product<'_> {
         Arch::new().dispatch(self);
     }
 
-    /// All rows of `V` vectors of columns, from column `j` of `c` and column `b_j` of `b`; of each row `width`
-    /// elements are stored.
+    /// All rows of some columns, as many at a time as leave registers for the right operand.
     #[inline(always)]
-    fn columns<S: Simd, const V: usize>(&mut self, simd: S, b: (&[f32], usize), j: usize, width: usize) {
+    fn bands<S: Simd>(&mut self, simd: S, b: (&[f32], usize), columns: Range<usize>) {
         let m = self.size[0];
         let mut i = 0;
-        // As many rows as leave registers for the right operand.
         if S::REGISTER_COUNT >= 32 {
             while i + 8 <= m {
-                self.tile::<S, 8, V>(simd, b, i, j, width);
+                self.band::<S, 8>(simd, b, i, columns.clone());
                 i += 8;
+            }
+        } else {
+            // The last 8 are 4 and 4, and not 6 and 2 single ones.
+            while i + 6 <= m && m - i != 8 {
+                self.band::<S, 6>(simd, b, i, columns.clone());
+                i += 6;
             }
         }
         while i + 4 <= m {
-            self.tile::<S, 4, V>(simd, b, i, j, width);
+            self.band::<S, 4>(simd, b, i, columns.clone());
             i += 4;
         }
         while i < m {
-            self.tile::<S, 1, V>(simd, b, i, j, width);
+            self.band::<S, 1>(simd, b, i, columns.clone());
             i += 1;
         }
     }
 
+    /// `M` rows from row `i` on of some columns, the first of which is the first of `b`.
+    #[inline(always)]
+    fn band<S: Simd, const M: usize>(
+        &mut self,
+        simd: S,
+        (b, stride): (&[f32], usize),
+        i: usize,
+        columns: Range<usize>,
+    ) {
+        let lanes = S::F32_LANES;
+        let mut j = columns.start;
+        while j + 2 * lanes <= columns.end {
+            let b = &b[(j - columns.start).min(b.len())..];
+            self.tile::<S, M, 2>(simd, (b, stride), i, j, 2 * lanes);
+            j += 2 * lanes;
+        }
+        if j < columns.end {
+            let b = &b[(j - columns.start).min(b.len())..];
+            self.tile::<S, M, 1>(simd, (b, stride), i, j, columns.end - j);
+        }
+    }
+
+    /// `M` rows from row `i` on of `V` vectors of columns from column `j` of `c` on, which are the first of `b`; of each row
+    /// `width` elements are stored.
     #[allow(clippy::needless_range_loop, reason = "an index picks the same place in every row")]
     #[inline(always)]
     fn tile<S: Simd, const M: usize, const V: usize>(
@@ -141,35 +173,40 @@ impl WithSimd for Product<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(mut self, simd: S) {
-        let [m, n, k] = self.size;
+        let [_, n, k] = self.size;
         let (b, stride) = self.b;
         let lanes = S::F32_LANES;
-        let mut j = 0;
-        while j + 2 * lanes <= n {
-            self.columns::<S, 2>(simd, (&b[j.min(b.len())..], stride), j, 2 * lanes);
-            j += 2 * lanes;
+        let whole = n - n % lanes;
+        // As many columns of the right operand as stay in the nearest cache while all rows pass by.
+        let block = (CACHED / k.max(1)).next_multiple_of(2 * lanes);
+        for j in (0..whole).step_by(block) {
+            self.bands(simd, (&b[j.min(b.len())..], stride), j..(j + block).min(whole));
         }
-        if j + lanes <= n {
-            self.columns::<S, 1>(simd, (&b[j.min(b.len())..], stride), j, lanes);
-            j += lanes;
-        }
-        if j < n && m > 0 {
+        if whole < n {
             // The last columns do not fill a vector: they move to a place where zeros follow them.
             let mut padded = vec![0.0; k * lanes];
             for p in 0..k {
-                padded[p * lanes..][..n - j].copy_from_slice(&b[p * stride + j..][..n - j]);
+                padded[p * lanes..][..n - whole].copy_from_slice(&b[p * stride + whole..][..n - whole]);
             }
-            self.columns::<S, 1>(simd, (&padded, lanes), j, n - j);
+            self.bands(simd, (&padded, lanes), whole..n);
         }
     }
 }
 
 /// The transpose of a matrix `[rows, columns]` stored by rows at distance `stride`.
 pub(super) fn transposed(x: &[f32], rows: usize, columns: usize, stride: usize) -> Vec<f32> {
+    // A square of them lies in as few cache lines as it has rows, on both sides.
+    const SQUARE: usize = 16;
     let mut out = vec![0.0; rows * columns];
-    for i in 0..rows {
-        for (j, value) in x[i * stride..][..columns].iter().enumerate() {
-            out[j * rows + i] = *value;
+    for first_row in (0..rows).step_by(SQUARE) {
+        let height = SQUARE.min(rows - first_row);
+        for first in (0..columns).step_by(SQUARE) {
+            for column in first..(first + SQUARE).min(columns) {
+                let out = &mut out[column * rows + first_row..][..height];
+                for (i, out) in out.iter_mut().enumerate() {
+                    *out = x[(first_row + i) * stride + column];
+                }
+            }
         }
     }
     out
@@ -216,9 +253,16 @@ mod tests {
 
     #[test]
     fn products_are_the_plain_sums() {
-        for (m, n, k) in
-            [(1, 1, 1), (8, 32, 7), (13, 35, 16), (3, 16, 0), (9, 8, 64), (16, 100, 33), (0, 5, 2)]
-        {
+        for (m, n, k) in [
+            (1, 1, 1),
+            (8, 32, 7),
+            (13, 35, 16),
+            (3, 16, 0),
+            (9, 8, 64),
+            (16, 100, 33),
+            (0, 5, 2),
+            (21, 300, 70),
+        ] {
             check(m, n, k);
         }
     }

@@ -8,7 +8,7 @@ pub(in crate::ops) fn widest<T>(f: impl FnOnce() -> T) -> T {
 }
 
 /// Independent sums that a reduction keeps: a whole number of vectors on every instruction set.
-const LANES: usize = 32;
+pub(super) const LANES: usize = 32;
 
 /// e to the x, within 3 units in the last place for results that are normal numbers; beyond, the nearest such
 /// result. NaN stays NaN.
@@ -42,7 +42,7 @@ pub(in crate::ops) fn sigmoid(x: f32) -> f32 {
 
 /// Folds `f` over the indices of a slice's elements in [`LANES`] independent strands.
 #[inline(always)]
-fn fold(n: usize, start: f32, f: impl Fn(f32, usize) -> f32, join: impl Fn(f32, f32) -> f32) -> f32 {
+fn fold(n: usize, start: f32, mut f: impl FnMut(f32, usize) -> f32, join: impl Fn(f32, f32) -> f32) -> f32 {
     let mut lanes = [start; LANES];
     let whole = n - n % LANES;
     for i in (0..whole).step_by(LANES) {
@@ -89,11 +89,12 @@ fn largest(a: &[f32]) -> f32 {
 /// Turns `row` into exp(rowᵢ − largest) and returns the largest and the sum.
 #[inline(always)]
 pub(in crate::ops) fn exponentials(row: &mut [f32]) -> (f32, f32) {
-    let top = largest(row);
-    for x in row.iter_mut() {
-        *x = exp(*x - top);
-    }
-    (top, fold(row.len(), 0.0, |sum, i| sum + row[i], |x, y| x + y))
+    let (n, top) = (row.len(), largest(row));
+    let add = |sum: f32, i: usize| {
+        row[i] = exp(row[i] - top);
+        sum + row[i]
+    };
+    (top, fold(n, 0.0, add, |x, y| x + y))
 }
 
 #[cfg(test)]
