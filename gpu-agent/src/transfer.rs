@@ -58,6 +58,9 @@ impl From<Status> for TransferError {
         let text = security::explain(&status);
         let text = text.unwrap_or_else(|| format!("{}: {}", status.code(), status.message()));
         match status.code() {
+            // Our own defect, which another try finds again. A connection that breaks makes a status of its own, without the
+            // details that the coordinator's have.
+            Code::Internal if status.get_details_error_info().is_some() => Self::Refused(text),
             // A trial that is gone is as little ours as one that was given to somebody else.
             Code::Aborted | Code::NotFound => Self::Fenced(text),
             Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange | Code::Unimplemented => {
@@ -148,7 +151,8 @@ impl Transfers {
             trial_id: assignment.trial.to_string(),
             attempt: assignment.attempt.0,
         };
-        let mut stream = self.client()?.download_checkpoint(request).await?.into_inner();
+        let answer = self.client()?.download_checkpoint(request).await;
+        let mut stream = answer.map_err(of_checkpoint)?.into_inner();
         let Some(Down::Header(header)) = next_piece(&mut stream).await? else {
             return Err(TransferError::Refused("the checkpoint came without its header".into()));
         };
@@ -190,20 +194,31 @@ impl Source for Transfers {
 
 /// What a refusal of data means: no assignment is concerned, and what is not there or damaged is so at the next try, too.
 fn of_data(status: Status) -> TransferError {
-    // A connection that breaks makes a status of its own, without the details that the coordinator's have.
-    let said = status.get_details_error_info().is_some();
     match (status.code(), TransferError::from(status)) {
         (Code::NotFound | Code::DataLoss, TransferError::Fenced(why) | TransferError::Later(why)) => {
             TransferError::Refused(why)
         }
-        (Code::Internal, TransferError::Later(why)) if said => TransferError::Refused(why),
         (_, TransferError::Fenced(why)) => TransferError::Later(why),
         (_, error) => error,
     }
 }
 
-async fn next_piece(stream: &mut Streaming<v1::DownloadCheckpointResponse>) -> Result<Option<Down>, Status> {
-    Ok(stream.message().await?.and_then(|response| response.piece))
+/// What a refusal of a checkpoint to go on from means: one that is damaged or gone is so at the next try, too, and says nothing
+/// of the assignment.
+fn of_checkpoint(status: Status) -> TransferError {
+    let resource = status.get_details_resource_info();
+    let gone = resource.is_some_and(|resource| resource.resource_type.starts_with("checkpoint"));
+    match (status.code(), TransferError::from(status)) {
+        (Code::NotFound, TransferError::Fenced(why)) if gone => TransferError::Refused(why),
+        (Code::DataLoss, TransferError::Later(why)) => TransferError::Refused(why),
+        (_, error) => error,
+    }
+}
+
+async fn next_piece(
+    stream: &mut Streaming<v1::DownloadCheckpointResponse>,
+) -> Result<Option<Down>, TransferError> {
+    Ok(stream.message().await.map_err(of_checkpoint)?.and_then(|response| response.piece))
 }
 
 /// The files of both folders, by part and name, and where they lie.
@@ -306,6 +321,7 @@ async fn receive(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proto::status::RpcError;
 
     #[test]
     fn names_stay_in_their_folder() {
@@ -333,23 +349,32 @@ mod tests {
 
     #[test]
     fn what_a_status_means() {
-        let class = |code| match TransferError::from(Status::new(code, "")) {
+        let class = |error| match error {
             TransferError::Fenced(_) => "fenced",
             TransferError::Later(_) => "later",
             TransferError::Refused(_) => "refused",
             TransferError::Io { .. } => "io",
         };
-        for (code, want) in [
-            (Code::Aborted, "fenced"),
-            (Code::NotFound, "fenced"),
-            (Code::InvalidArgument, "refused"),
-            (Code::Unavailable, "later"),
-            (Code::ResourceExhausted, "later"),
-            (Code::DataLoss, "later"),
-            (Code::Internal, "later"),
-            (Code::Unknown, "later"),
+        let bare = |code| Status::new(code, "");
+        let gone = |kind| RpcError::NotFound(kind, "x".into()).into();
+        // Of an upload, and of the download of a checkpoint.
+        for (status, up, down) in [
+            (bare(Code::Aborted), "fenced", "fenced"),
+            (bare(Code::NotFound), "fenced", "fenced"),
+            (gone("trial"), "fenced", "fenced"),
+            (gone("checkpoint"), "fenced", "refused"),
+            (gone("checkpoint of trial"), "fenced", "refused"),
+            (bare(Code::InvalidArgument), "refused", "refused"),
+            (bare(Code::Unavailable), "later", "later"),
+            (bare(Code::ResourceExhausted), "later", "later"),
+            (bare(Code::DataLoss), "later", "refused"),
+            (bare(Code::Internal), "later", "later"),
+            (RpcError::Internal("a manifest".into()).into(), "refused", "refused"),
+            (RpcError::Storage("a full disk".into()).into(), "later", "later"),
+            (bare(Code::Unknown), "later", "later"),
         ] {
-            assert_eq!(class(code), want, "{code:?}");
+            let found = (class(status.clone().into()), class(of_checkpoint(status.clone())));
+            assert_eq!(found, (up, down), "{status:?}");
         }
     }
 }

@@ -17,6 +17,7 @@ use gpu_agent::spool::Spool;
 use gpu_agent::wire::Saying;
 use gpu_agent::{Agent, Assignment, DeviceOptions, EngineHost, Engines, Options, SHUTDOWN_GRACE};
 use prost::Message;
+use proto::status::RpcError;
 use proto::v1::session_request::Message as Up;
 use proto::v1::session_response::Message as Down;
 use proto::v1::{self, StopReason};
@@ -24,7 +25,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
-use tonic::Code;
+use tonic::{Code, Status};
 
 /// More steps than a test waits for.
 const ENDLESS: u32 = 10_000_000;
@@ -502,6 +503,55 @@ async fn a_trial_goes_on_from_its_checkpoint() {
     connection.hear_out(&Assignment::new("sweep/1", 3), &mut heard).await;
     assert_eq!(heard.ending(), "failed user");
     assert!(heard.message().contains("data set"), "{}", heard.message());
+    stage.end();
+}
+
+/// A device is not held, and paid for, for a checkpoint that no try will bring.
+#[tokio::test]
+async fn a_checkpoint_that_cannot_be_read_gives_the_trial_back() {
+    let mut stage = Stage::set().await;
+    let mut connection = stage.coordinator.welcome().await;
+    let first = Assignment::new("sweep/1", 1);
+    let mut heard = Heard::default();
+    connection.assign(&first, &config(ENDLESS)).await;
+    connection.hear_points(&first, &mut heard).await;
+    connection.stop(&first, StopReason::Release).await;
+    connection.hear_out(&first, &mut heard).await;
+    let step = *stage.coordinator.uploaded_steps(&first).last().unwrap();
+    let digests = heard.started.unwrap().digests;
+
+    let damaged = || RpcError::DataLoss("`resume` is damaged".into()).into();
+    for (attempt, refusals, message, notes) in [
+        (2, vec![damaged()], "`resume` is damaged", 0),
+        (3, vec![RpcError::Internal("`resume/manifest.json`".into()).into()], "manifest.json", 0),
+        (
+            4,
+            vec![RpcError::NotFound("checkpoint", "resume".into()).into()],
+            "there is no checkpoint resume",
+            0,
+        ),
+        (5, vec![Status::unavailable("for now"), damaged()], "`resume` is damaged", 1),
+    ] {
+        stage.coordinator.shelf.lock().unwrap().download_refusals = refusals.into();
+        let trial = Assignment::new("sweep/1", attempt);
+        let goes_on = v1::Assign {
+            resume_step: Some(step),
+            digests: digests.clone(),
+            ..assign(&trial, &config(step as u32 + 3))
+        };
+        let mut heard = Heard::default();
+        connection.send(Down::Assign(goes_on)).await;
+        connection.hear_out(&trial, &mut heard).await;
+        assert_eq!(
+            (heard.ending().as_str(), heard.notes.len()),
+            ("failed infrastructure", notes),
+            "{message}"
+        );
+        let said = heard.message();
+        assert!(said.starts_with("the checkpoint to go on from: ") && said.contains(message), "{said}");
+        connection.until_held(&[]).await;
+    }
+    assert!(stage.coordinator.shelf.lock().unwrap().download_refusals.is_empty(), "each was asked for");
     stage.end();
 }
 

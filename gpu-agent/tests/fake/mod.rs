@@ -43,6 +43,8 @@ pub struct Shelf {
     pub uploads: Vec<Uploaded>,
     /// Answers to the next uploads; without one they succeed.
     pub refusals: VecDeque<Code>,
+    /// What the next downloads of checkpoints end with, once the first file has begun; without one they succeed.
+    pub download_refusals: VecDeque<Status>,
     /// Largest step whose metrics were acknowledged, by assignment.
     pub acknowledged: BTreeMap<Assignment, u64>,
     /// Data that was uploaded by submitters.
@@ -357,10 +359,16 @@ impl AgentService for Service {
     ) -> Result<Response<Self::DownloadCheckpointStream>, Status> {
         use v1::download_checkpoint_response::Piece;
         let trial = request.into_inner().trial_id;
-        let shelf = self.shelf.lock().unwrap();
+        let mut shelf = self.shelf.lock().unwrap();
         let found = shelf.uploads.iter().rev().find(|u| u.header.trial_id == trial);
         let Uploaded { header, bytes } = found.cloned().ok_or_else(|| Status::not_found(trial))?;
         let (sender, stream) = mpsc::channel(64);
+        if let Some(refusal) = shelf.download_refusals.pop_front() {
+            let header = v1::DownloadCheckpointResponse { piece: Some(Piece::Header(header)) };
+            sender.try_send(Ok(header)).unwrap();
+            sender.try_send(Err(refusal)).unwrap();
+            return Ok(Response::new(ReceiverStream::new(stream)));
+        }
         let data = bytes.into_iter().filter(|b| !b.is_empty()).map(|b| Piece::Data(Bytes::from(b)));
         for piece in std::iter::once(Piece::Header(header)).chain(data) {
             sender.try_send(Ok(v1::DownloadCheckpointResponse { piece: Some(piece) })).unwrap();
