@@ -275,7 +275,7 @@ async fn an_event_that_is_said_again_waits_for_its_first_to_be_durable() {
     assert!(timeout(SOON, acknowledged(&mut hears, 2)).await.is_err(), "it is not durable");
     // The stream breaks, and the agent says it again: what is over in the coordinator's memory alone is not over.
     drop((says, hears));
-    let holding = Holding { trial: trial.clone(), attempt, step: 10 };
+    let holding = Holding { trial: trial.clone(), attempt, step: 10, held: None };
     let (says, mut hears) = stream(desk, scope, vec![holding]);
     says.send(completed(&trial, attempt)).await.unwrap();
     assert!(timeout(SOON, acknowledged(&mut hears, 2)).await.is_err(), "its first is not durable yet");
@@ -389,7 +389,8 @@ async fn of_what_documents_made_of_a_trial_that_stays_which_its_record_names() {
     says.send(finished(9)).await.unwrap();
     assert!(timeout(SOON, acknowledged(&mut hears, 2)).await.is_err(), "it waits");
     drop((says, hears));
-    let (says, mut hears) = stream(desk, scope, vec![Holding { trial: trial.clone(), attempt, step: 9 }]);
+    let (says, mut hears) =
+        stream(desk, scope, vec![Holding { trial: trial.clone(), attempt, step: 9, held: None }]);
     says.send(finished(10)).await.unwrap();
     assert!(timeout(SOON, acknowledged(&mut hears, 2)).await.is_err(), "it waits behind the first");
     let [first, again] = [9, 10].map(|step| format!("sweeps/{trial}/items-a{}-s{step}", attempt.0));

@@ -22,7 +22,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// Of a step. A trial that is told to end does so at its next one.
 const STEP: Duration = Duration::from_secs(1);
@@ -30,8 +30,17 @@ const STEP: Duration = Duration::from_secs(1);
 const PER_HOUR: f64 = 3600.0;
 const HOUR_MS: i64 = 3_600_000;
 
-/// What an agent trains: the attempt, steps made, and whether it is to end.
-type Held = Arc<Mutex<BTreeMap<TrialId, (Attempt, u64, Option<Ending>)>>>;
+/// What an agent trains.
+type Held = Arc<Mutex<BTreeMap<TrialId, Training>>>;
+
+struct Training {
+    attempt: Attempt,
+    /// Steps made.
+    step: u64,
+    /// Whether it is to end.
+    end: Option<Ending>,
+    since: Instant,
+}
 
 /// A coordinator and its agents, which can be started anew on the same records.
 struct Bench {
@@ -72,7 +81,13 @@ impl Bench {
 
     /// Ends everything and starts it on the same records; the agents go on with what they trained.
     async fn restart(&mut self) {
+        self.restart_after(Duration::ZERO).await;
+    }
+
+    /// The same with a while in between, in which there is no coordinator.
+    async fn restart_after(&mut self, away: Duration) {
         assert!(self.scope.finish(LEASE).await);
+        sleep(away).await;
         self.serve().await;
     }
 
@@ -110,7 +125,13 @@ async fn train(agent: Agent, held: Held, directory: Directory, dispatcher: Dispa
     let (outbox, mut told) = Outbox::new();
     let holdings = || {
         let held = held.lock().unwrap();
-        held.iter().map(|(t, (a, step, _))| Holding { trial: t.clone(), attempt: *a, step: *step }).collect()
+        let holding = |(trial, of): (&TrialId, &Training)| Holding {
+            trial: trial.clone(),
+            attempt: of.attempt,
+            step: of.step,
+            held: Some(of.since.elapsed()),
+        };
+        held.iter().map(holding).collect()
     };
     let session = dispatcher.connect(agent, holdings(), outbox).await.unwrap();
     let mut step = tokio::time::interval(STEP);
@@ -119,7 +140,9 @@ async fn train(agent: Agent, held: Held, directory: Directory, dispatcher: Dispa
             () = scope.cancelled() => return,
             message = told.recv() => match message.unwrap().unwrap() {
                 ToAgent::Assign(assign) => {
-                    held.lock().unwrap().insert(assign.trial.clone(), (assign.attempt, 0, None));
+                    let (attempt, since) = (assign.attempt, Instant::now());
+                    let training = Training { attempt, step: 0, end: None, since };
+                    held.lock().unwrap().insert(assign.trial.clone(), training);
                     let started = TrialEvent::Started { total_steps: 1000, start_step: 0, digests: None };
                     directory.event(&assign.trial, assign.attempt, &id, started).await.unwrap();
                 }
@@ -130,16 +153,16 @@ async fn train(agent: Agent, held: Held, directory: Directory, dispatcher: Dispa
                         _ => Ending::Stopped,
                     };
                     if let Some(entry) = held.lock().unwrap().get_mut(&trial) {
-                        entry.2 = Some(ending);
+                        entry.end = Some(ending);
                     }
                 }
                 _ => {}
             },
             _ = step.tick() => {
                 let mut ending = Vec::new();
-                held.lock().unwrap().retain(|trial, (attempt, step, end)| {
-                    *step += 1;
-                    end.map(|end| ending.push((trial.clone(), *attempt, *step, end))).is_none()
+                held.lock().unwrap().retain(|trial, of| {
+                    of.step += 1;
+                    of.end.map(|end| ending.push((trial.clone(), of.attempt, of.step, end))).is_none()
                 });
                 for (trial, attempt, steps, end) in ending {
                     let summary = Box::new(TrialSummary { steps, ..TrialSummary::default() });
@@ -248,5 +271,30 @@ async fn an_hour_that_jumps_at_a_restart_a_pause_or_an_extension_is_no_wall_cloc
         let interval = INTERVAL.as_secs_f64();
         let (least, most) = (60.0, 60.0 + 2.0 * interval + interval + STEP.as_secs_f64() + 0.1);
         assert!((least..=most).contains(&rest), "{hours} h: {rest} s");
+    }
+}
+
+/// Nor is it money: what is charged for the time without a coordinator is what the agents trained in it, by their own clocks.
+#[tokio::test(start_paused = true)]
+async fn an_hour_that_jumps_at_a_restart_is_no_money() {
+    let beyond = (INTERVAL + STEP).as_secs_f64();
+    for (hours, pack) in [(1, 1), (-1, 1), (0, 1), (1, 4), (-1, 4)] {
+        let mut bench = Bench::start(1, pack).await;
+        let submitted = bench.clock.monotonic();
+        let id = bench.submit(&document(&json!({"max_cost_usd": 150}), 100)).await;
+        // Each more than an interval, and the second longer than a lease.
+        for away in [Duration::from_secs(5), LEASE * 2] {
+            sleep(Duration::from_secs(20)).await;
+            assert!(!bench.directory().sweep(&id).await.unwrap().state.is_terminal(), "{hours} h");
+            bench.jump(hours);
+            bench.restart_after(away).await;
+        }
+        let sweep = bench.over(&id).await;
+        let took = (bench.clock.monotonic() - submitted).as_secs_f64();
+        assert!(sweep.ended_early.is_some(), "{hours} h");
+        let cost = sweep.cost_usd;
+        assert!((150.0..=150.0 + beyond).contains(&cost), "{hours} h: ${cost}");
+        // Its only device costs a dollar a second, and was never without a trial.
+        assert!((took - cost).abs() <= beyond, "{hours} h: ${cost} in {took} s");
     }
 }

@@ -4,7 +4,7 @@
 
 use actor::Scope;
 use config::limits::Limits;
-use coordinator::actors::dispatcher::{Dispatcher, Expected, Grant, Request, SessionId, Terms};
+use coordinator::actors::dispatcher::{Charged, Dispatcher, Expected, Grant, Request, SessionId, Terms};
 use coordinator::actors::message::{OUTBOX_CAPACITY, Outbox, Outgoing, StopReason, ToAgent};
 use coordinator::placement::Waiting;
 use domain::data::{ContentHash, Reference};
@@ -64,7 +64,12 @@ fn trial(number: u32) -> TrialId {
 }
 
 fn holding(number: u32, attempt: u32) -> Holding {
-    Holding { trial: trial(number), attempt: Attempt(attempt), step: 0 }
+    Holding { trial: trial(number), attempt: Attempt(attempt), step: 0, held: None }
+}
+
+/// The same, held for so long.
+fn for_seconds(seconds: u64, holding: Holding) -> Holding {
+    Holding { held: Some(Duration::from_secs(seconds)), ..holding }
 }
 
 fn data(names: &[&str]) -> Vec<Reference> {
@@ -455,7 +460,8 @@ async fn an_agent_that_leaves_gets_no_more() {
     assert_eq!(bench.held().await, [("one".to_string(), vec![1])]);
 }
 
-/// What the agent `one` held before a restart, in its fourth attempt, charged for a minute ago.
+/// What the agent `one` held before a restart, in its fourth attempt, for a hundred seconds when it was charged for, a minute
+/// ago.
 fn expected(bench: &Bench, number: u32) -> Expected {
     Expected {
         trial: trial(number),
@@ -463,7 +469,10 @@ fn expected(bench: &Bench, number: u32) -> Expected {
         agent: AgentId::new("one"),
         device: DeviceId::new("cpu"),
         needs: on("CPU"),
-        charged_at: Some(Timestamp(bench.clock.now().0 - 60_000)),
+        charged: Some(Charged {
+            at: Timestamp(bench.clock.now().0 - 60_000),
+            held: Some(Duration::from_secs(100)),
+        }),
     }
 }
 
@@ -492,11 +501,13 @@ async fn what_was_held_before_a_restart_is_adopted_or_lost() {
     // What is answered after it was heard.
     assert_eq!(bench.held().await, []);
     advance(Duration::from_secs(10)).await;
-    let agent = FakeAgent::connect(&bench, "one", vec![holding(1, 4), holding(2, 3)]).await;
+    let agent = FakeAgent::connect(&bench, "one", vec![for_seconds(170, holding(1, 4)), holding(2, 3)]).await;
     // Shared by two: half of the minute without a coordinator and of the 10 s since. The other's lease runs out
     // another 10 s later, uncharged for the minute, since nobody said that it trained.
     let used = bench.dispatcher.used(vec![trial(1), trial(2)]).await.unwrap();
-    let used: Vec<_> = used.into_iter().map(|(_, seconds)| seconds.round()).collect();
+    let held: Vec<_> = used.iter().map(|(_, used)| used.held.map(|held| held.as_secs())).collect();
+    assert_eq!(held, [Some(170), Some(110)], "as far as it was counted");
+    let used: Vec<_> = used.into_iter().map(|(_, used)| used.seconds.round()).collect();
     assert_eq!(used, [35.0, 5.0]);
     assert_eq!(lost.await.unwrap().round(), 10.0);
     assert!(adopted.try_recv().is_err());
@@ -504,6 +515,48 @@ async fn what_was_held_before_a_restart_is_adopted_or_lost() {
     advance(Duration::from_secs(5)).await;
     let seconds = bench.dispatcher.release(trial(1), Attempt(4), false).await.unwrap().unwrap();
     assert_eq!(seconds.round(), 45.0, "half of 60 s and of 20 s, and 5 s alone");
+}
+
+/// The hour may be put on or back between two coordinators. What counts is what the agent says; without that, no more than a
+/// lease is charged that no meter saw.
+#[tokio::test(start_paused = true)]
+async fn time_without_a_coordinator_is_what_its_agent_says() {
+    let lease = LEASE.as_secs();
+    // The agent's word 10 s after the restart, what the record has, how long the hour says it was; what is charged, and what is
+    // counted from then on.
+    for (told, held, by_the_hour, charged, counted) in [
+        (Some(170), Some(100), 60, 70, Some(170)),
+        (Some(170), Some(100), 3660, 70, Some(170)),
+        (Some(170), Some(100), 0, 70, Some(170)),
+        // It heard of its trial a little later than the meter began.
+        (Some(109), Some(100), 60, 10, Some(109)),
+        (Some(170), None, 3, 13, Some(170)),
+        (Some(170), None, 3660, lease + 10, Some(170)),
+        (None, Some(100), 3660, lease + 10, Some(100 + lease + 10)),
+        (None, Some(100), 0, 10, Some(110)),
+        (None, None, 3, 13, None),
+        (None, None, 3660, lease + 10, None),
+    ] {
+        let what = format!("{told:?} {held:?} {by_the_hour}");
+        let bench = bench();
+        let charged_until = Charged {
+            at: Timestamp(bench.clock.now().0.saturating_sub(by_the_hour * 1000)),
+            held: held.map(Duration::from_secs),
+        };
+        let expected = Expected { charged: Some(charged_until), ..expected(&bench, 1) };
+        let _lost = bench.dispatcher.expect(expected).await.unwrap();
+        bench.dispatcher.serve().await.unwrap();
+        // What is answered after it was heard.
+        assert_eq!(bench.held().await, [], "{what}");
+        advance(Duration::from_secs(10)).await;
+        let holding = Holding { held: told.map(Duration::from_secs), ..holding(1, 4) };
+        let agent = FakeAgent::connect(&bench, "one", vec![holding.clone()]).await;
+        // It is said again with each sign of life, and charged once.
+        assert_eq!(agent.beat(&bench, vec![holding]).await, Some(vec![]), "{what}");
+        let [(_, used)] = bench.dispatcher.used(vec![trial(1)]).await.unwrap()[..] else { panic!("{what}") };
+        let found = (used.seconds.round() as u64, used.held.map(|held| held.as_secs()));
+        assert_eq!(found, (charged, counted), "{what}");
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -91,7 +91,9 @@ async fn train(held: Held, directory: Directory, dispatcher: Dispatcher, scope: 
     let (outbox, mut told) = Outbox::new();
     let holdings = || {
         let held = held.lock().unwrap();
-        held.iter().map(|(t, (a, _, step))| Holding { trial: t.clone(), attempt: *a, step: *step }).collect()
+        held.iter()
+            .map(|(t, (a, _, step))| Holding { trial: t.clone(), attempt: *a, step: *step, held: None })
+            .collect()
     };
     let session = dispatcher.connect(agent(), holdings(), outbox).await.unwrap();
     let mut step = tokio::time::interval(STEP);

@@ -5,6 +5,7 @@ use crate::{AgentId, Attempt, DeviceId, TrialId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 /// What the id of an agent begins with whose devices are simulated.
 pub const SIMULATED_AGENT: &str = "simulated-";
@@ -116,6 +117,9 @@ pub struct Holding {
     pub attempt: Attempt,
     /// Finished steps.
     pub step: u64,
+    /// For how long a device of the agent has held it, by the agent's monotonic clock. `None`: the agent does not say so.
+    #[serde(default)]
+    pub held: Option<Duration>,
 }
 
 #[cfg(test)]

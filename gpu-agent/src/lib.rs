@@ -206,6 +206,8 @@ pub struct Agent {
     pub id: AgentId,
     /// Whether it is connected to a coordinator.
     pub connected: watch::Receiver<bool>,
+    /// What its coordinator has not acknowledged.
+    pub spool: Spool,
     data_dir: PathBuf,
 }
 
@@ -327,8 +329,9 @@ async fn start_on(
     let Options { devices: of_machine, labels, data_dir, .. } = options;
     let identity =
         Identity { id: id.clone(), hostname: devices::hostname(), devices: of_machine, labels, stopwatch };
-    let connected = Session::start(identity, (finder, transfers, ahead), devices, spool, home, &scope);
-    Ok(Agent { id, connected, data_dir })
+    let of_session = (finder, transfers, ahead);
+    let connected = Session::start(identity, of_session, devices, spool.clone(), home, &scope);
+    Ok(Agent { id, connected, spool, data_dir })
 }
 
 /// The spool as the last agent left it. What that agent was training is reported as failed: nothing trains it
@@ -361,7 +364,8 @@ mod tests {
             (true, &gone, Some("gone cannot be written: No such file")),
         ] {
             let connected = watch::channel(is_connected).1;
-            let agent = Agent { id: AgentId::new("a"), connected, data_dir: data_dir.clone() };
+            let spool = Spool::open(&dir.path().join("spool")).unwrap();
+            let agent = Agent { id: AgentId::new("a"), connected, spool, data_dir: data_dir.clone() };
             let said = (agent.look())().await.err();
             match want {
                 None => assert_eq!(said, None),

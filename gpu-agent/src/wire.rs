@@ -10,6 +10,7 @@ use domain::{Attempt, DeviceId, TrialId};
 use proto::convert::{self, ConvertError};
 use proto::v1;
 use std::collections::BTreeSet;
+use std::time::Duration;
 use v1::session_request::Message as Request;
 use v1::trial_event::Event;
 
@@ -141,9 +142,10 @@ pub fn device(options: &DeviceOptions, resident_base: Option<String>) -> v1::Dev
     }
 }
 
-/// A trial that is held.
-pub fn holding(assignment: &Assignment, step: u64) -> v1::Holding {
-    v1::Holding { trial_id: assignment.trial.to_string(), attempt: assignment.attempt.0, step }
+/// A trial that is held, and for how long it was until now, where that is known.
+pub fn holding(assignment: &Assignment, step: u64, held: Option<Duration>) -> v1::Holding {
+    let (trial_id, attempt) = (assignment.trial.to_string(), assignment.attempt.0);
+    v1::Holding { trial_id, attempt, step, held_seconds: held.map(|held| held.as_secs_f64()) }
 }
 
 /// The assignment that a holding names.

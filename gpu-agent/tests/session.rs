@@ -506,6 +506,50 @@ async fn a_trial_goes_on_from_its_checkpoint() {
     stage.end();
 }
 
+/// Signs of life, which leases depend on, wait for no disk.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_stalls_costs_no_lease() {
+    let mut stage = Stage::set().await;
+    let mut connection = stage.coordinator.welcome().await;
+    let (trial, other) = (Assignment::new("sweep/1", 1), Assignment::new("sweep/2", 1));
+    let mut heard = Heard::default();
+    connection.assign(&trial, &config(ENDLESS)).await;
+    connection.hear_points(&trial, &mut heard).await;
+
+    let spool = stage.agent.spool.clone();
+    let (writes, is_writing) = tokio::sync::oneshot::channel();
+    let (go_on, goes_on) = std::sync::mpsc::channel::<()>();
+    let of = other.clone();
+    let writer = std::thread::spawn(move || {
+        let message = |number| {
+            writes.send(()).unwrap();
+            goes_on.recv().unwrap();
+            Saying::Released { reason: "a test".into() }.request(&of, number).encode_to_vec()
+        };
+        spool.append(&of, true, message).unwrap();
+    });
+    is_writing.await.unwrap();
+    // Some may have been under way before; what an agent of so many stalled tasks says then is said meanwhile.
+    let mut held_for = 0.0;
+    for _ in 0..40 {
+        let holdings = connection.heartbeat().await.holdings;
+        let held: Vec<_> = holdings.iter().map(|h| Assignment::new(h.trial_id.clone(), h.attempt)).collect();
+        assert_eq!(held, std::slice::from_ref(&trial));
+        let seconds = holdings[0].held_seconds.unwrap();
+        assert!(seconds > held_for, "{seconds} s after {held_for} s");
+        held_for = seconds;
+    }
+    go_on.send(()).unwrap();
+    writer.join().unwrap();
+    let mut said = Heard::default();
+    connection.hear_out(&other, &mut said).await;
+    assert_eq!((said.ending().as_str(), said.message()), ("released", "a test"));
+    connection.stop(&trial, StopReason::Cancelled).await;
+    connection.hear_out(&trial, &mut heard).await;
+    assert_eq!(heard.ending(), "stopped");
+    stage.end();
+}
+
 /// A device is not held, and paid for, for a checkpoint that no try will bring.
 #[tokio::test]
 async fn a_checkpoint_that_cannot_be_read_gives_the_trial_back() {

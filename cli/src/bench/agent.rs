@@ -215,6 +215,7 @@ fn beat(held: &HashMap<String, Held>) -> v1::SessionRequest {
         trial_id: trial_id.clone(),
         attempt: trial.attempt,
         step: trial.acknowledged.saturating_sub(1),
+        held_seconds: None,
     };
     let holdings = held.iter().map(holding).collect();
     request(Request::Heartbeat(v1::Heartbeat { holdings, ..v1::Heartbeat::default() }))

@@ -306,6 +306,9 @@ pub struct TrialRecord {
     /// When the current assignment was last charged for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub charged_at: Option<Timestamp>,
+    /// For how many seconds its device had held it then, by clocks that do not jump. `None` in a record of an earlier version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub charged_held_seconds: Option<f64>,
     /// Times that it was lost or failed through no fault of its own since its last checkpoint.
     pub losses: u32,
     /// Entries of its log.
@@ -343,6 +346,7 @@ impl TrialRecord {
             value: None,
             earlier_cost_usd: 0.0,
             charged_at: None,
+            charged_held_seconds: None,
             losses: 0,
             logged: 0,
             noted: 0,

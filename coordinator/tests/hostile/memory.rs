@@ -71,7 +71,8 @@ fn messages(round: usize) -> Vec<Vec<u8>> {
         |i| v1::Device { id: name(i), accelerator: name(i), max_pack_size: 1, ..v1::Device::default() };
     let (version, devices) = (proto::version::VERSION.into(), (0..1000).map(device).collect());
     let agent = v1::Agent { id: "a".repeat(200), version, devices, ..v1::Agent::default() };
-    let holding = |i| v1::Holding { trial_id: format!("{}/1", name(i)), attempt: 1, step: 1 };
+    let holding =
+        |i| v1::Holding { trial_id: format!("{}/1", name(i)), attempt: 1, step: 1, held_seconds: None };
     let hello = v1::Hello { agent: Some(agent), holdings: (0..1000).map(holding).collect() };
     vec![
         v1::GetSweepRequest { sweep_id: "x".repeat(4_000_000) }.encode_to_vec(),

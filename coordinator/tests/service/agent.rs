@@ -51,7 +51,7 @@ pub fn hello(id: &str, pack: u32, holdings: Vec<v1::Holding>) -> v1::Hello {
 }
 
 pub fn holding(assign: &v1::Assign, step: u64) -> v1::Holding {
-    v1::Holding { trial_id: assign.trial_id.clone(), attempt: assign.attempt, step }
+    v1::Holding { trial_id: assign.trial_id.clone(), attempt: assign.attempt, step, held_seconds: None }
 }
 
 impl FakeAgent {

@@ -123,6 +123,7 @@ pub async fn supervise(
 /// A trial that it holds.
 struct Held {
     config: TrialConfig,
+    since: Instant,
     step: u64,
     /// Whether it trains; before, its checkpoint is being downloaded.
     admitted: bool,
@@ -151,6 +152,8 @@ struct Life {
     draws: Draws,
     idle: Arc<AtomicBool>,
     held: BTreeMap<Assignment, Held>,
+    /// For how long it held what it holds by words alone.
+    let_go: BTreeMap<Assignment, Duration>,
     transfers: FuturesUnordered<BoxFuture<'static, Transferred>>,
     line: Option<Line>,
     is_welcome: bool,
@@ -187,6 +190,7 @@ impl Life {
             draws,
             idle,
             held: BTreeMap::new(),
+            let_go: BTreeMap::new(),
             transfers: FuturesUnordered::new(),
             line: None,
             is_welcome: false,
@@ -291,10 +295,15 @@ impl Life {
 
     /// What it holds, and what it holds only by words that are not acknowledged yet.
     fn holdings(&self) -> Vec<Holding> {
-        let mut steps: BTreeMap<_, _> = self.spool.assignments().into_iter().map(|of| (of, 0)).collect();
-        steps.extend(self.held.iter().map(|(assignment, held)| (assignment.clone(), held.step)));
-        let holding = |((trial, attempt), step)| Holding { trial, attempt, step };
-        steps.into_iter().map(holding).collect()
+        let spooled = self.spool.assignments().into_iter().map(|of| {
+            let held = self.let_go.get(&of).copied();
+            (of, (0, held))
+        });
+        let mut holdings: BTreeMap<_, _> = spooled.collect();
+        let held = |held: &Held| (held.step, Some(held.since.elapsed()));
+        holdings.extend(self.held.iter().map(|(assignment, of)| (assignment.clone(), held(of))));
+        let holding = |((trial, attempt), (step, held))| Holding { trial, attempt, step, held };
+        holdings.into_iter().map(holding).collect()
     }
 
     fn beat(&mut self) {
@@ -394,6 +403,7 @@ impl Life {
         self.check_assignment(&assignment, start);
         let held = Held {
             config: assign.config,
+            since: Instant::now(),
             step: start,
             admitted: false,
             uploading: false,

@@ -5,7 +5,7 @@ use crate::world::World;
 use coordinator::fsck;
 use coordinator::history::{self, Inspection};
 use coordinator::store::{LogEntry, TrialRecord};
-use domain::TrialId;
+use domain::{Clock, TrialId};
 use domain::metric::LOSS;
 use domain::sweep::{Replicates, SweepState};
 use domain::trial::TrialState;
@@ -67,7 +67,7 @@ pub async fn check(world: &World, agents: usize) {
         world.find(format_args!("the sweep costs ${}, and its trials ${costs}", sweep.cost_usd));
     }
     // Of an agent that lost its disk another takes the place, while the lease of the one before runs on.
-    let most = 2.0 * agents as f64 * PRICE_PER_HOUR / 3600.0 * world.clock.most_seconds();
+    let most = 2.0 * agents as f64 * PRICE_PER_HOUR / 3600.0 * world.clock.monotonic().as_secs_f64();
     if !(0.0..=most).contains(&costs) {
         world
             .find(format_args!("the trials cost ${costs}, and ${most} is all that the agents can have cost"));

@@ -26,19 +26,11 @@ pub const HOUR_MS: i64 = 3_600_000;
 pub struct Hour {
     start: Instant,
     offset_ms: AtomicI64,
-    /// How much it has jumped ahead in all.
-    ahead_ms: AtomicI64,
 }
 
 impl Hour {
     pub fn jump(&self, hours: i64) {
         self.offset_ms.fetch_add(hours * HOUR_MS, Ordering::Relaxed);
-        self.ahead_ms.fetch_add(hours.max(0) * HOUR_MS, Ordering::Relaxed);
-    }
-
-    /// The most seconds that may be read between any two hours.
-    pub fn most_seconds(&self) -> f64 {
-        self.monotonic().as_secs_f64() + self.ahead_ms.load(Ordering::Relaxed) as f64 / 1e3
     }
 }
 
@@ -96,7 +88,7 @@ pub struct Seen {
 
 impl World {
     pub fn new(seed: u64, history: PathBuf) -> Arc<Self> {
-        let clock = Hour { start: Instant::now(), offset_ms: AtomicI64::new(0), ahead_ms: AtomicI64::new(0) };
+        let clock = Hour { start: Instant::now(), offset_ms: AtomicI64::new(0) };
         Arc::new(Self {
             seed,
             clock: Arc::new(clock),

@@ -34,6 +34,7 @@ use std::time::Duration;
 use telemetry::metrics;
 use telemetry::trace::{Place, at_place};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use transfers::Transferred;
 
 /// Events that are looked at together: neighbouring points of a trial become one message.
@@ -76,8 +77,8 @@ pub enum Command {
 /// How a device stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Status {
-    /// What it holds, and each one's finished steps.
-    pub holdings: Vec<(Assignment, u64)>,
+    /// What it holds, each one's finished steps, and since when it is held.
+    pub holdings: Vec<(Assignment, u64, Instant)>,
     /// The base in its memory.
     pub resident_base: Option<String>,
 }
@@ -132,9 +133,9 @@ impl Device {
 type Data = BTreeMap<String, Pinned>;
 
 /// A trial that the device holds.
-#[derive(Default)]
 struct Held {
     step: u64,
+    since: Instant,
     predicted_peak_memory_bytes: u64,
     /// What it reads, kept from being removed.
     data: Data,
@@ -164,7 +165,7 @@ struct Actor {
     arrived: VecDeque<Event>,
     /// What the spool did not take, in order, and when it is asked again.
     unsaid: VecDeque<(Assignment, Saying)>,
-    retry_at: Option<tokio::time::Instant>,
+    retry_at: Option<Instant>,
     held: BTreeMap<Assignment, Held>,
     resident_base: Option<String>,
     /// Where the engine writes that base, if it was quantised.
@@ -186,7 +187,7 @@ impl Actor {
         while deadline.is_none() || !self.held.is_empty() {
             tokio::select! {
                 () = scope.cancelled(), if deadline.is_none() => {
-                    deadline = Some(tokio::time::Instant::now() + SHUTDOWN_GRACE);
+                    deadline = Some(Instant::now() + SHUTDOWN_GRACE);
                     self.release_all();
                 }
                 () = until(deadline) => break,
@@ -224,7 +225,8 @@ impl Actor {
     }
 
     fn publish(&self) {
-        let holdings = self.held.iter().map(|(assignment, held)| (assignment.clone(), held.step)).collect();
+        let holding = |(assignment, held): (&Assignment, &Held)| (assignment.clone(), held.step, held.since);
+        let holdings = self.held.iter().map(holding).collect();
         let status = Status { holdings, resident_base: self.resident_base.clone() };
         self.status.send_if_modified(|old| std::mem::replace(old, status.clone()) != status);
     }
@@ -246,9 +248,17 @@ impl Actor {
         self.stopwatch.assigned();
         let held = Held {
             step: assign.resume_step.unwrap_or(0),
+            since: Instant::now(),
             predicted_peak_memory_bytes: assign.predicted_peak_memory_bytes,
+            data: Data::new(),
+            admitted: false,
+            uploading: false,
+            newest: None,
+            failures: 0,
+            notes: 0,
+            reason: "",
+            last: None,
             traced: Traced::new(assign.belongs),
-            ..Held::default()
         };
         self.held.insert(assignment.clone(), held);
         if ending {
@@ -409,7 +419,9 @@ impl Actor {
             return;
         }
         if let Some(last) = held.last.take() {
+            let since = held.since;
             self.say(assignment, last);
+            self.spool.let_go(assignment, since.elapsed());
             self.held.remove(assignment);
         }
     }
@@ -464,7 +476,7 @@ impl Actor {
                 at_place(self.belongs(&assignment), || {
                     tracing::error!(trial = %assignment, %error, "the spool cannot be written; training waits");
                 });
-                self.retry_at = Some(tokio::time::Instant::now() + SPOOL_PAUSE);
+                self.retry_at = Some(Instant::now() + SPOOL_PAUSE);
                 return;
             }
             // Not held any more, its lease ends and it goes on elsewhere from its last checkpoint.
@@ -516,7 +528,7 @@ fn before_it_began(how: How, step: u64, reason: &str) -> Saying {
     }
 }
 
-async fn until(deadline: Option<tokio::time::Instant>) {
+async fn until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
         None => std::future::pending().await,

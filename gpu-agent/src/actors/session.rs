@@ -25,6 +25,7 @@ use telemetry::grpc::Traced;
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use v1::session_response::Message as Response;
 
 /// Messages that may wait for the network.
@@ -148,7 +149,7 @@ impl Session {
             Ok::<_, tonic::Status>((first, incoming))
         };
         let opened = tokio::time::timeout(WELCOME_LIMIT, opened).await;
-        let (first, mut incoming) = opened.map_err(|_| SessionError::NoWelcome)??;
+        let (first, incoming) = opened.map_err(|_| SessionError::NoWelcome)??;
         let Some(v1::SessionResponse { message: Some(Response::Welcome(welcome)) }) = first else {
             return Err(SessionError::NoWelcome);
         };
@@ -161,21 +162,44 @@ impl Session {
             self.drop_assignment(&wire::held(old)).await;
         }
 
-        let mut heartbeat = tokio::time::interval(heartbeat_interval(welcome.heartbeat_seconds));
+        let interval = heartbeat_interval(welcome.heartbeat_seconds);
+        let understands = Feature::known(&welcome.understands);
+        // A sign of life waits for no disk, whatever else does.
+        tokio::select! {
+            ended = self.beat(interval, &outgoing) => ended,
+            ended = self.talk(incoming, &outgoing, &understands) => ended,
+        }
+    }
+
+    /// Says what is held, again and again.
+    async fn beat(
+        &self,
+        interval: Duration,
+        outgoing: &mpsc::Sender<v1::SessionRequest>,
+    ) -> Result<Infallible, SessionError> {
+        let mut heartbeat = tokio::time::interval(interval);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            heartbeat.tick().await;
+            let permit = outgoing.reserve().await.map_err(|_| SessionError::Closed)?;
+            permit.send(self.heartbeat());
+        }
+    }
+
+    /// Sends what is spooled, and does what is told.
+    async fn talk(
+        &self,
+        mut incoming: Streaming<v1::SessionResponse>,
+        outgoing: &mpsc::Sender<v1::SessionRequest>,
+        understands: &BTreeSet<Feature>,
+    ) -> Result<Infallible, SessionError> {
         let mut changes = self.spool.changes();
         let mut sent = BTreeMap::new();
-        let understands = Feature::known(&welcome.understands);
-        let mut beat = false;
         let mut next = None;
         loop {
             if next.is_none() {
                 changes.mark_unchanged();
-                next = if std::mem::take(&mut beat) {
-                    Some(self.heartbeat())
-                } else {
-                    self.unsent(&mut sent, &understands)?
-                };
+                next = self.unsent(&mut sent, understands).await?;
             }
             tokio::select! {
                 permit = outgoing.reserve(), if next.is_some() => {
@@ -188,7 +212,6 @@ impl Session {
                     Some(message) => self.hear(message).await?,
                     None => tracing::warn!("the coordinator said something that this version does not know"),
                 },
-                _ = heartbeat.tick() => beat = true,
                 _ = changes.changed(), if next.is_none() => {}
             }
         }
@@ -200,10 +223,11 @@ impl Session {
 
     /// What the devices hold, and what is held only by words that are not acknowledged yet.
     fn holdings(&self, statuses: &[(&DeviceId, Status)]) -> Vec<v1::Holding> {
-        let spooled = self.spool.assignments().into_iter().map(|assignment| (assignment, 0));
-        let mut steps: BTreeMap<_, _> = spooled.collect();
-        steps.extend(statuses.iter().flat_map(|(_, status)| status.holdings.clone()));
-        steps.iter().map(|(assignment, step)| wire::holding(assignment, *step)).collect()
+        let spooled = self.spool.holdings().into_iter().map(|(assignment, held)| (assignment, (0, held)));
+        let mut holdings: BTreeMap<_, _> = spooled.collect();
+        let held = statuses.iter().flat_map(|(_, status)| status.holdings.clone());
+        holdings.extend(held.map(|(assignment, step, since)| (assignment, (step, Some(since.elapsed())))));
+        holdings.iter().map(|(assignment, (step, held))| wire::holding(assignment, *step, *held)).collect()
     }
 
     fn hello(&self) -> v1::SessionRequest {
@@ -237,12 +261,14 @@ impl Session {
     }
 
     /// The next message of the spool, noted as sent on this connection, to a coordinator that understands so much.
-    fn unsent(
+    async fn unsent(
         &self,
         sent: &mut BTreeMap<Assignment, u64>,
         understands: &BTreeSet<Feature>,
     ) -> Result<Option<v1::SessionRequest>, SessionError> {
-        let Some(unsent) = self.spool.next(sent, WINDOW)? else { return Ok(None) };
+        let of_connection = sent.clone();
+        let next = self.spool.aside(move |spool| spool.next(&of_connection, WINDOW)).await?;
+        let Some(unsent) = next else { return Ok(None) };
         sent.insert(unsent.assignment, unsent.sequence);
         let message = v1::SessionRequest::decode(unsent.payload.as_slice());
         Ok(Some(wire::understandable(message.map_err(std::io::Error::other)?, understands)))
@@ -267,7 +293,8 @@ impl Session {
             }
             Response::Acknowledge(ack) => {
                 let assignment = Assignment::new(ack.trial_id, ack.attempt);
-                if self.spool.acknowledge(&assignment, ack.sequence)? {
+                let of = assignment.clone();
+                if self.spool.aside(move |spool| spool.acknowledge(&of, ack.sequence)).await? {
                     self.home.remove_work_dir(&assignment);
                 }
             }
@@ -296,7 +323,9 @@ impl Session {
         };
         let known = self.spool.assignments().contains(&assignment);
         if !known {
-            self.spool.append(&assignment, true, |n| said.request(&assignment, n).encode_to_vec())?;
+            let encode = move |of: &Assignment, n| said.request(of, n).encode_to_vec();
+            let append = move |spool: &Spool| spool.append(&assignment, true, |n| encode(&assignment, n));
+            self.spool.aside(append).await?;
         }
         Ok(())
     }
@@ -310,7 +339,8 @@ impl Session {
     /// Drops what is not current: from the devices, and what the spool still has to say of it.
     async fn drop_assignment(&self, assignment: &Assignment) {
         self.tell_all(assignment, How::Drop).await;
-        if self.spool.forget(assignment) {
+        let of = assignment.clone();
+        if self.spool.aside(move |spool| Ok(spool.forget(&of))).await.unwrap_or(false) {
             // Its device had let go of it.
             self.home.remove_work_dir(assignment);
         }

@@ -7,6 +7,9 @@
 //! Nothing is fsynced: the spool survives the agent, not the machine. It need not: a checkpoint is uploaded
 //! only once everything before it is acknowledged, so that what a dead machine takes along lies behind the
 //! checkpoint from which the trial goes on.
+//!
+//! A disk may stall, and a lease must outlast that: which assignments are here is said without waiting for the disk, and what
+//! waits for it keeps no other task from running.
 
 mod inspect;
 
@@ -19,7 +22,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use telemetry::metrics::{self, Part};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -43,7 +48,11 @@ pub struct Spool(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     dir: PathBuf,
+    /// Held while the disk is written.
     files: Mutex<BTreeMap<Assignment, Entry>>,
+    /// Which of them there are, and for how long each was held by a device, once none holds it. Never held while anything is
+    /// waited for.
+    listed: Mutex<BTreeMap<Assignment, Option<Duration>>>,
     changed: watch::Sender<()>,
     /// How much is not acknowledged, as the metrics have it.
     depth: Mutex<Part>,
@@ -98,7 +107,9 @@ impl Spool {
         }
         let changed = watch::Sender::new(());
         let depth = Mutex::new(metrics::SPOOL_MESSAGES.part(&[]));
-        let spool = Self(Arc::new(Inner { dir: dir.into(), files: Mutex::new(files), changed, depth }));
+        let listed = Mutex::new(files.keys().map(|assignment| (assignment.clone(), None)).collect());
+        let spool =
+            Self(Arc::new(Inner { dir: dir.into(), files: Mutex::new(files), listed, changed, depth }));
         spool.tell_change(spool.files());
         Ok(spool)
     }
@@ -114,7 +125,27 @@ impl Spool {
 
     fn files(&self) -> MutexGuard<'_, BTreeMap<Assignment, Entry>> {
         // A panic while the lock was held left at worst a record that is on disk and not yet in the table.
-        self.0.files.lock().unwrap_or_else(PoisonError::into_inner)
+        match self.0.files.try_lock() {
+            Ok(files) => files,
+            Err(_) => blocking(|| self.0.files.lock().unwrap_or_else(PoisonError::into_inner)),
+        }
+    }
+
+    fn listed(&self) -> MutexGuard<'_, BTreeMap<Assignment, Option<Duration>>> {
+        self.0.listed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does what waits for the disk on a thread for that, so that whoever awaits it can do something else meanwhile.
+    ///
+    /// # Errors
+    /// Those of the work.
+    pub async fn aside<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let spool = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&spool)).await;
+        done.unwrap_or_else(|error| Err(io::Error::other(error)))
     }
 
     /// Keeps a message until it is acknowledged. `encode` gets its number: 1 for an assignment's first, then
@@ -129,15 +160,17 @@ impl Spool {
         encode: impl FnOnce(u64) -> Vec<u8>,
     ) -> io::Result<u64> {
         let mut files = self.files();
-        let sequence = match files.get_mut(assignment) {
-            Some(entry) => entry.append(last, encode)?,
+        let written = blocking(|| match files.get_mut(assignment) {
+            Some(entry) => entry.append(last, encode),
             None => {
                 let mut entry = Entry::create(&self.0.dir, assignment)?;
                 let sequence = entry.append(last, encode)?;
                 files.insert(assignment.clone(), entry);
-                sequence
+                self.listed().insert(assignment.clone(), None);
+                Ok(sequence)
             }
-        };
+        });
+        let sequence = written?;
         self.tell_change(files);
         Ok(sequence)
     }
@@ -170,6 +203,7 @@ impl Spool {
         entry.acknowledge(assignment, sequence)?;
         let done = entry.over && entry.pending.is_empty();
         if done && let Some(entry) = files.remove(assignment) {
+            self.listed().remove(assignment);
             crash::point("spool/before-removal");
             std::fs::remove_file(entry.path)?;
         }
@@ -181,6 +215,7 @@ impl Spool {
     pub fn forget(&self, assignment: &Assignment) -> bool {
         let mut files = self.files();
         let entry = files.remove(assignment);
+        self.listed().remove(assignment);
         let over = entry.as_ref().is_some_and(|entry| entry.over);
         if let Some(entry) = entry
             && let Err(error) = std::fs::remove_file(&entry.path)
@@ -191,9 +226,21 @@ impl Spool {
         over
     }
 
-    /// Assignments that have something unacknowledged, or something yet to say.
+    /// Assignments that have something unacknowledged, or something yet to say. Waits for no disk.
     pub fn assignments(&self) -> Vec<Assignment> {
-        self.files().keys().cloned().collect()
+        self.listed().keys().cloned().collect()
+    }
+
+    /// The same, each with the time for which a device held it, as [`Spool::let_go`] said.
+    pub fn holdings(&self) -> BTreeMap<Assignment, Option<Duration>> {
+        self.listed().clone()
+    }
+
+    /// No device holds an assignment any more, and one did for so long.
+    pub fn let_go(&self, assignment: &Assignment, after: Duration) {
+        if let Some(held) = self.listed().get_mut(assignment) {
+            *held = Some(after);
+        }
     }
 
     /// Those that have something yet to say.
@@ -350,6 +397,14 @@ impl Entry {
             self.file.set_len(self.end)?;
         }
         Ok(())
+    }
+}
+
+/// Does what may wait for the disk. Where other threads serve the runtime too, its tasks are theirs meanwhile.
+fn blocking<T>(work: impl FnOnce() -> T) -> T {
+    match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+        Ok(RuntimeFlavor::MultiThread) => tokio::task::block_in_place(work),
+        _ => work(),
     }
 }
 

@@ -6,6 +6,7 @@ use crate::v1;
 use domain::fleet::{Agent, Device, Feature, Holding, SIMULATED_SPEED};
 use domain::machine::ComputeCapability;
 use domain::{AgentId, Attempt, DeviceId, TrialId};
+use std::time::Duration;
 
 impl From<Device> for v1::Device {
     fn from(d: Device) -> Self {
@@ -82,13 +83,16 @@ impl TryFrom<v1::Agent> for Agent {
 
 impl From<Holding> for v1::Holding {
     fn from(h: Holding) -> Self {
-        Self { trial_id: h.trial.to_string(), attempt: h.attempt.0, step: h.step }
+        let held_seconds = h.held.map(|held| held.as_secs_f64());
+        Self { trial_id: h.trial.to_string(), attempt: h.attempt.0, step: h.step, held_seconds }
     }
 }
 
 impl From<v1::Holding> for Holding {
     fn from(h: v1::Holding) -> Self {
-        Self { trial: TrialId::new(h.trial_id), attempt: Attempt(h.attempt), step: h.step }
+        // What is no length of time is as good as unsaid.
+        let held = h.held_seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        Self { trial: TrialId::new(h.trial_id), attempt: Attempt(h.attempt), step: h.step, held }
     }
 }
 

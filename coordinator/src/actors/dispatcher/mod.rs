@@ -79,8 +79,27 @@ pub struct Expected {
     pub device: DeviceId,
     /// What it needs.
     pub needs: Waiting,
-    /// When its device was last charged for, by the coordinator before.
-    pub charged_at: Option<Timestamp>,
+    /// Until when its device was charged for, by the coordinator before; `None`: it was not.
+    pub charged: Option<Charged>,
+}
+
+/// Until when an assignment was charged for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Charged {
+    /// The hour of that, which may have been put on or back since.
+    pub at: Timestamp,
+    /// For how long the device had held the trial then. `None`: it is not known, as an earlier version did not keep it, or its
+    /// agent does not say it.
+    pub held: Option<Duration>,
+}
+
+/// What a trial used of its device since it was assigned.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Used {
+    /// Seconds of device time × its share of the device, as [`Lost`] has it.
+    pub seconds: f64,
+    /// The time for which the device held it, whoever shared it, as far as it was counted; see [`Charged::held`].
+    pub held: Option<Duration>,
 }
 
 /// An agent as people see it.
@@ -131,7 +150,7 @@ enum Command {
     Serve,
     Send(TrialId, Attempt, ToAgent),
     Release(TrialId, Attempt, bool, Reply<Option<f64>>),
-    Used(Vec<TrialId>, Reply<Vec<(TrialId, f64)>>),
+    Used(Vec<TrialId>, Reply<Vec<(TrialId, Used)>>),
     Abandon(Vec<TrialId>, Reply<Vec<(TrialId, f64)>>),
     Agents(Reply<Vec<AgentView>>),
     Drain(AgentId, bool, Reply<Option<AgentView>>),
@@ -256,8 +275,8 @@ impl Dispatcher {
         self.0.ask(|reply| Command::Release(trial, attempt, given_back, reply)).await
     }
 
-    /// The device time that each held trial of these used since it was assigned, as [`Lost`] has it.
-    pub async fn used(&self, trials: Vec<TrialId>) -> Result<Vec<(TrialId, f64)>, Gone> {
+    /// What each held trial of these used since it was assigned.
+    pub async fn used(&self, trials: Vec<TrialId>) -> Result<Vec<(TrialId, Used)>, Gone> {
         self.0.ask(|reply| Command::Used(trials, reply)).await
     }
 

@@ -7,7 +7,7 @@ mod quotas;
 
 use super::super::message::{Outbox, StopReason, ToAgent};
 use super::super::meter::Meter;
-use super::{AgentView, CAPACITY, Command, Request, SessionId, Terms};
+use super::{AgentView, CAPACITY, Charged, Command, Request, SessionId, Terms, Used};
 use crate::placement::Waiting;
 use actor::Scope;
 use config::limits::Limits;
@@ -88,13 +88,27 @@ struct Held {
     deadline: Option<Instant>,
     /// The meter's reading at assignment.
     from: f64,
-    /// Time before that for which no coordinator ran a meter; counts once the agent says that it trained on.
-    unmetered: Duration,
+    /// When that was, by this coordinator's clock that does not jump.
+    since: Duration,
+    /// For how long the device had held it then, as far as that was counted.
+    before: Option<Duration>,
+    /// Until when it was charged for by a coordinator before, whose time without a meter counts once the agent says that it
+    /// trained on.
+    unmetered: Option<Unmetered>,
     /// Device time used without a meter.
     adopted: f64,
     /// The stop to repeat when the agent reconnects.
     stop: Option<StopReason>,
     lost: oneshot::Sender<f64>,
+}
+
+/// What is known of the time for which no coordinator ran a meter.
+#[derive(Clone, Copy)]
+struct Unmetered {
+    /// How long it was by the hour, which may have jumped.
+    by_the_hour: Duration,
+    /// For how long the device had held the trial before.
+    held: Option<Duration>,
 }
 
 impl State {
@@ -194,7 +208,10 @@ impl State {
             Command::Expect(expected, reply) => {
                 let place = (expected.agent, expected.device);
                 let (lost, answer) = oneshot::channel();
-                let unmetered = expected.charged_at.map_or(Duration::ZERO, |at| self.clock.now().since(at));
+                let now = self.clock.now();
+                let unmetered = expected
+                    .charged
+                    .map(|Charged { at, held }| Unmetered { by_the_hour: now.since(at), held });
                 let trial = expected.trial;
                 self.hold(trial.clone(), expected.attempt, place, expected.needs, unmetered, lost);
                 if let Some(held) = self.held.get_mut(&trial).filter(|_| !self.serves) {
@@ -323,7 +340,7 @@ impl State {
 
     /// Renews what is current and answers with the rest.
     fn renew(&mut self, agent: &AgentId, holdings: &[Holding]) -> Vec<Holding> {
-        let deadline = Instant::now() + self.terms.lease;
+        let (deadline, now) = (Instant::now() + self.terms.lease, self.clock.monotonic());
         let mut sharing: HashMap<DeviceId, u32> = HashMap::new();
         for held in self.held.values().filter(|held| held.place.0 == *agent) {
             *sharing.entry(held.place.1.clone()).or_default() += 1;
@@ -335,7 +352,7 @@ impl State {
                     held.deadline = Some(deadline);
                     renewed += 1;
                     let share = sharing.get(&held.place.1).copied().unwrap_or(1);
-                    let unmetered = std::mem::take(&mut held.unmetered);
+                    let unmetered = held.unmetered(holding.held, now, self.terms.lease);
                     held.adopted += unmetered.as_secs_f64() / f64::from(share);
                 }
                 _ => stale.push(holding.clone()),
@@ -376,12 +393,16 @@ impl State {
         attempt: Attempt,
         place: Place,
         needs: Waiting,
-        unmetered: Duration,
+        unmetered: Option<Unmetered>,
         lost: oneshot::Sender<f64>,
     ) {
-        let from = self.meters.entry(place.clone()).or_default().take(self.clock.monotonic());
+        let since = self.clock.monotonic();
+        let from = self.meters.entry(place.clone()).or_default().take(since);
         let deadline = Some(Instant::now() + self.terms.lease);
-        let held = Held { attempt, place, needs, deadline, from, unmetered, adopted: 0.0, stop: None, lost };
+        let before = unmetered.map_or(Some(Duration::ZERO), |unmetered| unmetered.held);
+        let (adopted, stop) = (0.0, None);
+        let held =
+            Held { attempt, place, needs, deadline, from, since, before, unmetered, adopted, stop, lost };
         self.usage.add(&held.needs.namespace, &held.place);
         if let Some(before) = self.held.insert(trial, held) {
             self.usage.remove(&before.needs.namespace, &before.place);
@@ -450,12 +471,13 @@ impl State {
         }
     }
 
-    fn used(&mut self, trials: Vec<TrialId>) -> Vec<(TrialId, f64)> {
+    fn used(&mut self, trials: Vec<TrialId>) -> Vec<(TrialId, Used)> {
         let now = self.clock.monotonic();
         let read = |trial: TrialId| {
             let held = self.held.get(&trial)?;
             let reading = self.meters.get_mut(&held.place)?.read(now);
-            Some((trial, held.used(reading)))
+            let counted = held.before.map(|before| before.saturating_add(now.saturating_sub(held.since)));
+            Some((trial, Used { seconds: held.used(reading), held: counted }))
         };
         trials.into_iter().filter_map(read).collect()
     }
@@ -491,6 +513,23 @@ impl Held {
     fn used(&self, reading: f64) -> f64 {
         reading - self.from + self.adopted
     }
+
+    /// The time without a meter before this coordinator's, when the agent says that its device has held the trial for so long
+    /// until `now`; zero when it was told before. What an agent does not say is no longer than a lease: the hour alone may be
+    /// wrong by hours.
+    fn unmetered(&mut self, told: Option<Duration>, now: Duration, lease: Duration) -> Duration {
+        let Some(Unmetered { by_the_hour, held }) = self.unmetered.take() else { return Duration::ZERO };
+        let metered = now.saturating_sub(self.since);
+        let unmetered = match (told, held) {
+            (Some(told), Some(held)) => told.saturating_sub(held.saturating_add(metered)),
+            _ => by_the_hour.min(lease),
+        };
+        self.before = match told {
+            Some(told) => Some(told.saturating_sub(metered)),
+            None => held.map(|held| held.saturating_add(unmetered)),
+        };
+        unmetered
+    }
 }
 
 impl Entry {
@@ -522,7 +561,7 @@ mod tests {
         let trial = TrialId::new("s/1");
         let place = (AgentId::new("busy"), DeviceId::new("cpu"));
         let (lost, _answer) = oneshot::channel();
-        state.hold(trial.clone(), Attempt(1), place, Waiting::default(), Duration::ZERO, lost);
+        state.hold(trial.clone(), Attempt(1), place, Waiting::default(), None, lost);
         assert_eq!(state.counts(), [2, 0, 0]);
         state.disconnect(&AgentId::new("idle"), idle);
         assert_eq!(state.counts(), [1, 0, 0]);

@@ -213,7 +213,7 @@ impl Ledger {
         let needs = self.needs(number)?;
         let evaluations = self.asked(number)?;
         let record = self.get_mut(number)?;
-        record.charged_at = None;
+        (record.charged_at, record.charged_held_seconds) = (None, None);
         record.noted = 0;
         let resume_step = record.checkpoint.as_ref().map(|c| c.step);
         let attempt = record.next_attempt();

@@ -140,9 +140,9 @@ impl RunningSweep {
             Some(Placement { agent, device, .. }) if trial.state.holds_device() => {
                 let (id, attempt) = (trial.id.clone(), trial.attempt);
                 let needs = self.ledger.needs(number)?;
-                let charged_at = self.ledger.reopen_account(number)?;
+                let charged = self.ledger.reopen_account(number)?;
                 let trial = id.clone();
-                let expected = Expected { trial, attempt, agent, device, needs, charged_at };
+                let expected = Expected { trial, attempt, agent, device, needs, charged };
                 let lost = self.tools.dispatcher.expect(expected).await?;
                 self.await_loss(number, attempt, lost);
                 if let Some(reason) = self.ledger.pending_stop(number)? {
@@ -473,9 +473,9 @@ impl RunningSweep {
     async fn look_at_budget(&mut self) -> Result<()> {
         let now = self.now();
         self.count_wall_clock();
-        for (trial, seconds) in self.tools.dispatcher.used(self.held()).await? {
+        for (trial, used) in self.tools.dispatcher.used(self.held()).await? {
             if let Some(number) = trial.number() {
-                self.ledger.charge(number, seconds, now)?;
+                self.ledger.charge_used(number, used, now)?;
             }
         }
         self.ledger.settle(now);

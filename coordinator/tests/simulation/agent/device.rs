@@ -100,6 +100,7 @@ impl Life {
             && held.newest.is_none()
             && let Some(last) = held.last.take()
         {
+            self.let_go.insert(assignment.clone(), held.since.elapsed());
             self.held.remove(assignment);
             self.spool.append(assignment, true, Said::Event(last));
         }

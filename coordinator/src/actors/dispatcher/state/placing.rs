@@ -7,7 +7,6 @@ use domain::AgentId;
 use domain::fleet::{Agent, Device, Feature};
 use domain::trial::TrialDevice;
 use std::collections::HashMap;
-use std::time::Duration;
 use telemetry::metrics;
 use tokio::sync::oneshot;
 
@@ -56,7 +55,7 @@ impl State {
         });
         let price_per_hour = known.map_or(0.0, Device::cost_per_hour);
         let grant = Grant { agent, device, price_per_hour, is, at: self.clock.now(), lost: answer };
-        self.hold(trial.clone(), attempt, place, needs, Duration::ZERO, lost);
+        self.hold(trial.clone(), attempt, place, needs, None, lost);
         if granted.send(grant).is_err() {
             self.end(&trial);
         }

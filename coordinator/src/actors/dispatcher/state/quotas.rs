@@ -108,7 +108,7 @@ mod tests {
         let hold = |state: &mut State, trial: &str, namespace: &str, device: &str| {
             let needs = Waiting { namespace: namespace.into(), ..Waiting::default() };
             let lost = oneshot::channel().0;
-            state.hold(TrialId::new(trial), Attempt(1), place(device), needs, Duration::ZERO, lost);
+            state.hold(TrialId::new(trial), Attempt(1), place(device), needs, None, lost);
         };
         let check = |state: &State, what: &str, trials: u32, gpus: &[usize], others: u32| {
             let quotas = state.quotas(&[place("0"), place("1")]);

@@ -1,8 +1,10 @@
 //! What trials cost.
 
 use super::Ledger;
+use crate::actors::dispatcher::{Charged, Used};
 use crate::error::Result;
 use domain::Timestamp;
+use std::time::Duration;
 
 impl Ledger {
     /// What the current assignment has cost so far: device seconds × share × price.
@@ -19,12 +21,25 @@ impl Ledger {
         Ok(())
     }
 
+    /// The same of one that goes on, with what the next coordinator has to know to go on with its account.
+    pub fn charge_used(&mut self, number: u32, used: Used, now: Timestamp) -> Result<()> {
+        let before = self.get(number)?.trial.cost_usd;
+        self.charge(number, used.seconds, now)?;
+        let record = self.get_mut(number)?;
+        if record.trial.cost_usd != before {
+            record.charged_held_seconds = used.held.map(|held| held.as_secs_f64());
+        }
+        Ok(())
+    }
+
     /// Goes on with the account of an assignment after a restart: what was charged so far stands. Answers with
-    /// when that was.
-    pub fn reopen_account(&mut self, number: u32) -> Result<Option<Timestamp>> {
+    /// until when that was.
+    pub fn reopen_account(&mut self, number: u32) -> Result<Option<Charged>> {
         let record = self.get_mut(number)?;
         record.earlier_cost_usd = record.trial.cost_usd.unwrap_or_default();
-        Ok(record.charged_at)
+        let held = record.charged_held_seconds;
+        let held = held.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        Ok(record.charged_at.map(|at| Charged { at, held }))
     }
 
     /// The current assignment ends: what it cost comes before what the next one will.

@@ -5,12 +5,14 @@ mod replicates;
 mod retention;
 
 use super::*;
+use crate::actors::dispatcher::{Charged, Used};
 use crate::artifacts::Stored;
 use domain::footprint::ModelShape;
 use domain::sweep::{Sweep, SweepSpec};
 use domain::trial::{Digests, TaskScore, TrialConfig, TrialDevice, TrialPlacement};
 use domain::{AgentId, DeviceId, SweepId};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 const NOW: Timestamp = Timestamp(1_000);
 
@@ -306,12 +308,16 @@ fn an_account_adds_up_over_assignments_and_restarts() {
     ledger.lost(1, "silence", NOW).unwrap();
     assert_eq!(cost(&ledger), 25.0);
     ledger.run(1);
-    ledger.charge(1, 5.0, Timestamp(40_000)).unwrap();
+    let used = |seconds| Used { seconds, held: Some(Duration::from_secs(9)) };
+    ledger.charge_used(1, used(5.0), Timestamp(40_000)).unwrap();
+    ledger.charge_used(1, Used { held: None, ..used(5.0) }, Timestamp(41_000)).unwrap();
     assert_eq!(cost(&ledger), 30.0);
     // Another coordinator takes over: its meter begins anew, what was charged stands.
     let trials = ledger.records();
     let mut next = Ledger::new(ledger.record().clone(), trials).unwrap();
-    assert_eq!(next.reopen_account(1).unwrap(), Some(Timestamp(40_000)));
+    // Nothing was charged a second later, so it is not written down either.
+    let charged = Charged { at: Timestamp(40_000), held: Some(Duration::from_secs(9)) };
+    assert_eq!(next.reopen_account(1).unwrap(), Some(charged));
     next.charge(1, 3.0, Timestamp(50_000)).unwrap();
     assert_eq!(cost(&next), 33.0);
     next.settle(NOW);
