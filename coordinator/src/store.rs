@@ -405,6 +405,11 @@ impl Batch {
         self.put(format!("{OWNERS}{}", owner.agent), owner);
     }
 
+    /// Forgets whom an agent belonged to.
+    pub fn disown(&mut self, agent: &AgentId) {
+        self.writes.push(Write::Delete(format!("{OWNERS}{agent}")));
+    }
+
     /// Sets for whom a file is uploaded.
     pub fn uploaded(&mut self, uploaded: &Uploaded) {
         self.put(upload_key(uploaded.file), uploaded);

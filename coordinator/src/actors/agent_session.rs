@@ -88,10 +88,13 @@ pub async fn serve(
         Ok(None) | Err(_) => return,
     };
     let id = agent.id.clone();
-    if let Err(error) = desk.owners.claim(&id, &caller).await {
-        tracing::warn!(agent = %id, %error, "not let in");
-        return outbox.refuse(error);
-    }
+    let _stay = match desk.owners.claim(&id, &caller).await {
+        Ok(stay) => stay,
+        Err(error) => {
+            tracing::warn!(agent = %id, %error, "not let in");
+            return outbox.refuse(error);
+        }
+    };
     tracing::info!(agent = %id, holdings = holdings.len(), "connected");
     let Ok(session) = desk.dispatcher.connect(agent, holdings, outbox.clone()).await else { return };
     let talk = Session { desk: &desk, agent: &id, session, outbox: &outbox };
