@@ -1,13 +1,18 @@
-//! Where the coordinator is: at an address, or wherever the fleet's leader is now.
+//! Where the coordinator is: at an address, or wherever the fleet's leader is now. A coordinator at an address that stands by
+//! names the leader, and is followed there.
 
 use crate::AgentError;
+use proto::status::{LEADER, STANDBY_REASON};
 use registry::{Leadership, RegistryError};
 use security::client::{AddressError, Token};
 use security::{Client, Line};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::timeout;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint, Uri};
+use tonic_types::StatusExt;
 
 /// Silence after which a sign of life is asked of the other side, and the time to answer that. Together they are less than the
 /// lease of trials that coordinators give unless told otherwise: whose coordinator stands still has to notice, and be at the
@@ -73,8 +78,10 @@ pub enum FindError {
 #[derive(Clone)]
 pub struct Finder {
     coordinator: Coordinator,
-    /// The leader that was found last.
+    /// The leader that was found, or named, last.
     last: Arc<Mutex<Option<String>>>,
+    /// Whether the last that was tried is the leader which a coordinator at an address named.
+    followed: Arc<AtomicBool>,
 }
 
 impl Finder {
@@ -86,7 +93,7 @@ impl Finder {
         if let Place::At(address) = &coordinator.place {
             at(address, &coordinator.client)?;
         }
-        Ok(Self { coordinator, last: Arc::default() })
+        Ok(Self { coordinator, last: Arc::default(), followed: Arc::default() })
     }
 
     fn last(&self) -> MutexGuard<'_, Option<String>> {
@@ -116,13 +123,42 @@ impl Finder {
         Ok(leader)
     }
 
+    /// A coordinator did not take the agent in. If it stands by and names the leader, that is tried next.
+    pub fn refused(&self, status: &Status) {
+        let Place::At(_) = &self.coordinator.place else { return };
+        let details = status.get_details_error_info().filter(|info| info.reason == STANDBY_REASON);
+        let Some(leader) = details.and_then(|mut info| info.metadata.remove(LEADER)) else { return };
+        match at(&leader, &self.coordinator.client) {
+            Ok(_) => {
+                tracing::info!(leader, "this coordinator stands by; trying the one that leads");
+                *self.last() = Some(leader);
+                self.followed.store(false, Ordering::Relaxed);
+            }
+            Err(error) => {
+                tracing::warn!(leader, %error, "the leader that a coordinator names cannot be connected to")
+            }
+        }
+    }
+
+    /// The one that was found last took the agent in: if that ends, it is the first to be tried again.
+    pub fn welcomed(&self) {
+        self.followed.store(false, Ordering::Relaxed);
+    }
+
+    /// The leader that was named and the address that was given, in turn.
+    fn next(&self, address: &str) -> String {
+        let named = self.last().clone().filter(|_| !self.followed.load(Ordering::Relaxed));
+        self.followed.store(named.is_some(), Ordering::Relaxed);
+        named.unwrap_or_else(|| address.into())
+    }
+
     /// Where the coordinator is now. Certificates are read anew.
     ///
     /// # Errors
     /// It is not known, or cannot be connected to.
     pub async fn find(&self) -> Result<Endpoint, FindError> {
         let address = match &self.coordinator.place {
-            Place::At(address) => address.clone(),
+            Place::At(address) => self.next(address),
             Place::Leading(leadership) => self.leading(&**leadership).await?,
         };
         Ok(at(&address, &self.coordinator.client)?)
@@ -166,6 +202,7 @@ fn at(address: &str, client: &Client) -> Result<Endpoint, AddressError> {
 mod tests {
     use super::*;
     use futures::future::{BoxFuture, FutureExt};
+    use proto::status::RpcError;
     use registry::{Member, Result};
 
     /// Says what it is told to say; nothing at all while it is told nothing.
@@ -186,6 +223,49 @@ mod tests {
 
         fn members(&self) -> BoxFuture<'_, Result<Vec<Member>>> {
             std::future::ready(Ok(Vec::new())).boxed()
+        }
+    }
+
+    /// What a session made of the address that was found.
+    enum Met {
+        Nobody,
+        Welcome,
+        StandsBy(Option<&'static str>),
+    }
+
+    #[tokio::test]
+    async fn who_stands_by_names_the_leader() {
+        use Met::{Nobody, StandsBy, Welcome};
+        let finder = Finder::new(Coordinator::from("http://127.0.0.1:1".to_string())).unwrap();
+        for (i, (port, met)) in [
+            (1, StandsBy(None)),
+            (1, StandsBy(Some("http://127.0.0.1:2"))),
+            (2, Welcome),
+            // Its connection broke; now it is gone, and so is the first, for a while.
+            (2, Nobody),
+            (1, Nobody),
+            (2, Nobody),
+            (1, StandsBy(Some("http://127.0.0.1:3"))),
+            (3, StandsBy(Some("http://127.0.0.1:4"))),
+            (4, Welcome),
+            // No address, and one that needs what this agent has not.
+            (4, StandsBy(Some("nowhere at all"))),
+            (1, Welcome),
+            (4, Nobody),
+            (1, Welcome),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let found = finder.clone().find().await.unwrap();
+            assert_eq!(found.uri().port_u16(), Some(port), "{i}");
+            match met {
+                Nobody => finder.refused(&Status::unavailable("nobody")),
+                Welcome => finder.welcomed(),
+                StandsBy(leader) => {
+                    finder.refused(&RpcError::Standby(Ok(leader.map(String::from))).into());
+                }
+            }
         }
     }
 

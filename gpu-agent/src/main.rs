@@ -62,7 +62,7 @@ enum Verb {
 
 #[derive(Debug, clap::Args)]
 struct AgentArgs {
-    /// The coordinator's address.
+    /// The coordinator's address; of several that share an etcd any one's: who stands by names the one that leads.
     #[arg(
         long,
         env = "LORAFLEET_COORDINATOR",

@@ -365,6 +365,33 @@ async fn a_lost_stream_loses_nothing() {
     stage.end();
 }
 
+/// An agent that was given one coordinator's address is not left without one while another leads.
+#[tokio::test]
+async fn a_coordinator_that_stands_by_is_left_for_the_one_that_leads() {
+    let mut stage = Stage::set().await;
+    let trial = Assignment::new("sweep/1", 1);
+    let mut first = stage.coordinator.welcome().await;
+    first.assign(&trial, &config(ENDLESS)).await;
+    let mut heard = Heard::default();
+    first.hear_points(&trial, &mut heard).await;
+
+    let mut leads = Fake::start(&stage.scope).await;
+    stage.coordinator.shelf.lock().unwrap().leader = Some(leads.endpoint.clone());
+    drop(first);
+    for _ in 0..2 {
+        let (connection, hello) = leads.accept().await;
+        assert_eq!(hello.holdings.len(), 1);
+        connection.welcome(Vec::new()).await;
+        drop(connection);
+    }
+    let mut connection = leads.welcome().await;
+    connection.stop(&trial, StopReason::Cancelled).await;
+    connection.hear_out(&trial, &mut heard).await;
+    assert_eq!(heard.ending(), "stopped");
+    assert_eq!(leads.uploaded_steps(&trial).len(), 1, "its checkpoint is there too");
+    stage.end();
+}
+
 #[tokio::test]
 async fn what_is_not_current_is_dropped_without_a_word() {
     let mut stage = Stage::set().await;

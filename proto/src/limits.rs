@@ -28,6 +28,13 @@ pub const PRICE_PER_HOUR: f64 = domain::machine::MOST_DOLLARS;
 /// Metrics of a point.
 pub const METRICS: usize = 100;
 
+/// Sets of metrics that the points of an attempt have. Ours have fewer than ten: what each step measures, and what is measured
+/// beside that at some.
+pub const KINDS_OF_POINTS: usize = 100;
+
+/// Steps of a trial whose configuration does not say how many.
+pub const STEPS: u64 = 100_000_000;
+
 /// Scores of a trial's evaluations. MMLU has 57 subjects.
 pub const SCORES: usize = 500;
 

@@ -23,6 +23,7 @@ use domain::trial::ItemScores;
 use domain::{AgentId, Attempt, DeviceId, TrialId};
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
+use proto::limits;
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
@@ -216,8 +217,9 @@ impl Session<'_> {
         loop {
             // The attempt may be current and another agent's. What is over here had its points before, or is over without them:
             // while a disk refuses them, a lease may end. So it is asked before each try.
-            if self.desk.directory.standing(trial, attempt, Some(self.agent)).await? == Standing::Over {
-                return Ok(());
+            match self.desk.directory.standing(trial, attempt, Some(self.agent)).await? {
+                Standing::Over => return Ok(()),
+                Standing::Current { steps } => self.admissible(trial, attempt, &points, steps)?,
             }
             match self.desk.history.append(trial, attempt, points.clone()).await {
                 Ok(_) => break,
@@ -228,6 +230,28 @@ impl Session<'_> {
         }
         self.desk.trouble.succeeded(Storage::History);
         self.desk.directory.metrics(trial, attempt, points).await
+    }
+
+    /// Refuses what no trial has, so that one agent cannot fill the memory in which curves lie: points of steps that its trial
+    /// does not make, and names without end. What is measured once all steps are made may be told of the step after the last.
+    fn admissible(
+        &self,
+        trial: &TrialId,
+        attempt: Attempt,
+        points: &[MetricPoint],
+        steps: Option<u64>,
+    ) -> Result<()> {
+        let most = steps.map_or(limits::STEPS, |steps| steps.min(limits::STEPS)).saturating_add(1);
+        if let Some(point) = points.iter().find(|point| point.step > most) {
+            let what = format!("is {}; trial {trial} makes {} steps", point.step, most - 1);
+            return Err(CoordinatorError::invalid("metrics.points.step", what));
+        }
+        let (kinds, most) = (self.desk.history.kinds(trial, attempt, points), limits::KINDS_OF_POINTS);
+        if kinds > most {
+            let what = format!("make {kinds} different sets of names for trial {trial}, above {most}");
+            return Err(CoordinatorError::invalid("metrics.points.values.name", what));
+        }
+        Ok(())
     }
 
     /// Takes an event to the trial's record, and what it says of single documents to where the record points then.

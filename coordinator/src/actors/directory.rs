@@ -326,10 +326,10 @@ impl Directory {
         match self.standing(id, attempt, by).await? {
             Standing::Over => Ok(()),
             // Nobody runs it: its agent is to let go of it, and has a message of another trial heard next.
-            Standing::Current if self.store.is_unreadable(&parts(id)?.0).await? => {
+            Standing::Current { .. } if self.store.is_unreadable(&parts(id)?.0).await? => {
                 Err(CoordinatorError::Fenced { trial: id.clone(), attempt })
             }
-            Standing::Current => Err(Gone.into()),
+            Standing::Current { .. } => Err(Gone.into()),
         }
     }
 

@@ -111,7 +111,7 @@ async fn current(services: &Services, trial: &TrialId, attempt: Attempt, caller:
         services.desk.owners.check(&AgentId::new(agent), caller)?;
     }
     match services.desk.directory.standing(trial, attempt, None).await? {
-        Standing::Current => Ok(()),
+        Standing::Current { .. } => Ok(()),
         Standing::Over => Err(CoordinatorError::Fenced { trial: trial.clone(), attempt }),
     }
 }

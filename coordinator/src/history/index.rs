@@ -20,6 +20,8 @@ pub(super) struct Index {
 struct Kept {
     attempt: Attempt,
     points: Vec<Point>,
+    /// The lists of names that they have, each once.
+    kinds: Vec<Arc<[String]>>,
 }
 
 #[derive(Debug)]
@@ -47,13 +49,20 @@ impl Index {
         let at = attempts.iter().position(|kept| kept.attempt == record.attempt).unwrap_or_else(|| {
             // Most trials have one attempt.
             attempts.reserve_exact(1);
-            attempts.push(Kept { attempt: record.attempt, points: Vec::new() });
+            attempts.push(Kept { attempt: record.attempt, points: Vec::new(), kinds: Vec::new() });
             attempts.len() - 1
         });
-        let points = &mut attempts[at].points;
+        let Kept { points, kinds, .. } = &mut attempts[at];
         let (Some(first), last) = (fresh.first(), points.last()) else { return };
         if last.is_some_and(|last| last.step >= first.step) {
             fresh.retain(|point| find(points, point.step).is_none());
+        }
+        for point in &fresh {
+            // The last kind comes again most often.
+            if !kinds.iter().rev().any(|kind| Arc::ptr_eq(kind, &point.names)) {
+                kinds.reserve_exact(1);
+                kinds.push(point.names.clone());
+            }
         }
         let ordered = points.last().zip(fresh.first()).is_none_or(|(last, first)| last.step < first.step);
         if points.is_empty() {
@@ -86,6 +95,26 @@ impl Index {
     /// Whether there is a point.
     pub(super) fn contains(&self, trial: &TrialId, attempt: Attempt, step: u64) -> bool {
         self.find(trial, attempt, step).is_some()
+    }
+
+    /// How many different lists of names the points of an attempt have, these included.
+    pub(super) fn kinds(&self, trial: &TrialId, attempt: Attempt, points: &[MetricPoint]) -> usize {
+        let kept = self.trials.get(trial).and_then(|kept| kept.iter().find(|kept| kept.attempt == attempt));
+        let kinds = kept.map(|kept| kept.kinds.as_slice()).unwrap_or_default();
+        let is = |kind: &[String], point: &MetricPoint| {
+            kind.len() == point.values.len()
+                && kind.iter().zip(&point.values).all(|(name, (other, _))| name == other)
+        };
+        let mut fresh: Vec<Vec<&String>> = Vec::new();
+        for point in points {
+            if !kinds.iter().rev().any(|kind| is(kind, point)) {
+                let names: Vec<_> = point.values.iter().map(|(name, _)| name).collect();
+                if !fresh.contains(&names) {
+                    fresh.push(names);
+                }
+            }
+        }
+        kinds.len() + fresh.len()
     }
 
     /// A point.

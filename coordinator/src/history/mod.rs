@@ -253,6 +253,11 @@ impl History {
         answer.await.map_err(|_| HistoryError::Closed)?
     }
 
+    /// How many different sets of metrics the points of an attempt have, these included.
+    pub fn kinds(&self, trial: &TrialId, attempt: Attempt, points: &[MetricPoint]) -> usize {
+        self.0.index.read().unwrap_or_else(PoisonError::into_inner).kinds(trial, attempt, points)
+    }
+
     /// Holds the directory until the last clone is gone and what it was told is written: whatever writes to the directory for a
     /// coordinator, checkpoints too, has one. Of two locks the first stays.
     pub fn hold(&self, lock: DirectoryLock) {

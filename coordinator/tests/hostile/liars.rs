@@ -159,7 +159,7 @@ async fn numbers_that_cannot_be_spoil_one_trial_at_most() {
             point(0, i64::MAX, i32::MAX, "eval/loss", odd),
             point(1, i64::MIN, i32::MIN, "eval/loss", odd),
             point(1, 1, -1, "loss", 1.0),
-            point(u64::MAX, 1, 0, "eval/loss", odd),
+            point(7, 1, 0, "eval/loss", odd),
             point(3, 1, 0, "\0\n</script>", odd),
         ];
         // The sequence goes back and leaps; each message is acknowledged by its own number.
@@ -216,6 +216,57 @@ async fn numbers_that_cannot_be_spoil_one_trial_at_most() {
         check_serves(&fixture).await;
         fixture.restart().await;
     }
+}
+
+/// A trial of six steps has no more points than that, and no names without end; what it has stays.
+#[tokio::test]
+async fn points_that_no_trial_has_are_refused() {
+    watch_for_panics();
+    let fixture = Fixture::start(LONG).await;
+    fixture.submit(&grid(&[2])).await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![])).await;
+    let assign = agent.assigned().await;
+    let (trial, attempt) = (assign.trial_id.clone(), assign.attempt);
+    let refused = async |started: bool, points: Vec<v1::MetricPoint>, part: &str| {
+        let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![holding(&assign, 0)])).await;
+        if started {
+            agent.start(&assign).await;
+        }
+        agent.say(metrics(&trial, attempt, 9, points)).await;
+        let status = answer(&mut agent).await.unwrap_err();
+        check_refusal(part, &status);
+        assert!(status.message().contains(part), "{status:?}");
+    };
+    let named = |step, number: u64| point(step, 1, 0, &format!("m{number}"), 1.0);
+    let many =
+        |from, count| (from..from + count).map(move |number| named(number % 7, number)).collect::<Vec<_>>();
+    // Before it said how many steps it makes, and after.
+    for started in [false, true] {
+        for step in [8, 1 << 40, u64::MAX] {
+            refused(started, vec![point(1, 1, 0, "loss", 1.0), point(step, 1, 0, "loss", 1.0)], "6 steps")
+                .await;
+        }
+        refused(started, many(0, 101), "101 different sets of names").await;
+    }
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![holding(&assign, 0)])).await;
+    let heard = (0..=7).map(|step| named(step, step)).collect();
+    agent.say(metrics(&trial, attempt, 9, heard)).await;
+    let acknowledged = answer(&mut agent).await;
+    assert!(matches!(&acknowledged, Ok(Hear::Acknowledge(_))), "{acknowledged:?}");
+    // What came before counts.
+    refused(true, many(8, 93), "101 different sets of names").await;
+    let mut agent = FakeAgent::connect(&fixture, hello("a", 1, vec![holding(&assign, 0)])).await;
+    agent.say(metrics(&trial, attempt, 9, many(8, 92))).await;
+    let acknowledged = answer(&mut agent).await;
+    assert!(matches!(&acknowledged, Ok(Hear::Acknowledge(_))), "{acknowledged:?}");
+    let request = v1::GetTrialMetricsRequest { trial_id: trial.clone(), first_step: 0 };
+    let mut stream = fixture.trials().get_trial_metrics(request).await.unwrap().into_inner();
+    let mut steps = Vec::new();
+    while let Some(part) = stream.message().await.unwrap() {
+        steps.extend(part.points.iter().map(|point| point.step));
+    }
+    assert_eq!(steps, (0..=7).collect::<Vec<_>>());
+    check_serves(&fixture).await;
 }
 
 #[tokio::test]

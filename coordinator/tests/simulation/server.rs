@@ -209,7 +209,7 @@ pub async fn send(server: &Server, trial: &TrialId, attempt: Attempt) -> Result<
 
 async fn current(server: &Server, trial: &TrialId, attempt: Attempt) -> Result<(), Refused> {
     match server.desk.directory.standing(trial, attempt, None).await? {
-        Standing::Current => Ok(()),
+        Standing::Current { .. } => Ok(()),
         Standing::Over => Err(Refused::Fenced),
     }
 }

@@ -125,6 +125,9 @@ impl Session {
     async fn run(mut self) -> Infallible {
         loop {
             let Err(error) = self.serve().await;
+            if let SessionError::Status(status) = &error {
+                self.finder.refused(status);
+            }
             let error = security::explain(&error).unwrap_or_else(|| error.to_string());
             self.connected.send_replace(false);
             telemetry::metrics::SESSIONS_LOST.add(1.0, &[]);
@@ -154,6 +157,7 @@ impl Session {
             return Err(SessionError::NoWelcome);
         };
         tracing::info!(version = welcome.version, "connected to the coordinator");
+        self.finder.welcomed();
         self.pause = SHORTEST_PAUSE;
         self.longest_pause = longest_pause(welcome.lease_seconds);
         self.identity.stopwatch.joined();

@@ -7,6 +7,7 @@ use domain::fleet::Feature;
 use domain::trial::TrialConfig;
 use gpu_agent::Assignment;
 use proto::convert::data::{files, hash, to_hash};
+use proto::status::RpcError;
 use proto::v1;
 use proto::v1::agent_service_server::{AgentService, AgentServiceServer};
 use proto::v1::data_service_server::{DataService, DataServiceServer};
@@ -41,6 +42,8 @@ pub struct Uploaded {
 pub struct Shelf {
     /// Checkpoints in the order in which they came.
     pub uploads: Vec<Uploaded>,
+    /// Who leads instead: it takes no agent in, and says so.
+    pub leader: Option<String>,
     /// Answers to the next uploads; without one they succeed.
     pub refusals: VecDeque<Code>,
     /// What the next downloads of checkpoints end with, once the first file has begun; without one they succeed.
@@ -312,6 +315,9 @@ impl AgentService for Service {
         &self,
         request: Request<Streaming<v1::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        if let Some(leader) = self.shelf.lock().unwrap().leader.clone() {
+            return Err(RpcError::Standby(Ok(Some(leader))).into());
+        }
         let (responses, stream) = mpsc::channel(1024);
         let connection = Connection { requests: request.into_inner(), responses, shelf: self.shelf.clone() };
         self.connections.send(connection).await.map_err(|_| Status::unavailable("the test is over"))?;

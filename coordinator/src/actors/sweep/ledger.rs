@@ -46,7 +46,10 @@ pub enum Effect {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
     /// The attempt is current.
-    Current,
+    Current {
+        /// The steps that the trial makes at most, as far as its configuration or its agent has said so.
+        steps: Option<u64>,
+    },
     /// The attempt was the trial's last, and the trial is over: what comes now is a repetition.
     Over,
 }
@@ -56,7 +59,10 @@ impl Standing {
     pub fn of(trial: &Trial, attempt: Attempt, by: Option<&AgentId>) -> Result<Self> {
         let its_own = by.is_none_or(|agent| trial.agent.as_deref() == Some(agent.as_str()));
         match trial.attempt == attempt && its_own {
-            true if trial.state.holds_device() => Ok(Self::Current),
+            true if trial.state.holds_device() => {
+                let asked = trial.config.max_steps.map(u64::from);
+                Ok(Self::Current { steps: asked.into_iter().chain(trial.total_steps).min() })
+            }
             true if trial.state.is_terminal() => Ok(Self::Over),
             _ => Err(CoordinatorError::Fenced { trial: trial.id.clone(), attempt }),
         }

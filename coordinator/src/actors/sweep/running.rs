@@ -441,7 +441,7 @@ impl RunningSweep {
     }
 
     fn lost(&mut self, number: u32, attempt: Attempt, seconds: f64) -> Result<()> {
-        if !matches!(self.standing(number, attempt), Ok(Standing::Current)) {
+        if !matches!(self.standing(number, attempt), Ok(Standing::Current { .. })) {
             return Ok(());
         }
         let trial = &self.ledger.get(number)?.trial;

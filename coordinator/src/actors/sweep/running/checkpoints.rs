@@ -19,7 +19,7 @@ impl RunningSweep {
     ) -> Result<Vec<String>> {
         match self.standing(number, attempt)? {
             Standing::Over => self.ledger.unused(number, stored),
-            Standing::Current => {
+            Standing::Current { .. } => {
                 let trial = &self.ledger.get(number)?.trial;
                 let curve = self.tools.history.curve(&trial.id, &trial.attempts).await?;
                 self.ledger.checkpoint(number, step, stored, &curve)
