@@ -1,8 +1,16 @@
 //! The programs of the workspace, as people start them.
 
-use std::io::{BufRead, BufReader, Lines, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Longer than a program takes to say anything, or to end; a test that waits this long has failed.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// The pause between two looks at whether it has ended.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A program of the workspace. `cargo test --workspace` builds it.
 ///
@@ -31,7 +39,9 @@ pub fn output(name: &str, arguments: &[&str], variables: &[(&str, &str)]) -> (Op
 /// A running program. It is killed when it is dropped.
 pub struct Program {
     child: Child,
-    lines: Lines<BufReader<Box<dyn Read + Send>>>,
+    lines: Receiver<std::io::Result<String>>,
+    /// What it said and was heard.
+    heard: Vec<String>,
 }
 
 #[allow(clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
@@ -52,8 +62,8 @@ impl Program {
         let mut command = Self::command(name, arguments);
         how(&mut command);
         let mut child = command.stdout(Stdio::piped()).spawn().expect("it starts");
-        let said: Box<dyn Read + Send> = Box::new(child.stdout.take().expect("it is piped"));
-        Self { child, lines: BufReader::new(said).lines() }
+        let said = child.stdout.take().expect("it is piped");
+        Self::heard(child, said)
     }
 
     /// Starts one that speaks on standard error.
@@ -72,8 +82,15 @@ impl Program {
         let mut command = Self::command(name, arguments);
         how(&mut command);
         let mut child = command.stderr(Stdio::piped()).spawn().expect("it starts");
-        let said: Box<dyn Read + Send> = Box::new(child.stderr.take().expect("it is piped"));
-        Self { child, lines: BufReader::new(said).lines() }
+        let said = child.stderr.take().expect("it is piped");
+        Self::heard(child, said)
+    }
+
+    /// Reads what it says on a thread, so that it can be waited for, and that the program never waits to say it.
+    fn heard(child: Child, said: impl Read + Send + 'static) -> Self {
+        let (line, lines) = mpsc::channel();
+        std::thread::spawn(move || BufReader::new(said).lines().try_for_each(|said| line.send(said)));
+        Self { child, lines, heard: Vec::new() }
     }
 
     fn command(name: &str, arguments: &[&str]) -> Command {
@@ -85,22 +102,43 @@ impl Program {
     /// The rest of its next line that begins so.
     ///
     /// # Panics
-    /// It ends before it says that.
+    /// It ends before it says that, or does not say it in time.
     pub fn says(&mut self, beginning: &str) -> String {
-        let line = |line: std::io::Result<String>| {
-            Some(line.expect("it speaks UTF-8").strip_prefix(beginning)?.to_string())
-        };
-        self.lines.find_map(line).unwrap_or_else(|| panic!("it ended before it said `{beginning}`"))
+        self.awaited(beginning, |line| Some(line.strip_prefix(beginning)?.to_string()))
     }
 
     /// Its next line that has that in it.
     ///
     /// # Panics
-    /// It ends before it says that.
+    /// It ends before it says that, or does not say it in time.
     pub fn hears(&mut self, part: &str) -> String {
-        let line = |line: &std::io::Result<String>| line.as_ref().is_ok_and(|line| line.contains(part));
-        let found = self.lines.find(line).and_then(Result::ok);
-        found.unwrap_or_else(|| panic!("it ended before it said something with `{part}`"))
+        self.awaited(part, |line| line.contains(part).then(|| line.to_string()))
+    }
+
+    fn awaited(&mut self, what: &str, found: impl Fn(&str) -> Option<String>) -> String {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let why = match self.lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(line) => {
+                    let line = line.unwrap_or_else(|error| format!("(what cannot be read: {error})"));
+                    let found = found(&line);
+                    self.heard.push(line);
+                    match found {
+                        Some(found) => return found,
+                        None => continue,
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => "it was waited for in vain",
+                Err(RecvTimeoutError::Disconnected) => "it ended",
+            };
+            panic!("{why} before it said `{what}`; it said {}", self.output());
+        }
+    }
+
+    /// All that it said.
+    fn output(&mut self) -> String {
+        self.heard.extend(self.lines.try_iter().filter_map(Result::ok));
+        format!("{} lines:\n{}", self.heard.len(), self.heard.join("\n"))
     }
 
     /// Its number.
@@ -111,9 +149,20 @@ impl Program {
     /// Waits until it ends by itself; whether it says that all went well.
     ///
     /// # Panics
-    /// It cannot be waited for.
+    /// It does not end in time.
     pub fn ends(mut self) -> bool {
-        self.child.wait().expect("it ends").success()
+        self.ended().success()
+    }
+
+    fn ended(&mut self) -> ExitStatus {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it is a child") {
+                return status;
+            }
+            assert!(Instant::now() < until, "it does not end; it said {}", self.output());
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// Whether it has not ended.
@@ -136,10 +185,10 @@ impl Program {
     /// Told to stop as a service manager does it; whether it says that all went well.
     ///
     /// # Panics
-    /// It cannot be told.
+    /// It cannot be told, or does not end in time.
     pub fn terminate(mut self) -> bool {
         crate::signal(self.child.id(), "TERM");
-        self.child.wait().expect("it ends").success()
+        self.ended().success()
     }
 }
 

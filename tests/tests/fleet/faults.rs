@@ -43,7 +43,9 @@ async fn agent(endpoint: &str, id: &str, is: impl Fn(&v1::Agent) -> bool) -> v1:
     }
 }
 
-fn completed(trials: &BTreeMap<String, Trial>, attempts: u32) {
+/// Both trials of the sweep made all their steps, in so many attempts each.
+pub(crate) fn completed(trials: &BTreeMap<String, Trial>, attempts: u32) {
+    assert_eq!(trials.len(), 2);
     for (number, trial) in trials {
         assert_eq!((trial.state, trial.attempts), (v1::TrialState::Completed, attempts), "trial {number}");
     }

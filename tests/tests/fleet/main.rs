@@ -146,7 +146,7 @@ async fn a_leader_and_an_agent_are_killed_and_nothing_is_lost() {
     let sweep = submit(&endpoint).await;
     soon("the sweep", until(&endpoint, &sweep, u64::MAX)).await;
     let undisturbed = results(&endpoint, &sweep).await;
-    assert!(undisturbed.values().all(|trial| trial.state == v1::TrialState::Completed), "{undisturbed:?}");
+    faults::completed(&undisturbed, 1);
     assert!(agent.terminate() && alone.terminate());
 
     let mut first = fleet.coordinator();
@@ -224,9 +224,7 @@ async fn an_etcd_that_stands_still_costs_no_step() {
     fleet.etcd[0].signal("CONT");
     coordinator.says("leading");
     soon("the sweep", until(&endpoint, &sweep, u64::MAX)).await;
-    for (number, trial) in results(&endpoint, &sweep).await {
-        assert_eq!((trial.state, trial.attempts), (v1::TrialState::Completed, 1), "trial {number}");
-    }
+    faults::completed(&results(&endpoint, &sweep).await, 1);
     assert!(coordinator.terminate());
 }
 
@@ -255,9 +253,7 @@ async fn a_leader_that_is_stopped_and_goes_on_has_no_effect() {
 
     soon("the sweep", until(&second_at, &sweep, u64::MAX)).await;
     let found = results(&second_at, &sweep).await;
-    for (number, trial) in &found {
-        assert_eq!((trial.state, trial.attempts), (v1::TrialState::Completed, 1), "trial {number}");
-    }
+    faults::completed(&found, 1);
     assert!(agent.terminate());
     // All of it is in the store: the first reads what the second wrote.
     assert!(second.terminate());
