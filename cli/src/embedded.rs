@@ -16,8 +16,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long checkpointing at shutdown may take before the process ends regardless.
-const STOP_LIMIT: Duration = Duration::from_secs(60);
+/// How long the agent, and after it the coordinator, are waited for at shutdown before the process ends regardless. With
+/// [`telemetry::program::END_LIMIT`] it ends before a machine that is taken away does; what was acknowledged is durable.
+const AGENT_LIMIT: Duration = gpu_agent::SHUTDOWN_GRACE.saturating_add(gpu_agent::MARGIN);
+const COORDINATOR_LIMIT: Duration = Duration::from_secs(3);
 
 /// Any free port of this machine.
 const FREE_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
@@ -122,11 +124,11 @@ impl Embedded {
     /// Checkpoints and hands back the agent's trials, then stops the coordinator.
     pub(crate) async fn stop(self) {
         if let Some(agent) = &self.agent
-            && !agent.finish(STOP_LIMIT).await
+            && !agent.finish(AGENT_LIMIT).await
         {
             tracing::warn!("the agent did not stop in time; its trials go on from their last checkpoints");
         }
-        if !self.coordinator.finish(STOP_LIMIT).await {
+        if !self.coordinator.finish(COORDINATOR_LIMIT).await {
             tracing::warn!("the coordinator did not stop in time");
         }
         if let Err(error) = std::fs::remove_file(&self.endpoint_file) {

@@ -59,7 +59,7 @@ pub(crate) struct Args {
         value_parser = config::size::parse
     )]
     cache_limit: u64,
-    /// Who says that this machine is about to be taken away, which is then as SIGTERM, within 24 seconds: `gce` or `aws`, the
+    /// Who says that this machine is about to be taken away, which is then as SIGTERM, within 29 seconds: `gce` or `aws`, the
     /// metadata server of that cloud, also at another address as in gce=http://127.0.0.1:8080; `off`; or `auto`, what the
     /// machine's firmware says that it is.
     #[arg(

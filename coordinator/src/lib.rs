@@ -73,6 +73,10 @@ use telemetry::http::{Look, Readiness};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::Status;
+
+/// How long what is under way may take to end, in all, when the `coordinator` program is told to stop. With
+/// [`telemetry::program::END_LIMIT`] it ends before systemd kills it.
+pub const STOP_LIMIT: Duration = Duration::from_secs(30);
 use trouble::Trouble;
 use uploads::Uploads;
 

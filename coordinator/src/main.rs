@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use coordinator::access::AccessArgs;
-use coordinator::{Access, CoordinatorError, Options, Server};
+use coordinator::{Access, CoordinatorError, Options, STOP_LIMIT, Server};
 use domain::SystemClock;
 use security::args::EtcdArgs;
 use std::fmt::Display;
@@ -13,15 +13,14 @@ use std::sync::Arc;
 use std::time::Duration;
 use telemetry::End;
 use telemetry::http::{self, Readiness};
+#[cfg(feature = "etcd")]
+use tokio::time::Instant;
 
 /// Heartbeats in an assignment's lease: as many may be lost but one.
 const HEARTBEATS: u32 = 5;
 /// The pause between two tries to reach etcd.
 #[cfg(feature = "etcd")]
 const PAUSE: Duration = Duration::from_secs(1);
-/// How long what is under way may take to end when the program is told to stop.
-const STOP_LIMIT: Duration = Duration::from_secs(30);
-
 /// Schedules sweeps onto the agents that connect, and keeps what they send.
 ///
 /// With --etcd several may run, on any machines that reach the store of --artifacts: one leads, the others stand by and
@@ -250,11 +249,13 @@ async fn in_fleet(options: Options, args: &FleetArgs, ready: &Readiness) -> Resu
             ready.not_now("it ends");
             port.cancel();
         }
-        scope.finish(STOP_LIMIT).await;
-        in_etcd.finish(STOP_LIMIT).await;
+        let until = Instant::now() + STOP_LIMIT;
+        let left = || until.saturating_duration_since(Instant::now());
+        scope.finish(left()).await;
+        in_etcd.finish(left()).await;
         match ended {
             None => {
-                port.finish(STOP_LIMIT).await;
+                port.finish(left()).await;
                 return Ok(());
             }
             Some(Ok(())) | Some(Err(CoordinatorError::Registry(RegistryError::Fenced { .. }))) => {}

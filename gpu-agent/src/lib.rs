@@ -67,8 +67,15 @@ use transfer::Transfers;
 use wire::Saying;
 
 /// The time in which an agent that is told to end checkpoints its trials and gives them back. Whoever waits
-/// for the agent's scope waits a little longer.
+/// for the agent's scope waits a [`MARGIN`] longer.
 pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(20);
+
+/// The time beyond its own grace that an agent is waited for, and after that etcd, in which it says that it leaves.
+pub const MARGIN: Duration = Duration::from_secs(1);
+
+/// The time in which the `gpu-agent` program does all of that. With [`telemetry::program::END_LIMIT`] it ends before a machine
+/// that is taken away does, and before systemd kills it.
+pub const STOP_LIMIT: Duration = SHUTDOWN_GRACE.saturating_add(MARGIN).saturating_add(MARGIN);
 
 /// What an agent is started with.
 #[derive(Clone)]

@@ -6,7 +6,7 @@ use gpu_agent::devices::choose::Found;
 use gpu_agent::devices::simulated::SimulateArgs;
 use gpu_agent::engine::child::{self, ChildError};
 use gpu_agent::spot::{Notices, Source};
-use gpu_agent::{Coordinator, DeviceOptions, Options, SHUTDOWN_GRACE, devices};
+use gpu_agent::{Coordinator, DeviceOptions, MARGIN, Options, SHUTDOWN_GRACE, devices};
 use security::args::{ClientArgs, EtcdArgs};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -17,14 +17,11 @@ use std::time::Duration;
 use telemetry::End;
 use telemetry::http::{self, Readiness};
 
-/// The time beyond its own grace that the agent is waited for.
-const MARGIN: Duration = Duration::from_secs(2);
-
 /// Trains trials on this machine's devices for a coordinator elsewhere.
 ///
 /// It dials out only, so that it may stand behind NAT. With --etcd it registers itself there, finds the leading
 /// coordinator, and follows when another leads. While nobody answers it trains on, and keeps what it has to say. Ctrl-C or
-/// SIGTERM checkpoint its trials and give them back, within 20 seconds; once more ends it at once. So does the word of the
+/// SIGTERM checkpoint its trials and give them back, within 20 seconds, and it ends within 27; once more ends it at once. So does the word of the
 /// cloud that it takes the machine away.
 #[derive(Debug, Parser)]
 #[command(

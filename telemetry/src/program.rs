@@ -11,6 +11,9 @@ use tokio::runtime::Runtime;
 /// How long threads that still work are waited for at the end.
 const LAST_THREADS: Duration = Duration::from_secs(2);
 
+/// The time that a program takes at most once its work is done: for threads that still work, and for what was not exported.
+pub const END_LIMIT: Duration = LAST_THREADS.saturating_add(crate::FLUSH_LIMIT);
+
 /// Why a program ends, and its exit code.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End(u8, String);

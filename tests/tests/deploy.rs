@@ -212,3 +212,28 @@ fn container_files_name_what_there_is() {
     }
     assert_eq!(built, packages);
 }
+
+/// A program that is told to stop has ended before systemd kills it, and before a machine that is taken away is gone.
+#[test]
+fn programs_end_before_they_are_killed() {
+    let end = telemetry::program::END_LIMIT;
+    for (unit, limit, most) in [
+        ("coordinator.service", coordinator::STOP_LIMIT + end, 40),
+        ("gpu-agent.service", gpu_agent::STOP_LIMIT + end, 30),
+    ] {
+        let text = text(unit);
+        let timeout = text.lines().find_map(|line| line.strip_prefix("TimeoutStopSec="));
+        assert_eq!(timeout, Some(most.to_string().as_str()), "{unit}");
+        assert!(limit.as_secs() < most, "{unit}: {limit:?} of {most} s");
+        // Who reads the unit, or the guide, is told so.
+        let said = format!("within {}", limit.as_secs());
+        assert!(text.contains(&said), "{unit}: {said}");
+    }
+    let guide = std::fs::read_to_string(tests::root().join("docs/fleet.md")).unwrap();
+    let seconds = (gpu_agent::STOP_LIMIT + end).as_secs();
+    for said in
+        [format!("within {seconds} s: 20 for the trials"), format!("Leaving takes {seconds} s at most")]
+    {
+        assert!(guide.contains(&said), "{said}");
+    }
+}
