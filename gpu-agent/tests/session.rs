@@ -388,7 +388,7 @@ async fn a_coordinator_that_stands_by_is_left_for_the_one_that_leads() {
     connection.stop(&trial, StopReason::Cancelled).await;
     connection.hear_out(&trial, &mut heard).await;
     assert_eq!(heard.ending(), "stopped");
-    assert_eq!(leads.uploaded_steps(&trial).len(), 1, "its checkpoint is there too");
+    assert!(!leads.uploaded_steps(&trial).is_empty(), "its last checkpoint is there too");
     stage.end();
 }
 
@@ -539,9 +539,8 @@ async fn a_disk_that_stalls_costs_no_lease() {
     let mut stage = Stage::set().await;
     let mut connection = stage.coordinator.welcome().await;
     let (trial, other) = (Assignment::new("sweep/1", 1), Assignment::new("sweep/2", 1));
-    let mut heard = Heard::default();
     connection.assign(&trial, &config(ENDLESS)).await;
-    connection.hear_points(&trial, &mut heard).await;
+    connection.hear_points(&trial, &mut Heard::default()).await;
 
     let spool = stage.agent.spool.clone();
     let (writes, is_writing) = tokio::sync::oneshot::channel();
@@ -572,8 +571,7 @@ async fn a_disk_that_stalls_costs_no_lease() {
     connection.hear_out(&other, &mut said).await;
     assert_eq!((said.ending().as_str(), said.message()), ("released", "a test"));
     connection.stop(&trial, StopReason::Cancelled).await;
-    connection.hear_out(&trial, &mut heard).await;
-    assert_eq!(heard.ending(), "stopped");
+    connection.until_held(&[]).await;
     stage.end();
 }
 
