@@ -3,8 +3,8 @@
 mod progress;
 
 use crate::download::Downloads;
+use crate::model::{Loaded, of_trainer, precision};
 use crate::output::{self, OutputArgs, say};
-use crate::train::progress::Loading;
 use crate::{Failure, evaluations};
 use ::eval::EvalError;
 use ::eval::data::Data;
@@ -13,7 +13,7 @@ use ::eval::results;
 use ::eval::run::{self, Model, Options, Outcome};
 use ::eval::task::{self, Chosen, Preset, Selection};
 use domain::sweep::FewshotOrder;
-use domain::trial::{PrecisionMode, TrialConfig};
+use domain::trial::PrecisionMode;
 use domain::{Clock, SystemClock};
 use progress::Progress;
 use serde_json::{Value, json};
@@ -21,12 +21,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use trainer::adapter_file::{self, PeftConfig, resolve};
 use trainer::files::Outlives;
-use trainer::lora::Adapter;
-use trainer::model::{Base, ModelConfig};
-use trainer::tokenizer::Tokenizer;
-use trainer::{Device, TrainError, locate, preflight};
+use trainer::locate;
+use trainer::model::ModelConfig;
 
 /// Evaluates a model, or one with an adapter, as lm-evaluation-harness 0.4 does.
 ///
@@ -111,10 +108,6 @@ fn fewshot_order(text: &str) -> Result<FewshotOrder, String> {
     FewshotOrder::parse(text).ok_or_else(|| "give v0.4 or v0.3".into())
 }
 
-fn precision(text: &str) -> Result<PrecisionMode, String> {
-    serde_json::from_value(text.into()).map_err(|_| "give float32, bfloat16, float16 or 4bit".into())
-}
-
 /// Runs the verb.
 pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let clock = SystemClock::new();
@@ -142,13 +135,13 @@ pub(crate) fn run(args: Args) -> Result<(), Failure> {
     let fits = |chosen: &Chosen| run::fits(&chosen.task, &config, &options);
     selection.tasks.iter().try_for_each(fits).map_err(unusable)?;
     let device = trainer::device::open(placed.id.as_str()).map_err(of_trainer)?;
-    let loaded = Loaded::new(&dir, &args, &device)?;
+    let loaded = Loaded::new(&dir, args.precision_mode, args.adapter.as_deref(), &device)?;
+    let model = Model { base: &loaded.base, adapter: loaded.adapter.as_ref(), tokenizer: &loaded.tokenizer };
     let started = clock.monotonic();
     let mut outcomes = Vec::new();
     for (chosen, data) in selection.tasks.iter().zip(&data) {
         let mut progress = Progress::new(&chosen.task.task);
-        let outcome =
-            run::evaluate(loaded.model(), chosen, data, &options, &mut |done, of| progress.show(done, of));
+        let outcome = run::evaluate(model, chosen, data, &options, &mut |done, of| progress.show(done, of));
         progress.finish();
         let outcome = outcome.map_err(unusable)?;
         if let Some(log) = &mut log {
@@ -187,45 +180,6 @@ fn all_data(
         exam::read(chosen, &places, options).map_err(unusable)
     };
     selection.tasks.iter().map(&mut load).collect()
-}
-
-/// The model in memory.
-struct Loaded {
-    base: Base,
-    adapter: Option<Adapter>,
-    tokenizer: Tokenizer,
-}
-
-impl Loaded {
-    fn new(dir: &Path, args: &Args, device: &Device) -> Result<Self, Failure> {
-        // A model that is quantised already is quantised with or without its magnitudes.
-        let quantization = ModelConfig::load(dir).map_err(of_trainer)?.quantization;
-        let double_quant = quantization.is_none_or(|quantization| quantization.double_quant);
-        let config =
-            TrialConfig { precision_mode: args.precision_mode, double_quant, ..TrialConfig::default() };
-        let mut loading = Loading::new();
-        let base = Base::load_watched(dir, config.base_model().precision, device, &mut |so_far| {
-            loading.watch(so_far);
-        });
-        loading.finish();
-        let base = base.map_err(of_trainer)?;
-        let tokenizer = preflight::tokenizer(dir, &base.config).map_err(of_trainer)?.ok_or_else(|| {
-            Failure::invalid(format!(
-                "{}: holds neither tokenizer.json nor tokenizer.model; copy one of them there",
-                dir.display()
-            ))
-        })?;
-        let adapter = |dir: &PathBuf| {
-            let trainable = resolve(&base, &PeftConfig::load(dir)?)?;
-            Ok(adapter_file::load(dir, &trainable, 0, device)?.1)
-        };
-        let adapter = args.adapter.as_ref().map(adapter).transpose().map_err(of_trainer)?;
-        Ok(Self { base, adapter, tokenizer })
-    }
-
-    fn model(&self) -> Model<'_> {
-        Model { base: &self.base, adapter: self.adapter.as_ref(), tokenizer: &self.tokenizer }
-    }
 }
 
 /// The file of samples.
@@ -311,13 +265,6 @@ fn table(outcomes: &[Outcome], presets: &[Preset]) -> String {
 fn unusable(error: EvalError) -> Failure {
     match error {
         EvalError::Trainer(error) => of_trainer(error),
-        error => Failure::invalid(error),
-    }
-}
-
-fn of_trainer(error: TrainError) -> Failure {
-    match error {
-        TrainError::Tensor(_) => Failure::failed(error),
         error => Failure::invalid(error),
     }
 }

@@ -14,7 +14,7 @@
 //! | [`engine_host`] | not for people: the process of a device's engine |
 //! | [`fsck`] | whether a data directory is sound |
 //! | [`train`] | one fine-tuning run without a server |
-//! | [`eval`] | a model on evaluation tasks |
+//! | [`eval`], [`generate`] | a model on evaluation tasks; what it goes on with after a prompt; [`model`] loads it |
 //! | [`quantize`] | a model in 4 bits |
 //! | [`bench`] | how fast parts of it are on this machine |
 //! | [`context`] | servers by name |
@@ -49,9 +49,11 @@ mod failure;
 mod follow;
 mod forecast;
 mod fsck;
+mod generate;
 mod interrupt;
 mod listing;
 mod machines;
+mod model;
 mod output;
 mod plan;
 mod progress;
@@ -98,6 +100,7 @@ enum Verb {
     Submit(submit::Args),
     Train(Box<train::Args>),
     Eval(Box<eval::Args>),
+    Generate(Box<generate::Args>),
     Quantize(quantize::Args),
     #[command(subcommand)]
     Bench(bench::Verb),
@@ -188,6 +191,7 @@ impl Verb {
             self,
             Self::Plan(_)
                 | Self::Eval(_)
+                | Self::Generate(_)
                 | Self::Bench(_)
                 | Self::Machines(_)
                 | Self::Fsck(_)
@@ -206,6 +210,7 @@ impl Verb {
             Self::Submit(_) => "lorafleet submit",
             Self::Train(_) => "lorafleet train",
             Self::Eval(_) => "lorafleet eval",
+            Self::Generate(_) => "lorafleet generate",
             Self::Quantize(_) => "lorafleet quantize",
             Self::Bench(_) => "lorafleet bench",
             Self::List(_) => "lorafleet list",
@@ -243,6 +248,7 @@ fn dispatch(verb: Verb) -> Result<(), Failure> {
         Verb::Submit(args) => block_on(submit::run(args)),
         Verb::Train(args) => train::run(*args),
         Verb::Eval(args) => eval::run(*args),
+        Verb::Generate(args) => generate::run(*args),
         Verb::Quantize(args) => block_on(quantize::run(args)),
         Verb::Bench(verb) => bench::run(verb),
         Verb::List(args) => block_on(sweeps::run_list(args)),

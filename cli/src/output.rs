@@ -31,8 +31,21 @@ pub(crate) fn to_stdout(text: &str) -> Result<(), Failure> {
     written(&mut std::io::stdout().lock(), text)
 }
 
+/// Prints a part of a text to standard output at once, as it is.
+///
+/// # Errors
+/// Those of [`to_stdout`].
+pub(crate) fn part(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    unless_closed(out.write_all(text.as_bytes()).and_then(|()| out.flush()))
+}
+
 fn written(out: &mut impl Write, text: &str) -> Result<(), Failure> {
-    match writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()) {
+    unless_closed(writeln!(out, "{}", text.trim_end()).and_then(|()| out.flush()))
+}
+
+fn unless_closed(written: std::io::Result<()>) -> Result<(), Failure> {
+    match written {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Failure::failed(format!("standard output: {error}")))
         }

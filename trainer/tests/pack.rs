@@ -9,7 +9,7 @@ use common::{FAMILIES, device, family, shared, tiny_base};
 use domain::trial::{InitLoraWeights, Precision};
 use trainer::lora::{Adapter, Target};
 use trainer::model::Base;
-use trainer::pack::{self, Member, Outcome, Row};
+use trainer::pack::{self, Member, Outcome, Row, Sampler, Sampling};
 use trainer::rng;
 use trainer::saved::SavedModule;
 
@@ -229,6 +229,27 @@ fn an_adapted_head_is_the_merged_one() {
     let whole = text(&base, None);
     let mut is_over = |new: &[u32]| Ok(new.len() == 5);
     assert_eq!(pack::generate_until(&base, None, prompt, 12, &[], &mut is_over).unwrap(), whole[..5]);
+}
+
+/// Drawn tokens follow their seed; at temperature 0, or with a nucleus of one token, they are the greedy ones.
+#[test]
+fn drawn_texts_follow_their_seed() {
+    let base = tiny_base();
+    let adapter = adapter(&base, 4, 0.0, 3);
+    let prompt = &rows(&base, 5, 3)[0].input_ids;
+    for adapter in [None, Some(&adapter)] {
+        let greedy = pack::generate(&base, adapter, prompt, 12, None).unwrap();
+        let text = |temperature, top_p, seed| {
+            let sampler = Sampler::new(Sampling { temperature, top_p, seed }, "text").unwrap();
+            pack::sample_until(&base, adapter, prompt, 12, &[], &sampler, &mut |_| Ok(false)).unwrap()
+        };
+        for (temperature, top_p) in [(0.0, 1.0), (0.0, 0.5), (1.0, 1e-9), (1e-6, 1.0)] {
+            assert_eq!(text(temperature, top_p, 1), greedy, "{temperature} {top_p}");
+        }
+        let drawn = text(1.0, 0.9, 1);
+        assert_eq!(text(1.0, 0.9, 1), drawn);
+        assert!(drawn != greedy && drawn != text(1.0, 0.9, 2), "{drawn:?}");
+    }
 }
 
 /// Trials of other rank, rows, scaling and dropout side by side have the losses and gradients of each alone.

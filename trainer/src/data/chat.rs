@@ -102,18 +102,40 @@ impl<'a> Chat<'a> {
         Ok(Marked { text, parts, prompt, whole: true })
     }
 
+    /// The text of a person's one message, up to where the assistant begins.
+    ///
+    /// # Errors
+    /// There is no template, or it refuses the message.
+    pub fn prompt(&self, content: &str) -> Result<String, Problem> {
+        let environment = self.environment.as_ref().map_err(Clone::clone)?;
+        let message = json!({ "role": "user", "content": content });
+        let text = self.rendered(environment, &[message], true).map_err(|error| {
+            let problem = format!("has a {NAME} that refuses a message alone: {}", words(&error));
+            (problem, "repair the template, or leave it out and give the prompt as the model reads it")
+        })?;
+        Ok(text.chars().filter(|c| !MARKS.contains(c)).collect())
+    }
+
     fn render(&self, messages: &[Value], add_generation_prompt: bool) -> Result<String, Problem> {
         let environment = self.environment.as_ref().map_err(Clone::clone)?;
+        self.rendered(environment, messages, add_generation_prompt).map_err(|error| {
+            (format!("holds a conversation that the {NAME} refuses: {}", words(&error)), "correct the row")
+        })
+    }
+
+    fn rendered(
+        &self,
+        environment: &Environment<'_>,
+        messages: &[Value],
+        add_generation_prompt: bool,
+    ) -> Result<String, Error> {
         let mut context = self.settings.special_tokens.clone();
         context.insert("messages".into(), json!(messages));
         context.insert("add_generation_prompt".into(), json!(add_generation_prompt));
         // transformers passes these too; templates ask whether they are none.
         context.insert("tools".into(), Value::Null);
         context.insert("documents".into(), Value::Null);
-        let rendered = environment.get_template(NAME).and_then(|template| template.render(Serde(context)));
-        rendered.map_err(|error| {
-            (format!("holds a conversation that the {NAME} refuses: {}", words(&error)), "correct the row")
-        })
+        environment.get_template(NAME)?.render(Serde(context))
     }
 }
 

@@ -302,6 +302,30 @@ impl Reader<'_> {
     }
 }
 
+/// A prompt's tokens, as a model continues it: with what the tokenizer puts in front, without an EOS behind. `is_chat`: it is
+/// a person's one message, which the model's chat template makes the prompt of.
+///
+/// # Errors
+/// The model has no chat template, or one that refuses the message; the tokenizer fails on the text.
+pub fn prompt(tokenizer: &Tokenizer, text: &str, is_chat: bool) -> Result<Vec<u32>> {
+    let mut ids = if is_chat {
+        let path = tokenizer.path();
+        if tokenizer.chat().template.is_none() {
+            let remedy = "put a chat_template.jinja beside it, or give the prompt as the model reads it";
+            return Err(TrainError::model(path, "comes without a chat template", remedy));
+        }
+        let made = Chat::new(tokenizer.chat(), false).prompt(text);
+        let text = made.map_err(|(problem, remedy)| TrainError::model(path, problem, remedy))?;
+        encoded(tokenizer, &text, true)?.ids
+    } else {
+        encoded(tokenizer, text, false)?.ids
+    };
+    if tokenizer.eos().is_some() && ids.last().copied() == tokenizer.eos() {
+        ids.pop();
+    }
+    Ok(ids)
+}
+
 /// A text's tokens; one that spells out BOS and EOS itself gets no others.
 fn encoded(tokenizer: &Tokenizer, text: &str, whole: bool) -> Result<Encoding> {
     if whole { tokenizer.encode_as_it_is(text) } else { tokenizer.encode(text) }

@@ -1,12 +1,14 @@
-//! Greedy generation: each token goes through the layers once; its keys and values are kept.
+//! Generation: each token goes through the layers once; its keys and values are kept.
 
 use super::pass::{Cache, Pass};
+use super::sample::Sampler;
 use super::segment::Segment;
 use super::tokens::Tokens;
 use super::{head, segments};
 use crate::error::Result;
 use crate::lora::Adapter;
 use crate::model::Base;
+use candle_core::Tensor;
 
 /// Continues a prompt greedily, until `eos` or `max_new_tokens`, or the model's length, is reached. Returns
 /// the new tokens alone; an empty prompt has no continuation.
@@ -36,6 +38,22 @@ pub fn generate_until(
     ends: &[u32],
     is_over: &mut dyn FnMut(&[u32]) -> Result<bool>,
 ) -> Result<Vec<u32>> {
+    sample_until(base, adapter, prompt, max_new_tokens, ends, &Sampler::greedy(), is_over)
+}
+
+/// As [`generate_until`], each token the one that `sampler` chooses.
+///
+/// # Errors
+/// Those of [`generate_until`].
+pub fn sample_until(
+    base: &Base,
+    adapter: Option<&Adapter>,
+    prompt: &[u32],
+    max_new_tokens: usize,
+    ends: &[u32],
+    sampler: &Sampler,
+    is_over: &mut dyn FnMut(&[u32]) -> Result<bool>,
+) -> Result<Vec<u32>> {
     let room = base.config.max_position_embeddings.saturating_sub(prompt.len());
     let wanted = if prompt.is_empty() { 0 } else { max_new_tokens.min(room) };
     let mut new = Vec::with_capacity(wanted);
@@ -44,7 +62,7 @@ pub fn generate_until(
     let segments = segments(base, adapter, prompt.len(), 1)?;
     while new.len() < wanted {
         let unread = new.last().map_or(prompt, std::slice::from_ref);
-        let next = read(base, &segments, unread, &mut cache)?;
+        let next = sampler.choose(&read(base, &segments, unread, &mut cache)?, new.len())?;
         if ends.contains(&next) {
             break;
         }
@@ -56,10 +74,10 @@ pub fn generate_until(
     Ok(new)
 }
 
-/// Reads more of a text, and returns the likeliest token after it.
-fn read(base: &Base, segments: &[Segment<&Adapter>], ids: &[u32], cache: &mut Cache) -> Result<u32> {
+/// Reads more of a text, and returns the logits `[vocab]` of the token after it.
+fn read(base: &Base, segments: &[Segment<&Adapter>], ids: &[u32], cache: &mut Cache) -> Result<Tensor> {
     let tokens = Tokens::following(cache.length(), ids, base.config.vocab_size)?;
     let pass = Pass::new(base, &tokens, 0)?;
     let last = pass.continued(&tokens.ids, segments, cache)?.narrow(0, ids.len() - 1, 1)?;
-    Ok(head::logits(base, &last, segments)?.squeeze(0)?.argmax(0)?.to_scalar()?)
+    Ok(head::logits(base, &last, segments)?.squeeze(0)?)
 }

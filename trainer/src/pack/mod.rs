@@ -6,12 +6,14 @@ mod generate;
 mod head;
 mod linear;
 mod pass;
+mod sample;
 mod score;
 mod segment;
 mod tokens;
 mod unread;
 
-pub use generate::{generate, generate_until};
+pub use generate::{generate, generate_until, sample_until};
+pub use sample::{Sampler, Sampling};
 pub use score::{Answer, Question, score};
 pub(crate) use unread::{Found, Unread};
 

@@ -11,7 +11,7 @@ use parquet::schema::parser::parse_message_type;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
-use trainer::data::Dataset;
+use trainer::data::{self, Dataset};
 
 /// `<s>U:…\nA:…</s>\n`, turn by turn.
 const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}U:{{ m.content }}\n{% elif m.role == 'assistant' %}A:{{ m.content }}{{ eos_token }}\n{% else %}{{ raise_exception('no ' ~ m.role) }}{% endif %}{% endfor %}{% if add_generation_prompt %}A:{% endif %}";
@@ -95,6 +95,25 @@ fn conversations_are_rendered_by_the_models_template() {
             assert_eq!(dataset.sample_prompt_text.as_deref(), Some("<s>U:é?\nA:"), "{row}");
             assert_eq!(dataset.sample_prompt, Some(spelt("<s>U:é?\nA:")), "{row}");
         }
+    }
+}
+
+/// A prompt is what rows have before their answer: BOS in front and no EOS behind, or the template's text.
+#[test]
+fn prompts_are_what_answers_follow() {
+    let chat = letters_with(&json!({ "bos_token": "<s>", "eos_token": "</s>", "chat_template": TEMPLATE }));
+    let plain = letters_with(&json!({ "eos_token": "</s>" }));
+    assert_eq!(data::prompt(&chat, "é?", true).unwrap(), spelt("<s>U:é?\nA:"));
+    for tokenizer in [&chat, &plain] {
+        let want = ids("é?");
+        assert_eq!(data::prompt(tokenizer, "é?", false).unwrap(), want[..want.len() - 1]);
+    }
+    let broken = letters_with(&json!({ "chat_template": "{{ raise_exception('no') }}" }));
+    for (tokenizer, want) in
+        [(&plain, "comes without a chat template"), (&broken, "refuses a message alone: no")]
+    {
+        let refused = data::prompt(tokenizer, "é?", true).unwrap_err().to_string();
+        assert!(refused.contains(want), "{refused}");
     }
 }
 
