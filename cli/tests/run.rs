@@ -118,6 +118,13 @@ fn the_quickstart() {
         let (loss, summary) = (trial["eval_loss"].as_f64().unwrap(), &trial["summary"]);
         assert!(best <= loss && loss < summary["base_eval_loss"].as_f64().unwrap() / 2.0, "{trial:#}");
         assert_ne!(summary["sample_before"], summary["sample_after"]);
+        // What it said after evaluations on the way, as the server keeps it.
+        let kept = sandbox.json(&["trials", "get", trial["id"].as_str().unwrap()]);
+        assert_eq!(kept["summary"]["samples"], summary["samples"]);
+        let samples = summary["samples"].as_array().unwrap();
+        let steps: Vec<_> = samples.iter().map(|sample| sample["step"].as_u64().unwrap()).collect();
+        assert_eq!(steps, [30, 60, 90, 120], "{summary:#}");
+        assert!(samples.iter().all(|sample| sample["text"].is_string()));
     }
 }
 

@@ -10,7 +10,7 @@ use actor::Scope;
 use coordinator::actors::message::{Assignment, Ending, Outbox, Outgoing, ToAgent, TrialEvent};
 use coordinator::artifacts::Stored;
 use domain::AgentId;
-use domain::trial::{Digests, TrialSummary};
+use domain::trial::{Digests, SampleText, TrialSummary};
 use fleet::{Jumping, LEASE, served, submission};
 use registry::{MemoryRegistry, Registry};
 use serde_json::{Value, json};
@@ -54,6 +54,9 @@ fn summary() -> TrialSummary {
         ),
         sample_before: Some("a text that a model makes up, of some words ".repeat(4)),
         sample_after: Some("a text that a model makes up, of some words ".repeat(4)),
+        samples: [100, 200, 300, 400]
+            .map(|step| SampleText { step, text: "a text that a model makes up, of some words ".repeat(4) })
+            .into(),
         ..TrialSummary::default()
     }
 }

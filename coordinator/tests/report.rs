@@ -6,8 +6,8 @@ use coordinator::report::{self, Records};
 use domain::metric::{self, MetricPoint};
 use domain::sweep::{Algorithm, DEFAULT_NAMESPACE, Distribution, SearchSpec, Sweep, SweepSpec, SweepState};
 use domain::trial::{
-    Digests, Failure, FailureClass, TaskScore, Throughput, Trial, TrialConfig, TrialDevice, TrialPlacement,
-    TrialState, TrialSummary,
+    Digests, Failure, FailureClass, SampleText, TaskScore, Throughput, Trial, TrialConfig, TrialDevice,
+    TrialPlacement, TrialState, TrialSummary,
 };
 use domain::{AgentId, Attempt, DeviceId, SweepId, Timestamp, TrialId};
 use serde_json::json;
@@ -80,6 +80,7 @@ fn summary(steps: u64, end: f64, rank: u32, packed: bool) -> TrialSummary {
         sample_prompt: say("### Human: What colour is the sky?### Assistant:"),
         sample_before: say(" upon a time, there was a little girl named Lily. She loved"),
         sample_after: say(" The sky is blue."),
+        samples: vec![SampleText { step: 10, text: " The sky is a little girl.".into() }],
         ..TrialSummary::default()
     }
 }
@@ -251,6 +252,7 @@ fn a_sweep_as_it_ends() {
             "Best: trial 1",
             "<strong>2.9400</strong>, where the base has 5.0635",
             "sweeps/stories-1a2b/1/adapter-a1-s180",
+            "<h3>After step 10</h3><p> The sky is a little girl.</p>",
             " The sky is blue.",
             "She loved",
             "38.4 MB solo",
@@ -391,6 +393,7 @@ fn every_text_is_escaped() {
             summary.sample_prompt = Some(EVIL.into());
             summary.sample_before = Some(EVIL.into());
             summary.sample_after = Some(format!("</blockquote>{EVIL}"));
+            summary.samples = vec![SampleText { step: 1, text: EVIL.into() }];
         }
     }
     let page = html(&(sweep.clone(), trials.clone(), curves.clone()));

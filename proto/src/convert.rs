@@ -14,8 +14,8 @@ use domain::footprint::ModelShape;
 use domain::metric::MetricPoint;
 use domain::sweep::{Sweep, SweepState};
 use domain::trial::{
-    Digests, Failure, FailureClass, Note, PARAMETER_NAMES, Severity, Throughput, Trial, TrialConfig,
-    TrialDevice, TrialState, TrialSummary,
+    Digests, Failure, FailureClass, Note, PARAMETER_NAMES, SampleText, Severity, Throughput, Trial,
+    TrialConfig, TrialDevice, TrialState, TrialSummary,
 };
 use domain::{Attempt, Timestamp, TrialId};
 use prost_types::value::Kind;
@@ -343,6 +343,11 @@ impl From<TrialSummary> for v1::TrialSummary {
             sample_prompt: s.sample_prompt,
             sample_before: s.sample_before,
             sample_after: s.sample_after,
+            samples: s
+                .samples
+                .into_iter()
+                .map(|sample| v1::SampleText { step: sample.step, text: sample.text })
+                .collect(),
             recomputed_layers: s.recomputed_layers,
             evaluations: s.evaluations.into_iter().map(Into::into).collect(),
             unasked: s.unasked,
@@ -376,6 +381,7 @@ impl From<v1::TrialSummary> for TrialSummary {
             sample_prompt: text(s.sample_prompt),
             sample_before: text(s.sample_before),
             sample_after: text(s.sample_after),
+            samples: samples(s.samples),
             recomputed_layers: s.recomputed_layers,
             evaluations: scores::scores(s.evaluations),
             unasked: text(s.unasked),
@@ -384,6 +390,17 @@ impl From<v1::TrialSummary> for TrialSummary {
             items: None,
         }
     }
+}
+
+/// Texts on the way as they are kept: in order, one a step.
+fn samples(samples: Vec<v1::SampleText>) -> Vec<SampleText> {
+    let mut kept: Vec<SampleText> = Vec::new();
+    for v1::SampleText { step, text } in samples.into_iter().take(limits::SAMPLES) {
+        if kept.last().is_none_or(|last| last.step < step) {
+            kept.push(SampleText { step, text: cut(text, limits::SAMPLE_BYTES) });
+        }
+    }
+    kept
 }
 
 impl From<Trial> for v1::Trial {

@@ -35,6 +35,12 @@ pub const KINDS_OF_POINTS: usize = 100;
 /// Steps of a trial whose configuration does not say how many.
 pub const STEPS: u64 = 100_000_000;
 
+/// Texts that a trial generated on the way; its record holds them, and has to fit in etcd with them.
+pub const SAMPLES: usize = 16;
+
+/// Bytes of each of those; what is longer is cut.
+pub const SAMPLE_BYTES: usize = 1 << 10;
+
 /// Scores of a trial's evaluations. MMLU has 57 subjects.
 pub const SCORES: usize = 500;
 

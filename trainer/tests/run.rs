@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{device, flat, json_file, shared, tiny_run};
+use common::{device, flat, json_file, shared, tiny_run, write_texts, write_tokenizer};
 use domain::SystemClock;
 use domain::metric::REPORTED;
 use domain::trial::{
@@ -229,6 +229,56 @@ fn check_resume(change: &dyn Fn(&mut TrialConfig)) {
     let magnitudes = if config.use_dora { 2 * (16 + 8 + 8 + 16 + 24 + 24 + 16) } else { 0 };
     let saved = if config.modules_to_save.is_some() { 2 * 40 * 16 + 5 * 16 } else { 0 };
     assert_eq!(a.trainable_parameters, 4 * 2 * (32 + 24 + 24 + 32 + 40 + 40 + 40) + saved + magnitudes);
+}
+
+/// What is said to the sample prompt on the way: after evaluations, before the end, and once, however often the run goes on from a
+/// checkpoint.
+#[test]
+fn texts_on_the_way_are_told_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let config = TrialConfig {
+        dataset_name: at("texts.jsonl").display().to_string(),
+        max_sequence_length: 32,
+        eval_steps: 4,
+        learning_rate: 5e-2,
+        ..tiny_run(dir.path())
+    };
+    write_tokenizer(&at("model"), 40);
+    write_texts(&at("texts.jsonl"), 24);
+    let loaded = load(&config);
+    let whole = |config: &TrialConfig| {
+        let mut run = Run::new(&loaded, config.clone()).unwrap();
+        steps(&loaded, &mut run, 20);
+        run.summary(&loaded).unwrap()
+    };
+    let all = whole(&config);
+    let told: Vec<_> = all.texts().map(|(step, _)| step).collect();
+    assert_eq!(told, [0, 4, 8, 12, 16, 20]);
+    // Each is what the run would have said at its end there.
+    for sample in &all.samples {
+        let mut run = Run::new(&loaded, config.clone()).unwrap();
+        steps(&loaded, &mut run, sample.step);
+        let there = run.summary(&loaded).unwrap();
+        assert_eq!(there.sample_after.as_ref(), Some(&sample.text));
+        assert!(
+            there.texts().map(|(step, _)| step).eq(told.iter().copied().filter(|step| *step <= sample.step))
+        );
+    }
+    assert_ne!(all.samples[0].text, all.samples[3].text);
+    for from in [3, 4, 10] {
+        let mut first = Run::new(&loaded, config.clone()).unwrap();
+        steps(&loaded, &mut first, from);
+        first.save(&at("adapter"), &at("resume"), Outlives::Process).unwrap();
+        steps(&loaded, &mut first, 7);
+        let mut second = Run::resume(&loaded, config.clone(), &at("adapter"), &at("resume")).unwrap();
+        steps(&loaded, &mut second, 20 - from);
+        assert_eq!(second.summary(&loaded).unwrap().samples, all.samples, "from step {from}");
+    }
+    // Not more often than it is evaluated, and not more texts than a record may have.
+    let of = |eval_steps| whole(&TrialConfig { eval_steps, ..config.clone() }).samples;
+    assert_eq!(of(0), []);
+    assert_eq!(of(1).iter().map(|sample| sample.step).collect::<Vec<_>>(), [5, 10, 15]);
 }
 
 /// A step whose gradients overflow is left out, and the next one tries with half the scale.

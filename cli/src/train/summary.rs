@@ -30,7 +30,7 @@ fn table(adapter: &Path, s: &TrialSummary) -> String {
     let share = 100.0 * s.trainable_parameters as f64 / s.total_parameters.max(1) as f64;
     let loss = |value| or_none(value, |v: f64| format!("{v:.4}"));
     let rate = |value| or_none(value, |v: f64| format!("{v:.1}"));
-    let mut rows = vec![
+    let rows = vec![
         ("steps", s.steps.to_string()),
         ("loss", loss(s.loss)),
         ("eval/loss", format!("{} (base {})", loss(s.eval_loss), loss(s.base_eval_loss))),
@@ -41,9 +41,11 @@ fn table(adapter: &Path, s: &TrialSummary) -> String {
         ("time", format!("{:.1} s", s.device_seconds)),
         ("adapter", format!("{} ({})", adapter.display(), megabytes(s.adapter_bytes))),
     ];
-    let samples =
-        [("prompt", &s.sample_prompt), ("base says", &s.sample_before), ("adapter says", &s.sample_after)];
-    rows.extend(samples.into_iter().filter_map(|(name, text)| Some((name, text.clone()?))));
+    let said = |name: &str, text: &Option<String>| text.clone().map(|text| (name.to_string(), text));
+    let between = s.samples.iter().map(|sample| (format!("after step {}", sample.step), sample.text.clone()));
+    let mut rows: Vec<_> = rows.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
+    rows.extend(said("prompt", &s.sample_prompt).into_iter().chain(said("base says", &s.sample_before)));
+    rows.extend(between.chain(said("adapter says", &s.sample_after)));
     let rows: Vec<String> = rows.iter().map(|(name, value)| format!("{name:<22}{value}")).collect();
     rows.join("\n")
 }

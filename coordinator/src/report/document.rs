@@ -85,6 +85,8 @@ pub(super) enum Block {
     Sample {
         prompt: String,
         before: String,
+        /// Texts on the way, each with its step.
+        between: Vec<(u64, String)>,
         after: String,
     },
     /// What is read on demand: a summary, and the rest.

@@ -87,7 +87,7 @@ impl Html {
                 self.raw("</div>");
             }
             Block::Table(table) => self.table(table),
-            Block::Sample { prompt, before, after } => self.sample(prompt, before, after),
+            Block::Sample { prompt, before, between, after } => self.sample(prompt, before, between, after),
             Block::Details(summary, blocks) => {
                 self.raw("<details>").element("summary", summary);
                 self.blocks(blocks);
@@ -148,10 +148,14 @@ impl Html {
         self.raw("</tbody></table></div>");
     }
 
-    fn sample(&mut self, prompt: &str, before: &str, after: &str) {
+    fn sample(&mut self, prompt: &str, before: &str, between: &[(u64, String)], after: &str) {
         self.raw("<figure class=\"sample\"><figcaption>What it says to a held-out prompt");
         self.raw("</figcaption>\n<blockquote class=\"prompt\">").text(prompt).raw("</blockquote><div>");
         self.raw("<blockquote><h3>Before: the base</h3><p>").text(before).raw("</p></blockquote>");
+        for (step, text) in between {
+            self.raw("<blockquote><h3>After step ").text(step).raw("</h3><p>").text(text);
+            self.raw("</p></blockquote>");
+        }
         self.raw("<blockquote class=\"after\"><h3>After: with the adapter</h3><p>").text(after);
         self.raw("</p></blockquote></div></figure>");
     }

@@ -52,11 +52,15 @@ impl Writer {
             }
             Block::Figures(figures) => figures.iter().for_each(|figure| self.figure(figure)),
             Block::Table(table) => self.table(table),
-            Block::Sample { prompt, before, after } => {
+            Block::Sample { prompt, before, between, after } => {
                 self.paragraph("What it says to a held-out prompt:");
                 self.paragraph(quote(prompt));
                 self.paragraph("Before, the base:");
                 self.paragraph(quote(before));
+                for (step, text) in between {
+                    self.paragraph(format!("After step {step}:"));
+                    self.paragraph(quote(text));
+                }
                 self.paragraph("After, with the adapter:");
                 self.paragraph(quote(after));
             }

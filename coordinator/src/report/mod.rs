@@ -267,6 +267,7 @@ fn the_best(sources: &Sources, best: &Entry) -> Vec<Block> {
     blocks.extend(sample.map(|(before, after, summary)| Block::Sample {
         prompt: summary.sample_prompt.clone().unwrap_or_default(),
         before,
+        between: summary.samples.iter().map(|sample| (sample.step, sample.text.clone())).collect(),
         after,
     }));
     blocks

@@ -183,6 +183,7 @@ async fn numbers_that_cannot_be_spoil_one_trial_at_most() {
             tokens_per_second: Some(odd),
             device_seconds: odd,
             sample_after: Some("<script>\0".into()),
+            samples: vec![v1::SampleText { step: u64::MAX, text: "<script>\0".repeat(1 << 10) }; 100],
             ..v1::TrialSummary::default()
         };
         agent.drop_holding(&assign);

@@ -16,8 +16,8 @@ pub use config::{
 pub use items::{ItemScores, TextScores};
 pub use note::{Note, Severity};
 pub use record::{
-    Digests, Failure, FailureClass, SIMULATED, Stretch, TaskScore, Throughput, Trial, TrialDevice,
-    TrialPlacement, TrialSummary,
+    Digests, Failure, FailureClass, SIMULATED, SampleText, Stretch, TaskScore, Throughput, Trial,
+    TrialDevice, TrialPlacement, TrialSummary,
 };
 pub use shortage::Shortage;
 pub use state::{IllegalTransition, TrialState};

@@ -87,6 +87,8 @@ pub struct TrialSummary {
     pub sample_after: Option<String>,
     /// The sample prompt.
     pub sample_prompt: Option<String>,
+    /// Texts that base and adapter generated for it on the way, in order of their steps, which are below `steps`.
+    pub samples: Vec<SampleText>,
     /// What the tasks of its sweep's `evaluations` made of it, if it made all its steps.
     pub evaluations: Vec<TaskScore>,
     /// Why it was not asked, if it made all its steps and should have been.
@@ -105,6 +107,23 @@ impl TrialSummary {
         let (task, metric) = metric::task_and_metric(name)?;
         self.evaluations.iter().find(|score| score.task == task && score.metric == metric)
     }
+
+    /// What is said to the sample prompt, each text with its step: the base's with step 0, those on the way, and that of the end.
+    pub fn texts(&self) -> impl Iterator<Item = (u64, &str)> {
+        let before = self.sample_before.iter().map(|text| (0, text.as_str()));
+        let between = self.samples.iter().map(|sample| (sample.step, sample.text.as_str()));
+        let after = self.sample_after.iter().map(|text| (self.steps, text.as_str()));
+        before.chain(between).chain(after)
+    }
+}
+
+/// A text that base and adapter generate for the sample prompt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampleText {
+    /// Steps made before it.
+    pub step: u64,
+    /// The text; the beginning of a long one.
+    pub text: String,
 }
 
 /// What one metric of a task makes of an adapter, and of the base without it.

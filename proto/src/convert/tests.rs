@@ -38,6 +38,7 @@ fn a_trial_travels_unchanged() {
             steps: 20,
             throughput: Throughput::Packed,
             recomputed_layers: Some(3),
+            samples: [4, 8].map(|step| SampleText { step, text: format!("after {step}") }).into(),
             ..TrialSummary::default()
         }),
         failure: Some(Failure { class: FailureClass::OutOfMemory, message: "m".into() }),
@@ -182,4 +183,16 @@ fn devices_are_checked() {
 fn what_is_missing_is_named() {
     let error = Trial::try_from(v1::Trial { state: 1, ..v1::Trial::default() }).unwrap_err();
     assert_eq!(error.to_string(), "config: is missing");
+}
+
+/// An agent may send what it likes: a record has few texts on the way, short ones, in order.
+#[test]
+fn texts_on_the_way_are_few_short_and_in_order() {
+    let sample = |step, length| v1::SampleText { step, text: "é".repeat(length) };
+    let kept = |samples| TrialSummary::from(v1::TrialSummary { samples, ..Default::default() }).samples;
+    let steps = |samples| kept(samples).iter().map(|sample| sample.step).collect::<Vec<_>>();
+    assert_eq!(steps(vec![sample(3, 1), sample(2, 1), sample(3, 1), sample(9, 1)]), [3, 9]);
+    assert_eq!(kept((1..1000).map(|step| sample(step, 1)).collect()).len(), limits::SAMPLES);
+    let long = &kept(vec![sample(1, 100_000)])[0].text;
+    assert!(long.len() <= limits::SAMPLE_BYTES && long.ends_with('…'), "{}", long.len());
 }

@@ -5,9 +5,11 @@
 //! | `mod.rs` | a loaded base, a run and how it starts |
 //! | `step.rs` | a pack's optimizer step, divergence, evaluation, metric points |
 //! | `resume.rs` | what a checkpoint holds, how it is written beside training, and how a run goes on from it, bit for bit |
-//! | `summary.rs` | the numbers and texts at the end |
+//! | `samples.rs` | what base and adapter say to the sample prompt, on the way and at the end |
+//! | `summary.rs` | the numbers at the end |
 
 mod resume;
+mod samples;
 mod step;
 mod summary;
 
@@ -34,7 +36,7 @@ use crate::tokenizer::Tokenizer;
 use candle_core::Device;
 use domain::footprint::{Engine, Load};
 use domain::metric::MetricPoint;
-use domain::trial::{ComputeDtype, Digests, Precision, PrecisionMode, TrialConfig};
+use domain::trial::{ComputeDtype, Digests, Precision, PrecisionMode, SampleText, TrialConfig};
 use resume::OnItsWay;
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -187,6 +189,9 @@ struct Progress {
     peak_memory_bytes: u64,
     #[serde(default)]
     pack_peak_memory_bytes: u64,
+    /// What it said to the sample prompt on the way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    samples: Vec<SampleText>,
 }
 
 /// A trial being trained: its configuration, data, adapter and optimizer.

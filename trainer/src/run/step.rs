@@ -266,7 +266,13 @@ impl Run {
         let started = clock.monotonic();
         let evaluated = match domain::crash::fails("evaluate/memory") {
             true => Err(candle_core::Error::Msg("out of memory, because a test wants it".into()).into()),
-            false => self.evaluate(loaded),
+            false => self.evaluate(loaded).and_then(|loss| {
+                // A run that diverges has nothing to say.
+                if loss.is_none_or(f64::is_finite) {
+                    self.sample(loaded)?;
+                }
+                Ok(loss)
+            }),
         };
         let eval_loss = match evaluated {
             Ok(loss) => loss,

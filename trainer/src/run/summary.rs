@@ -1,16 +1,10 @@
-//! A run's numbers at its end, and what base and adapter say to the sample prompt.
+//! A run's numbers at its end.
 
 use super::{Loaded, Progress, Run};
 use crate::adapter_file;
 use crate::error::Result;
-use crate::lora::Adapter;
-use crate::pack;
-use crate::tokenizer::Tokenizer;
 use domain::footprint::{Load, PeakBytes};
 use domain::trial::{GradientCheckpointing, Throughput, TrialSummary};
-
-/// Tokens of a sample text.
-const SAMPLE_TOKENS: usize = 40;
 
 impl Run {
     /// The numbers so far: speeds are those of all training time, evaluation left out; `device_seconds` is
@@ -46,6 +40,7 @@ impl Run {
             sample_prompt: self.data.sample_prompt_text.clone().filter(|_| before.is_some()),
             sample_before: before,
             sample_after: after,
+            samples: self.samples_before_its_end(),
             // Whoever trains it asks nothing.
             ..TrialSummary::default()
         })
@@ -89,34 +84,6 @@ impl Run {
     pub fn load(&self) -> &Load {
         &self.load
     }
-
-    /// What the base and the adapter say to the sample prompt; nothing without prompt or tokenizer.
-    fn samples(&self, loaded: &Loaded) -> Result<(Option<String>, Option<String>)> {
-        let (Some(prompt), Some(tokenizer)) = (&self.data.sample_prompt, &loaded.tokenizer) else {
-            return Ok((None, None));
-        };
-        let known = loaded.alone().texts.get(prompt).cloned();
-        let before = match known {
-            Some(text) => text,
-            None => {
-                let text = continuation(loaded, tokenizer, None, prompt)?;
-                loaded.alone().texts.insert(prompt.clone(), text.clone());
-                text
-            }
-        };
-        let after = continuation(loaded, tokenizer, Some(&self.state.adapter), prompt)?;
-        Ok((Some(before), Some(after)))
-    }
-}
-
-fn continuation(
-    loaded: &Loaded,
-    tokenizer: &Tokenizer,
-    adapter: Option<&Adapter>,
-    prompt: &[u32],
-) -> Result<String> {
-    let ids = pack::generate(&loaded.base, adapter, prompt, SAMPLE_TOKENS, tokenizer.eos())?;
-    tokenizer.decode(&ids)
 }
 
 /// The process's highest resident set size, where the system tells (Linux).

@@ -22,6 +22,9 @@ const DT_STRING: i32 = 7;
 /// The tag of a trial's parameters.
 const CONFIGURATION: &str = "configuration";
 
+/// The tag of what base and adapter say to the sample prompt.
+const SAMPLE: &str = "sample";
+
 /// What a run's events amount to.
 #[derive(Debug, Default)]
 pub(super) struct Run {
@@ -29,8 +32,8 @@ pub(super) struct Run {
     session: bool,
     /// Steps of the curve, each with the hour at which it was measured.
     points: Vec<(u64, Timestamp)>,
-    /// What was told beside the curve: its first tag, and the hour of which it tells.
-    told: HashSet<(String, Timestamp)>,
+    /// What was told beside the curve: its first tag, its step, and the hour of which it tells.
+    told: HashSet<(String, u64, Timestamp)>,
     /// Metrics that were described.
     described: HashSet<String>,
 }
@@ -38,8 +41,7 @@ pub(super) struct Run {
 impl Run {
     /// Takes an event in.
     pub(super) fn take(&mut self, event: &Event) {
-        let step = u64::try_from(event.step).unwrap_or_default();
-        let time = time_of(event);
+        let (step, time) = (step_of(event), time_of(event));
         match &event.what {
             Some(What::SessionLog(log)) if log.status() == SessionStatus::Start => {
                 if !self.session {
@@ -47,9 +49,7 @@ impl Run {
                     return;
                 }
                 self.points.retain(|(earlier, _)| *earlier < step);
-                if step == 0 {
-                    self.told.clear();
-                }
+                self.told.retain(|(_, earlier, _)| *earlier < step);
             }
             Some(What::Summary(summary)) => {
                 let mut tags = summary.value.iter().map(|value| value.tag.as_str());
@@ -57,7 +57,7 @@ impl Run {
                 if tags.any(|tag| metric::REPORTED.contains(&tag)) {
                     self.points.push((step, time));
                 } else {
-                    self.told.extend(name_of(event).map(|tag| (tag.to_string(), time)));
+                    self.told.extend(name_of(event).map(|tag| (tag.to_string(), step, time)));
                 }
                 self.described.extend(summary.value.iter().map(|value| value.tag.clone()));
             }
@@ -74,9 +74,10 @@ impl Run {
     ) -> Result<Vec<Event>, Failure> {
         let began = trial.created_at;
         let (wrong, new) = news(&self.points, curve);
-        // Texts stand at step 0, and are gone with it.
-        let is_told =
-            |tag: &str, time: Timestamp| wrong != Some(0) && self.told.contains(&(tag.to_string(), time));
+        // Texts are gone with their steps, which is 0 of most.
+        let is_told = |tag: &str, step: u64, time: Timestamp| {
+            wrong.is_none_or(|wrong| step < wrong) && self.told.contains(&(tag.to_string(), step, time))
+        };
         let mut events = Vec::new();
         if !self.session {
             events.push(session(began, 0));
@@ -84,9 +85,9 @@ impl Run {
         if let Some(step) = wrong {
             events.push(session(new.first().map_or(began, |point| point.time), step));
         }
-        if !is_told(CONFIGURATION, began) {
+        if !is_told(CONFIGURATION, 0, began) {
             events.push(start(trial, types));
-            events.push(text(CONFIGURATION, began, &configuration(trial)?));
+            events.push(text(CONFIGURATION, began, 0, &configuration(trial)?));
         }
         let mut described: HashSet<&str> = self.described.iter().map(String::as_str).collect();
         for point in new {
@@ -99,7 +100,8 @@ impl Run {
             events.extend(end(trial, trial.finished_at.or(last).unwrap_or(began), &described));
         }
         // One that is tried again ends again, at another hour.
-        events.retain(|event| !name_of(event).is_some_and(|tag| is_told(tag, time_of(event))));
+        events
+            .retain(|event| !name_of(event).is_some_and(|tag| is_told(tag, step_of(event), time_of(event))));
         Ok(events)
     }
 }
@@ -138,7 +140,13 @@ fn end(trial: &Trial, ended: Timestamp, described: &HashSet<&str>) -> Vec<Event>
     if !scores.is_empty() {
         events.push(event(ended, trial.step, scores));
     }
-    events.push(text("outcome", ended, &outcome(trial)));
+    // What was said on the way stays what it was, however often the trial ends.
+    let said = trial.summary.iter().flat_map(|summary| {
+        let prompt = summary.sample_prompt.as_deref().unwrap_or_default();
+        summary.texts().map(move |(step, said)| (step, sample(prompt, said)))
+    });
+    events.extend(said.map(|(step, sample)| text(SAMPLE, trial.created_at, step, &sample)));
+    events.push(text("outcome", ended, 0, &outcome(trial)));
     let status = match trial.state {
         TrialState::Queued | TrialState::Assigned | TrialState::Running => Status::Running,
         TrialState::Completed | TrialState::Stopped => Status::Success,
@@ -154,6 +162,10 @@ fn name_of(event: &Event) -> Option<&str> {
     let Some(What::Summary(summary)) = &event.what else { return None };
     let tag = summary.value.first()?.tag.as_str();
     Some(tag).filter(|tag| !metric::REPORTED.contains(tag))
+}
+
+fn step_of(event: &Event) -> u64 {
+    u64::try_from(event.step).unwrap_or_default()
 }
 
 fn time_of(event: &Event) -> Timestamp {
@@ -182,7 +194,7 @@ fn scalar(name: &str, value: f64, described: bool) -> SummaryValue {
 }
 
 /// A text, in Markdown.
-fn text(tag: &str, time: Timestamp, markdown: &str) -> Event {
+fn text(tag: &str, time: Timestamp, step: u64, markdown: &str) -> Event {
     let metadata = Metadata {
         plugin_data: Some(PluginData { plugin_name: "text".into(), content: Vec::new() }),
         summary_description: String::new(),
@@ -195,7 +207,13 @@ fn text(tag: &str, time: Timestamp, markdown: &str) -> Event {
         ..Tensor::default()
     };
     let content = Some(Content::Tensor(tensor));
-    event(time, 0, vec![SummaryValue { tag: tag.into(), metadata: Some(metadata), content }])
+    event(time, step, vec![SummaryValue { tag: tag.into(), metadata: Some(metadata), content }])
+}
+
+/// What is said to a prompt, both as they are: Markdown's code, whose lines are indented.
+fn sample(prompt: &str, said: &str) -> String {
+    let code = |text: &str| text.split('\n').map(|line| format!("    {line}\n")).collect::<String>();
+    format!("Prompt:\n\n{}\nText:\n\n{}", code(prompt), code(said))
 }
 
 /// A trial's parameters in force, as a table.
@@ -234,6 +252,7 @@ mod tests {
     use super::super::messages::HParamsPluginData;
     use super::*;
     use crate::export::tests::{points, trials};
+    use domain::trial::SampleText;
     use proptest::prelude::*;
     use prost::Message;
 
@@ -331,6 +350,34 @@ mod tests {
         assert_eq!(ends(&run, &trial), 0);
         trial.finished_at = Some(Timestamp(1_009_000));
         assert_eq!(ends(&run, &trial), 1);
+    }
+
+    /// A text a step, each told once; those of steps that are made again are told again.
+    #[test]
+    fn samples_stand_at_their_steps() {
+        let (mut trial, points) = (trials().remove(0), points());
+        let summary = trial.summary.as_mut().unwrap();
+        summary.sample_prompt = Some("Say\nit".into());
+        (summary.sample_before, summary.sample_after) = (Some("before".into()), Some("*after*".into()));
+        summary.samples = [1, 2].map(|step| SampleText { step, text: format!("at {step}") }).into();
+        let steps = |events: &[Event]| -> Vec<u64> {
+            events.iter().filter(|event| name_of(event) == Some(SAMPLE)).map(step_of).collect()
+        };
+        let events = events_of(&trial, &points);
+        assert_eq!(steps(&events), [0, 1, 2, 3]);
+        let last = events.iter().rfind(|event| name_of(event) == Some(SAMPLE)).unwrap();
+        assert_eq!(string(last), "Prompt:\n\n    Say\n    it\n\nText:\n\n    *after*\n");
+        let mut run = Run::default();
+        events.iter().for_each(|event| run.take(event));
+        // It is tried again from step 2 on, and ends at another hour.
+        let mut again = points.clone();
+        for point in again.iter_mut().filter(|point| point.step >= 2) {
+            point.time.0 += 9_000;
+        }
+        trial.finished_at = Some(Timestamp(1_019_000));
+        let (whole, made) = (Curve { from: 0, points: &points }, Curve { from: 0, points: &again });
+        assert_eq!(steps(&run.lacking(&trial, &types(), whole).unwrap()), Vec::<u64>::new());
+        assert_eq!(steps(&run.lacking(&trial, &types(), made).unwrap()), [2, 3]);
     }
 
     /// What a reader has of a curve who follows the session log, as TensorBoard does.

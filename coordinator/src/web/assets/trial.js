@@ -99,7 +99,8 @@ export class TrialPanel {
       el('h3', {}, 'Chosen by the search'),
       el('dl', {}, Object.entries(trial.parameters).map(([name, value]) => el('div', {}, el('dt', {}, name), el('dd', {}, number(value))))),
       sum.sample_prompt && el('details', { open: samplesOpen, id: 'samples' }, el('summary', {}, 'Samples'),
-        sample('Prompt', sum.sample_prompt), sample('Base', sum.sample_before), sample('With the adapter', sum.sample_after)),
+        sample('Prompt', sum.sample_prompt), sample('Base', sum.sample_before), (sum.samples ?? []).map(({ step, text }) => sample(`After step ${number(step)}`, text)),
+        sample('With the adapter', sum.sample_after)),
       el('details', { open: configOpen, id: 'configuration' }, el('summary', {}, 'Every parameter in force'),
         el('dl', {}, config.map(([name, value]) => el('div', {}, el('dt', {}, name), el('dd', {}, typeof value === 'object' && !Array.isArray(value) ? JSON.stringify(value) : number(value)))))));
   }
