@@ -54,8 +54,9 @@ fn summary() -> TrialSummary {
         ),
         sample_before: Some("a text that a model makes up, of some words ".repeat(4)),
         sample_after: Some("a text that a model makes up, of some words ".repeat(4)),
+        // As long as the engine has them.
         samples: [100, 200, 300, 400]
-            .map(|step| SampleText { step, text: "a text that a model makes up, of some words ".repeat(4) })
+            .map(|step| SampleText { step, text: "a text of words ".repeat(5) })
             .into(),
         ..TrialSummary::default()
     }

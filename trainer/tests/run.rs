@@ -255,12 +255,13 @@ fn texts_on_the_way_are_told_once() {
     let all = whole(&config);
     let told: Vec<_> = all.texts().map(|(step, _)| step).collect();
     assert_eq!(told, [0, 4, 8, 12, 16, 20]);
-    // Each is what the run would have said at its end there.
+    // Each is how what the run would have said at its end there begins.
     for sample in &all.samples {
         let mut run = Run::new(&loaded, config.clone()).unwrap();
         steps(&loaded, &mut run, sample.step);
         let there = run.summary(&loaded).unwrap();
-        assert_eq!(there.sample_after.as_ref(), Some(&sample.text));
+        let said = there.sample_after.as_ref().unwrap();
+        assert!(said.starts_with(&sample.text) && sample.text.len() <= 80, "{said}");
         assert!(
             there.texts().map(|(step, _)| step).eq(told.iter().copied().filter(|step| *step <= sample.step))
         );

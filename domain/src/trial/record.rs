@@ -87,7 +87,7 @@ pub struct TrialSummary {
     pub sample_after: Option<String>,
     /// The sample prompt.
     pub sample_prompt: Option<String>,
-    /// Texts that base and adapter generated for it on the way, in order of their steps, which are below `steps`.
+    /// How texts begin that base and adapter generated for it on the way, in order of their steps, which are below `steps`.
     pub samples: Vec<SampleText>,
     /// What the tasks of its sweep's `evaluations` made of it, if it made all its steps.
     pub evaluations: Vec<TaskScore>,

@@ -7,14 +7,17 @@ use crate::pack;
 use crate::tokenizer::Tokenizer;
 use domain::trial::SampleText;
 
-/// Tokens of a sample text.
+/// Tokens of a sample text at the end.
 const TOKENS: usize = 40;
 
-/// Texts on the way at most. A trial's record holds them, of which a sweep may have ten thousand.
+/// Tokens of one on the way, for which training waits: its beginning.
+const TOKENS_ON_THE_WAY: usize = 20;
+
+/// Texts on the way at most. A trial's record holds them, ten thousand of which are to fit into etcd.
 const MOST: usize = 4;
 
-/// Bytes of a text on the way at most.
-const MOST_BYTES: usize = 400;
+/// Bytes of each of those at most.
+const MOST_BYTES: usize = 80;
 
 impl Run {
     /// What the base and the adapter say to the sample prompt; nothing without prompt or tokenizer.
@@ -26,12 +29,12 @@ impl Run {
         let before = match known {
             Some(text) => text,
             None => {
-                let text = continuation(loaded, tokenizer, None, prompt)?;
+                let text = continuation(loaded, tokenizer, None, prompt, TOKENS)?;
                 loaded.alone().texts.insert(prompt.clone(), text.clone());
                 text
             }
         };
-        let after = continuation(loaded, tokenizer, Some(&self.state.adapter), prompt)?;
+        let after = continuation(loaded, tokenizer, Some(&self.state.adapter), prompt, TOKENS)?;
         Ok((Some(before), Some(after)))
     }
 
@@ -48,7 +51,8 @@ impl Run {
         if !is_sampled(step, self.total_steps, u64::from(self.config.eval_steps)) {
             return Ok(());
         }
-        let text = continuation(loaded, tokenizer, Some(&self.state.adapter), prompt)?;
+        let adapter = Some(&self.state.adapter);
+        let text = continuation(loaded, tokenizer, adapter, prompt, TOKENS_ON_THE_WAY)?;
         let samples = &mut self.progress.samples;
         samples.retain(|sample| sample.step < step);
         samples.push(SampleText { step, text: beginning(text) });
@@ -93,8 +97,9 @@ fn continuation(
     tokenizer: &Tokenizer,
     adapter: Option<&Adapter>,
     prompt: &[u32],
+    tokens: usize,
 ) -> Result<String> {
-    let ids = pack::generate(&loaded.base, adapter, prompt, TOKENS, tokenizer.eos())?;
+    let ids = pack::generate(&loaded.base, adapter, prompt, tokens, tokenizer.eos())?;
     tokenizer.decode(&ids)
 }
 
