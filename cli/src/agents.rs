@@ -5,6 +5,7 @@ use crate::client::{Connection, ServerArgs};
 use crate::listing::{ListingArgs, VALUE};
 use crate::output::{self, OutputArgs};
 use clap::Subcommand;
+use domain::machine::PriceSource;
 use proto::v1;
 use serde_json::{Value, json};
 
@@ -132,6 +133,17 @@ fn accelerator(device: &v1::Device) -> String {
     format!("{}{simulated}", device.accelerator)
 }
 
+/// What an hour of a device costs, and whose machine that is the price of; nothing of one that is free or whose price nobody
+/// knows.
+fn price(device: &v1::Device) -> String {
+    let by = device.price_from.as_ref().map(|from| format!(" ({}, {})", from.provider, from.date));
+    output::or_none(
+        Some(device.price_per_hour)
+            .filter(|price| *price > 0.0)
+            .map(|price| output::dollars(price) + by.as_deref().unwrap_or_default()),
+    )
+}
+
 fn document(agent: &v1::Agent) -> Value {
     let device = |d: &v1::Device| {
         json!({
@@ -140,6 +152,7 @@ fn document(agent: &v1::Agent) -> Value {
             "memory_bytes": d.memory_bytes,
             "max_pack_size": d.max_pack_size,
             "price_per_hour": d.price_per_hour,
+            "price_from": d.price_from.clone().map(PriceSource::from),
             "resident_base": d.resident_base,
             "simulated": d.simulated_speed > 0.0,
             "simulated_speed": (d.simulated_speed > 0.0).then_some(d.simulated_speed),
@@ -186,10 +199,11 @@ fn table(agents: &[v1::Agent]) -> String {
                 device.id.clone(),
                 accelerator(device),
                 output::bytes(device.memory_bytes),
+                price(device),
                 format!("{}/{}", agent.trial_ids.len(), device.max_pack_size),
             ]);
         }
     }
-    let headings = ["agent", "host", "state", "device", "accelerator", "memory", "trials"];
-    output::table(&headings, &rows, &["host", "accelerator", "memory"])
+    let headings = ["agent", "host", "state", "device", "accelerator", "memory", "price/h", "trials"];
+    output::table(&headings, &rows, &["host", "accelerator", "price/h", "memory"])
 }

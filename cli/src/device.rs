@@ -59,6 +59,7 @@ mod tests {
             memory_bytes: 1,
             max_pack_size: 1,
             price_per_hour: 0.0,
+            price_from: None,
             compute_capability: None,
             host: EngineHost::Thread,
         };

@@ -1,12 +1,12 @@
 //! A coordinator, and on demand an agent, in this process: the same code as a fleet's, talking real gRPC on
 //! loopback.
 
+use crate::Failure;
 use crate::client::ENDPOINT_FILE;
-use crate::{Failure, machines};
 use coordinator::{Access, CoordinatorError};
 use domain::SystemClock;
-use gpu_agent::devices::CPU;
 use gpu_agent::devices::simulated::SimulateArgs;
+use gpu_agent::devices::{CPU, Prices};
 use gpu_agent::{DeviceOptions, EngineHost};
 use security::client::Token;
 use security::{Client, Secret};
@@ -140,8 +140,8 @@ impl Embedded {
 /// What this machine trains on.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DeviceArgs {
-    /// Dollars that an hour of this machine costs, for the trials' cost. 0 unless given; of simulated devices, the
-    /// catalogue's prices.
+    /// Dollars that an hour of this machine costs, for the trials' cost. Unless given, a GPU costs what the cheapest machine
+    /// of the catalogue asks for one on demand, and the CPU nothing.
     #[arg(long, alias = "price_per_hour", value_name = "USD", value_parser = gpu_agent::devices::price)]
     price_per_hour: Option<f64>,
     #[command(flatten)]
@@ -154,27 +154,9 @@ impl DeviceArgs {
         !self.simulate.simulate.is_empty()
     }
 
-    /// Where the simulated devices' prices come from, a line an accelerator.
-    pub(crate) fn prices(&self, devices: &[DeviceOptions]) -> Result<Vec<String>, Failure> {
-        if !self.are_simulated() || self.price_per_hour.is_some() {
-            return Ok(Vec::new());
-        }
-        let (catalogue, mut lines) = (machines::catalogue()?, Vec::new());
-        for device in devices {
-            let line = catalogue.cheapest(&device.accelerator).map_or_else(
-                || format!("{}: no price is known; --price-per-hour gives one", device.accelerator),
-                |machine| machines::priced(&device.accelerator, machine),
-            );
-            if !lines.contains(&line) {
-                lines.push(line);
-            }
-        }
-        Ok(lines)
-    }
-
-    /// The simulated devices, or this machine's GPUs, or its CPU if it has none to train on; each at its share of the
-    /// machine's price. What is to be said about them is logged.
-    pub(crate) fn devices(&self) -> Result<Vec<DeviceOptions>, Failure> {
+    /// The simulated devices, or this machine's GPUs, or its CPU if it has none to train on; each at its price. What
+    /// is to be said about them is logged, but for where those prices come from: that is answered, a line an accelerator.
+    pub(crate) fn devices(&self) -> Result<(Vec<DeviceOptions>, Vec<String>), Failure> {
         let mut devices = self.simulate.devices().map_err(Failure::invalid)?;
         if devices.is_empty() {
             let found = gpu_agent::devices::local();
@@ -183,11 +165,13 @@ impl DeviceArgs {
             }
             devices = found.devices;
         }
-        gpu_agent::devices::priced(&mut devices, self.price_per_hour);
+        let Prices { mut known, unknown } =
+            gpu_agent::devices::priced(&mut devices, self.price_per_hour).map_err(Failure::invalid)?;
+        known.extend(unknown);
         for device in devices.iter_mut().filter(|device| device.id.as_str() == CPU) {
             device.host = cpu_host();
         }
-        Ok(devices)
+        Ok((devices, known))
     }
 }
 

@@ -72,17 +72,6 @@ pub(crate) fn catalogue() -> Result<Catalogue, Failure> {
     Catalogue::load().map_err(Failure::invalid)
 }
 
-/// What an accelerator costs, and who says so: a line.
-pub(crate) fn priced(accelerator: &str, machine: &Machine) -> String {
-    let Machine { machine: name, provider, region, accelerators, date, source, .. } = machine;
-    let each = match accelerators {
-        1 => String::new(),
-        _ => format!(", a part in {accelerators}"),
-    };
-    let price = output::dollars(machine.price_per_hour);
-    format!("{accelerator}: {price} an hour for {name} ({provider}, {region}){each}, {date}, {source}")
-}
-
 /// Runs the verb.
 pub(crate) fn run(verb: Verb) -> Result<(), Failure> {
     match verb {
@@ -264,17 +253,5 @@ mod tests {
         for wrong in ["2026-11-31", "26-11-28", "2026-1-2", "today", ""] {
             assert!(date(wrong).is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn a_price_names_its_source() {
-        let mut machine = Catalogue::shipped().machines()[0].clone();
-        assert_eq!(
-            priced("A100-40GB", &machine),
-            "A100-40GB: $3.67 an hour for a2-highgpu-1g (gcp, us-central1), 2025-03-06, \
-             Cyclenerd/google-cloud-pricing-cost-calculator"
-        );
-        machine.accelerators = 8;
-        assert!(priced("A100-40GB", &machine).contains("(gcp, us-central1), a part in 8, 2025"));
     }
 }

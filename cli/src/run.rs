@@ -73,19 +73,20 @@ pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     // What lies on a server's machines, only it can check.
     let (mut base_models, mut devices) = (BaseModels::new(), Vec::new());
     if endpoint.is_none() {
-        devices = args.devices.devices()?;
+        let prices;
+        (devices, prices) = args.devices.devices()?;
         check_accelerators(&loaded, &devices)?;
         plan::check_numbers(&loaded, &devices)?;
         if args.devices.are_simulated() {
             base_models = plan::outline(&loaded)?;
             announce(&args, &loaded, &[]);
             say!("simulated: nothing is trained, and every number is a model's");
-            args.devices.prices(&devices)?.into_iter().for_each(|line| say!("{line}"));
         } else {
             let planned = plan::check(&loaded)?;
             announce(&args, &loaded, &planned);
             base_models = plan::base_models(&planned);
         }
+        prices.into_iter().for_each(|line| say!("{line}"));
     } else if args.devices.are_simulated() {
         return Err(Failure::invalid(
             "--simulate: a server has its own devices; leave --endpoint out, or start an agent there with --simulate",

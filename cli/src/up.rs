@@ -83,7 +83,8 @@ pub(crate) struct Args {
 /// Runs the verb.
 pub(crate) async fn run(args: Args) -> Result<(), Failure> {
     let (access, token) = args.access.with_agent(args.listen).map_err(Failure::invalid)?;
-    let devices = args.devices.devices()?;
+    let (devices, prices) = args.devices.devices()?;
+    prices.into_iter().for_each(|line| say!("{line}"));
     client::refuse_in_use(&args.data_dir).await?;
     let ready = Readiness::not_yet("it has not started to serve");
     match http::beside(args.http, ready.clone(), async {

@@ -10,6 +10,8 @@ use common::Sandbox;
 use local_hub::{COMMIT, LocalHub};
 use serde_json::{Value, json};
 
+/// The day of the second import.
+const DAY: &str = "2026-11-03";
 const ROWS: &str = "InstanceType,AcceleratorName,AcceleratorCount,vCPUs,MemoryGiB,Price,Region,SpotPrice
 small,T4,1.0,8,32,0.5,east,0.25
 large,A100,8.0,96,680,16.0,east,
@@ -90,7 +92,7 @@ fn prices_are_imported_listed_and_named() {
     assert!(String::from_utf8_lossy(&table.stdout).contains(line), "{table:?}");
     // A second import takes the place of the first.
     std::fs::write(sandbox.path().join("cheap/vms.csv"), ROWS.replace(",0.5,east", ",360000,east")).unwrap();
-    sandbox.json(&["machines", "import", "cheap/vms.csv"]);
+    sandbox.json(&["machines", "import", "cheap/vms.csv", "--date", DAY]);
     assert_eq!(sandbox.json(&["machines", "list"]).as_array().unwrap().len(), all.as_array().unwrap().len());
     let run =
         sandbox.lorafleet(&["run", "sweep.yaml", "--simulate=T4-16GB", "--simulate-speed=100000", "-o=json"]);
@@ -100,6 +102,27 @@ fn prices_are_imported_listed_and_named() {
     let result: Value = serde_json::from_slice(result).unwrap();
     let (cost, seconds) =
         (&result["trials"][0]["cost_usd"], &result["trials"][0]["summary"]["device_seconds"]);
+    let device = &result["trials"][0]["device"];
+    for (key, want) in [
+        ("machine", json!("small")),
+        ("provider", json!("cheap")),
+        ("region", json!("east")),
+        ("accelerators", json!(1)),
+        ("source", json!("SkyPilot's catalogue, cheap/vms.csv")),
+        ("spot", json!(false)),
+    ] {
+        assert_eq!(device["price_from"][key], want, "{key}: {device:#}");
+    }
+    let id = result["sweep"]["id"].as_str().unwrap();
+    assert_eq!(&sandbox.json(&["trials", "get", &format!("{id}/1")])["device"], device);
+    let named = format!(
+        "T4-16GB $360000.00 an hour, that of small (cheap, east), {DAY}, SkyPilot's catalogue, cheap/vms.csv."
+    );
+    let page = std::fs::read_to_string(sandbox.path().join(result["report"].as_str().unwrap())).unwrap();
+    assert!(page.replace("&#39;", "'").replace("&#x27;", "'").contains(&named), "{named}");
+    sandbox.json(&["export", id, "--format", "csv", "--to", "out"]);
+    let csv = std::fs::read_to_string(sandbox.path().join("out/trials.csv")).unwrap();
+    assert!(csv.contains(&format!(",small,cheap,east,{DAY},")), "{csv}");
     assert!(cost.as_f64().unwrap() >= 100.0 * 0.9 * seconds.as_f64().unwrap(), "{cost} for {seconds} s");
 }
 

@@ -115,6 +115,7 @@ fn stream(desk: &Desk, scope: &Scope, holdings: Vec<Holding>) -> (mpsc::Sender<F
         memory_bytes: 1 << 40,
         max_pack_size: 1,
         price_per_hour: PER_HOUR,
+        price_from: None,
         resident_base: None,
         simulated_speed: None,
         compute_capability: None,

@@ -120,6 +120,7 @@ impl FakeAgent {
             memory_bytes: 1 << 40,
             max_pack_size: 2,
             price_per_hour: 1.0,
+            price_from: None,
             resident_base: None,
             simulated_speed: None,
             compute_capability: None,

@@ -128,6 +128,7 @@ fn trial(number: u32, (state, learning_rate, rank, targets, steps, end): Made) -
             accelerator: "A100-40GB".into(),
             memory_bytes: 41_900_000_000,
             price_per_hour: 3.673385,
+            price_from: None,
         }),
         adapter: Some(format!("sweeps/stories-1a2b/{number}/adapter-a1-s{steps}")),
         resume: None,

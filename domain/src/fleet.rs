@@ -1,6 +1,6 @@
 //! Agents and their devices.
 
-use crate::machine::ComputeCapability;
+use crate::machine::{ComputeCapability, PriceSource};
 use crate::{AgentId, Attempt, DeviceId, TrialId};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +26,9 @@ pub struct Device {
     pub max_pack_size: u32,
     /// US dollars an hour; 0 for a machine of one's own.
     pub price_per_hour: f64,
+    /// Where that price comes from. `None`: whoever started the agent named it, or there is none.
+    #[serde(default)]
+    pub price_from: Option<PriceSource>,
     /// The base model that is resident, as trials name it.
     pub resident_base: Option<String>,
     /// Of a device that only behaves as if it trained, how many of its seconds pass in one. `None`: it trains.

@@ -112,7 +112,62 @@ pub struct Machine {
     pub source: String,
 }
 
+/// Where a price of one accelerator comes from: a machine type of a catalogue.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PriceSource {
+    /// The provider's name for the machine.
+    pub machine: String,
+    /// `gcp`, `runpod`, ….
+    pub provider: String,
+    /// Where.
+    pub region: String,
+    /// How many accelerators the machine has: the price is that part of its.
+    pub accelerators: u32,
+    /// When the price was that, `YYYY-MM-DD`.
+    pub date: String,
+    /// Who said so.
+    pub source: String,
+    /// Whether it is the price of a machine that may be taken back; else it is that on demand.
+    #[serde(default)]
+    pub spot: bool,
+}
+
+impl fmt::Display for PriceSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { machine, provider, region, accelerators, date, source, spot } = self;
+        write!(f, "{machine} ({provider}, {region})")?;
+        if *accelerators > 1 {
+            write!(f, ", a part in {accelerators}")?;
+        }
+        let spot = if *spot { ", spot" } else { "" };
+        write!(f, "{spot}, {date}, {source}")
+    }
+}
+
 impl Machine {
+    /// Where [`Machine::price_of_one`] comes from.
+    pub fn price_source(&self) -> PriceSource {
+        PriceSource {
+            machine: self.machine.clone(),
+            provider: self.provider.clone(),
+            region: self.region.clone(),
+            accelerators: self.accelerators,
+            date: self.date.clone(),
+            source: self.source.clone(),
+            spot: false,
+        }
+    }
+
+    /// What it costs on demand, and who says so, with its accelerator's name before it.
+    pub fn price_line(&self) -> String {
+        let price = match self.price_per_hour {
+            0.0 => "$0".into(),
+            price if price < 0.1 => format!("${price:.4}"),
+            price => format!("${price:.2}"),
+        };
+        format!("{}: {price} an hour for {}", self.accelerator, self.price_source())
+    }
+
     /// US dollars an hour on demand for one of its accelerators.
     pub fn price_of_one(&self) -> f64 {
         self.price_per_hour / f64::from(self.accelerators.max(1))
@@ -151,5 +206,25 @@ mod tests {
         for text in ["", "8", "8.", ".0", "8.0.0", "+8.0", "08.0", "8.x", "-8.0"] {
             assert!(text.parse::<ComputeCapability>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_price_names_its_source() {
+        let mut machine = Machine {
+            machine: "m".into(),
+            provider: "p".into(),
+            region: "r".into(),
+            accelerator: "T4-16GB".into(),
+            accelerators: 1,
+            price_per_hour: 3.673385,
+            spot_price_per_hour: None,
+            date: "2025-03-06".into(),
+            source: "s".into(),
+        };
+        assert_eq!(machine.price_line(), "T4-16GB: $3.67 an hour for m (p, r), 2025-03-06, s");
+        (machine.accelerators, machine.price_per_hour) = (8, 0.05);
+        assert_eq!(machine.price_line(), "T4-16GB: $0.0500 an hour for m (p, r), a part in 8, 2025-03-06, s");
+        let spot = PriceSource { spot: true, ..machine.price_source() };
+        assert_eq!(spot.to_string(), "m (p, r), a part in 8, spot, 2025-03-06, s");
     }
 }

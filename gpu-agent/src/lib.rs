@@ -43,7 +43,7 @@ use actors::device::Device;
 use actors::session::{Identity, Session};
 use beginning::Stopwatch;
 use cache::Cache;
-use domain::machine::{Accelerator, ComputeCapability};
+use domain::machine::{Accelerator, ComputeCapability, PriceSource};
 use domain::trial::{Failure, FailureClass};
 use domain::{AgentId, Clock, DeviceId};
 use engine::candle::Candle;
@@ -107,6 +107,8 @@ pub struct DeviceOptions {
     pub max_pack_size: u32,
     /// Dollars an hour; 0 for a machine of one's own.
     pub price_per_hour: f64,
+    /// Where that price comes from. `None`: whoever starts the agent named it, or there is none.
+    pub price_from: Option<PriceSource>,
     /// Of a GPU, the compute capability whose instructions trials get there: its own, or of a program that was built for an
     /// older one, that.
     pub compute_capability: Option<ComputeCapability>,

@@ -100,8 +100,8 @@ struct AgentArgs {
     devices: String,
     #[command(flatten)]
     simulate: SimulateArgs,
-    /// Dollars that an hour of this machine costs, for the trials' cost. 0 unless given; of simulated devices, the
-    /// catalogue's prices.
+    /// Dollars that an hour of this machine costs, for the trials' cost. Unless given, a GPU costs what the cheapest machine
+    /// of the catalogue asks for one on demand, and the CPU nothing.
     #[arg(long, env = "LORAFLEET_PRICE_PER_HOUR", value_name = "USD", value_parser = devices::price)]
     price_per_hour: Option<f64>,
     /// What is said of this machine where agents are listed.
@@ -177,7 +177,9 @@ async fn work(args: AgentArgs, ready: &Readiness) -> Result<(), End> {
     } else {
         tracing::warn!(devices = devices.len(), "the devices are simulated: nothing is trained");
     }
-    devices::priced(&mut devices, args.price_per_hour);
+    let prices = devices::priced(&mut devices, args.price_per_hour).map_err(End::invalid)?;
+    prices.known.iter().for_each(|line| tracing::info!("{line}"));
+    prices.unknown.iter().for_each(|line| tracing::warn!("{line}"));
     let labels: BTreeMap<_, _> = args.labels.iter().cloned().collect();
     let fleet = tokio::select! {
         fleet = fleet::connect(&args, ready) => fleet?,
@@ -331,6 +333,7 @@ mod fleet {
                         "memory_bytes": device.memory_bytes,
                         "max_pack_size": device.max_pack_size,
                         "price_per_hour": device.price_per_hour,
+                        "price_from": device.price_from,
                         "simulated_speed": device.simulated_speed(),
                         "compute_capability": device.compute_capability,
                     })

@@ -136,6 +136,7 @@ pub fn device(options: &DeviceOptions, resident_base: Option<String>) -> v1::Dev
         memory_bytes: options.memory_bytes,
         max_pack_size: options.max_pack_size,
         price_per_hour: options.price_per_hour,
+        price_from: options.price_from.clone().map(Into::into),
         resident_base: resident_base.unwrap_or_default(),
         simulated_speed: options.simulated_speed(),
         compute_capability: options.compute_capability.map(String::from).unwrap_or_default(),

@@ -89,6 +89,7 @@ impl Stage {
             memory_bytes: 1_000_000_000,
             max_pack_size: 4,
             price_per_hour: 0.0,
+            price_from: None,
             compute_capability: None,
             host: EngineHost::Thread,
         };

@@ -107,6 +107,13 @@ const TRAILING: &[(&str, &str, Kind)] = &[
     ("spec_digest", "/digests/spec", Kind::Text),
     ("documents_digest", "/digests/documents", Kind::Text),
     ("replicate_of", "/replicate_of", Kind::Text),
+    ("price_per_hour", "/device/price_per_hour", Kind::Number),
+    ("price_machine", "/device/price_from/machine", Kind::Text),
+    ("price_provider", "/device/price_from/provider", Kind::Text),
+    ("price_region", "/device/price_from/region", Kind::Text),
+    ("price_date", "/device/price_from/date", Kind::Text),
+    ("price_source", "/device/price_from/source", Kind::Text),
+    ("price_spot", "/device/price_from/spot", Kind::Flag),
 ];
 
 /// The table of trials: where each stands, what the search chose, its numbers, and every other parameter.

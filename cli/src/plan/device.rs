@@ -152,9 +152,8 @@ pub(super) fn prices<'a>(devices: impl Iterator<Item = &'a Value>) -> String {
     let (mut lines, mut predicts) = (Vec::new(), false);
     for device in devices {
         predicts |= device["seconds"].is_number();
-        let name = device["device"].as_str().unwrap_or_default();
         let Ok(machine) = serde_json::from_value::<Machine>(device["price"].clone()) else { continue };
-        let line = machines::priced(name, &machine) + "\n";
+        let line = machine.price_line() + "\n";
         if !lines.contains(&line) {
             lines.push(line);
         }

@@ -2,6 +2,7 @@
 
 use super::Services;
 use domain::fleet::Agent;
+use domain::machine::PriceSource;
 use proto::limits::{self, cut};
 use proto::v1;
 use registry::Member;
@@ -27,6 +28,7 @@ struct Device {
     memory_bytes: u64,
     max_pack_size: u32,
     price_per_hour: f64,
+    price_from: Option<PriceSource>,
     simulated_speed: f64,
     compute_capability: Option<String>,
 }
@@ -60,6 +62,7 @@ fn unknown(member: Member) -> v1::Agent {
         memory_bytes: device.memory_bytes,
         max_pack_size: device.max_pack_size.max(1),
         price_per_hour: device.price_per_hour,
+        price_from: device.price_from.map(Into::into),
         resident_base: String::new(),
         simulated_speed: device.simulated_speed,
         compute_capability: device.compute_capability.unwrap_or_default(),

@@ -30,7 +30,7 @@ pub(super) fn four_bit(batch_size: u32, lora_rank: u32, length: u32) -> TrialCon
 /// A device of so many GB at a price an hour.
 pub(super) fn device(accelerator: &str, gigabytes: f64, price_per_hour: f64) -> TrialDevice {
     let memory_bytes = (gigabytes * 1e9) as u64;
-    TrialDevice { accelerator: accelerator.into(), memory_bytes, price_per_hour }
+    TrialDevice { accelerator: accelerator.into(), memory_bytes, price_per_hour, price_from: None }
 }
 
 /// A trial that ran to its end alone on an A100: its peak in GB, and rows a second. It cost 5 dollars divided by those.

@@ -6,6 +6,7 @@ use super::series::Entry;
 use super::slice::{self, Dependence, Facts, PRECISION, named, sorted};
 use super::{Sources, chart::OTHERS, evaluations};
 use domain::TrialId;
+use domain::machine::PriceSource;
 use domain::metric;
 use domain::sweep::{Distribution, Sweep};
 use domain::trial::{Throughput, Trial, TrialSummary};
@@ -197,28 +198,22 @@ pub(super) fn accuracy(sources: &Sources) -> Option<Block> {
     Some(Block::Table(table))
 }
 
-/// What an hour of each accelerator costs, and which machine of the shipped catalogue costs the same.
+/// What an hour of each accelerator costs, and where that price comes from.
 pub(super) fn prices(trials: &[Trial]) -> Option<Line> {
     let devices = trials.iter().filter_map(|trial| trial.device.as_ref()).filter(|d| d.price_per_hour > 0.0);
-    let mut prices: Vec<_> = devices.map(|d| (d.accelerator.as_str(), d.price_per_hour)).collect();
-    prices.sort_by(|(a, x), (b, y)| a.cmp(b).then(x.total_cmp(y)));
+    let mut prices: Vec<_> =
+        devices.map(|d| (d.accelerator.as_str(), d.price_per_hour, d.price_from.as_deref())).collect();
+    prices.sort_by(|(a, x, of), (b, y, by)| a.cmp(b).then(x.total_cmp(y)).then(of.cmp(by)));
     prices.dedup();
     if prices.is_empty() {
         return None;
     }
-    let catalogue = config::machines::Catalogue::shipped();
-    let price = |(accelerator, price): (&str, f64)| {
-        let is_it = |m: &&domain::machine::Machine| {
-            m.accelerator == accelerator && (m.price_of_one() - price).abs() < 1e-9
+    let price = |(accelerator, price, from): (&str, f64, Option<&PriceSource>)| {
+        let from = match from {
+            Some(from) => format!("that of {from}"),
+            None => "as whoever started its agent said".into(),
         };
-        // Whom the agent had it from is not known here; that they are equal is.
-        let same = catalogue.machines().iter().find(is_it).map_or_else(String::new, |m| {
-            format!(
-                ", which is that of {} of {} in {}, {}, {}",
-                m.machine, m.provider, m.region, m.date, m.source
-            )
-        });
-        format!("{accelerator} {} an hour, as its agent was told{same}", numbers::usd(price))
+        format!("{accelerator} {} an hour, {from}", numbers::usd(price))
     };
     let all: Vec<_> = prices.into_iter().map(price).collect();
     Some(Line::from(format!("Prices: {}.", all.join("; "))))

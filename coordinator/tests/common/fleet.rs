@@ -82,6 +82,7 @@ pub fn agent(id: &str, max_pack_size: u32, price_per_hour: f64) -> Agent {
         memory_bytes: 1 << 40,
         max_pack_size,
         price_per_hour,
+        price_from: None,
         resident_base: None,
         simulated_speed: None,
         compute_capability: None,

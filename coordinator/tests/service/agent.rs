@@ -39,6 +39,7 @@ pub fn hello(id: &str, pack: u32, holdings: Vec<v1::Holding>) -> v1::Hello {
         memory_bytes: 1 << 30,
         max_pack_size: pack,
         price_per_hour: 3.6,
+        price_from: None,
         resident_base: String::new(),
         simulated_speed: 0.0,
         compute_capability: String::new(),

@@ -284,6 +284,7 @@ impl Life {
             memory_bytes: 1 << 40,
             max_pack_size: self.plan.pack,
             price_per_hour: PRICE_PER_HOUR,
+            price_from: None,
             resident_base: None,
             simulated_speed: None,
             compute_capability: None,

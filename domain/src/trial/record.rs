@@ -2,6 +2,7 @@
 
 use super::{ItemScores, TrialConfig, TrialState};
 use crate::fleet::SIMULATED_AGENT;
+use crate::machine::PriceSource;
 use crate::metric;
 use crate::{AgentId, Attempt, DeviceId, Timestamp, TrialId};
 use serde::{Deserialize, Serialize};
@@ -165,6 +166,10 @@ pub struct TrialDevice {
     pub memory_bytes: u64,
     /// US dollars an hour of its own time.
     pub price_per_hour: f64,
+    /// Where that price comes from. `None`: whoever started the agent named it, there is none, or in a record of an earlier
+    /// version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub price_from: Option<Box<PriceSource>>,
 }
 
 /// Where an attempt of a trial is or was, and when.

@@ -182,6 +182,7 @@ pub fn choose(read: &Result<Facts, Absent>, settings: &Settings) -> Found {
             memory_bytes: memory_bytes.saturating_sub(RESERVE),
             max_pack_size: PACK_SIZE,
             price_per_hour: 0.0,
+            price_from: None,
             compute_capability: Some(capability(settings.built_for.unwrap_or(gpu.compute).min(gpu.compute))),
             // By its UUID, so that the process opens this very one, however CUDA counts; and because CUDA shows a process
             // no more than one slice.

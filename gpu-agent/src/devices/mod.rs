@@ -15,12 +15,15 @@ pub mod simulated;
 
 use crate::{DeviceOptions, EngineHost};
 use choose::{Found, Settings};
+use config::machines::Catalogue;
 use domain::DeviceId;
 use std::path::Path;
 use std::process::Command;
 
 /// The id of the CPU as a device.
 pub const CPU: &str = "cpu";
+/// What it is called where accelerators are: no catalogue has it.
+const CPU_ACCELERATOR: &str = "CPU";
 /// Trials that share the CPU unless told otherwise.
 const CPU_PACK_SIZE: u32 = 4;
 /// The share of the machine's memory that is left to everything else.
@@ -33,10 +36,11 @@ pub fn cpu() -> DeviceOptions {
     let memory = memory_bytes();
     DeviceOptions {
         id: DeviceId::new(CPU),
-        accelerator: "CPU".into(),
+        accelerator: CPU_ACCELERATOR.into(),
         memory_bytes: memory - memory / RESERVED_SHARE,
         max_pack_size: CPU_PACK_SIZE,
         price_per_hour: 0.0,
+        price_from: None,
         compute_capability: None,
         host: EngineHost::Thread,
     }
@@ -85,12 +89,54 @@ pub fn price(text: &str) -> Result<f64, String> {
     parsed.ok_or_else(|| format!("write dollars an hour, from 0 to {most}"))
 }
 
-/// Gives each of a machine's devices its share of the machine's price, if there is one.
-pub fn priced(devices: &mut [DeviceOptions], price_per_hour: Option<f64>) {
-    let each = price_per_hour.map(|price| price / devices.len() as f64);
-    for device in devices {
-        device.price_per_hour = each.unwrap_or(device.price_per_hour);
+/// What is to be said of devices whose price nobody named, a line an accelerator.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Prices {
+    /// What they cost, and who says so.
+    pub known: Vec<String>,
+    /// Those of which the catalogue has no price.
+    pub unknown: Vec<String>,
+}
+
+/// Gives each of a machine's devices its price: its share of the machine's, if that is given; else, but for the CPU, what the
+/// cheapest machine of the catalogue asks for one such accelerator on demand.
+///
+/// # Errors
+/// The user's catalogue cannot be read.
+pub fn priced(devices: &mut [DeviceOptions], price_per_hour: Option<f64>) -> Result<Prices, String> {
+    if let Some(price) = price_per_hour {
+        let each = price / devices.len() as f64;
+        devices.iter_mut().for_each(|device| device.price_per_hour = each);
+        return Ok(Prices::default());
     }
+    if devices.iter().all(|device| device.accelerator == CPU_ACCELERATOR) {
+        return Ok(Prices::default());
+    }
+    Ok(priced_by(&Catalogue::load().map_err(|error| error.to_string())?, devices))
+}
+
+fn priced_by(catalogue: &Catalogue, devices: &mut [DeviceOptions]) -> Prices {
+    let mut prices = Prices::default();
+    for device in devices.iter_mut().filter(|device| device.accelerator != CPU_ACCELERATOR) {
+        let name = &device.accelerator;
+        let (lines, line) = match catalogue.cheapest(name) {
+            Some(machine) => {
+                device.price_per_hour = machine.price_of_one();
+                device.price_from = Some(machine.price_source());
+                (&mut prices.known, machine.price_line())
+            }
+            None => (
+                &mut prices.unknown,
+                format!(
+                    "{name}: no price is known, so what trials cost there is not counted; --price-per-hour gives one"
+                ),
+            ),
+        };
+        if !lines.contains(&line) {
+            lines.push(line);
+        }
+    }
+    prices
 }
 
 /// Has the metrics tell of this machine's GPUs.

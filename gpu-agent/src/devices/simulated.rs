@@ -2,7 +2,7 @@
 
 use super::choose::{PACK_SIZE, RESERVE};
 use crate::{DeviceOptions, EngineHost};
-use config::machines::{self, Catalogue};
+use config::machines;
 use domain::DeviceId;
 use domain::fleet::SIMULATED_SPEED;
 
@@ -29,18 +29,11 @@ fn speed(text: &str) -> Result<f64, String> {
 }
 
 impl SimulateArgs {
-    /// The devices, at the catalogue's price for one accelerator of the cheapest machine; none without `--simulate`.
+    /// The devices, without a price yet; none without `--simulate`.
     ///
     /// # Errors
-    /// What is not in the catalogue, or is no number of devices; a catalogue of the user's that cannot be read.
+    /// What is not in the catalogue, or is no number of devices.
     pub fn devices(&self) -> Result<Vec<DeviceOptions>, String> {
-        match self.simulate.is_empty() {
-            true => Ok(Vec::new()),
-            false => self.priced_by(&Catalogue::load().map_err(|error| error.to_string())?),
-        }
-    }
-
-    fn priced_by(&self, catalogue: &Catalogue) -> Result<Vec<DeviceOptions>, String> {
         let mut devices = Vec::new();
         for entry in &self.simulate {
             let (name, count) = match entry.split_once(':') {
@@ -51,14 +44,14 @@ impl SimulateArgs {
             let count = count
                 .ok_or_else(|| format!("{said}: write 1 to {MOST} behind the colon, as in A100-40GB:8"))?;
             let accelerator = machines::accelerator(name).map_err(|problem| format!("{said}: {problem}"))?;
-            let price = catalogue.cheapest(&accelerator.name).map_or(0.0, |machine| machine.price_of_one());
             for _ in 0..count {
                 devices.push(DeviceOptions {
                     id: DeviceId::new(format!("simulated:{}", devices.len())),
                     accelerator: accelerator.name.clone(),
                     memory_bytes: accelerator.memory_bytes.saturating_sub(RESERVE),
                     max_pack_size: PACK_SIZE,
-                    price_per_hour: price,
+                    price_per_hour: 0.0,
+                    price_from: None,
                     compute_capability: Some(accelerator.compute_capability),
                     host: EngineHost::Simulated {
                         accelerator: accelerator.clone(),
@@ -76,22 +69,32 @@ impl SimulateArgs {
 
 #[cfg(test)]
 mod tests {
+    use super::super::priced_by;
     use super::*;
+    use config::machines::Catalogue;
 
     fn devices(names: &[&str]) -> Result<Vec<DeviceOptions>, String> {
         let simulate = names.iter().map(ToString::to_string).collect();
-        SimulateArgs { simulate, simulate_speed: 60.0 }.priced_by(&Catalogue::shipped())
+        SimulateArgs { simulate, simulate_speed: 60.0 }.devices()
     }
 
     #[test]
     fn devices_by_name_and_number() {
-        let three = devices(&["a100-40gb:2", "V100-16GB"]).unwrap();
+        let mut three = devices(&["a100-40gb:2", "V100-16GB"]).unwrap();
         let named: Vec<_> = three.iter().map(|d| (d.id.as_str(), d.accelerator.as_str())).collect();
         let want = [("simulated:0", "A100-40GB"), ("simulated:1", "A100-40GB"), ("simulated:2", "V100-16GB")];
         assert_eq!(named, want);
         assert_eq!(three[0].memory_bytes, 42_949_672_960 - RESERVE);
-        assert_eq!(three[0].price_per_hour, 3.673385);
         assert!(matches!(three[2].host, EngineHost::Simulated { speed: 60.0, .. }));
+        three[2].accelerator = "V101".into();
+        let prices = priced_by(&Catalogue::shipped(), &mut three);
+        let machine = |device: &DeviceOptions| device.price_from.as_ref().map(|from| from.machine.clone());
+        assert_eq!((three[0].price_per_hour, three[2].price_per_hour), (3.673385, 0.0));
+        assert_eq!((machine(&three[1]), machine(&three[2])), (Some("a2-highgpu-1g".into()), None));
+        let known = "A100-40GB: $3.67 an hour for a2-highgpu-1g (gcp, us-central1), 2025-03-06, \
+                     Cyclenerd/google-cloud-pricing-cost-calculator";
+        assert_eq!(prices.known, [known], "a line an accelerator");
+        assert!(prices.unknown[0].starts_with("V101: no price is known"), "{:?}", prices.unknown);
         assert_eq!(devices(&[]).unwrap(), []);
         for (names, want) in [
             (["A100:1"], "--simulate A100:1: A100 is not in the catalogue; give one of"),

@@ -4,9 +4,31 @@ use super::{ConvertError, too_long};
 use crate::limits::{self, cut};
 use crate::v1;
 use domain::fleet::{Agent, Device, Feature, Holding, SIMULATED_SPEED};
-use domain::machine::ComputeCapability;
+use domain::machine::{ComputeCapability, PriceSource};
 use domain::{AgentId, Attempt, DeviceId, TrialId};
 use std::time::Duration;
+
+impl From<PriceSource> for v1::PriceSource {
+    fn from(p: PriceSource) -> Self {
+        let PriceSource { machine, provider, region, accelerators, date, source, spot } = p;
+        Self { machine, provider, region, accelerators, date, source, spot }
+    }
+}
+
+impl From<v1::PriceSource> for PriceSource {
+    fn from(p: v1::PriceSource) -> Self {
+        let name = |text| cut(text, limits::NAME_BYTES);
+        Self {
+            machine: name(p.machine),
+            provider: name(p.provider),
+            region: name(p.region),
+            accelerators: p.accelerators,
+            date: name(p.date),
+            source: name(p.source),
+            spot: p.spot,
+        }
+    }
+}
 
 impl From<Device> for v1::Device {
     fn from(d: Device) -> Self {
@@ -16,6 +38,7 @@ impl From<Device> for v1::Device {
             memory_bytes: d.memory_bytes,
             max_pack_size: d.max_pack_size,
             price_per_hour: d.price_per_hour,
+            price_from: d.price_from.map(Into::into),
             resident_base: d.resident_base.unwrap_or_default(),
             simulated_speed: d.simulated_speed.unwrap_or_default(),
             compute_capability: d.compute_capability.map(String::from).unwrap_or_default(),
@@ -49,6 +72,7 @@ impl TryFrom<v1::Device> for Device {
             memory_bytes: d.memory_bytes,
             max_pack_size: d.max_pack_size,
             price_per_hour: d.price_per_hour,
+            price_from: d.price_from.map(Into::into),
             resident_base: Some(d.resident_base).filter(|base| !base.is_empty()),
             simulated_speed: Some(d.simulated_speed).filter(|speed| *speed != 0.0),
             compute_capability,

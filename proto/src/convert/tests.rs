@@ -1,5 +1,6 @@
 use super::*;
 use domain::fleet::Device;
+use domain::machine::PriceSource;
 use domain::trial::TrialPlacement;
 use domain::{AgentId, DeviceId};
 use serde_json::json;
@@ -19,6 +20,7 @@ fn a_trial_travels_unchanged() {
             accelerator: "A100-40GB".into(),
             memory_bytes: 41_900_000_000,
             price_per_hour: 3.67,
+            price_from: Some(Box::new(price_source())),
         }),
         adapter: Some("x/adapter".into()),
         resume: Some(("x/resume".into(), 20)),
@@ -148,14 +150,33 @@ fn a_sweep_goes_out_with_its_counts() {
     assert_eq!(domain::sweep::SweepSpec::from_document(&document).unwrap(), spec);
 }
 
+fn price_source() -> PriceSource {
+    PriceSource {
+        machine: "a2-highgpu-1g".into(),
+        provider: "gcp".into(),
+        region: "us-central1".into(),
+        accelerators: 1,
+        date: "2025-03-06".into(),
+        source: "a catalogue".into(),
+        spot: false,
+    }
+}
+
 #[test]
 fn devices_are_checked() {
     let good = v1::Device { id: "cpu".into(), max_pack_size: 1, ..v1::Device::default() };
     let simulated = v1::Device { simulated_speed: 60.0, price_per_hour: 3.0, ..good.clone() };
+    let priced = v1::Device {
+        price_per_hour: 3.0,
+        price_from: Some(v1::PriceSource { machine: "m".repeat(300), ..price_source().into() }),
+        ..good.clone()
+    };
     let volta = v1::Device { compute_capability: "7.0".into(), ..good.clone() };
     for device in [good.clone(), simulated.clone(), volta] {
         assert_eq!(v1::Device::from(Device::try_from(device.clone()).unwrap()), device);
     }
+    let source = Device::try_from(priced).unwrap().price_from.unwrap();
+    assert_eq!((source.machine.len(), source.region), (crate::limits::NAME_BYTES, "us-central1".into()));
     // An hour of its time is a minute of ours.
     assert_eq!(Device::try_from(simulated).unwrap().cost_per_hour(), 180.0);
     for (device, want) in [

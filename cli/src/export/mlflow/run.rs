@@ -166,6 +166,10 @@ fn tags(trial: &Trial) -> BTreeMap<String, String> {
         ("simulated", Some(trial.is_simulated().to_string())),
         ("agent", trial.agent.clone()),
         ("accelerator", trial.device.as_ref().map(|device| device.accelerator.clone())),
+        (
+            "price_from",
+            trial.device.as_ref().and_then(|device| Some(device.price_from.as_ref()?.to_string())),
+        ),
         ("trace_id", trial.trace_id.clone()),
         ("base_model_digest", digests.map(|digests| digests.base_model.clone())),
         ("dataset_digest", digests.map(|digests| digests.dataset.clone())),

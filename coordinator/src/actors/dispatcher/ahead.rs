@@ -104,6 +104,7 @@ mod tests {
             memory_bytes: 1,
             max_pack_size: 1,
             price_per_hour: 0.0,
+            price_from: None,
             resident_base: None,
             simulated_speed: None,
             compute_capability: None,

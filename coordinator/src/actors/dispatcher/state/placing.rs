@@ -52,6 +52,7 @@ impl State {
             accelerator: known.accelerator.clone(),
             memory_bytes: known.memory_bytes,
             price_per_hour: known.price_per_hour,
+            price_from: known.price_from.clone().map(Box::new),
         });
         let price_per_hour = known.map_or(0.0, Device::cost_per_hour);
         let grant = Grant { agent, device, price_per_hour, is, at: self.clock.now(), lost: answer };

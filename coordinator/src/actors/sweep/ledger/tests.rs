@@ -53,7 +53,8 @@ fn ledger() -> Ledger {
 }
 
 fn placement() -> Placement {
-    let is = TrialDevice { accelerator: "CPU".into(), memory_bytes: 1, price_per_hour: 3600.0 };
+    let is =
+        TrialDevice { accelerator: "CPU".into(), memory_bytes: 1, price_per_hour: 3600.0, price_from: None };
     let (agent, device) = (AgentId::new("a"), DeviceId::new("cpu"));
     Placement { agent, device, price_per_hour: 3600.0, is: Some(is) }
 }
