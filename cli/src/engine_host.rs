@@ -19,11 +19,14 @@ pub(crate) struct Args {
     /// Bytes that its trials may use.
     #[arg(long, value_name = "BYTES")]
     memory_bytes: u64,
+    /// What the device is called.
+    #[arg(long, value_name = "NAME")]
+    accelerator: Option<String>,
 }
 
 /// Runs the verb.
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    child::serve(&args.device, args.memory_bytes).map_err(|error| match error {
+    child::serve(&args.device, args.memory_bytes, args.accelerator.as_deref()).map_err(|error| match error {
         ChildError::Device(_) => Failure::invalid(error),
         ChildError::Lost(_) | ChildError::Io(_) => Failure::failed(error),
     })

@@ -113,6 +113,7 @@ pub(crate) fn trial_document(trial: &Trial) -> Value {
     }
     value["device_id"] = json!(trial.device_id());
     value["simulated"] = json!(trial.is_simulated());
+    value["seconds_per_step"] = json!(trial.seconds_per_step());
     for score in trial.summary.iter().flat_map(|summary| &summary.evaluations) {
         value[score.name().replace('/', "_")] = json!(score.value);
     }

@@ -231,8 +231,12 @@ parameters:
         // The device's time is dear, not the short while in which it passed.
         let (seconds, cost) = (number(&summary["device_seconds"]), number(&trial["cost_usd"]));
         let steps = 100.0 * 2.0 / number(&summary["samples_per_second"]);
-        assert!(seconds > steps, "{trial:#}");
-        assert!(cost > 0.5 * 3.673385 * steps / 3600.0, "{cost} dollars for {steps} s: {trial:#}");
+        assert!(seconds > 0.999 * steps, "{trial:#}");
+        let own = number(&summary["simulated_seconds"]);
+        assert!(own <= 1.001 * seconds, "{trial:#}");
+        assert!((cost / (3.673385 * own / 3600.0) - 1.0).abs() < 1e-6, "{cost} dollars: {trial:#}");
+        let predicted = number(&summary["predicted_seconds_per_step"]);
+        assert!(own > 99.9 * predicted && predicted <= 1.001 * steps / 100.0, "{trial:#}");
         total += seconds;
     }
     assert!(total / speed < 60.0);

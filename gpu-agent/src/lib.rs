@@ -284,7 +284,9 @@ fn host(device: &DeviceOptions, clock: Arc<dyn Clock>, scope: &Scope) -> std::io
         EngineHost::Process { device, variables } => (device, variables),
     };
     let memory = memory.to_string();
-    let arguments = [ENGINE_HOST, "--device", name, "--memory-bytes", &memory].map(OsString::from);
+    let arguments =
+        [ENGINE_HOST, "--device", name, "--memory-bytes", &memory, "--accelerator", &device.accelerator];
+    let arguments = arguments.map(OsString::from);
     let launch = Launch {
         device: device.id.to_string(),
         program: std::env::current_exe()?,

@@ -54,6 +54,9 @@ enum Verb {
         /// Bytes that its trials may use.
         #[arg(long, value_name = "BYTES")]
         memory_bytes: u64,
+        /// What the device is called.
+        #[arg(long, value_name = "NAME")]
+        accelerator: Option<String>,
     },
 }
 
@@ -141,15 +144,15 @@ fn main() -> ExitCode {
         scraped: args.agent.http.is_some(),
     };
     match args.verb {
-        Some(Verb::EngineHost { device, memory_bytes }) => {
-            telemetry::program::run_quietly(&options, || host(&device, memory_bytes))
+        Some(Verb::EngineHost { device, memory_bytes, accelerator }) => {
+            telemetry::program::run_quietly(&options, || host(&device, memory_bytes, accelerator.as_deref()))
         }
         None => telemetry::program::run(&options, run(args.agent)),
     }
 }
 
-fn host(device: &str, memory_bytes: u64) -> Result<(), End> {
-    child::serve(device, memory_bytes).map_err(|error| match error {
+fn host(device: &str, memory_bytes: u64, accelerator: Option<&str>) -> Result<(), End> {
+    child::serve(device, memory_bytes, accelerator).map_err(|error| match error {
         ChildError::Device(_) => End::invalid(error),
         ChildError::Lost(_) | ChildError::Io(_) => End::failed(error),
     })

@@ -352,6 +352,8 @@ impl From<TrialSummary> for v1::TrialSummary {
             evaluations: s.evaluations.into_iter().map(Into::into).collect(),
             unasked: s.unasked,
             item_scores: s.item_scores.into_iter().map(Into::into).collect(),
+            predicted_seconds_per_step: s.predicted_seconds_per_step,
+            simulated_seconds: s.simulated_seconds,
         }
     }
 }
@@ -359,6 +361,8 @@ impl From<TrialSummary> for v1::TrialSummary {
 impl From<v1::TrialSummary> for TrialSummary {
     fn from(s: v1::TrialSummary) -> Self {
         let text = |text: Option<String>| text.map(|text| cut(text, limits::TEXT_BYTES));
+        // They are multiplied by a price, and the product must stay a number.
+        let seconds = |seconds: Option<f64>| seconds.filter(|s| (0.0..=limits::SECONDS).contains(s));
         Self {
             steps: s.steps,
             loss: s.loss,
@@ -376,6 +380,8 @@ impl From<v1::TrialSummary> for TrialSummary {
             throughput: if s.packed { Throughput::Packed } else { Throughput::Solo },
             // A record is JSON, which has no other numbers.
             device_seconds: if s.device_seconds.is_finite() { s.device_seconds } else { 0.0 },
+            predicted_seconds_per_step: seconds(s.predicted_seconds_per_step),
+            simulated_seconds: seconds(s.simulated_seconds),
             truncated_rows: s.truncated_rows,
             skipped_rows: s.skipped_rows,
             sample_prompt: text(s.sample_prompt),

@@ -25,6 +25,9 @@ pub const LABELS: usize = 64;
 /// Dollars an hour of a device.
 pub const PRICE_PER_HOUR: f64 = domain::machine::MOST_DOLLARS;
 
+/// Seconds of a device that a trial may say it took: three thousand years.
+pub const SECONDS: f64 = 1e11;
+
 /// Metrics of a point.
 pub const METRICS: usize = 100;
 

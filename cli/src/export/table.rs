@@ -86,6 +86,8 @@ const TRAILING: &[(&str, &str, Kind)] = &[
     ("adapter_bytes", "/summary/adapter_bytes", Kind::Whole),
     ("samples_per_second", "/summary/samples_per_second", Kind::Number),
     ("tokens_per_second", "/summary/tokens_per_second", Kind::Number),
+    ("seconds_per_step", "/seconds_per_step", Kind::Number),
+    ("predicted_seconds_per_step", "/summary/predicted_seconds_per_step", Kind::Number),
     ("throughput", "/summary/throughput", Kind::Text),
     ("device_seconds", "/summary/device_seconds", Kind::Number),
     ("created_at", "/created_at", Kind::Time),
@@ -133,6 +135,7 @@ impl Trials {
             let mut record = serde_json::to_value(trial).unwrap_or_default();
             record["device_id"] = json!(trial.device_id());
             record["simulated"] = json!(trial.is_simulated());
+            record["seconds_per_step"] = json!(trial.seconds_per_step());
             record["scores"] = scores(trial);
             // The one that it ran on, or must run on.
             let given = trial.device.as_ref().map(|device| &device.accelerator);

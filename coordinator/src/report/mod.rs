@@ -192,10 +192,7 @@ fn document(records: Records) -> Document {
     section(&name, figures::parameters::blocks(&sources));
     section("The search", figures_of(figures::progress::figure(&sources).into_iter().collect()));
     section("Timeline of devices", figures_of(figures::timeline::figure(&sources).into_iter().collect()));
-    section(
-        "Predicted and measured memory",
-        figures_of(figures::predicted::figure(&sources).into_iter().collect()),
-    );
+    section("Predicted and measured memory and time", figures_of(figures::predicted::figures(&sources)));
     section("Trials", tables::trials(&sources));
     Document {
         title: sources.sweep.spec.name.clone(),

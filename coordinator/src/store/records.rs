@@ -84,6 +84,9 @@ pub struct Placement {
     /// What the device is. `None` in a record of an earlier version.
     #[serde(default)]
     pub is: Option<TrialDevice>,
+    /// What the trial had cost when it was given the device. `None` in a record of an earlier version.
+    #[serde(default)]
+    pub before_usd: Option<f64>,
 }
 
 /// A complete checkpoint: both parts of one upload.

@@ -437,7 +437,8 @@ mod tests {
         let mut record = TrialRecord::new(id, TrialConfig::default(), BTreeMap::new(), Timestamp(0));
         assert_eq!(trial(&record)["device_id"], json!(null), "it waits");
         let (agent, device) = (AgentId::new("a"), DeviceId::new("cuda:1"));
-        record.placement = Some(Placement { agent: agent.clone(), device, price_per_hour: 1.0, is: None });
+        record.placement =
+            Some(Placement { agent: agent.clone(), device, price_per_hour: 1.0, is: None, before_usd: None });
         assert_eq!(trial(&record)["device_id"], json!("cuda:1"), "an earlier version placed it");
         record.trial.placements = vec![TrialPlacement::new(Attempt(2), agent, DeviceId::new("cuda:0"))];
         assert_eq!(trial(&record)["device_id"], json!("cuda:0"));

@@ -76,8 +76,16 @@ pub struct TrialSummary {
     pub throughput: Throughput,
     /// Decoder layers that were computed again in the backward pass. `None` in a record of an earlier version.
     pub recomputed_layers: Option<u64>,
+    /// What the speed model said that a step on its largest micro-batches would take, in seconds. `None` where it knows nothing
+    /// of the accelerator.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predicted_seconds_per_step: Option<f64>,
     /// Seconds of training, evaluation and loading on the device.
     pub device_seconds: f64,
+    /// Of a simulated device, those of its seconds that the trial's own steps took by the model in this attempt, with the loading
+    /// of a base that was loaded for it: what it costs, whatever the machine that simulates took. `None`: it trained.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub simulated_seconds: Option<f64>,
     /// Rows cut to `max_sequence_length`, of all rows read.
     pub truncated_rows: u64,
     /// Rows that could not be read (with `skip_bad_rows`).
@@ -390,6 +398,13 @@ impl Trial {
             metric::TOKENS_PER_SECOND => summary?.tokens_per_second,
             task => summary?.evaluation(task).map(|score| score.value),
         }
+    }
+
+    /// Seconds that a step took of it, as measured, of the time in which it trained: its rows by its rows a second.
+    pub fn seconds_per_step(&self) -> Option<f64> {
+        let speed = self.summary.as_ref()?.samples_per_second.filter(|speed| *speed > 0.0)?;
+        let rows = f64::from(self.config.batch_size) * f64::from(self.config.gradient_accumulation_steps);
+        Some(rows / speed)
     }
 
     /// Every parameter with the value in force, as people see it.

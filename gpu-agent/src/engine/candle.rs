@@ -7,6 +7,7 @@ use super::sources::{self, Sources};
 use super::{Admission, CheckpointDirs, Event, FourBits};
 use crate::cache::quantised::Draft;
 use domain::Clock;
+use domain::machine::Accelerator;
 use domain::trial::{BaseModel, Digests, Failure, FailureClass, TrialSummary};
 use hub::Kind;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ use trainer::{Device, TrainError, locate};
 pub struct Candle {
     /// Where it computes.
     device: Device,
+    /// What that is, if the catalogue has it: for predictions.
+    accelerator: Option<Accelerator>,
     /// Measures speeds and dates the points.
     clock: Arc<dyn Clock>,
     /// Brings what trials name on the hub to this machine.
@@ -33,11 +36,17 @@ impl Candle {
     pub fn new(device: Device, clock: Arc<dyn Clock>) -> Self {
         Self {
             device,
+            accelerator: None,
             clock,
             sources: Sources::default(),
             exams: Exams::default(),
             keeper: Keeper::default(),
         }
+    }
+
+    /// The same on an accelerator of that name, of which trials' seconds are predicted if the catalogue has it.
+    pub fn on(self, accelerator: &str) -> Self {
+        Self { accelerator: config::machines::accelerator(accelerator).ok(), ..self }
     }
 }
 
@@ -182,7 +191,10 @@ impl Backend for Candle {
         let summary = trial.run.summary(base).map_err(failure)?;
         let asked = trial.asked.as_ref().map(|asked| self.exams.scores(asked));
         let (evaluations, item_scores) = asked.unwrap_or_default();
-        Ok(TrialSummary { evaluations, item_scores, ..summary })
+        let predicted = self.accelerator.as_ref();
+        let predicted_seconds_per_step =
+            predicted.map(|accelerator| trial.run.predicted_seconds_per_step(base, accelerator));
+        Ok(TrialSummary { evaluations, item_scores, predicted_seconds_per_step, ..summary })
     }
 }
 

@@ -30,17 +30,17 @@ pub enum ChildError {
     Io(#[from] io::Error),
 }
 
-/// Hosts the engine of a device until it is told to end.
+/// Hosts the engine of a device until it is told to end. With the name of its accelerator, if that is known.
 ///
 /// # Errors
 /// See [`ChildError`].
-pub fn serve(device: &str, memory_bytes: u64) -> Result<(), ChildError> {
+pub fn serve(device: &str, memory_bytes: u64, accelerator: Option<&str>) -> Result<(), ChildError> {
     heed_no_signals()?;
     let device = trainer::device::open(device)?;
-    let opened = device.clone();
+    let (opened, accelerator) = (device.clone(), accelerator.unwrap_or_default().to_string());
     let factory = move || -> Box<dyn super::Engine> {
         let clock = Arc::new(SystemClock::new());
-        let candle = Candle::new(opened.clone(), clock.clone());
+        let candle = Candle::new(opened.clone(), clock.clone()).on(&accelerator);
         Box::new(Pack::new(candle, memory_bytes, clock))
     };
     let Host { commands, events } = Host::start("engine", Box::new(factory))?;

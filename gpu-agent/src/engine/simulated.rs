@@ -52,6 +52,8 @@ pub struct Simulated {
     clock: Arc<dyn Clock>,
     /// Seconds that passed on the device and not yet here.
     owed: f64,
+    /// The device's seconds of loading that no run has taken on itself yet.
+    loading: f64,
 }
 
 /// What says how long things take.
@@ -72,6 +74,10 @@ pub struct SimulatedRun {
     recomputed: u64,
     /// Steps that were made here, and the device's seconds that they took.
     made: (u64, f64),
+    /// The device's seconds that a base was loaded for it.
+    loading: f64,
+    /// Of the seconds of the steps, those that are its own, not of others in its pack.
+    own: f64,
 }
 
 /// The shape of a model that trials name, from its `config.json` alone: in a directory, or on the hub.
@@ -88,12 +94,12 @@ pub fn shape(model: &str) -> Result<ModelShape, Failure> {
 impl Simulated {
     /// One whose every step takes `step_time`.
     pub fn stepping(step_time: Duration, clock: Arc<dyn Clock>) -> Self {
-        Self { pace: Pace::Fixed(step_time), clock, owed: 0.0 }
+        Self { pace: Pace::Fixed(step_time), clock, owed: 0.0, loading: 0.0 }
     }
 
     /// One that behaves as an accelerator, of whose seconds `speed` pass in one.
     pub fn of(accelerator: Accelerator, speed: f64, clock: Arc<dyn Clock>) -> Self {
-        Self { pace: Pace::Device(accelerator, speed), clock, owed: 0.0 }
+        Self { pace: Pace::Device(accelerator, speed), clock, owed: 0.0, loading: 0.0 }
     }
 
     /// Lets time pass, `seconds` of the device's.
@@ -218,7 +224,8 @@ impl Backend for Simulated {
             return Ok((None, None));
         }
         let shape = shape(&base.model)?;
-        self.pass(shape.base_bytes(base.precision) as f64 / LOAD_BYTES_PER_SECOND);
+        self.loading = shape.base_bytes(base.precision) as f64 / LOAD_BYTES_PER_SECOND;
+        self.pass(self.loading);
         Ok((Some(shape), None))
     }
 
@@ -235,7 +242,15 @@ impl Backend for Simulated {
         if let Some(error) = unknown {
             return Err(Failure { class: FailureClass::User, message: format!("evaluations: {error}") });
         }
-        let run = SimulatedRun { config, evaluations, step: 0, recomputed, made: (0, 0.0) };
+        let run = SimulatedRun {
+            config,
+            evaluations,
+            step: 0,
+            recomputed,
+            made: (0, 0.0),
+            loading: std::mem::take(&mut self.loading),
+            own: 0.0,
+        };
         let Some(dirs) = &admission.resume else { return Ok(run) };
         let path = dirs.resume.join(FILE);
         let text = std::fs::read_to_string(&path).map_err(io(&path))?;
@@ -271,11 +286,15 @@ impl Backend for Simulated {
         base: &Option<ModelShape>,
         runs: &mut [&mut SimulatedRun],
     ) -> Result<Vec<Stepped>, Failure> {
+        let own: Vec<_> = runs.iter().map(|run| self.step_seconds(base.as_ref(), run)).collect();
         let seconds = match self.pace {
             Pace::Fixed(each) => each.as_secs_f64(),
-            Pace::Device(..) => runs.iter().map(|run| self.step_seconds(base.as_ref(), run)).sum(),
+            Pace::Device(..) => own.iter().sum(),
         };
         self.pass(seconds);
+        for (run, own) in runs.iter_mut().zip(own) {
+            run.own += own;
+        }
         let step = |run: &mut &mut SimulatedRun| {
             if run.loss(run.step + 1).is_nan() {
                 let what = format!("loss is NaN at step {}", run.step + 1);
@@ -347,7 +366,10 @@ impl Backend for Simulated {
         let tensors = 14 * shape.num_hidden_layers;
         summary.adapter_bytes =
             footprint::adapter_bytes(load.trainable_parameters + load.initial_parameters, tensors);
+        summary.predicted_seconds_per_step = Some(self.step_seconds(Some(shape), run));
+        summary.simulated_seconds = Some(run.loading + run.own);
         let (made, seconds) = run.made;
+        summary.device_seconds = run.loading + seconds;
         if seconds > 0.0 {
             let rate = |a_step: u64| Some((made * a_step) as f64 / seconds);
             summary.samples_per_second = rate(run.rows_per_step());

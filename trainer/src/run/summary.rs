@@ -4,6 +4,7 @@ use super::{Loaded, Progress, Run};
 use crate::adapter_file;
 use crate::error::Result;
 use domain::footprint::{Load, PeakBytes};
+use domain::machine::Accelerator;
 use domain::trial::{GradientCheckpointing, Throughput, TrialSummary};
 
 impl Run {
@@ -49,6 +50,14 @@ impl Run {
     /// What the footprint model says that the run holds at its peak, alone on its device.
     pub fn predicted_peak_bytes(&self, loaded: &Loaded) -> PeakBytes {
         loaded.base.config.shape().peak_bytes(&self.load, self.recomputed_layers as u64)
+    }
+
+    /// What the speed model says that a step on its largest micro-batches takes on an accelerator, in seconds.
+    pub fn predicted_seconds_per_step(&self, loaded: &Loaded, accelerator: &Accelerator) -> f64 {
+        let (recomputed, micro_batches) =
+            (self.recomputed_layers as u64, self.config.gradient_accumulation_steps);
+        let shape = loaded.base.config.shape();
+        shape.step_seconds(&self.load, recomputed, micro_batches, accelerator).total()
     }
 
     /// Where `gradient_checkpointing` is `auto`, chooses the fewest layers to compute again with which the run,

@@ -220,6 +220,7 @@ impl Ledger {
         let evaluations = self.asked(number)?;
         let record = self.get_mut(number)?;
         (record.charged_at, record.charged_held_seconds) = (None, None);
+        let before_usd = record.trial.cost_usd.unwrap_or_default();
         record.noted = 0;
         let resume_step = record.checkpoint.as_ref().map(|c| c.step);
         let attempt = record.next_attempt();
@@ -241,7 +242,7 @@ impl Ledger {
             predicted_peak_memory_bytes: needs.base_bytes + needs.own_bytes,
             belongs: trace.map(|trace| trace.attempt(trial.attempt.0)),
         };
-        record.placement = Some(placement);
+        record.placement = Some(Placement { before_usd: Some(before_usd), ..placement });
         self.simulated = self.simulated.or(kind);
         self.effects.push(Effect::Assign(Box::new(assignment)));
         Ok(())

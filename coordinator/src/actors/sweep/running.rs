@@ -320,7 +320,12 @@ impl RunningSweep {
         let trial = trial.id.clone();
         at_place(belongs, || tracing::info!(%trial, %attempt, event = event.name(), "the agent reports"));
         if !matches!(event, TrialEvent::Started { .. }) {
-            self.release(number, trial, attempt, event == TrialEvent::Released).await?;
+            let given_back = event == TrialEvent::Released;
+            let modelled = match &event {
+                TrialEvent::Finished { summary, .. } => summary.simulated_seconds,
+                _ => None,
+            };
+            self.release(number, trial, attempt, given_back, modelled).await?;
         }
         if let TrialEvent::Failed(failure) = &event {
             self.why.insert(number, failure.message.clone());
@@ -335,13 +340,14 @@ impl RunningSweep {
         trial: TrialId,
         attempt: Attempt,
         given_back: bool,
+        modelled: Option<f64>,
     ) -> Result<()> {
         let mut seconds = self.tools.dispatcher.release(trial, attempt, given_back).await?;
         if seconds.is_none() {
             seconds = self.seconds_of_lost(number, attempt);
         }
         match seconds {
-            Some(seconds) => self.close_account(number, seconds),
+            Some(seconds) => self.close_account(number, seconds, modelled),
             // What it was charged until now stands.
             None => self.ledger.reopen_account(number).map(drop),
         }
@@ -385,7 +391,7 @@ impl RunningSweep {
         let now = self.now();
         for (trial, seconds) in self.tools.dispatcher.abandon(stopped).await? {
             let Some(number) = trial.number() else { continue };
-            self.close_account(number, seconds)?;
+            self.close_account(number, seconds, None)?;
             self.ledger.lost(number, "its agent is away", now)?;
         }
         Ok(())
@@ -425,17 +431,18 @@ impl RunningSweep {
         }
         let belongs = traced::attempt_of(trial, attempt);
         at_place(belongs, || tracing::info!(trial = %id, %attempt, %agent, %device, "assigning"));
-        self.ledger.assign(number, Placement { agent, device, price_per_hour, is })?;
+        self.ledger.assign(number, Placement { agent, device, price_per_hour, is, before_usd: None })?;
         self.granted.insert(number, at);
         self.await_loss(number, attempt, lost);
         Ok(())
     }
 
-    /// Charges an assignment that ends.
-    fn close_account(&mut self, number: u32, seconds: f64) -> Result<()> {
+    /// Charges an assignment that ends, as [`ledger::Ledger::close_account`] does.
+    fn close_account(&mut self, number: u32, seconds: f64, modelled: Option<f64>) -> Result<()> {
         let earlier = self.ledger.get(number)?.earlier_cost_usd;
-        self.ledger.close_account(number, seconds, self.now())?;
-        let charged = self.ledger.get(number)?.earlier_cost_usd - earlier;
+        self.ledger.close_account(number, seconds, modelled, self.now())?;
+        // What a model says may be less than what an earlier coordinator had charged by its clock.
+        let charged = (self.ledger.get(number)?.earlier_cost_usd - earlier).max(0.0);
         self.untold.push(Untold::count(move || metrics::TRIAL_COST.add(charged, &[])));
         Ok(())
     }
@@ -449,7 +456,7 @@ impl RunningSweep {
             let agent = trial.agent.as_deref();
             tracing::warn!(trial = %trial.id, %attempt, agent, "the lease ended without a heartbeat");
         });
-        self.close_account(number, seconds)?;
+        self.close_account(number, seconds, None)?;
         let why = "its agent was not heard from for a whole lease";
         self.why.insert(number, why.into());
         self.ledger.lost(number, why, self.now())

@@ -317,7 +317,10 @@ impl<B: Backend> Pack<B> {
     fn summary(&mut self, member: &mut Member<B::Run>) -> Result<TrialSummary, Failure> {
         let Some((_, base)) = &self.base else { return Ok(TrialSummary::default()) };
         let mut summary = self.backend.summary(base, &mut member.run)?;
-        summary.device_seconds = self.clock.monotonic().saturating_sub(member.since).as_secs_f64();
+        // What a model says that a device took, no clock knows better.
+        if summary.simulated_seconds.is_none() {
+            summary.device_seconds = self.clock.monotonic().saturating_sub(member.since).as_secs_f64();
+        }
         if member.packed {
             summary.throughput = Throughput::Packed;
         }

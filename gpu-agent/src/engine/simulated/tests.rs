@@ -89,7 +89,10 @@ fn the_published_finding() {
     assert!(speed(&qlora) < speed(&lora));
     // Its seconds are those of its steps and of reading its base, whatever a sleep of this machine takes.
     let told = 100.0 * 2.0 / lora.samples_per_second.unwrap() + 13.5;
-    assert!(lora.device_seconds > 0.9 * told, "{} {told}", lora.device_seconds);
+    assert!((lora.device_seconds / told - 1.0).abs() < 0.01, "{} {told}", lora.device_seconds);
+    assert_eq!(lora.simulated_seconds, Some(lora.device_seconds), "it had the device for itself");
+    let predicted = lora.predicted_seconds_per_step.unwrap() * lora.samples_per_second.unwrap();
+    assert!((predicted - 2.0).abs() < 1e-9, "{predicted}");
     assert!(matches!(on("V100-16GB", PrecisionMode::Float16),
         Happening::Failed(Failure { class: FailureClass::OutOfMemory, message }) if message.contains("does not fit")));
     summary(on("V100-16GB", PrecisionMode::FourBit));

@@ -9,7 +9,7 @@ use crate::actors::dispatcher::{Charged, Used};
 use crate::artifacts::Stored;
 use domain::footprint::ModelShape;
 use domain::sweep::{Sweep, SweepSpec};
-use domain::trial::{Digests, TaskScore, TrialConfig, TrialDevice, TrialPlacement};
+use domain::trial::{Digests, SIMULATED, TaskScore, TrialConfig, TrialDevice, TrialPlacement};
 use domain::{AgentId, DeviceId, SweepId};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -56,7 +56,7 @@ fn placement() -> Placement {
     let is =
         TrialDevice { accelerator: "CPU".into(), memory_bytes: 1, price_per_hour: 3600.0, price_from: None };
     let (agent, device) = (AgentId::new("a"), DeviceId::new("cpu"));
-    Placement { agent, device, price_per_hour: 3600.0, is: Some(is) }
+    Placement { agent, device, price_per_hour: 3600.0, is: Some(is), before_usd: None }
 }
 
 fn digests(base: &str) -> Option<Digests> {
@@ -305,7 +305,7 @@ fn an_account_adds_up_over_assignments_and_restarts() {
     ledger.run(1);
     ledger.charge(1, 10.0, Timestamp(11_000)).unwrap();
     ledger.charge(1, 20.0, Timestamp(21_000)).unwrap();
-    ledger.close_account(1, 25.0, Timestamp(26_000)).unwrap();
+    ledger.close_account(1, 25.0, None, Timestamp(26_000)).unwrap();
     ledger.lost(1, "silence", NOW).unwrap();
     assert_eq!(cost(&ledger), 25.0);
     ledger.run(1);
@@ -323,6 +323,34 @@ fn an_account_adds_up_over_assignments_and_restarts() {
     assert_eq!(cost(&next), 33.0);
     next.settle(NOW);
     assert_eq!(next.record().sweep.cost_usd, 33.0);
+}
+
+/// What a simulated device took by its model is what it costs, over attempts and coordinators, whatever the clock says of it.
+#[test]
+fn a_simulated_trial_costs_what_its_model_says() {
+    // (whether it is simulated, what its agent says, what it costs at a dollar a second of its own time)
+    for (base, modelled, want) in [
+        (format!("{SIMULATED}m"), Some(40.0), 10.0 + 40.0),
+        (format!("{SIMULATED}m"), None, 10.0 + 5.0 + 30.0),
+        ("m".into(), Some(40.0), 10.0 + 5.0 + 30.0),
+    ] {
+        let mut ledger = ledger();
+        let cost = |ledger: &Ledger| ledger.get(1).unwrap().trial.cost_usd.unwrap();
+        let run = |ledger: &mut Ledger| {
+            ledger.assign(1, placement()).unwrap();
+            ledger.event(1, started(&base), NOW).unwrap();
+        };
+        run(&mut ledger);
+        ledger.close_account(1, 10.0, None, NOW).unwrap();
+        ledger.lost(1, "silence", NOW).unwrap();
+        run(&mut ledger);
+        ledger.charge(1, 5.0, NOW).unwrap();
+        let mut next = Ledger::new(ledger.record().clone(), ledger.records()).unwrap();
+        next.reopen_account(1).unwrap();
+        next.close_account(1, 30.0, modelled, NOW).unwrap();
+        next.settle(NOW);
+        assert_eq!((cost(&next), next.record().sweep.cost_usd), (want, want), "{base} {modelled:?}");
+    }
 }
 
 #[test]

@@ -46,7 +46,7 @@ impl RunningSweep {
         // The agent is told before it may be given the next attempt.
         let stop = ToAgent::Stop(trial.clone(), attempt, StopReason::Fenced);
         self.tools.dispatcher.send(trial.clone(), attempt, stop).await?;
-        self.release(number, trial, attempt, false).await?;
+        self.release(number, trial, attempt, false, None).await?;
         self.why.insert(number, why);
         self.ledger.checkpoint_gone(number, gone, self.now())
     }
