@@ -27,7 +27,7 @@ use trainer::model::ModelConfig;
 
 /// Evaluates a model, or one with an adapter, as lm-evaluation-harness 0.4 does.
 ///
-/// Tasks: arc_easy, arc_challenge, hellaswag, truthfulqa_mc1, truthfulqa_mc2, mmlu_SUBJECT, gsm8k, perplexity, and task files
+/// Tasks: arc_easy, arc_challenge, hellaswag, truthfulqa_mc1, truthfulqa_mc2, mmlu_SUBJECT, mmlu (all its subjects), gsm8k, perplexity, and task files
 /// of your own by their paths. The preset open-llm-leaderboard-v1 runs three of them with pinned examples and shows their
 /// mean.
 #[derive(Debug, clap::Args)]
@@ -254,9 +254,16 @@ fn table(outcomes: &[Outcome], presets: &[Preset]) -> String {
         }
     }
     for preset in presets {
-        let mean = results::mean(preset, outcomes).map_or_else(|| "-".into(), |mean| format!("{mean:.4}"));
-        let none = || "-".to_string();
-        rows.push(vec![preset.preset.clone(), none(), none(), "mean".into(), mean, none()]);
+        let mean = results::mean(preset, outcomes);
+        let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+        rows.push(vec![
+            preset.preset.clone(),
+            or_none(None),
+            or_none(mean.map(|mean| mean.documents.to_string())),
+            "mean".into(),
+            or_none(mean.map(|mean| format!("{:.4}", mean.value))),
+            or_none(mean.and_then(|mean| mean.stderr).map(|stderr| format!("± {stderr:.4}"))),
+        ]);
     }
     output::table(&["task", "examples", "items", "metric", "value", "stderr"], &rows, &["examples", "items"])
 }

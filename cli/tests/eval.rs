@@ -129,7 +129,7 @@ fn what_it_refuses() {
     let arc = |data: &'static str| ["--tasks", "arc_easy", "--task-data", data];
     refused(
         &["--tasks", "arc"],
-        "arc: is no task; there are arc_challenge, arc_easy, gsm8k, hellaswag, mmlu_SUBJECT",
+        "arc: is no task; there are arc_challenge, arc_easy, gsm8k, hellaswag, mmlu, mmlu_SUBJECT",
     );
     refused(
         &["--tasks", "perplexity"],

@@ -3,7 +3,7 @@
 
 use crate::data::{self, Data};
 use crate::metric::{self, Score};
-use crate::results;
+use crate::results::{self, Mean};
 use crate::run::{self, Answers, Model, Options, Outcome, Paper, Sample, Window};
 use crate::task::{self, Chosen, OutputType, Preset, Selection, Task};
 use crate::{EvalError, Result};
@@ -134,8 +134,8 @@ impl Exam {
         let pairs: Vec<_> = sitting.outcomes.iter().zip(&base.outcomes).collect();
         let mut scores: Vec<_> = pairs.iter().flat_map(|(outcome, base)| of_task(outcome, base)).collect();
         let means = self.presets.iter().filter_map(|preset| {
-            let value = results::mean(preset, &sitting.outcomes)?;
-            Some(of_preset(preset, &scores, value, results::mean(preset, &base.outcomes)))
+            let (with, without) = (&sitting.outcomes, &base.outcomes);
+            Some(of_preset(preset, &scores, results::mean(preset, with)?, results::mean(preset, without)))
         });
         scores.extend(means.collect::<Vec<_>>());
         // A text that a model finds impossible has no perplexity, and a record is JSON, which has no infinity.
@@ -153,7 +153,7 @@ impl Exam {
         let outcomes = sitting.outcomes.iter().zip(&base.outcomes).zip(&self.digests);
         let of_tasks = outcomes.flat_map(|((with, base), asked)| of_items(with, base, asked));
         // Those of a mean are no bytes, so that they always fit.
-        ItemScores::fitting(of_tasks.chain(self.presets.iter().map(Preset::item_scores)))
+        ItemScores::fitting(of_tasks.chain(self.presets.iter().filter_map(Preset::item_scores)))
     }
 }
 
@@ -293,28 +293,25 @@ fn paired(outcome: &Outcome, base: &Outcome, place: usize) -> Option<f64> {
     metric::standard_error(&difference.collect::<Option<Vec<_>>>()?)
 }
 
-/// A mean of tasks. These have no documents in common: the variance of a sum is the sum of the variances.
-fn of_preset(preset: &Preset, scores: &[TaskScore], value: f64, base_value: Option<f64>) -> TaskScore {
-    let tasks = preset.tasks.len();
+/// A mean of tasks, with an adapter and of the base.
+fn of_preset(preset: &Preset, scores: &[TaskScore], with: Mean, without: Option<Mean>) -> TaskScore {
     let of = |entry: &task::PresetTask| {
         let metric = entry.metric.to_string();
         scores.iter().find(|score| score.task == entry.task && score.metric == metric)
     };
     let parts: Vec<_> = preset.tasks.iter().filter_map(of).collect();
-    let error = |stderr: fn(&TaskScore) -> Option<f64>| {
-        let squares = parts.iter().map(|score| Some(stderr(score)?.powi(2)));
-        Some(squares.sum::<Option<f64>>()?.sqrt() / tasks as f64)
-    };
+    let differences = parts.iter().map(|score| Some((score.difference_stderr?, score.documents)));
+    let differences: Option<Vec<_>> = differences.collect();
     TaskScore {
         task: preset.preset.clone(),
         metric: MEAN.into(),
-        value,
-        stderr: error(|score| score.stderr),
-        base_value: base_value.filter(|value| value.is_finite()),
-        base_stderr: error(|score| score.base_stderr),
-        difference_stderr: error(|score| score.difference_stderr),
+        value: with.value,
+        stderr: with.stderr,
+        base_value: without.map(|mean| mean.value).filter(|value| value.is_finite()),
+        base_stderr: without.and_then(|mean| mean.stderr),
+        difference_stderr: differences.and_then(|differences| preset.stderr(&differences)),
         num_fewshot: 0,
-        documents: parts.iter().map(|score| score.documents).sum(),
+        documents: with.documents,
     }
 }
 

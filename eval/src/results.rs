@@ -5,14 +5,33 @@ use crate::run::Outcome;
 use crate::task::{Preset, PresetTask};
 use serde_json::{Map, Value, json};
 
-/// The mean of a preset: of each of its tasks the metric that it names. `None` where one of them was not run.
-pub fn mean(preset: &Preset, outcomes: &[Outcome]) -> Option<f64> {
+/// The mean of a preset.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Mean {
+    /// Of each of its tasks the metric that it names.
+    pub value: f64,
+    /// The standard error, where all of them have one.
+    pub stderr: Option<f64>,
+    /// Documents of all of them.
+    pub documents: u64,
+}
+
+/// The mean of a preset. `None` where one of its tasks was not run.
+pub fn mean(preset: &Preset, outcomes: &[Outcome]) -> Option<Mean> {
     let figure = |entry: &PresetTask| {
         let outcome = outcomes.iter().find(|outcome| outcome.task.task == entry.task)?;
-        outcome.figures.iter().find(|figure| figure.measure == entry.metric).map(|figure| figure.value)
+        let figure = outcome.figures.iter().find(|figure| figure.measure == entry.metric)?;
+        Some((figure.value, figure.stderr, outcome.samples.len() as u64))
     };
     let figures = preset.tasks.iter().map(figure).collect::<Option<Vec<_>>>()?;
-    Some(figures.iter().sum::<f64>() / figures.len() as f64)
+    let values: Vec<_> = figures.iter().map(|(value, _, documents)| (*value, *documents)).collect();
+    let errors: Option<Vec<_>> =
+        figures.iter().map(|(_, error, documents)| Some(((*error)?, *documents))).collect();
+    Some(Mean {
+        value: preset.mean(&values),
+        stderr: errors.and_then(|errors| preset.stderr(&errors)),
+        documents: values.iter().map(|(_, documents)| documents).sum(),
+    })
 }
 
 /// The document that the harness calls `results_….json`: `results` by task with `metric,filter` and
@@ -44,13 +63,35 @@ pub fn document(outcomes: &[Outcome], presets: &[Preset], settings: Value) -> Va
         }),
         "config": settings,
     });
-    let means =
-        presets.iter().filter_map(|preset| Some((preset.preset.clone(), json!(mean(preset, outcomes)?))));
-    let means: Map<_, _> = means.collect();
+    let mut means = Map::new();
+    for preset in presets {
+        let Some(mean) = mean(preset, outcomes) else { continue };
+        means.insert(preset.preset.clone(), json!(mean.value));
+        if let Some(group) = group(preset, &mean) {
+            document["results"][&preset.preset] = group.clone();
+            document["groups"][&preset.preset] = group;
+            let tasks: Vec<_> = preset.tasks.iter().map(|entry| &entry.task).collect();
+            document["group_subtasks"][&preset.preset] = json!(tasks);
+        }
+    }
     if !means.is_empty() {
         document["means"] = means.into();
     }
     document
+}
+
+/// A preset as the harness tells of a group: one metric of all its tasks.
+fn group(preset: &Preset, mean: &Mean) -> Option<Value> {
+    let (first, others) = preset.tasks.split_first()?;
+    if others.iter().any(|entry| entry.metric != first.metric) {
+        return None;
+    }
+    Some(json!({
+        "alias": preset.preset,
+        "sample_len": mean.documents,
+        first.metric.key(""): mean.value,
+        first.metric.key("_stderr"): mean.stderr.map_or_else(|| json!("N/A"), |stderr| json!(stderr)),
+    }))
 }
 
 fn results(outcome: &Outcome) -> Value {

@@ -11,7 +11,7 @@ use config::tasks;
 use domain::metric::{self, MEAN};
 use domain::trial::ItemScores;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -143,12 +143,15 @@ pub struct Chosen {
     pub num_fewshot: Option<usize>,
 }
 
-/// Several tasks of which one metric each makes a mean.
+/// Several tasks of which one metric each makes a mean: the harness's group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Preset {
     /// Its name.
     pub preset: String,
+    /// Whether a task counts in the mean by its documents, else as much as every other.
+    #[serde(default)]
+    pub weight_by_size: bool,
     /// Its tasks.
     pub tasks: Vec<PresetTask>,
 }
@@ -159,11 +162,34 @@ impl Preset {
         metric::of_task(&self.preset, MEAN)
     }
 
-    /// Of its mean: it has no documents of its own, and names the metrics of its tasks.
-    pub fn item_scores(&self) -> ItemScores {
+    /// Of its mean: it has no documents of its own, and names the metrics of its tasks. `None` of one by size: who pairs
+    /// documents takes the tasks for equals.
+    pub fn item_scores(&self) -> Option<ItemScores> {
         let part = |task: &PresetTask| metric::of_task(&task.task, &task.metric.to_string());
         let parts = self.tasks.iter().map(part).collect();
-        ItemScores { metric: self.metric(), parts, ..ItemScores::default() }
+        (!self.weight_by_size).then(|| ItemScores { metric: self.metric(), parts, ..ItemScores::default() })
+    }
+
+    /// The mean of its tasks' values; of each its value, and how many documents that is of.
+    pub(crate) fn mean(&self, of: &[(f64, u64)]) -> f64 {
+        let weight = |documents: u64| if self.weight_by_size { documents as f64 } else { 1.0 };
+        let sum: f64 = of.iter().map(|(value, documents)| value * weight(*documents)).sum();
+        sum / of.iter().map(|(_, documents)| weight(*documents)).sum::<f64>()
+    }
+
+    /// The standard error of that mean; of each task its own, and how many documents that is of. By size it is pooled, as the
+    /// harness does it: that of all documents as if each task had the same variance. `None` where nothing can be said.
+    pub(crate) fn stderr(&self, of: &[(f64, u64)]) -> Option<f64> {
+        let stderr = if self.weight_by_size {
+            let size = |documents: u64| documents as f64;
+            let all: f64 = of.iter().map(|(_, documents)| size(*documents)).sum();
+            let squares = of.iter().map(|(e, documents)| (size(*documents) - 1.0) * e * e * size(*documents));
+            (squares.sum::<f64>() / (all - of.len() as f64) / all).sqrt()
+        } else {
+            // They have no documents in common: the variance of a sum is the sum of the variances.
+            of.iter().map(|(stderr, _)| stderr * stderr).sum::<f64>().sqrt() / of.len() as f64
+        };
+        Some(stderr).filter(|stderr| stderr.is_finite())
     }
 }
 
@@ -173,8 +199,9 @@ impl Preset {
 pub struct PresetTask {
     /// The task's name.
     pub task: String,
-    /// Examples before each document.
-    pub num_fewshot: usize,
+    /// Examples before each document; left out, as whoever asks says.
+    #[serde(default)]
+    pub num_fewshot: Option<usize>,
     /// What goes into the mean.
     pub metric: Measure,
 }
@@ -249,7 +276,7 @@ impl Selection {
                 );
                 return Err(EvalError::task(&preset.preset, problem, "name one of the metrics of that task"));
             }
-            self.add(task, Some(entry.num_fewshot))?;
+            self.add(task, entry.num_fewshot)?;
         }
         self.presets.push(preset);
         Ok(())
@@ -360,23 +387,41 @@ fn document(name: &str, files: Files) -> Result<(String, Value)> {
             .map_err(|source| EvalError::Io { path: path.to_owned(), source })?;
         return read(name, &text);
     }
-    if let Some((_, text)) =
-        tasks::SHIPPED.iter().find(|(shipped, text)| *shipped == name && !text.contains("{subject}"))
-    {
-        return read(name, text);
-    }
-    // One file for the many subjects of a data set.
-    for (shipped, text) in tasks::SHIPPED.iter().filter(|(_, text)| text.contains("{subject}")) {
-        if let Some(subject) = name.strip_prefix(shipped).and_then(|rest| rest.strip_prefix('_')) {
-            return read(name, &text.replace("{subject}", subject));
+    let of_subjects = |text: &str| text.contains("{subject}");
+    for (shipped, text) in tasks::SHIPPED {
+        if !of_subjects(text) {
+            if *shipped == name {
+                return read(name, text);
+            }
+            continue;
         }
+        // One file for the many subjects of a data set, and for all of them.
+        let Some(rest) = name.strip_prefix(shipped) else { continue };
+        let (place, mut value) = read(name, &text.replace("{subject}", rest.trim_start_matches('_')))?;
+        let subjects = value.as_object_mut().and_then(|keys| keys.remove("subjects")).unwrap_or_default();
+        let subjects: Vec<String> = typed(&place, subjects)?;
+        if rest.is_empty() {
+            return Ok((place, group(shipped, &subjects, &value["metrics"][0])));
+        }
+        if subjects.iter().any(|subject| rest.strip_prefix('_') == Some(subject)) {
+            return Ok((place, value));
+        }
+        let remedy = format!("there are {shipped} and, by its subjects, {}", subjects.join(", "));
+        return Err(EvalError::task(name, "is no task", remedy));
     }
-    let known = tasks::SHIPPED.iter().map(|(shipped, text)| match text.contains("{subject}") {
-        true => format!("{shipped}_SUBJECT"),
-        false => (*shipped).to_owned(),
+    let known = tasks::SHIPPED.iter().flat_map(|(shipped, text)| {
+        let subject = of_subjects(text).then(|| format!("{shipped}_SUBJECT"));
+        std::iter::once((*shipped).to_owned()).chain(subject)
     });
     let remedy = format!("there are {}, and files by their paths", known.collect::<Vec<_>>().join(", "));
     Err(EvalError::task(name, "is no task", remedy))
+}
+
+/// The preset of all subjects of a data set, each as large as it is.
+fn group(name: &str, subjects: &[String], metric: &Value) -> Value {
+    let task = |subject: &String| json!({ "task": format!("{name}_{subject}"), "metric": metric });
+    let tasks: Vec<_> = subjects.iter().map(task).collect();
+    json!({ "preset": name, "weight_by_size": true, "tasks": tasks })
 }
 
 fn read(place: &str, text: &str) -> Result<(String, Value)> {
@@ -394,11 +439,10 @@ mod tests {
     #[test]
     fn every_shipped_file_is_a_task_or_a_preset() {
         for (name, _) in tasks::SHIPPED {
-            let name = if *name == "mmlu" { "mmlu_world_religions" } else { name };
-            let selection = select(&[name.to_owned()]).unwrap();
+            let selection = select(&[(*name).to_owned()]).unwrap();
             assert!(!selection.tasks.is_empty());
             if selection.presets.is_empty() {
-                assert_eq!(selection.tasks[0].task.task, name);
+                assert_eq!(selection.tasks[0].task.task, *name);
             }
         }
         let preset = select(&["open-llm-leaderboard-v1".into(), "arc_easy".into()]).unwrap();
@@ -418,6 +462,40 @@ mod tests {
             (mmlu.fewshot_config.sampler, mmlu.fewshot_split.as_deref()),
             (Sampler::FirstN, Some("dev"))
         );
+    }
+
+    #[test]
+    fn all_subjects_are_a_group() {
+        let whole = select(&["mmlu".into()]).unwrap();
+        assert_eq!((whole.tasks.len(), whole.presets.len()), (57, 1));
+        let [first, last] = [&whole.tasks[0], &whole.tasks[56]];
+        assert_eq!([&first.task.task, &last.task.task], ["mmlu_abstract_algebra", "mmlu_world_religions"]);
+        assert_eq!((first.num_fewshot, &first.task), (None, &find("mmlu_abstract_algebra").unwrap()));
+        assert_eq!(whole.metrics().last().unwrap(), "eval/mmlu/mean");
+        // A subject beside the group is asked once.
+        let both = select(&["mmlu_anatomy".into(), "mmlu".into()]).unwrap();
+        assert_eq!((both.tasks.len(), both.tasks[0].task.task.as_str()), (57, "mmlu_anatomy"));
+        for name in ["mmlu_anatom", "mmlu_", "mmluanatomy", "mmlu__anatomy"] {
+            let error = find(name).unwrap_err().to_string();
+            assert!(
+                error.contains("is no task; there are mmlu and, by its subjects, abstract_algebra, "),
+                "{error}"
+            );
+        }
+    }
+
+    /// The figures are those of lm-evaluation-harness 0.4.13: `aggregate_subtask_metrics`, `pooled_sample_stderr` and
+    /// `unweighted_mean_stderr` of `lm_eval.api.metrics`.
+    #[test]
+    fn means_as_the_harness_has_them() {
+        let preset = |weight_by_size| Preset { preset: "p".into(), weight_by_size, tasks: Vec::new() };
+        let (values, errors) = ([(0.2, 5), (0.9, 100), (0.5, 30)], [(0.2, 5), (0.03, 100), (0.09, 30)]);
+        let close = |got: f64, want: f64| assert!((got - want).abs() < 1e-12, "{got} {want}");
+        close(preset(true).mean(&values), 0.7851851851851852);
+        close(preset(true).stderr(&errors).unwrap(), 0.030665092918190497);
+        close(preset(false).mean(&values), 0.5333333333333333);
+        close(preset(false).stderr(&errors).unwrap(), 0.07378647873726218);
+        assert_eq!(preset(true).stderr(&[(0.1, 1), (0.1, 1)]), None);
     }
 
     #[test]

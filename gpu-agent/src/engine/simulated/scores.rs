@@ -64,7 +64,7 @@ pub(super) fn of(evaluations: &Evaluations, loss: f64, base_loss: f64) -> (Vec<T
         })
         .collect();
     for preset in presets {
-        items.push(preset.item_scores());
+        items.extend(preset.item_scores());
         scores.push(score(&preset.preset, MEAN, 0, documents * preset.tasks.len() as u64));
     }
     (scores, items)
