@@ -4,7 +4,7 @@
 use crate::actors::sweep::View;
 use crate::store::TrialRecord;
 use domain::metric::MetricPoint;
-use domain::trial::Trial;
+use domain::trial::{Throughput, Trial};
 use domain::{Attempt, DeviceId, Timestamp, TrialId};
 use proto::{convert, v1};
 use serde::Serialize;
@@ -144,9 +144,9 @@ impl Lanes {
     }
 }
 
-/// A lane's number, when training began there in seconds since the sweep was submitted, and for how many seconds it went on;
-/// nothing of the last while it goes on.
-type Stretch = (usize, f64, Option<f64>);
+/// A lane's number, when training began there in tenths of a second since the sweep was submitted, and for how many of them it
+/// went on; nothing of the last while it goes on.
+type Stretch = (usize, u64, Option<u64>);
 
 /// A trial in a table. Of what does not stand here, the page keeps what it knew of the same attempt.
 #[derive(Debug, Default, Serialize)]
@@ -164,11 +164,15 @@ pub struct Row {
     accelerator: Option<String>,
     device_memory_bytes: Option<u64>,
     peak_memory_bytes: Option<u64>,
+    /// Whether it shared its device while it was measured; nothing if it did not.
+    packed: Option<bool>,
     tokens_per_second: Option<f64>,
-    /// When its first step began, in seconds since the sweep was submitted.
-    started: Option<f64>,
-    /// Seconds from then to its end.
-    took: Option<f64>,
+    /// When its first step began, in tenths of a second since the sweep was submitted.
+    started: Option<u64>,
+    /// Tenths of a second from then to its end.
+    took: Option<u64>,
+    /// Whether nothing was trained; nothing if something was.
+    simulated: Option<bool>,
     /// Where and when it trained, unless that is its lane from its first step to its end.
     stretches: Option<Vec<Stretch>>,
     failure: Option<String>,
@@ -201,9 +205,9 @@ impl Table {
         let since = self.since;
         let summary = trial.summary.as_ref();
         let given = trial.device.as_ref();
-        let seconds = |from: Timestamp, to: Timestamp| to.since(from).as_secs_f64();
-        let tenths = |time: Timestamp| (seconds(since, time) * 10.0).round() / 10.0;
-        let took = |from, to| roughly(seconds(from, to));
+        // Beginnings and ends are rounded alike, so that what follows upon another trial does not overlap with it.
+        let tenths = |time: Timestamp| ((time.since(since).as_millis() + 50) / 100) as u64;
+        let took = |from, to| tenths(to).saturating_sub(tenths(from));
         let stretches = trial.stretches();
         let whole = match stretches.as_slice() {
             [] => trial.started_at.is_none(),
@@ -229,9 +233,13 @@ impl Table {
             peak_memory_bytes: summary
                 .and_then(|summary| summary.peak_memory_bytes)
                 .map(|bytes| roughly(bytes as f64) as u64),
+            packed: summary
+                .filter(|s| s.throughput == Throughput::Packed || s.pack_peak_memory_bytes.is_some())
+                .map(|_| true),
             tokens_per_second: summary.and_then(|summary| summary.tokens_per_second).map(roughly),
             started: trial.started_at.map(tenths),
             took: trial.started_at.zip(trial.finished_at).map(|(from, to)| took(from, to)),
+            simulated: trial.is_simulated().then_some(true),
             stretches,
             failure: trial.failure.as_ref().map(|failure| failure.message.chars().take(FAILURE).collect()),
             replicate_of: trial.replicate_of.as_ref().and_then(TrialId::number),
@@ -398,7 +406,7 @@ mod tests {
                 vec![placed(1, "cuda:1", Some(2_000), Some(3_000)), placed(2, "cuda:0", Some(5_000), None)],
                 (Some(2_000), None),
                 json!(2),
-                json!([[1, 1.0, 1.0], [2, 4.0, null]]),
+                json!([[1, 10, 10], [2, 40, null]]),
             ),
             (
                 "it waits again",
@@ -406,7 +414,7 @@ mod tests {
                 vec![placed(1, "cuda:1", Some(2_000), Some(3_000))],
                 (Some(2_000), None),
                 json!(1),
-                json!([[1, 1.0, 1.0]]),
+                json!([[1, 10, 10]]),
             ),
             (
                 "its second attempt, the first of this version, has not begun",
@@ -429,6 +437,27 @@ mod tests {
         assert_eq!(table.lanes(), None, "they are told once");
         table.lanes.number("b", None);
         assert_eq!(table.lanes(), Some(json!([["b", null]])), "what is new is told alone");
+    }
+
+    /// One ends in the millisecond in which the next begins, whatever that is rounded to.
+    #[test]
+    fn trials_one_after_the_other_do_not_overlap() {
+        let mut table = Table { since: Timestamp(7), lanes: Lanes::default() };
+        let mut shown = |from: u64, to: u64| {
+            let id = TrialId::of(&domain::SweepId::new("s"), 1);
+            let mut trial = Trial::new(id, TrialConfig::default(), BTreeMap::new(), Timestamp(0));
+            (trial.started_at, trial.finished_at) = (Some(Timestamp(from)), Some(Timestamp(to)));
+            let row = table.row(&trial, None);
+            (row.started.unwrap(), row.started.unwrap() + row.took.unwrap())
+        };
+        let mut from = 7;
+        for length in (0..2_000).map(|n: u64| (n * 7_919) % 1_777) {
+            let (middle, to) = (from + length, from + 2 * length + 3);
+            let (first, second) = (shown(from, middle), shown(middle, to));
+            assert_eq!(first.1, second.0, "from {from} by {middle} to {to}");
+            assert!(first.1.abs_diff((middle - 7) / 100) <= 1 && second.0 <= second.1, "{middle}");
+            from = middle + 1;
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 // Figures: curves and trade-offs are uPlot's; parallel coordinates and importance are drawn here.
 
-import { bytes, color, dollars, duration, el, fill, nth, number, quality, throttled } from './show.js';
+import { bytes, color, dollars, duration, el, fill, nth, number, quality, simulated, throttled } from './show.js';
 import { get } from './server.js';
 
 const HEIGHT = 300;
@@ -25,9 +25,10 @@ export class Curves {
     this.choice = el('select', { id: 'metric', onchange: () => { this.metric = this.choice.value; this.rebuild(); } });
     this.log = el('input', { type: 'checkbox', id: 'log-scale', onchange: () => this.rebuild() });
     this.note = el('p', { class: 'quiet count' });
+    this.mark = simulated();
     this.place = el('div', { class: 'figure', role: 'img', 'aria-label': 'nothing to show yet' });
     this.element = el('section', { class: 'card', 'aria-label': 'Curves' },
-      el('div', { class: 'bar' }, el('h2', {}, 'Curves'), el('label', { for: 'metric' }, 'Metric'), this.choice,
+      el('div', { class: 'bar' }, el('h2', {}, 'Curves'), this.mark, el('label', { for: 'metric' }, 'Metric'), this.choice,
         this.log, el('label', { for: 'log-scale' }, 'logarithmic'), this.note), this.place);
     this.draw = throttled(() => this.paint(), 100);
     this.unfit = fitted(this.place, (width) => this.plot?.setSize({ width, height: HEIGHT }));
@@ -146,12 +147,16 @@ const COSTS = {
   seconds: ['Time in seconds', (value) => duration(value * 1000)],
 };
 
+// What a trial took that came to its end, as the report has it: of memory nothing of one that shared its device, of time nothing
+// in which it waited.
 function taken(trial, key) {
+  if (trial.state !== 'completed' || (key === 'peak_memory_bytes' && trial.packed)) return undefined;
   if (key !== 'seconds') return trial[key];
-  return trial.started_at && trial.finished_at ? (trial.finished_at - trial.started_at) / 1000 : undefined;
+  const whole = trial.started_at && [{ from: trial.started_at, to: trial.finished_at }];
+  return (trial.stretches ?? (whole || [])).reduce((sum, { from, to }) => sum + (to - from) / 1000, 0);
 }
 
-/** Quality against what it takes, with the trials that nothing beats in both. */
+/** Quality against what it takes, with the completed trials that nothing beats in both. */
 export class Tradeoff {
   constructor({ open }) {
     this.open = open;
@@ -159,8 +164,9 @@ export class Tradeoff {
     this.choice = el('select', { id: 'against', onchange: () => { this.given = true; this.paint(); } }, Object.entries(COSTS).map(([key, [text]]) => el('option', { value: key }, text)));
     this.place = el('div', { class: 'figure', role: 'img', 'aria-label': 'nothing to show yet' });
     this.front = el('p', { class: 'quiet' });
+    this.mark = simulated();
     this.element = el('section', { class: 'card', 'aria-label': 'Trade-off' },
-      el('div', { class: 'bar' }, el('h2', {}, 'Quality against what it takes'), el('label', { for: 'against' }, 'Against'), this.choice), this.place, this.front);
+      el('div', { class: 'bar' }, el('h2', {}, 'Quality against what it takes'), this.mark, el('label', { for: 'against' }, 'Against'), this.choice), this.place, this.front);
     this.unfit = fitted(this.place, (width) => this.plot?.setSize({ width, height: HEIGHT + 40 }));
   }
 
@@ -186,7 +192,7 @@ export class Tradeoff {
     this.plot?.destroy();
     this.plot = null;
     if (points.length === 0) {
-      fill(this.place, el('p', { class: 'quiet' }, 'No trial has both yet.'));
+      fill(this.place, el('p', { class: 'quiet' }, key === 'peak_memory_bytes' ? 'No trial that completed alone on its device has both yet.' : 'No completed trial has both yet.'));
       this.front.textContent = '';
       return;
     }
@@ -199,11 +205,11 @@ export class Tradeoff {
     const unbeaten = points.filter((_, i) => front[i] !== null);
     fill(this.front, 'Nothing is better and takes less than: ', unbeaten.slice(0, 12).map(({ t, x, y }) => [
       el('button', { type: 'button', class: 'open', onclick: () => this.open(t.n) }, `trial ${t.n}`), ` (${quality(y)}, ${format(x / scale)}) `]));
-    this.place.setAttribute('aria-label', `${this.sweep?.metric} against ${label} of ${points.length} trials; the text below names those that nothing beats in both`);
+    this.place.setAttribute('aria-label', `${this.sweep?.metric} against ${label} of ${points.length} completed trials; the text below names those that nothing beats in both`);
     const dots = (size) => ({ show: true, size, space: 0 });
     const series = [
       { label },
-      { label: 'trials', stroke: color('ink-3'), paths: () => null, points: { ...dots(5), fill: color('ink-3') } },
+      { label: 'completed', stroke: color('ink-3'), paths: () => null, points: { ...dots(5), fill: color('ink-3') } },
       { label: 'chosen', stroke: color('series-1'), paths: () => null, points: { ...dots(9), fill: color('series-1') } },
       { label: 'not beaten', stroke: color('series-0'), width: 1.5, paths: uPlot.paths.stepped({ align: 1 }), spanGaps: true, points: { ...dots(8), fill: color('series-0') } },
     ];
@@ -245,13 +251,18 @@ function mixed(from, to, part) {
   return `rgb(${a.map((c, i) => Math.round(c + (b[i] - c) * part)).join(' ')})`;
 }
 
+/** Axes at a time, that of the value aside: more cannot be read beside each other. */
+const AXES = 9;
+
 /** Every trial as a line through its parameters and its value. */
 export class Parallel {
   constructor() {
     this.canvas = el('canvas', { role: 'img', 'aria-label': 'nothing to show yet' });
     this.place = el('div', { class: 'figure' }, this.canvas);
+    this.mark = simulated();
+    this.dropped = el('p', { class: 'quiet', hidden: true });
     this.element = el('section', { class: 'card', 'aria-label': 'Parallel coordinates' },
-      el('div', { class: 'bar' }, el('h2', {}, 'Parallel coordinates')), this.place,
+      el('div', { class: 'bar' }, el('h2', {}, 'Parallel coordinates'), this.mark), this.place, this.dropped,
       el('p', { class: 'quiet' }, 'A line is a trial: strong where it is good, grey where it is not. Chosen trials have the colours of their curves.'));
     this.unfit = fitted(this.place, () => this.paint());
   }
@@ -267,13 +278,19 @@ export class Parallel {
 
   paint() {
     if (!this.trials || this.place.clientWidth === 0) return;
-    const names = [...new Set(this.trials.slice(0, 500).flatMap((t) => Object.keys(t.parameters)))].slice(0, 9);
+    const all = [...new Set(this.trials.slice(0, 500).flatMap((t) => Object.keys(t.parameters)))];
+    const names = all.slice(0, AXES);
+    this.dropped.hidden = all.length <= AXES;
+    this.dropped.textContent = `The first ${AXES} of ${all.length} parameters; not shown: ${all.slice(AXES).join(', ')}.`;
     const width = this.place.clientWidth;
-    const [height, top, bottom, side] = [320, 34, 20, 56];
+    const [height, top, bottom] = [320, 34, 20];
     const context = pen(this.canvas, width, height);
     const axes = [...names.map((name) => scale(name, (t) => t.parameters[name], this.trials)), scale(this.sweep?.metric ?? 'value', (t) => t.value, this.trials)];
     this.canvas.setAttribute('aria-label', `${this.trials.length} trials over ${names.join(', ')} and ${this.sweep?.metric}; the table has the same numbers`);
-    const x = (i) => side + (i * (width - 2 * side)) / Math.max(axes.length - 1, 1);
+    // As wide as what stands beside the outer axes.
+    const beside = ({ marks }) => 12 + Math.min(width / 4, Math.max(0, ...marks.map(([text]) => context.measureText(text).width)));
+    const [left, right] = [beside(axes[0]), beside(axes.at(-1))];
+    const x = (i) => left + (i * (width - left - right)) / Math.max(axes.length - 1, 1);
     const y = (part) => height - bottom - part * (height - top - bottom);
     const smaller = this.sweep?.goal !== 'maximize';
     const ranked = [...this.trials].sort((a, b) => (smaller ? b.value - a.value : a.value - b.value));
@@ -341,8 +358,11 @@ function scale(name, of, trials) {
     const { low, high, log } = spread(values);
     const at = (value) => (log ? Math.log(value) : value);
     const part = (value) => (high > low ? (at(value) - at(low)) / (at(high) - at(low)) : 0.5);
-    const middle = log ? Math.sqrt(low * high) : (low + high) / 2;
-    const marks = high > low ? [low, middle, high] : [low];
+    // Values that were tried alone: all of a few, else the outermost and the one in the middle of the axis.
+    const tried = [...new Set(values)].sort((a, b) => a - b);
+    const aside = (value) => Math.abs(part(value) - 0.5);
+    const middle = tried.reduce((a, b) => (aside(b) < aside(a) ? b : a));
+    const marks = tried.length <= 5 ? tried : [...new Set([low, middle, high])];
     return { name, part: (t) => (typeof of(t) === 'number' ? part(of(t)) : null), marks: marks.map((value) => [number(value), part(value)]) };
   }
   const text = (value) => (Array.isArray(value) ? value.join(', ') : String(value));

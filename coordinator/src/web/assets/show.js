@@ -75,6 +75,11 @@ export function state(name, text = name) {
   return el('span', { class: `state ${name}` }, text);
 }
 
+/** Stands beside a figure's name once it shows a simulated trial. */
+export function simulated() {
+  return el('span', { class: 'simulated', hidden: true }, 'simulated');
+}
+
 export const OVER = ['completed', 'stopped', 'diverged', 'failed', 'cancelled'];
 export const STATES = ['queued', 'assigned', 'running', ...OVER];
 

@@ -14,19 +14,20 @@ const NEWEST = 3;
 // What a change of a trial does not say is as it was.
 const KEPT = ['value', 'peak_memory_bytes', 'tokens_per_second'];
 
-// Rows of what is sent as columns. Times come in seconds from when the sweep was submitted, agents and their devices as numbers
+// Rows of what is sent as columns. Times come in tenths of a second from when the sweep was submitted, agents and their devices as numbers
 // of lanes.
 function rowsOf({ rows, columns, parameters }, began, lanes) {
   const at = (lane) => ({ agent: lanes[lane][0], device: lanes[lane][1] ?? undefined });
-  const between = (started, took) => ({ from: began + started * 1000, to: took === null ? undefined : began + (started + took) * 1000 });
+  const moment = (tenths) => began + tenths * 100;
+  const between = (started, took) => ({ from: moment(started), to: took === null ? undefined : moment(started + took) });
   return Array.from({ length: rows }, (_, i) => {
     const row = { parameters: {} };
     for (const [name, values] of Object.entries(columns)) if (values[i] !== null) row[name] = values[i];
     for (const [name, values] of Object.entries(parameters)) if (values[i] !== null) row.parameters[name] = values[i];
     if (row.lane !== undefined) Object.assign(row, at(row.lane));
     if (row.stretches) row.stretches = row.stretches.map(([lane, started, took]) => ({ ...at(lane), ...between(started, took) }));
-    if (row.started !== undefined) row.started_at = began + row.started * 1000;
-    if (row.took !== undefined) row.finished_at = row.started_at + row.took * 1000;
+    if (row.started !== undefined) row.started_at = moment(row.started);
+    if (row.took !== undefined) row.finished_at = moment(row.started + row.took);
     return row;
   });
 }
@@ -42,6 +43,7 @@ export class SweepView {
     this.facts = el('dl', { class: 'summary' });
     this.note = el('p', { class: 'wrong', role: 'status', hidden: true });
     this.waits = el('p', { class: 'note', role: 'status', hidden: true });
+    this.simulated = el('p', { class: 'note', hidden: true }, 'Simulated: nothing was trained. Memory and time are what models predict, losses follow a formula.');
     const open = (n) => this.open(n);
     this.table = new Table({ trials: this.trials, chosen: this.chosen, open, changed: () => this.chosenChanged() });
     this.curves = new Curves({ sweep: id, metrics: () => known.server?.metrics });
@@ -55,7 +57,7 @@ export class SweepView {
     this.tabPanel = el('div', { id: 'panel', role: 'tabpanel', class: 'tab-panel' });
     this.layout = el('div', { class: 'layout' }, this.tabPanel);
     fill(main,
-      el('div', { class: 'head' }, this.title, this.state, this.actions), this.facts, this.note, this.waits, this.tabs.bar, this.layout);
+      el('div', { class: 'head' }, this.title, this.state, this.actions), this.facts, this.note, this.simulated, this.waits, this.tabs.bar, this.layout);
     this.redraw = throttled(() => this.draw(), 250);
     this.redrawFigures = throttled(() => this.drawFigures(), 1500);
     this.reopen = throttled(() => this.reopenIfRunning(), 1000);
@@ -122,6 +124,10 @@ export class SweepView {
     for (const key of KEPT) if (before && row[key] === undefined) row[key] = before[key];
     Object.keys(row.parameters).forEach((name) => this.parameters.add(name));
     this.trials.set(row.n, row);
+    if (row.simulated && this.simulated.hidden) {
+      this.simulated.hidden = false;
+      [this.curves, this.timeline, ...this.figures].forEach(({ mark }) => { mark.hidden = false; });
+    }
     if (before && over && !OVER.includes(before.state)) this.curves.over(row.n);
     if (this.panel?.n === row.n) this.panel.update(row);
   }

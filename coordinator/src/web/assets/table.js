@@ -20,7 +20,7 @@ export function columns(sweep, parameters) {
   const text = (value) => (Array.isArray(value) ? value.join(', ') : value);
   return [
     { key: 'n', title: '#', of: (t) => t.n, numeric: true },
-    { key: 'state', title: 'State', of: (t) => t.state, show: (t) => state(t.state) },
+    { key: 'state', title: 'State', of: (t) => t.state, show: (t) => state(t.state, t.simulated ? `${t.state} (simulated)` : t.state) },
     { key: 'step', title: 'Step', of: (t) => t.step, show: (t) => steps(t), numeric: true },
     { key: 'value', title: sweep?.metric ?? 'value', of: (t) => t.value, show: (t) => quality(t.value), numeric: true },
     ...parameters.map((name) => ({

@@ -1,6 +1,6 @@
 // The devices' timeline.
 
-import { bytes, clock, color, duration, el, quality, state, OVER } from './show.js';
+import { bytes, clock, color, duration, el, quality, simulated, state, OVER } from './show.js';
 import { fitted, pen } from './charts.js';
 
 const BAR = 11;
@@ -15,7 +15,8 @@ export class Timeline {
     } });
     this.place = el('div', { class: 'figure tall', tabindex: '0', role: 'region', 'aria-label': 'Timeline of devices' }, this.canvas);
     this.said = el('p', { class: 'quiet' }, 'Point at a bar to read it; the table has device and time of every trial.');
-    this.element = el('section', { class: 'card', 'aria-label': 'Timeline' }, el('div', { class: 'bar' }, el('h2', {}, 'Timeline of devices'),
+    this.mark = simulated();
+    this.element = el('section', { class: 'card', 'aria-label': 'Timeline' }, el('div', { class: 'bar' }, el('h2', {}, 'Timeline of devices'), this.mark,
       el('span', { class: 'count legend' }, [['running', 'running'], ['queued', 'went on later'], ...OVER.map((name) => [name, name])].map(([name, text]) => state(name, text)))), this.place, this.said);
     this.unfit = fitted(this.place, () => this.paint());
   }
