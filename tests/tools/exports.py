@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Opens what `lorafleet export` writes with the tools that it is written for: Optuna, TensorBoard, MLflow, pyarrow.
+"""Opens what `lorafleet export` writes with the tools that it is written for: Optuna and its dashboard, TensorBoard, MLflow,
+pyarrow.
 
 A simulated sweep is run, exported in every format, and read back by each tool; what they read must be what
 `lorafleet trials` says. The same must be what mirrors come to that follow another sweep while it runs, and are stopped and
@@ -22,9 +23,9 @@ import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/bench"))
-from common import LORAFLEET, build, free_port, python_with  # noqa: E402
+from common import LORAFLEET, build, free_port, python_with, until  # noqa: E402
 
-PACKAGES = ["optuna==5.0.0", "tensorboard==2.21.0", "pyarrow==26.0.1"]
+PACKAGES = ["optuna==5.0.0", "optuna-dashboard==0.21.0", "tensorboard==2.21.0", "pyarrow==26.0.1"]
 # It wants an older pyarrow.
 MLFLOW = ["mlflow==3.17.2"]
 
@@ -244,13 +245,15 @@ def check(folder):
     equal(len(states), 12, "trials")
     for state in ["completed", "stopped"]:
         assert state in states, f"no trial is {state}: {states}"
-    for opened, name in [(optuna_opens, "optuna"), (tensorboard_opens, "tensorboard"), (pyarrow_opens, "")]:
+    # Optuna asks for one more trial at the end, which is in the journal then.
+    for opened, name in [(dashboard_opens, "optuna"), (optuna_opens, "optuna"), (tensorboard_opens, "tensorboard"),
+                         (pyarrow_opens, "")]:
         opened(folder / name, **exported)
         print(f"{opened.__name__}: {len(states)} trials are as they were")
     optuna_weighs(folder)
     print("optuna_weighs: parameters matter as the report says")
     followed = json.loads((folder / "followed.json").read_text())
-    for opened, name in [(optuna_opens, "optuna"), (tensorboard_opens, "tensorboard")]:
+    for opened, name in [(dashboard_opens, "optuna"), (optuna_opens, "optuna"), (tensorboard_opens, "tensorboard")]:
         opened(folder / f"{name}.followed", **followed)
         print(f"{opened.__name__}: {len(followed['trials'])} trials that were followed are as they are")
 
@@ -308,6 +311,44 @@ def optuna_opens(path, sweep, trials, curves):
     assert set(optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator()))
     asked = study.ask()
     equal(asked.number, len(trials), "the next trial")
+
+
+def dashboard_opens(path, sweep, trials, curves):
+    """What optuna-dashboard's page is shown of the journal."""
+    port = free_port()
+    command = [pathlib.Path(sys.executable).with_name("optuna-dashboard"), path, "--port", str(port), "--server", "wsgiref", "--quiet"]
+    dashboard = subprocess.Popen(command)
+
+    def get(what):
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/{what}") as answer:
+            return json.load(answer)
+
+    def serves():
+        assert dashboard.poll() is None, f"optuna-dashboard ended with {dashboard.returncode}"
+        try:
+            return get("studies")
+        except OSError:
+            return None
+
+    try:
+        until("optuna-dashboard", serves)
+        (study,) = get("studies")["study_summaries"]
+        equal((study["study_name"], study["directions"]), (sweep["id"], ["minimize"]), "the dashboard's study")
+        shown = get(f"studies/{study['study_id']}?after=0")
+        equal(shown["name"], sweep["id"], "the study in full")
+        names = {"completed": "Complete", "stopped": "Pruned", "diverged": "Fail"}
+        by_number = {trial["number"] + 1: trial for trial in shown["trials"]}
+        states = {number: trial["state"] for number, trial in by_number.items()}
+        equal(states, {int(t["id"].rsplit("/")[-1]): names[t["state"]] for t in trials}, "the dashboard's trials")
+        for want in trials:
+            trial = by_number[int(want["id"].rsplit("/")[-1])]
+            params = {param["name"] for param in trial["params"]}
+            equal(params, set(want["parameters"]), want["id"])
+            if trial["state"] == "Complete":
+                equal(trial["values"], [want["eval_loss"]], want["id"])
+    finally:
+        dashboard.terminate()
+        dashboard.wait()
 
 
 def optuna_weighs(folder):
