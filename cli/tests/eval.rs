@@ -117,6 +117,39 @@ fn what_it_writes() {
     assert!(table.contains("word_perplexity") && table.contains("TASK"), "{table}");
 }
 
+/// A mean by size stands where the harness has a group's: each task counts by its documents.
+#[test]
+fn a_group_is_a_row() {
+    let sandbox = sandbox();
+    let preset = "preset: sized
+weight_by_size: true
+tasks: [{ task: arc_easy, metric: acc }, { task: arc_challenge, metric: acc }]
+";
+    std::fs::write(sandbox.path().join("sized.yaml"), preset).unwrap();
+    let mut arguments = vec!["eval", "--model", "model", "--tasks", "./sized.yaml"];
+    arguments.extend(["--task-data", "arc_easy=hub.jsonl"]);
+    arguments.extend(["--task-data", "arc_challenge=arc/ARC-Challenge/train-0.jsonl"]);
+    let document = sandbox.json(&arguments);
+    let of = |task: &str, key: &str| document["results"][task][key].as_f64().unwrap();
+    let [easy, challenge] =
+        ["arc_easy", "arc_challenge"].map(|task| (of(task, "acc,none"), of(task, "sample_len")));
+    assert_eq!((easy.1, challenge.1), (8.0, 12.0));
+    let mean = (easy.0 * easy.1 + challenge.0 * challenge.1) / 20.0;
+    let square = |task: &str, size: f64| (size - 1.0) * size * of(task, "acc_stderr,none").powi(2);
+    let stderr = ((square("arc_easy", 8.0) + square("arc_challenge", 12.0)) / 18.0 / 20.0).sqrt();
+    let group = &document["groups"]["sized"];
+    for (key, want) in [("acc,none", mean), ("acc_stderr,none", stderr), ("sample_len", 20.0)] {
+        assert!((group[key].as_f64().unwrap() - want).abs() < 1e-12, "{key}: {group} {want}");
+    }
+    assert_eq!((group, &document["means"]["sized"]), (&document["results"]["sized"], &group["acc,none"]));
+    assert_eq!(document["group_subtasks"]["sized"], json!(["arc_easy", "arc_challenge"]));
+    arguments.extend(["-o", "table"]);
+    let table = sandbox.lorafleet(&arguments);
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    let row = table.lines().find(|line| line.starts_with("sized")).unwrap_or_else(|| panic!("{table}"));
+    assert!(row.contains("mean") && row.contains(&format!("{mean:.4}")) && row.contains("± "), "{row}");
+}
+
 #[test]
 fn what_it_refuses() {
     let sandbox = sandbox();

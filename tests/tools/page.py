@@ -438,6 +438,7 @@ def ten_thousand_trials_are_shown_at_once(browser, folder, shots):
         for tab in ["Trade-offs", "Timeline"]:
             visit.page.get_by_role("tab", name=tab).click()
             visit.see(f"many-{tab.lower()}")
+            visit.page.locator("#panel .simulated").first.wait_for()
             if tab == "Timeline":
                 visit.until(f"() => document.querySelector('#panel canvas').ariaLabel.startsWith('{MANY} trials on 8 devices')")
             if tab == "Trade-offs":

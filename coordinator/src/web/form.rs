@@ -3,6 +3,7 @@
 
 use crate::actors::sweep::View;
 use crate::store::TrialRecord;
+use domain::machine::PriceSource;
 use domain::metric::MetricPoint;
 use domain::trial::{Throughput, Trial};
 use domain::{Attempt, DeviceId, Timestamp, TrialId};
@@ -92,6 +93,7 @@ pub fn agent(agent: &v1::Agent) -> Value {
             "memory_bytes": device.memory_bytes,
             "max_pack_size": device.max_pack_size,
             "price_per_hour": device.price_per_hour,
+            "price_from": device.price_from.clone().map(PriceSource::from),
             "resident_base": device.resident_base,
             "simulated_speed": device.simulated_speed,
             "compute_capability": device.compute_capability,

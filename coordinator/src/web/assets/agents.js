@@ -1,6 +1,6 @@
 // The agents: machines with their devices, what they hold, and how much memory there is.
 
-import { bytes, dollars, el, fill, time } from './show.js';
+import { bytes, el, fill, price, time } from './show.js';
 
 export function agentsView(main, known) {
   document.title = 'Agents · LoraFleet';
@@ -43,7 +43,7 @@ function card(agent) {
     el('p', { class: 'quiet id' }, `${agent.id} · version ${agent.version || '?'}`),
     el('ul', { class: 'devices' }, agent.devices.map((device) => el('li', {},
       el('b', {}, device.id), ` ${device.accelerator} · ${bytes(device.memory_bytes)} · packs of ${device.max_pack_size}`,
-      device.price_per_hour > 0 && ` · ${dollars(device.price_per_hour)} an hour`,
+      device.price_per_hour > 0 && ` · ${price(device)}`,
       device.simulated_speed > 0 && ` · simulated, ${device.simulated_speed} × as fast`,
       device.resident_base && el('div', { class: 'quiet base' }, `holds ${device.resident_base}`)))),
     el('p', {}, agent.trials.length ? ['Trains ', trials] : el('span', { class: 'quiet' }, 'No trials.')));

@@ -1,6 +1,6 @@
 // Figures: curves and trade-offs are uPlot's; parallel coordinates and importance are drawn here.
 
-import { bytes, color, dollars, duration, el, fill, nth, number, quality, simulated, throttled } from './show.js';
+import { bytes, color, dollars, duration, el, fill, nth, number, quality, simulated, throttled, trained } from './show.js';
 import { get } from './server.js';
 
 const HEIGHT = 300;
@@ -151,9 +151,7 @@ const COSTS = {
 // in which it waited.
 function taken(trial, key) {
   if (trial.state !== 'completed' || (key === 'peak_memory_bytes' && trial.packed)) return undefined;
-  if (key !== 'seconds') return trial[key];
-  const whole = trial.started_at && [{ from: trial.started_at, to: trial.finished_at }];
-  return (trial.stretches ?? (whole || [])).reduce((sum, { from, to }) => sum + (to - from) / 1000, 0);
+  return key === 'seconds' ? trained(trial) / 1000 : trial[key];
 }
 
 /** Quality against what it takes, with the completed trials that nothing beats in both. */
@@ -361,8 +359,11 @@ function scale(name, of, trials) {
     // Values that were tried alone: all of a few, else the outermost and the one in the middle of the axis.
     const tried = [...new Set(values)].sort((a, b) => a - b);
     const aside = (value) => Math.abs(part(value) - 0.5);
+    // What would stand on another is left out, but for the ends.
+    const near = (a, b) => a !== b && Math.abs(part(a) - part(b)) < 0.06;
+    const apart = (value, i, all) => value === low || value === high || !(near(value, high) || all.slice(0, i).some((before) => near(before, value)));
     const middle = tried.reduce((a, b) => (aside(b) < aside(a) ? b : a));
-    const marks = tried.length <= 5 ? tried : [...new Set([low, middle, high])];
+    const marks = (tried.length <= 5 ? tried : [...new Set([low, middle, high])]).filter(apart);
     return { name, part: (t) => (typeof of(t) === 'number' ? part(of(t)) : null), marks: marks.map((value) => [number(value), part(value)]) };
   }
   const text = (value) => (Array.isArray(value) ? value.join(', ') : String(value));

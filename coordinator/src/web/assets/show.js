@@ -52,6 +52,14 @@ export function dollars(value) {
   return `$${value.toLocaleString('en', { minimumFractionDigits: 2, maximumFractionDigits: 2 })}`;
 }
 
+/** What an hour of a device costs, and where that price comes from. */
+export function price(device) {
+  if (!(device?.price_per_hour > 0)) return NONE;
+  const from = device.price_from;
+  const named = from ? `that of ${from.machine} (${from.provider}, ${from.region})${from.accelerators > 1 ? `, a part in ${from.accelerators}` : ''}${from.spot ? ', spot' : ''}, ${from.date}, ${from.source}` : 'as whoever started its agent said';
+  return `${dollars(device.price_per_hour)} an hour, ${named}`;
+}
+
 export function duration(milliseconds) {
   if (milliseconds === undefined || milliseconds === null || !(milliseconds >= 0)) return NONE;
   const seconds = Math.round(milliseconds / 1000);
@@ -73,6 +81,13 @@ export function clock(milliseconds) {
 /** A state as a word, or another text, with a mark beside it. */
 export function state(name, text = name) {
   return el('span', { class: `state ${name}` }, text);
+}
+
+/** Milliseconds in which a trial trained: not those in which it waited between two attempts. */
+export function trained(trial) {
+  if (!trial.started_at) return undefined;
+  const stretches = trial.stretches ?? [{ from: trial.started_at, to: trial.finished_at }];
+  return stretches.reduce((sum, { from, to }) => sum + (to ?? Date.now()) - from, 0);
 }
 
 /** Stands beside a figure's name once it shows a simulated trial. */

@@ -1,7 +1,7 @@
 // The table of trials: sorted, filtered, and only as many rows in the document as can be seen, so that ten thousand trials
 // are as quick as ten.
 
-import { bytes, dollars, duration, el, fill, number, quality, state, throttled, STATES } from './show.js';
+import { bytes, dollars, duration, el, fill, number, quality, state, throttled, trained, STATES } from './show.js';
 
 const ROW = 34;
 const SPARE = 12;
@@ -29,13 +29,9 @@ export function columns(sweep, parameters) {
     { key: 'cost', title: 'Cost', of: (t) => t.cost_usd, show: (t) => dollars(t.cost_usd), numeric: true },
     { key: 'memory', title: 'Peak memory', of: (t) => t.peak_memory_bytes, show: (t) => bytes(t.peak_memory_bytes), numeric: true },
     { key: 'speed', title: 'Tokens/s', of: (t) => t.tokens_per_second, show: (t) => number(t.tokens_per_second && Math.round(t.tokens_per_second)), numeric: true },
-    { key: 'time', title: 'Time', of: took, show: (t) => duration(took(t)), numeric: true },
+    { key: 'time', title: 'Time', of: trained, show: (t) => duration(trained(t)), numeric: true },
     { key: 'agent', title: 'Agent', of: (t) => [t.agent, t.device].filter(Boolean).join(' · ') || undefined },
   ];
-}
-
-function took(trial) {
-  return trial.started_at && (trial.finished_at ?? Date.now()) - trial.started_at;
 }
 
 function steps(trial) {

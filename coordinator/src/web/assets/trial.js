@@ -1,6 +1,6 @@
 // One trial in full with its log as it grows, and several side by side with what differs marked.
 
-import { bytes, clock, dollars, duration, el, fill, number, quality, question, state, time, OVER } from './show.js';
+import { bytes, clock, dollars, duration, el, fill, number, price, quality, question, state, time, OVER } from './show.js';
 import { follow, get, post } from './server.js';
 
 /** Shows a trial in a panel; `closed` is called when it is closed. */
@@ -79,6 +79,7 @@ export class TrialPanel {
       ['Value', quality(trial.value)],
       ['Held-out loss', sum.base_eval_loss ? `${quality(trial.eval_loss)} (base ${quality(sum.base_eval_loss)})` : quality(trial.eval_loss)],
       ['Cost', dollars(trial.cost_usd)],
+      ['Price', price(trial.device)],
       ['Peak memory', peak],
       ['Predicted', bytes(sum.predicted_peak_memory_bytes)],
       ['Speed', speed || '–'],
