@@ -214,6 +214,27 @@ mod tests {
         );
     }
 
+    /// What is said of a machine's price goes before the catalogue, also that it is free; a CPU has none in it.
+    #[test]
+    fn devices_cost_what_is_said() {
+        let gpu = |name: &str| DeviceOptions { accelerator: name.into(), ..cpu() };
+        let price = |device: &DeviceOptions| (device.price_per_hour, device.price_from.is_some());
+        for (names, said, want) in [
+            (&["CPU"][..], None, &[(0.0, false)][..]),
+            (&["CPU"], Some(0.5), &[(0.5, false)]),
+            (&["A100-40GB", "A100-40GB"], Some(3.0), &[(1.5, false), (1.5, false)]),
+            (&["A100-40GB"], Some(0.0), &[(0.0, false)]),
+        ] {
+            let mut devices: Vec<_> = names.iter().map(|name| gpu(name)).collect();
+            assert_eq!(priced(&mut devices, said), Ok(Prices::default()), "{names:?} {said:?}");
+            assert_eq!(devices.iter().map(price).collect::<Vec<_>>(), want, "{names:?} {said:?}");
+        }
+        let mut devices = ["A100-40GB", "CPU", "X-1GB"].map(gpu);
+        let prices = priced_by(&Catalogue::shipped(), &mut devices);
+        assert_eq!(devices.each_ref().map(price), [(3.673385, true), (0.0, false), (0.0, false)]);
+        assert_eq!((prices.known.len(), prices.unknown.len()), (1, 1), "{prices:?}");
+    }
+
     #[test]
     fn memory_of_the_machine() {
         assert_eq!(mem_total("MemFree: 1 kB\nMemTotal:       16384 kB\n"), Some(16384 * 1024));
