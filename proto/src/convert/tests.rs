@@ -41,6 +41,8 @@ fn a_trial_travels_unchanged() {
             throughput: Throughput::Packed,
             recomputed_layers: Some(3),
             samples: [4, 8].map(|step| SampleText { step, text: format!("after {step}") }).into(),
+            predicted_seconds_per_step: Some(0.25),
+            simulated_seconds: Some(5.0),
             ..TrialSummary::default()
         }),
         failure: Some(Failure { class: FailureClass::OutOfMemory, message: "m".into() }),
@@ -63,6 +65,11 @@ fn a_trial_travels_unchanged() {
     let shown = Trial { config: trial.config.in_force(Some(40)), ..trial };
     assert_eq!(shown.config.lora_alpha, Some(32.0));
     assert_eq!(Trial::try_from(wire).unwrap(), shown);
+    let odd = |seconds| {
+        let summary = v1::TrialSummary { simulated_seconds: Some(seconds), ..v1::TrialSummary::default() };
+        TrialSummary::from(summary).simulated_seconds
+    };
+    assert_eq!([f64::NAN, f64::INFINITY, -1.0, 1e300].map(odd), [None; 4], "no cost can be made of it");
     let mut later = v1::Trial::from(shown.clone());
     later.config.as_mut().unwrap().fields.insert("of_a_later_version".into(), prost_types::Value::default());
     assert_eq!(Trial::try_from(later).unwrap(), shown);
