@@ -5,6 +5,7 @@
 //! | [`sweep_file`] | a sweep file to a checked spec, with `--set` overrides and resolved paths |
 //! | [`contexts`] | servers by name |
 //! | [`machines`] | machine types with their prices: those that come with the program, and the user's own |
+//! | [`published`] | published numbers to hold beside a sweep's |
 //! | [`skypilot`] | SkyPilot's catalogues of the same |
 //! | [`size`] | numbers of bytes as people write them |
 //! | [`limits`] | how much the sweeps and uploads of a namespace may take |
@@ -22,6 +23,7 @@ pub mod limits;
 pub mod machines;
 mod overrides;
 pub mod paths;
+pub mod published;
 pub mod size;
 pub mod skypilot;
 pub mod sweep_file;
