@@ -244,6 +244,11 @@ fn the_published_benchmark_on_a_cpu() {
     let parameters: Vec<_> = parameters.iter().map(|row| (row[0].as_str(), row[1].as_str())).collect();
     assert_eq!(parameters, [("8", "46240"), ("16", "92480")]);
     let losses = table(&text, "## Base against adapters");
+    // The published table: eval/loss, the mean of the preset and its three tasks, parameters, which trial it is.
+    let cells = |row: &Vec<String>| {
+        row.len() == 8 && row[2..6].iter().all(|score| score.parse::<f64>().is_ok() || score.contains('±'))
+    };
+    assert!(losses.iter().all(cells), "{losses:?}");
     let losses: Vec<(&str, f64)> =
         losses.iter().map(|row| (row[0].as_str(), row[1].parse().unwrap())).collect();
     let [("base, 4bit", base), ("adapter, 4bit", with), ("base, float32", float), ("adapter, float32", best)] =

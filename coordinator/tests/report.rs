@@ -305,7 +305,7 @@ fn runs_with_other_seeds_are_no_other_configurations() {
             "12 (1 again)",
             "15 (5 again)",
             "The best</strong>: trial 5",
-            "No difference shown between trial 5 and trial 1: eval/loss -0.0034",
+            "No difference shown between trial 5 and trial 1: eval/loss −0.0034",
         ],
         &[],
     );
@@ -443,7 +443,8 @@ fn markdown_beside_its_figures() {
             "# stories\n",
             "## Best: trial 1",
             "eval/loss **2.9400**, where the base has 5.0635",
-            "| **1 ★** | **completed** | **0.001** |",
+            "| **1 ★** | **completed** | **180 / 180** |",
+            "| **1 ★** | **0.001** | **16** |",
             "- **stories-1a2b/10**: the loss became NaN",
         ],
         &["<svg"],

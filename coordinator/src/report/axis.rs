@@ -10,7 +10,7 @@ pub(super) struct Axis {
     ends: (f64, f64),
     ticks: Vec<(f64, String)>,
     logarithmic: bool,
-    /// Of one with named rows: how many pixels it is long.
+    /// Of one with named rows, how many pixels it is long; of a level one, how wide its chart is; `None` as all others.
     pub(super) pixels: Option<u32>,
 }
 
@@ -64,6 +64,21 @@ impl Axis {
         Self { ticks: numbered(values.to_vec()), ..axis }
     }
 
+    /// The last value that has a place, of one that is not logarithmic.
+    pub(super) fn end(&self) -> f64 {
+        self.ends.1
+    }
+
+    /// The same with more room, without a tick, up to a value.
+    pub(super) fn up_to(self, end: f64) -> Self {
+        Self { ends: (self.ends.0, end.max(self.ends.1)), ..self }
+    }
+
+    /// The same, level, of a chart that is so many pixels wide.
+    pub(super) fn wide(self, pixels: u32) -> Self {
+        Self { pixels: Some(pixels), ..self }
+    }
+
     /// From 0 to 1, without ticks, with room for texts at both ends.
     pub(super) fn unlabelled() -> Self {
         Self { ends: (-0.4, 1.12), ticks: Vec::new(), logarithmic: false, pixels: None }
@@ -80,7 +95,7 @@ impl Axis {
     /// An upright axis with names at places of its own, and as many pixels as they need.
     pub(super) fn rows(names: impl Iterator<Item = (f64, String)>, ends: (f64, f64), pixels: u32) -> Self {
         const LONGEST: usize = 24;
-        let ticks = names.map(|(place, name)| (place, shorten(&name, LONGEST))).collect();
+        let ticks = names.map(|(place, name)| (place, shorten_middle(&name, LONGEST))).collect();
         Self { ends, ticks, logarithmic: false, pixels: Some(pixels) }
     }
 
@@ -174,6 +189,17 @@ fn shorten(name: &str, longest: usize) -> String {
     name.chars().take(longest.saturating_sub(1)).chain(['…']).collect()
 }
 
+/// The same with its beginning and its end: names of devices differ there.
+fn shorten_middle(name: &str, longest: usize) -> String {
+    let letters: Vec<char> = name.chars().collect();
+    if letters.len() <= longest {
+        return name.into();
+    }
+    let end = longest.saturating_sub(1) / 2;
+    let begin = longest.saturating_sub(1) - end;
+    letters[..begin].iter().chain(&['…']).chain(&letters[letters.len() - end..]).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,7 +235,7 @@ mod tests {
             [(-0.5, "agent · cuda:0".to_string()), (-3.0, "a-name-that-is-longer-than-others".into())];
         let axis = Axis::rows(names.into_iter(), (-4.0, 0.0), 104);
         let labels: Vec<_> = axis.ticks.iter().map(|(_, label)| label.as_str()).collect();
-        assert_eq!(labels, ["agent · cuda:0", "a-name-that-is-longer-t…"]);
+        assert_eq!(labels, ["agent · cuda:0", "a-name-that-…than-others"]);
         assert_eq!((axis.longest_label(), axis.pixels, axis.range()), (24, Some(104), -4.0..0.0));
     }
 }

@@ -15,7 +15,9 @@ pub(super) const MEMORY: &str = "#b8a03f";
 /// The colour of all other trials.
 pub(super) const OTHERS: &str = "#8c8c96";
 
-const SIZE: (u32, u32) = (900, 560);
+const WIDTH: u32 = 900;
+/// Height between the axes, unless the rows of one say how high they are: what is written around it makes a chart higher.
+const PLOT: u32 = 400;
 const MARGIN: u32 = 16;
 const FONT: i32 = 30;
 /// Height of a line of text above the chart.
@@ -95,18 +97,27 @@ impl Chart {
         Ok(svg)
     }
 
+    /// Whether it is wider than others, and needs the page's width for it.
+    pub(super) fn is_broad(&self) -> bool {
+        self.width() > WIDTH
+    }
+
+    fn width(&self) -> u32 {
+        self.x.pixels.unwrap_or(WIDTH)
+    }
+
     fn paint(&self, svg: &mut String, simulated: bool) -> Painted {
         let (x_title, y_title) = &self.titles;
         let titled = !y_title.is_empty() || simulated;
         let legend = self.legend_lines();
         let top = MARGIN + LINE * (u32::from(titled) + legend.len() as u32);
         let below = if x_title.is_empty() { 50 } else { 90 };
-        let height = self.y.pixels.map_or(SIZE.1, |pixels| top + pixels + below + MARGIN);
+        let height = top + self.y.pixels.unwrap_or(PLOT) + below + MARGIN;
         let beside = match self.y.pixels {
             Some(_) => LETTER as u32 * self.y.longest_label() as u32 + 20,
             None => 90,
         };
-        let root = SVGBackend::with_string(svg, (SIZE.0, height)).into_drawing_area();
+        let root = SVGBackend::with_string(svg, (self.width(), height)).into_drawing_area();
         let mut chart = ChartBuilder::on(&root)
             .margin(MARGIN)
             .margin_top(top)
@@ -130,7 +141,7 @@ impl Chart {
         }
         if simulated {
             let word = "simulated";
-            let left = SIZE.0 as i32 - 28 - LETTER * word.len() as i32;
+            let left = self.width() as i32 - 28 - LETTER * word.len() as i32;
             root.draw(&Text::new(word, (left, 12), text.clone()))?;
         }
         for (line, entries) in legend.iter().enumerate() {
@@ -187,7 +198,7 @@ impl Chart {
         for entry in &self.legend {
             left += legend_width(entry);
             match lines.last_mut() {
-                Some(line) if LEGEND_LEFT + left <= SIZE.0 as i32 => line.push(entry),
+                Some(line) if LEGEND_LEFT + left <= self.width() as i32 => line.push(entry),
                 _ => {
                     left = legend_width(entry);
                     lines.push(vec![entry]);

@@ -1,7 +1,7 @@
 //! Whether the best of the trials that were run again differs from the others, and from the base, by more than seeds and
 //! items do.
 
-use super::numbers::{NONE, or_dash};
+use super::numbers::{self, NONE, or_dash};
 use super::paired::{Items, Paired};
 use super::replicates::{Finalist, Run, mean, score, variance};
 use super::statistics::{Estimate, bootstrap, holds_zero};
@@ -128,12 +128,14 @@ impl Difference {
             ..=1 => String::new(),
             several => format!(", adjusted for {several} comparisons,"),
         };
-        format!("{what}: {metric} {mean:+.4}, 95 % interval {}{adjusted} over {runs} seeds", signed(interval))
+        let (mean, interval) = (numbers::signed(mean), or_dash(interval, numbers::interval));
+        format!("{what}: {metric} {mean}, 95 % interval {interval}{adjusted} over {runs} seeds")
     }
 
     /// `better` or `worse`; `None` where 0 is among what the difference may be, or too little is known.
     fn verdict(&self) -> Option<&'static str> {
-        let estimate = self.estimate.filter(|estimate| !holds_zero(estimate.interval))?;
+        let estimate =
+            self.estimate.filter(|estimate| estimate.interval.is_some_and(|of| !holds_zero(of)))?;
         Some(if self.goal.better(estimate.mean, 0.0) { "better" } else { "worse" })
     }
 
@@ -161,9 +163,9 @@ impl Difference {
             of.clone(),
             from.clone(),
             values.len().to_string(),
-            or_dash(*estimate, |estimate| format!("{:+.4}", estimate.mean)),
-            or_dash(*estimate, |estimate| signed(estimate.interval)),
-            or_dash(estimate.and_then(|_| drawn()), signed),
+            or_dash(*estimate, |estimate| numbers::signed(estimate.mean)),
+            or_dash(estimate.and_then(|estimate| estimate.interval), numbers::interval),
+            or_dash(estimate.and_then(|_| drawn()), numbers::interval),
             of_what.into(),
             said,
         ]
@@ -173,9 +175,4 @@ impl Difference {
 /// `trial 7`.
 fn named(trial: &Trial) -> String {
     format!("trial {}", or_dash(trial.id.number(), |number| number.to_string()))
-}
-
-/// An interval of a difference.
-fn signed((low, high): (f64, f64)) -> String {
-    format!("{low:+.4} to {high:+.4}")
 }

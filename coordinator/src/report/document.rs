@@ -7,6 +7,8 @@ use std::fmt::Display;
 pub(super) struct Document {
     pub(super) title: String,
     pub(super) blocks: Vec<Block>,
+    /// Names and texts of tables for programs, which lie beside it where it is several files.
+    pub(super) files: Vec<(String, String)>,
     /// Whether every figure says that its numbers are simulated.
     pub(super) simulated: bool,
 }

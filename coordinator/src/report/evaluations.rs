@@ -3,16 +3,21 @@
 
 use super::document::{Block, Line, Table};
 use super::figures::accuracy;
-use super::numbers::{NONE, or_dash};
+use super::numbers::{self, NONE, or_dash};
 use super::paired::Paired;
 use super::series::Entry;
 use super::slice::PRECISION;
 use super::{ITEMS_BYTES, ITEMS_WAIT, MOST_ITEMS, Sources};
-use domain::metric::PERPLEXITIES;
+use domain::metric::{MEAN, PERPLEXITIES, of_task};
+use domain::sweep::Sweep;
 use domain::trial::{TaskScore, Trial};
+use serde_json::Value;
 
 /// Standard errors on each side of 95 % of a normal distribution.
 pub(super) const NORMAL_95: f64 = 1.96;
+
+/// What is said of a difference that may be none.
+pub(super) const NO_DIFFERENCE: &str = "no difference shown";
 
 /// How an interval was found.
 const BOOTSTRAP: &str = "paired bootstrap";
@@ -71,6 +76,53 @@ pub(super) fn blocks(sources: &Sources) -> Vec<Block> {
         .collect()
 }
 
+/// Columns for what tasks say of some trials, their headings and the metrics' names: of each preset that the sweep asks its
+/// mean and what that is of, of other tasks every metric that a trial has.
+pub(super) fn columns(sweep: &Sweep, asked: &[(String, &Entry)]) -> Vec<(String, String)> {
+    let scores = asked.iter().filter_map(|(_, entry)| entry.trial.summary.as_ref());
+    let known: Vec<(&str, &str)> = scores
+        .flat_map(|summary| &summary.evaluations)
+        .map(|score| (score.task.as_str(), score.metric.as_str()))
+        .collect();
+    let mut columns: Vec<(String, String)> = Vec::new();
+    let add = |columns: &mut Vec<(String, String)>, task: &str, metric: Option<&str>| {
+        for (task, metric) in
+            known.iter().filter(|(t, m)| *t == task && metric.is_none_or(|metric| *m == metric))
+        {
+            let heading =
+                if *metric == MEAN { format!("{MEAN} of {task}") } else { format!("{task} {metric}") };
+            let column = (heading, of_task(task, metric));
+            if !columns.contains(&column) {
+                columns.push(column);
+            }
+        }
+    };
+    for task in sweep.spec.evaluations.iter().flat_map(|evaluations| &evaluations.tasks) {
+        let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).map(str::to_string);
+        let shipped = config::tasks::SHIPPED.iter().find(|(name, _)| task.as_str() == Some(*name));
+        let said =
+            shipped.and_then(|(_, text)| config::tasks::read(text).ok()).unwrap_or_else(|| task.clone());
+        match (text(&said, "preset"), said.get("tasks").and_then(Value::as_array)) {
+            (Some(preset), Some(parts)) => {
+                add(&mut columns, &preset, Some(MEAN));
+                for part in parts {
+                    let name = text(part, "task").or_else(|| part.as_str().map(str::to_string));
+                    add(&mut columns, &name.unwrap_or_default(), text(part, "metric").as_deref());
+                }
+            }
+            _ => {
+                let name = task.as_str().map(str::to_string).or_else(|| text(&said, "task"));
+                add(&mut columns, &name.unwrap_or_default(), None);
+            }
+        }
+    }
+    // A record may be of a sweep that says no more what it asked.
+    if columns.is_empty() {
+        known.iter().for_each(|(task, metric)| add(&mut columns, task, Some(metric)));
+    }
+    columns
+}
+
 /// Said where what is kept of single documents is not all here, so that intervals are those without it.
 fn left_out(sources: &Sources) -> Option<String> {
     let trials = || sources.entries.iter().chain(&sources.replicates).map(|entry| entry.trial);
@@ -125,28 +177,95 @@ fn between(sources: &Sources, best: &[(String, &Entry)], names: &[String]) -> Op
         "by",
         "so the first is",
     ]);
-    let score = |entry: &Entry, name: &str| entry.trial.summary.as_ref()?.evaluation(name).cloned();
     let pairs = || best.iter().enumerate().flat_map(|(i, a)| best[i + 1..].iter().map(move |b| (a, b)));
     for name in names {
         for ((mode, a), (other, b)) in pairs() {
-            let Some((with, from)) = score(a, name).zip(score(b, name)) else { continue };
-            let difference = with.value - from.value;
-            let paired = sources.items.between([(a.trial, b.trial)], name);
-            let both = with.stderr.zip(from.stderr).map(|(a, b)| (a.hypot(b), OF_EACH));
-            let (interval, by) = interval(difference, paired.as_ref(), both);
+            let Some(Gap { value, interval, by, said }) = gap_between(sources, a, b, name) else { continue };
+            let items = a.trial.summary.as_ref().and_then(|summary| summary.evaluation(name));
             table.row([
                 name.clone(),
                 format!("{mode}, trial {}", number(a)),
                 format!("{other}, trial {}", number(b)),
-                with.documents.to_string(),
-                format!("{difference:+.4}"),
-                or_dash(interval, shown),
+                or_dash(items, |score| score.documents.to_string()),
+                numbers::signed(value),
+                or_dash(interval, numbers::interval),
                 by.into(),
-                said(interval, &with.metric).into(),
+                said.into(),
             ]);
         }
     }
     (!table.rows.is_empty()).then_some(table)
+}
+
+/// What two things differ by under a metric, how sure that is, how that was found, and what it says.
+pub(super) struct Gap {
+    pub(super) value: f64,
+    pub(super) interval: Option<(f64, f64)>,
+    pub(super) by: &'static str,
+    pub(super) said: &'static str,
+}
+
+/// What the best adapter of a precision mode that was asked a preset makes of the mean of its tasks.
+pub(super) struct Mean {
+    pub(super) mode: String,
+    pub(super) trial: String,
+    /// The preset's name.
+    pub(super) task: String,
+    pub(super) value: f64,
+    /// What it differs from its base by.
+    pub(super) against_base: Option<Gap>,
+    /// What it differs from the best adapters of the modes behind it by, by their names.
+    pub(super) against_others: Vec<(String, Gap)>,
+}
+
+/// The means of all presets that the best trials of the precision modes were asked.
+pub(super) fn means(sources: &Sources) -> Vec<Mean> {
+    let asked = |trial: &Trial| trial.summary.as_ref().is_some_and(|summary| !summary.evaluations.is_empty());
+    let best = sources.best_of_modes(asked);
+    let mut means = Vec::new();
+    for (place, (mode, entry)) in best.iter().enumerate() {
+        let scores = entry.trial.summary.iter().flat_map(|summary| &summary.evaluations);
+        for score in scores.filter(|score| score.metric == MEAN && score.value.is_finite()) {
+            let others = best[place + 1..].iter();
+            let others = others.filter_map(|(other, b)| {
+                Some((other.clone(), gap_between(sources, entry, b, &score.name())?))
+            });
+            means.push(Mean {
+                mode: mode.clone(),
+                trial: number(entry),
+                task: score.task.clone(),
+                value: score.value,
+                against_base: gap_to_base(sources, entry.trial, score),
+                against_others: others.collect(),
+            });
+        }
+    }
+    means
+}
+
+fn gap_to_base(sources: &Sources, trial: &Trial, score: &TaskScore) -> Option<Gap> {
+    let paired = sources.items.against_base([trial], &score.name());
+    Gap::to_base(score, paired.as_ref())
+}
+
+/// What the first trial differs from the second by under a metric; `None` where one of them was not asked.
+fn gap_between(sources: &Sources, a: &Entry, b: &Entry, name: &str) -> Option<Gap> {
+    let score = |entry: &Entry| entry.trial.summary.as_ref()?.evaluation(name).cloned();
+    let (with, from) = score(a).zip(score(b))?;
+    let value = with.value - from.value;
+    let paired = sources.items.between([(a.trial, b.trial)], name);
+    let both = with.stderr.zip(from.stderr).map(|(a, b)| (a.hypot(b), OF_EACH));
+    let (interval, by) = interval(value, paired.as_ref(), both);
+    Some(Gap { value, interval, by, said: said(interval, &with.metric) })
+}
+
+impl Gap {
+    fn to_base(score: &TaskScore, paired: Option<&Paired>) -> Option<Self> {
+        let value = score.value - score.base_value?;
+        let stderr = score.difference_stderr.map(|stderr| (stderr, OF_PAIRS));
+        let (interval, by) = interval(value, paired, stderr);
+        Some(Self { value, interval, by, said: said(interval, &score.metric) })
+    }
 }
 
 /// The interval of a difference, and how it was found: from its items, or else from a standard error.
@@ -176,13 +295,9 @@ fn said(interval: Option<(f64, f64)>, metric: &str) -> &'static str {
                 "better"
             }
         }
-        Some(_) => "no difference shown",
+        Some(_) => NO_DIFFERENCE,
         None => NONE,
     }
-}
-
-fn shown((low, high): (f64, f64)) -> String {
-    format!("{low:+.4} to {high:+.4}")
 }
 
 /// Why a trial that was trained was not asked.
@@ -192,21 +307,21 @@ fn not_asked(trial: &Trial) -> Option<Line> {
 }
 
 fn row(score: &TaskScore, mode: &str, trial: String, paired: Option<&Paired>) -> [String; 11] {
-    let difference = score.base_value.map(|base| score.value - base);
-    let stderr = score.difference_stderr.map(|stderr| (stderr, OF_PAIRS));
-    let (interval, by) = difference.map_or((None, NONE), |difference| interval(difference, paired, stderr));
+    let gap = Gap::to_base(score, paired);
+    let interval = gap.as_ref().and_then(|gap| gap.interval);
     [
         score.name(),
         mode.into(),
         trial,
-        score.num_fewshot.to_string(),
+        // A preset's mean is of tasks that have examples of their own.
+        if score.metric == MEAN { NONE.into() } else { score.num_fewshot.to_string() },
         score.documents.to_string(),
         or_dash(score.base_value, |value| with_error(value, score.base_stderr)),
         with_error(score.value, score.stderr),
-        or_dash(difference, |difference| format!("{difference:+.4}")),
-        or_dash(interval, shown),
-        by.into(),
-        said(interval, &score.metric).into(),
+        or_dash(gap.as_ref(), |gap| numbers::signed(gap.value)),
+        or_dash(interval, numbers::interval),
+        gap.as_ref().map_or(NONE, |gap| gap.by).into(),
+        gap.as_ref().map_or(NONE, |gap| gap.said).into(),
     ]
 }
 
@@ -221,8 +336,6 @@ mod tests {
     use super::super::Records;
     use super::super::made::{self, float16, four_bit};
     use super::*;
-
-    const NO_DIFFERENCE: &str = "no difference shown";
 
     fn score(metric: &str, value: f64, stderr: Option<f64>) -> TaskScore {
         TaskScore {
@@ -249,8 +362,8 @@ mod tests {
             );
         };
         check("acc", 0.6, Some(0.01), "+0.0804 to +0.1196", OF_PAIRS, "better");
-        check("acc", 0.4, Some(0.01), "-0.1196 to -0.0804", OF_PAIRS, "worse");
-        check("acc", 0.51, Some(0.01), "-0.0096 to +0.0296", OF_PAIRS, NO_DIFFERENCE);
+        check("acc", 0.4, Some(0.01), "−0.1196 to −0.0804", OF_PAIRS, "worse");
+        check("acc", 0.51, Some(0.01), "−0.0096 to +0.0296", OF_PAIRS, NO_DIFFERENCE);
         check("bits_per_byte", 0.6, Some(0.01), "+0.0804 to +0.1196", OF_PAIRS, "worse");
         check("word_perplexity", 0.4, None, NONE, NONE, NONE);
         check("acc", 0.5, Some(0.0), "+0.0000 to +0.0000", OF_PAIRS, NO_DIFFERENCE);
@@ -334,7 +447,7 @@ mod tests {
             [
                 "100 | 0.5000 | 0.6200 ± 0.0100 | +0.1200 | +0.0808 to +0.1592 | normal, paired | better",
                 "100 | 0.5000 | 0.6000 ± 0.0100 | +0.1000 | +0.0608 to +0.1392 | normal, paired | better",
-                "+0.0200 | -0.0077 to +0.0477 | normal, unpaired | no difference shown",
+                "+0.0200 | −0.0077 to +0.0477 | normal, unpaired | no difference shown",
             ]
         );
         let same = rows([60, 60], true);

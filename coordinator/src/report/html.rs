@@ -6,7 +6,7 @@ use std::fmt::Display;
 
 /// The page.
 pub(super) fn page(document: &Document) -> String {
-    let mut page = Html { text: String::new(), simulated: document.simulated };
+    let mut page = Html { text: String::new(), simulated: document.simulated, tables: 0 };
     page.raw("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">");
     page.raw("<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">");
     page.raw("<meta name=\"color-scheme\" content=\"light dark\">");
@@ -21,6 +21,8 @@ pub(super) fn page(document: &Document) -> String {
 struct Html {
     text: String,
     simulated: bool,
+    /// Those that there are so far.
+    tables: usize,
 }
 
 impl Html {
@@ -106,7 +108,7 @@ impl Html {
 
     /// plotters escapes the texts of a chart itself.
     fn figure(&mut self, figure: &Figure) {
-        self.raw("<figure>");
+        self.raw(if figure.chart.is_broad() { "<figure class=\"broad\">" } else { "<figure>" });
         match figure.chart.draw(self.simulated) {
             Ok(svg) => {
                 self.raw("<svg role=\"img\" aria-label=\"").text(&figure.description).raw("\" ");
@@ -130,7 +132,11 @@ impl Html {
     }
 
     fn table(&mut self, table: &Table) {
-        self.raw("<div class=\"wide\"><table><thead><tr>");
+        // A wide one is scrolled, with the keyboard, too; its number tells it from the others.
+        self.tables += 1;
+        let label = format!("Table {}: {}", self.tables, table.head.join(", "));
+        self.raw("<div class=\"wide\" tabindex=\"0\" role=\"region\" aria-label=\"").text(label);
+        self.raw("\"><table><thead><tr>");
         table.head.iter().for_each(|name| _ = self.raw("<th scope=\"col\">").text(name).raw("</th>"));
         self.raw("</tr></thead><tbody>\n");
         for Row { cells, swatch, best } in &table.rows {

@@ -7,12 +7,13 @@ use std::fmt::Write;
 /// A file of a report: its path below the report's directory, with `/`, and its text.
 pub type File = (String, String);
 
-/// The files: `report.md` first, then its figures.
+/// The files: `report.md` first, then its figures, then tables for programs.
 pub(super) fn files(document: &Document) -> Vec<File> {
     let mut writer = Writer { text: String::new(), figures: Vec::new(), simulated: document.simulated };
     writer.blocks(&document.blocks);
     let text = writer.text.trim_end().to_string() + "\n";
-    [("report.md".to_string(), text)].into_iter().chain(writer.figures).collect()
+    let files = document.files.iter().cloned();
+    [("report.md".to_string(), text)].into_iter().chain(writer.figures).chain(files).collect()
 }
 
 struct Writer {
@@ -186,7 +187,12 @@ mod tests {
         let mut table = Table::new(["trial", "loss"]);
         table.row(["1".to_string(), "2.5".to_string()]);
         table.rows[0].best = true;
-        let document = Document { title: "t".into(), blocks: vec![Block::Table(table)], simulated: false };
+        let document = Document {
+            title: "t".into(),
+            blocks: vec![Block::Table(table)],
+            files: Vec::new(),
+            simulated: false,
+        };
         assert_eq!(
             files(&document),
             [("report.md".into(), "| trial | loss |\n| --- | --- |\n| **1** | **2.5** |\n".into())]

@@ -11,6 +11,7 @@
 //! | `tables.rs` | trials, what their numbers mean, the configuration in force |
 //! | `evaluations.rs` | what tasks say of base and adapters |
 //! | `replicates.rs`, `differences.rs` | means over runs with other seeds; what they differ by |
+//! | `published.rs` | published numbers beside the sweep's |
 //! | `statistics.rs`, `student.rs` | how sure a mean is; Student's t |
 //! | `paired.rs` | differences document by document; the paired bootstrap |
 //! | `axis.rs`, `chart.rs` | axes and marks → SVG |
@@ -32,6 +33,7 @@ pub(crate) mod made;
 mod markdown;
 mod numbers;
 mod paired;
+mod published;
 mod quality;
 mod recommendation;
 mod replicates;
@@ -53,6 +55,7 @@ use domain::metric::{self, MetricPoint};
 use domain::sweep::Sweep;
 use domain::trial::{ItemScores, Trial, TrialState};
 use paired::Items;
+use published::Beside;
 use replicates::Finalist;
 use serde_json::Value;
 use series::Entry;
@@ -108,6 +111,10 @@ struct Sources<'a> {
     facts: Facts<'a>,
     /// What is kept of single documents.
     items: Items<'a>,
+    /// What was published of the same base.
+    published: Option<Beside>,
+    /// The sweep's best trial, or the cheapest of those that came to their end and are as good.
+    best: Option<&'a TrialId>,
     /// Where each trial stands among the entries.
     places: BTreeMap<&'a TrialId, usize>,
 }
@@ -124,7 +131,21 @@ impl<'a> Sources<'a> {
         let differences = differences::from_others(&sweep.spec.search, &finalists, &items);
         let colours = colours(&entries);
         let places = entries.iter().enumerate().map(|(place, entry)| (&entry.trial.id, place)).collect();
-        Self { sweep, entries, replicates, finalists, differences, colours, facts, items, places }
+        let best = best(sweep, &entries);
+        let published = Beside::of(&sweep.spec.base.pretrained_model_id, &facts);
+        Self {
+            sweep,
+            entries,
+            replicates,
+            finalists,
+            differences,
+            colours,
+            facts,
+            items,
+            published,
+            best,
+            places,
+        }
     }
 
     /// A trial's entry and its colour.
@@ -134,7 +155,7 @@ impl<'a> Sources<'a> {
     }
 
     fn is_best(&self, trial: &Trial) -> bool {
-        self.sweep.best.as_ref().is_some_and(|(id, _)| *id == trial.id)
+        self.best.is_some_and(|id| *id == trial.id)
     }
 
     fn best(&self) -> Option<&Entry<'a>> {
@@ -154,6 +175,17 @@ impl<'a> Sources<'a> {
         };
         self.facts.values(slice::PRECISION).into_iter().filter_map(best).collect()
     }
+}
+
+/// The sweep's best trial; of several that are as good, to the digits in which it is told, the first in rank order.
+fn best<'a>(sweep: &'a Sweep, entries: &[Entry<'a>]) -> Option<&'a TrialId> {
+    let (recorded, _) = sweep.best.as_ref()?;
+    let value = |entry: &Entry| entry.value.map(series::told);
+    let of_it = entries.iter().find(|entry| entry.trial.id == *recorded).and_then(value);
+    let as_good = |entry: &&Entry| {
+        entry.trial.state == TrialState::Completed && of_it.is_some() && value(entry) == of_it
+    };
+    Some(entries.iter().find(as_good).map_or(recorded, |entry| &entry.trial.id))
 }
 
 /// The first trials in rank order have a colour each, the others share grey.
@@ -179,13 +211,15 @@ fn document(records: Records) -> Document {
         let of = if sources.replicates.is_empty() { "Best" } else { "Best single run" };
         section(&format!("{of}: trial {number}"), the_best(&sources, best));
     }
-    section("Key takeaways", lines(takeaways::takeaways(&sources)));
+    section("Key takeaways", takeaways::blocks(&sources));
     section("Which one to use", lines(recommendation::recommendations(&sources)));
     section("Runs with other seeds", replicates::blocks(&sources));
-    section("Memory, speed and cost", figures_of(figures::benchmark::figures(&sources.facts)));
+    let published = sources.published.map(|beside| beside.published);
+    section("Memory, speed and cost", figures_of(figures::benchmark::figures(&sources.facts, published)));
     section("Trainable parameters", tables::by_rank(&sources.facts).into_iter().collect());
     section("Base against adapters", tables::accuracy(&sources).into_iter().collect());
     section("What tasks say of them", evaluations::blocks(&sources));
+    section("Beside the published numbers", published::blocks(&sources));
     section("Quality against its price", figures_of(figures::tradeoffs::figures(&sources)));
     section("Learning curves", figures::curves::blocks(&sources));
     let name = format!("Parameters against {}", sources.sweep.spec.search.metric);
@@ -197,6 +231,7 @@ fn document(records: Records) -> Document {
     Document {
         title: sources.sweep.spec.name.clone(),
         blocks,
+        files: published::file(&sources).into_iter().collect(),
         simulated: records.trials.iter().any(Trial::is_simulated),
     }
 }

@@ -7,6 +7,9 @@ use std::time::Duration;
 /// What stands where nothing was measured.
 pub(super) const NONE: &str = "–";
 
+/// The sign before what is below zero.
+const MINUS: char = '−';
+
 /// `show(value)`, or a dash where nothing was measured.
 pub(super) fn or_dash<T>(value: Option<T>, show: impl Fn(T) -> String) -> String {
     value.map_or_else(|| NONE.into(), show)
@@ -87,6 +90,27 @@ pub(super) fn change(ratio: f64) -> String {
     format!("{} %", trim(&format!("{percent:.digits$}")))
 }
 
+/// A change by a ratio with its sign: `+12 %`, `−4.1 %`, `0 %`.
+pub(super) fn signed_change(ratio: f64) -> String {
+    let change = change(ratio);
+    if change == "0 %" { change } else { format!("{}{change}", if ratio > 1.0 { '+' } else { MINUS }) }
+}
+
+/// A difference with its sign, to four digits after the point.
+pub(super) fn signed(value: f64) -> String {
+    minus(&format!("{value:+.4}"))
+}
+
+/// The ends of a difference's interval.
+pub(super) fn interval((low, high): (f64, f64)) -> String {
+    format!("{} to {}", signed(low), signed(high))
+}
+
+/// A number's text with the sign that mathematics has.
+pub(super) fn minus(text: &str) -> String {
+    text.replace('-', &MINUS.to_string())
+}
+
 /// The unit in which a length of time is drawn, and the seconds of one.
 pub(super) fn time_unit(seconds: f64) -> (f64, &'static str) {
     match seconds {
@@ -136,6 +160,21 @@ pub(super) fn value(value: &Value) -> String {
     }
 }
 
+/// A metric as the title of an axis, with its unit.
+pub(super) fn titled(metric: &str) -> String {
+    use domain::metric::{EVAL_LOSS, LOSS, task_and_metric};
+    match metric {
+        EVAL_LOSS | LOSS => format!("{metric}, nats a token"),
+        name if task_and_metric(name).is_some() => name.into(),
+        name => {
+            let unit = domain::metric::definition(name).map(|definition| definition.unit);
+            // UCUM's annotations are in braces.
+            let said = |unit: &str| format!("{name}, {}", unit.replace(['{', '}'], ""));
+            unit.filter(|unit| *unit != "1").map_or_else(|| name.into(), said)
+        }
+    }
+}
+
 /// Without zeros that say nothing.
 fn trim(text: &str) -> &str {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text }
@@ -171,6 +210,14 @@ mod tests {
             (change(0.26), "74 %"),
             (change(1.039), "3.9 %"),
             (change(1.0), "0 %"),
+            (signed_change(0.959), "−4.1 %"),
+            (signed_change(1.12), "+12 %"),
+            (signed_change(1.0), "0 %"),
+            (titled("eval/loss"), "eval/loss, nats a token"),
+            (titled("eval/t/acc"), "eval/t/acc"),
+            (titled("samples_per_second"), "samples_per_second, row/s"),
+            (signed(-0.05), "−0.0500"),
+            (interval((-0.25, 1.0)), "−0.2500 to +1.0000"),
             (duration(Duration::from_millis(7_340)), "7.3 s"),
             (seconds(7.34), "7.3 s"),
             (seconds(f64::INFINITY), "–"),

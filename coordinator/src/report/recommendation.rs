@@ -242,6 +242,9 @@ mod tests {
         if let Some(summary) = &mut trials[1].summary {
             summary.device_seconds = 500.0;
         }
+        let as_good = said(&trials);
+        assert!(as_good[0].starts_with("The best: trial 2."), "of two as good the cheaper: {as_good:#?}");
+        trials[1].eval_loss = Some(2.001);
         let said = said(&trials);
         assert!(
             said[1].starts_with("Cheapest good: trial 2: it took 8 min 20 s of a device, 50 % less"),

@@ -101,7 +101,7 @@ pub(super) fn blocks(sources: &Sources) -> Vec<Block> {
             ended,
             or_dash(first, numbers::loss),
             or_dash(*value, |value| numbers::loss(value.mean)),
-            or_dash(*value, |value| between(value.interval)),
+            or_dash(value.and_then(|value| value.interval), between),
             or_dash(*value, |value| numbers::loss(value.deviation)),
         ]);
     }

@@ -1,9 +1,11 @@
 //! What the charts and tables show, taken from the records: trials in rank order, curves, smoothing.
 
+use super::numbers;
 use domain::TrialId;
 use domain::metric::MetricPoint;
 use domain::sweep::Sweep;
-use domain::trial::Trial;
+use domain::trial::{Trial, TrialState};
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 /// A curve with more points than this is smoothed and thinned before it is drawn.
@@ -19,7 +21,20 @@ pub(super) struct Entry<'a> {
     pub(super) value: Option<f64>,
 }
 
-/// The trials of a sweep, the best first; those without a value of the sweep's metric last, by number.
+/// A value of a sweep's metric to the digits in which it is told: values that agree in these are as good as each other.
+pub(super) fn told(value: f64) -> f64 {
+    numbers::loss(value).parse().unwrap_or(value)
+}
+
+/// What it takes to train a trial again: dollars, then seconds, then bytes.
+fn price(trial: &Trial) -> [f64; 3] {
+    let summary = trial.summary.as_ref();
+    let bytes = summary.and_then(|summary| summary.peak_memory_bytes).map(|bytes| bytes as f64);
+    let seconds = summary.map(|summary| summary.device_seconds);
+    [trial.cost_usd, seconds, bytes].map(|price| price.unwrap_or(f64::INFINITY))
+}
+
+/// The trials of a sweep, the best first, of those as good the ones that came to their end, the cheapest first; those without a value of the sweep's metric last, by number.
 pub(super) fn ranked<'a>(
     sweep: &Sweep,
     trials: impl IntoIterator<Item = &'a Trial>,
@@ -34,10 +49,19 @@ pub(super) fn ranked<'a>(
         })
         .collect();
     let goal = sweep.spec.search.goal;
-    let rank = |e: &Entry| e.value.unwrap_or(f64::NAN);
+    let rank = |e: &Entry| e.value.map_or(f64::NAN, told);
+    let is_open = |e: &Entry| e.trial.state != TrialState::Completed;
     entries.sort_by(|a, b| {
         let (x, y) = (rank(a), rank(b));
-        goal.better(y, x).cmp(&goal.better(x, y)).then_with(|| a.trial.id.number().cmp(&b.trial.id.number()))
+        let by_value = goal.better(y, x).cmp(&goal.better(x, y));
+        let by_price = || {
+            let (of_a, of_b) = (price(a.trial), price(b.trial));
+            let each = of_a.iter().zip(&of_b).map(|(a, b)| a.total_cmp(b));
+            is_open(a).cmp(&is_open(b)).then(each.fold(Ordering::Equal, Ordering::then))
+        };
+        // Of those without a value the numbers are the order.
+        let by_price = if x.is_nan() { Ordering::Equal } else { by_price() };
+        by_value.then(by_price).then_with(|| a.trial.id.number().cmp(&b.trial.id.number()))
     });
     entries
 }
@@ -86,10 +110,47 @@ pub(super) fn usual(mut values: Vec<f64>) -> Vec<f64> {
     values
 }
 
+/// What a caption says of values that are drawn at a chart's edge, since they lie beyond the `usual` ones.
+pub(super) fn beyond(values: &[f64], usual: &[f64]) -> String {
+    let (Some(low), Some(high)) = (usual.first(), usual.last()) else { return String::new() };
+    let count = |lies: &dyn Fn(f64) -> bool| values.iter().filter(|value| lies(**value)).count();
+    let said = [(count(&|value| value > *high), "above"), (count(&|value| value < *low), "below")];
+    let said = said.into_iter().filter(|(count, _)| *count > 0);
+    let said =
+        said.map(|(count, side)| format!("{count} {} {side}", if count == 1 { "lies" } else { "lie" }));
+    match said.collect::<Vec<_>>().join(", ").as_str() {
+        "" => String::new(),
+        said => format!(" At the edge: {said} what is shown."),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::made::{self, float16};
     use super::*;
     use domain::metric;
+
+    /// What differs beyond the digits that are told is as good: the cheaper goes first, then what needs less memory.
+    #[test]
+    fn of_trials_as_good_the_cheapest_is_first() {
+        let trial = |number: u32, loss: f64, cost: f64, gigabytes: f64| {
+            let mut trial = made::measured(number, float16(2, 16, 512), gigabytes, 5.0);
+            (trial.eval_loss, trial.cost_usd) = (Some(loss), Some(cost));
+            trial
+        };
+        let mut trials = vec![
+            trial(1, 1.000_01, 2.0, 20.0),
+            trial(2, 1.000_03, 1.0, 20.0),
+            trial(3, 1.000_02, 1.0, 10.0),
+            trial(4, 0.999, 9.0, 40.0),
+            trial(5, 1.1, 0.1, 1.0),
+            trial(6, 1.0, 0.1, 1.0),
+        ];
+        trials[5].state = TrialState::Stopped;
+        let sweep = made::sweep();
+        let order: Vec<_> = ranked(&sweep, &trials, &[]).iter().filter_map(|e| e.trial.id.number()).collect();
+        assert_eq!(order, [4, 3, 2, 1, 6, 5]);
+    }
 
     #[test]
     fn a_short_curve_stays_and_a_long_one_is_smoothed_and_thinned() {
@@ -114,6 +175,18 @@ mod tests {
         ] {
             assert_eq!(usual(values), want);
         }
+    }
+
+    #[test]
+    fn what_lies_beyond_is_counted() {
+        for (values, want) in [
+            (vec![1.0, 2.0], ""),
+            (vec![1.0, 2.0, 9.0], " At the edge: 1 lies above what is shown."),
+            (vec![0.0, 0.5, 1.0, 2.0, 9.0], " At the edge: 1 lies above, 2 lie below what is shown."),
+        ] {
+            assert_eq!(beyond(&values, &[1.0, 2.0]), want);
+        }
+        assert_eq!(beyond(&[1.0], &[]), "");
     }
 
     #[test]

@@ -33,6 +33,9 @@ const INDIFFERENT: &[&str] = &[
     "logging_steps",
 ];
 
+/// Parameters that move nothing that a trial learns: trials that differ in these alone are the same result again.
+const SAME_RESULT: &[&str] = &[ACCELERATOR, AGAIN, "logging_steps", "save_steps"];
+
 /// Parameters that decide how long a run is.
 const LENGTH: &[&str] = &["max_steps", "num_train_epochs"];
 
@@ -123,6 +126,18 @@ impl<'a> Fact<'a> {
     pub(super) fn cost(&self) -> Option<f64> {
         let completed = self.trial.state == TrialState::Completed;
         self.trial.cost_usd.filter(|cost| completed && *cost > 0.0)
+    }
+
+    /// What tells apart trials that learn something else, but for `parameter`.
+    pub(super) fn result_key(&self, parameter: &str) -> String {
+        let moves = |name: &&String| *name != parameter && !SAME_RESULT.contains(&name.as_str());
+        key(self, self.parameters.keys().filter(moves).map(String::as_str))
+    }
+
+    /// Seconds of a step.
+    pub(super) fn step_seconds(&self) -> Option<f64> {
+        let rows = self.get("batch_size").as_f64()? * self.get("gradient_accumulation_steps").as_f64()?;
+        Some(rows / self.speed()?)
     }
 
     pub(super) fn recomputed_layers(&self) -> Option<u64> {
@@ -373,7 +388,7 @@ mod tests {
 
     #[test]
     fn every_parameter_that_is_told_apart_is_one() {
-        for name in [INDIFFERENT, LENGTH, SIZE_OF_ADAPTER].concat() {
+        for name in [INDIFFERENT, SAME_RESULT, LENGTH, SIZE_OF_ADAPTER].concat() {
             assert!(domain::trial::PARAMETER_NAMES.contains(&name), "{name}");
         }
     }

@@ -25,8 +25,8 @@ pub(super) struct Estimate {
     pub(super) mean: f64,
     /// Their standard deviation, of a sample: divided by n − 1.
     pub(super) deviation: f64,
-    /// Student's interval.
-    pub(super) interval: (f64, f64),
+    /// Student's interval; `None` of values that are all the same and of no items, which say nothing of how sure they are.
+    pub(super) interval: Option<(f64, f64)>,
 }
 
 impl Estimate {
@@ -43,7 +43,8 @@ impl Estimate {
         let (of_runs, of_both) = (variance / n, variance / n + items);
         let freedom = if of_runs > 0.0 { (n - 1.0) * (of_both / of_runs).powi(2) } else { f64::INFINITY };
         let reach = student::quantile(freedom, tail(comparisons)) * of_both.sqrt();
-        Some(Self { runs, mean, deviation: variance.sqrt(), interval: (mean - reach, mean + reach) })
+        let interval = (of_both > 0.0).then_some((mean - reach, mean + reach));
+        Some(Self { runs, mean, deviation: variance.sqrt(), interval })
     }
 }
 
@@ -119,11 +120,12 @@ mod tests {
             let bootstrap = bootstrap(values, items, comparisons).unwrap();
             let what = format!("{values:?}, {items}: {got:?} {bootstrap:?}");
             assert_eq!(got.runs, values.len());
+            let student = got.interval.unwrap();
             for (got, want) in [
                 (got.mean, mean),
                 (got.deviation, deviation),
-                (got.interval.0, interval.0),
-                (got.interval.1, interval.1),
+                (student.0, interval.0),
+                (student.1, interval.1),
                 (bootstrap.0, drawn.0),
                 (bootstrap.1, drawn.1),
             ] {
@@ -131,6 +133,11 @@ mod tests {
             }
         }
         assert_eq!((Estimate::of(&[1.0], 0.0, 1), bootstrap(&[], 0.0, 1)), (None, None));
+        assert_eq!(
+            Estimate::of(&[2.0, 2.0, 2.0], 0.0, 1).unwrap().interval,
+            None,
+            "nothing says how sure it is"
+        );
     }
 
     #[test]
@@ -138,7 +145,11 @@ mod tests {
         for (values, want) in
             [(&[1.0, 2.0, 3.0][..], true), (&[2.0, 2.1, 1.9], false), (&[-2.0, -2.1, -1.9], false)]
         {
-            assert_eq!(holds_zero(Estimate::of(values, 0.0, 1).unwrap().interval), want, "{values:?}");
+            assert_eq!(
+                holds_zero(Estimate::of(values, 0.0, 1).unwrap().interval.unwrap()),
+                want,
+                "{values:?}"
+            );
         }
     }
 }

@@ -11,7 +11,6 @@ use domain::metric;
 use domain::sweep::{Distribution, Sweep};
 use domain::trial::{Throughput, Trial, TrialSummary};
 use serde_json::Value;
-use std::collections::BTreeMap;
 
 /// A column after the searched parameters: its heading, and the cell of a trial.
 type Column = (&'static str, fn(&Trial, &TrialSummary) -> String);
@@ -75,10 +74,34 @@ fn measured(value: u64, show: impl Fn(u64) -> String) -> String {
 /// The table of all trials, what went wrong, what the numbers mean, and the configuration.
 pub(super) fn trials(sources: &Sources) -> Vec<Block> {
     let mut blocks = vec![Block::Table(every_trial(sources))];
+    if !searched(sources.sweep).is_empty() {
+        blocks.push(Block::Subheading("Their parameters".into()));
+        blocks.push(Block::Table(every_configuration(sources)));
+    }
     blocks.extend(failures(sources.entries.iter().chain(&sources.replicates)));
     blocks.push(definitions());
     blocks.push(configuration(sources.sweep, sources.best().map(|entry| entry.trial)));
     blocks
+}
+
+/// A trial's number, marked if it is the best or runs another again.
+fn marked(sources: &Sources, trial: &Trial) -> String {
+    let number = |id: &TrialId| or_dash(id.number(), |n| n.to_string());
+    let again = trial.replicate_of.as_ref().map(|of| format!(" ({} again)", number(of)));
+    number(&trial.id) + &if sources.is_best(trial) { " ★".into() } else { again.unwrap_or_default() }
+}
+
+/// What each of the same rows was given of what the search varies: a table of its own, so that each fits a page.
+fn every_configuration(sources: &Sources) -> Table {
+    let searched = searched(sources.sweep);
+    let mut table = Table::new(["trial"].into_iter().chain(searched.iter().copied()));
+    for entry in sources.entries.iter().chain(&sources.replicates) {
+        let trial = entry.trial;
+        let values = searched.iter().map(|name| or_dash(trial.parameters.get(*name), numbers::value));
+        let cells = [marked(sources, trial)].into_iter().chain(values).map(Line::from).collect();
+        table.rows.push(Row { cells, swatch: None, best: sources.is_best(trial) });
+    }
+    table
 }
 
 /// A row a trial, in rank order, then those that run another again. Columns in which no trial has anything are left out.
@@ -97,24 +120,16 @@ fn every_trial(sources: &Sources) -> Table {
     // What a task says of a trial is no column of every sweep; that by which trials are compared is one of this.
     let metric = sources.sweep.spec.search.metric.as_str();
     let compared = metric::task_and_metric(metric).map(|_| metric);
-    let head = ["trial", "state"].into_iter().chain(searched.iter().copied()).chain(compared);
+    let head = ["trial", "state"].into_iter().chain(compared);
     let mut table = Table::new(head.chain(shown.iter().map(|column| column.0)));
     for (entry, colour) in &entries {
         let trial = entry.trial;
-        let best = sources.is_best(trial);
-        let number = |id: &TrialId| or_dash(id.number(), |n| n.to_string());
-        let again = trial.replicate_of.as_ref().map(|of| format!(" ({} again)", number(of)));
-        let mark = if best { " ★".into() } else { again.unwrap_or_default() };
-        let mut cells =
-            vec![Line::from(number(&trial.id) + &mark), Line::default().state(trial.state.as_str())];
-        cells.extend(
-            searched.iter().map(|name| Line::from(or_dash(trial.parameters.get(*name), numbers::value))),
-        );
+        let mut cells = vec![Line::from(marked(sources, trial)), Line::default().state(trial.state.as_str())];
         let score = trial.summary.as_ref().and_then(|summary| summary.evaluation(metric));
         let score = or_dash(score, |score| evaluations::with_error(score.value, score.stderr));
         cells.extend(compared.map(|_| Line::from(score)));
         cells.extend(shown.iter().map(|column| Line::from(cell(entry, column))));
-        table.rows.push(Row { cells, swatch: Some(colour), best });
+        table.rows.push(Row { cells, swatch: Some(colour), best: sources.is_best(trial) });
     }
     table
 }
@@ -156,46 +171,55 @@ pub(super) fn by_rank(facts: &Facts) -> Option<Block> {
     Some(Block::Table(table))
 }
 
-/// What the base scores, and the best trial of each precision mode: the held-out loss, and whatever else was evaluated.
+/// What the base scores, and the best trial of each precision mode: the held-out loss, and, of the best that were asked, what
+/// tasks say, a column for each metric of the sweep's presets.
 pub(super) fn accuracy(sources: &Sources) -> Option<Block> {
-    let scores = |entry: &Entry, of_base: bool| -> BTreeMap<String, f64> {
-        let counts = |step: u64| (step == 0) == of_base;
-        let points = entry.points.iter().filter(|point| counts(point.step));
-        let values = points.flat_map(|point| &point.values).filter(|(name, _)| name.starts_with("eval/"));
-        let mut scores: BTreeMap<_, _> = values.map(|(name, value)| (name.clone(), *value)).collect();
+    let asked = |trial: &Trial| trial.summary.as_ref().is_some_and(|summary| !summary.evaluations.is_empty());
+    let of_asked = sources.best_of_modes(asked);
+    let best = if of_asked.is_empty() { sources.best_of_modes(|_| true) } else { of_asked };
+    let metrics = evaluations::columns(sources.sweep, &best);
+    let mut head = vec!["of".to_string(), metric::EVAL_LOSS.into()];
+    head.extend(metrics.iter().map(|(heading, _)| heading.clone()));
+    head.extend(["trainable parameters".to_string(), "that is".into()]);
+    let mut table = Table::new(head);
+    let mut has_base = false;
+    for (mode, entry) in best {
         let summary = entry.trial.summary.as_ref();
-        let loss =
-            if of_base { summary.and_then(|s| s.base_eval_loss) } else { summary.and_then(|s| s.eval_loss) };
-        scores.extend(loss.map(|loss| (metric::EVAL_LOSS.to_string(), loss)));
-        scores.retain(|_, value| value.is_finite());
-        scores
-    };
-    let mut rows: Vec<(String, String, BTreeMap<String, f64>)> = Vec::new();
-    for (mode, best) in sources.best_of_modes(|_| true) {
-        let number = or_dash(best.trial.id.number(), |n| n.to_string());
+        let scores = |of_base: bool| {
+            let cell = |name: &str| {
+                let score = summary?.evaluation(name)?;
+                let (value, stderr) = match of_base {
+                    true => (score.base_value?, score.base_stderr),
+                    false => (score.value, score.stderr),
+                };
+                value.is_finite().then(|| evaluations::with_error(value, stderr))
+            };
+            metrics.iter().map(|(_, name)| or_dash(cell(name), |text| text)).collect::<Vec<_>>()
+        };
+        let finite = |loss: Option<f64>| loss.filter(|loss| loss.is_finite());
+        let base = finite(summary.and_then(|s| s.base_eval_loss));
+        let of_base = scores(true);
+        has_base = has_base || base.is_some() || of_base.iter().any(|cell| cell != NONE);
+        let row = |of: &str, loss: Option<f64>, scores: Vec<String>, trainable: String, that_is: String| {
+            let first = [format!("{of}, {mode}"), or_dash(loss, numbers::loss)];
+            first.into_iter().chain(scores).chain([trainable, that_is])
+        };
+        table.row(row("base", base, of_base, NONE.into(), NONE.into()));
+        let number = or_dash(entry.trial.id.number(), |n| n.to_string());
         let chosen = searched(sources.sweep)
             .into_iter()
             .filter(|name| *name != PRECISION)
-            .map(|name| format!("{name} {}", or_dash(best.trial.parameters.get(name), numbers::value)));
-        rows.push((format!("base, {mode}"), NONE.into(), scores(best, true)));
+            .map(|name| format!("{name} {}", or_dash(entry.trial.parameters.get(name), numbers::value)));
         let described = [format!("trial {number}")].into_iter().chain(chosen).collect::<Vec<_>>().join(", ");
-        rows.push((format!("adapter, {mode}"), described, scores(best, false)));
+        let loss = finite(entry.trial.recorded(metric::EVAL_LOSS));
+        let trainable = or_dash(summary.filter(|s| s.trainable_parameters > 0), |s| {
+            let share = numbers::percent(s.trainable_parameters, s.total_parameters);
+            format!("{}, {share}", numbers::count(s.trainable_parameters))
+        });
+        table.row(row("adapter", loss, scores(false), trainable, described));
     }
     // Without the base's scores there is nothing to hold the adapters' against.
-    let bases = rows.iter().filter(|(_, of, _)| of == NONE).flat_map(|(.., scores)| scores.keys().cloned());
-    let mut names: Vec<_> = bases.collect();
-    names.sort();
-    names.dedup();
-    if names.is_empty() {
-        return None;
-    }
-    let head = ["of".to_string()].into_iter().chain(names.iter().cloned()).chain(["that is".to_string()]);
-    let mut table = Table::new(head);
-    for (name, of, scores) in rows {
-        let values = names.iter().map(|name| or_dash(scores.get(name).copied(), numbers::loss));
-        table.row([name].into_iter().chain(values).chain([of]));
-    }
-    Some(Block::Table(table))
+    has_base.then_some(Block::Table(table))
 }
 
 /// What an hour of each accelerator costs, and where that price comes from.

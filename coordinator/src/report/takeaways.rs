@@ -3,11 +3,12 @@
 //! their devices and computed as many layers again. Without a pair there is no sentence. A difference in the sweep's metric has
 //! an interval where more is known of it than one pair of values, and is none where that holds 0.
 
-use super::Sources;
-use super::document::Line;
+use super::document::{Block, Line};
+use super::figures::accuracy::method;
 use super::numbers;
 use super::quality::{self, Difference};
 use super::slice::{ACCELERATOR, AGAIN, Contrasts, Dependence, Fact, Facts, PRECISION, named, sorted};
+use super::{Sources, evaluations};
 use domain::sweep::Goal;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -24,7 +25,14 @@ enum Measure {
     Quality,
 }
 
+/// What takes bytes, seconds and dollars.
+const PRICES: [Measure; 3] = [Measure::Memory, Measure::Speed, Measure::Cost];
 const MEASURES: [Measure; 4] = [Measure::Memory, Measure::Speed, Measure::Cost, Measure::Quality];
+
+/// Parameters whose values are compared two by two, and in what: layers that are computed again and another accelerator change
+/// nothing that is learned, nor an accelerator the bytes.
+const CAUSES: [(&str, &[Measure]); 3] =
+    [(PRECISION, &MEASURES), (AGAIN, &PRICES), (ACCELERATOR, &[Measure::Speed, Measure::Cost])];
 
 /// Parameters of which the ends are compared, and in what: a run with another batch or length sees other rows, so that
 /// its dollars and its quality are no matter of the parameter alone.
@@ -34,31 +42,114 @@ const RANGES: [(&str, &[Measure]); 3] = [
     ("max_sequence_length", &[Measure::Memory, Measure::Tokens]),
 ];
 
+/// The sentences: what the published report's takeaways are of, and the rest.
+#[derive(Default)]
+pub(super) struct Takeaways {
+    pub(super) key: Vec<Line>,
+    pub(super) more: Vec<Line>,
+}
+
+/// The section: the rest on demand.
+pub(super) fn blocks(sources: &Sources) -> Vec<Block> {
+    let Takeaways { key, more } = takeaways(sources);
+    let list = |lines: Vec<Line>| (!lines.is_empty()).then_some(Block::List(lines));
+    match (key.is_empty(), more.is_empty()) {
+        (true, _) => list(more).into_iter().collect(),
+        (false, true) => list(key).into_iter().collect(),
+        (false, false) => {
+            let rest = Block::Details("More takeaways".into(), list(more).into_iter().collect());
+            list(key).into_iter().chain([rest]).collect()
+        }
+    }
+}
+
 /// The sentences, the widest question first.
-pub(super) fn takeaways(sources: &Sources) -> Vec<Line> {
-    let mut lines = Vec::new();
-    for parameter in [PRECISION, AGAIN, ACCELERATOR] {
+pub(super) fn takeaways(sources: &Sources) -> Takeaways {
+    let mut all = Takeaways::default();
+    for (parameter, measures) in CAUSES {
         let contrast = Contrast { sources, parameter, trials: sources.facts.contrasts(parameter) };
         let values = contrast.trials.values();
         for (i, a) in values.iter().enumerate() {
             for b in &values[i + 1..] {
                 let (a, b) = if comes_first(parameter, a, b) { (*a, *b) } else { (*b, *a) };
-                lines.extend(MEASURES.iter().filter_map(|measure| contrast.compared(*measure, a, b)));
+                for measure in measures {
+                    let is_key = parameter == PRECISION && *measure != Measure::Quality;
+                    let lines = if is_key { &mut all.key } else { &mut all.more };
+                    lines.extend(contrast.compared(*measure, a, b));
+                }
             }
         }
     }
+    all.key.extend(accuracies(sources));
     for (parameter, measures) in RANGES {
         let contrast = Contrast { sources, parameter, trials: sources.facts.contrasts(parameter) };
         let values = contrast.trials.values();
-        lines.extend(measures.iter().filter_map(|measure| {
+        all.more.extend(measures.iter().filter_map(|measure| {
             // The two ends, or what lies nearest to them of which there is a pair.
             let ends = values.iter().enumerate();
             let mut ends = ends.flat_map(|(i, a)| values[i + 1..].iter().rev().map(move |b| (*a, *b)));
             ends.find_map(|(a, b)| contrast.compared(*measure, a, b))
         }));
     }
-    for parameter in ["batch_size", "max_sequence_length"] {
-        lines.extend(limits(&sources.facts, parameter));
+    for parameter in ["max_sequence_length", "batch_size"] {
+        for (recomputed, line) in limits(&sources.facts, parameter) {
+            if recomputed { all.more.push(line) } else { all.key.push(line) }
+        }
+    }
+    all
+}
+
+/// What the adapters of each precision mode make of the mean of a preset's tasks: against their base, and against each other.
+fn accuracies(sources: &Sources) -> Vec<Line> {
+    let means = evaluations::means(sources);
+    let mut lines = Vec::new();
+    let points = |value: f64| numbers::minus(&format!("{:+.1}", 100.0 * value));
+    let sure = |of: &evaluations::Gap| match of.interval {
+        Some((low, high)) => format!("95 % interval {} to {} points, {}", points(low), points(high), of.by),
+        None => "nothing is known of how sure that is".into(),
+    };
+    for mean in &means {
+        let Some(gap) = &mean.against_base else { continue };
+        let (of, task) = (method(&mean.mode), &mean.task);
+        let said = match gap.said {
+            evaluations::NO_DIFFERENCE => {
+                format!("No difference shown between {of} and its base in the mean of {task}")
+            }
+            _ => {
+                let direction = if gap.value < 0.0 { "lowers" } else { "raises" };
+                format!("{of}, {direction} the mean of {task} by {:.1} points", 100.0 * gap.value.abs())
+            }
+        };
+        let text = format!(
+            " ({:.4} → {:.4}; {}; trial {}).",
+            mean.value - gap.value,
+            mean.value,
+            sure(gap),
+            mean.trial
+        );
+        lines.push(Line::default().strong(said).text(text));
+    }
+    for mean in &means {
+        for (other, gap) in &mean.against_others {
+            let (a, b, task) = (method(&mean.mode), method(other), &mean.task);
+            let said = match gap.said {
+                evaluations::NO_DIFFERENCE => {
+                    format!("No difference shown between {a} and {b} in the mean of {task}")
+                }
+                _ => {
+                    let side = if gap.value < 0.0 { "below" } else { "above" };
+                    format!(
+                        "{a}, ends {:.1} points {side} {b}, in the mean of {task}",
+                        100.0 * gap.value.abs()
+                    )
+                }
+            };
+            lines.push(Line::default().strong(said).text(format!(
+                " ({} points; {}).",
+                points(gap.value),
+                sure(gap)
+            )));
+        }
     }
     lines
 }
@@ -132,10 +223,21 @@ impl Measure {
         }
     }
 
-    /// How a single pair is told beside others: by a sign.
-    fn sign(ratio: f64) -> String {
-        let change = numbers::change(ratio);
-        if change == "0 %" { change } else { format!("{}{change}", if ratio > 1.0 { '+' } else { '−' }) }
+    /// What the measure is of both sides of a pair: `28 GB → 7.3 GB`.
+    fn told(self, sources: &Sources, from: &Fact, to: &Fact) -> Option<String> {
+        let both = |of: &dyn Fn(&Fact) -> Option<String>| Some(format!("{} → {}", of(from)?, of(to)?));
+        match self {
+            Self::Memory => both(&|fact| Some(numbers::bytes(fact.peak_memory()? as u64))),
+            Self::Speed => {
+                both(&|fact| Some(numbers::number(fact.step_seconds()?))).map(|said| said + " s a step")
+            }
+            Self::Tokens => {
+                let tokens = |fact: &Fact| Some(numbers::count(fact.tokens_per_second()?.round() as u64));
+                both(&tokens).map(|said| said + " tokens/s")
+            }
+            Self::Cost => both(&|fact| Some(numbers::usd(fact.cost()?))),
+            Self::Quality => both(&|fact| Some(numbers::loss(quality::value(sources, fact)?))),
+        }
     }
 }
 
@@ -166,7 +268,7 @@ impl Contrast<'_> {
         let sides = [name(b), name(a)];
         let pairs: Vec<_> = ratios.iter().map(|(from, to, _)| (*from, *to)).collect();
         let compares = measure == Measure::Quality;
-        let known = compares.then(|| Difference::of(sources, &pairs)).flatten();
+        let known = compares.then(|| Difference::of(sources, parameter, &pairs)).flatten();
         let said = match known.as_ref().is_some_and(Difference::is_none) {
             true => {
                 let metric = &sources.sweep.spec.search.metric;
@@ -174,18 +276,26 @@ impl Contrast<'_> {
             }
             false => measure.say(sources, [&sides[0], &sides[1]], middle),
         };
+        let told = |(from, to, _): &(&Fact, &Fact, f64)| measure.told(sources, from, to);
         let mut line = Line::default();
         line = match ratios.len() {
-            1 => line
-                .strong(format!("{said} at {}", place(&sources.facts, first.1, parameter)))
-                .text(" (1 pair)."),
-            pairs => line.strong(said).text(format!(
-                " (the median of {pairs} pairs: {} at {}, {} at {}).",
-                Measure::sign(first.2),
-                place(&sources.facts, first.1, parameter),
-                Measure::sign(last.2),
-                place(&sources.facts, last.1, parameter)
-            )),
+            1 => {
+                let both = told(first).map_or_else(String::new, |both| format!("{both}; "));
+                line.strong(format!("{said} at {}", place(&sources.facts, first.1, parameter)))
+                    .text(format!(" ({both}1 pair)."))
+            }
+            pairs => {
+                let end = |pair: &(&Fact, &Fact, f64)| {
+                    let both = told(pair).map_or_else(String::new, |both| format!("{both}, "));
+                    let place = place(&sources.facts, pair.1, parameter);
+                    format!("{} ({both}{place})", numbers::signed_change(pair.2))
+                };
+                line.strong(said).text(format!(
+                    ", by the median of {pairs} pairs: from {} to {}.",
+                    end(first),
+                    end(last)
+                ))
+            }
         };
         if let Some(difference) = known {
             line = line.text(format!(" {}.", difference.said()));
@@ -238,8 +348,8 @@ fn median(sorted: &[f64]) -> Option<f64> {
 }
 
 /// The largest values that fit and the smallest above them that do not, for each accelerator and precision mode, recomputed or
-/// not, of which something does not.
-fn limits(facts: &Facts, parameter: &str) -> Vec<Line> {
+/// not, of which something does not; with whether it is recomputed.
+fn limits(facts: &Facts, parameter: &str) -> Vec<(bool, Line)> {
     let known = |fact: &Fact| fact.does_not_fit() || (fact.is_solo() && fact.peak_memory().is_some());
     let Some(slice) = facts.slice(&[parameter, PRECISION, AGAIN, ACCELERATOR], Dependence::Step, known)
     else {
@@ -266,10 +376,19 @@ fn limits(facts: &Facts, parameter: &str) -> Vec<Line> {
         let above = |unfit: &&&Fact| fit.is_none_or(|fit| by_number(unfit, fit, parameter).is_gt());
         let unfit = of_it().filter(|fact| fact.does_not_fit()).filter(above);
         let Some(unfit) = unfit.min_by(|a, b| by_number(a, b, parameter)) else { continue };
-        let recomputed = if facts.varies(AGAIN) && *again == Value::Bool(true) { ", recomputed" } else { "" };
+        let is_recomputed = *again == Value::Bool(true);
+        let recomputed = match (facts.varies(AGAIN), again) {
+            (true, Value::Bool(true)) => ", recomputed,",
+            (true, Value::Bool(false)) => ", not recomputed,",
+            _ => "",
+        };
         let on = accelerator.filter(|_| facts.has_several(ACCELERATOR));
         let on = on.map_or_else(String::new, |accelerator| format!(" on {accelerator}"));
-        let mode = numbers::value(mode) + recomputed + &on;
+        let mut mode = numbers::value(mode) + recomputed + &on;
+        // The comma that ends an insertion ends it before what follows, too.
+        if on.is_empty() && !held.is_empty() {
+            mode = mode.trim_end_matches(',').into();
+        }
         let value = |fact: &Fact| numbers::value(fact.get(parameter));
         let lacks = unfit.shortage().map_or_else(String::new, |lacked| {
             format!(", which needs {} of {}", numbers::bytes(lacked.needed()), numbers::bytes(lacked.device))
@@ -278,7 +397,7 @@ fn limits(facts: &Facts, parameter: &str) -> Vec<Line> {
             Some(fit) => format!("{mode}{held} fits up to {parameter} {}, not {}", value(fit), value(unfit)),
             None => format!("{mode}{held} does not fit, even at {parameter} {}", value(unfit)),
         };
-        lines.push(Line::default().strong(said).text(format!("{lacks}.")));
+        lines.push((is_recomputed, Line::default().strong(said).text(format!("{lacks}."))));
     }
     lines
 }

@@ -77,7 +77,7 @@ pub(in super::super) fn figure(best: &[(String, &Entry)]) -> Option<Figure> {
                 (0.5 - f64::from(rows), 0.5),
                 rows * (2 * modes.len() as u32 * ROW + BETWEEN),
             ),
-            titles: ("more is better".into(), String::new()),
+            titles: ("accuracy, of 1: more is better".into(), String::new()),
             legend,
             marks,
         },
@@ -92,7 +92,7 @@ fn name(score: &TaskScore) -> String {
 }
 
 /// What is done to a base in these numbers.
-fn method(mode: &str) -> String {
+pub(in super::super) fn method(mode: &str) -> String {
     format!("{}, {mode}", if mode == "4bit" { "QLoRA" } else { "LoRA" })
 }
 

@@ -1,12 +1,15 @@
 //! The published report's six figures: memory, speed and cost by one parameter, all else held, a line for each precision mode,
 //! and of each for every accelerator.
 
-use super::super::chart::{Axis, Chart, Key, Mark, PALETTE, Shape};
+use super::super::chart::{Axis, Chart, Key, Mark, OTHERS, PALETTE, Shape};
 use super::super::document::{Figure, Line, Table};
 use super::super::numbers;
-use super::super::slice::{ACCELERATOR, AGAIN, Dependence, Fact, Facts, PRECISION, Slice, named, sorted};
+use super::super::slice::{
+    ACCELERATOR, AGAIN, Dependence, Fact, Facts, Fixed, PRECISION, Slice, named, sorted,
+};
 use super::file_name;
-use serde_json::Value;
+use config::published::{Number, Published};
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A number of a trial that a figure shows.
@@ -68,11 +71,60 @@ const FIGURES: [(Measure, &[&str]); 6] = [
     (Measure::Cost, &[ACCELERATOR, PRECISION]),
 ];
 
-/// Those of them for which there are trials.
-pub(in super::super) fn figures(facts: &Facts) -> Vec<Figure> {
-    let first =
-        |(measure, by): (Measure, &[&'static str])| by.iter().find_map(|by| figure(facts, measure, by));
-    FIGURES.into_iter().filter_map(first).collect()
+/// Those of them for which there are trials; with what was `published` of the same base.
+pub(in super::super) fn figures(facts: &Facts, published: Option<&Published>) -> Vec<Figure> {
+    let (mut figures, mut held) = (Vec::new(), Vec::new());
+    for (measure, by) in FIGURES {
+        // What a run costs is told of what the figures before it hold, where that was run, so that all are of one
+        // configuration.
+        let usual: &[Fixed] = if measure == Measure::Cost { &held } else { &[] };
+        let shown = |usual| by.iter().find_map(|by| figure(facts, published, measure, by, usual));
+        let Some((figure, fixed)) = shown(usual).or_else(|| shown(&[])) else { continue };
+        figures.push(figure);
+        for (name, value) in fixed {
+            let moves_a_step = measure != Measure::Cost && !held.iter().any(|(known, _)| *known == name);
+            held.extend(moves_a_step.then_some((name, value)));
+        }
+    }
+    figures
+}
+
+/// What an axis by a parameter is called, with its unit.
+pub(super) fn axis_name(by: &str) -> String {
+    let name = by.replace('_', " ");
+    match by {
+        "batch_size" => format!("{name}, rows"),
+        "max_sequence_length" => format!("{name}, tokens"),
+        _ => name,
+    }
+}
+
+/// Published numbers of what a figure holds: the value of the parameter that it is by, and the number.
+fn published_places(published: &Published, slice: &Slice, measure: Measure, by: &str) -> Vec<(Value, f64)> {
+    let (numbers, unit) = match measure {
+        Measure::Memory => (&published.peak_memory, 1e9),
+        Measure::Speed => (&published.speed, 1.0),
+        Measure::Cost => (&published.cost, 1.0),
+    };
+    let Some(first) = slice.facts.first() else { return Vec::new() };
+    let place = |number: &Number| {
+        let setting = number.setting(&published.usual);
+        let is_here = slice.facts.iter().any(|fact| fact.get(ACCELERATOR) == setting.accelerator.as_str());
+        let held = [
+            ("batch_size", json!(setting.batch_size)),
+            ("lora_rank", json!(setting.lora_rank)),
+            ("max_sequence_length", json!(setting.max_sequence_length)),
+            (ACCELERATOR, json!(setting.accelerator)),
+            (PRECISION, json!(number.precision_mode)),
+        ];
+        let same = held[..3].iter().all(|(name, value)| *name == by || first.get(name) == value);
+        let as_long = measure != Measure::Cost
+            || first.trial.config_in_force().max_steps.map(u64::from) == Some(published.usual.max_steps);
+        let (_, at) = held.into_iter().find(|(name, _)| *name == by)?;
+        let value = number.value.filter(|_| is_here && same && as_long)?;
+        Some((at, value * unit))
+    };
+    numbers.iter().filter_map(place).collect()
 }
 
 /// The parameters whose values have lines of their own; so have those of [`AGAIN`].
@@ -102,6 +154,9 @@ fn line_of(facts: &Facts, fact: &Fact, by: &str) -> String {
     }
 }
 
+/// How high a row of what does not fit is, as a part of the axis.
+const STRIP_ROW: f64 = 0.06;
+
 /// What became of a configuration.
 #[derive(Debug, PartialEq)]
 enum Outcome {
@@ -119,10 +174,17 @@ struct Place<'a> {
     recomputed: Option<u64>,
 }
 
-fn figure(facts: &Facts, measure: Measure, by: &'static str) -> Option<Figure> {
+fn figure(
+    facts: &Facts,
+    published: Option<&Published>,
+    measure: Measure,
+    by: &'static str,
+    usual: &[Fixed],
+) -> Option<(Figure, Vec<Fixed>)> {
     let known = |fact: &Fact| measure.of(fact).is_some() || fact.does_not_fit();
     let standing = |solo: bool| {
-        let counts = |fact: &Fact| known(fact) && (!solo || fact.is_solo());
+        let is_usual = |fact: &Fact| usual.iter().all(|(name, value)| name == by || fact.get(name) == value);
+        let counts = |fact: &Fact| known(fact) && (!solo || fact.is_solo()) && is_usual(fact);
         let free: Vec<_> = [by].into_iter().chain(lines_of(facts, by)).chain([AGAIN]).collect();
         let slice = facts.slice(&free, measure.dependence(), counts)?;
         let places = places(facts, &slice, measure, by);
@@ -149,13 +211,19 @@ fn figure(facts: &Facts, measure: Measure, by: &'static str) -> Option<Figure> {
     if unfit > 0 {
         caption = caption.text(" ×: does not fit.");
     }
-    Some(Figure {
+    let published =
+        published.map_or_else(Vec::new, |published| published_places(published, &slice, measure, by));
+    if !published.is_empty() {
+        caption = caption.text(" Grey rings: what was published, LoRA in float16 and QLoRA in 4bit.");
+    }
+    let figure = Figure {
         name: file_name(&title),
         description: format!("{title}, a line for each {}", named_lines(facts, by).replace('_', " ")),
-        chart: chart(&slice, &places, measure, by),
+        chart: chart(&slice, &places, &published, measure, by),
         caption,
         data: Some(data(&places, measure, by, &named_lines(facts, by))),
-    })
+    };
+    Some((figure, slice.fixed))
 }
 
 /// The places of a slice, by parameter, then by precision.
@@ -204,7 +272,7 @@ fn data(places: &[Place], measure: Measure, by: &str, lines: &str) -> Table {
     table
 }
 
-fn chart(slice: &Slice, places: &[Place], measure: Measure, by: &str) -> Chart {
+fn chart(slice: &Slice, places: &[Place], published: &[(Value, f64)], measure: Measure, by: &str) -> Chart {
     let values = sorted(places.iter().map(|place| place.by));
     let series: BTreeSet<_> = places.iter().map(|place| place.series.as_str()).collect();
     let numeric: Option<Vec<f64>> = values.iter().map(|value| value.as_f64()).collect();
@@ -220,22 +288,22 @@ fn chart(slice: &Slice, places: &[Place], measure: Measure, by: &str) -> Chart {
         Outcome::Measured(value, _) => Some(value),
         Outcome::DoesNotFit(_) => None,
     });
-    let highest = measured.fold(0.0, f64::max);
-    let unfit = places.iter().any(|place| matches!(place.outcome, Outcome::DoesNotFit(_)));
-    let limits = if unfit && measure == Measure::Memory { memories(slice) } else { Vec::new() };
+    let highest = measured.chain(published.iter().map(|(_, value)| *value)).fold(0.0, f64::max);
+    let is_unfit = |place: &&Place| matches!(place.outcome, Outcome::DoesNotFit(_));
+    let unfit: BTreeSet<_> = places.iter().filter(is_unfit).map(|place| place.series.as_str()).collect();
+    let limits = if !unfit.is_empty() && measure == Measure::Memory { memories(slice) } else { Vec::new() };
     let limit = limits.iter().copied().reduce(f64::max);
     let (unit, unit_name) = match measure {
         Measure::Memory => numbers::byte_unit(highest.max(limit.unwrap_or(0.0))),
         Measure::Speed => (1.0, "rows/s"),
         Measure::Cost => (1.0, "US dollars"),
     };
-    // What needs far more than there is stands at the edge: the table has the number.
-    let edge = 1.3 * highest.max(limit.unwrap_or(0.0));
-    let y_of = |place: &Place| match (&place.outcome, measure) {
-        (Outcome::Measured(value, _), _) => *value / unit,
-        (Outcome::DoesNotFit(needed), Measure::Memory) => (*needed as f64).min(edge) / unit,
-        (Outcome::DoesNotFit(_), _) => 0.0,
-    };
+    let heights = [highest / unit, limit.unwrap_or(0.0) / unit];
+    // What does not fit stands in a strip above all numbers, a row for each line: the table says what it needs.
+    let y = Axis::from_zero(heights.into_iter());
+    let top = y.end();
+    let row = |line: &str| unfit.iter().position(|name| *name == line).unwrap_or_default() as f64;
+    let above = |rows: f64| top * (1.0 + STRIP_ROW * rows);
 
     let mut marks = Vec::new();
     let mut legend = Vec::new();
@@ -244,25 +312,49 @@ fn chart(slice: &Slice, places: &[Place], measure: Measure, by: &str) -> Chart {
         let (colour, shape) = (PALETTE[line % PALETTE.len()], Shape::of(line));
         legend.push((Key::Dot(colour, shape), (*name).to_string()));
         let of_it: Vec<_> = places.iter().filter(|place| place.series == *name).collect();
-        let points = of_it.iter().filter(|place| matches!(place.outcome, Outcome::Measured(..)));
-        let points: Vec<_> = points.map(|place| (x_of(place, line), y_of(place))).collect();
+        let points = of_it.iter().filter_map(|place| match place.outcome {
+            Outcome::Measured(value, _) => Some((x_of(place, line), value / unit)),
+            Outcome::DoesNotFit(_) => None,
+        });
+        let points: Vec<_> = points.collect();
         if numeric.is_some() {
             marks.push(Mark::Line { points: points.clone(), colour, width: 4 });
         }
         marks.extend(points.iter().map(|&(x, y)| Mark::Dot { x, y, colour, full: true, size: 10, shape }));
-        let unfit = of_it.iter().filter(|place| matches!(place.outcome, Outcome::DoesNotFit(_)));
-        marks.extend(unfit.map(|place| Mark::Cross { x: x_of(place, line), y: y_of(place), colour }));
+        let crosses = of_it.into_iter().filter(is_unfit);
+        marks.extend(crosses.map(|place| Mark::Cross {
+            x: x_of(place, line),
+            y: above(row(name) + 0.6),
+            colour,
+        }));
     }
-    if unfit {
+    for (at, value) in published {
+        let x = match &numeric {
+            Some(_) => at.as_f64(),
+            None => values.iter().position(|value| *value == at).map(|place| place as f64),
+        };
+        // Of a value that no trial has there is no place.
+        let x = x.filter(|_| values.contains(&at));
+        let y = value / unit;
+        marks.extend(x.map(|x| Mark::Dot {
+            x,
+            y,
+            colour: OTHERS,
+            full: false,
+            size: 12,
+            shape: Shape::Circle,
+        }));
+    }
+    if !unfit.is_empty() {
         legend.push((Key::Cross, "does not fit".into()));
     }
     let whose = if limits.len() > 1 { "each device's memory" } else { "the device's memory" };
     legend.extend(limit.map(|_| (Key::Dashed, whose.into())));
-    let heights = places.iter().map(y_of).chain(limit.map(|bytes| bytes / unit)).collect::<Vec<_>>();
+    legend.extend((!published.is_empty()).then(|| (Key::Ring, "published".into())));
     Chart {
         x: numeric.as_ref().map_or_else(|| Axis::categories(&names), |values| Axis::chosen(values)),
-        y: Axis::from_zero(heights.into_iter()),
-        titles: (by.replace('_', " "), format!("{}, {unit_name}", measure.name())),
+        y: y.up_to(above(unfit.len() as f64)),
+        titles: (axis_name(by), format!("{}, {unit_name}", measure.name())),
         legend,
         marks,
     }
@@ -279,148 +371,4 @@ fn memories(slice: &Slice) -> Vec<f64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::super::made::{self, float16, four_bit};
-    use super::*;
-
-    fn shown(trials: &[domain::trial::Trial]) -> Vec<(String, String, Vec<Vec<String>>)> {
-        let facts = Facts::of(trials);
-        let rows = |figure: &Figure| {
-            let rows = figure.data.as_ref().map_or(&[][..], |table| &table.rows);
-            rows.iter().map(|row| row.cells.iter().map(Line::plain).collect()).collect()
-        };
-        figures(&facts).iter().map(|f| (f.name.clone(), f.caption.plain(), rows(f))).collect()
-    }
-
-    #[test]
-    fn a_parameter_with_one_value_has_no_figure() {
-        let trials = [made::measured(1, four_bit(2, 16, 512), 7.0, 3.0)];
-        assert!(shown(&trials).is_empty());
-        assert!(shown(&[]).is_empty());
-    }
-
-    #[test]
-    fn the_published_figures_with_what_does_not_fit() {
-        let trials = [
-            made::measured(1, float16(1, 16, 512), 20.0, 4.0),
-            made::measured(2, float16(2, 16, 512), 28.0, 5.0),
-            made::unfit(3, float16(4, 16, 512), 45.0),
-            made::measured(4, four_bit(1, 16, 512), 6.0, 2.0),
-            made::measured(5, four_bit(2, 16, 512), 7.0, 3.0),
-            made::measured(6, four_bit(2, 64, 512), 8.0, 2.5),
-            made::measured(7, four_bit(2, 16, 1024), 9.0, 1.5),
-        ];
-        let shown = shown(&trials);
-        let names: Vec<_> = shown.iter().map(|(name, ..)| name.as_str()).collect();
-        assert_eq!(
-            names,
-            [
-                "peak-memory-by-batch-size",
-                "peak-memory-by-lora-rank",
-                "peak-memory-by-max-sequence-length",
-                "speed-by-lora-rank",
-                "speed-by-max-sequence-length",
-                "cost-of-a-run-by-precision-mode",
-            ]
-        );
-        let (_, caption, rows) = &shown[0];
-        assert_eq!(
-            caption,
-            "Peak memory by batch size. Held: lora_rank 16, max_sequence_length 512; each trial alone on its device. ×: \
-             does not fit."
-        );
-        assert_eq!(rows[4], ["4", "float16", "does not fit: needs 45 GB", "–"]);
-        assert_eq!(rows[2], ["2", "4bit", "7 GB", "1"]);
-        assert_eq!(rows.len(), 5);
-    }
-
-    /// The published report's two devices in one: a line for each of both.
-    #[test]
-    fn each_accelerator_has_lines_of_its_own() {
-        let on = |accelerator: &str, gigabytes: f64, mut trial: domain::trial::Trial| {
-            trial.device = Some(made::device(accelerator, gigabytes, 2.86));
-            trial
-        };
-        let v100 = |trial| on("V100-16GB", 15.5, trial);
-        let trials = [
-            made::measured(1, float16(1, 16, 512), 20.0, 4.0),
-            made::measured(2, float16(2, 16, 512), 28.0, 5.0),
-            made::measured(3, four_bit(2, 16, 512), 7.0, 3.0),
-            v100(made::unfit(4, float16(1, 16, 512), 20.0)),
-            v100(made::measured(5, four_bit(1, 16, 512), 6.0, 1.0)),
-            v100(made::measured(6, four_bit(2, 16, 512), 7.0, 1.5)),
-            v100(made::measured(7, four_bit(2, 64, 512), 8.0, 1.2)),
-        ];
-        let shown = shown(&trials);
-        let rows = |name: &str| -> Vec<String> {
-            let (.., rows) = shown.iter().find(|(known, ..)| known == name).unwrap();
-            rows.iter().map(|row| row.join(" | ")).collect()
-        };
-        assert_eq!(
-            rows("peak-memory-by-batch-size"),
-            [
-                "1 | 4bit, V100-16GB | 6 GB | 1",
-                "1 | float16, A100-40GB | 20 GB | 1",
-                "1 | float16, V100-16GB | does not fit: needs 20 GB | –",
-                "2 | 4bit, A100-40GB | 7 GB | 1",
-                "2 | 4bit, V100-16GB | 7 GB | 1",
-                "2 | float16, A100-40GB | 28 GB | 1",
-            ]
-        );
-        let speeds = rows("speed-by-lora-rank");
-        assert_eq!(speeds[1], "16 | 4bit, V100-16GB | 1.5 rows/s | 1", "{speeds:#?}");
-        assert_eq!(rows("cost-of-a-run-by-accelerator").len(), 3);
-        let figures = figures(&Facts::of(&trials));
-        let levels = figures[0].chart.marks.iter().filter(|mark| matches!(mark, Mark::Level { .. }));
-        assert_eq!(levels.count(), 2, "the memory of each");
-        assert!(figures[0].description.ends_with("a line for each precision mode, accelerator"));
-    }
-
-    #[test]
-    fn what_is_computed_again_has_a_line_of_its_own() {
-        use domain::trial::GradientCheckpointing::{Off, On};
-        let mut trials = Vec::new();
-        for (number, (batch, again, gigabytes)) in (1..).zip([(1, Off, 6.0), (2, Off, 7.0), (1, On, 4.0)]) {
-            let mut trial = made::measured(number, four_bit(batch, 16, 512), gigabytes, 1.0);
-            trial.config.gradient_checkpointing = again;
-            trials.push(trial);
-        }
-        let (_, caption, rows) = &shown(&trials)[0];
-        assert!(caption.contains("No other parameter that moves it differs"), "{caption}");
-        assert_eq!(rows[1], ["1", "4bit, recomputed", "4 GB", "1"]);
-        assert_eq!(rows.len(), 3);
-    }
-
-    #[test]
-    fn what_was_packed_is_not_beside_what_was_solo() {
-        let mut trials = vec![
-            made::measured(1, four_bit(1, 16, 512), 6.0, 2.0),
-            made::measured(2, four_bit(2, 16, 512), 7.0, 3.0),
-            made::packed(3, four_bit(4, 16, 512), 3.0, 1.0),
-        ];
-        assert_eq!(shown(&trials)[0].2.len(), 2);
-        trials.remove(0);
-        let (_, caption, rows) = &shown(&trials)[0];
-        assert!(caption.contains("packed") && rows.len() == 2, "{caption}");
-    }
-
-    #[test]
-    fn the_cost_of_runs_that_ended_on_each_accelerator() {
-        let mut trials = vec![
-            made::measured(1, float16(2, 16, 512), 28.0, 5.0),
-            made::measured(2, four_bit(2, 16, 512), 7.0, 3.0),
-            made::measured(3, four_bit(2, 16, 512), 7.0, 1.0),
-            made::unfit(4, float16(2, 16, 512), 28.0),
-        ];
-        for trial in &mut trials[2..] {
-            trial.device = Some(made::device("V100-16GB", 16.0, 2.86));
-        }
-        trials[2].cost_usd = Some(6.75);
-        let shown = shown(&trials);
-        let (name, _, rows) = shown.last().unwrap();
-        assert_eq!((name.as_str(), rows.len()), ("cost-of-a-run-by-accelerator", 4));
-        assert_eq!(rows[2], ["V100-16GB", "4bit", "$6.75", "1"]);
-        assert_eq!(rows[3], ["V100-16GB", "float16", "does not fit: needs 28 GB", "–"]);
-        assert_eq!(shown.len(), 1, "no other parameter has two values");
-    }
-}
+mod tests;

@@ -3,7 +3,7 @@
 use super::super::Sources;
 use super::super::chart::{Axis, Chart, Key, Mark, Shape};
 use super::super::document::{Block, Figure, Line};
-use super::super::series;
+use super::super::{numbers, series};
 use super::{MOST_LINES, file_name, of_how_many};
 use domain::metric;
 use domain::trial::TrialState;
@@ -73,7 +73,7 @@ fn curve(sources: &Sources, name: &'static str) -> Result<Figure, &'static str> 
     Ok(Figure {
         name: file_name(&format!("{name} over steps")),
         description: format!("{name} over the steps of each trial"),
-        chart: Chart { x, y, titles: ("steps".into(), name.into()), legend, marks },
+        chart: Chart { x, y, titles: ("steps".into(), numbers::titled(name)), legend, marks },
         caption,
         data: None,
     })

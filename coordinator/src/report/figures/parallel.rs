@@ -10,7 +10,11 @@ use domain::sweep::Goal;
 use serde_json::Value;
 
 /// Axes that stand beside each other so that their texts do.
-const MOST_AXES: usize = 7;
+const MOST_AXES: usize = 9;
+/// Pixels of each, of all together at least, and at most.
+const PLACE: u32 = 190;
+const NARROWEST: u32 = 900;
+const WIDEST: u32 = 1800;
 /// The axes' own colour.
 const AXIS: &str = "#C0C0C1";
 
@@ -22,14 +26,17 @@ struct Upright {
     high: String,
 }
 
-/// The figure, if several parameters were searched.
-pub(in super::super) fn figure(sources: &Sources) -> Option<Figure> {
-    let searched = tables::searched(sources.sweep);
+/// The figure, if several parameters were searched: those that matter most, by their `parts`, nearest to the metric.
+pub(in super::super) fn figure(sources: &Sources, parts: &[(String, f64)]) -> Option<Figure> {
+    let mut searched = tables::searched(sources.sweep);
     if searched.len() < 2 {
         return None;
     }
+    // Of what nothing is known the order is the sweep's, behind all others.
+    searched.sort_by_key(|name| parts.iter().position(|(of, _)| of == name).unwrap_or(parts.len()));
     let mut axes: Vec<_> = searched.into_iter().filter_map(|name| parameter(sources, name)).collect();
-    axes.truncate(MOST_AXES - 1);
+    let left_out: Vec<_> = axes.split_off(axes.len().min(MOST_AXES - 1));
+    axes.reverse();
     axes.push(metric(sources)?);
 
     let ends = |i: usize| vec![(i as f64, 0.0), (i as f64, 1.0)];
@@ -45,23 +52,29 @@ pub(in super::super) fn figure(sources: &Sources) -> Option<Figure> {
         marks.push(Mark::Text { x: i as f64, y: 1.0, text: axis.high.clone(), below: false });
         marks.push(Mark::Text { x: i as f64, y: 0.0, text: axis.low.clone(), below: true });
         // Names are long: neighbours stand at different heights.
-        let y = if i % 2 == 0 { -0.11 } else { -0.22 };
+        let y = -0.11 * (1 + i % 3) as f64;
         marks.push(Mark::Text { x: i as f64, y, text: axis.name.clone(), below: true });
     }
     let names: Vec<_> = axes.iter().map(|axis| axis.name.clone()).collect();
+    let ordered = if parts.is_empty() { "" } else { ", and what matters more stands nearer to it" };
+    let beside = match left_out.iter().map(|axis| axis.name.as_str()).collect::<Vec<_>>().join(", ").as_str()
+    {
+        "" => String::new(),
+        names => format!(" Left out, since they matter least: {names}."),
+    };
     let metric = &sources.sweep.spec.search.metric;
     Some(Figure {
         name: "parallel-coordinates".into(),
         description: format!("A line for each trial through {}", names.join(", ")),
         chart: Chart {
-            x: Axis::categories(&vec![String::new(); names.len()]),
+            x: Axis::categories(&vec![String::new(); names.len()]).wide(WIDEST.min(PLACE * names.len() as u32).max(NARROWEST)),
             y: Axis::unlabelled(),
             titles: (String::new(), String::new()),
             legend: Vec::new(),
             marks,
         },
         caption: Line::default().strong("All parameters together").text(format!(
-            "; {metric} is best at the top. Trials that lack a value are left out. The best is thick.{}",
+            "; {metric} is best at the top{ordered}. Trials that lack a value are left out. The best is thick.{}{beside}",
             of_how_many(sources.entries.len())
         )),
         data: None,

@@ -4,14 +4,16 @@ use super::super::Sources;
 use super::super::chart::{Axis, Chart, Mark, PALETTE, Shape};
 use super::super::document::{Block, Figure, Line, Table};
 use super::super::series::{self, Entry};
-use super::super::{importance, numbers, slice, tables};
+use super::super::{Observed, importance, numbers, slice, tables};
+use super::benchmark::axis_name;
 use super::{file_name, parallel};
 use domain::sweep::Distribution;
 use domain::trial::TrialState;
 use serde_json::Value;
 
-/// A bar's width.
-const BAR: u32 = 40;
+/// Pixels of a parameter's row, and how much of it its bar fills.
+const ROW: u32 = 48;
+const FILLED: f64 = 0.6;
 
 /// A figure a parameter, the parallel coordinates, and how much each matters.
 pub(in super::super) fn blocks(sources: &Sources) -> Vec<Block> {
@@ -22,7 +24,8 @@ pub(in super::super) fn blocks(sources: &Sources) -> Vec<Block> {
     let is_searched = |(name, _): &&(String, Distribution)| searched.contains(&name.as_str());
     let parameters = sources.sweep.spec.parameters.iter().filter(is_searched);
     let figures = parameters.map(|(name, distribution)| figure(sources, name, distribution));
-    let figures = figures.chain(parallel::figure(sources)).chain(weights(sources)).collect();
+    let parts = parts(sources);
+    let figures = figures.chain(parallel::figure(sources, &parts)).chain(weights(sources, &parts)).collect();
     vec![
         Block::Paragraph(Line::from(
             "A dot a trial, as last measured; a ring was stopped early or did not finish. The best is large.",
@@ -31,38 +34,52 @@ pub(in super::super) fn blocks(sources: &Sources) -> Vec<Block> {
     ]
 }
 
-/// How much each parameter matters, if there are trials enough to tell.
-fn weights(sources: &Sources) -> Option<Figure> {
+/// Completed trials with a value.
+fn completed<'s>(sources: &'s Sources) -> impl Iterator<Item = Observed<'s>> {
     let completed = sources.entries.iter().filter(|entry| entry.trial.state == TrialState::Completed);
-    let trials: Vec<_> =
-        completed.filter_map(|entry| Some((&entry.trial.parameters, entry.value?))).collect();
+    completed.filter_map(|entry| Some((&entry.trial.parameters, entry.value?)))
+}
+
+/// How much each parameter matters, the most first; empty if there are too few trials to tell.
+fn parts(sources: &Sources) -> Vec<(String, f64)> {
     let spec = &sources.sweep.spec;
-    let parts = importance(&spec.parameters, &trials, spec.search.goal);
+    importance(&spec.parameters, &completed(sources).collect::<Vec<_>>(), spec.search.goal)
+}
+
+/// How much each parameter matters, if that is known.
+fn weights(sources: &Sources, parts: &[(String, f64)]) -> Option<Figure> {
+    let spec = &sources.sweep.spec;
     if parts.is_empty() {
         return None;
     }
     let names: Vec<_> = parts.iter().map(|(name, _)| name.clone()).collect();
+    // The first on top.
     let bar = |(i, (_, part)): (usize, &(String, f64))| {
-        let x = i as f64;
-        Mark::Line { points: vec![(x, 0.0), (x, *part)], colour: PALETTE[0], width: BAR }
+        let y = -(i as f64);
+        Mark::Bar { x: (0.0, 100.0 * part), y: (y + FILLED / 2.0, y - FILLED / 2.0), colour: PALETTE[0] }
     };
+    let rows = names.len() as u32;
     let metric = &spec.search.metric;
-    let mut table = Table::new(["parameter", "part"]);
+    let mut table = Table::new(["parameter", "importance"]);
     parts.iter().for_each(|(name, part)| table.row([name.clone(), format!("{:.1} %", 100.0 * part)]));
     Some(Figure {
         name: "importance".into(),
         description: format!("How much {} matter to {metric}", names.join(", ")),
         chart: Chart {
-            x: Axis::categories(&names),
-            y: Axis::linear(parts.iter().map(|(_, part)| *part).chain([0.0])),
-            titles: (String::new(), "part".into()),
+            x: Axis::from_zero(parts.iter().map(|(_, part)| 100.0 * part)),
+            y: Axis::rows(
+                names.iter().enumerate().map(|(i, name)| (-(i as f64), name.clone())),
+                (0.5 - f64::from(rows), 0.5),
+                rows * ROW,
+            ),
+            titles: ("importance, % of all".into(), String::new()),
             legend: Vec::new(),
             marks: parts.iter().enumerate().map(bar).collect(),
         },
         caption: Line::default().strong("How much each matters").text(format!(
             " to be among the best tenth of {} completed trials by {metric} (PED-ANOVA). Of parameters that not all trials \
              drew alike, nothing is known.",
-            trials.len()
+            completed(sources).count()
         )),
         data: Some(table),
     })
@@ -70,7 +87,10 @@ fn weights(sources: &Sources) -> Option<Figure> {
 
 fn figure(sources: &Sources, name: &str, distribution: &Distribution) -> Figure {
     let (entries, metric) = (&sources.entries, &sources.sweep.spec.search.metric);
-    let y = Axis::linear(series::usual(entries.iter().filter_map(|e| e.value).collect()).into_iter());
+    let values: Vec<_> = entries.iter().filter_map(|e| e.value).collect();
+    let usual = series::usual(values.clone());
+    let beyond = series::beyond(&values, &usual);
+    let y = Axis::linear(usual.into_iter());
     let (x, places) = axis(name, distribution, entries);
     let dots =
         entries.iter().zip(places).zip(&sources.colours).rev().filter_map(|((entry, place), colour)| {
@@ -84,11 +104,11 @@ fn figure(sources: &Sources, name: &str, distribution: &Distribution) -> Figure 
         chart: Chart {
             x,
             y,
-            titles: (name.into(), metric.clone()),
+            titles: (axis_name(name), numbers::titled(metric)),
             legend: Vec::new(),
             marks: dots.collect(),
         },
-        caption: Line::default().strong(name),
+        caption: Line::default().strong(name).text(beyond),
         data: None,
     }
 }

@@ -5,6 +5,7 @@ use super::super::chart::{Axis, Chart, Mark, PALETTE, Shape};
 use super::super::document::{Figure, Line, Table};
 use super::super::numbers;
 use domain::sweep::Goal;
+use domain::trial::{Stretch, Trial};
 
 /// The figure, once two trials are over that were measured.
 pub(in super::super) fn figure(sources: &Sources) -> Option<Figure> {
@@ -13,8 +14,7 @@ pub(in super::super) fn figure(sources: &Sources) -> Option<Figure> {
         .iter()
         .filter_map(|entry| {
             // Time that came to no value was spent, too.
-            let seconds = entry.trial.summary.as_ref()?.device_seconds;
-            Some((entry.trial.finished_at?, seconds, entry.value))
+            Some((entry.trial.finished_at?, seconds(entry.trial), entry.value))
         })
         .collect();
     over.sort_by_key(|(at, ..)| *at);
@@ -50,7 +50,7 @@ pub(in super::super) fn figure(sources: &Sources) -> Option<Figure> {
         chart: Chart {
             x: Axis::from_zero(points.iter().map(|p| p.0)),
             y: Axis::linear(points.iter().map(|p| p.1)),
-            titles: (format!("device {unit_name}"), metric.clone()),
+            titles: (format!("device {unit_name}"), numbers::titled(metric)),
             legend: Vec::new(),
             marks,
         },
@@ -59,6 +59,18 @@ pub(in super::super) fn figure(sources: &Sources) -> Option<Figure> {
         )),
         data: Some(data),
     })
+}
+
+/// Seconds of a device that a trial took; of one that has told of none, because it failed, those of its stretches.
+fn seconds(trial: &Trial) -> f64 {
+    if let Some(summary) = &trial.summary {
+        return summary.device_seconds;
+    }
+    let stretch = |stretch: Stretch| {
+        let to = stretch.to.or(trial.finished_at).unwrap_or(stretch.from);
+        to.since(stretch.from).as_secs_f64()
+    };
+    trial.stretches().into_iter().map(stretch).sum()
 }
 
 /// The time spent and the best value after each trial with a value, of trials' times and values in the order of their
@@ -76,7 +88,27 @@ fn best_so_far(trials: &[(f64, Option<f64>)], goal: Goal) -> Vec<(f64, f64)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::made::{self, four_bit};
     use super::*;
+    use domain::trial::TrialPlacement;
+    use domain::{AgentId, Attempt, DeviceId, Timestamp};
+
+    /// A trial that failed without a summary took its device's time all the same.
+    #[test]
+    fn time_that_came_to_nothing_was_spent() {
+        let mut trial = made::unfit(1, four_bit(2, 16, 512), 45.0);
+        assert_eq!(seconds(&trial), 0.0);
+        trial.finished_at = Some(Timestamp(90_000));
+        let placed = |attempt: u32, from: u64, to: Option<u64>| TrialPlacement {
+            started_at: Some(Timestamp(from)),
+            ended_at: to.map(Timestamp),
+            ..TrialPlacement::new(Attempt(attempt), AgentId::new("a"), DeviceId::new("cuda:0"))
+        };
+        trial.placements = vec![placed(1, 0, Some(30_000)), placed(2, 80_000, None)];
+        assert_eq!(seconds(&trial), 40.0);
+        let measured = made::measured(2, four_bit(2, 16, 512), 7.0, 1.0);
+        assert_eq!(seconds(&measured), 1000.0);
+    }
 
     #[test]
     fn the_best_only_gets_better() {

@@ -99,6 +99,12 @@ struct Lane<'a> {
 }
 
 impl Lane<'_> {
+    /// What stands beside it: an agent's name says less than what its device is.
+    fn label(&self) -> String {
+        let device = self.name.rsplit(" · ").next().unwrap_or(&self.name);
+        self.accelerator.map_or_else(|| self.name.clone(), |on| format!("{on} · {device}"))
+    }
+
     /// Puts each bar into the first row that is free: as many rows as trials that trained at a time.
     fn arrange(&mut self) {
         self.bars.sort_by(|a, b| a.from.total_cmp(&b.from));
@@ -202,9 +208,12 @@ fn data(lanes: &[Lane], whole: f64) -> Table {
 fn chart(lanes: &[Lane], last: f64) -> Chart {
     let (unit, unit_name) = numbers::time_unit(last);
     let (mut marks, mut names, mut top) = (Vec::new(), Vec::new(), 0.0);
-    for lane in lanes {
+    let labels: Vec<_> = lanes.iter().map(Lane::label).collect();
+    for (lane, label) in lanes.iter().zip(&labels) {
         let base = top - lane.rows as f64 - STRIP;
-        names.push(((top + base) / 2.0, lane.name.clone()));
+        // Devices of several agents may be called alike.
+        let alone = labels.iter().filter(|other| *other == label).count() == 1;
+        names.push(((top + base) / 2.0, if alone { label.clone() } else { lane.name.clone() }));
         if let Some(memory) = lane.memory.filter(|memory| *memory > 0) {
             let high = |bytes: f64| base + STRIP * (bytes / memory as f64).clamp(0.0, 1.0);
             let held = lane.held();

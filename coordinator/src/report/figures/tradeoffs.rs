@@ -64,7 +64,8 @@ fn figure<'a>(sources: &Sources<'a>, price: &Price) -> Option<Figure> {
     if trials.len() < 2 {
         return None;
     }
-    let points: Vec<_> = trials.iter().map(|(_, price, value, _)| (*price, *value)).collect();
+    // Values that read alike beat nobody.
+    let points: Vec<_> = trials.iter().map(|(_, price, value, _)| (*price, series::told(*value))).collect();
     let front = front(&points, goal);
     let (unit, unit_name) = (price.unit)(points.iter().map(|p| p.0).fold(0.0, f64::max));
     let place = |i: usize| (points[i].0 / unit, points[i].1);
@@ -73,8 +74,9 @@ fn figure<'a>(sources: &Sources<'a>, price: &Price) -> Option<Figure> {
         vec![Mark::Line { points: front.iter().map(|i| place(*i)).collect(), colour: PALETTE[0], width: 3 }];
     for (i, (trial, .., colour)) in trials.iter().enumerate().rev() {
         let (x, y) = place(i);
-        let size = if sources.is_best(trial) { 14 } else { 9 };
-        marks.push(Mark::Dot { x, y, colour, full: front.contains(&i), size, shape: Shape::Circle });
+        let is_best = sources.is_best(trial);
+        let (full, size) = (front.contains(&i) || is_best, if is_best { 14 } else { 9 });
+        marks.push(Mark::Dot { x, y, colour, full, size, shape: Shape::Circle });
     }
     let mut data = Table::new(["trial", price.name, metric.as_str()]);
     for i in &front {
@@ -82,20 +84,22 @@ fn figure<'a>(sources: &Sources<'a>, price: &Price) -> Option<Figure> {
         let number = numbers::or_dash(trial.id.number(), |n| n.to_string());
         data.row([number, (price.show)(*cost), numbers::loss(*value)]);
     }
-    let usual = series::usual(points.iter().map(|p| p.1).collect());
+    let values: Vec<_> = points.iter().map(|p| p.1).collect();
+    let usual = series::usual(values.clone());
+    let beyond = series::beyond(&values, &usual);
     Some(Figure {
         name: price.file.into(),
         description: format!("{metric} against {} of each completed trial", price.name),
         chart: Chart {
             x: Axis::from_zero(points.iter().map(|p| p.0 / unit)),
             y: Axis::linear(usual.into_iter()),
-            titles: (format!("{}, {unit_name}", price.name), metric.clone()),
+            titles: (format!("{}, {unit_name}", price.name), numbers::titled(metric)),
             legend: vec![(Key::Line(PALETTE[0]), "Pareto front".into()), (Key::Ring, "beaten".into())],
             marks,
         },
         caption: Line::default().strong(format!("{metric} against {}", price.name)).text(format!(
             ", of completed trials. Full dots on the line are the Pareto front: no other trial is at least as good at \
-             as little {}, and better in one of the two.",
+             as little {}, and better in one of the two. The best is large.{beyond}",
             price.name
         )),
         data: Some(data),

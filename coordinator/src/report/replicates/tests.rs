@@ -70,15 +70,15 @@ fn the_best_mean_and_what_it_differs_by() {
             "2 | 3 | 2.0100 | 2.0100 | 1.9852 to 2.0348 | 0.0100",
             "1 | 3 | 2.0000 | 2.0300 | 1.9643 to 2.0957 | 0.0265",
             "3 | 3 | 2.3000 | 2.3067 | 2.2550 to 2.3584 | 0.0208",
-            "No difference shown between trial 2 and trial 1: eval/loss -0.0200, 95 % interval -0.1275 to +0.0875, adjusted \
+            "No difference shown between trial 2 and trial 1: eval/loss −0.0200, 95 % interval −0.1275 to +0.0875, adjusted \
              for 2 comparisons, over 3 seeds.",
-            "Trial 2 is better than trial 3: eval/loss -0.2967, 95 % interval -0.3380 to -0.2553, adjusted for 2 \
+            "Trial 2 is better than trial 3: eval/loss −0.2967, 95 % interval −0.3380 to −0.2553, adjusted for 2 \
              comparisons, over 3 seeds.",
             &format!(
-                "eval/loss | trial 2 | trial 1 | 3 | -0.0200 | -0.1275 to +0.0875 | -0.0500 to +0.0100 | seeds alone | {none}"
+                "eval/loss | trial 2 | trial 1 | 3 | −0.0200 | −0.1275 to +0.0875 | −0.0500 to +0.0100 | seeds alone | {none}"
             ),
-            "eval/loss | trial 2 | trial 3 | 3 | -0.2967 | -0.3380 to -0.2553 | -0.3100 to -0.2900 | seeds alone | better",
-            "eval/loss | trial 2 | its base | 3 | -0.9900 | -1.0148 to -0.9652 | -1.0000 to -0.9800 | seeds alone | better; \
+            "eval/loss | trial 2 | trial 3 | 3 | −0.2967 | −0.3380 to −0.2553 | −0.3100 to −0.2900 | seeds alone | better",
+            "eval/loss | trial 2 | its base | 3 | −0.9900 | −1.0148 to −0.9652 | −1.0000 to −0.9800 | seeds alone | better; \
              its first run was chosen",
         ]
     );
@@ -90,11 +90,11 @@ fn the_best_mean_and_what_it_differs_by() {
             "1 | 3 | 2.0000 | 2.0300 | 1.9643 to 2.0957 | 0.0265",
             "3 | 2 of 3 | 2.3000 | 2.3150 | 2.1244 to 2.5056 | 0.0212",
             "2 | 1 of 3 | 2.0100 | – | – | –",
-            "Trial 1 is better than trial 3: eval/loss -0.2950, 95 % interval -0.3585 to -0.2315 over 2 seeds.",
+            "Trial 1 is better than trial 3: eval/loss −0.2950, 95 % interval −0.3585 to −0.2315 over 2 seeds.",
             "No difference shown between trial 1 and trial 2: too few runs of the same seed.",
-            "eval/loss | trial 1 | trial 3 | 2 | -0.2950 | -0.3585 to -0.2315 | -0.3000 to -0.2900 | seeds alone | better",
+            "eval/loss | trial 1 | trial 3 | 2 | −0.2950 | −0.3585 to −0.2315 | −0.3000 to −0.2900 | seeds alone | better",
             "eval/loss | trial 1 | trial 2 | 1 | – | – | – | – | too few runs of the same seed",
-            "eval/loss | trial 1 | its base | 3 | -0.9700 | -1.0357 to -0.9043 | -1.0000 to -0.9500 | seeds alone | better; \
+            "eval/loss | trial 1 | its base | 3 | −0.9700 | −1.0357 to −0.9043 | −1.0000 to −0.9500 | seeds alone | better; \
              its first run was chosen",
         ]
     );
@@ -176,7 +176,7 @@ fn items_that_both_were_asked_are_paired() {
         (3, "eval/t/acc | trial 2 | trial 1 | 3 | +0.1000 | +0.0", "| seeds and paired items | better"),
         (
             4,
-            "eval/t/acc | trial 2 | its base | 3 | +0.0200 | -0.0",
+            "eval/t/acc | trial 2 | its base | 3 | +0.0200 | −0.0",
             "| seeds and paired items | no difference shown",
         ),
     ] {
