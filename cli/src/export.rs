@@ -96,7 +96,8 @@ pub(crate) struct Args {
 /// What an export can be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Format {
-    /// Everything: spec.yaml, sweep.json, trials.json, trials.csv, metrics.csv (a line a trial and step), report.html.
+    /// Everything: spec.yaml, sweep.json, trials.json, trials.csv, metrics.csv (a line a trial and step), report.html;
+    /// published.csv where the base is one of which numbers were published.
     Files,
     /// trials.csv, and points.csv with a line a trial, step and metric.
     Csv,

@@ -334,6 +334,18 @@ async fn save_markdown(
     Ok(directory)
 }
 
+/// The tables for programs that a report has beside it, by their plain names.
+pub(crate) async fn report_tables(
+    connection: &Connection,
+    sweep_id: &str,
+) -> Result<Vec<(String, Vec<u8>)>, Failure> {
+    let mut files = fetch_report(connection, sweep_id, v1::ReportFormat::Markdown).await?;
+    // What a server names is not to leave the directory, nor to be what else an export has.
+    let is_table = |name: &str| name.ends_with(".csv") && !name.contains(['/', '\\']);
+    files.retain(|(name, _)| is_table(name) && !["trials.csv", "metrics.csv"].contains(&name.as_str()));
+    Ok(files)
+}
+
 /// A report's files, by name, in the server's order.
 async fn fetch_report(
     connection: &Connection,

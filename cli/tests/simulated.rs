@@ -89,10 +89,7 @@ fn the_published_benchmark() {
         assert!(text.contains(said), "{said} is not in\n{text}");
     }
     // What differs in accelerator or recomputing alone is the same result, of which nothing is claimed.
-    assert!(
-        !text.contains("eval/loss** shown between") && !text.contains("needs as much memory as"),
-        "{text}"
-    );
+    assert!(!text.contains("eval/loss shown between") && !text.contains("needs as much memory as"), "{text}");
     assert_eq!(text.matches("**Simulated.**").count(), text.matches("](figures/").count());
     // The same numbers for programs: memory, batch sizes, adapters, speed, cost and accuracies, each of ours with the published
     // one.

@@ -23,6 +23,10 @@ pub(super) async fn write(source: &Source<'_>, to: &Path, with_adapters: bool) -
     curves(source, &to.join("metrics.csv")).await?;
     let report = to.join("report.html");
     sweeps::save_report(source.connection, &source.id, Some(&report), to).await?;
+    for (name, bytes) in sweeps::report_tables(source.connection, &source.id).await? {
+        let path = to.join(name);
+        std::fs::write(&path, bytes).map_err(place::at(&path))?;
+    }
     if with_adapters {
         for trial in source.trials.iter().filter(|trial| trial.adapter.is_some()) {
             let number = trial.id.number().unwrap_or_default();

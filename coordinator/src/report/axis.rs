@@ -106,7 +106,11 @@ impl Axis {
 }
 
 fn numbered(ticks: Vec<f64>) -> Vec<(f64, String)> {
-    ticks.into_iter().map(|value| (value, numbers::number(value))).collect()
+    let label = |value: f64| match numbers::number(value).strip_prefix('-') {
+        Some(size) => format!("−{size}"),
+        None => numbers::number(value),
+    };
+    ticks.into_iter().map(|value| (value, label(value))).collect()
 }
 
 impl Ranged for Axis {
@@ -227,6 +231,9 @@ mod tests {
         assert!(!Axis::chosen(&[8.0, 16.0]).logarithmic);
         assert!(Axis::chosen(&(1..=20).map(f64::from).collect::<Vec<_>>()).ticks.len() < 12);
         assert_eq!(ticks(&Axis::from_zero([2.0, 4.0].into_iter())), ["0", "1", "2", "3", "4"]);
+        assert_eq!(ticks(&Axis::linear([-1.0, 1.0].into_iter())), ["−1", "−0.5", "0", "0.5", "1"]);
+        let above = Axis::from_zero([4.0].into_iter()).up_to(6.0);
+        assert_eq!((ticks(&above).len(), above.end()), (5, 6.0), "room without ticks");
     }
 
     #[test]

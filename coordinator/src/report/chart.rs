@@ -17,7 +17,7 @@ pub(super) const OTHERS: &str = "#8c8c96";
 
 const WIDTH: u32 = 900;
 /// Height between the axes, unless the rows of one say how high they are: what is written around it makes a chart higher.
-const PLOT: u32 = 400;
+const PLOT: u32 = 440;
 const MARGIN: u32 = 16;
 const FONT: i32 = 30;
 /// Height of a line of text above the chart.
@@ -167,7 +167,7 @@ impl Chart {
                 }
                 Mark::Cross { x, y, colour } => {
                     let at = chart.plotting_area().map_coordinate(&(*x, *y));
-                    root.draw(&Cross::new(at, 11, rgb(colour).stroke_width(6)))?;
+                    root.draw(&Cross::new(at, 9, rgb(colour).stroke_width(5)))?;
                 }
                 Mark::Bar { x, y, colour } => {
                     let map = |at: (f64, f64)| chart.plotting_area().map_coordinate(&at);

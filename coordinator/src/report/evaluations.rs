@@ -367,6 +367,9 @@ mod tests {
         check("bits_per_byte", 0.6, Some(0.01), "+0.0804 to +0.1196", OF_PAIRS, "worse");
         check("word_perplexity", 0.4, None, NONE, NONE, NONE);
         check("acc", 0.5, Some(0.0), "+0.0000 to +0.0000", OF_PAIRS, NO_DIFFERENCE);
+        // A mean of tasks has no examples of its own.
+        let examples = |metric: &str| row(&score(metric, 0.5, None), "4bit", "3".into(), None)[3].clone();
+        assert_eq!([examples("acc"), examples("mean")], ["5", NONE]);
     }
 
     /// The rows of its tables, of a trial in 16 bits and one in 4 bits of which these items are right, of a hundred.

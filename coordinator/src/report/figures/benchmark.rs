@@ -155,7 +155,7 @@ fn line_of(facts: &Facts, fact: &Fact, by: &str) -> String {
 }
 
 /// How high a row of what does not fit is, as a part of the axis.
-const STRIP_ROW: f64 = 0.06;
+const STRIP_ROW: f64 = 0.07;
 
 /// What became of a configuration.
 #[derive(Debug, PartialEq)]

@@ -62,6 +62,8 @@ pub(in super::super) fn figure(sources: &Sources, parts: &[(String, f64)]) -> Op
         "" => String::new(),
         names => format!(" Left out, since they matter least: {names}."),
     };
+    let values: Vec<_> = sources.entries.iter().filter_map(|entry| entry.value).collect();
+    let beyond = series::beyond(&values, &series::usual(values.clone()));
     let metric = &sources.sweep.spec.search.metric;
     Some(Figure {
         name: "parallel-coordinates".into(),
@@ -74,7 +76,7 @@ pub(in super::super) fn figure(sources: &Sources, parts: &[(String, f64)]) -> Op
             marks,
         },
         caption: Line::default().strong("All parameters together").text(format!(
-            "; {metric} is best at the top{ordered}. Trials that lack a value are left out. The best is thick.{}{beside}",
+            "; {metric} is best at the top{ordered}. Trials that lack a value are left out. The best is thick.{}{beside}{beyond}",
             of_how_many(sources.entries.len())
         )),
         data: None,
