@@ -190,7 +190,11 @@ async fn a_trial_that_wants_its_device_for_itself() {
     let bench = bench();
     let _agent = FakeAgent::connect(&bench, "one", vec![]).await;
     let alone = || Waiting { max_pack_size: Some(1), ..on("CPU") };
-    let held = async || bench.held().await.remove(0).1;
+    // What is enqueued is placed once the dispatcher has nothing else to do.
+    let held = async || {
+        bench.held().await;
+        bench.held().await.remove(0).1
+    };
     let release = async |number| bench.dispatcher.release(trial(number), Attempt(1), false).await.unwrap();
     let _first = bench.enqueue(1, 10, alone()).await;
     let _second = bench.enqueue(2, 20, on("CPU")).await;
@@ -209,6 +213,7 @@ async fn a_trial_that_wants_its_device_for_itself() {
     let _lost = bench.dispatcher.expect(found).await.unwrap();
     let _agent = FakeAgent::connect(&bench, "one", vec![holding(1, 4)]).await;
     let _second = bench.enqueue(2, 20, on("CPU")).await;
+    bench.held().await;
     assert_eq!(bench.held().await, [("one".to_string(), vec![1])]);
 }
 

@@ -245,7 +245,7 @@ fn a_sweep_as_it_ends() {
     ] {
         assert_eq!(page.matches(name).count(), 1, "{name}");
     }
-    assert_eq!(page.matches("<svg ").count(), 10);
+    assert_eq!(page.matches("<svg ").count(), 11);
     assert_eq!(page.matches("<td><span class=\"state ").count(), TRIALS.len());
     check(
         &page,

@@ -281,7 +281,8 @@ async fn check(what: OnItsWay) {
     }
 
     // The agent says it again to the second, which adopts it: it counts once.
-    let (says, mut hears) = second.stream(vec![Holding { trial: trial.clone(), attempt, step: 4 }]);
+    let (says, mut hears) =
+        second.stream(vec![Holding { trial: trial.clone(), attempt, step: 4, held: None }]);
     says.send(last()).await.unwrap();
     acknowledged(&mut hears, 3).await;
     let made = if what == OnItsWay::End { 4 } else { 8 };

@@ -326,10 +326,17 @@ fn budget_and_resources() {
         assert_eq!(read.resources.max_pack_size, want, "{most}");
         assert_eq!(SweepSpec::from_document(&read.to_document()), Ok(read), "{most}");
     }
-    for most in ["0", "1.5", "-1", "\"one\"", "true", "[1]"] {
+    for (most, named) in [
+        ("0", "0"),
+        ("1.5", "1.5"),
+        ("-1", "-1"),
+        ("\"one\"", "\"one\""),
+        ("true", "true"),
+        ("[1]", "a list"),
+    ] {
         let value: Value = serde_json::from_str(most).unwrap();
         let problem = format!(
-            "resources.max_pack_size: must be a whole number from 1, not {most}; give one of at most 4294967295"
+            "resources.max_pack_size: must be a whole number from 1, not {named}; give one of at most 4294967295"
         );
         check(json!({ "resources": { "max_pack_size": value } }), &[&problem]);
     }

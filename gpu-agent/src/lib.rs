@@ -367,7 +367,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_agent_is_ready_while_it_is_connected_and_can_write() {
-        let dir = tempfile::tempdir().unwrap();
+        let [dir, spools] = [(); 2].map(|()| tempfile::tempdir().unwrap());
         let (here, gone) = (dir.path().to_path_buf(), dir.path().join("gone"));
         for (is_connected, data_dir, want) in [
             (true, &here, None),
@@ -375,7 +375,7 @@ mod tests {
             (true, &gone, Some("gone cannot be written: No such file")),
         ] {
             let connected = watch::channel(is_connected).1;
-            let spool = Spool::open(&dir.path().join("spool")).unwrap();
+            let spool = Spool::open(spools.path()).unwrap();
             let agent = Agent { id: AgentId::new("a"), connected, spool, data_dir: data_dir.clone() };
             let said = (agent.look())().await.err();
             match want {

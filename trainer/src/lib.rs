@@ -67,5 +67,5 @@ pub fn threads() -> usize {
 /// Runs `f` on one of those threads where `device` is the CPU. A thread that is none of them sleeps while each single
 /// operation is computed, and is woken after it: hundreds of times a step.
 pub(crate) fn on_threads<T: Send>(device: &Device, f: impl FnOnce() -> T + Send) -> T {
-    if device.is_cpu() { rayon::scope(|_| f()) } else { f() }
+    if device.is_cpu() && !ops::on_gpu(device) { rayon::scope(|_| f()) } else { f() }
 }
