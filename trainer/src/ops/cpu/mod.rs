@@ -111,7 +111,7 @@ pub(super) fn write_slices<'o, 's>(
 ) -> &'o mut [f32] {
     let mut at = 0;
     for slice in slices {
-        out[at..][..slice.len()].write_copy_of_slice(slice);
+        write(&mut out[at..][..slice.len()], slice.iter().copied());
         at += slice.len();
     }
     assert!(at == out.len());
